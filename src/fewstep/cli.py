@@ -1,0 +1,232 @@
+"""The command line. Heavy packages are imported inside the commands that need them.
+
+Exit codes: 0 done, 2 something the user can mend, 1 a fault of ours, 130 stopped by a signal with everything saved.
+"""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewstep.errors import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="One-step and few-step generative models: train, distil, measure, ship.",
+)
+recipes_app = typer.Typer(no_args_is_help=False, invoke_without_command=True, rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes", help="List the shipped recipes, or show one.")
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, such as steps=500 method.lr=1e-3")]
+Threads = Annotated[str, typer.Option(help="CPU threads; auto is 1 for small networks")]
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _threads(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"--threads is {text!r}; allowed: auto, or a whole number from 1")
+    return int(text)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="a shipped recipe (see `fewstep recipes`) or a YAML file")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the run")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in --out; start if there is none")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the resolved recipe and what it would do, and stop")] = False,
+) -> None:
+    """Train RECIPE into the folder --out."""
+    from fewstep.config import load_recipe
+
+    settings = load_recipe(recipe, overrides or ())
+    import yaml
+
+    from fewstep import build
+
+    if dry_run:
+        lines = build.describe(settings)
+        typer.echo(yaml.safe_dump(build.resolved(settings), sort_keys=False).rstrip())
+        typer.echo("\n".join(f"# {line}" for line in lines))
+        return
+    if out is None:
+        raise UserError("--out is missing; give the folder of the run, such as --out runs/first")
+    build.train(settings, out, resume, title=recipe, after=_report)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        typer.echo(f"trained: {out}\nnext: fewstep evaluate {out}   or   fewstep sample {out} -n 100 --out samples.png")
+
+
+def _report(path: Path) -> None:
+    """Write report.html from what lies in the run folder."""
+    import json
+
+    from fewstep.evaluation import table
+    from fewstep.training.run_folder import RunFolder
+    from fewstep.viz.report import write_report
+
+    run = RunFolder(path)
+    pictures = sorted(run.sample_folder.glob("step_*.png"), key=lambda p: int(p.stem.removeprefix("step_")))
+    results = table(json.loads(run.results_file.read_text())) if run.results_file.exists() else []
+    write_report(run.report_file, str(path), run.metrics(), pictures, results, run.recipe_file.read_text())
+
+
+@app.command()
+def sample(
+    path: Annotated[str, typer.Argument(help="a run folder, a model folder, or a Hub id")],
+    out: Annotated[Path, typer.Option(help="FILE.png for a grid, FILE.npz for arrays `samples` and `labels`")],
+    num: Annotated[int, typer.Option("-n", help="how many")] = 100,
+    labels: Annotated[str | None, typer.Option(help="classes, such as 0,1,2; repeated to length. Default: all in turn")] = None,
+    steps: Annotated[int | None, typer.Option(help="noise levels, for a generator that has a choice")] = None,
+    seed: Annotated[int | None, typer.Option(help="the same seed draws the same samples")] = None,
+    guidance_scale: Annotated[float, typer.Option(help="classifier-free guidance, for a teacher")] = 1.0,
+    threads: Threads = "auto",
+) -> None:
+    """Draw samples into a file."""
+    if out.suffix not in (".png", ".npz"):
+        raise UserError(f"--out is {out}; allowed are a name that ends in .png (a grid) or .npz (arrays)")
+    if not out.parent.is_dir():
+        raise UserError(f"--out is {out}, but there is no folder {out.parent}; make it first")
+    wanted = None
+    if labels is not None:
+        try:
+            wanted = [int(part) for part in labels.split(",")]
+        except ValueError:
+            raise UserError(f"--labels is {labels!r}; give whole numbers with commas between, such as 0,1,2") from None
+    count = _threads(threads)
+    import torch
+
+    from fewstep.build import choose_threads
+    from fewstep.generator import load
+
+    generator = load(path, "cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(choose_threads(count, generator.denoiser, generator.shape))
+    samples = generator.sample(num, wanted, seed, steps, guidance_scale=guidance_scale).cpu()
+    if out.suffix == ".npz":
+        import numpy as np
+
+        used = generator.labels(num, wanted)
+        np.savez(out, samples=samples.numpy(), **({} if used is None else {"labels": used.numpy()}))
+    else:
+        from fewstep.viz.plots import image_grid
+
+        image_grid(samples, columns=10 if num <= 200 else 20).save(out)
+    typer.echo(f"{num} samples, {generator.evaluations(steps)} evaluation(s) each: {out}")
+
+
+@app.command()
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="a run folder")],
+    num: Annotated[int, typer.Option("-n", help="samples")] = 2000,
+    seed: Annotated[int, typer.Option(help="of the samples")] = 0,
+    threads: Threads = "auto",
+) -> None:
+    """Measure a run beside its floor and its teacher; writes results.json into it."""
+    count = _threads(threads)
+    from fewstep import evaluation
+
+    results = evaluation.evaluate(path, num, seed, count, say=lambda text: _say(f"{text} ..."))
+    _report(path)
+    _print_table(evaluation.table(results))
+    typer.echo(_footnote(results))
+    typer.echo(f"wrote {path / 'results.json'} and {path / 'report.html'}")
+
+
+def _footnote(results: dict[str, Any]) -> str:
+    return (
+        f"FD: Frechet distance of n = {results['n']} samples (seed {results['seed']}) to {results['reference']} in the features "
+        f"{results['features']}; floor: the real train split's, {results['floor']:.3f}"
+    )
+
+
+def _print_table(lines: list[list[str]]) -> None:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for line in lines:
+        cells = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
+        typer.echo("  ".join(cells).rstrip())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="where to put it")] = Path("runs/demo"),
+    overrides: Overrides = None,
+) -> None:
+    """Train a teacher of real digits, distil it into one step, measure and show both. Some minutes; a second call is at once."""
+    from fewstep import demo as demonstration
+
+    results = demonstration.demo(out, tuple(overrides or ()), _say)
+    for name in demonstration.STEPS:
+        _report(out / name)
+    _print_table(demonstration.summary(results))
+    typer.echo(_footnote(results))
+    typer.echo(f"picture: {out / 'demo.png'}   report: {out / 'student' / 'report.html'}   generator: fewstep.load({str(out / 'student')!r})")
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    """List the shipped recipes."""
+    if context.invoked_subcommand is not None:
+        return
+    from fewstep.config import parse_yaml, shipped_recipes
+
+    for name, path in shipped_recipes().items():
+        typer.echo(f"{name:20} {parse_yaml(path.read_text())['about']}")
+
+
+@recipes_app.command()
+def show(name: Annotated[str, typer.Argument(help="a shipped recipe")]) -> None:
+    """Print a recipe's YAML: the start of one of your own."""
+    from fewstep.config import load_recipe, shipped_recipes
+
+    load_recipe(name)
+    typer.echo(shipped_recipes()[name].read_text().rstrip())
+
+
+@recipes_app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors that complete YAML."""
+    import json
+
+    from fewstep.config import Recipe
+
+    typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+def main() -> None:
+    """Run the command line; errors that a user can mend are one message and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        _fail(str(error), 2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        _fail(f"{error.strerror}{': ' + str(error.filename) if error.filename else ''}. {_disk_advice(error)}", 2)
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+    except Exception as error:
+        if type(error).__name__ == "Interrupted":  # its module is heavy
+            _fail(str(error), 130)
+        raise
+
+
+def _disk_advice(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "What was being written is removed and the last whole checkpoint is untouched; make room, and go on with --resume"
+    return "Give a folder that you may write to"
+
+
+def _fail(message: str, code: int) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # once, not once a process
+        _say(f"error: {message}" if code == 2 else message)
+    sys.exit(code)

@@ -1,0 +1,316 @@
+"""Recipes: YAML and ``key=value`` to typed settings. Strict, and every error of a file is told at once, with its path.
+
+Nothing here imports torch: the command line must answer at once.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from fewstep.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, and no value is bent to fit."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class GridConfig(Section):
+    """The Karras grid of noise levels that a method trains on."""
+
+    num_train_timesteps: PositiveInt = Field(1000, description="levels of the grid")
+    sigma_min: PositiveFloat = 0.002
+    sigma_max: PositiveFloat = 80.0
+    rho: PositiveFloat = 7.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "GridConfig":
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min} must be below sigma_max {self.sigma_max}")
+        return self
+
+
+class AdamConfig(GridConfig):
+    """What the optimisers of a method have in common, and the EMA of the network that ships."""
+
+    beta1: Beta = 0.9
+    beta2: Beta = 0.99
+    weight_decay: NonNegativeFloat = 0.01
+    clip: PositiveFloat | None = Field(10.0, description="largest gradient norm; null for no clipping")
+    ema_decay: Fraction = Field(0.9999, description="largest decay of the weight average")
+    ema_warmup: NonNegativeFloat = Field(20.0, description="the decay at update u is min(ema_decay, u / (u + ema_warmup))")
+
+
+class TeacherConfig(AdamConfig):
+    """EDM training of a diffusion teacher."""
+
+    name: Literal["teacher"]
+    lr: PositiveFloat = 1e-3
+    warmup: NonNegativeInt = Field(50, description="updates over which the learning rate rises")
+    decay_from: Fraction = Field(0.4, description="fraction of the updates after which it falls")
+    final: Fraction = Field(0.02, description="what it falls to, as a fraction of lr")
+    sigma_sampling: Literal["lognormal", "karras"] = "lognormal"
+    sigma_mean: float = Field(-1.2, description="mean of ln(sigma), with lognormal")
+    sigma_std: PositiveFloat = Field(1.2, description="standard deviation of ln(sigma), with lognormal")
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share of labels hidden, which guidance needs")
+    sampler: Literal["heun", "euler"] = "heun"
+    sampler_steps: PositiveInt = Field(18, description="noise levels; 18 of Heun's are 35 evaluations")
+
+
+class DMD2Config(AdamConfig):
+    """Distribution matching distillation of a teacher into a one-step generator."""
+
+    name: Literal["dmd2"]
+    teacher: str | None = Field(None, description="run folder, model folder or Hub id of the teacher")
+    loss: Literal["dmd", "sid"] = "dmd"
+    sid_alpha: float = Field(1.0, description="alpha of the SiD loss")
+    gamma: PositiveFloat = Field(1.0, description="match p_real^gamma")
+    guidance_scale: NonNegativeFloat = Field(1.0, description="classifier-free guidance of the teacher")
+    dfake_gen_update_ratio: PositiveInt = Field(5, description="fake updates for each generator update")
+    conditioning_sigma: PositiveFloat = 80.0
+    min_step_percent: Fraction = 0.02
+    max_step_percent: Fraction = 0.98
+    generator_lr: PositiveFloat = 2e-6
+    generator_warmup: NonNegativeInt = Field(0, description="generator updates over which its learning rate rises")
+    generator_decay_from: Fraction = Field(1.0, description="fraction of its updates after which it falls")
+    generator_final: Fraction = Field(1.0, description="what it falls to, as a fraction of generator_lr")
+    guidance_lr: PositiveFloat = 2e-6
+    reuse_generator_batch: bool = Field(True, description="the fake network learns from the generator turn's samples, where there are any")
+    gan: bool = Field(False, description="add the adversarial head")
+    gan_weight_generator: NonNegativeFloat | Literal["auto"] = 3e-3
+    gan_weight_guidance: NonNegativeFloat = 1e-2
+
+    @model_validator(mode="after")
+    def _levels(self) -> "DMD2Config":
+        if self.min_step_percent > self.max_step_percent:
+            raise ValueError(f"min_step_percent {self.min_step_percent} must not exceed max_step_percent {self.max_step_percent}")
+        return self
+
+
+class DigitsConfig(Section):
+    """scikit-learn's 1,797 digits, 8x8, grey, 10 classes."""
+
+    name: Literal["digits"]
+
+
+class PhotosConfig(Section):
+    """Crops of scikit-learn's two sample photographs, RGB."""
+
+    name: Literal["photos"]
+    size: PositiveInt = 32
+    stride: PositiveInt = Field(8, description="pixels between neighbouring crops")
+
+
+class ImagesConfig(Section):
+    """A folder of images (class = sub-folder), or an image data set of the Hugging Face Hub."""
+
+    name: Literal["images"]
+    path: str = Field(description="folder, or Hub id such as owner/name")
+    size: PositiveInt = Field(32, description="resized and centre-cropped to size x size")
+    channels: Literal[1, 3] = 3
+    holdout: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="fraction held out where the data has no test split")
+    flip: bool = Field(False, description="mirror half of the training images")
+
+
+class UNetConfig(Section):
+    """diffusers' UNet2DModel."""
+
+    name: Literal["unet"]
+    sigma_data: PositiveFloat = Field(0.5, description="standard deviation of the data in [-1, 1]")
+    channels: list[PositiveInt] = Field([64, 128, 256, 512], min_length=1, description="width of each resolution level")
+    attention: list[bool] | None = Field(None, description="one flag a level; null for none but the bottleneck's")
+    layers_per_block: PositiveInt = 1
+    groups: PositiveInt = Field(32, description="groups of each GroupNorm")
+    head_dim: PositiveInt = Field(64, description="channels of an attention head")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class TeachersNetworkConfig(Section):
+    """The teacher's own network, copied; `sigma_data` must be what the teacher was trained for."""
+
+    name: Literal["teacher"]
+    sigma_data: PositiveFloat = 0.5
+
+
+class TrainerConfig(Section):
+    """The engine and the cadences. Nothing here changes what is learned, except precision and the number of devices."""
+
+    accelerator: str = Field("auto", description="what lightning-fabric offers: auto, cpu, cuda, mps, ...")
+    devices: PositiveInt | Literal["auto"] = Field(1, description="devices a node; batch_size is divided among all")
+    num_nodes: PositiveInt = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    threads: PositiveInt | Literal["auto"] = Field("auto", description="CPU threads; auto is 1 for small networks")
+    accumulate: PositiveInt = Field(1, description="parts of a batch whose gradients are added up, to save memory")
+    log_every: PositiveInt = 50
+    sample_every: PositiveInt | None = Field(None, description="steps between sample grids; null for a tenth of the run")
+    checkpoint_every: PositiveInt | None = Field(None, description="steps between checkpoints; null for a tenth of the run")
+    keep_checkpoints: PositiveInt = 2
+    tracker: Literal["none", "wandb", "tensorboard"] = "none"
+
+
+class Recipe(Section):
+    """Everything that a training run depends on."""
+
+    method: Annotated[TeacherConfig | DMD2Config, Field(discriminator="name")]
+    data: Annotated[DigitsConfig | PhotosConfig | ImagesConfig, Field(discriminator="name")]
+    network: Annotated[UNetConfig | TeachersNetworkConfig, Field(discriminator="name")]
+    trainer: TrainerConfig = Field(default_factory=lambda: TrainerConfig())
+    seed: NonNegativeInt = 0
+    steps: PositiveInt = 1000
+    batch_size: PositiveInt = Field(128, description="items a step, over all devices")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Recipe":
+        if (self.method.name == "dmd2") != (self.network.name == "teacher"):
+            allowed = "teacher" if self.method.name == "dmd2" else "unet"
+            raise ValueError(f"network.name is {self.network.name!r}; with method {self.method.name} it must be {allowed!r}")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's floats: PyYAML reads ``1e-4`` as a string otherwise."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML with 1.2's floats, plain containers only. Raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Names of the recipes inside the package, such as ``dmd2/digits``, and their files."""
+    root = Path(str(files("fewstep"))) / "recipes"
+    return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.glob("*/*.yaml"))}
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the nearest of `allowed`, or nothing."""
+    close = difflib.get_close_matches(word, list(allowed), 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def load_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe called `source` (a shipped name, or a path of a YAML file) with ``key=value`` overrides such as ``method.lr=1e-3``.
+
+    Raises UserError with every mistake of the file and the overrides, one a line.
+    """
+    shipped = shipped_recipes()
+    path = shipped.get(source, Path(source))
+    if not path.is_file():
+        raise UserError(f"there is no recipe {source!r}{nearest(source, shipped)}; shipped are {', '.join(shipped)}, or give the path of a YAML file")
+    try:
+        tree = parse_yaml(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{source} holds {type(tree).__name__}; a recipe has the keys {', '.join(Recipe.model_fields)}")
+    tree.pop("about", None)
+    tree.pop("made_by", None)  # what a run folder's recipe.yaml adds
+    for override in overrides:
+        _apply(tree, override)
+    return validated(tree, source)
+
+
+def validated(tree: Mapping[str, Any], source: str) -> Recipe:
+    """`tree` as a Recipe, or a UserError that lists every mistake in it."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        lines = _explain(error.errors())
+        raise UserError(f"{source} has {len(lines)} mistake{'s' * (len(lines) > 1)}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set one ``a.b=value`` in `tree`."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f"{override!r} is not of the form key=value, such as steps=500 or method.lr=1e-3")
+    try:
+        value = parse_yaml(text) if text else None
+    except yaml.YAMLError as error:
+        raise UserError(f"the value of {override!r} is not YAML; put quotes round it") from error
+    node: Any = tree
+    for part in parts[:-1]:
+        node = node.setdefault(part, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise UserError(f"{key} cannot be set: {part} is not a section")
+    node[parts[-1]] = value
+
+
+def _sections() -> dict[str, list[type[Section]]]:
+    """The kinds that each section of a recipe can be of."""
+    found: dict[str, list[type[Section]]] = {}
+    for name, field in Recipe.model_fields.items():
+        kinds = [a for a in (field.annotation, *get_args(field.annotation)) if isinstance(a, type) and issubclass(a, Section)]
+        if kinds:
+            found[name] = kinds
+    return found
+
+
+def _explain(errors: Iterable[Any]) -> list[str]:
+    """Validation errors in one sentence each: the path, what was got, what is allowed. A union's branches become one."""
+    found: dict[str, list[str]] = {}
+    for error in errors:
+        path, sentence, allowed = _explain_one(error)
+        found.setdefault(path + sentence, []).extend([allowed] * bool(allowed))
+    return [sentence + (f"; allowed: {' or '.join(allowed)}" if allowed else "") for sentence, allowed in found.items()]
+
+
+def _explain_one(error: Any) -> tuple[str, str, str]:
+    """(path, what is wrong, what is allowed) of one of pydantic's errors."""
+    where = [str(part) for part in error["loc"]]
+    section = where[0] if where else ""
+    kinds = _sections().get(section, [])
+    kind: type[Section] = Recipe
+    if len(where) > 1 and kinds:
+        kind = next((k for k in kinds if where[1] in _tags_of(k)), kinds[0])
+        if len(kinds) > 1:
+            where.pop(1)  # the tag that chose the kind
+        if len(where) > 1 and where[1] in kind.model_fields:
+            where = [section, where[1], *(f"[{part}]" for part in where[2:] if part.isdigit())]
+    path = ".".join(where).replace(".[", "[") or "recipe"
+    what, got, context = error["type"], error.get("input"), error.get("ctx", {})
+    if what == "extra_forbidden":
+        return path, f" is not a key{nearest(where[-1], kind.model_fields)} (allowed: {', '.join(kind.model_fields)})", ""
+    if what == "missing":
+        return path, " is missing; it must be given", ""
+    if what == "union_tag_invalid":
+        return f"{path}.name", f" is {context['tag']!r}{nearest(str(context['tag']), _tags(section))}", context["expected_tags"]
+    if what == "union_tag_not_found":
+        return f"{path}.name", " is missing", " or ".join(map(repr, _tags(section)))
+    if what == "value_error":
+        return path, f": {context['error']}", ""
+    if what in ("model_type", "model_attributes_type"):
+        return path, f" is {got!r}", "a section with keys of its own"
+    message = error["msg"].removeprefix("Input should be ").replace("a valid ", "a ").replace("a integer", "an integer")
+    return path, f" is {got!r}", message
+
+
+def _tags_of(kind: type[Section]) -> tuple[str, ...]:
+    """The names that choose `kind`; none for a section of one kind only."""
+    return get_args(kind.model_fields["name"].annotation) if "name" in kind.model_fields else ()
+
+
+def _tags(section: str) -> list[str]:
+    """The names that `section` can have."""
+    return [tag for kind in _sections().get(section, []) for tag in _tags_of(kind)]

@@ -1,0 +1,88 @@
+"""The demonstration: a teacher of real digits, distilled into one step, measured and shown."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fewstep.build import resolved, train
+from fewstep.config import load_recipe
+from fewstep.errors import UserError
+from fewstep.evaluation import evaluate, run_recipe, table
+from fewstep.generator import load
+from fewstep.training.checkpoint import checkpoints
+from fewstep.training.run_folder import RunFolder
+
+STEPS = {"teacher": "teacher/digits", "student": "dmd2/digits"}
+
+
+def demo(out: Path, overrides: tuple[str, ...] = (), say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run what is not done yet under `out` (teacher/, student/), draw ``demo.png`` there, and return the student's results.
+
+    A second call finds everything done and only shows it; a call after a kill goes on where it stopped. `overrides` such as
+    ``("steps=20",)`` apply to both recipes. Raises UserError as `train` does.
+    """
+    began = time.monotonic()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out is {out}, which is a file; give a folder")
+    for number, (name, source) in enumerate(STEPS.items(), start=1):
+        extra = (f"method.teacher={out / 'teacher'}",) if name == "student" else ()
+        recipe = load_recipe(source, (*overrides, *extra))
+        folder = RunFolder(out / name)
+        if _finished(folder, recipe.steps):
+            folder.check(resolved(recipe), resume=True)
+            continue
+        what = "a diffusion teacher learns real digits" if name == "teacher" else "DMD2 distils it into one step"
+        say(f"{number}/3 {what} ({source}, {recipe.steps} steps)")
+        train(recipe, folder.path, resume=folder.recipe_file.exists(), title=name)
+        folder.results_file.unlink(missing_ok=True)
+    student = RunFolder(out / "student")
+    if student.results_file.exists():
+        results: dict[str, Any] = json.loads(student.results_file.read_text())
+    else:
+        say("3/3 measuring, 2,000 samples each")
+        results = evaluate(student.path)
+        draw(out, results)
+        say(f"done in {time.monotonic() - began:.0f} s")
+    return results
+
+
+def draw(out: Path, results: dict[str, Any], per_class: int = 4) -> None:
+    """The contact sheet ``demo.png``: real digits, the teacher at its full step count and at one, the student at one."""
+    from fewstep.build import load_data
+    from fewstep.viz.plots import contact_sheet
+
+    data = load_data(run_recipe(out / "student").data)
+    teacher, student = load(out / "student" / "teacher"), load(out / "student")
+    columns = 20
+    labels = [k for k in range(10) for _ in range(columns // 10)] * (per_class * 10 // columns)
+    heldout, heldout_label = data.images("heldout"), data.labels("heldout")
+    assert heldout_label is not None
+    taken = {k: iter((heldout_label == k).nonzero().flatten().tolist()) for k in range(10)}
+    real = heldout[[next(taken[k]) for k in labels]]
+    pictures = {"real train split": real}
+    for name, row in results["rows"].items():
+        if name != "real train split":
+            model = teacher if name.startswith("teacher") else student
+            pictures[name] = model.sample(len(labels), labels, seed=0, steps=row["steps"])
+    blocks = []
+    for name, images in pictures.items():
+        row = results["rows"][name]
+        speed = f", {row['images_per_second']:,.0f} images/s" if "images_per_second" in row else ""
+        figures = f"Frechet distance {row['frechet_over_floor']:.2f} x the floor, {row['class_accuracy']:.1%} show the class asked for{speed}"
+        blocks.append((name.replace("real train split", "real digits (held out; figures: train split)"), figures, images))
+    contact_sheet(blocks, out / "demo.png", columns)
+
+
+def _finished(folder: RunFolder, steps: int) -> bool:
+    found = checkpoints(folder.checkpoint_folder)
+    return bool(found) and found[0].name == f"step_{steps}" and (folder.model_folder / "model.safetensors").is_file()
+
+
+def summary(results: dict[str, Any]) -> list[list[str]]:
+    """The demo's table: the columns that a first look needs."""
+    lines = table(results)
+    wanted = ("", "FD", "FD / floor", "FD to train", "class asked for", "images/s")
+    keep = [i for i, heading in enumerate(lines[0]) if heading in wanted]
+    return [[line[i] for i in keep] for line in lines]

@@ -1,0 +1,7 @@
+"""Denoisers ``D(x, sigma, label) -> x0_hat``: estimates of ``E[x0 | x0 + sigma n = x]``. Everything else is built on them."""
+
+from fewstep.denoisers.mixture import MixtureDenoiser
+from fewstep.denoisers.preconditioned import PreconditionedDenoiser
+from fewstep.denoisers.protocol import Denoiser, guided
+
+__all__ = ["Denoiser", "MixtureDenoiser", "PreconditionedDenoiser", "guided"]

@@ -1,0 +1,38 @@
+"""A raw network made into a denoiser by EDM's preconditioning (arXiv 2206.00364, Table 1)."""
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.maths.parametrization import edm_coefficients, expand_like
+
+
+class PreconditionedDenoiser(nn.Module):
+    """``D(x, sigma, label) = c_skip x + c_out F(c_in x, c_noise, label)`` around a network ``F``.
+
+    The coefficients are worked out in float32 and the network is fed in its own precision. `num_classes` None makes it
+    unconditional; otherwise a missing label becomes the null class, ``num_classes``.
+    """
+
+    def __init__(self, network: nn.Module, sigma_data: float, num_classes: int | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.sigma_data = sigma_data
+        self.num_classes = num_classes
+
+    def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None, bottleneck: bool = False) -> Tensor:
+        """The estimate of x0, like `x` [B, ...], in float32; with `bottleneck`, the network's inner features instead.
+
+        `sigma` is [B] or [], positive. `label` is int64 [B]; None, or the entry ``num_classes``, asks for no class.
+        """
+        x = x.float()
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+        if self.num_classes is None:
+            label = None
+        elif label is None:
+            label = torch.full((len(x),), self.num_classes, device=x.device)
+        c_skip, c_out, c_in, c_noise = (expand_like(c, x) for c in edm_coefficients(sigma, self.sigma_data))
+        dtype = next(self.network.parameters()).dtype
+        f = self.network((c_in * x).to(dtype), c_noise.flatten().to(dtype), label, bottleneck)
+        if bottleneck:
+            return f
+        return c_skip * x + c_out * f.float()

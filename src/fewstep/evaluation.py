@@ -1,0 +1,132 @@
+"""Measure what a run made, beside its floor and its teacher; write results.json."""
+
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep import __version__
+from fewstep.build import choose_threads, load_data
+from fewstep.config import Recipe, validated
+from fewstep.data import ImageData
+from fewstep.generator import Generator, load
+from fewstep.metrics.features import feature_network
+from fewstep.metrics.suite import Suite, images_per_second
+from fewstep.training.run_folder import RunFolder, replace_file
+
+Row = dict[str, Any]
+
+# in the order in which tables show them: key of a row, heading, format
+COLUMNS = (
+    ("frechet", "FD", "{:.3f}"),
+    ("frechet_over_floor", "FD / floor", "{:.2f}"),
+    ("frechet_train", "FD to train", "{:.3f}"),
+    ("class_accuracy", "class asked for", "{:.1%}"),
+    ("precision", "precision", "{:.2f}"),
+    ("recall", "recall", "{:.2f}"),
+    ("within_class_std", "class std", "{:.0%}"),
+    ("spacing", "spacing", "{:.0%}"),
+    ("train_distance", "to train", "{:.0%}"),
+    ("images_per_second", "images/s", "{:,.0f}"),
+)
+
+
+def run_recipe(path: Path) -> Recipe:
+    """The recipe of the run in `path`. Raises UserError."""
+    tree = RunFolder(path).recipe()
+    tree.pop("made_by", None)
+    return validated(tree, str(path / "recipe.yaml"))
+
+
+def suite_for(data: ImageData) -> Suite:
+    """The measures for a data set, in the features that belong to it."""
+    splits = (data.images("train"), data.images("heldout"), data.labels("train"), data.labels("heldout"))
+    return Suite(*splits, feature_network(data.name))
+
+
+def measure(suite: Suite, generator: Generator, num: int, seed: int, steps: int | None = None, sampler: str | None = None) -> Row:
+    """All figures of `num` samples drawn with `seed`, balanced over the classes, and the speed of drawing them."""
+    label = generator.labels(num)
+    samples = generator.sample(num, label, seed, steps, sampler)
+    row: Row = {
+        "sampler": sampler or generator.sampler["name"],
+        "steps": steps or generator.default_steps(),
+        "evaluations": generator.evaluations(steps, sampler),
+    }
+    row |= suite.measure(samples.cpu(), label)
+    speed = min(num, 256)
+    row["images_per_second"] = images_per_second(lambda n: generator.sample(n, seed=seed, steps=steps, sampler=sampler), speed)
+    return row
+
+
+def evaluate(
+    path: Path, num: int = 2000, seed: int = 0, threads: int | str = "auto", say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Measure the run in `path`, write its results.json, and return it.
+
+    A distilled run is measured beside its teacher, at the teacher's own step count and at one step. `say` is told what is
+    being done. Raises UserError for a folder that holds no run or no model yet, and for `num` below 10.
+    """
+    from fewstep.errors import UserError
+
+    if num < 10:
+        raise UserError(f"-n is {num}; give at least 10 samples (2000 for figures that compare)")
+    run = RunFolder(path)
+    recipe = run_recipe(path)
+    generator = load(path)
+    data = load_data(recipe.data)
+    torch.set_num_threads(choose_threads(threads, generator.denoiser, data.shape))
+    say("measuring the floor")
+    suite = suite_for(data)
+    rows: dict[str, Row] = {"real train split": dict(suite.floor_row())}
+    teacher = load(run.teacher_folder) if run.teacher_folder.is_dir() else None
+    for name, model in (("teacher", teacher), (recipe.method.name if teacher is None else "student", generator)):
+        if model is None:
+            continue
+        for steps in [model.default_steps()] + [1] * (model.sampler["name"] != "few_step"):
+            title = f"{name}, {model.evaluations(steps)} evaluation{'s' * (model.evaluations(steps) > 1)}"
+            say(f"measuring {title}")
+            rows[title] = measure(suite, model, num, seed, steps)
+    results = {
+        "recipe": f"{recipe.method.name}/{data.name}",
+        "data": data.name,
+        "reference": f"{len(data.heldout)} held-out images",
+        "features": suite.network.name,
+        "n": num,
+        "seed": seed,
+        "training_seed": recipe.seed,
+        "step": generator.info.get("step"),
+        "floor": suite.floor,
+        "rows": rows,
+        "machine": machine(),
+        "fewstep": __version__,
+    }
+    replace_file(run.results_file, json.dumps(results, indent=1).encode())
+    return results
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {"cpu": _cpu_name(), "threads": torch.get_num_threads(), "accelerator": accelerator, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def table(results: dict[str, Any]) -> list[list[str]]:
+    """The rows of `results` as text, headings first; a column that no row has is left out."""
+    rows = results["rows"]
+    columns = [column for column in COLUMNS if any(column[0] in row for row in rows.values())]
+    lines = [["", *(heading for _, heading, _ in columns)]]
+    for name, row in rows.items():
+        lines.append([name, *(form.format(row[key]) if key in row else "" for key, _, form in columns)])
+    return lines

@@ -1,0 +1,7 @@
+"""One file a method: each reads like the algorithm box of its paper and knows nothing of loops, files or devices."""
+
+from fewstep.methods.base import Batch, LossOutput, Method, OptimizerSettings, Turn
+from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.teacher import Teacher
+
+__all__ = ["DMD2", "Batch", "LossOutput", "Method", "OptimizerSettings", "Teacher", "Turn"]

@@ -1,0 +1,100 @@
+"""What a method declares, and what the training loop may ask of it.
+
+A method owns named networks and declares *turns*: which of them train together, how often, with which optimiser. At each
+step the loop takes the turns that are due, in order, and asks for their losses.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.generator import Generator
+
+Networks = Mapping[str, Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Real data `x` [B, ...] in [-1, 1], and `label` int64 [B] or None."""
+
+    x: Tensor
+    label: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW and its learning rate over a turn's own updates (not steps of the loop).
+
+    `lr` is reached linearly over `warmup` updates, held until the fraction `decay_from` of all updates, then taken linearly
+    to ``final * lr``. `clip` is the largest gradient norm over the turn's networks; None leaves it alone.
+    """
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    clip: float | None = 10.0
+    warmup: int = 0
+    decay_from: float = 1.0
+    final: float = 1.0
+
+    def lr_at(self, update: int, updates: int) -> float:
+        """The learning rate of update number `update` (from 0) out of `updates`."""
+        warm = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
+        start = self.decay_from * updates
+        progress = (update - start) / (updates - start) if update > start else 0.0
+        return self.lr * warm * (1 + min(1.0, progress) * (self.final - 1))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Networks that train together: every `every`-th step, starting with the first."""
+
+    name: str
+    trains: tuple[str, ...]
+    optimizer: OptimizerSettings
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """`loss`, a scalar with a gradient; `terms`, its named parts and other scalars to log; `samples`, made on the way.
+
+    `samples` and their `label` are looked at by the health check and never by an optimiser.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    samples: Tensor | None = None
+    label: Tensor | None = field(default=None)
+
+
+class Method(ABC):
+    """Networks, turns and losses. `networks[ships]` is what the EMA follows and what `ship` makes a `Generator` of."""
+
+    networks: dict[str, nn.Module]
+    turns: tuple[Turn, ...]
+    ships: str
+
+    @abstractmethod
+    def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
+        """The loss of `turn` on one batch.
+
+        `networks` are to be called instead of ``self.networks`` (they may be wrapped for several devices); of these only the
+        turn's own can take gradients. `rng` is the only source of chance. `scratch` lives for one step and is shared by its
+        turns.
+        """
+
+    @abstractmethod
+    def ship(self, network: nn.Module, step: int) -> Generator:
+        """The generator to save: `network`, weights like ``networks[ships]``, with its sampler."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides networks and optimisers: plain numbers."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""

@@ -1,0 +1,20 @@
+"""Raw networks ``F(x, c_noise, label)``, made by name from plain arguments."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+
+def make_network(config: Mapping[str, Any], shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+    """Build the network that `config` names (key ``name``; the other keys are its arguments) for data [B, *shape].
+
+    Raises ValueError for an unknown name or arguments that do not fit together.
+    """
+    arguments = dict(config)
+    name = arguments.pop("name")
+    if name == "unet":
+        from fewstep.networks.unet import UNet
+
+        return UNet(shape, num_classes, **arguments)
+    raise ValueError(f"network.name is {name!r}; allowed: 'unet'")

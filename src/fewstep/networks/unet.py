@@ -1,0 +1,105 @@
+"""The image U-Net: diffusers' `UNet2DModel`, class-conditional, with a null class and a way out at the bottleneck.
+
+Symbols: ``B`` batch, ``C`` channels, ``c_noise`` the noise conditioning ``ln(sigma)/4`` of EDM. The model is given the
+timestep ``1000 c_noise``, which is what diffusers' consistency pipeline gives it, so that an export needs no custom code.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class UNet(nn.Module):
+    """A U-Net ``F(x, c_noise, label)`` over images [B, C, size, size], same shape out.
+
+    Args:
+        shape: (C, height, width) of one image; height and width must be divisible by ``2^(len(channels) - 1)``.
+        num_classes: number of classes, or None for an unconditional network. Label ``num_classes`` means "no class".
+        channels: width of each resolution level, the first at full resolution, each next one at half of it.
+        attention: one flag a level; the bottleneck has attention in any case.
+        layers_per_block: residual blocks a level.
+        groups: groups of every GroupNorm; must divide each width.
+        head_dim: channels of one attention head.
+        dropout: probability, inside the residual blocks.
+
+    Raises:
+        ValueError: for widths, sizes or groups that do not fit together.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_classes: int | None = None,
+        channels: Sequence[int] = (64, 128, 256, 512),
+        attention: Sequence[bool] | None = None,
+        layers_per_block: int = 1,
+        groups: int = 32,
+        head_dim: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        from diffusers.models.unets.unet_2d import UNet2DModel
+
+        attention = list(attention) if attention is not None else [False] * len(channels)
+        factor = 2 ** (len(channels) - 1)
+        if len(attention) != len(channels):
+            raise ValueError(f"network.attention has {len(attention)} entries, network.channels {len(channels)}; give one flag a level")
+        if any(side % factor for side in shape[1:]):
+            raise ValueError(
+                f"images of {shape[1]}x{shape[2]} cannot be halved {len(channels) - 1} times; "
+                f"give network.channels fewer levels, or sides divisible by {factor}"
+            )
+        if any(width % groups for width in channels):
+            raise ValueError(f"network.groups {groups} does not divide every width of network.channels {list(channels)}")
+        if any(width % head_dim for width in [w for w, a in zip(channels, attention, strict=True) if a] + [channels[-1]]):
+            raise ValueError(f"network.head_dim {head_dim} does not divide every width that has attention in {list(channels)}")
+        self.bottleneck_channels = channels[-1]
+        self.bottleneck_size = shape[1] // factor, shape[2] // factor
+        self.unet = UNet2DModel(
+            sample_size=tuple(shape[1:]),
+            in_channels=shape[0],
+            out_channels=shape[0],
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+            block_out_channels=tuple(channels),
+            layers_per_block=layers_per_block,
+            norm_num_groups=groups,
+            attention_head_dim=head_dim,
+            dropout=dropout,
+            resnet_time_scale_shift="scale_shift",
+            num_class_embeds=None if num_classes is None else num_classes + 1,
+        )
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, bottleneck: bool = False) -> Tensor:
+        """The network's output, like `x` [B, C, H, W]; with `bottleneck`, its bottleneck features [B, C', h, w] instead.
+
+        `c_noise` is [B], `label` int64 [B] or None for an unconditional network. The way to the bottleneck skips the
+        decoder, so a discriminator pays for half the network.
+        """
+        if bottleneck:
+            return self._encode(x, 1000 * c_noise, label)
+        return self.unet(x, 1000 * c_noise, class_labels=label, return_dict=False)[0]
+
+    def _encode(self, x: Tensor, timestep: Tensor, label: Tensor | None) -> Tensor:
+        unet = self.unet
+        embedding = unet.time_embedding(unet.time_proj(timestep).to(x.dtype))
+        if unet.class_embedding is not None:
+            embedding = embedding + unet.class_embedding(label).to(x.dtype)
+        x = unet.conv_in(x)
+        for block in unet.down_blocks:
+            x, _ = block(hidden_states=x, temb=embedding)
+        return unet.mid_block(x, embedding)
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Number of parameters of `module`, trainable or frozen."""
+    return sum(p.numel() for p in module.parameters())
+
+
+@torch.no_grad()
+def zero_output(network: UNet) -> None:
+    """Set the last convolution to zero, so that an untrained denoiser starts as ``c_skip x``."""
+    nn.init.zeros_(network.unet.conv_out.weight)
+    assert network.unet.conv_out.bias is not None
+    nn.init.zeros_(network.unet.conv_out.bias)

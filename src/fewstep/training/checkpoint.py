@@ -1,0 +1,101 @@
+"""Checkpoints that are written whole or not at all, and found to be damaged when they are.
+
+A checkpoint is a folder ``step_N`` with one safetensors file a network, the optimisers, ``state.json``, and
+``manifest.json`` with the SHA-256 of each. It is written beside its place under another name and moved there at the end.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+MANIFEST = "manifest.json"
+
+
+class Damaged(ValueError):
+    """A checkpoint whose files are not what its manifest says."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to go on.
+
+    Attributes:
+        networks: state dict of each network and of the average, by name.
+        optimizers: state dict of each turn's optimiser.
+        rng: states of the random generators, one row a process: uint8 [processes, bytes].
+        state: everything else, as JSON.
+    """
+
+    networks: Mapping[str, Mapping[str, Tensor]]
+    optimizers: Mapping[str, Any]
+    rng: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+
+def write_file(path: Path, content: bytes) -> str:
+    """Write `content` through to the disk and return its SHA-256. Raises OSError, also for a disk that is full."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(content).hexdigest()
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """`tensors` in the safetensors format, through main memory."""
+    return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` to `folder` (``.../step_N``), or leave no trace of it. Raises OSError."""
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        manifest = {}
+        for name, tensors in checkpoint.networks.items():
+            manifest[f"{name}.safetensors"] = write_file(temporary / f"{name}.safetensors", tensor_bytes(tensors))
+        buffer = io.BytesIO()
+        torch.save(dict(checkpoint.optimizers), buffer)
+        manifest["optimizers.pt"] = write_file(temporary / "optimizers.pt", buffer.getvalue())
+        manifest["rng.safetensors"] = write_file(temporary / "rng.safetensors", tensor_bytes(checkpoint.rng))
+        manifest["state.json"] = write_file(temporary / "state.json", json.dumps(checkpoint.state).encode())
+        write_file(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read and verify the checkpoint in `folder`, tensors on the CPU; nothing in it is executed. Raises Damaged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        contents = {name: (folder / name).read_bytes() for name in manifest}
+    except (OSError, ValueError, TypeError) as error:
+        raise Damaged(f"{folder.name} is not whole: {error}") from error
+    for name, digest in manifest.items():
+        if hashlib.sha256(contents[name]).hexdigest() != digest:
+            raise Damaged(f"{folder.name} is damaged: {name} is not what was written")
+    tensors = {name.removesuffix(".safetensors"): contents[name] for name in manifest if name.endswith(".safetensors")}
+    loaded = {name: safetensors.torch.load(content) for name, content in tensors.items()}
+    rng = loaded.pop("rng")
+    optimizers = torch.load(io.BytesIO(contents["optimizers.pt"]), map_location="cpu", weights_only=True)
+    return Checkpoint(loaded, optimizers, rng, json.loads(contents["state.json"]))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, newest first."""
+    found = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)

@@ -1,0 +1,27 @@
+"""The running average of weights that ships (arXiv 2312.02696 calls the warm-up form a power-function EMA)."""
+
+import torch
+from torch import nn
+
+from fewstep.generator import frozen
+
+
+class EMA:
+    """An average of `module`'s parameters: at update u (from 1) the old average keeps ``min(decay, u / (u + warmup))``.
+
+    With `decay` 1 the average always spans the same share of the updates made so far, about ``1 / warmup``; with `warmup` 0
+    it is the usual constant decay.
+    """
+
+    def __init__(self, module: nn.Module, decay: float = 0.9999, warmup: float = 20.0) -> None:
+        self.module = frozen(module)
+        self.decay, self.warmup, self.updates = decay, warmup, 0
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Move the average towards the parameters of `module`; its buffers are copied."""
+        self.updates += 1
+        keep = min(self.decay, self.updates / (self.updates + self.warmup))
+        torch._foreach_lerp_(list(self.module.parameters()), [p.detach() for p in module.parameters()], 1 - keep)
+        for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
+            mine.copy_(theirs)

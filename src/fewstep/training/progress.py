@@ -1,0 +1,54 @@
+"""What a person sees while a run goes on: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A bar from `start` to `total` called `title`, with the time it will take and how it is going.
+
+    Off a terminal (a log file, CI) it prints a line every `every` seconds instead. `quiet` shows nothing at all, for all
+    processes but the first.
+    """
+
+    def __init__(self, title: str, total: int, start: int = 0, quiet: bool = False, every: float = 15.0) -> None:
+        self.title, self.total, self.done, self.quiet, self.every = title, total, start, quiet, every
+        self.live = not quiet and sys.stderr.isatty()
+        self.began = self.last = time.monotonic()
+        self.start, self.text = start, ""
+        self.bar: Any = None
+        if self.live:
+            layout = "{desc} {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}"
+            self.bar = tqdm(desc=title, total=total, initial=start, bar_format=layout, dynamic_ncols=True, mininterval=0.2, smoothing=0.05)
+
+    def advance(self) -> None:
+        """One step done."""
+        self.done += 1
+        if self.bar is not None:
+            self.bar.update()
+        elif not self.quiet and time.monotonic() - self.last > self.every:
+            self.last = time.monotonic()
+            remaining = (self.last - self.began) / max(1, self.done - self.start) * (self.total - self.done)
+            self.say(f"{self.title}: {self.done}/{self.total}, {remaining:.0f} s to go{self.text and '; ' + self.text}")
+
+    def show(self, text: str) -> None:
+        """How it is going, beside the bar from now on."""
+        self.text = text
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stderr)
+        elif not self.quiet:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        """The bar stays as it is."""
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,139 @@
+"""A run folder: from it alone everything about a run can be made again.
+
+    recipe.yaml  metrics.jsonl  checkpoints/step_N/  samples/step_N.png  model/  teacher/  results.json  report.html
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fewstep.config import parse_yaml
+from fewstep.errors import UserError
+from fewstep.generator import Generator
+from fewstep.training.checkpoint import Checkpoint, Damaged, checkpoints, load_checkpoint, save_checkpoint, tensor_bytes, write_file
+
+# what may differ when a run is resumed: it does not change what was learned so far
+RESUMABLE = ("trainer", "made_by")
+
+
+class RunFolder:
+    """The files of one run, under `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe_file = path / "recipe.yaml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.checkpoint_folder = path / "checkpoints"
+        self.sample_folder = path / "samples"
+        self.model_folder = path / "model"
+        self.teacher_folder = path / "teacher"
+        self.results_file = path / "results.json"
+        self.report_file = path / "report.html"
+
+    def recipe(self) -> dict[str, Any]:
+        """What recipe.yaml says. Raises UserError where there is none."""
+        if not self.recipe_file.is_file():
+            raise UserError(f"{self.path} is not a run folder (it has no recipe.yaml); give one that `fewstep train --out` made")
+        tree = parse_yaml(self.recipe_file.read_text())
+        if not isinstance(tree, dict):
+            raise UserError(f"{self.recipe_file} is damaged; copy it from a backup, or train again into another folder")
+        return tree
+
+    def check(self, recipe: Mapping[str, Any], resume: bool) -> None:
+        """Raise UserError where this folder cannot take a run of `recipe`: another one is in it, or is to be resumed as a different one."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out is {self.path}, which is a file; give a folder")
+        if not self.recipe_file.exists():
+            if self.path.is_dir() and any(self.path.iterdir()):
+                raise UserError(f"--out is {self.path}, which holds other files and no run; give a new or an empty folder")
+            return
+        if not resume:
+            raise UserError(f"{self.path} already holds a run; go on with it by --resume, or give another folder")
+        before = self.recipe()
+        differing = _differences({k: v for k, v in before.items() if k not in RESUMABLE}, {k: v for k, v in recipe.items() if k not in RESUMABLE})
+        if differing:
+            raise UserError(
+                f"{self.path} holds a run of another recipe:\n"
+                + "\n".join(f"  {key} was {old!r}, now {new!r}" for key, old, new in differing)
+                + "\ngive the same values to go on with it, or another folder"
+            )
+
+    def open(self, recipe: Mapping[str, Any], made_by: Mapping[str, Any]) -> None:
+        """Make the folder, and write recipe.yaml if there is none yet."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.recipe_file.exists():
+            text = yaml.safe_dump({**recipe, "made_by": dict(made_by)}, sort_keys=False)
+            replace_file(self.recipe_file, text.encode())
+        self.sample_folder.mkdir(exist_ok=True)
+
+    def save_checkpoint(self, step: int, checkpoint: Checkpoint, keep: int) -> None:
+        """Write ``step_N`` and remove all but the newest `keep`."""
+        save_checkpoint(self.checkpoint_folder / f"step_{step}", checkpoint)
+        import shutil
+
+        for old in checkpoints(self.checkpoint_folder)[keep:]:
+            shutil.rmtree(old)
+
+    def latest_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that is whole, and what is wrong with each newer one. Raises UserError where all are damaged."""
+        wrong: list[str] = []
+        found = checkpoints(self.checkpoint_folder)
+        for folder in found:
+            try:
+                return load_checkpoint(folder), wrong
+            except Damaged as error:
+                wrong.append(str(error))
+        if found:
+            raise UserError(f"no checkpoint in {self.checkpoint_folder} can be used ({'; '.join(wrong)}); train again into another folder")
+        return None, wrong
+
+    def save_model(self, generator: Generator, folder: Path | None = None) -> None:
+        """Replace the model folder's files, each at once: a reader finds the old or the new one."""
+        folder = folder or self.model_folder
+        folder.mkdir(exist_ok=True)
+        replace_file(folder / "config.json", json.dumps(generator.config, indent=2).encode())
+        replace_file(folder / "model.safetensors", tensor_bytes(generator.state_dict()))
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one object to metrics.jsonl."""
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All records of metrics.jsonl; a last line cut short by a kill is left out."""
+        if not self.metrics_file.exists():
+            return []
+        records = []
+        for line in self.metrics_file.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def forget_after(self, step: int) -> None:
+        """Take from metrics.jsonl what was logged after `step`: a resumed run logs it again."""
+        kept = [record for record in self.metrics() if record["step"] <= step]
+        replace_file(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that it is there whole or not at all. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        write_file(temporary, content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """(key, old, new) wherever two trees differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(key for key in now if key not in before)]
+        return [d for key in keys for d in _differences(before.get(key), now.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if before == now else [(path, before, now)]

@@ -1,0 +1,1 @@
+"""Pictures: grids, contact sheets, curves, and the report that holds them all."""
