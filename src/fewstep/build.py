@@ -13,7 +13,17 @@ import torch
 from torch import nn
 
 from fewstep import __version__
-from fewstep.config import DMD2Config, GridConfig, ImagesConfig, PhotosConfig, Recipe, TeacherConfig, TrainerConfig, UNetConfig, shipped_recipes
+from fewstep.config import (
+    DMD2Config,
+    GridConfig,
+    ImagesConfig,
+    PhotosConfig,
+    Recipe,
+    TeacherConfig,
+    TrainerConfig,
+    UNetConfig,
+    shipped_recipes,
+)
 from fewstep.data import DataError, ImageData, image_folder, load_digits, photo_crops
 from fewstep.errors import UserError
 from fewstep.generator import Generator, first_line, load
@@ -47,7 +57,9 @@ def load_teacher(config: DMD2Config, data: ImageData, sigma_data: float, kept: P
     if config.teacher is None and not (kept and kept.is_dir()):
         recipe = f"teacher/{data.name}"
         make = recipe if recipe in shipped_recipes() else "your-teacher.yaml"
-        raise UserError(f"method.teacher is missing. Train one with\n  fewstep train {make} --out runs/teacher\nthen add method.teacher=runs/teacher")
+        raise UserError(
+            f"method.teacher is missing. Train one with\n  fewstep train {make} --out runs/teacher\nthen add method.teacher=runs/teacher"
+        )
     try:
         teacher = load(kept if kept and kept.is_dir() else str(config.teacher))
     except UserError as error:
@@ -62,16 +74,25 @@ def load_teacher(config: DMD2Config, data: ImageData, sigma_data: float, kept: P
     if teacher.sampler["name"] == "few_step":
         wrong.append("it is a distilled generator, and no denoiser at other noise levels than its own")
     if wrong:
-        raise UserError(f"the teacher {config.teacher} does not fit this recipe: {'; '.join(wrong)}. Give another teacher, or change the recipe")
+        raise UserError(
+            f"the teacher {config.teacher} does not fit this recipe: {'; '.join(wrong)}. Give another teacher, or change the recipe"
+        )
     return teacher
 
 
 def make_generator(recipe: Recipe, data: ImageData) -> Generator:
     """An untrained generator for a teacher recipe; its weights depend on the recipe's seed alone. Raises UserError."""
-    assert isinstance(recipe.method, TeacherConfig) and isinstance(recipe.network, UNetConfig)
+    assert isinstance(recipe.method, TeacherConfig)
+    assert isinstance(recipe.network, UNetConfig)
     method = recipe.method
     network = recipe.network.model_dump(exclude={"sigma_data"})
-    sampler = {"name": method.sampler, "steps": method.sampler_steps, "sigma_min": method.sigma_min, "sigma_max": method.sigma_max, "rho": method.rho}
+    sampler = {
+        "name": method.sampler,
+        "steps": method.sampler_steps,
+        "sigma_min": method.sigma_min,
+        "sigma_max": method.sigma_max,
+        "rho": method.rho,
+    }
     info = {"data": data.name, "class_names": list(data.class_names)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -88,7 +109,7 @@ def make_method(recipe: Recipe, data: ImageData, kept_teacher: Path | None = Non
     """The method that `recipe` describes, with all its networks. Raises UserError for a missing or unfitting teacher or network."""
     method = recipe.method
     grid = {name: getattr(method, name) for name in GridConfig.model_fields}
-    shared = {"betas": (method.beta1, method.beta2), "weight_decay": method.weight_decay, "clip": method.clip}
+    shared: dict[str, Any] = {"betas": (method.beta1, method.beta2), "weight_decay": method.weight_decay, "clip": method.clip}
     if isinstance(method, TeacherConfig):
         optimizer = OptimizerSettings(method.lr, warmup=method.warmup, decay_from=method.decay_from, final=method.final, **shared)
         return Teacher(
@@ -137,7 +158,7 @@ def choose_threads(threads: int | str, network: nn.Module, shape: tuple[int, ...
 def make_fabric(trainer: TrainerConfig) -> "Fabric":
     """lightning-fabric as the trainer section says. Raises UserError for what this machine does not offer."""
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
     several = trainer.strategy == "ddp" or trainer.devices != 1 or trainer.num_nodes > 1
     strategy = DDPStrategy(broadcast_buffers=False) if several else "auto"
@@ -152,7 +173,9 @@ def make_fabric(trainer: TrainerConfig) -> "Fabric":
                 num_nodes=trainer.num_nodes,
             )
     except Exception as error:  # Fabric raises several kinds for what a machine lacks
-        raise UserError(f"trainer: this machine cannot run {trainer.accelerator} with precision {trainer.precision}: {first_line(error)}") from error
+        raise UserError(
+            f"trainer: this machine cannot run {trainer.accelerator} with precision {trainer.precision}: {first_line(error)}"
+        ) from error
 
 
 def made_by() -> dict[str, Any]:
@@ -173,7 +196,9 @@ def describe(recipe: Recipe) -> list[str]:
     """What a run of `recipe` would be, for --dry-run: parameters, images to be seen, updates. Raises UserError as the run would."""
     data = load_data(recipe.data)
     method = make_method(recipe, data)
-    lines = [f"data: {len(data.train)} training images, {len(data.heldout)} held out, shape {list(data.shape)}, {data.num_classes or 'no'} classes"]
+    lines = [
+        f"data: {len(data.train)} training images, {len(data.heldout)} held out, shape {list(data.shape)}, {data.num_classes or 'no'} classes"
+    ]
     for name, network in method.networks.items():
         turn = next((turn for turn in method.turns if name in turn.trains), None)
         does = f"learns every {turn.every} steps" if turn and turn.every > 1 else "learns every step" if turn else "frozen"
@@ -189,6 +214,7 @@ def train(recipe: Recipe, out: Path, resume: bool = False, title: str = "trainin
     Raises:
         UserError: for a folder, data set, teacher or machine that will not do, and for a loss that is not finite.
         Interrupted: after SIGINT or SIGTERM, everything saved.
+
     """
     from fewstep.training.loop import Loop, LoopSettings
     from fewstep.training.run_folder import RunFolder

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fewstep.errors import UserError
+from fewstep.errors import Interrupted, UserError
 
 app = typer.Typer(
     add_completion=False,
@@ -23,7 +23,9 @@ app = typer.Typer(
 recipes_app = typer.Typer(no_args_is_help=False, invoke_without_command=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes", help="List the shipped recipes, or show one.")
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, such as steps=500 method.lr=1e-3")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, such as steps=500 method.lr=1e-3")
+]
 Threads = Annotated[str, typer.Option(help="CPU threads; auto is 1 for small networks")]
 
 
@@ -116,7 +118,8 @@ def sample(
         import numpy as np
 
         used = generator.labels(num, wanted)
-        np.savez(out, samples=samples.numpy(), **({} if used is None else {"labels": used.numpy()}))
+        arrays = {"samples": samples.numpy()} | ({} if used is None else {"labels": used.numpy()})
+        np.savez(out, allow_pickle=False, **arrays)
     else:
         from fewstep.viz.plots import image_grid
 
@@ -169,7 +172,9 @@ def demo(
         _report(out / name)
     _print_table(demonstration.summary(results))
     typer.echo(_footnote(results))
-    typer.echo(f"picture: {out / 'demo.png'}   report: {out / 'student' / 'report.html'}   generator: fewstep.load({str(out / 'student')!r})")
+    typer.echo(
+        f"picture: {out / 'demo.png'}   report: {out / 'student' / 'report.html'}   generator: fewstep.load({str(out / 'student')!r})"
+    )
 
 
 @recipes_app.callback()
@@ -212,12 +217,10 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         _fail(f"{error.strerror}{': ' + str(error.filename) if error.filename else ''}. {_disk_advice(error)}", 2)
+    except Interrupted as error:
+        _fail(str(error), 130)
     except KeyboardInterrupt:
         _fail("stopped", 130)
-    except Exception as error:
-        if type(error).__name__ == "Interrupted":  # its module is heavy
-            _fail(str(error), 130)
-        raise
 
 
 def _disk_advice(error: OSError) -> str:

@@ -167,7 +167,7 @@ class Recipe(Section):
     method: Annotated[TeacherConfig | DMD2Config, Field(discriminator="name")]
     data: Annotated[DigitsConfig | PhotosConfig | ImagesConfig, Field(discriminator="name")]
     network: Annotated[UNetConfig | TeachersNetworkConfig, Field(discriminator="name")]
-    trainer: TrainerConfig = Field(default_factory=lambda: TrainerConfig())
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     seed: NonNegativeInt = 0
     steps: PositiveInt = 1000
     batch_size: PositiveInt = Field(128, description="items a step, over all devices")
@@ -216,7 +216,9 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
     shipped = shipped_recipes()
     path = shipped.get(source, Path(source))
     if not path.is_file():
-        raise UserError(f"there is no recipe {source!r}{nearest(source, shipped)}; shipped are {', '.join(shipped)}, or give the path of a YAML file")
+        raise UserError(
+            f"there is no recipe {source!r}{nearest(source, shipped)}; shipped are {', '.join(shipped)}, or give the path of a YAML file"
+        )
     try:
         tree = parse_yaml(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -236,7 +238,9 @@ def validated(tree: Mapping[str, Any], source: str) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         lines = _explain(error.errors())
-        raise UserError(f"{source} has {len(lines)} mistake{'s' * (len(lines) > 1)}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+        raise UserError(
+            f"{source} has {len(lines)} mistake{'s' * (len(lines) > 1)}:\n" + "\n".join(f"  {line}" for line in lines)
+        ) from None
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

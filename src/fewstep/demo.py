@@ -70,7 +70,9 @@ def draw(out: Path, results: dict[str, Any], per_class: int = 4) -> None:
     for name, images in pictures.items():
         row = results["rows"][name]
         speed = f", {row['images_per_second']:,.0f} images/s" if "images_per_second" in row else ""
-        figures = f"Frechet distance {row['frechet_over_floor']:.2f} x the floor, {row['class_accuracy']:.1%} show the class asked for{speed}"
+        figures = (
+            f"Frechet distance {row['frechet_over_floor']:.2f} x the floor, {row['class_accuracy']:.1%} show the class asked for{speed}"
+        )
         blocks.append((name.replace("real train split", "real digits (held out; figures: train split)"), figures, images))
     contact_sheet(blocks, out / "demo.png", columns)
 

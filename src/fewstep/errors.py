@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""What a command ends with when it does not end well, through no fault of ours."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The message says what was got, what is allowed, and what to change.
     """
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has saved everything; the message says how to go on. The exit code is 130."""

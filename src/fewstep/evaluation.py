@@ -111,7 +111,13 @@ def evaluate(
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"cpu": _cpu_name(), "threads": torch.get_num_threads(), "accelerator": accelerator, "torch": str(torch.__version__), "python": platform.python_version()}
+    return {
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "accelerator": accelerator,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
 
 
 def _cpu_name() -> str:

@@ -39,6 +39,7 @@ class Generator(
         sampler: ``{"name": "heun" or "euler", "steps", "sigma_min", "sigma_max", "rho"}``, where `steps` is a default, or
             ``{"name": "few_step", "sigmas": [...]}``, the levels the student was distilled at.
         info: anything worth keeping: method, recipe, step, whether labels were dropped in training.
+
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class Generator(
 
         Raises:
             UserError: (a ValueError) for a number, label, step count, sampler or guidance that this generator cannot serve.
+
         """
         if num < 1:
             raise UserError(f"num is {num}; give at least 1")

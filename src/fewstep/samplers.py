@@ -5,6 +5,7 @@ the slope of the probability-flow ODE. Every sampler returns data like `latents`
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,9 +15,7 @@ from fewstep.denoisers.protocol import Denoiser, guided
 Sampler = Callable[..., Tensor]
 
 
-def _ode(
-    denoiser: Denoiser, latents: Tensor, sigmas: Tensor, label: Tensor | None, guidance_scale: float, second_order: bool
-) -> Tensor:
+def _ode(denoiser: Denoiser, latents: Tensor, sigmas: Tensor, label: Tensor | None, guidance_scale: float, second_order: bool) -> Tensor:
     """Integrate ``dx/dsigma = (x - D(x, sigma)) / sigma`` from ``sigmas[0]`` to 0, the state held in float64 where there is one."""
     state = torch.float32 if latents.device.type == "mps" else torch.float64
     grid = torch.cat([sigmas.to(torch.float64), torch.zeros(1, dtype=torch.float64, device=sigmas.device)]).to(latents.device, state)
@@ -25,7 +24,7 @@ def _ode(
         return guided(denoiser, x.to(latents.dtype), sigma.to(latents.dtype), label, guidance_scale).to(state)
 
     x = latents.to(state) * grid[0]
-    for sigma, sigma_next in zip(grid[:-1], grid[1:], strict=True):
+    for sigma, sigma_next in pairwise(grid):
         d = (x - denoise(x, sigma)) / sigma
         x_next = x + (sigma_next - sigma) * d
         if second_order and sigma_next > 0:

@@ -26,6 +26,7 @@ class ImageData:
         half: the byte that means 0, so that ``pixels / half - 1`` lies in [-1, 1].
         class_names: one for each label; empty without classes.
         flip: whether a training image may be mirrored left to right.
+
     """
 
     name: str
@@ -106,9 +107,9 @@ def photo_crops(size: int = 32, stride: int = 8) -> ImageData:
             crops = region.unfold(1, size, stride).unfold(2, size, stride)
             parts[split].append(crops.permute(1, 2, 0, 3, 4).reshape(-1, 3, size, size))
     label = {split: torch.cat([torch.full((len(c),), k) for k, c in enumerate(crops)]) for split, crops in parts.items()}
-    pixels = {split: torch.cat(crops) for split, crops in parts.items()}
+    joined = {split: torch.cat(crops) for split, crops in parts.items()}
     names = tuple(Path(name).stem for name in photos.filenames)
-    return ImageData("photos", pixels["train"], pixels["heldout"], label["train"], label["heldout"], 127.5, names, flip=True)
+    return ImageData("photos", joined["train"], joined["heldout"], label["train"], label["heldout"], 127.5, names, flip=True)
 
 
 def image_folder(path: str, size: int, channels: int = 3, holdout: float = 0.1, flip: bool = False) -> ImageData:

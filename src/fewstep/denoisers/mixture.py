@@ -22,6 +22,7 @@ class MixtureDenoiser:
 
     Raises:
         ValueError: where the shapes differ or a value is not positive.
+
     """
 
     def __init__(self, means: Tensor, stds: Tensor | float, weights: Tensor | None = None) -> None:

@@ -26,6 +26,7 @@ from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.maths.schedules import karras_sigmas, level_sigmas
 from fewstep.methods.base import Batch, LossOutput, Method, Networks, OptimizerSettings, Turn
 from fewstep.networks.heads import BottleneckHead
+from fewstep.networks.unet import bottleneck_shape
 
 
 class DMD2(Method):
@@ -48,6 +49,7 @@ class DMD2(Method):
 
     Raises:
         ValueError: where guidance is asked of a teacher trained without label dropout.
+
     """
 
     ships = "generator"
@@ -89,8 +91,8 @@ class DMD2(Method):
         }
         guidance: tuple[str, ...] = ("fake",)
         if gan:
-            backbone = teacher.denoiser.network
-            self.networks["head"] = BottleneckHead(backbone.bottleneck_channels, backbone.bottleneck_size[0])
+            channels, (height, width) = bottleneck_shape(teacher.denoiser.network)
+            self.networks["head"] = BottleneckHead(channels, height, width)
             guidance = ("fake", "head")
         self.turns = (
             Turn("generator", ("generator",), generator_optimizer, every=dfake_gen_update_ratio),

@@ -1,8 +1,8 @@
 """The diffusion teacher: EDM training (Karras et al. 2022, arXiv 2206.00364).
 
-    sigma ~ p(sigma)          log-normal, or uniform over the levels of the Karras grid
-    x     = x0 + sigma n      n ~ N(0, I)
-    loss  = mean w(sigma) (D(x, sigma, label) - x0)^2,   w = (sigma^2 + sd^2) / (sigma sd)^2
+sigma ~ p(sigma)          log-normal, or uniform over the levels of the Karras grid
+x     = x0 + sigma n      n ~ N(0, I)
+loss  = mean w(sigma) (D(x, sigma, label) - x0)^2,   w = (sigma^2 + sd^2) / (sigma sd)^2
 """
 
 from typing import Any, Literal
@@ -25,6 +25,7 @@ class Teacher(Method):
         sigma_sampling: "lognormal" with `sigma_mean` and `sigma_std`, or "karras", uniform over the `num_train_timesteps`
             levels of the grid from `sigma_min` to `sigma_max`.
         label_dropout: probability that an item's label is replaced by the null class, which guidance needs.
+
     """
 
     ships = "denoiser"

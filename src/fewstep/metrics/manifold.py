@@ -27,9 +27,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
 
     def covered(points: Tensor, centres: Tensor) -> float:
         radius = nearest_distance(centres, centres, k, same=True)
-        inside = [
-            (torch.cdist(rows, centres, compute_mode="donot_use_mm_for_euclid_dist") <= radius).any(1) for rows in points.split(1024)
-        ]
+        inside = [(torch.cdist(rows, centres, compute_mode="donot_use_mm_for_euclid_dist") <= radius).any(1) for rows in points.split(1024)]
         return torch.cat(inside).double().mean().item()
 
     return covered(fake, real), covered(real, fake)

@@ -32,6 +32,7 @@ class Suite:
         train, heldout: real images [N, C, H, W] and [M, C, H, W] in [-1, 1].
         train_label, heldout_label: int64 [N] and [M], or None.
         network: features; one with a method ``classify`` also gives the class accuracy.
+
     """
 
     def __init__(

@@ -1,22 +1,29 @@
 """Discriminator heads: from features of another network to one logit an item."""
 
+from math import gcd
+
 from torch import Tensor, nn
 
 
 class BottleneckHead(nn.Module):
-    """DMD2's head on a U-Net's bottleneck: features [B, channels, size, size] to logits [B].
+    """DMD2's head on a U-Net's bottleneck: features [B, channels, height, width] to logits [B].
 
     Convolutions shrink the map to 1x1, each with GroupNorm and SiLU, then a 1x1 convolution. At 8x8 this is the published
     head (4x4 stride 2, 4x4 stride 4, 1x1; DMD2, arXiv 2405.14867); smaller and larger bottlenecks use the same two kinds.
     """
 
-    def __init__(self, channels: int, size: int, groups: int = 32) -> None:
+    def __init__(self, channels: int, height: int, width: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        while size > 1:
-            kernel, stride, padding = (4, 2, 1) if size > 4 else (size, size, 0)
-            layers += [nn.Conv2d(channels, channels, kernel, stride, padding), nn.GroupNorm(groups, channels), nn.SiLU()]
-            size = size // stride
+
+        def shrink(kernel: tuple[int, int], stride: tuple[int, int], padding: int) -> None:
+            layers.extend([nn.Conv2d(channels, channels, kernel, stride, padding), nn.GroupNorm(gcd(32, channels), channels), nn.SiLU()])
+
+        while min(height, width) > 4:
+            shrink((4, 4), (2, 2), 1)
+            height, width = height // 2, width // 2
+        if max(height, width) > 1:
+            shrink((height, width), (height, width), 0)
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 1, 1))
 
     def forward(self, features: Tensor) -> Tensor:

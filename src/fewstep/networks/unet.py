@@ -25,6 +25,7 @@ class UNet(nn.Module):
 
     Raises:
         ValueError: for widths, sizes or groups that do not fit together.
+
     """
 
     def __init__(
@@ -90,6 +91,13 @@ class UNet(nn.Module):
         for block in unet.down_blocks:
             x, _ = block(hidden_states=x, temb=embedding)
         return unet.mid_block(x, embedding)
+
+
+def bottleneck_shape(network: nn.Module) -> tuple[int, tuple[int, int]]:
+    """(channels, (height, width)) of the features that ``bottleneck=True`` gives. Raises ValueError for a network without them."""
+    if not isinstance(network, UNet):
+        raise ValueError(f"the network is a {type(network).__name__}, which has no bottleneck; method.gan needs a U-Net")
+    return network.bottleneck_channels, network.bottleneck_size
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -34,6 +34,7 @@ class Checkpoint:
         optimizers: state dict of each turn's optimiser.
         rng: states of the random generators, one row a process: uint8 [processes, bytes].
         state: everything else, as JSON.
+
     """
 
     networks: Mapping[str, Mapping[str, Tensor]]

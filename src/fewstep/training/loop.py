@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
+from torch import Tensor
 
-from fewstep.errors import UserError
+from fewstep.errors import Interrupted, UserError
 from fewstep.generator import Generator
 from fewstep.methods import Batch, LossOutput, Method, Turn
 from fewstep.training.checkpoint import Checkpoint
@@ -33,7 +34,10 @@ from fewstep.training.tracking import NoTracker, Tracker
 class TrainingData(Protocol):
     """What the loop asks of a data set."""
 
-    train: Tensor
+    @property
+    def train(self) -> Tensor:
+        """All training items [N, ...]."""
+        ...
 
     def batch(self, index: Tensor, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Data [B, ...] and labels for `index` [B], on `device`."""
@@ -54,10 +58,6 @@ class LoopSettings:
     keep_checkpoints: int = 2
     ema_decay: float = 0.9999
     ema_warmup: float = 20.0
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, and has saved everything; the message says how to go on."""
 
 
 class Shuffled:
@@ -120,6 +120,7 @@ class Loop:
         tracker: gets each record and each picture.
         on_sample: called with the averaged generator and the step on the sampling cadence; returns a picture, or None.
         title: for the progress bar.
+
     """
 
     def __init__(
@@ -145,8 +146,8 @@ class Loop:
             module.to(fabric.device)
         self.ema = EMA(method.networks[method.ships], settings.ema_decay, settings.ema_warmup)
         trained = {name for turn in method.turns for name in turn.trains}
-        self.wrapped: dict[str, nn.Module] = {name: fabric.setup_module(method.networks[name]) for name in sorted(trained)}
-        self.optimizers = {turn.name: fabric.setup_optimizers(self._optimizer(turn)) for turn in method.turns}
+        self.wrapped: dict[str, _FabricModule] = {name: fabric.setup_module(method.networks[name]) for name in sorted(trained)}
+        self.optimizers = {turn.name: cast(_FabricOptimizer, fabric.setup_optimizers(self._optimizer(turn))) for turn in method.turns}
         self.updates = {turn.name: 0 for turn in method.turns}
         self.indices = Shuffled(len(data.train), settings.batch_size, settings.seed)
         self.rng = torch.Generator(fabric.device).manual_seed(settings.seed * 1_000_003 + fabric.global_rank)
@@ -162,6 +163,7 @@ class Loop:
         Raises:
             UserError: for a loss that is not finite, with the step, the term and the last good checkpoint.
             Interrupted: after SIGINT or SIGTERM, everything saved.
+
         """
         self.progress = Progress(self.title, self.settings.steps, quiet=not self.fabric.is_global_zero)
         try:
@@ -181,8 +183,7 @@ class Loop:
         settings = self.settings
         self.began, self.logged_at, self.logged_step = time.monotonic() - self.seconds, time.monotonic(), self.step
         while self.step < settings.steps:
-            self._step()
-            self.step += 1
+            self.advance()
             self.progress.advance()
             if self.step % settings.log_every == 0 or self.step == settings.steps:
                 self._log()
@@ -195,8 +196,8 @@ class Loop:
                 raise Interrupted(f"stopped at step {self.step} of {settings.steps}, all saved; go on with --resume")
         self._sample()
 
-    def _step(self) -> None:
-        """All turns that are due at this step, on one batch in `accumulate` parts."""
+    def advance(self) -> None:
+        """One step: all turns that are due, on one batch in `accumulate` parts. Nothing is logged or saved."""
         index = self.indices(self.step)[self.fabric.global_rank :: self.fabric.world_size]
         batches = [Batch(*self.data.batch(part, self.rng, self.fabric.device)) for part in index.chunk(self.settings.accumulate)]
         scratches: list[dict[str, Any]] = [{} for _ in batches]
@@ -220,14 +221,13 @@ class Loop:
                     figures = sample_figures(output.samples, output.label, batch.x, batch.label)
                     self.window.add({f"health.{name}": value for name, value in figures.items()})
             self._update(turn)
+        self.step += 1
 
     def _update(self, turn: Turn) -> None:
         """Clip, set the learning rate, take the optimiser's step, and let the average follow."""
         optimizer, settings = self.optimizers[turn.name], turn.optimizer
         if settings.clip is not None:
-            norm = self.fabric.clip_gradients(
-                self.wrapped[turn.trains[0]], optimizer, max_norm=settings.clip, error_if_nonfinite=False
-            )
+            norm = self.fabric.clip_gradients(self.wrapped[turn.trains[0]], optimizer, max_norm=settings.clip, error_if_nonfinite=False)
             if norm is not None:
                 self.window.add({f"{turn.name}.grad_norm": norm})
                 self._check_finite(norm, f"{turn.name}.grad_norm")
@@ -305,7 +305,12 @@ class Loop:
             return self.stop_asked
         if self.step % self.settings.log_every:
             return False
-        return bool(self.fabric.all_reduce(torch.tensor(float(self.stop_asked), device=self.fabric.device), reduce_op="sum") > 0)
+        return self._reduced([float(self.stop_asked)], "sum")[0] > 0
+
+    def _reduced(self, values: list[float], operation: str) -> list[float]:
+        """`values` summed or averaged over all processes."""
+        reduced = self.fabric.all_reduce(torch.tensor(values, device=self.fabric.device), reduce_op=operation)
+        return cast(Tensor, reduced).tolist()
 
     # --- what is kept ------------------------------------------------------------------------------------------------
 
@@ -314,8 +319,7 @@ class Loop:
         self._check_noted()
         means = self.window.means()
         if self.fabric.world_size > 1:
-            reduced = self.fabric.all_reduce(torch.tensor(list(means.values()), device=self.fabric.device), reduce_op="mean")
-            means = dict(zip(means, reduced.tolist(), strict=True))
+            means = dict(zip(means, self._reduced(list(means.values()), "mean"), strict=True))
         self.window = Window()
         now = time.monotonic()
         self.seconds = now - self.began
@@ -358,7 +362,10 @@ class Loop:
         rng = {"loop": self.rng.get_state(), "torch": torch.get_rng_state()}
         if self.fabric.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.fabric.device)
-        gathered = {name: self.fabric.all_gather(state.to(self.fabric.device)).cpu().reshape(-1, len(state)) for name, state in rng.items()}
+        gathered = {
+            name: cast(Tensor, self.fabric.all_gather(state.to(self.fabric.device))).cpu().reshape(-1, len(state))
+            for name, state in rng.items()
+        }
         if self.fabric.is_global_zero:
             state = {
                 "step": self.step,

@@ -1,6 +1,6 @@
 """A run folder: from it alone everything about a run can be made again.
 
-    recipe.yaml  metrics.jsonl  checkpoints/step_N/  samples/step_N.png  model/  teacher/  results.json  report.html
+recipe.yaml  metrics.jsonl  checkpoints/step_N/  samples/step_N.png  model/  teacher/  results.json  report.html
 """
 
 import json
@@ -54,7 +54,9 @@ class RunFolder:
         if not resume:
             raise UserError(f"{self.path} already holds a run; go on with it by --resume, or give another folder")
         before = self.recipe()
-        differing = _differences({k: v for k, v in before.items() if k not in RESUMABLE}, {k: v for k, v in recipe.items() if k not in RESUMABLE})
+        differing = _differences(
+            {k: v for k, v in before.items() if k not in RESUMABLE}, {k: v for k, v in recipe.items() if k not in RESUMABLE}
+        )
         if differing:
             raise UserError(
                 f"{self.path} holds a run of another recipe:\n"

@@ -11,15 +11,16 @@ from fewstep.viz.plots import curves
 
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#111}"
-    "table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.25rem .7rem;border-bottom:1px solid #ccc;text-align:right}"
+    "table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
+    "td,th{padding:.25rem .7rem;border-bottom:1px solid #ccc;text-align:right}"
     "td:first-child,th:first-child{text-align:left}img{max-width:100%;margin:.3rem 0}figure{display:inline-block;margin:.4rem}"
     "figcaption{font-size:.85rem;color:#444}pre{background:#f4f4f4;padding:1rem;overflow:auto}.alarm{color:#a00000}"
 )
 
 
 def _picture(content: bytes, caption: str) -> str:
-    encoded = base64.b64encode(content).decode()
-    return f'<figure><img src="data:image/png;base64,{encoded}" alt="{html.escape(caption)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+    source, text = f"data:image/png;base64,{base64.b64encode(content).decode()}", html.escape(caption)
+    return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
 
 
 def html_table(lines: Sequence[Sequence[str]]) -> str:
@@ -29,20 +30,23 @@ def html_table(lines: Sequence[Sequence[str]]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def write_report(path: Path, title: str, records: Sequence[dict[str, Any]], pictures: Sequence[Path], results: Sequence[Sequence[str]], recipe: str) -> None:
+def write_report(
+    path: Path, title: str, records: Sequence[dict[str, Any]], pictures: Sequence[Path], results: Sequence[Sequence[str]], recipe: str
+) -> None:
     """Write the report of a run to `path`.
 
     `records` are the lines of metrics.jsonl, `pictures` its sample grids in order, `results` the evaluation's table or empty,
     `recipe` the text of recipe.yaml.
     """
-    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>"]
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
+    parts = [head + f"<h1>{html.escape(title)}</h1>"]
     raised: dict[str, list[int]] = {}
     for record in records:
         for name in record.get("alarms", []):
             raised.setdefault(name, []).append(record["step"])
     if raised:
         text = "; ".join(f"{name} (steps {steps[0]} to {steps[-1]})" for name, steps in raised.items())
-        parts.append(f'<p class=alarm>Alarms: {html.escape(text)}</p>')
+        parts.append(f"<p class=alarm>Alarms: {html.escape(text)}</p>")
     else:
         parts.append("<p>No alarms were raised.</p>")
     if results:

@@ -1,0 +1,29 @@
+# Thin: the work is in the package and in pytest. `make demo` and `make test` set everything up by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint install clean
+
+demo: install
+	$(BIN)/fewstep demo --out runs/demo
+
+test: install
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: .venv/installed
+
+# torch first and alone: plain `torch`, or a range, would bring gigabytes of CUDA to a machine without a GPU
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs

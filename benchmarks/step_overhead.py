@@ -1,0 +1,162 @@
+"""What a training step costs beyond the network passes it cannot avoid.
+
+    python benchmarks/step_overhead.py [--repeats 15] [--only digits]
+
+For each turn (teacher, generator, fake) and each network (digits; the 32x32 one), the time of the whole step in the loop -
+data, noise, loss, clipping, AdamW, EMA, logging - over the time of the bare forward and backward passes. Step and passes
+alternate in one process; the figure is the median of the pairwise ratios. Peak memory is read in a process of its own for
+each. Writes results/step_overhead.json.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+
+from fewstep import build
+from fewstep.config import load_recipe
+from fewstep.evaluation import machine
+from fewstep.methods import DMD2
+from fewstep.training.loop import Loop, LoopSettings
+from fewstep.training.run_folder import RunFolder
+
+RESULTS = Path(__file__).parent / "results" / "step_overhead.json"
+BATCH = {"digits": 64, "photos": 32}
+TURNS = ("teacher", "generator dmd", "generator sid", "fake")
+
+
+def setting(network: str, turn: str, folder: Path, precision: str = "32-true") -> tuple[Callable[[], None], Callable[[], None]]:
+    """(whole step, bare passes) of one turn."""
+    recipe = load_recipe(f"teacher/{network}", ("method.label_dropout=0",))
+    data = build.load_data(recipe.data)
+    teacher = build.make_method(recipe, data)
+    torch.set_num_threads(build.choose_threads("auto", teacher.networks["denoiser"], data.shape))
+    method = teacher
+    if turn != "teacher":
+        settings = load_recipe(f"dmd2/{network}", (f"method.teacher={folder}",))
+        RunFolder(folder).save_model(teacher.ship(teacher.networks["denoiser"], 0), folder)
+        settings.method.loss = "sid" if turn.endswith("sid") else "dmd"
+        method = build.make_method(settings, data)
+        assert isinstance(method, DMD2)
+        method.turns = tuple(t for t in method.turns if t.name == ("guidance" if turn == "fake" else "generator"))
+        method.turns = (type(method.turns[0])(method.turns[0].name, method.turns[0].trains, method.turns[0].optimizer, every=1),)
+    fabric = Fabric(accelerator="auto", devices=1, precision=precision)
+    loop = Loop(method, data, fabric, RunFolder(folder), LoopSettings(steps=10**6, batch_size=BATCH[network]))
+    bare = {name: module.network for name, module in method.networks.items()}
+    x = torch.randn(BATCH[network], *data.shape, device=fabric.device)
+    c_noise = torch.randn(len(x), device=fabric.device)
+    label = torch.randint(data.num_classes or 1, (len(x),), device=fabric.device)
+
+    def passes() -> None:
+        for module in bare.values():
+            module.requires_grad_(False)
+        with fabric.autocast():
+            if turn == "teacher":
+                bare["denoiser"].requires_grad_(True)(x, c_noise, label).mean().backward()
+            elif turn == "fake":
+                with torch.no_grad():
+                    bare["generator"](x, c_noise, label)
+                bare["fake"].requires_grad_(True)(x, c_noise, label).mean().backward()
+            else:
+                made = bare["generator"].requires_grad_(True)(x, c_noise, label)
+                if turn.endswith("sid"):
+                    (bare["teacher"](made, c_noise, label) + bare["fake"](made, c_noise, label)).mean().backward()
+                else:
+                    with torch.no_grad():
+                        bare["teacher"](x, c_noise, label)
+                        bare["fake"](x, c_noise, label)
+                    made.mean().backward()
+        for module in bare.values():
+            module.zero_grad(set_to_none=True)
+
+    return loop.advance, passes
+
+
+def timed(call: Callable[[], None]) -> float:
+    """Seconds of one call."""
+    began = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def measure(network: str, turn: str, repeats: int, precision: str) -> dict:
+    """The overhead of one turn, and the peak memory of a process that does only the step or only the passes."""
+    with tempfile.TemporaryDirectory() as folder:
+        step, passes = setting(network, turn, Path(folder), precision)
+        for call in (step, passes, step, passes):
+            call()
+        pairs = [(timed(step), timed(passes)) for _ in range(repeats)]
+    ratio = statistics.median(a / b for a, b in pairs)
+    row = {
+        "network": network,
+        "turn": turn,
+        "batch": BATCH[network],
+        "threads": torch.get_num_threads(),
+        "repeats": repeats,
+        "ratio": ratio,
+    }
+    row |= {"step_ms": 1e3 * statistics.median(a for a, _ in pairs), "passes_ms": 1e3 * statistics.median(b for _, b in pairs)}
+    for kind in ("step", "passes"):
+        command = [sys.executable, __file__, "--memory", kind, "--only", network, "--turn", turn, "--precision", precision]
+        row[f"{kind}_peak_mib"] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    return row
+
+
+def peak(network: str, turn: str, kind: str, precision: str) -> float:
+    """Peak memory in MiB after three calls: of the device where there is one, else of this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        step, passes = setting(network, turn, Path(folder), precision)
+        for _ in range(3):
+            (step if kind == "step" else passes)()
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def main() -> None:
+    """Measure, print a table, write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--only", choices=list(BATCH))
+    parser.add_argument("--turn", choices=TURNS)
+    parser.add_argument("--precision", default="32-true", help="bf16-mixed on a GPU")
+    parser.add_argument("--memory", choices=("step", "passes"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory:
+        print(peak(arguments.only, arguments.turn, arguments.memory, arguments.precision))
+        return
+    rows = []
+    print(f"{'network':8} {'turn':14} {'ratio':>6} {'step ms':>9} {'passes ms':>9} {'step MiB':>9} {'passes MiB':>10}")
+    for network in [arguments.only] if arguments.only else BATCH:
+        for turn in [arguments.turn] if arguments.turn else TURNS:
+            row = measure(network, turn, arguments.repeats if network == "digits" else max(5, arguments.repeats // 3), arguments.precision)
+            rows.append(row)
+            print(
+                f"{network:8} {turn:14} {row['ratio']:6.3f} {row['step_ms']:9.1f} {row['passes_ms']:9.1f} "
+                f"{row['step_peak_mib']:9.0f} {row['passes_peak_mib']:10.0f}",
+                flush=True,
+            )
+    if not (arguments.only or arguments.turn):
+        name = (
+            "step_overhead.json"
+            if not torch.cuda.is_available()
+            else f"step_overhead_{torch.cuda.get_device_name().replace(' ', '_')}.json"
+        )
+        RESULTS.with_name(name).write_text(
+            json.dumps({"command": "python benchmarks/step_overhead.py", "machine": machine(), "rows": rows}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Seconds of training until one-step samples stand at 1.6 times the floor: the shipped settings against the published ones.
+
+    python benchmarks/time_to_quality.py [--teacher runs/quality/teacher_0] [--seconds 60] [--factor 4]
+
+All arms share network, teacher, batch and data. They train in turns of a few seconds in one process, so that a machine whose
+speed drifts treats them alike, and are measured (2,000 samples of the averaged generator) after each turn; measuring does not
+count. The published arms use DMD2's loss and optimiser (arXiv 2405.14867, edm folder of its release) at ratios 10 and 5 and
+learning rates 2e-6 and 2e-5. The study ends when every arm has arrived, or has trained `factor` times as long as the shipped
+one took. Writes results/time_to_quality.json.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+
+from fewstep import build
+from fewstep.config import load_recipe
+from fewstep.evaluation import machine, suite_for
+from fewstep.metrics.features import extract
+from fewstep.metrics.frechet import frechet_distance
+from fewstep.training.loop import Loop, LoopSettings
+from fewstep.training.run_folder import RunFolder
+
+RESULTS = Path(__file__).parent / "results" / "time_to_quality.json"
+TARGET, SAMPLES = 1.6, 2000
+PUBLISHED = ["method.loss=dmd", "method.generator_warmup=0", "method.generator_decay_from=1", "method.generator_final=1", "method.beta2=0.999", "method.reuse_generator_batch=false"]
+ARMS = {
+    "shipped": [],
+    **{
+        f"published, ratio {ratio}, lr {lr}": [
+            *PUBLISHED,
+            f"method.dfake_gen_update_ratio={ratio}",
+            f"method.generator_lr={lr}",
+            f"method.guidance_lr={lr}",
+        ]
+        for ratio in (10, 5)
+        for lr in ("2e-6", "2e-5")
+    },
+}
+
+
+class Arm:
+    """One setting in training, with its clock."""
+
+    def __init__(self, overrides: list[str], teacher: Path, folder: Path, seed: int) -> None:
+        recipe = load_recipe("dmd2/digits", (*overrides, f"method.teacher={teacher}", f"seed={seed}"))
+        self.data = build.load_data(recipe.data)
+        self.method = build.make_method(recipe, self.data)
+        settings = LoopSettings(
+            recipe.steps, recipe.batch_size, seed, ema_decay=recipe.method.ema_decay, ema_warmup=recipe.method.ema_warmup
+        )
+        self.loop = Loop(self.method, self.data, Fabric(accelerator="cpu", devices=1), RunFolder(folder), settings)
+        self.seconds, self.curve = 0.0, []
+
+    def train(self, seconds: float) -> None:
+        """Train for about so long."""
+        began = time.perf_counter()
+        while (passed := time.perf_counter() - began) < seconds:
+            self.loop.advance()
+        self.seconds += passed
+
+    def arrived(self) -> float | None:
+        """Seconds at the first measurement at or below the target."""
+        return next((seconds for seconds, _, value in self.curve if value <= TARGET), None)
+
+
+def main() -> None:
+    """Race the arms, print and write what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", type=Path, default=Path("runs/quality/teacher_0"))
+    parser.add_argument("--turn", type=float, default=4.0, help="seconds of training between measurements")
+    parser.add_argument("--factor", type=float, default=5.0)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        arms = {name: Arm(overrides, arguments.teacher, Path(folder), arguments.seed) for name, overrides in ARMS.items()}
+        suite = suite_for(arms["shipped"].data)
+
+        def measure(arm: Arm) -> float:
+            samples = arm.method.ship(arm.loop.ema.module, arm.loop.step).sample(SAMPLES, seed=0)
+            return frechet_distance(extract(suite.network, samples), suite.heldout_features) / suite.floor
+
+        limit = float("inf")
+        while any(arm.arrived() is None and arm.seconds < limit for arm in arms.values()):
+            for name, arm in arms.items():
+                if arm.arrived() is None and arm.seconds < limit:
+                    arm.train(arguments.turn)
+                    arm.curve.append((arm.seconds, arm.loop.step, measure(arm)))
+                    print(f"{name:30} {arm.seconds:7.1f} s, step {arm.loop.step:6}, {arm.curve[-1][2]:6.2f} x the floor", flush=True)
+            if (shipped := arms["shipped"].arrived()) is not None:
+                limit = arguments.factor * shipped
+    rows = []
+    for name, arm in arms.items():
+        arrived = arm.arrived()
+        rows.append(
+            {
+                "arm": name,
+                "arrived": arrived,
+                "trained": arm.seconds,
+                "steps": arm.loop.step,
+                "stood_at": arm.curve[-1][2],
+                "curve": arm.curve,
+            }
+        )
+        verdict = f"{arrived:.1f} s" if arrived else f"not in {arm.seconds:.0f} s (stood at {arm.curve[-1][2]:.2f})"
+        print(f"{name:30} {verdict}")
+    content = {
+        "command": "python benchmarks/time_to_quality.py",
+        "target": TARGET,
+        "n": SAMPLES,
+        "seed": arguments.seed,
+        "machine": machine(),
+    }
+    RESULTS.write_text(json.dumps({**content, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""What all tests share: one thread, no network, tiny finished runs made once, and two ways to call the command line."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+# subprocesses inherit these; the Hub's is read when huggingface_hub is imported
+os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "HF_HUB_OFFLINE": "1"}
+
+import pytest
+import torch
+
+CADENCE = ("trainer.log_every=2", "trainer.checkpoint_every=2", "trainer.sample_every=3")
+COMMON = ("batch_size=16", "steps=6", "trainer.accelerator=cpu", *CADENCE)
+NETWORK = ("network.channels=[8,32]", "network.groups=4", "network.head_dim=8", "network.dropout=0.1")
+GAN = ("method.gan=true", "method.gan_weight_generator=auto", "method.generator_warmup=0")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+class Outcome(NamedTuple):
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+def _run(*arguments: object) -> Outcome:
+    from fewstep import cli
+
+    out, err = io.StringIO(), io.StringIO()
+    before, sys.argv = sys.argv, ["fewstep", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                cli.main()
+                code = 0
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            except Exception:  # what the interpreter does with it
+                traceback.print_exc()
+                code = 1
+    finally:
+        sys.argv = before
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def command():
+    """``command(*arguments) -> Outcome``: the command line, in this process."""
+    return _run
+
+
+@pytest.fixture(scope="session")
+def done(command):
+    """Like `command`, for a command that must succeed."""
+
+    def call(*arguments: object) -> Outcome:
+        outcome = command(*arguments)
+        assert outcome.code == 0, outcome.err
+        return outcome
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def mistake(command):
+    """Like `command`, for a command that a user must mend: exit code 2 and one message, which is returned."""
+
+    def call(*arguments: object) -> str:
+        outcome = command(*arguments)
+        assert outcome.code == 2, outcome
+        assert "Traceback" not in outcome.err, outcome.err
+        assert outcome.err.count("error: ") == 1, outcome.err
+        return outcome.err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def fewstep_cli():
+    """The command line in a process of its own; keyword arguments go to `subprocess.run`."""
+
+    def call(*arguments: object, **options) -> subprocess.CompletedProcess:
+        whole = [sys.executable, "-m", "fewstep", *map(str, arguments)]
+        return subprocess.run(whole, **{"capture_output": True, "text": True, "timeout": 300, **options})
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def teacher_overrides() -> tuple[str, ...]:
+    """A teacher of six steps on a tiny network with dropout."""
+    return (*NETWORK, *COMMON)
+
+
+@pytest.fixture(scope="session")
+def teacher_run(done, teacher_overrides, tmp_path_factory) -> Path:
+    """A finished tiny ``teacher/digits``. Read only."""
+    path = tmp_path_factory.mktemp("runs") / "teacher"
+    done("train", "teacher/digits", *teacher_overrides, "--out", path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def student_overrides(teacher_run) -> tuple[str, ...]:
+    """A distillation of `teacher_run` in six steps, with the adversarial head and its weight measured."""
+    return (f"method.teacher={teacher_run}", *GAN, *COMMON)
+
+
+@pytest.fixture(scope="session")
+def student_run(done, student_overrides, tmp_path_factory) -> Path:
+    """A finished tiny ``dmd2/digits``. Read only."""
+    path = tmp_path_factory.mktemp("runs") / "student"
+    done("train", "dmd2/digits", *student_overrides, "--out", path)
+    return path

@@ -1,0 +1,424 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import softplus
+
+from fewstep.denoisers import MixtureDenoiser
+from fewstep.methods import DMD2, Batch, OptimizerSettings
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+NUM = 6
+
+
+def batch():
+    rng = torch.Generator().manual_seed(1)
+    return Batch(torch.rand(NUM, 1, 8, 8, generator=rng) * 2 - 1, torch.randint(0, 3, (NUM,), generator=rng))
+
+
+def seeded(seed=2):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def make_method(make_generator):
+    """``make(perturbed, **arguments) -> DMD2``; `perturbed` moves generator and fake network away from the teacher."""
+
+    def make(perturbed=True, warmup=0, label_dropout=0.0, **arguments):
+        generator_optimizer = OptimizerSettings(1e-3, warmup=warmup)
+        method = DMD2(make_generator(label_dropout=label_dropout), generator_optimizer, OptimizerSettings(1e-3), **arguments)
+        if perturbed:
+            with torch.no_grad():
+                for seed, name in enumerate(("generator", "fake")):
+                    rng = seeded(100 + seed)
+                    for p in method.networks[name].parameters():
+                        p.add_(0.1 * torch.randn(p.shape, generator=rng))
+        return method
+
+    return make
+
+
+def as_the_loop_does(method, turn):
+    """The networks, of which only the turn's own can take gradients."""
+    trains = {t.name: t.trains for t in method.turns}[turn]
+    for name, network in method.networks.items():
+        network.requires_grad_(name in trains)
+    return method.networks
+
+
+def loss(method, turn, seed=2, scratch=None):
+    return method.loss(turn, as_the_loop_does(method, turn), batch(), seeded(seed), {} if scratch is None else scratch)
+
+
+def karras(index, num=1000):
+    """Level `index` of the ascending grid."""
+    ramp = (num - 1 - index.double()) / (num - 1)
+    return (80 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+
+
+def noised(x, first, last, rng):
+    s = karras(torch.randint(first, last + 1, (len(x),), generator=rng)).float()
+    return x + s[:, None, None, None] * torch.randn(x.shape, generator=rng), s
+
+
+def generated(networks, rng):
+    n = torch.randn(NUM, 1, 8, 8, generator=rng)
+    return networks["generator"](80 * n, torch.full((NUM,), 80.0), batch().label)
+
+
+def dm_term(networks, x, rng, name):
+    """The DM term in the papers' forms, item by item."""
+    x_s, s = noised(x, 20, 980, rng)
+    real, fake = (networks[name](x_s, s, batch().label) for name in ("teacher", "fake"))
+    total = 0.0
+    for i in range(NUM):
+        scale = (x[i] - real[i]).abs().mean().detach() * x.numel()
+        if name == "dmd":
+            p_real, p_fake = x[i] - real[i], x[i] - fake[i]
+            total = total + (x[i] * (p_real - p_fake).detach()).sum() / scale  # whose gradient is the published one
+        else:
+            d = real[i] - fake[i]
+            total = total + ((1 - 1.2) * d.square() + d * (fake[i] - x[i])).sum() / scale  # SiD's Eq. 23
+    return total
+
+
+def gan_logits(networks, x, rng):
+    x_s, s = noised(x, 0, 999, rng)
+    return networks["head"](networks["fake"](x_s, s, batch().label, bottleneck=True))
+
+
+def assert_same_gradients(method, mine, theirs, *names):
+    parameters = [p for name in names for p in method.networks[name].parameters()]
+    mine, theirs = (torch.autograd.grad(value, parameters, allow_unused=True) for value in (mine, theirs))
+    assert max(g.abs().max() for g in mine if g is not None) > 1e-3
+    for a, b in zip(mine, theirs, strict=True):
+        if a is None or b is None:
+            assert a is None and b is None  # noqa: PT018
+        else:
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+# --- the generator's turn ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gan", [False, True])
+@pytest.mark.parametrize("name", ["dmd", "sid"])
+def test_generator_loss_is_the_paper_s_with_the_same_chance(make_method, name, gan):
+    method = make_method(loss=name, sid_alpha=1.2, gan=gan, gan_weight_generator=0.7)
+    networks = as_the_loop_does(method, "generator")
+    output = method.loss("generator", networks, batch(), seeded(), {})
+    rng = seeded()
+    x = generated(networks, rng)
+    expected = dm_term(networks, x, rng, name)
+    if name == "sid":
+        torch.testing.assert_close(output.terms["dm"], expected.detach())
+    if gan:
+        gan_term = softplus(-gan_logits(networks, x, rng)).mean()
+        expected = expected + 0.7 * gan_term
+        torch.testing.assert_close(output.terms["gan"], gan_term.detach())
+        torch.testing.assert_close(output.loss.detach(), output.terms["dm"] + 0.7 * output.terms["gan"])
+    assert_same_gradients(method, output.loss, expected, "generator")
+    torch.testing.assert_close(output.samples, x.detach())
+    assert torch.equal(output.label, batch().label)
+
+
+def test_dmd_loss_and_its_gap_by_value(make_method):
+    method = make_method()
+    networks = as_the_loop_does(method, "generator")
+    output = method.loss("generator", networks, batch(), seeded(), {})
+    rng = seeded()
+    x = generated(networks, rng)
+    x_s, s = noised(x, 20, 980, rng)
+    real, fake = (networks[name](x_s, s, batch().label) for name in ("teacher", "fake"))
+    grad = torch.stack([(f - r) / (i - r).abs().mean() for i, r, f in zip(x, real, fake, strict=True)])
+    torch.testing.assert_close(output.loss, (grad**2).mean() / 2)
+    torch.testing.assert_close(output.terms["gap"], (real - fake).abs().mean() / (x - real).abs().mean())
+
+
+def reference_networks(x):
+    """The golden values' stand-ins: a generator that gives `x`, and two analytic denoisers."""
+
+    def denoiser(scale, shift):
+        return lambda x_s, s, label: x_s / (1 + s[:, None, None, None] ** 2) * scale + shift
+
+    return {"generator": lambda noise, sigma, label: x, "teacher": denoiser(0.9, 0.05), "fake": denoiser(0.8, -0.02)}
+
+
+def test_both_losses_are_the_reference_s(make_method, monkeypatch):
+    golden = load_file(GOLDEN / "dmd2_edm.safetensors")
+    method, x = make_method(), golden["in.latents"].requires_grad_()
+    ranges = []
+
+    def noised_as_there(x, first, last, rng):
+        ranges.append((first, last))
+        index = golden["in.timesteps_dm" if len(ranges) == 1 else "in.timesteps_fake"].flatten()
+        s = golden["np64.karras_sigmas"][index].float().double()  # the reference's grid is float32
+        return x + s[:, None, None, None] * golden["in.noise"], s
+
+    monkeypatch.setattr(method, "_noised", noised_as_there)
+    output = method.loss("generator", reference_networks(x), Batch(x.detach()), seeded(), {})
+    torch.testing.assert_close(output.loss, golden["f64.loss_dm"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(output.loss, x)[0], golden["f64.dm_autograd"], rtol=1e-5, atol=1e-9)
+    fake = method.loss("guidance", reference_networks(x), Batch(x.detach()), seeded(), {"x": x.detach()}).terms["fake"]
+    torch.testing.assert_close(fake, golden["f64.loss_fake"], rtol=1e-6, atol=0)
+    assert ranges == [tuple(golden["min_max_step"].tolist()), (0, 999)]
+
+
+@pytest.mark.parametrize("gamma", [1.0, 1.4])
+def test_dmd_gradient_between_two_gaussians_is_the_closed_form(make_method, gamma):
+    method = make_method(gamma=gamma, max_step_percent=0.6)  # above sigma 6, gamma 1.4 meets the bound on the gradient
+    x = torch.randn(NUM, 1, 8, 8, generator=seeded(7)).requires_grad_()
+    ones = torch.ones(1, 1, 8, 8)
+    networks = {
+        "generator": lambda noise, sigma, label: x,
+        "teacher": MixtureDenoiser(0.4 * ones, 0.3),
+        "fake": MixtureDenoiser(-0.1 * ones, 0.6),
+    }
+    output = method.loss("generator", networks, batch(), seeded(), {})
+    (found,) = torch.autograd.grad(output.loss, x)
+    rng = seeded()
+    torch.randn(NUM, 1, 8, 8, generator=rng)  # the generator's noise
+    x_s, s = noised(x.detach(), 20, 600, rng)
+    x_s, s = x_s.double(), s.double()[:, None, None, None]
+    # a denoiser moves x_s towards the mean by s^2 / (std^2 + s^2) of the way: V is linear in x_s
+    pull_real = s**2 / (0.09 + s**2) * (0.4 - x_s)
+    pull_fake = s**2 / (0.36 + s**2) * (-0.1 - x_s)
+    divisor = (x.detach() - (x_s + pull_real)).abs().mean((1, 2, 3), keepdim=True)
+    expected = (pull_fake - gamma * pull_real) / divisor / x.numel()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.2])
+def test_sid_gradient_passes_through_both_denoisers(make_method, alpha):
+    method = make_method(loss="sid", sid_alpha=alpha)
+    x = torch.randn(NUM, 1, 8, 8, generator=seeded(7)).requires_grad_()
+    a, b = 0.6, 0.9
+    networks = {
+        "generator": lambda noise, sigma, label: x,
+        "teacher": lambda x_s, s, label: a * x_s,
+        "fake": lambda x_s, s, label: b * x_s,
+    }
+    (found,) = torch.autograd.grad(method.loss("generator", networks, batch(), seeded(), {}).loss, x)
+    rng = seeded()
+    torch.randn(NUM, 1, 8, 8, generator=rng)
+    x = x.detach()
+    x_s, _ = noised(x, 20, 980, rng)
+    divisor, d = (x - a * x_s).abs().mean((1, 2, 3), keepdim=True), a - b
+    expected = (d * (a * x_s - x - alpha * d * x_s) + d * x_s * (a - 1 - alpha * d)) / divisor / x.numel()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["dmd", "sid"])
+def test_nothing_moves_while_the_fake_network_is_the_teacher(make_method, name):
+    method = make_method(perturbed=False, loss=name)
+    output = loss(method, "generator")
+    output.loss.backward()
+    assert output.loss.item() == 0
+    gradients = [p.grad for p in method.networks["generator"].parameters()]
+    assert max(g.abs().max().item() for g in gradients if g is not None) < 1e-6
+
+
+def test_levels_lie_between_the_two_percentages_of_the_ascending_grid(make_method):
+    method = make_method(num_train_timesteps=50, min_step_percent=0.1, max_step_percent=0.2, sigma_min=0.01, sigma_max=10.0, rho=3.0)
+    seen = []
+
+    def teacher(x, s, label):
+        seen.append(s)
+        return x
+
+    networks = {"generator": lambda noise, sigma, label: noise, "teacher": teacher, "fake": lambda x, s, label: x}
+    method.loss("generator", networks, Batch(torch.zeros(400, 1, 8, 8)), seeded(), {})
+    k = torch.arange(5, 11, dtype=torch.float64)  # both ends included; (5/6)^400: none is missed by chance
+    expected = (0.01 ** (1 / 3) + k / 49 * (10 ** (1 / 3) - 0.01 ** (1 / 3))) ** 3
+    torch.testing.assert_close(seen[0].unique(), expected.float())
+
+
+def test_the_whole_grid_can_be_asked_for(make_method):
+    method = make_method(num_train_timesteps=5, min_step_percent=0.0, max_step_percent=1.0)
+    assert (method.first, method.last) == (0, 4)
+
+
+@pytest.mark.parametrize("turn", ["generator", "guidance"])
+def test_generator_starts_from_noise_at_the_conditioning_level(make_method, turn):
+    method = make_method(conditioning_sigma=7.0)
+    seen = []
+
+    def generator(x, sigma, label):
+        seen.append((x, sigma, label))
+        return x
+
+    method.loss(turn, {**method.networks, "generator": generator}, batch(), seeded(), {})
+    x, sigma, label = seen[0]
+    torch.testing.assert_close(x, 7 * torch.randn(NUM, 1, 8, 8, generator=seeded()))
+    assert sigma == 7
+    assert torch.equal(label, batch().label)
+
+
+def test_guidance_strengthens_the_teacher_alone(make_method):
+    method = make_method(guidance_scale=3.0, label_dropout=0.1)
+    networks = {
+        "generator": lambda noise, sigma, label: torch.zeros_like(noise).requires_grad_(),
+        "teacher": lambda x, s, label: torch.full_like(x, 1.0 if label is None else 2.0),  # guided: 1 + 3 (2 - 1) = 4
+        "fake": lambda x, s, label: torch.full_like(x, 9.0 if label is None else 3.0),
+    }
+    output = method.loss("generator", networks, batch(), seeded(), {})
+    assert output.loss.item() == pytest.approx(((3 - 4) / 4) ** 2 / 2)
+    assert output.terms["gap"].item() == pytest.approx(1 / 4)
+
+
+def test_guidance_needs_a_teacher_with_label_dropout(make_method):
+    with pytest.raises(ValueError, match=r"method.guidance_scale is 2.0.*label_dropout"):
+        make_method(guidance_scale=2.0)
+
+
+# --- the guidance's turn -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gan", [False, True])
+def test_guidance_loss_is_the_paper_s_with_the_same_chance(make_method, gan):
+    method = make_method(gan=gan, gan_weight_guidance=0.6)
+    networks = as_the_loop_does(method, "guidance")
+    output = method.loss("guidance", networks, batch(), seeded(), {})
+    rng = seeded()
+    x = generated(networks, rng)
+    x_s, s = noised(x, 0, 999, rng)
+    denoised = networks["fake"](x_s, s, batch().label)
+    expected = sum((s[i] ** -2 + 0.5**-2) * (denoised[i] - x[i]).square().mean() / NUM for i in range(NUM))
+    torch.testing.assert_close(output.terms["fake"], expected.detach())
+    if gan:
+        real = softplus(-gan_logits(networks, batch().x, rng)).mean()
+        gan_term = real + softplus(gan_logits(networks, x, rng)).mean()
+        torch.testing.assert_close(output.terms["gan"], gan_term.detach())
+        expected = expected + 0.6 * gan_term
+    torch.testing.assert_close(output.loss, expected)
+    assert_same_gradients(method, output.loss, expected, *method.turns[1].trains)
+
+
+def test_fake_network_learns_from_the_samples_just_made(make_method):
+    method, scratch = make_method(), {}
+    made = loss(method, "generator", scratch=scratch).samples
+    networks = {**as_the_loop_does(method, "guidance"), "generator": lambda *_: pytest.fail("samples were drawn again")}
+    output = method.loss("guidance", networks, batch(), seeded(9), scratch)
+    x_s, s = noised(made, 0, 999, seeded(9))
+    weight = (s**-2 + 4)[:, None, None, None]
+    torch.testing.assert_close(output.loss, (weight * (networks["fake"](x_s, s, batch().label) - made) ** 2).mean())
+
+
+def test_fake_network_draws_its_own_samples_if_told_to_or_if_there_are_none(make_method):
+    for reuse, scratch in ((False, {"x": torch.zeros(NUM, 1, 8, 8)}), (True, {})):
+        method = make_method(reuse_generator_batch=reuse)
+        networks = as_the_loop_does(method, "guidance")
+        output = method.loss("guidance", networks, batch(), seeded(), scratch)
+        rng = seeded()
+        x = generated(networks, rng)
+        x_s, s = noised(x, 0, 999, rng)
+        expected = ((s**-2 + 4)[:, None, None, None] * (networks["fake"](x_s, s, batch().label) - x) ** 2).mean()
+        torch.testing.assert_close(output.loss, expected)
+
+
+# --- who learns, and when ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gan", [False, True])
+@pytest.mark.parametrize("name", ["dmd", "sid"])
+@pytest.mark.parametrize(("turn", "learning"), [("generator", {"generator"}), ("guidance", {"fake", "head"})])
+def test_gradients_reach_the_turn_s_own_networks_alone(make_method, name, gan, turn, learning):
+    method = make_method(loss=name, gan=gan)
+    loss(method, turn).loss.backward()
+    for network, module in method.networks.items():
+        gradients = [p.grad for p in module.parameters()]
+        if network in learning:
+            assert all(g is not None for g in gradients)
+            assert sum(g.abs().sum() for g in gradients) > 0
+        else:
+            assert all(g is None for g in gradients)
+
+
+def test_turns_are_declared_as_published(make_method):
+    generator, guidance = make_method(dfake_gen_update_ratio=7, gan=True).turns
+    assert (generator.name, generator.every, generator.trains) == ("generator", 7, ("generator",))  # first: its samples are reused
+    assert (guidance.name, guidance.every, guidance.trains) == ("guidance", 1, ("fake", "head"))
+
+
+@pytest.mark.parametrize("name", ["dmd", "sid"])
+def test_teacher_is_frozen_and_apart(make_method, name):
+    method = make_method(perturbed=False, loss=name, gan=True)
+    before = {key: value.clone() for key, value in method.teacher.state_dict().items()}
+    optimizers = {
+        turn.name: torch.optim.SGD([p for name in turn.trains for p in method.networks[name].parameters()], 0.1) for turn in method.turns
+    }
+    for seed in range(3):
+        for turn, optimizer in optimizers.items():
+            loss(method, turn, seed).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert not method.networks["teacher"].training
+    assert not any(p.requires_grad for p in method.networks["teacher"].parameters())
+    for state in (method.networks["teacher"].state_dict(), method.teacher.denoiser.state_dict()):
+        assert all(torch.equal(value, before[f"denoiser.{key}"]) for key, value in state.items())
+    for network in ("generator", "fake"):
+        assert any(not torch.equal(value, before[f"denoiser.{key}"]) for key, value in method.networks[network].state_dict().items())
+
+
+def test_loss_draws_on_its_generator_alone(make_method):
+    method = make_method(gan=True)
+    before = torch.get_rng_state()
+    for turn in ("generator", "guidance"):
+        losses = [loss(method, turn, seed).loss.item() for seed in (1, 1, 2)]
+        assert losses[0] == losses[1] != losses[2]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- the adversarial weight that measures itself -------------------------------------------------------------------------
+
+
+def ratio_of_gradients(method, seed):
+    """|d dm/dx| / |d gan/dx| of the generator's turn."""
+    networks, rng = as_the_loop_does(method, "generator"), seeded(seed)
+    x = generated(networks, rng)
+    dm = dm_term(networks, x, rng, "dmd")
+    gan = softplus(-gan_logits(networks, x, rng)).mean()
+    grad_dm, grad_gan = (torch.autograd.grad(term, x, retain_graph=True)[0].double() for term in (dm, gan))
+    return (grad_dm.square().sum().sqrt() / grad_gan.square().sum().sqrt()).item()
+
+
+def test_automatic_gan_weight_is_the_mean_ratio_after_warmup_and_is_then_held(make_method, monkeypatch):
+    monkeypatch.setattr(DMD2, "AUTO_UPDATES", 3)
+    method = make_method(gan=True, gan_weight_generator="auto", warmup=2)
+    ratios = [ratio_of_gradients(method, seed) for seed in range(7)]
+    outputs = [loss(method, "generator", seed) for seed in range(7)]
+    expected = [0, 0, ratios[2], sum(ratios[2:4]) / 2, *[sum(ratios[2:5]) / 3] * 3]
+    assert [output.terms["gan_weight"].item() for output in outputs] == pytest.approx(expected, rel=1e-3)
+    for output in outputs:
+        total = output.terms["dm"] + output.terms["gan_weight"] * output.terms["gan"]
+        torch.testing.assert_close(output.loss.detach(), total)
+
+
+def test_state_goes_round_and_the_measurement_goes_on(make_method, monkeypatch):
+    monkeypatch.setattr(DMD2, "AUTO_UPDATES", 4)
+    first, second = (make_method(gan=True, gan_weight_generator="auto", warmup=1) for _ in range(2))
+    second.networks["head"].load_state_dict(first.networks["head"].state_dict())
+    for seed in range(3):
+        loss(first, "generator", seed)
+    state = json.loads(json.dumps(first.state_dict()))
+    second.load_state_dict(state)
+    assert second.state_dict() == state
+    for seed in range(3, 6):
+        mine, theirs = loss(first, "generator", seed), loss(second, "generator", seed)
+        assert mine.terms["gan_weight"] == theirs.terms["gan_weight"] > 0
+        assert mine.loss == theirs.loss
+
+
+def test_what_ships_is_a_one_step_generator_of_the_weights_given(make_method):
+    method = make_method(conditioning_sigma=40.0, label_dropout=0.1)
+    network = method.networks["generator"]
+    shipped = method.ship(network, 12)
+    assert shipped.evaluations() == 1
+    assert shipped.info["label_dropout"] == 0  # it cannot be guided
+    assert (shipped.info["method"], shipped.info["step"]) == ("dmd2", 12)
+    n = torch.randn(4, 1, 8, 8, generator=seeded(3))
+    with torch.no_grad():
+        expected = network(40 * n, torch.tensor(40.0), torch.tensor([0, 1, 2, 0])).clamp(-1, 1)
+    torch.testing.assert_close(shipped.sample(4, seed=3), expected)

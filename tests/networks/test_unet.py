@@ -1,0 +1,108 @@
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from fewstep.networks import make_network
+from fewstep.networks.unet import UNet, num_parameters, zero_output
+
+CASES = [
+    ((1, 8, 8), None, [False, False]),
+    ((1, 8, 8), 3, [False, True]),
+    ((3, 8, 16), 3, [True, False]),
+]
+
+
+def made(shape, num_classes, attention):
+    """Ours and a stock UNet2DModel with the same weights, and inputs for both."""
+    torch.manual_seed(0)
+    ours = UNet(shape, num_classes, [8, 16], attention, groups=4, head_dim=8)
+    stock = UNet2DModel(
+        sample_size=shape[1:],
+        in_channels=shape[0],
+        out_channels=shape[0],
+        down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attention],
+        up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in attention[::-1]],
+        block_out_channels=[8, 16],
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=8,
+        resnet_time_scale_shift="scale_shift",
+        num_class_embeds=None if num_classes is None else num_classes + 1,
+    )
+    stock.load_state_dict(ours.unet.state_dict())
+    label = None if num_classes is None else torch.tensor([0, num_classes, 1])  # the second is the null class
+    return ours, stock, torch.randn(3, *shape), torch.tensor([-1.5, 0.1, 1.1]), label
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_forward_is_the_stock_model_s_at_a_thousand_times_c_noise(case):
+    ours, stock, x, c_noise, label = made(*case)
+    assert torch.equal(ours(x, c_noise, label), stock(x, 1000 * c_noise, class_labels=label).sample)
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_bottleneck_is_what_leaves_the_stock_model_s_middle(case):
+    ours, stock, x, c_noise, label = made(*case)
+    seen = []
+    stock.mid_block.register_forward_hook(lambda module, args, output: seen.append(output))
+    stock(x, 1000 * c_noise, class_labels=label)
+    features = ours(x, c_noise, label, bottleneck=True)
+    assert torch.equal(features, seen[0])
+    assert features.shape[1:] == (ours.bottleneck_channels, *ours.bottleneck_size)
+
+
+def test_bottleneck_does_not_pay_for_the_decoder():
+    ours, _, x, c_noise, label = made(*CASES[0])
+    ours.unet.up_blocks.register_forward_pre_hook(lambda *_: pytest.fail("the decoder ran"))
+    ours(x, c_noise, label, bottleneck=True).sum().backward()
+    without = {name.split(".")[1] for name, p in ours.named_parameters() if p.grad is None}
+    assert without == {"up_blocks", "conv_norm_out", "conv_out"}
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"attention": [True]}, "network.attention has 1 entries, network.channels 2"),
+        ({"shape": (1, 8, 9)}, "8x9 .* network.channels"),
+        ({"shape": (1, 9, 8)}, "9x8 .* network.channels"),
+        ({"groups": 3}, "network.groups 3"),
+        ({"groups": 16}, "network.groups 16"),
+        ({"head_dim": 12}, "network.head_dim 12"),
+        ({"head_dim": 16, "attention": [True, False]}, "network.head_dim 16"),
+    ],
+)
+def test_arguments_that_do_not_fit_name_their_key(change, key):
+    with pytest.raises(ValueError, match=key):
+        UNet(**{"shape": (1, 8, 8), "channels": [8, 16], "groups": 4, "head_dim": 8, **change})
+
+
+def test_a_head_wider_than_a_level_without_attention_is_fine():
+    assert UNet((1, 8, 8), channels=[8, 16], groups=4, head_dim=16).unet.config.attention_head_dim == 16
+
+
+def test_unknown_network_is_refused_by_its_key():
+    with pytest.raises(ValueError, match=r"network.name is 'unett'; allowed: 'unet'"):
+        make_network({"name": "unett"}, (1, 8, 8), None)
+
+
+def test_make_network_passes_everything_on():
+    arguments = {"channels": [8, 16], "groups": 4, "head_dim": 8, "dropout": 0.25, "layers_per_block": 2}
+    config = make_network({"name": "unet", **arguments}, (3, 8, 8), 5).unet.config
+    assert (config.in_channels, config.out_channels, config.num_class_embeds) == (3, 3, 6)
+    assert (config.block_out_channels, config.norm_num_groups, config.attention_head_dim) == ((8, 16), 4, 8)
+    assert (config.dropout, config.layers_per_block) == (0.25, 2)
+
+
+@torch.no_grad()
+def test_zero_output_silences_the_network():
+    ours, _, x, c_noise, label = made(*CASES[1])
+    assert ours(x, c_noise, label).abs().max() > 0.01
+    zero_output(ours)
+    assert torch.equal(ours(x, c_noise, label), torch.zeros_like(x))
+
+
+def test_num_parameters_counts_frozen_ones_too():
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2).requires_grad_(False))
+    assert num_parameters(module) == 3 * 4 + 4 + 4 * 2 + 2

@@ -1,0 +1,275 @@
+import dataclasses
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from fewstep import build
+from fewstep.build import choose_threads, load_data, load_teacher, make_generator, make_method
+from fewstep.config import load_recipe
+from fewstep.data import load_digits
+from fewstep.errors import UserError
+from fewstep.training.run_folder import RunFolder
+
+
+@pytest.fixture
+def altered(teacher_run, tmp_path):
+    """``altered(key=value, ...)``: the teacher's model folder with another config.json."""
+
+    def call(**changes):
+        folder = shutil.copytree(teacher_run / "model", tmp_path / "altered", dirs_exist_ok=True)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+        return folder
+
+    return call
+
+
+def student_recipe(teacher, *overrides: str):
+    return load_recipe("dmd2/digits", [f"method.teacher={teacher}", *overrides])
+
+
+def refused(recipe, data=None) -> str:
+    with pytest.raises(UserError) as error:
+        make_method(recipe, data or load_digits())
+    return str(error.value)
+
+
+# --- the teacher -----------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_that_fits(teacher_run):
+    recipe = student_recipe(teacher_run)
+    for place in (teacher_run, teacher_run / "model"):
+        teacher = load_teacher(student_recipe(place).method, load_digits(), recipe.network.sigma_data)
+        assert teacher.info["method"] == "teacher"
+
+
+def test_a_teacher_of_another_sigma_data(teacher_run):
+    message = refused(student_recipe(teacher_run, "network.sigma_data=0.5"))
+    assert f"the teacher {teacher_run} does not fit this recipe: " in message
+    assert "its sigma_data is 0.75, network.sigma_data is 0.5" in message
+    assert "shape" not in message
+    assert "classes" not in message
+
+
+def test_a_teacher_of_other_classes(teacher_run):
+    data = dataclasses.replace(load_digits(), class_names=("odd", "even"))
+    message = refused(student_recipe(teacher_run), data)
+    assert "it knows 10 classes, the data digits has 2" in message
+    assert "sigma_data" not in message
+    data = dataclasses.replace(load_digits(), class_names=(), train_label=None, heldout_label=None)
+    assert "it knows 10 classes, the data digits has none" in refused(student_recipe(teacher_run), data)
+
+
+def test_a_teacher_of_another_shape(altered):
+    message = refused(student_recipe(altered(shape=[1, 16, 16])))
+    assert "it makes items of shape [1, 16, 16], the data digits has [1, 8, 8]" in message
+    assert "classes" not in message
+
+
+def test_a_distilled_generator_is_no_teacher(student_run):
+    message = refused(student_recipe(student_run))
+    assert f"the teacher {student_run} does not fit this recipe" in message
+    assert "it is a distilled generator" in message
+    assert "Give another teacher" in message
+
+
+def test_all_that_does_not_fit_comes_in_one_message(altered):
+    folder = altered(shape=[1, 16, 16], sigma_data=0.5, sampler={"name": "few_step", "sigmas": [80.0]})
+    data = dataclasses.replace(load_digits(), class_names=("odd", "even"))
+    message = refused(student_recipe(folder), data)
+    for words in ("shape [1, 16, 16]", "10 classes", "its sigma_data is 0.5, network.sigma_data is 0.75", "distilled generator"):
+        assert words in message
+    assert message.count("does not fit") == 1
+
+
+def test_a_teacher_that_does_not_fit_at_the_command_line(mistake, student_run, tmp_path):
+    message = mistake("train", "dmd2/digits", f"method.teacher={student_run}", "network.sigma_data=0.5", "--out", tmp_path / "run")
+    assert "distilled generator" in message
+    assert "network.sigma_data is 0.5" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_guidance_needs_a_teacher_that_was_trained_for_it(altered, teacher_run):
+    info = json.loads((teacher_run / "model" / "config.json").read_text())["info"]
+    make_method(student_recipe(teacher_run, "method.guidance_scale=2"), load_digits())
+    message = refused(student_recipe(altered(info=info | {"label_dropout": 0.0}), "method.guidance_scale=2"))
+    assert "method.guidance_scale is 2" in message
+    assert "label dropout" in message
+
+
+def test_no_teacher_names_the_command_for_ones_own_data(tmp_path):
+    data = dataclasses.replace(load_digits(), name="cats")
+    message = refused(load_recipe("dmd2/digits"), data)
+    assert "method.teacher is missing" in message
+    assert "fewstep train your-teacher.yaml --out runs/teacher" in message
+
+
+def test_the_teachers_copy_in_the_run_folder_comes_first(teacher_run, student_run):
+    recipe = student_recipe("/gone/for/ever")
+    method = make_method(recipe, load_digits(), student_run / "teacher")
+    original = load_teacher(student_recipe(teacher_run).method, load_digits(), 0.75)
+    assert torch.equal(next(method.teacher.parameters()), next(original.parameters()))
+
+
+@pytest.mark.parametrize(("channels", "groups"), [([8, 16], 4), ([12, 24], 6)])
+def test_any_teacher_can_be_given_the_adversarial_head(channels, groups, tmp_path):
+    recipe = load_recipe("teacher/digits", [f"network.channels={channels}", f"network.groups={groups}", "network.head_dim=4"])
+    generator = make_generator(recipe, load_digits())
+    RunFolder(tmp_path).save_model(generator, tmp_path / "model")
+    method = make_method(student_recipe(tmp_path / "model", "method.gan=true"), load_digits())
+    assert "head" in method.networks
+
+
+# --- networks and seeds ----------------------------------------------------------------------------------------------
+
+
+def weights(module: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def test_initial_weights_depend_on_the_seed_alone(teacher_overrides):
+    data = load_digits()
+
+    def initial(*overrides: str) -> torch.Tensor:
+        return weights(make_generator(load_recipe("teacher/digits", [*teacher_overrides, *overrides]), data))
+
+    torch.manual_seed(1)
+    one = initial()
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    assert torch.equal(one, initial("steps=99", "batch_size=3"))
+    assert not torch.equal(one, initial("seed=1"))
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)  # and the process's random state is left alone
+
+
+def test_a_head_depends_on_the_seed_alone(teacher_run):
+    def head(*overrides: str) -> torch.Tensor:
+        return weights(make_method(student_recipe(teacher_run, "method.gan=true", *overrides), load_digits()).networks["head"])
+
+    torch.manual_seed(1)
+    one = head()
+    torch.manual_seed(2)
+    assert torch.equal(one, head())
+    assert not torch.equal(one, head("seed=1"))
+
+
+def test_the_recipe_reaches_the_method(teacher_run):
+    """Every setting of a method arrives where it acts."""
+    overrides = "loss=dmd gamma=1.5 guidance_scale=2.5 dfake_gen_update_ratio=4 conditioning_sigma=40. min_step_percent=.1"
+    overrides += " max_step_percent=.5 num_train_timesteps=100 sigma_min=.01 sigma_max=50. rho=5. generator_lr=1e-3"
+    overrides += " generator_warmup=3 generator_decay_from=.5 generator_final=.1 guidance_lr=2e-3 beta1=.8 beta2=.95"
+    overrides += (
+        " weight_decay=.03 clip=2. reuse_generator_batch=false gan=true gan_weight_generator=.7 gan_weight_guidance=.3 sid_alpha=1.2"
+    )
+    method = make_method(student_recipe(teacher_run, *(f"method.{o}" for o in overrides.split())), load_digits())
+    generator, guidance = method.turns
+    assert (generator.every, guidance.every) == (4, 1)
+    common = {"betas": (0.8, 0.95), "weight_decay": 0.03, "clip": 2.0}
+    assert dataclasses.asdict(generator.optimizer) == {"lr": 1e-3, "warmup": 3, "decay_from": 0.5, "final": 0.1, **common}
+    assert dataclasses.asdict(guidance.optimizer) == {"lr": 2e-3, "warmup": 0, "decay_from": 1.0, "final": 1.0, **common}
+    assert (method.loss_name, method.sid_alpha, method.gamma) == ("dmd", 1.2, 1.5)
+    assert (method.guidance_scale, method.conditioning_sigma) == (2.5, 40.0)
+    assert (method.first, method.last, len(method.levels)) == (10, 50, 100)
+    assert method.levels[0].item() == pytest.approx(0.01)
+    assert method.levels[-1].item() == pytest.approx(50)
+    assert not method.reuse_generator_batch
+    assert (method.gan_weight_generator, method.gan_weight_guidance, method.auto) == (0.7, 0.3, False)
+
+
+def test_the_recipe_reaches_the_teacher(teacher_overrides):
+    overrides = "sigma_sampling=karras sigma_mean=-1. sigma_std=1.5 num_train_timesteps=50 sigma_min=.01 sigma_max=40. rho=5. lr=1e-2"
+    overrides += (
+        " warmup=5 decay_from=.3 final=.2 label_dropout=.25 sampler=euler sampler_steps=7 beta1=.8 beta2=.95 weight_decay=.03 clip=2."
+    )
+    recipe = load_recipe("teacher/digits", [*teacher_overrides, "network.sigma_data=0.6", *(f"method.{o}" for o in overrides.split())])
+    method = make_method(recipe, load_digits())
+    (turn,) = method.turns
+    assert dataclasses.asdict(turn.optimizer) == {
+        "lr": 1e-2,
+        "betas": (0.8, 0.95),
+        "weight_decay": 0.03,
+        "clip": 2.0,
+        "warmup": 5,
+        "decay_from": 0.3,
+        "final": 0.2,
+    }
+    assert (method.sigma_sampling, method.sigma_mean, method.sigma_std, method.label_dropout) == ("karras", -1.0, 1.5, 0.25)
+    assert method.generator.sampler == {"name": "euler", "steps": 7, "sigma_min": 0.01, "sigma_max": 40.0, "rho": 5.0}
+    assert method.generator.sigma_data == 0.6
+    assert len(method.levels) == 50
+    assert sorted(method.levels.tolist())[0] == pytest.approx(0.01)
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def images_recipe(path, *overrides: str):
+    return load_recipe("teacher/digits", ["data.name=images", f"data.path={path}", *overrides])
+
+
+@pytest.mark.parametrize("kind", ["nothing", "file", "empty"])
+def test_data_that_is_not_there(kind, tmp_path):
+    path = tmp_path / "data"
+    if kind == "file":
+        path.touch()
+    elif kind == "empty":
+        path.mkdir()
+    with pytest.raises(UserError, match=str(path)) as error:
+        load_data(images_recipe(path).data)
+    assert "data.path" in str(error.value)
+    assert "empty" in str(error.value) if kind == "empty" else "not a folder" in str(error.value)
+
+
+def test_data_of_ones_own_reaches_the_loop(tmp_path):
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for k in range(6):
+            Image.fromarray(np.full((20, 24, 3), 40 * k, np.uint8)).save(tmp_path / label / f"{k}.png")
+    data = load_data(images_recipe(tmp_path, "data.size=16", "data.channels=1", "data.holdout=0.5", "data.flip=true").data)
+    assert data.shape == (1, 16, 16)
+    assert data.class_names == ("cat", "dog")
+    assert (len(data.train), len(data.heldout), data.flip) == (6, 6, True)
+
+
+def test_photos_that_are_asked_for_too_large():
+    with pytest.raises(UserError, match=r"data\.size is 400"):
+        load_data(load_recipe("teacher/digits", ["data.name=photos", "data.size=400"]).data)
+
+
+# --- threads ---------------------------------------------------------------------------------------------------------
+
+
+def test_small_networks_get_one_thread_and_large_ones_every_core(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    network = nn.Linear(1000, 999)  # a million parameters with the bias
+    parameters = sum(p.numel() for p in network.parameters())
+    assert parameters == 999_999
+    side = 32
+    assert choose_threads("auto", network, (3, side, side)) == 6  # 1e9 multiply-adds and more
+    assert choose_threads("auto", network, (1, 8, 8)) == 1
+    assert choose_threads("auto", network, (64,)) == 1
+    assert choose_threads(3, network, (1, 8, 8)) == 3  # what is asked for is done
+    assert choose_threads(1, network, (3, side, side)) == 1
+
+
+def test_the_shipped_teacher_is_a_small_network(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    generator = make_generator(load_recipe("teacher/digits"), load_digits())
+    assert choose_threads("auto", generator.denoiser, generator.shape) == 1
+
+
+def test_threads_are_set_for_a_run(monkeypatch, teacher_overrides, tmp_path):
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    for threads in ("auto", "3"):
+        recipe = load_recipe("teacher/digits", [*teacher_overrides, "steps=1", f"trainer.threads={threads}"])
+        build.train(recipe, tmp_path / threads)
+    assert asked == [1, 3]

@@ -1,0 +1,105 @@
+import json
+import struct
+import sys
+
+import pytest
+from PIL import Image
+
+from fewstep.errors import UserError
+from fewstep.training.run_folder import RunFolder
+from fewstep.training.tracking import NoTracker, make_tracker
+
+
+def scalars(records) -> dict[int, dict[str, float]]:
+    """What a tracker should have been given: the numbers of metrics.jsonl by step."""
+    return {r["step"]: {k: v for k, v in r.items() if k != "step" and isinstance(v, int | float)} for r in records}
+
+
+def wandb_history(file) -> dict[int, dict[str, object]]:
+    """The rows that an offline run holds: protobuf records in LevelDB's log format (blocks of 32 KiB, 7 bytes of header)."""
+    from wandb.proto import wandb_internal_pb2
+
+    content, position, record = file.read_bytes(), 7, b""
+    rows: dict[int, dict[str, object]] = {}
+    while position + 7 <= len(content):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        length, kind = struct.unpack("<HB", content[position + 4 : position + 7])
+        record += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or its last part
+            message = wandb_internal_pb2.Record()
+            message.ParseFromString(record)
+            record = b""
+            if message.HasField("history"):
+                items = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in message.history.item}
+                rows.setdefault(message.history.step.num, {}).update(items)
+    return rows
+
+
+def test_wandb_offline_holds_every_record_and_picture(done, teacher_overrides, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    run = tmp_path / "run"
+    done("train", "teacher/digits", *teacher_overrides, "trainer.tracker=wandb", "--out", run)
+    (folder,) = (run / "wandb").glob("offline-run-*")
+    (file,) = folder.glob("*.wandb")
+    assert (run / "wandb_id").read_text() in file.name  # one id a run folder: a resumed run goes on with its own curves
+    rows = wandb_history(file)
+    expected = scalars(RunFolder(run).metrics())
+    assert sorted(expected) == [2, 4, 6]
+    for step, values in expected.items():
+        assert {name: rows[step][name] for name in values} == pytest.approx(values)
+    assert rows[3]["samples._type"] == "image-file"
+    for step in (3, 6):
+        picture = folder / "files" / rows[step]["samples.path"]
+        with Image.open(picture) as one, Image.open(run / "samples" / f"step_{step}.png") as other:
+            assert one.convert("RGB").tobytes() == other.convert("RGB").tobytes()
+
+
+def test_tensorboard_holds_every_record_and_picture(done, teacher_overrides, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    done("train", "teacher/digits", *teacher_overrides, "trainer.tracker=tensorboard", "--out", run)
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    expected = scalars(RunFolder(run).metrics())
+    assert set(events.Tags()["scalars"]) == set(expected[2])
+    for name in expected[2]:
+        found = {event.step: event.value for event in events.Scalars(name)}
+        assert found == pytest.approx({step: values[name] for step, values in expected.items()}, rel=1e-6)  # kept as float32
+    assert [event.step for event in events.Images("samples")] == [3, 6]
+    with Image.open(run / "samples" / "step_3.png") as picture:
+        assert (events.Images("samples")[0].width, events.Images("samples")[0].height) == picture.size
+
+
+def test_a_run_that_is_tracked_learns_the_same(done, teacher_run, teacher_overrides, tmp_path):
+    done("train", "teacher/digits", *teacher_overrides, "trainer.tracker=tensorboard", "--out", tmp_path / "run")
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == (teacher_run / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("name", "module"), [("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard")])
+def test_a_tracker_that_is_not_installed_names_what_to_install(name, module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)  # an import of it fails
+    with pytest.raises(UserError, match=rf"trainer.tracker is '{name}', which is not installed: pip install 'fewstep\[{name}\]'"):
+        make_tracker(name, tmp_path, {})
+
+
+def test_after_installing_the_tracker_the_same_command_works(mistake, done, teacher_overrides, tmp_path, monkeypatch):
+    arguments = ["train", "teacher/digits", *teacher_overrides, "steps=1", "trainer.tracker=tensorboard", "--out", tmp_path / "run"]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        assert "fewstep[tensorboard]" in mistake(*arguments)
+    done(*arguments)
+
+
+def test_no_tracker_imports_nothing_and_takes_everything(tmp_path):
+    tracker = make_tracker("none", tmp_path, {})
+    assert isinstance(tracker, NoTracker)
+    tracker.log({"step": 1, "loss": 2.0})
+    tracker.image(tmp_path / "none.png", 1)
+    tracker.close()
+    assert list(tmp_path.iterdir()) == []
