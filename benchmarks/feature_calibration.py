@@ -22,7 +22,7 @@ from fewstep.metrics.features import extract
 from fewstep.metrics.frechet import frechet_distance
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from train_digit_features import EPOCHS, train_classifier  # noqa: E402 - a script, found by its path
+from train_digit_features import EPOCHS, train_classifier
 
 RESULTS = Path(__file__).parent / "results" / "feature_calibration.json"
 SEEDS = range(5)
@@ -44,7 +44,9 @@ def main() -> None:
         ratios.append(frechet_distance(b, c) / frechet_distance(a, c))
         print(f"split {seed}: unseen real digits lie at {ratios[-1]:.2f} x the floor")
     print(f"median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
-    RESULTS.write_text(json.dumps({"command": "python benchmarks/feature_calibration.py", "machine": machine(), "ratios": ratios}, indent=1))
+    RESULTS.write_text(
+        json.dumps({"command": "python benchmarks/feature_calibration.py", "machine": machine(), "ratios": ratios}, indent=1)
+    )
 
 
 if __name__ == "__main__":

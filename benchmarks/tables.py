@@ -56,7 +56,11 @@ def quality() -> str:
             if not values:
                 cells.append("")
                 continue
-            spread = f" ({form.format(min(values))} to {form.format(max(values))})" if form.format(min(values)) != form.format(max(values)) else ""
+            spread = (
+                f" ({form.format(min(values))} to {form.format(max(values))})"
+                if form.format(min(values)) != form.format(max(values))
+                else ""
+            )
             cells.append(form.format(statistics.mean(values)) + (spread if key != "images_per_second" else ""))
         lines.append([name, *cells])
     took = {part: statistics.median(run["seconds"][part] for run in runs) for part in ("teacher", "student")}
@@ -93,7 +97,9 @@ def time_to_quality() -> str:
         if row["arrived"]:
             lines.append([row["arm"], f"{row['arrived']:.0f}", f"{row['arrived'] / shipped:.1f} x"])
         else:
-            lines.append([row["arm"], f"not in {row['trained']:.0f} (stood at {row['stood_at']:.2f})", f"over {row['trained'] / shipped:.1f} x"])
+            lines.append(
+                [row["arm"], f"not in {row['trained']:.0f} (stood at {row['stood_at']:.2f})", f"over {row['trained'] / shipped:.1f} x"]
+            )
     return markdown(lines) + source(content, f" n = {content['n']}, seed {content['seed']}.")
 
 

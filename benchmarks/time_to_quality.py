@@ -28,7 +28,14 @@ from fewstep.training.run_folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results" / "time_to_quality.json"
 TARGET, SAMPLES = 1.6, 2000
-PUBLISHED = ["method.loss=dmd", "method.generator_warmup=0", "method.generator_decay_from=1", "method.generator_final=1", "method.beta2=0.999", "method.reuse_generator_batch=false"]
+PUBLISHED = [
+    "method.loss=dmd",
+    "method.generator_warmup=0",
+    "method.generator_decay_from=1",
+    "method.generator_final=1",
+    "method.beta2=0.999",
+    "method.reuse_generator_batch=false",
+]
 ARMS = {
     "shipped": [],
     **{

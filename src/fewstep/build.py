@@ -196,9 +196,8 @@ def describe(recipe: Recipe) -> list[str]:
     """What a run of `recipe` would be, for --dry-run: parameters, images to be seen, updates. Raises UserError as the run would."""
     data = load_data(recipe.data)
     method = make_method(recipe, data)
-    lines = [
-        f"data: {len(data.train)} training images, {len(data.heldout)} held out, shape {list(data.shape)}, {data.num_classes or 'no'} classes"
-    ]
+    classes = f"{data.num_classes or 'no'} classes"
+    lines = [f"data: {len(data.train)} training images, {len(data.heldout)} held out, shape {list(data.shape)}, {classes}"]
     for name, network in method.networks.items():
         turn = next((turn for turn in method.turns if name in turn.trains), None)
         does = f"learns every {turn.every} steps" if turn and turn.every > 1 else "learns every step" if turn else "frozen"

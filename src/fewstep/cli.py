@@ -168,7 +168,7 @@ def demo(
     from fewstep import demo as demonstration
 
     results = demonstration.demo(out, tuple(overrides or ()), _say)
-    for name in demonstration.STEPS:
+    for name in demonstration.STAGES:
         _report(out / name)
     _print_table(demonstration.summary(results))
     typer.echo(_footnote(results))

@@ -14,7 +14,11 @@ from fewstep.generator import load
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder
 
-STEPS = {"teacher": "teacher/digits", "student": "dmd2/digits"}
+# recipe and what differs from it: half of the full distillation is enough to see what it does
+STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "teacher": ("teacher/digits", ()),
+    "student": ("dmd2/digits", ("steps=700",)),
+}
 
 
 def demo(out: Path, overrides: tuple[str, ...] = (), say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -26,9 +30,9 @@ def demo(out: Path, overrides: tuple[str, ...] = (), say: Callable[[str], None] 
     began = time.monotonic()
     if out.exists() and not out.is_dir():
         raise UserError(f"--out is {out}, which is a file; give a folder")
-    for number, (name, source) in enumerate(STEPS.items(), start=1):
-        extra = (f"method.teacher={out / 'teacher'}",) if name == "student" else ()
-        recipe = load_recipe(source, (*overrides, *extra))
+    for number, (name, (source, differing)) in enumerate(STAGES.items(), start=1):
+        teacher = (f"method.teacher={out / 'teacher'}",) if name == "student" else ()
+        recipe = load_recipe(source, (*differing, *overrides, *teacher))
         folder = RunFolder(out / name)
         if _finished(folder, recipe.steps):
             folder.check(resolved(recipe), resume=True)

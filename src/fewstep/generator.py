@@ -52,6 +52,9 @@ class Generator(
         info: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        wanted = {"few_step": ("sigmas",)}.get(sampler.get("name", ""), ("steps", "sigma_min", "sigma_max", "rho"))
+        if sampler.get("name") not in SAMPLERS or any(key not in sampler for key in wanted):
+            raise ValueError(f"sampler is {dict(sampler)}; give a name of {', '.join(SAMPLERS)}, and {', '.join(wanted)}")
         self.shape = tuple(shape)
         self.num_classes = num_classes
         self.network_config = dict(network)
@@ -153,11 +156,13 @@ class Generator(
             batch_size: samples a network evaluation.
 
         Raises:
-            UserError: (a ValueError) for a number, label, step count, sampler or guidance that this generator cannot serve.
+            UserError: (a ValueError) for a number, batch size, label, step count, sampler or guidance that this generator cannot serve.
 
         """
         if num < 1:
             raise UserError(f"num is {num}; give at least 1")
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; give at least 1")
         name = sampler or self.sampler["name"]
         ode = self.sampler["name"] != "few_step"
         if name not in SAMPLERS or (name == "few_step") == ode:
@@ -196,7 +201,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Generator:
     if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
         raise UserError(f"{path} is not a folder; give a run folder, a model folder, or a Hub id (owner/name)")
     try:
-        return Generator.from_pretrained(str(path), strict=True).to(device).eval()
+        with torch.random.fork_rng(devices=[]):
+            return Generator.from_pretrained(str(path), strict=True).to(device).eval()
     except Exception as error:  # from three libraries, each with exceptions of its own
         raise UserError(f"{path} is neither a folder here nor a model that the Hub gives: {first_line(error)}") from error
 

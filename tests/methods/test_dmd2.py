@@ -310,7 +310,10 @@ def test_fake_network_draws_its_own_samples_if_told_to_or_if_there_are_none(make
     for reuse, scratch in ((False, {"x": torch.zeros(NUM, 1, 8, 8)}), (True, {})):
         method = make_method(reuse_generator_batch=reuse)
         networks = as_the_loop_does(method, "guidance")
+        networks["generator"].requires_grad_(True)  # it would learn here if it were asked with gradients
         output = method.loss("guidance", networks, batch(), seeded(), scratch)
+        output.loss.backward()
+        assert all(p.grad is None for p in networks["generator"].parameters())
         rng = seeded()
         x = generated(networks, rng)
         x_s, s = noised(x, 0, 999, rng)
@@ -384,11 +387,18 @@ def ratio_of_gradients(method, seed):
     return (grad_dm.square().sum().sqrt() / grad_gan.square().sum().sqrt()).item()
 
 
+def updated(method, seed):
+    """The generator's loss, and the count of its update, as the loop does it."""
+    output = loss(method, "generator", seed)
+    method.after_update("generator")
+    return output
+
+
 def test_automatic_gan_weight_is_the_mean_ratio_after_warmup_and_is_then_held(make_method, monkeypatch):
     monkeypatch.setattr(DMD2, "AUTO_UPDATES", 3)
     method = make_method(gan=True, gan_weight_generator="auto", warmup=2)
     ratios = [ratio_of_gradients(method, seed) for seed in range(7)]
-    outputs = [loss(method, "generator", seed) for seed in range(7)]
+    outputs = [updated(method, seed) for seed in range(7)]
     expected = [0, 0, ratios[2], sum(ratios[2:4]) / 2, *[sum(ratios[2:5]) / 3] * 3]
     assert [output.terms["gan_weight"].item() for output in outputs] == pytest.approx(expected, rel=1e-3)
     for output in outputs:
@@ -401,12 +411,12 @@ def test_state_goes_round_and_the_measurement_goes_on(make_method, monkeypatch):
     first, second = (make_method(gan=True, gan_weight_generator="auto", warmup=1) for _ in range(2))
     second.networks["head"].load_state_dict(first.networks["head"].state_dict())
     for seed in range(3):
-        loss(first, "generator", seed)
+        updated(first, seed)
     state = json.loads(json.dumps(first.state_dict()))
     second.load_state_dict(state)
     assert second.state_dict() == state
     for seed in range(3, 6):
-        mine, theirs = loss(first, "generator", seed), loss(second, "generator", seed)
+        mine, theirs = updated(first, seed), updated(second, seed)
         assert mine.terms["gan_weight"] == theirs.terms["gan_weight"] > 0
         assert mine.loss == theirs.loss
 

@@ -5,13 +5,13 @@ from torch.nn.functional import conv2d, group_norm, silu
 from fewstep.networks.heads import BottleneckHead
 
 
-def head_and_features(size, channels=128, num=4):
+def head_and_features(height, width, channels=128, num=4):
     torch.manual_seed(0)
-    return BottleneckHead(channels, size), torch.randn(num, channels, size, size, requires_grad=True)
+    return BottleneckHead(channels, height, width), torch.randn(num, channels, height, width, requires_grad=True)
 
 
 def test_at_8x8_it_is_the_published_head():
-    head, x = head_and_features(8)
+    head, x = head_and_features(8, 8)
     shapes = [tuple(p.shape) for p in head.parameters() if p.ndim == 4]
     assert shapes == [(128, 128, 4, 4), (128, 128, 4, 4), (1, 128, 1, 1)]
     groups = [module.num_groups for module in head.modules() if isinstance(module, torch.nn.GroupNorm)]
@@ -23,13 +23,13 @@ def test_at_8x8_it_is_the_published_head():
 
 def test_at_the_published_width_there_are_32_groups():
     with torch.device("meta"):
-        head = BottleneckHead(768, 8)
+        head = BottleneckHead(768, 8, 8)
     assert [module.num_groups for module in head.modules() if isinstance(module, torch.nn.GroupNorm)] == [32, 32]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 16])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (7, 7), (16, 16), (4, 8), (16, 8), (1, 3)])
 def test_one_logit_an_item_from_the_whole_map(size):
-    head, x = head_and_features(size)
+    head, x = head_and_features(*size)
     logits = head(x)
     torch.testing.assert_close(logits, torch.cat([head(item[None]) for item in x]))
     (gradient,) = torch.autograd.grad(logits[1], x)
@@ -43,7 +43,7 @@ def test_it_slopes_as_much_as_it_varies(channels, size):
 
     A GroupNorm over one or two numbers gives 0 or their signs: logits that are constant or jump, without a slope to follow.
     """
-    head, x = head_and_features(size, channels, 200)
+    head, x = head_and_features(size, size, channels, 200)
     logits = head(x)
     (gradient,) = torch.autograd.grad(logits.sum(), x)
     assert logits.std() > 0.05

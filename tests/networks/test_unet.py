@@ -3,7 +3,7 @@ import torch
 from diffusers import UNet2DModel
 
 from fewstep.networks import make_network
-from fewstep.networks.unet import UNet, num_parameters, zero_output
+from fewstep.networks.unet import UNet, bottleneck_shape, num_parameters, zero_output
 
 CASES = [
     ((1, 8, 8), None, [False, False]),
@@ -50,7 +50,8 @@ def test_bottleneck_is_what_leaves_the_stock_model_s_middle(case):
     stock(x, 1000 * c_noise, class_labels=label)
     features = ours(x, c_noise, label, bottleneck=True)
     assert torch.equal(features, seen[0])
-    assert features.shape[1:] == (ours.bottleneck_channels, *ours.bottleneck_size)
+    channels, size = bottleneck_shape(ours)
+    assert features.shape[1:] == (channels, *size)
 
 
 def test_bottleneck_does_not_pay_for_the_decoder():
@@ -93,6 +94,11 @@ def test_make_network_passes_everything_on():
     assert (config.in_channels, config.out_channels, config.num_class_embeds) == (3, 3, 6)
     assert (config.block_out_channels, config.norm_num_groups, config.attention_head_dim) == ((8, 16), 4, 8)
     assert (config.dropout, config.layers_per_block) == (0.25, 2)
+
+
+def test_a_network_without_a_bottleneck_has_no_shape_of_it():
+    with pytest.raises(ValueError, match=r"Linear, which has no bottleneck; method\.gan"):
+        bottleneck_shape(torch.nn.Linear(2, 2))
 
 
 @torch.no_grad()

@@ -84,7 +84,7 @@ def launch(script: str, folder: Path, *arguments: Path, seconds: float) -> Ended
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])},
     )
     try:
         out, err = process.communicate(timeout=seconds)

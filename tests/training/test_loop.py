@@ -54,6 +54,7 @@ def test_a_batch_depends_on_the_seed_and_the_step_alone():
         ({"decay_from": 0.5, "final": 2.0}, 4, [1, 1, 1, 1.5]),
         ({"warmup": 2, "decay_from": 0.0, "final": 0.0}, 4, [0.5, 0.75, 0.5, 0.25]),
         ({"decay_from": 1.0, "final": 0.0}, 3, [1, 1, 1]),
+        ({"decay_from": 0.5, "final": 0.0}, 3, [1, 1, 2 / 3]),
     ],
 )
 def test_learning_rate_schedule(settings, updates, expected):
@@ -191,6 +192,15 @@ def test_the_record_holds_means_norms_and_rates(tmp_path):
         assert record["first.error"] == pytest.approx(sum(errors[s] for s in steps) / 2, rel=1e-6)
         assert record["first.grad_norm"] == pytest.approx(sum(norms[s] for s in steps) / 2, rel=1e-6)
         assert record["first.lr"] == pytest.approx(rates[steps[-1]])
+
+
+def test_the_rate_falls_over_a_turns_own_updates(tmp_path):
+    """Seven steps are four updates of a turn that is due at every second one."""
+    optimizer = OptimizerSettings(lr=1e-2, decay_from=0.0, final=0.0)
+    run = run_loop(tmp_path / "run", Linear(every=2, optimizer=optimizer), steps=7, log_every=1)
+    rates = [(record["first.lr"], record["second.lr"]) for record in run.metrics()]
+    assert [first for first, _ in rates] == pytest.approx([1e-2 * k / 4 for k in (4, 4, 3, 3, 2, 2, 1)])
+    assert [second for _, second in rates] == pytest.approx([1e-2 * k / 7 for k in (7, 6, 5, 4, 3, 2, 1)])
 
 
 def test_samples_and_the_model_folder_are_of_the_average(tmp_path):

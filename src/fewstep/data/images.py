@@ -3,6 +3,7 @@
 Pixels stay unsigned bytes until they are asked for; ``pixels / half - 1`` takes them to [-1, 1].
 """
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,8 @@ def image_folder(path: str, size: int, channels: int = 3, holdout: float = 0.1, 
     features = next(iter(loaded.values())).features
     image_column = next((k for k, f in features.items() if isinstance(f, datasets.Image)), None)
     label_column = next((k for k, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
+    if label_column is not None and any(None in split[label_column] for split in loaded.values()):
+        label_column = None  # what `datasets` makes of splits without class folders
     if image_column is None:
         raise DataError(f"data.path is {path!r}, whose columns {sorted(features)} hold no images")
 
@@ -142,8 +145,15 @@ def image_folder(path: str, size: int, channels: int = 3, holdout: float = 0.1, 
         import numpy as np
 
         pixels = np.empty((len(split), size, size, channels), np.uint8)
-        for i, image in enumerate(split[image_column]):
-            fitted = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.LANCZOS)
+        raw = split.cast_column(image_column, datasets.Image(decode=False))[image_column]
+        for i, item in enumerate(raw):
+            try:
+                with Image.open(io.BytesIO(item["bytes"]) if item["bytes"] else item["path"]) as image:
+                    fitted = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.LANCZOS)
+            except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a damaged file, by format
+                raise DataError(
+                    f"data.path is {path!r}: {item['path'] or f'image {i}'} cannot be read ({error}); mend or remove it"
+                ) from error
             pixels[i] = np.asarray(fitted).reshape(size, size, channels)
         labels = None if label_column is None else torch.tensor(list(split[label_column]))
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels
@@ -156,7 +166,11 @@ def image_folder(path: str, size: int, channels: int = 3, holdout: float = 0.1, 
         smallest = None if train_label is None else train_label.bincount().min().item()
         if len(train) < 2 or (smallest is not None and smallest < 2):
             raise DataError(f"data.path is {path!r}, with {len(train)} images and {smallest} in its smallest class; at least 2 are needed")
-        keep, out = _split(None if train_label is None else train_label.numpy(), len(train), holdout)
+        try:
+            keep, out = _split(None if train_label is None else train_label.numpy(), len(train), holdout)
+        except ValueError as error:
+            classes = f" of {len(train_label.unique())} classes" if train_label is not None else ""
+            raise DataError(f"data.holdout is {holdout}, which cannot split {len(train)} images{classes}: {error}; change it") from error
         train, heldout = train[keep], train[out]
         heldout_label = None if train_label is None else train_label[out]
         train_label = None if train_label is None else train_label[keep]

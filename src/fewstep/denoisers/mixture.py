@@ -28,7 +28,10 @@ class MixtureDenoiser:
     def __init__(self, means: Tensor, stds: Tensor | float, weights: Tensor | None = None) -> None:
         self.means = torch.as_tensor(means)
         modes = len(self.means)
-        self.stds = torch.as_tensor(stds, dtype=self.means.dtype).expand(modes)
+        self.stds = torch.as_tensor(stds, dtype=self.means.dtype)
+        if self.stds.shape not in ((), (modes,)):
+            raise ValueError(f"stds have shape {tuple(self.stds.shape)} for {modes} means; give one number a mode, or one for all")
+        self.stds = self.stds.expand(modes)
         self.weights = torch.ones(modes, dtype=self.means.dtype) if weights is None else torch.as_tensor(weights, dtype=self.means.dtype)
         if self.weights.shape != (modes,):
             raise ValueError(f"weights have shape {tuple(self.weights.shape)} for {modes} means; give one weight a mode")

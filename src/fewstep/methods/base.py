@@ -92,6 +92,9 @@ class Method(ABC):
     def ship(self, network: nn.Module, step: int) -> Generator:
         """The generator to save: `network`, weights like ``networks[ships]``, with its sampler."""
 
+    def after_update(self, turn: str) -> None:
+        """`turn`'s optimiser has taken a step."""
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides networks and optimisers: plain numbers."""
         return {}

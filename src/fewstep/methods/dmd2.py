@@ -107,7 +107,7 @@ class DMD2(Method):
         self.gan, self.gan_weight_guidance = gan, gan_weight_guidance
         self.auto = gan_weight_generator == "auto"
         self.gan_weight_generator = 0.0 if gan_weight_generator == "auto" else float(gan_weight_generator)
-        self.generator_updates = 0
+        self.generator_updates = self.gan_measurements = 0
 
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
         """The generator's loss (terms ``dm``, ``gap``, ``gan``) or the guidance's (terms ``fake``, ``gan``)."""
@@ -154,20 +154,23 @@ class DMD2(Method):
                 self._measure_gan_weight(dm, gan, x)
             total = dm + self.gan_weight_generator * gan
             terms |= {"gan": gan.detach(), "gan_weight": torch.tensor(self.gan_weight_generator)}
-        self.generator_updates += 1
         return LossOutput(total, terms, scratch["x"], label)
+
+    def after_update(self, turn: str) -> None:
+        """Count the generator's updates."""
+        self.generator_updates += turn == "generator"
 
     def _measure_gan_weight(self, dm: Tensor, gan: Tensor, x: Tensor) -> None:
         """Running mean of |d dm/dx| / |d gan/dx| over `AUTO_UPDATES` updates after warm-up, the same on every device."""
-        measured = self.generator_updates - self.turns[0].optimizer.warmup
-        if not 0 <= measured < self.AUTO_UPDATES:
+        if not 0 <= self.generator_updates - self.turns[0].optimizer.warmup < self.AUTO_UPDATES:
             return
         (grad_dm,), (grad_gan,) = (torch.autograd.grad(term, x, retain_graph=True) for term in (dm, gan))
         ratio = grad_dm.norm() / grad_gan.norm().clamp_min(1e-12)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(ratio)
             ratio = ratio / torch.distributed.get_world_size()
-        self.gan_weight_generator += (ratio.item() - self.gan_weight_generator) / (measured + 1)
+        self.gan_measurements += 1
+        self.gan_weight_generator += (ratio.item() - self.gan_weight_generator) / self.gan_measurements
 
     def _guidance_loss(self, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
         label = batch.label
@@ -192,9 +195,10 @@ class DMD2(Method):
         return self.teacher.derive({"name": "few_step", "sigmas": [self.conditioning_sigma]}, info, network)
 
     def state_dict(self) -> dict[str, Any]:
-        """The GAN weight measured so far, and how many generator updates there have been."""
-        return {"gan_weight_generator": self.gan_weight_generator, "generator_updates": self.generator_updates}
+        """The GAN weight measured so far, from how many measurements, and how many generator updates there have been."""
+        return {name: getattr(self, name) for name in ("gan_weight_generator", "gan_measurements", "generator_updates")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self.gan_weight_generator, self.generator_updates = state["gan_weight_generator"], state["generator_updates"]
+        for name in self.state_dict():
+            setattr(self, name, state[name])

@@ -1,8 +1,10 @@
 """The diffusion teacher: EDM training (Karras et al. 2022, arXiv 2206.00364).
 
-sigma ~ p(sigma)          log-normal, or uniform over the levels of the Karras grid
-x     = x0 + sigma n      n ~ N(0, I)
-loss  = mean w(sigma) (D(x, sigma, label) - x0)^2,   w = (sigma^2 + sd^2) / (sigma sd)^2
+    sigma ~ p(sigma)          log-normal, or uniform over the levels of the Karras grid
+    x     = x0 + sigma n      n ~ N(0, I)
+    loss  = mean w(sigma) (D(x, sigma, label) - x0)^2,   w = (sigma^2 + sd^2) / (sigma sd)^2
+
+A label is hidden now and then, so that the network also learns to do without one.
 """
 
 from typing import Any, Literal

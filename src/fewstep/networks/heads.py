@@ -15,9 +15,12 @@ class BottleneckHead(nn.Module):
     def __init__(self, channels: int, height: int, width: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
+        groups = gcd(32, channels)
+        while groups > 1 and channels // groups < 4:  # a group of one or two numbers at 1x1 keeps their signs and no slope
+            groups //= 2
 
         def shrink(kernel: tuple[int, int], stride: tuple[int, int], padding: int) -> None:
-            layers.extend([nn.Conv2d(channels, channels, kernel, stride, padding), nn.GroupNorm(gcd(32, channels), channels), nn.SiLU()])
+            layers.extend([nn.Conv2d(channels, channels, kernel, stride, padding), nn.GroupNorm(groups, channels), nn.SiLU()])
 
         while min(height, width) > 4:
             shrink((4, 4), (2, 2), 1)

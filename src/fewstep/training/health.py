@@ -84,7 +84,7 @@ RULES = (
         "saturation",
         "health.saturation",
         0.0,
-        0.05,
+        0.15,
         "{value:.0%} of the pixels lie beyond the data's range. Guidance or gamma is too strong, or the learning rate too high: "
         "lower method.guidance_scale, method.gamma or method.generator_lr",
     ),

@@ -156,6 +156,7 @@ class Loop:
         self.first_bad = torch.full((), math.inf, device=fabric.device)
         self.raised: set[str] = set()
         self.stop_asked = False
+        self.at_once = fabric.device.type == "cpu" and fabric.world_size == 1  # looking costs nothing, and no process waits for another
 
     def train(self, resume: bool = False) -> None:
         """Train to the last step, saving on the way.
@@ -168,7 +169,7 @@ class Loop:
         self.progress = Progress(self.title, self.settings.steps, quiet=not self.fabric.is_global_zero)
         try:
             # library code leaves the process's own random state alone; only dropout draws from it in here
-            with torch.random.fork_rng(), self._stop_signals():
+            with torch.random.fork_rng([self.fabric.device] if self.fabric.device.type == "cuda" else []), self._stop_signals():
                 torch.manual_seed(self.settings.seed * 1_000_003 + self.fabric.global_rank)
                 if resume:
                     self._restore()
@@ -236,6 +237,7 @@ class Loop:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.updates[turn.name] += 1
+        self.method.after_update(turn.name)
         if self.method.ships in turn.trains:
             self.ema.update(self.method.networks[self.method.ships])
 
@@ -248,14 +250,14 @@ class Loop:
 
     def _check(self, turn: Turn, output: LossOutput) -> None:
         """Stop before a loss that is not finite can reach the weights."""
-        if self.fabric.device.type == "cpu" and not torch.isfinite(output.loss):
+        if self.at_once and not torch.isfinite(output.loss):
             bad = [name for name, value in output.terms.items() if not torch.isfinite(value)]
             self._fail(self.step + 1, f"{turn.name}.{bad[0]}" if bad else f"the loss of {turn.name}", output.loss.item())
         self._check_finite(output.loss.detach(), f"the loss of {turn.name}")
 
     def _check_finite(self, value: Tensor, name: str) -> None:
-        """At once on a CPU; elsewhere it is only noted on the device, and read before anything is saved."""
-        if self.fabric.device.type == "cpu":
+        """At once on one CPU; elsewhere it is noted on the device, and read, by all processes together, before anything is saved."""
+        if self.at_once:
             if not torch.isfinite(value):
                 self._fail(self.step + 1, name, value.item())
         elif self.fabric._precision.precision != "16-mixed":  # whose scaler meets infinities and skips them
@@ -264,14 +266,13 @@ class Loop:
 
     def _check_noted(self) -> None:
         """Stop if a value was not finite since the last look."""
-        if math.isfinite(step := self.first_bad.item()):
+        if math.isfinite(step := self._reduced([self.first_bad.item()], "min")[0]):
             bad = [name for name, value in self.window.means().items() if not math.isfinite(value)]
             self._fail(int(step), bad[0] if bad else "a loss", math.nan)
 
     def _fail(self, step: int, name: str, value: float) -> None:
-        good = self.fabric.broadcast(self._last_good())
         raise UserError(
-            f"step {step}: {name} is {value}. Nothing was overwritten; {good}. Lower the learning rate (method.*lr) or "
+            f"step {step}: {name} is {value}. Nothing was overwritten; {self._last_good()}. Lower the learning rate (method.*lr) or "
             "method.clip, or use trainer.precision=32-true"
         )
 
@@ -308,7 +309,7 @@ class Loop:
         return self._reduced([float(self.stop_asked)], "sum")[0] > 0
 
     def _reduced(self, values: list[float], operation: str) -> list[float]:
-        """`values` summed or averaged over all processes."""
+        """`values` summed, averaged, ... over all processes."""
         reduced = self.fabric.all_reduce(torch.tensor(values, device=self.fabric.device), reduce_op=operation)
         return cast(Tensor, reduced).tolist()
 

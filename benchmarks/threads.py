@@ -1,0 +1,64 @@
+"""One CPU thread or two, on an idle machine and on a busy one.
+
+    python benchmarks/threads.py
+
+Times a training pass (forward and backward) of the digits network at batch 128 with each number of threads in turn, first alone and
+then beside one busy process a core. Prints the medians and writes results/threads.json.
+"""
+
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from fewstep import build
+from fewstep.config import load_recipe
+from fewstep.evaluation import machine
+
+RESULTS = Path(__file__).parent / "results" / "threads.json"
+
+
+def spin() -> None:
+    """Keep one core busy."""
+    while True:
+        pass
+
+
+def milliseconds(threads: tuple[int, ...], repeats: int = 9) -> dict[int, float]:
+    """Median time of a pass for each number of threads, in turn."""
+    recipe = load_recipe("teacher/digits")
+    data = build.load_data(recipe.data)
+    network = build.make_generator(recipe, data).denoiser.network
+    x, c_noise, label = torch.randn(128, *data.shape), torch.randn(128), torch.randint(10, (128,))
+    times: dict[int, list[float]] = {number: [] for number in threads}
+    for _ in range(repeats):
+        for number in threads:
+            torch.set_num_threads(number)
+            network(x, c_noise, label).mean().backward()  # the pool of threads settles
+            began = time.perf_counter()
+            network(x, c_noise, label).mean().backward()
+            times[number].append(1e3 * (time.perf_counter() - began))
+    return {number: statistics.median(values) for number, values in times.items()}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    cores = len(os.sched_getaffinity(0))
+    rows = {"idle": milliseconds((1, cores))}
+    busy = [multiprocessing.Process(target=spin, daemon=True) for _ in range(cores)]
+    for process in busy:
+        process.start()
+    rows["busy"] = milliseconds((1, cores))
+    for process in busy:
+        process.kill()
+    for state, times in rows.items():
+        print(f"{state:5} " + ", ".join(f"{number} thread(s) {value:.0f} ms" for number, value in times.items()))
+    RESULTS.write_text(json.dumps({"command": "python benchmarks/threads.py", "machine": machine(), "milliseconds": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

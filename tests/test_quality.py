@@ -1,0 +1,23 @@
+"""The figures that the project promises, at full length: `pytest -m slow` (about 8 minutes on one core)."""
+
+import pytest
+
+from fewstep.build import train
+from fewstep.config import load_recipe
+from fewstep.evaluation import evaluate
+
+
+@pytest.mark.slow
+def test_the_shipped_recipes_reach_what_is_promised(tmp_path):
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    train(load_recipe("teacher/digits"), teacher)
+    train(load_recipe("dmd2/digits", (f"method.teacher={teacher}",)), student)
+    rows = evaluate(student)["rows"]
+    slow, fast = rows["teacher, 35 evaluations"], rows["student, 1 evaluation"]
+    assert slow["frechet_over_floor"] <= 0.8
+    assert fast["frechet_over_floor"] <= 1.1
+    assert fast["class_accuracy"] >= 0.98
+    assert fast["within_class_std"] >= 0.95
+    assert fast["spacing"] >= 0.9
+    assert fast["train_distance"] >= 1.0
+    assert fast["images_per_second"] >= 25 * slow["images_per_second"]
