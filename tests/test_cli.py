@@ -454,7 +454,7 @@ def test_evaluate_again_gives_the_same_figures(evaluated, done):
 
 @pytest.mark.parametrize("number", ["9", "0", "-5"])
 def test_evaluate_with_too_few_samples(number, mistake, student_run):
-    assert f"-n is {number}; give at least 1" in mistake("evaluate", student_run, "-n", number)
+    assert f"-n is {number}; give at least 20" in mistake("evaluate", student_run, "-n", number)
 
 
 def test_evaluate_with_the_fewest_samples_that_it_says_it_takes(mistake, command, student_run, tmp_path):

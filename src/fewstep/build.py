@@ -50,18 +50,18 @@ def load_data(config: Any) -> ImageData:
 
 
 def load_teacher(config: DMD2Config, data: ImageData, sigma_data: float, kept: Path | None = None) -> Generator:
-    """The teacher in `kept` (a copy inside the run folder) if it is there, else in ``method.teacher``; checked against the recipe.
+    """The teacher in `kept` (a copy inside the run folder) if it is given, else in ``method.teacher``; checked against the recipe.
 
     Raises UserError where there is none, or where it does not fit the data or `sigma_data`.
     """
-    if config.teacher is None and not (kept and kept.is_dir()):
+    if config.teacher is None and kept is None:
         recipe = f"teacher/{data.name}"
         make = recipe if recipe in shipped_recipes() else "your-teacher.yaml"
         raise UserError(
             f"method.teacher is missing. Train one with\n  fewstep train {make} --out runs/teacher\nthen add method.teacher=runs/teacher"
         )
     try:
-        teacher = load(kept if kept and kept.is_dir() else str(config.teacher))
+        teacher = load(kept or str(config.teacher))
     except UserError as error:
         raise UserError(f"method.teacher: {error}") from error
     wrong = []
@@ -194,6 +194,10 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 
 def describe(recipe: Recipe) -> list[str]:
     """What a run of `recipe` would be, for --dry-run: parameters, images to be seen, updates. Raises UserError as the run would."""
+    from fewstep.training.loop import check_batch_size
+
+    trainer = recipe.trainer
+    check_batch_size(recipe.batch_size, trainer.num_nodes * (1 if trainer.devices == "auto" else trainer.devices), trainer.accumulate)
     data = load_data(recipe.data)
     method = make_method(recipe, data)
     classes = f"{data.num_classes or 'no'} classes"
@@ -215,9 +219,9 @@ def train(recipe: Recipe, out: Path, resume: bool = False, title: str = "trainin
         Interrupted: after SIGINT or SIGTERM, everything saved.
 
     """
-    from fewstep.training.loop import Loop, LoopSettings
+    from fewstep.training.loop import Loop, LoopSettings, check_batch_size
     from fewstep.training.run_folder import RunFolder
-    from fewstep.training.tracking import make_tracker
+    from fewstep.training.tracking import check_tracker, make_tracker
     from fewstep.viz.plots import image_grid
 
     run = RunFolder(out)
@@ -226,12 +230,15 @@ def train(recipe: Recipe, out: Path, resume: bool = False, title: str = "trainin
         run.check(resolved(recipe), resume)
     fabric.launch()
     data = load_data(recipe.data)
-    method = make_method(recipe, data, run.teacher_folder)
+    method = make_method(recipe, data, run.teacher_folder if run.has_teacher() else None)
     threads = choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)
     torch.set_num_threads(max(1, threads // fabric.world_size) if fabric.device.type == "cpu" else threads)
+    check_batch_size(recipe.batch_size, fabric.world_size, recipe.trainer.accumulate)
+    check_tracker(recipe.trainer.tracker)
+    fabric.barrier()  # all have read what the folder holds, and found no mistake: now it may be written to
     if fabric.is_global_zero:
         run.open(resolved(recipe), made_by())
-        if isinstance(method, DMD2) and not run.teacher_folder.exists():
+        if isinstance(method, DMD2) and not run.has_teacher():
             run.save_model(method.teacher, run.teacher_folder)
     fabric.barrier()
 

@@ -191,10 +191,12 @@ def recipes(context: typer.Context) -> None:
 @recipes_app.command()
 def show(name: Annotated[str, typer.Argument(help="a shipped recipe")]) -> None:
     """Print a recipe's YAML: the start of one of your own."""
-    from fewstep.config import load_recipe, shipped_recipes
+    from fewstep.config import nearest, shipped_recipes
 
-    load_recipe(name)
-    typer.echo(shipped_recipes()[name].read_text().rstrip())
+    shipped = shipped_recipes()
+    if name not in shipped:
+        raise UserError(f"{name!r} is not a shipped recipe{nearest(name, shipped)}; shipped are {', '.join(shipped)}")
+    typer.echo(shipped[name].read_text().rstrip())
 
 
 @recipes_app.command()

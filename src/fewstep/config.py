@@ -168,7 +168,7 @@ class Recipe(Section):
     data: Annotated[DigitsConfig | PhotosConfig | ImagesConfig, Field(discriminator="name")]
     network: Annotated[UNetConfig | TeachersNetworkConfig, Field(discriminator="name")]
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     steps: PositiveInt = 1000
     batch_size: PositiveInt = Field(128, description="items a step, over all devices")
 
@@ -181,7 +181,15 @@ class Recipe(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats: PyYAML reads ``1e-4`` as a string otherwise."""
+    """YAML 1.2's floats (PyYAML reads ``1e-4`` as a string otherwise), and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping, or a YAMLError for a key that is given twice."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -227,8 +235,9 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
         raise UserError(f"{source} holds {type(tree).__name__}; a recipe has the keys {', '.join(Recipe.model_fields)}")
     tree.pop("about", None)
     tree.pop("made_by", None)  # what a run folder's recipe.yaml adds
-    for override in overrides:
-        _apply(tree, override)
+    mistakes = [mistake for override in overrides if (mistake := _apply(tree, override))]
+    if mistakes:
+        raise UserError("\n".join(mistakes))
     return validated(tree, source)
 
 
@@ -243,22 +252,23 @@ def validated(tree: Mapping[str, Any], source: str) -> Recipe:
         ) from None
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
-    """Set one ``a.b=value`` in `tree`."""
+def _apply(tree: dict[str, Any], override: str) -> str | None:
+    """Set one ``a.b=value`` in `tree`; what is wrong with it, if anything is."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise UserError(f"{override!r} is not of the form key=value, such as steps=500 or method.lr=1e-3")
+        return f"{override!r} is not of the form key=value, such as steps=500 or method.lr=1e-3"
     try:
         value = parse_yaml(text) if text else None
     except yaml.YAMLError as error:
-        raise UserError(f"the value of {override!r} is not YAML; put quotes round it") from error
+        return f"the value of {override!r} is not YAML ({' '.join(str(error).split())}); put quotes round it"
     node: Any = tree
     for part in parts[:-1]:
         node = node.setdefault(part, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict):
-            raise UserError(f"{key} cannot be set: {part} is not a section")
+            return f"{key} cannot be set: {part} is not a section"
     node[parts[-1]] = value
+    return None
 
 
 def _sections() -> dict[str, list[type[Section]]]:
@@ -307,6 +317,8 @@ def _explain_one(error: Any) -> tuple[str, str, str]:
     if what in ("model_type", "model_attributes_type"):
         return path, f" is {got!r}", "a section with keys of its own"
     message = error["msg"].removeprefix("Input should be ").replace("a valid ", "a ").replace("a integer", "an integer")
+    if what == "too_short":
+        message = f"at least {context['min_length']} entry"
     return path, f" is {got!r}", message
 
 

@@ -31,7 +31,7 @@ def demo(out: Path, overrides: tuple[str, ...] = (), say: Callable[[str], None] 
     if out.exists() and not out.is_dir():
         raise UserError(f"--out is {out}, which is a file; give a folder")
     for number, (name, (source, differing)) in enumerate(STAGES.items(), start=1):
-        teacher = (f"method.teacher={out / 'teacher'}",) if name == "student" else ()
+        teacher = (f"method.teacher={json.dumps(str(out / 'teacher'))}",) if name == "student" else ()
         recipe = load_recipe(source, (*differing, *overrides, *teacher))
         folder = RunFolder(out / name)
         if _finished(folder, recipe.steps):
@@ -47,8 +47,10 @@ def demo(out: Path, overrides: tuple[str, ...] = (), say: Callable[[str], None] 
     else:
         say("3/3 measuring, 2,000 samples each")
         results = evaluate(student.path)
-        draw(out, results)
+        (out / "demo.png").unlink(missing_ok=True)
         say(f"done in {time.monotonic() - began:.0f} s")
+    if not (out / "demo.png").exists():
+        draw(out, results)
     return results
 
 
@@ -83,7 +85,7 @@ def draw(out: Path, results: dict[str, Any], per_class: int = 4) -> None:
 
 def _finished(folder: RunFolder, steps: int) -> bool:
     found = checkpoints(folder.checkpoint_folder)
-    return bool(found) and found[0].name == f"step_{steps}" and (folder.model_folder / "model.safetensors").is_file()
+    return bool(found) and found[0].name == f"step_{steps}" and folder.model_step() == steps
 
 
 def summary(results: dict[str, Any]) -> list[list[str]]:

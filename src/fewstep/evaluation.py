@@ -68,21 +68,22 @@ def evaluate(
     """Measure the run in `path`, write its results.json, and return it.
 
     A distilled run is measured beside its teacher, at the teacher's own step count and at one step. `say` is told what is
-    being done. Raises UserError for a folder that holds no run or no model yet, and for `num` below 10.
+    being done. Raises UserError for a folder that holds no run or no model yet, and for too small a `num`.
     """
     from fewstep.errors import UserError
 
-    if num < 10:
-        raise UserError(f"-n is {num}; give at least 10 samples (2000 for figures that compare)")
     run = RunFolder(path)
     recipe = run_recipe(path)
     generator = load(path)
+    fewest = max(10, 2 * (generator.num_classes or 1))  # a spread within each class needs two
+    if num < fewest:
+        raise UserError(f"-n is {num}; give at least {fewest} samples (2000 for figures that compare)")
     data = load_data(recipe.data)
     torch.set_num_threads(choose_threads(threads, generator.denoiser, data.shape))
     say("measuring the floor")
     suite = suite_for(data)
     rows: dict[str, Row] = {"real train split": dict(suite.floor_row())}
-    teacher = load(run.teacher_folder) if run.teacher_folder.is_dir() else None
+    teacher = load(run.teacher_folder) if run.has_teacher() else None
     for name, model in (("teacher", teacher), (recipe.method.name if teacher is None else "student", generator)):
         if model is None:
             continue

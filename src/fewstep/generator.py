@@ -161,6 +161,8 @@ class Generator(
         """
         if num < 1:
             raise UserError(f"num is {num}; give at least 1")
+        if seed is not None and not -(2**63) <= seed < 2**64:
+            raise UserError(f"seed is {seed}; allowed are whole numbers of at most 64 bits")
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; give at least 1")
         name = sampler or self.sampler["name"]

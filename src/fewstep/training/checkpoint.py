@@ -83,17 +83,22 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify the checkpoint in `folder`, tensors on the CPU; nothing in it is executed. Raises Damaged."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        contents = {name: (folder / name).read_bytes() for name in manifest}
+        contents = {name: (folder / name).read_bytes() for name in dict(manifest)}
     except (OSError, ValueError, TypeError) as error:
         raise Damaged(f"{folder.name} is not whole: {error}") from error
+    if not {"optimizers.pt", "rng.safetensors", "state.json"} <= contents.keys():
+        raise Damaged(f"{folder.name} is not whole: its manifest names {sorted(contents)}")
     for name, digest in manifest.items():
         if hashlib.sha256(contents[name]).hexdigest() != digest:
             raise Damaged(f"{folder.name} is damaged: {name} is not what was written")
     tensors = {name.removesuffix(".safetensors"): contents[name] for name in manifest if name.endswith(".safetensors")}
-    loaded = {name: safetensors.torch.load(content) for name, content in tensors.items()}
-    rng = loaded.pop("rng")
-    optimizers = torch.load(io.BytesIO(contents["optimizers.pt"]), map_location="cpu", weights_only=True)
-    return Checkpoint(loaded, optimizers, rng, json.loads(contents["state.json"]))
+    try:
+        loaded = {name: safetensors.torch.load(content) for name, content in tensors.items()}
+        rng = loaded.pop("rng")
+        optimizers = torch.load(io.BytesIO(contents["optimizers.pt"]), map_location="cpu", weights_only=True)
+        return Checkpoint(loaded, optimizers, rng, json.loads(contents["state.json"]))
+    except Exception as error:  # safetensors, pickle, zip and json each have their own
+        raise Damaged(f"{folder.name} is damaged: {error}") from error
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -60,6 +60,16 @@ class LoopSettings:
     ema_warmup: float = 20.0
 
 
+def check_batch_size(batch_size: int, devices: int, accumulate: int) -> None:
+    """Raise UserError unless `batch_size` can be dealt out to `devices` in `accumulate` equal parts."""
+    parts = devices * accumulate
+    if batch_size % parts:
+        raise UserError(
+            f"batch_size is {batch_size}, which does not divide by {devices} device(s) times trainer.accumulate {accumulate}; "
+            f"give a multiple of {parts}"
+        )
+
+
 class Shuffled:
     """Indices of each step's batch: one permutation after another, a function of the seed and the step alone."""
 
@@ -134,12 +144,7 @@ class Loop:
         on_sample: Callable[[Generator, int], Path | None] = lambda generator, step: None,
         title: str = "training",
     ) -> None:
-        share, rest = divmod(settings.batch_size, fabric.world_size * settings.accumulate)
-        if rest or share < 1:
-            raise UserError(
-                f"batch_size is {settings.batch_size}, which does not divide by {fabric.world_size} devices times "
-                f"trainer.accumulate {settings.accumulate}; give a multiple of {fabric.world_size * settings.accumulate}"
-            )
+        check_batch_size(settings.batch_size, fabric.world_size, settings.accumulate)
         self.method, self.data, self.fabric, self.run, self.settings = method, data, fabric, run, settings
         self.tracker, self.on_sample, self.title = tracker or NoTracker(), on_sample, title
         for module in method.networks.values():
@@ -173,9 +178,9 @@ class Loop:
                 torch.manual_seed(self.settings.seed * 1_000_003 + self.fabric.global_rank)
                 if resume:
                     self._restore()
-                self.progress.close()
-                self.progress = Progress(self.title, self.settings.steps, self.step, quiet=not self.fabric.is_global_zero)
-                self._train()
+                if self.step < self.settings.steps:
+                    self.progress.begin(self.step)
+                    self._train()
         finally:
             self.progress.close()
             self.tracker.close()
@@ -188,14 +193,13 @@ class Loop:
             self.progress.advance()
             if self.step % settings.log_every == 0 or self.step == settings.steps:
                 self._log()
-            if self.step % settings.sample_every == 0 and self.step < settings.steps:
+            if self.step % settings.sample_every == 0 or self.step == settings.steps:
                 self._sample()
             stopping = self._should_stop()
             if self.step % settings.checkpoint_every == 0 or self.step == settings.steps or stopping:
                 self._save()
             if stopping and self.step < settings.steps:
                 raise Interrupted(f"stopped at step {self.step} of {settings.steps}, all saved; go on with --resume")
-        self._sample()
 
     def advance(self) -> None:
         """One step: all turns that are due, on one batch in `accumulate` parts. Nothing is logged or saved."""
@@ -227,11 +231,11 @@ class Loop:
     def _update(self, turn: Turn) -> None:
         """Clip, set the learning rate, take the optimiser's step, and let the average follow."""
         optimizer, settings = self.optimizers[turn.name], turn.optimizer
-        if settings.clip is not None:
-            norm = self.fabric.clip_gradients(self.wrapped[turn.trains[0]], optimizer, max_norm=settings.clip, error_if_nonfinite=False)
-            if norm is not None:
-                self.window.add({f"{turn.name}.grad_norm": norm})
-                self._check_finite(norm, f"{turn.name}.grad_norm")
+        limit = settings.clip or math.inf  # without a limit the norm is still measured, and looked at
+        norm = self.fabric.clip_gradients(self.wrapped[turn.trains[0]], optimizer, max_norm=limit, error_if_nonfinite=False)
+        assert norm is not None
+        self.window.add({f"{turn.name}.grad_norm": norm})
+        self._check_finite(norm, f"{turn.name}.grad_norm")
         for group in optimizer.param_groups:
             group["lr"] = settings.lr_at(self.updates[turn.name], -(-self.settings.steps // turn.every))
         optimizer.step()
@@ -272,8 +276,8 @@ class Loop:
 
     def _fail(self, step: int, name: str, value: float) -> None:
         raise UserError(
-            f"step {step}: {name} is {value}. Nothing was overwritten; {self._last_good()}. Lower the learning rate (method.*lr) or "
-            "method.clip, or use trainer.precision=32-true"
+            f"step {step}: {name} is {value}. Nothing was overwritten; {self._last_good()}. Train into another "
+            "folder with a lower learning rate (method.*lr) or method.clip, or with trainer.precision=32-true"
         )
 
     def _last_good(self) -> str:
@@ -416,4 +420,6 @@ class Loop:
         else:
             self.rng.manual_seed((self.settings.seed * 1_000_003 + rank) ^ (step << 20))
             self.progress.say("the number of processes has changed: going on with other random numbers")
-        self.progress.say(f"going on from step {step}")
+        if self.fabric.is_global_zero and self.run.model_step() != step:  # killed before it was written
+            self.run.save_model(self.method.ship(self.ema.module, step))
+        self.progress.say(f"going on from step {step}" if step < self.settings.steps else f"nothing left to do after step {step}")

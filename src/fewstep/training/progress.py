@@ -8,21 +8,27 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A bar from `start` to `total` called `title`, with the time it will take and how it is going.
+    """A bar of `total` steps called `title`, with the time it will take and how it is going.
 
     Off a terminal (a log file, CI) it prints a line every `every` seconds instead. `quiet` shows nothing at all, for all
     processes but the first.
     """
 
-    def __init__(self, title: str, total: int, start: int = 0, quiet: bool = False, every: float = 15.0) -> None:
-        self.title, self.total, self.done, self.quiet, self.every = title, total, start, quiet, every
-        self.live = not quiet and sys.stderr.isatty()
-        self.began = self.last = time.monotonic()
-        self.start, self.text = start, ""
+    def __init__(self, title: str, total: int, quiet: bool = False, every: float = 15.0) -> None:
+        self.title, self.total, self.quiet, self.every = title, total, quiet, every
+        self.text = ""
         self.bar: Any = None
-        if self.live:
+        self.start = self.done = 0
+        self.began = self.last = time.monotonic()
+
+    def begin(self, start: int = 0) -> None:
+        """The first step, or the one after `start`, comes now: show the bar."""
+        self.start = self.done = start
+        self.began = self.last = time.monotonic()
+        if not self.quiet and sys.stderr.isatty():
             layout = "{desc} {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}"
-            self.bar = tqdm(desc=title, total=total, initial=start, bar_format=layout, dynamic_ncols=True, mininterval=0.2, smoothing=0.05)
+            shown = {"bar_format": layout, "dynamic_ncols": True, "mininterval": 0.2, "smoothing": 0.05}
+            self.bar = tqdm(desc=self.title, total=self.total, initial=start, **shown)
 
     def advance(self) -> None:
         """One step done."""

@@ -5,6 +5,7 @@ recipe.yaml  metrics.jsonl  checkpoints/step_N/  samples/step_N.png  model/  tea
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fewstep.training.checkpoint import Checkpoint, Damaged, checkpoints, load_c
 
 # what may differ when a run is resumed: it does not change what was learned so far
 RESUMABLE = ("trainer", "made_by")
+PARTIAL = ".partial"
 
 
 class RunFolder:
@@ -38,7 +40,10 @@ class RunFolder:
         """What recipe.yaml says. Raises UserError where there is none."""
         if not self.recipe_file.is_file():
             raise UserError(f"{self.path} is not a run folder (it has no recipe.yaml); give one that `fewstep train --out` made")
-        tree = parse_yaml(self.recipe_file.read_text())
+        try:
+            tree = parse_yaml(self.recipe_file.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError):
+            tree = None
         if not isinstance(tree, dict):
             raise UserError(f"{self.recipe_file} is damaged; copy it from a backup, or train again into another folder")
         return tree
@@ -48,7 +53,8 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out is {self.path}, which is a file; give a folder")
         if not self.recipe_file.exists():
-            if self.path.is_dir() and any(self.path.iterdir()):
+            # what a kill leaves of a file that was being written does not count
+            if self.path.is_dir() and any(not entry.name.endswith(PARTIAL) for entry in self.path.iterdir()):
                 raise UserError(f"--out is {self.path}, which holds other files and no run; give a new or an empty folder")
             return
         if not resume:
@@ -75,8 +81,6 @@ class RunFolder:
     def save_checkpoint(self, step: int, checkpoint: Checkpoint, keep: int) -> None:
         """Write ``step_N`` and remove all but the newest `keep`."""
         save_checkpoint(self.checkpoint_folder / f"step_{step}", checkpoint)
-        import shutil
-
         for old in checkpoints(self.checkpoint_folder)[keep:]:
             shutil.rmtree(old)
 
@@ -94,11 +98,23 @@ class RunFolder:
         return None, wrong
 
     def save_model(self, generator: Generator, folder: Path | None = None) -> None:
-        """Replace the model folder's files, each at once: a reader finds the old or the new one."""
+        """Replace the model folder's files, each at once: a reader finds the old or the new one. config.json comes last."""
         folder = folder or self.model_folder
         folder.mkdir(exist_ok=True)
-        replace_file(folder / "config.json", json.dumps(generator.config, indent=2).encode())
         replace_file(folder / "model.safetensors", tensor_bytes(generator.state_dict()))
+        replace_file(folder / "config.json", json.dumps(generator.config, indent=2).encode())
+
+    def model_step(self) -> int | None:
+        """The step at which the model folder was written; None where it is not whole."""
+        try:
+            config = json.loads((self.model_folder / "config.json").read_bytes())
+            return config["info"]["step"] if (self.model_folder / "model.safetensors").is_file() else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def has_teacher(self) -> bool:
+        """Whether the copy of the teacher is there, whole."""
+        return all((self.teacher_folder / name).is_file() for name in ("config.json", "model.safetensors"))
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one object to metrics.jsonl."""
@@ -118,14 +134,17 @@ class RunFolder:
         return records
 
     def forget_after(self, step: int) -> None:
-        """Take from metrics.jsonl what was logged after `step`: a resumed run logs it again."""
+        """Take away what came after `step`: lines of metrics.jsonl, which a resumed run logs again, and damaged checkpoints."""
+        for folder in checkpoints(self.checkpoint_folder):
+            if int(folder.name.removeprefix("step_")) > step:
+                shutil.rmtree(folder)
         kept = [record for record in self.metrics() if record["step"] <= step]
         replace_file(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that it is there whole or not at all. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}{PARTIAL}")
     try:
         write_file(temporary, content)
         os.replace(temporary, path)

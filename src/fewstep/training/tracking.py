@@ -1,5 +1,6 @@
 """Where the log goes besides metrics.jsonl: wandb or tensorboard, both optional."""
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,10 +45,8 @@ class WandbTracker:
     """Weights & Biases, in the mode that WANDB_MODE says (``offline`` needs no account); its files go into the run folder."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError("trainer.tracker is 'wandb', which is not installed: pip install 'fewstep[wandb]'") from error
+        import wandb
+
         self.wandb = wandb
         # one id a folder, so that a resumed run goes on with its own curves
         self.run = wandb.init(project="fewstep", dir=str(folder), name=folder.name, config=dict(config), resume="allow", id=_run_id(folder))
@@ -79,10 +78,8 @@ class TensorBoardTracker:
     """TensorBoard event files in the run folder's ``tensorboard``."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError("trainer.tracker is 'tensorboard', which is not installed: pip install 'fewstep[tensorboard]'") from error
+        from torch.utils.tensorboard import SummaryWriter
+
         self.writer = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -102,8 +99,19 @@ class TensorBoardTracker:
         self.writer.close()
 
 
+def check_tracker(name: str) -> None:
+    """Raise UserError where the package that the tracker called `name` needs is not installed."""
+    package = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}.get(name)
+    try:
+        if package:
+            importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(f"trainer.tracker is {name!r}, which is not installed: pip install 'fewstep[{name}]'") from error
+
+
 def make_tracker(name: str, folder: Path, config: Mapping[str, Any]) -> Tracker:
-    """The tracker called `name` for the run in `folder`. Raises UserError where its package is not installed."""
+    """The tracker called `name` for the run in `folder`. Raises UserError as `check_tracker` does."""
+    check_tracker(name)
     if name == "wandb":
         return WandbTracker(folder, config)
     if name == "tensorboard":
