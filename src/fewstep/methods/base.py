@@ -45,7 +45,7 @@ class OptimizerSettings:
         """The learning rate of update number `update` (from 0) out of `updates`."""
         warm = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
         start = self.decay_from * updates
-        progress = (update - start) / (updates - start) if update > start else 0.0
+        progress = (update - start) / max(1.0, updates - start) if update > start else 0.0
         return self.lr * warm * (1 + min(1.0, progress) * (self.final - 1))
 
 

@@ -351,7 +351,7 @@ class Loop:
         terms = [f"{name.split('.')[1]} {means[name]:.3f}" for name in means if name.split(".")[1] in ("denoising", "dm", "fake", "gan")]
         health = f"spread {means['health.spread']:.0%}" if "health.spread" in means else ""
         state = f"check: {', '.join(alarm.name for alarm in raised)}" if raised else "healthy"
-        self.progress.show(", ".join(filter(None, [f"{speed:.0f} images/s", *terms, health, state])))
+        self.progress.show(", ".join(filter(None, [state, health, *terms, f"{speed:.0f} images/s"])))
 
     def _sample(self) -> None:
         if self.fabric.is_global_zero:

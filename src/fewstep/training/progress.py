@@ -26,7 +26,7 @@ class Progress:
         self.start = self.done = start
         self.began = self.last = time.monotonic()
         if not self.quiet and sys.stderr.isatty():
-            layout = "{desc} {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}"
+            layout = "{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
             shown = {"bar_format": layout, "dynamic_ncols": True, "mininterval": 0.2, "smoothing": 0.05}
             self.bar = tqdm(desc=self.title, total=self.total, initial=start, **shown)
 
