@@ -10,7 +10,6 @@ each. Writes results/step_overhead.json.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results" / "step_overhead.json"
-BATCH = {"digits": 64, "photos": 32}
+BATCH = {"digits": 64, "photos": 64}
 TURNS = ("teacher", "generator dmd", "generator sid", "fake")
 
 
@@ -114,14 +113,16 @@ def measure(network: str, turn: str, repeats: int, precision: str) -> dict:
 
 
 def peak(network: str, turn: str, kind: str, precision: str) -> float:
-    """Peak memory in MiB after three calls: of the device where there is one, else of this process."""
+    """Peak memory in MiB after three calls: of the device where there is one, else of this process (Linux)."""
     with tempfile.TemporaryDirectory() as folder:
         step, passes = setting(network, turn, Path(folder), precision)
         for _ in range(3):
             (step if kind == "step" else passes)()
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    # not getrusage: after exec its maximum still holds the memory of the process that forked this one
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**10
 
 
 def main() -> None:
@@ -140,7 +141,7 @@ def main() -> None:
     print(f"{'network':8} {'turn':14} {'ratio':>6} {'step ms':>9} {'passes ms':>9} {'step MiB':>9} {'passes MiB':>10}")
     for network in [arguments.only] if arguments.only else BATCH:
         for turn in [arguments.turn] if arguments.turn else TURNS:
-            row = measure(network, turn, arguments.repeats if network == "digits" else max(5, arguments.repeats // 3), arguments.precision)
+            row = measure(network, turn, arguments.repeats if network == "digits" else max(7, arguments.repeats // 3), arguments.precision)
             rows.append(row)
             print(
                 f"{network:8} {turn:14} {row['ratio']:6.3f} {row['step_ms']:9.1f} {row['passes_ms']:9.1f} "
