@@ -23,7 +23,7 @@ class DigitClassifier(nn.Module):
 
     Trained by ``tools/train_digit_features.py`` on the train split alone and shipped with the package, so that numbers
     compare across runs and versions. Having seen the train split it tells copies of it from new digits: copies score 1
-    floor, unseen real digits about half of one (``benchmarks/feature_calibration.py``).
+    floor, unseen real digits about 0.4 of one (``benchmarks/feature_calibration.py``).
     """
 
     name = "digits-v1"
