@@ -152,7 +152,9 @@ def choose_threads(threads: int | str, network: nn.Module, shape: tuple[int, ...
     if isinstance(threads, int):
         return threads
     work = num_parameters(network) * math.prod(shape[1:])  # bounds a convolutional network's multiply-adds from above
-    return len(os.sched_getaffinity(0)) if work >= THREADS_FROM and hasattr(os, "sched_getaffinity") else 1
+    if work < THREADS_FROM:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former not on macOS
 
 
 def make_fabric(trainer: TrainerConfig) -> "Fabric":

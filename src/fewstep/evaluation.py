@@ -12,6 +12,7 @@ from fewstep import __version__
 from fewstep.build import choose_threads, load_data
 from fewstep.config import Recipe, validated
 from fewstep.data import ImageData
+from fewstep.errors import UserError
 from fewstep.generator import Generator, load
 from fewstep.metrics.features import feature_network
 from fewstep.metrics.suite import Suite, images_per_second
@@ -70,8 +71,6 @@ def evaluate(
     A distilled run is measured beside its teacher, at the teacher's own step count and at one step. `say` is told what is
     being done. Raises UserError for a folder that holds no run or no model yet, and for too small a `num`.
     """
-    from fewstep.errors import UserError
-
     run = RunFolder(path)
     recipe = run_recipe(path)
     generator = load(path)

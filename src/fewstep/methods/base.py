@@ -6,7 +6,7 @@ step the loop takes the turns that are due, in order, and asks for their losses.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ class LossOutput:
     loss: Tensor
     terms: dict[str, Tensor]
     samples: Tensor | None = None
-    label: Tensor | None = field(default=None)
+    label: Tensor | None = None
 
 
 class Method(ABC):
