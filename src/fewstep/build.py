@@ -4,30 +4,49 @@ import contextlib
 import math
 import os
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep import __version__
 from fewstep.config import (
+    EXACT,
     DMD2Config,
+    DriftConfig,
     GridConfig,
     ImagesConfig,
     PhotosConfig,
+    PointsConfig,
     Recipe,
     TeacherConfig,
+    ToyConfig,
     TrainerConfig,
-    UNetConfig,
     shipped_recipes,
 )
-from fewstep.data import DataError, ImageData, image_folder, load_digits, photo_crops
+from fewstep.data import (
+    DataError,
+    ImageData,
+    Mixture,
+    PointData,
+    image_folder,
+    load_digits,
+    photo_crops,
+    point_file,
+    power_data,
+    toy_data,
+)
+from fewstep.denoisers import MixtureDenoiser
 from fewstep.errors import UserError
-from fewstep.generator import Generator, first_line, load
-from fewstep.methods import DMD2, Method, OptimizerSettings, Teacher
+from fewstep.generator import Generator, first_line, frozen, load
+from fewstep.maths.kernels import temperature_range
+from fewstep.methods import DMD2, Drift, Method, OptimizerSettings, Ramp, Teacher
+from fewstep.metrics.features import PooledPixels, RandomFeatures, TeacherFeatures, feature_network
+from fewstep.networks.mlp import CodedMLP
 from fewstep.networks.unet import UNet, num_parameters, zero_output
 
 if TYPE_CHECKING:
@@ -37,9 +56,16 @@ if TYPE_CHECKING:
 THREADS_FROM = 1e9
 
 
-def load_data(config: Any) -> ImageData:
-    """The data set that `config` (a recipe's data section) names. Raises UserError."""
+Data = ImageData | PointData
+
+
+def load_data(config: Any, seed: int = 0) -> Data:
+    """The data set that `config` (a recipe's data section) names; points of a density are drawn from `seed`. Raises UserError."""
     try:
+        if isinstance(config, ToyConfig):
+            return toy_data(config.density, config.size, seed)
+        if isinstance(config, PointsConfig):
+            return point_file(config.path, config.holdout)
         if isinstance(config, PhotosConfig):
             return photo_crops(config.size, config.stride)
         if isinstance(config, ImagesConfig):
@@ -49,16 +75,29 @@ def load_data(config: Any) -> ImageData:
         raise UserError(str(error)) from error
 
 
-def load_teacher(config: DMD2Config, data: ImageData, sigma_data: float, kept: Path | None = None) -> Generator:
+def training_data(recipe: Recipe) -> Data:
+    """The data set of `recipe` as its method is to see it: reweighted to p^gamma where the recipe says so. Raises UserError."""
+    data, method = load_data(recipe.data, recipe.seed), recipe.method
+    if isinstance(method, DriftConfig) and method.gamma_by == "data" and isinstance(data, PointData):
+        try:
+            return power_data(data, method.gamma, recipe.seed)
+        except DataError as error:
+            raise UserError(f"method.gamma_by is 'data': {error}") from error
+    return data
+
+
+def load_teacher(config: DMD2Config, data: Data, sigma_data: float | None, kept: Path | None = None) -> Generator:
     """The teacher in `kept` (a copy inside the run folder) if it is given, else in ``method.teacher``; checked against the recipe.
 
-    Raises UserError where there is none, or where it does not fit the data or `sigma_data`.
+    `sigma_data` None takes the teacher's. Raises UserError where there is none, or where it does not fit the data or `sigma_data`.
     """
     if config.teacher is None and kept is None:
         recipe = f"teacher/{data.name}"
         make = recipe if recipe in shipped_recipes() else "your-teacher.yaml"
+        exact = ", or method.teacher=exact for the closed form" if isinstance(data, PointData) and isinstance(data.density, Mixture) else ""
         raise UserError(
-            f"method.teacher is missing. Train one with\n  fewstep train {make} --out runs/teacher\nthen add method.teacher=runs/teacher"
+            f"method.teacher is missing. Train one with\n  fewstep train {make} --out runs/teacher\n"
+            f"then add method.teacher=runs/teacher{exact}"
         )
     try:
         teacher = load(kept or str(config.teacher))
@@ -69,10 +108,10 @@ def load_teacher(config: DMD2Config, data: ImageData, sigma_data: float, kept: P
         wrong.append(f"it makes items of shape {list(teacher.shape)}, the data {data.name} has {list(data.shape)}")
     if teacher.num_classes != data.num_classes:
         wrong.append(f"it knows {teacher.num_classes or 'no'} classes, the data {data.name} has {data.num_classes or 'none'}")
-    if not math.isclose(teacher.sigma_data, sigma_data, rel_tol=1e-6):
+    if sigma_data is not None and not math.isclose(teacher.sigma_data, sigma_data, rel_tol=1e-6):
         wrong.append(f"its sigma_data is {teacher.sigma_data}, network.sigma_data is {sigma_data}")
-    if teacher.sampler["name"] == "few_step":
-        wrong.append("it is a distilled generator, and no denoiser at other noise levels than its own")
+    if not teacher.is_denoiser:
+        wrong.append("it is a few-step generator, and no denoiser at other noise levels than its own")
     if wrong:
         raise UserError(
             f"the teacher {config.teacher} does not fit this recipe: {'; '.join(wrong)}. Give another teacher, or change the recipe"
@@ -80,36 +119,39 @@ def load_teacher(config: DMD2Config, data: ImageData, sigma_data: float, kept: P
     return teacher
 
 
-def make_generator(recipe: Recipe, data: ImageData) -> Generator:
-    """An untrained generator for a teacher recipe; its weights depend on the recipe's seed alone. Raises UserError."""
-    assert isinstance(recipe.method, TeacherConfig)
-    assert isinstance(recipe.network, UNetConfig)
+def make_generator(recipe: Recipe, data: Data) -> Generator:
+    """An untrained generator for `recipe`; its weights depend on the recipe's seed alone. Raises UserError."""
     method = recipe.method
     network = recipe.network.model_dump(exclude={"sigma_data"})
-    sampler = {
-        "name": method.sampler,
-        "steps": method.sampler_steps,
-        "sigma_min": method.sigma_min,
-        "sigma_max": method.sigma_max,
-        "rho": method.rho,
-    }
+    sigma_data = recipe.network.sigma_data
+    if sigma_data is None:  # of points, whose scale is their own
+        sigma_data = round(data.images("train").var(0).mean().sqrt().item(), 4)
+    if isinstance(method, DriftConfig):
+        sampler: dict[str, Any] = {"name": "push_forward"}
+    else:
+        sampler = {name: getattr(method, name) for name in ("sigma_min", "sigma_max", "rho")}
+        sampler |= (
+            {"name": "heun", "steps": 18} if isinstance(method, DMD2Config) else {"name": method.sampler, "steps": method.sampler_steps}
+        )
     info = {"data": data.name, "class_names": list(data.class_names)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         try:
-            generator = Generator(data.shape, data.num_classes, recipe.network.sigma_data, network, sampler, info)
+            generator = Generator(data.shape, data.num_classes, sigma_data, network, sampler, info)
         except ValueError as error:
             raise UserError(str(error)) from error
-    assert isinstance(generator.denoiser.network, UNet)
-    zero_output(generator.denoiser.network)
+    if isinstance(generator.denoiser.network, UNet):
+        zero_output(generator.denoiser.network)
     return generator
 
 
-def make_method(recipe: Recipe, data: ImageData, kept_teacher: Path | None = None) -> Method:
+def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) -> Method:
     """The method that `recipe` describes, with all its networks. Raises UserError for a missing or unfitting teacher or network."""
     method = recipe.method
-    grid = {name: getattr(method, name) for name in GridConfig.model_fields}
     shared: dict[str, Any] = {"betas": (method.beta1, method.beta2), "weight_decay": method.weight_decay, "clip": method.clip}
+    if isinstance(method, DriftConfig):
+        return _make_drift(recipe, method, data, shared)
+    grid = {name: getattr(method, name) for name in GridConfig.model_fields}
     if isinstance(method, TeacherConfig):
         optimizer = OptimizerSettings(method.lr, warmup=method.warmup, decay_from=method.decay_from, final=method.final, **shared)
         return Teacher(
@@ -121,7 +163,11 @@ def make_method(recipe: Recipe, data: ImageData, kept_teacher: Path | None = Non
             label_dropout=method.label_dropout if data.num_classes else 0.0,
             **grid,
         )
-    teacher = load_teacher(method, data, recipe.network.sigma_data, kept_teacher)
+    exact = None
+    if method.teacher == EXACT:
+        teacher, exact = make_generator(recipe, data), _exact_denoiser(data)
+    else:
+        teacher = load_teacher(method, data, recipe.network.sigma_data, kept_teacher)
     generator_optimizer = OptimizerSettings(
         method.generator_lr,
         warmup=method.generator_warmup,
@@ -140,11 +186,101 @@ def make_method(recipe: Recipe, data: ImageData, kept_teacher: Path | None = Non
                 teacher,
                 generator_optimizer,
                 OptimizerSettings(method.guidance_lr, **shared),
+                real=exact,
                 **{name: getattr(method, name) for name in names.split()},
                 **grid,
             )
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+def _exact_denoiser(data: Data) -> MixtureDenoiser:
+    """The closed form of a mixture's denoiser. Raises UserError for data that is no known mixture."""
+    density = data.density if isinstance(data, PointData) else None
+    if not isinstance(density, Mixture):
+        raise UserError(
+            f"method.teacher is {EXACT!r}, but the data {data.name} is no mixture of Gaussians; name the run folder of a trained one"
+        )
+    return MixtureDenoiser(density.modes, density.mode_stds, density.mode_weights)
+
+
+def _make_drift(recipe: Recipe, method: DriftConfig, data: Data, shared: dict[str, Any]) -> Drift:
+    high = low = 0.0
+    if "auto" in (method.temperatures, method.temperature_start):
+        rng = torch.Generator().manual_seed(recipe.seed)
+        batch, _ = data.batch(torch.randperm(len(data.train), generator=rng)[: recipe.batch_size], rng, torch.device("cpu"))
+        high, low = temperature_range(batch.flatten(1))
+        if not low > 0:
+            raise UserError("method.temperatures is 'auto', but most points of a batch coincide; give numbers, or data without copies")
+    ends = [low] if method.temperatures == "auto" else method.temperatures
+    assert not isinstance(ends, str)
+    start = high if method.temperature_start == "auto" else method.temperature_start
+    assert not isinstance(start, str)
+    steps = [round(w * recipe.steps) if isinstance(w, float) else w for w in (method.gamma_warmup, method.temperature_warmup)]
+    by_field = method.gamma_by == "field"
+    gamma = Ramp(method.gamma, method.gamma_start, steps[0]) if by_field else Ramp(1.0)
+    if by_field and method.field == "strict":
+        _warn_of_bound(method, min(ends), data)
+    optimizer = OptimizerSettings(
+        method.lr,
+        warmup=method.warmup,
+        decay_from=method.decay_from,
+        final=method.final,
+        cosine=method.decay == "cosine",
+        scales=dict.fromkeys(CodedMLP.tables, method.table_scale),
+        **shared,
+    )
+    generator = make_generator(recipe, data)
+    generator.info["drift_features"] = method.features
+    try:
+        return Drift(
+            generator,
+            optimizer,
+            method.field,
+            gamma,
+            [Ramp(end, start, steps[1], method.temperature_schedule == "log") for end in ends],
+            method.kernel,
+            method.plan,
+            method.affinity_floor,
+            method.guidance_scale,
+            make_features(method.features, data),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _warn_of_bound(method: DriftConfig, temperature: float, data: Data) -> None:
+    """Say so where the strict field cannot reach p^gamma: a mode of variance s^2 ends at (s^2 + h^2) / gamma - h^2 (MATHS 3.1)."""
+    if not isinstance(data, PointData) or not isinstance(data.density, Mixture) or method.kernel != "gaussian":
+        return
+    variance = data.density.mode_stds.min().item() ** 2
+    bound = 1 + 2 * variance / temperature
+    if method.gamma >= bound:
+        sys.stderr.write(
+            f"warning: method.gamma is {method.gamma}, and with the strict field at temperature {temperature:g} a mode of {data.name} "
+            f"becomes a point from gamma {bound:.3g} on (1 + 2 std^2 / T); drift/ring (method.gamma_by=data) has no such bound\n"
+        )
+
+
+def make_features(name: str, data: Data) -> Callable[[Tensor], Tensor] | None:
+    """What a drift on `data` acts on: see `fewstep.config.DriftConfig.features`. Raises UserError."""
+    if name == "none":
+        return None
+    if isinstance(data, PointData):
+        raise UserError(f"method.features is {name!r}; points drift as they are, with 'none'")
+    if name == "random":
+        return RandomFeatures(data.shape)
+    if name == "pooled":
+        return PooledPixels()
+    if name == "evaluator":
+        return feature_network(data.name)
+    try:
+        teacher = load(name)
+    except UserError as error:
+        raise UserError(f"method.features is {name!r}; allowed: none, random, pooled, evaluator, or a run folder: {error}") from error
+    if teacher.shape != data.shape or not isinstance(teacher.denoiser.network, UNet):
+        raise UserError(f"method.features is {name!r}, whose network is no U-Net for items of shape {list(data.shape)}; give one that is")
+    return TeacherFeatures(frozen(teacher.denoiser))
 
 
 def choose_threads(threads: int | str, network: nn.Module, shape: tuple[int, ...]) -> int:
@@ -200,15 +336,16 @@ def describe(recipe: Recipe) -> list[str]:
 
     trainer = recipe.trainer
     check_batch_size(recipe.batch_size, trainer.num_nodes * (1 if trainer.devices == "auto" else trainer.devices), trainer.accumulate)
-    data = load_data(recipe.data)
+    data = training_data(recipe)
     method = make_method(recipe, data)
     classes = f"{data.num_classes or 'no'} classes"
-    lines = [f"data: {len(data.train)} training images, {len(data.heldout)} held out, shape {list(data.shape)}, {classes}"]
+    items = "points" if isinstance(data, PointData) else "images"
+    lines = [f"data: {len(data.train)} training {items}, {len(data.heldout)} held out, shape {list(data.shape)}, {classes}"]
     for name, network in method.networks.items():
         turn = next((turn for turn in method.turns if name in turn.trains), None)
         does = f"learns every {turn.every} steps" if turn and turn.every > 1 else "learns every step" if turn else "frozen"
         lines.append(f"network {name}: {num_parameters(network):,} parameters, {does}")
-    lines.append(f"images to be seen: {recipe.steps * recipe.batch_size:,} in {recipe.steps:,} steps of {recipe.batch_size}")
+    lines.append(f"{items} to be seen: {recipe.steps * recipe.batch_size:,} in {recipe.steps:,} steps of {recipe.batch_size}")
     lines.append(f"CPU threads: {choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)}")
     return lines
 
@@ -221,17 +358,17 @@ def train(recipe: Recipe, out: Path, resume: bool = False, title: str = "trainin
         Interrupted: after SIGINT or SIGTERM, everything saved.
 
     """
+    from fewstep.pictures import ImagePictures, PointPictures
     from fewstep.training.loop import Loop, LoopSettings, check_batch_size
     from fewstep.training.run_folder import RunFolder
     from fewstep.training.tracking import check_tracker, make_tracker
-    from fewstep.viz.plots import image_grid
 
     run = RunFolder(out)
     fabric = make_fabric(recipe.trainer)
     if fabric.is_global_zero:
         run.check(resolved(recipe), resume)
     fabric.launch()
-    data = load_data(recipe.data)
+    data = training_data(recipe)
     method = make_method(recipe, data, run.teacher_folder if run.has_teacher() else None)
     threads = choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)
     torch.set_num_threads(max(1, threads // fabric.world_size) if fabric.device.type == "cpu" else threads)
@@ -240,30 +377,29 @@ def train(recipe: Recipe, out: Path, resume: bool = False, title: str = "trainin
     fabric.barrier()  # all have read what the folder holds, and found no mistake: now it may be written to
     if fabric.is_global_zero:
         run.open(resolved(recipe), made_by())
-        if isinstance(method, DMD2) and not run.has_teacher():
+        if isinstance(method, DMD2) and method.real is None and not run.has_teacher():
             run.save_model(method.teacher, run.teacher_folder)
     fabric.barrier()
 
-    def on_sample(generator: Generator, step: int) -> Path:
-        count = 2 * (data.num_classes or 10) if (data.num_classes or 10) <= 16 else 32
-        path = run.sample_folder / f"step_{step}.png"
-        image_grid(generator.sample(count, seed=recipe.seed), columns=count // 2).save(path)
-        return path
-
+    pictures = ImagePictures(recipe, data, run) if isinstance(data, ImageData) else PointPictures(recipe, data, run, method, recipe.steps)
     trainer, tenth = recipe.trainer, max(1, recipe.steps // 10)
+    often = tenth if isinstance(data, ImageData) else max(1, recipe.steps // 40)  # a frame of the dashboard costs training little
     settings = LoopSettings(
         steps=recipe.steps,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         accumulate=trainer.accumulate,
         log_every=trainer.log_every,
-        sample_every=trainer.sample_every or tenth,
+        sample_every=trainer.sample_every or often,
         checkpoint_every=trainer.checkpoint_every or tenth,
         keep_checkpoints=trainer.keep_checkpoints,
         ema_decay=recipe.method.ema_decay,
         ema_warmup=recipe.method.ema_warmup,
     )
     tracker = make_tracker(trainer.tracker if fabric.is_global_zero else "none", out, resolved(recipe))
-    Loop(method, data, fabric, run, settings, tracker, on_sample, title).train(resume)
+    try:
+        Loop(method, data, fabric, run, settings, tracker, pictures, title).train(resume)
+    finally:
+        pictures.close()
     if fabric.is_global_zero and after is not None:
         after(out)

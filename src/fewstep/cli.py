@@ -78,7 +78,8 @@ def _report(path: Path) -> None:
     from fewstep.viz.report import write_report
 
     run = RunFolder(path)
-    pictures = sorted(run.sample_folder.glob("step_*.png"), key=lambda p: int(p.stem.removeprefix("step_")))
+    stills = [path for path in (run.dashboard_folder / "dashboard.png",) if path.exists()]
+    pictures = stills + sorted(run.sample_folder.glob("step_*.png"), key=lambda p: int(p.stem.removeprefix("step_")))
     results = table(json.loads(run.results_file.read_text())) if run.results_file.exists() else []
     write_report(run.report_file, str(path), run.metrics(), pictures, results, run.recipe_file.read_text())
 
@@ -121,16 +122,19 @@ def sample(
         arrays = {"samples": samples.numpy()} | ({} if used is None else {"labels": used.numpy()})
         np.savez(out, allow_pickle=False, **arrays)
     else:
-        from fewstep.viz.plots import image_grid
+        from fewstep.viz.plots import image_grid, scatter
 
-        image_grid(samples, columns=10 if num <= 200 else 20).save(out)
+        if samples.ndim == 2:
+            scatter(samples, out)
+        else:
+            image_grid(samples, columns=10 if num <= 200 else 20).save(out)
     typer.echo(f"{num} samples, {generator.evaluations(steps)} evaluation(s) each: {out}")
 
 
 @app.command()
 def evaluate(
     path: Annotated[Path, typer.Argument(help="a run folder")],
-    num: Annotated[int, typer.Option("-n", help="samples")] = 2000,
+    num: Annotated[int | None, typer.Option("-n", help="samples; default 2,000 images or 10,000 points")] = None,
     seed: Annotated[int, typer.Option(help="of the samples")] = 0,
     threads: Threads = "auto",
 ) -> None:
@@ -146,9 +150,19 @@ def evaluate(
 
 
 def _footnote(results: dict[str, Any]) -> str:
+    if "energy" in next(iter(results["rows"].values())):
+        return (
+            f"n = {results['n']} samples (seed {results['seed']}) against {results['reference']}; the first row is the floor, "
+            "another exact set. Standard errors are in results.json"
+        )
+    same = " The drift acted on these features: FD flatters it" if results.get("drift_features") == "evaluator" else ""
     return (
-        f"FD: Frechet distance of n = {results['n']} samples (seed {results['seed']}) to {results['reference']} in the features "
-        f"{results['features']}; floor: the real train split's, {results['floor']:.3f}"
+        same.strip()
+        + " " * bool(same)
+        + (
+            f"FD: Frechet distance of n = {results['n']} samples (seed {results['seed']}) to {results['reference']} in the features "
+            f"{results['features']}; floor: the real train split's, {results['floor']:.3f}"
+        )
     )
 
 

@@ -21,6 +21,9 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
+EXACT = "exact"  # the teacher that is a closed form
+
+
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, and no value is bent to fit."""
 
@@ -42,7 +45,7 @@ class GridConfig(Section):
         return self
 
 
-class AdamConfig(GridConfig):
+class AdamConfig(Section):
     """What the optimisers of a method have in common, and the EMA of the network that ships."""
 
     beta1: Beta = 0.9
@@ -53,7 +56,7 @@ class AdamConfig(GridConfig):
     ema_warmup: NonNegativeFloat = Field(20.0, description="the decay at update u is min(ema_decay, u / (u + ema_warmup))")
 
 
-class TeacherConfig(AdamConfig):
+class TeacherConfig(GridConfig, AdamConfig):
     """EDM training of a diffusion teacher."""
 
     name: Literal["teacher"]
@@ -69,11 +72,11 @@ class TeacherConfig(AdamConfig):
     sampler_steps: PositiveInt = Field(18, description="noise levels; 18 of Heun's are 35 evaluations")
 
 
-class DMD2Config(AdamConfig):
+class DMD2Config(GridConfig, AdamConfig):
     """Distribution matching distillation of a teacher into a one-step generator."""
 
     name: Literal["dmd2"]
-    teacher: str | None = Field(None, description="run folder, model folder or Hub id of the teacher")
+    teacher: str | None = Field(None, description="run folder, model folder or Hub id; or exact, the closed form of toy mixtures")
     loss: Literal["dmd", "sid"] = "dmd"
     sid_alpha: float = Field(1.0, description="alpha of the SiD loss")
     gamma: PositiveFloat = Field(1.0, description="match p_real^gamma")
@@ -97,6 +100,39 @@ class DMD2Config(AdamConfig):
         if self.min_step_percent > self.max_step_percent:
             raise ValueError(f"min_step_percent {self.min_step_percent} must not exceed max_step_percent {self.max_step_percent}")
         return self
+
+
+Warmup = PositiveInt | Annotated[float, Field(gt=0, lt=1)]
+
+
+class DriftConfig(AdamConfig):
+    """Drift: a push-forward generator follows a field between real and generated samples; no teacher."""
+
+    name: Literal["drift"]
+    field: Literal["strict", "two_temperature", "toy", "drifting"] = Field("strict", description="which definition of the drift")
+    gamma: PositiveFloat = Field(1.0, description="aim at p^gamma")
+    gamma_by: Literal["field", "data"] = Field("field", description="data reweights the data, and ends at p^gamma itself")
+    gamma_start: PositiveFloat | None = Field(None, description="where gamma begins; null for no ramp")
+    gamma_warmup: Warmup = Field(15_000, description="its ramp: a number of steps, or below 1 a fraction of the run")
+    temperatures: list[PositiveFloat] | Literal["auto"] = Field(
+        [0.1], description="of the kernel, fields added up; auto from the distances inside a batch"
+    )
+    temperature_start: PositiveFloat | Literal["auto"] | None = Field(
+        None, description="where each temperature begins; auto is twice the data's total variance"
+    )
+    temperature_warmup: Warmup = Field(15_000, description="its ramp: a number of steps, or below 1 a fraction of the run")
+    temperature_schedule: Literal["linear", "log"] = "linear"
+    kernel: Literal["gaussian", "laplace"] = "gaussian"
+    plan: Literal["softmax", "sinkhorn"] = Field("softmax", description="sinkhorn: transport plans in place of softmaxes")
+    affinity_floor: Fraction = Field(0.0, description="of field drifting; the released code has 1e-3")
+    guidance_scale: PositiveFloat = Field(1.0, description="of field drifting: guidance by weighted negatives")
+    features: str = Field("none", description="what the field acts on: none, random, pooled, evaluator, or a teacher's run folder")
+    lr: PositiveFloat = 1e-3
+    warmup: NonNegativeInt = Field(0, description="updates over which the learning rate rises")
+    decay: Literal["linear", "cosine"] = "linear"
+    decay_from: Fraction = Field(1.0, description="fraction of the updates after which the learning rate falls")
+    final: Fraction = Field(1.0, description="what it falls to, as a fraction of lr")
+    table_scale: PositiveFloat = Field(10.0, description="how many times as fast the tables of a coded latent learn")
 
 
 class DigitsConfig(Section):
@@ -124,6 +160,22 @@ class ImagesConfig(Section):
     flip: bool = Field(False, description="mirror half of the training images")
 
 
+class ToyConfig(Section):
+    """A density on which everything is known, sampled into a pool."""
+
+    name: Literal["toy"]
+    density: str = Field(description="ring, grid25, unequal, mixture8d, gaussian, checkerboard, swiss_roll, moons, spirals, pinwheel")
+    size: Annotated[int, Field(ge=2)] = Field(50_000, description="points to train on; 10,000 others are held out")
+
+
+class PointsConfig(Section):
+    """Points of your own: a .npy file of shape [N, D]."""
+
+    name: Literal["points"]
+    path: str = Field(description="a .npy file")
+    holdout: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="fraction held out")
+
+
 class UNetConfig(Section):
     """diffusers' UNet2DModel."""
 
@@ -135,6 +187,42 @@ class UNetConfig(Section):
     groups: PositiveInt = Field(32, description="groups of each GroupNorm")
     head_dim: PositiveInt = Field(64, description="channels of an attention head")
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class MLPConfig(Section):
+    """A fully connected denoiser of points."""
+
+    name: Literal["mlp"]
+    sigma_data: PositiveFloat | None = Field(None, description="standard deviation of the data; null measures it")
+    widths: list[PositiveInt] = Field([256, 256, 256], min_length=1, description="of the hidden layers")
+    activation: Literal["relu", "silu"] = "silu"
+    frequencies: PositiveInt = Field(8, description="Fourier features of the noise level")
+
+
+class LatentMLPConfig(Section):
+    """A fully connected map from noise to data; continuous, hence with bridges between modes."""
+
+    name: Literal["latent_mlp"]
+    sigma_data: PositiveFloat | None = Field(None, description="unit of the output; null is the data's standard deviation")
+    widths: list[PositiveInt] = Field([256, 256], min_length=1, description="of the hidden layers")
+    latent: PositiveInt = Field(16, description="dimension of the noise")
+    activation: Literal["relu", "silu"] = "relu"
+    embedding: PositiveInt = Field(32, description="numbers that stand for a label")
+    gain: PositiveFloat = Field(1.0, description="of the last layer at initialisation")
+
+
+class CodedMLPConfig(Section):
+    """A map from noise to data whose noise picks one of 2^bits learned codes; jumps, hence without bridges."""
+
+    name: Literal["coded_mlp"]
+    sigma_data: PositiveFloat | None = Field(None, description="unit of the output; null is the data's standard deviation")
+    widths: list[PositiveInt] = Field([256, 256], min_length=1, description="of the hidden layers")
+    latent: PositiveInt = Field(16, description="dimension of the noise")
+    bits: PositiveInt = Field(8, description="latent coordinates whose signs pick the code")
+    embedding: PositiveInt = Field(16, description="numbers that tell the network which code it is")
+    activation: Literal["relu", "silu"] = "silu"
+    gain: PositiveFloat = Field(0.1, description="of the last layer at initialisation")
+    spread: PositiveFloat = Field(1.0, description="standard deviation of the centres at initialisation, in sigma_data")
 
 
 class TeachersNetworkConfig(Section):
@@ -164,9 +252,9 @@ class TrainerConfig(Section):
 class Recipe(Section):
     """Everything that a training run depends on."""
 
-    method: Annotated[TeacherConfig | DMD2Config, Field(discriminator="name")]
-    data: Annotated[DigitsConfig | PhotosConfig | ImagesConfig, Field(discriminator="name")]
-    network: Annotated[UNetConfig | TeachersNetworkConfig, Field(discriminator="name")]
+    method: Annotated[TeacherConfig | DMD2Config | DriftConfig, Field(discriminator="name")]
+    data: Annotated[DigitsConfig | PhotosConfig | ImagesConfig | ToyConfig | PointsConfig, Field(discriminator="name")]
+    network: Annotated[UNetConfig | MLPConfig | LatentMLPConfig | CodedMLPConfig | TeachersNetworkConfig, Field(discriminator="name")]
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     steps: PositiveInt = 1000
@@ -174,9 +262,23 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
-        if (self.method.name == "dmd2") != (self.network.name == "teacher"):
-            allowed = "teacher" if self.method.name == "dmd2" else "unet"
-            raise ValueError(f"network.name is {self.network.name!r}; with method {self.method.name} it must be {allowed!r}")
+        points = self.data.name in ("toy", "points")
+        allowed = ["mlp"] if points else ["unet"]
+        if isinstance(self.method, DMD2Config) and self.method.teacher != EXACT:
+            allowed = ["teacher"]
+        elif isinstance(self.method, DriftConfig):
+            allowed = ["latent_mlp", "coded_mlp"]
+        if self.network.name not in allowed:
+            raise ValueError(
+                f"network.name is {self.network.name!r}; with method {self.method.name} on {'points' if points else 'images'} it must be "
+                f"{' or '.join(map(repr, allowed))}"
+            )
+        if isinstance(self.method, DMD2Config) and self.method.teacher == EXACT and self.data.name != "toy":
+            raise ValueError(f"method.teacher is {EXACT!r}, which only data toy has; name the run folder of a trained one")
+        if isinstance(self.method, DriftConfig) and self.batch_size < 2:
+            raise ValueError(f"batch_size is {self.batch_size}; drift needs at least 2 samples a step, for each leaves itself out")
+        if isinstance(self.method, DriftConfig) and self.method.gamma_by == "data" and not points:
+            raise ValueError("method.gamma_by is 'data', which estimates the density of points; with images use 'field'")
         return self
 
 

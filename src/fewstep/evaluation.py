@@ -11,14 +11,17 @@ import torch
 from fewstep import __version__
 from fewstep.build import choose_threads, load_data
 from fewstep.config import Recipe, validated
-from fewstep.data import ImageData
+from fewstep.data import ImageData, Mixture, PointData
 from fewstep.errors import UserError
 from fewstep.generator import Generator, load
 from fewstep.metrics.features import feature_network
+from fewstep.metrics.point_suite import PointSuite, split
 from fewstep.metrics.suite import Suite, images_per_second
 from fewstep.training.run_folder import RunFolder, replace_file
 
 Row = dict[str, Any]
+
+EXACT_SAMPLES = 10_000  # of a density, in each of two sets
 
 # in the order in which tables show them: key of a row, heading, format
 COLUMNS = (
@@ -31,7 +34,15 @@ COLUMNS = (
     ("within_class_std", "class std", "{:.0%}"),
     ("spacing", "spacing", "{:.0%}"),
     ("train_distance", "to train", "{:.0%}"),
-    ("images_per_second", "images/s", "{:,.0f}"),
+    ("energy", "energy distance", "{:.5f}"),
+    ("mmd", "MMD^2", "{:.5f}"),
+    ("sliced_wasserstein", "SW2", "{:.3f}"),
+    ("modes", "modes", "{:.0f}"),
+    ("weight_tv", "weights, TV", "{:.4f}"),
+    ("inside", "inside", "{:.3f}"),
+    ("variance", "variance", "{:.2f}"),
+    ("median_radius", "radius", "{:.2f}"),
+    ("images_per_second", "samples/s", "{:,.0f}"),
 )
 
 
@@ -42,13 +53,27 @@ def run_recipe(path: Path) -> Recipe:
     return validated(tree, str(path / "recipe.yaml"))
 
 
-def suite_for(data: ImageData) -> Suite:
-    """The measures for a data set, in the features that belong to it."""
+def suite_for(data: ImageData | PointData, gamma: float = 1.0, seed: int = 0) -> Suite | PointSuite:
+    """The measures for a data set: images in the features that belong to it, points against exact samples of ``p^gamma``.
+
+    Points of an unknown density are measured against the held-out ones, which are of gamma 1 (UserError for another).
+    """
+    if isinstance(data, PointData):
+        rng = torch.Generator().manual_seed(2**40 + seed)  # other draws than those trained on
+        if data.density is None:
+            if gamma != 1.0:
+                raise UserError(f"method.gamma is {gamma}, and p^gamma of {data.name} is not known: only gamma 1 can be measured")
+            return PointSuite(*split(data.heldout, rng))
+        target = data.density.power(gamma)
+        modes = (target.modes, target.mode_stds, target.mode_weights) if isinstance(data.density, Mixture) else None
+        return PointSuite(target.sample(EXACT_SAMPLES, rng), target.sample(EXACT_SAMPLES, rng), modes)
     splits = (data.images("train"), data.images("heldout"), data.labels("train"), data.labels("heldout"))
     return Suite(*splits, feature_network(data.name))
 
 
-def measure(suite: Suite, generator: Generator, num: int, seed: int, steps: int | None = None, sampler: str | None = None) -> Row:
+def measure(
+    suite: Suite | PointSuite, generator: Generator, num: int, seed: int, steps: int | None = None, sampler: str | None = None
+) -> Row:
     """All figures of `num` samples drawn with `seed`, balanced over the classes, and the speed of drawing them."""
     label = generator.labels(num)
     samples = generator.sample(num, label, seed, steps, sampler)
@@ -58,13 +83,13 @@ def measure(suite: Suite, generator: Generator, num: int, seed: int, steps: int 
         "evaluations": generator.evaluations(steps, sampler),
     }
     row |= suite.measure(samples.cpu(), label)
-    speed = min(num, 256)
+    speed = min(num, 256 if isinstance(suite, Suite) else 10_000)
     row["images_per_second"] = images_per_second(lambda n: generator.sample(n, seed=seed, steps=steps, sampler=sampler), speed)
     return row
 
 
 def evaluate(
-    path: Path, num: int = 2000, seed: int = 0, threads: int | str = "auto", say: Callable[[str], None] = lambda text: None
+    path: Path, num: int | None = None, seed: int = 0, threads: int | str = "auto", say: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
     """Measure the run in `path`, write its results.json, and return it.
 
@@ -74,27 +99,35 @@ def evaluate(
     run = RunFolder(path)
     recipe = run_recipe(path)
     generator = load(path)
-    fewest = max(10, 2 * (generator.num_classes or 1))  # a spread within each class needs two
+    points = len(generator.shape) == 1
+    usual = EXACT_SAMPLES if points else 2000
+    num = usual if num is None else num
+    fewest = 40 if points else max(10, 2 * (generator.num_classes or 1))  # a spread within each class needs two
     if num < fewest:
-        raise UserError(f"-n is {num}; give at least {fewest} samples (2000 for figures that compare)")
-    data = load_data(recipe.data)
+        raise UserError(f"-n is {num}; give at least {fewest} samples ({usual} for figures that compare)")
+    data = load_data(recipe.data, recipe.seed)
     torch.set_num_threads(choose_threads(threads, generator.denoiser, data.shape))
     say("measuring the floor")
-    suite = suite_for(data)
-    rows: dict[str, Row] = {"real train split": dict(suite.floor_row())}
+    gamma = float(getattr(recipe.method, "gamma", 1.0)) if points else 1.0
+    suite = suite_for(data, gamma, seed)
+    floor = (
+        "exact samples" if points and isinstance(data, PointData) and data.density else "held-out half" if points else "real train split"
+    )
+    rows: dict[str, Row] = {floor: dict(suite.floor_row())}
     teacher = load(run.teacher_folder) if run.has_teacher() else None
     for name, model in (("teacher", teacher), (recipe.method.name if teacher is None else "student", generator)):
         if model is None:
             continue
-        for steps in [model.default_steps()] + [1] * (model.sampler["name"] != "few_step"):
+        for steps in [model.default_steps()] + [1] * (model.is_denoiser):
             title = f"{name}, {model.evaluations(steps)} evaluation{'s' * (model.evaluations(steps) > 1)}"
             say(f"measuring {title}")
             rows[title] = measure(suite, model, num, seed, steps)
     results = {
         "recipe": f"{recipe.method.name}/{data.name}",
         "data": data.name,
-        "reference": f"{len(data.heldout)} held-out images",
-        "features": suite.network.name,
+        "reference": _reference(data, suite, gamma),
+        "features": suite.network.name if isinstance(suite, Suite) else "the points themselves",
+        "drift_features": generator.info.get("drift_features"),
         "n": num,
         "seed": seed,
         "training_seed": recipe.seed,
@@ -106,6 +139,14 @@ def evaluate(
     }
     replace_file(run.results_file, json.dumps(results, indent=1).encode())
     return results
+
+
+def _reference(data: ImageData | PointData, suite: Suite | PointSuite, gamma: float) -> str:
+    if isinstance(suite, Suite):
+        return f"{len(data.heldout)} held-out images"
+    if isinstance(data, PointData) and data.density:
+        return f"{len(suite.target)} exact samples of {data.name}" + (f"^{gamma:g}" if gamma != 1.0 else "")
+    return f"{len(suite.target)} held-out points"
 
 
 def machine() -> dict[str, Any]:

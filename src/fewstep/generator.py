@@ -5,6 +5,7 @@ A model folder holds ``config.json`` (the arguments of `Generator`) and ``model.
 
 import copy
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from fewstep.denoisers import PreconditionedDenoiser
+from fewstep.denoisers import PreconditionedDenoiser, PushForward
 from fewstep.errors import UserError
 from fewstep.maths.schedules import karras_sigmas
 from fewstep.networks import make_network
-from fewstep.samplers import SAMPLERS, evaluations
+from fewstep.samplers import ODE_SAMPLERS, SAMPLERS, evaluations
 
 
 class Generator(
@@ -27,17 +28,18 @@ class Generator(
     tags=["fewstep", "few-step-generation"],
     license="mit",
 ):
-    """A trained denoiser and how to sample from it: a diffusion teacher or a distilled student.
+    """A trained denoiser and how to sample from it: a diffusion teacher, a distilled student, or a map from noise to data.
 
     Saved and loaded with ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` (huggingface_hub).
 
     Args:
         shape: shape of one item, (C, H, W) for images.
         num_classes: number of classes, or None.
-        sigma_data: standard deviation of the data that the network was trained for.
+        sigma_data: standard deviation of the data that the network was trained for; a push-forward's unit of output.
         network: the network's name and arguments (see `fewstep.networks.make_network`).
         sampler: ``{"name": "heun" or "euler", "steps", "sigma_min", "sigma_max", "rho"}``, where `steps` is a default, or
-            ``{"name": "few_step", "sigmas": [...]}``, the levels the student was distilled at.
+            ``{"name": "few_step", "sigmas": [...]}``, the levels the student was distilled at, or ``{"name": "push_forward"}`` for a
+            network that maps a latent to data.
         info: anything worth keeping: method, recipe, step, whether labels were dropped in training.
 
     """
@@ -52,7 +54,7 @@ class Generator(
         info: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        wanted = {"few_step": ("sigmas",)}.get(sampler.get("name", ""), ("steps", "sigma_min", "sigma_max", "rho"))
+        wanted = {"few_step": ("sigmas",), "push_forward": ()}.get(sampler.get("name", ""), ("steps", "sigma_min", "sigma_max", "rho"))
         if sampler.get("name") not in SAMPLERS or any(key not in sampler for key in wanted):
             raise ValueError(f"sampler is {dict(sampler)}; give a name of {', '.join(SAMPLERS)}, and {', '.join(wanted)}")
         self.shape = tuple(shape)
@@ -60,12 +62,23 @@ class Generator(
         self.network_config = dict(network)
         self.sampler = dict(sampler)
         self.info = dict(info or {})
-        self.denoiser = PreconditionedDenoiser(make_network(network, self.shape, num_classes), sigma_data, num_classes)
+        kind = PushForward if sampler["name"] == "push_forward" else PreconditionedDenoiser
+        self.denoiser: PreconditionedDenoiser | PushForward = kind(make_network(network, self.shape, num_classes), sigma_data, num_classes)
 
     @property
     def sigma_data(self) -> float:
         """Standard deviation of the data that the network was trained for."""
         return self.denoiser.sigma_data
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of the noise that one item is made of."""
+        return self.denoiser.latent_shape if isinstance(self.denoiser, PushForward) else self.shape
+
+    @property
+    def is_denoiser(self) -> bool:
+        """Whether it denoises at every noise level, and so may be a teacher."""
+        return self.sampler["name"] in ODE_SAMPLERS
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +112,7 @@ class Generator(
 
     def default_steps(self) -> int:
         """Number of noise levels that `sample` uses where none is asked for."""
-        return len(self.sampler["sigmas"]) if self.sampler["name"] == "few_step" else self.sampler["steps"]
+        return self.sampler["steps"] if self.is_denoiser else len(self.sampler.get("sigmas", [0]))
 
     def evaluations(self, steps: int | None = None, sampler: str | None = None) -> int:
         """How many network evaluations one sample costs (without guidance)."""
@@ -109,10 +122,10 @@ class Generator(
         """The noise levels for `steps`, float64 [steps], descending. Raises UserError where the generator has no such grid."""
         default = self.default_steps()
         steps = default if steps is None else steps
-        if self.sampler["name"] == "few_step":
+        if not self.is_denoiser:
             if steps != default:
-                raise UserError(f"steps is {steps}; this generator was distilled for {default}: leave steps out, or give {default}")
-            return torch.tensor(self.sampler["sigmas"], dtype=torch.float64)
+                raise UserError(f"steps is {steps}; this generator was made for {default}: leave steps out, or give {default}")
+            return torch.tensor(self.sampler.get("sigmas", [math.inf]), dtype=torch.float64)
         if steps < 1:
             raise UserError(f"steps is {steps}; give at least 1")
         return karras_sigmas(steps, self.sampler["sigma_min"], self.sampler["sigma_max"], self.sampler["rho"])
@@ -142,7 +155,7 @@ class Generator(
         steps: int | None = None,
         sampler: str | None = None,
         guidance_scale: float = 1.0,
-        batch_size: int = 256,
+        batch_size: int | None = None,
     ) -> Tensor:
         """Draw `num` samples [num, *shape], float32, on this generator's device; images lie in [-1, 1].
 
@@ -153,7 +166,7 @@ class Generator(
             steps: noise levels; a distilled student only has the number it was distilled for.
             sampler: "heun" or "euler", for a generator that integrates an ODE.
             guidance_scale: classifier-free guidance; needs a network trained with label dropout.
-            batch_size: samples a network evaluation.
+            batch_size: samples a network evaluation; 256 images or 10,000 points if None.
 
         Raises:
             UserError: (a ValueError) for a number, batch size, label, step count, sampler or guidance that this generator cannot serve.
@@ -163,12 +176,14 @@ class Generator(
             raise UserError(f"num is {num}; give at least 1")
         if seed is not None and not -(2**63) <= seed < 2**64:
             raise UserError(f"seed is {seed}; allowed are whole numbers of at most 64 bits")
+        if batch_size is None:
+            batch_size = 256 if len(self.shape) == 3 else 10_000
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; give at least 1")
         name = sampler or self.sampler["name"]
-        ode = self.sampler["name"] != "few_step"
-        if name not in SAMPLERS or (name == "few_step") == ode:
-            raise UserError(f"sampler is {name!r}; allowed for this generator: {'heun or euler' if ode else 'few_step'}")
+        allowed = ODE_SAMPLERS if self.is_denoiser else (self.sampler["name"],)
+        if name not in allowed:
+            raise UserError(f"sampler is {name!r}; allowed for this generator: {' or '.join(allowed)}")
         if guidance_scale != 1.0 and not self.info.get("label_dropout"):
             raise UserError(f"guidance_scale is {guidance_scale}, but this network was trained without label dropout; only 1 is allowed")
         sigmas, all_labels = self.sigmas(steps), self.labels(num, labels)
@@ -182,7 +197,7 @@ class Generator(
         batches = []
         for start in range(0, num, batch_size):
             count = min(batch_size, num - start)
-            latents = torch.randn(count, *self.shape, generator=rng).to(self.device)
+            latents = torch.randn(count, *self.latent_shape, generator=rng).to(self.device)
             label = None if all_labels is None else all_labels[start : start + count].to(self.device)
             batches.append(SAMPLERS[name](self.denoiser, latents, sigmas, label, rng, guidance_scale))
         self.train(training)

@@ -79,7 +79,23 @@ def few_step(
     return x
 
 
-SAMPLERS: dict[str, Sampler] = {"heun": heun, "euler": euler, "few_step": few_step}
+def push_forward(
+    denoiser: Denoiser,
+    latents: Tensor,
+    sigmas: Tensor,
+    label: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    guidance_scale: float = 1.0,
+) -> Tensor:
+    """``G(z)`` at once: a generator that was never trained at any other noise level (drift, MATHS 3). One evaluation."""
+    return denoiser(latents, sigmas[0].to(latents), label)
+
+
+SAMPLERS: dict[str, Sampler] = {"heun": heun, "euler": euler, "few_step": few_step, "push_forward": push_forward}
+ODE_SAMPLERS = (
+    "heun",
+    "euler",
+)  # of a denoiser that is right at every noise level; the others belong to the generator they were trained with
 
 
 def evaluations(sampler: str, steps: int) -> int:

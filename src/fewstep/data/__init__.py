@@ -1,5 +1,23 @@
-"""Data sets, held in memory as they come and turned into batches in [-1, 1]."""
+"""Data sets, held in memory as they come and turned into batches: images in [-1, 1], points as they are."""
 
 from fewstep.data.images import DataError, ImageData, image_folder, load_digits, photo_crops
+from fewstep.data.points import PointData, point_file
+from fewstep.data.power import PowerData, power_data
+from fewstep.data.toys import DENSITIES, Density, Mixture, make_density, toy_data
 
-__all__ = ["DataError", "ImageData", "image_folder", "load_digits", "photo_crops"]
+__all__ = [
+    "DENSITIES",
+    "DataError",
+    "Density",
+    "ImageData",
+    "Mixture",
+    "PointData",
+    "PowerData",
+    "image_folder",
+    "load_digits",
+    "make_density",
+    "photo_crops",
+    "point_file",
+    "power_data",
+    "toy_data",
+]

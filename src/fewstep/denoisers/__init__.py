@@ -3,5 +3,6 @@
 from fewstep.denoisers.mixture import MixtureDenoiser
 from fewstep.denoisers.preconditioned import PreconditionedDenoiser
 from fewstep.denoisers.protocol import Denoiser, guided
+from fewstep.denoisers.push_forward import PushForward
 
-__all__ = ["Denoiser", "MixtureDenoiser", "PreconditionedDenoiser", "guided"]
+__all__ = ["Denoiser", "MixtureDenoiser", "PreconditionedDenoiser", "PushForward", "guided"]

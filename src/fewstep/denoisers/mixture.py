@@ -4,12 +4,12 @@ Symbols: modes ``k`` with mean ``mu_k``, isotropic standard deviation ``s_k`` an
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.maths.parametrization import expand_like
 
 
-class MixtureDenoiser:
+class MixtureDenoiser(nn.Module):
     """``E[x0 | x0 + sigma n = x]`` for ``x0 ~ sum_k pi_k N(mu_k, s_k^2 I)``, in closed form.
 
     ``D = sum_k w_k (s_k^2 x + sigma^2 mu_k) / (s_k^2 + sigma^2)`` with ``w_k`` proportional to
@@ -26,6 +26,7 @@ class MixtureDenoiser:
     """
 
     def __init__(self, means: Tensor, stds: Tensor | float, weights: Tensor | None = None) -> None:
+        super().__init__()
         self.means = torch.as_tensor(means)
         modes = len(self.means)
         self.stds = torch.as_tensor(stds, dtype=self.means.dtype)
@@ -39,7 +40,7 @@ class MixtureDenoiser:
             raise ValueError(f"stds {self.stds.tolist()} and weights {self.weights.tolist()} must all be positive")
         self.weights = self.weights / self.weights.sum()
 
-    def __call__(self, x: Tensor, sigma: Tensor | float, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor | float, label: Tensor | None = None) -> Tensor:
         """The posterior mean, like `x` [B, ...], for `sigma` [B] or []. Differentiable in `x`."""
         means, stds, weights = (a.to(x) for a in (self.means.flatten(1), self.stds, self.weights))
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))

@@ -1,11 +1,17 @@
 """Losses that move a generated sample from the fake distribution towards the real one.
 
 Symbols: ``x`` [B, ...] a generated sample (the only tensor that may carry a gradient), ``x_s = x + s n`` the same sample
-noised, ``x0_real`` and ``x0_fake`` what the real (teacher) and the fake denoiser make of ``x_s``.
+noised, ``x0_real`` and ``x0_fake`` what the real (teacher) and the fake denoiser make of ``x_s``. Drift fields act on ``x`` [N, D]
+itself, between real samples ``y`` and the generated ones.
 """
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from fewstep.maths.kernels import barycenter, sinkhorn_log_weights
 
 
 def _item_mean(x: Tensor) -> Tensor:
@@ -66,3 +72,153 @@ def sid_loss(x: Tensor, x0_real: Tensor, x0_fake: Tensor, alpha: float = 1.0, ga
         divisor = _divisor(x, x0_real, direction, max_ratio=10.0).clamp_min(torch.finfo(x.dtype).tiny)
     sharpened = direction + x0_fake
     return (direction * ((sharpened - x) - alpha * direction) / divisor).mean()
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether `a` and `b` hold the same values."""
+    return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b))
+
+
+def drift_field(
+    x: Tensor,
+    y_real: Tensor,
+    y_fake: Tensor,
+    temperature: float,
+    gamma: float = 1.0,
+    kernel: str = "gaussian",
+    temperature_fake: float | None = None,
+    plan: str = "softmax",
+) -> Tensor:
+    """The score-based drift ``V(x) = gamma (b_real(x) - x) - (b_fake(x) - x)``, like `x` [N, D] (MATHS 3.1; arXiv 2603.07514).
+
+    ``b`` are kernel barycentres (`fewstep.maths.kernels.barycenter`) of real samples `y_real` [M, D] and of generated ones
+    `y_fake`; where these are x itself, each leaves itself out. At rest the *smoothed* densities are in balance,
+    ``q_h ~ p_h^gamma`` with ``h^2 = temperature / 2``: a Gaussian mode of variance s^2 ends at ``(s^2 + h^2) / gamma - h^2``.
+
+    With `temperature_fake` set to ``temperature / gamma`` and gamma 1 this is the two-temperature field, whose Gaussian modes end at
+    ``s^2 / gamma`` (their weights do not: MATHS 3.1). `plan` "sinkhorn" replaces both softmaxes by transport plans, which see to it
+    that all samples pull alike (arXiv 2603.12366; nothing is left out of the plan from x to itself). Carries no gradient.
+
+    Raises ValueError for fewer than 2 rows of x, and as `barycenter` does.
+    """
+    if plan not in ("softmax", "sinkhorn"):
+        raise ValueError(f"plan is {plan!r}; allowed: softmax, sinkhorn")
+    with torch.no_grad():
+        itself = _same(x, y_fake)
+        cold = temperature_fake if temperature_fake is not None else temperature
+        if plan == "softmax":
+            b_real = barycenter(x, y_real, temperature, kernel)
+            b_fake = barycenter(x, y_fake, cold, kernel, exclude_self=itself)
+        else:
+            b_real = barycenter(x, y_real, temperature, kernel, log_weights=sinkhorn_log_weights(x, y_real, temperature, kernel))
+            b_fake = barycenter(x, y_fake, cold, kernel, log_weights=sinkhorn_log_weights(x, y_fake, cold, kernel))
+        return gamma * (b_real - x) - (b_fake - x)
+
+
+def _affinity_drift(affinity_neg: Tensor, affinity_pos: Tensor, x: Tensor, neg: Tensor, pos: Tensor) -> Tensor:
+    """``sum_pos A_ip (sum_neg A_in) y_p - sum_neg A_in (sum_pos A_ip) y_n``, taken from x_i: [..., N, D] (arXiv 2602.04770, Alg. 2)."""
+    to_pos = affinity_pos * affinity_neg.sum(-1, keepdim=True)
+    to_neg = affinity_neg * affinity_pos.sum(-1, keepdim=True)
+    balance = to_pos.sum(-1, keepdim=True) - to_neg.sum(-1, keepdim=True)  # 0 up to rounding
+    return to_pos @ pos - to_neg @ neg - balance * x
+
+
+def toy_drift_field(x: Tensor, y_real: Tensor, temperature: float) -> Tensor:
+    """The drift of the Drifting Models' 2D notebook, like `x` [N, D], for real samples `y_real` [M, D] (arXiv 2602.04770).
+
+    Laplace kernel ``exp(-|x - y| / T)`` with no rescaling of distances, each entry divided by the root of its row's and its
+    column's sum; x itself are the negatives, self left out. Carries no gradient.
+    """
+    if len(x) < 2:
+        raise ValueError(f"x has {len(x)} rows; 2 are needed where each leaves itself out")
+    with torch.no_grad():
+        kernel = (torch.cdist(x, torch.cat([x, y_real]), compute_mode="donot_use_mm_for_euclid_dist") / -temperature).exp()
+        kernel.diagonal().zero_()
+        kernel = kernel / (kernel.sum(1, keepdim=True) * kernel.sum(0)).clamp_min(1e-12).sqrt()
+        return _affinity_drift(kernel[:, : len(x)], kernel[:, len(x) :], x, x, y_real)
+
+
+def drifting_loss(
+    gen: Tensor,
+    pos: Tensor,
+    neg: Tensor | None = None,
+    temperatures: Sequence[float] = (0.02, 0.05, 0.2),
+    weight_gen: Tensor | None = None,
+    weight_pos: Tensor | None = None,
+    weight_neg: Tensor | None = None,
+    affinity_floor: float = 0.0,
+    plan: str = "double_softmax",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of Drifting Models (arXiv 2602.04770, Alg. 2 and Eqs. 13-17): generated `gen` follow their drift.
+
+    Distances are divided by their weighted mean S, coordinates by ``S / sqrt(D)``. For each temperature the drift is divided by its
+    own root mean square, so the *value* of the loss is constant (their number, were the drifts uncorrelated) and says nothing:
+    watch ``info["drift_<temperature>"]``, the RMS before the division, in these coordinates.
+
+    Args:
+        gen: [N, D], or groups [B, N, D] that do not see each other (one a class); the only tensor that gets a gradient.
+        pos: real samples [M, D] or [B, M, D].
+        neg: extra negatives [K, D] or [B, K, D]; unconditional real samples with `weight_neg` ``(N - 1)(a - 1) / K`` guide by a.
+        temperatures: of the kernel ``exp(-distance / temperature)``.
+        weight_gen: [N], or with B in front; 1 where None.
+        weight_pos: [M], likewise.
+        weight_neg: [K], likewise.
+        affinity_floor: least affinity. The released code has 1e-3, which at low temperatures outweighs the kernel: far samples
+            then pull, and the generated set contracts. 0 is the paper.
+        plan: "double_softmax", or "sinkhorn": a transport plan to the positives and one to the negatives (arXiv 2603.12366).
+
+    Returns:
+        The loss, a scalar, or [B] for groups; and info: ``scale`` (S) and ``drift_<temperature>``, scalars.
+
+    """
+    groups = gen.ndim == 3
+    gen, pos = (a if a.ndim == 3 else a[None] for a in (gen, pos))
+    neg = neg if neg is None or neg.ndim == 3 else neg[None]
+    if gen.ndim != 3 or pos.ndim != 3 or gen.shape[::2] != pos.shape[::2] or (neg is not None and neg.shape[::2] != gen.shape[::2]):
+        raise ValueError(f"gen has shape {tuple(gen.shape)}, pos {tuple(pos.shape)}: give [N, D] and [M, D], or groups of the same number")
+    if gen.shape[1] < 2:
+        raise ValueError(f"gen has {gen.shape[1]} rows; 2 are needed where each leaves itself out")
+    if not all(temperature > 0 for temperature in temperatures):
+        raise ValueError(f"temperatures are {list(temperatures)}; all must be positive")
+    if plan not in ("double_softmax", "sinkhorn"):
+        raise ValueError(f"plan is {plan!r}; allowed: double_softmax, sinkhorn")
+    num, dims = gen.shape[1:]
+    with torch.no_grad():
+        x = gen.detach().float() if gen.dtype in (torch.float16, torch.bfloat16) else gen.detach()
+        pos = pos.to(x)
+        negatives = x if neg is None else torch.cat([x, neg.to(x)], 1)
+        targets, k = torch.cat([negatives, pos], 1), negatives.shape[1]
+        ones = [a.new_ones(a.shape[:2]) for a in (x, negatives[:, num:], pos)]
+        given = [one if w is None else w.to(x).expand_as(one) for one, w in zip(ones, (weight_gen, weight_neg, weight_pos), strict=True)]
+        weight = torch.cat(given, 1)[:, None]  # [B, 1, N + K + M]
+        distance = torch.cdist(x, targets, compute_mode="donot_use_mm_for_euclid_dist").clamp_min(1e-4)  # as released
+        scale = (distance * weight).mean() / weight.mean()
+        unit = (scale / dims**0.5).clamp_min(torch.finfo(x.dtype).tiny)
+        distance = distance / scale.clamp_min(torch.finfo(x.dtype).tiny)
+        distance.diagonal(dim1=1, dim2=2).add_(100.0)  # leaves self out
+        x_unit, targets_unit = x / unit, targets / unit
+        info, total = {"scale": scale}, torch.zeros_like(x)
+        for temperature in temperatures:
+            logits = distance / -temperature
+            if plan == "sinkhorn":
+                drift = _plan(logits[..., k:], weight[..., k:]) @ targets_unit[:, k:]
+                drift = drift - _plan(logits[..., :k], weight[..., :k]) @ targets_unit[:, :k]
+            else:
+                affinity = (logits.softmax(2) * logits.softmax(1)).sqrt().clamp_min(affinity_floor) * weight
+                parts = affinity[..., :k], affinity[..., k:]
+                drift = _affinity_drift(*parts, x_unit, targets_unit[:, :k], targets_unit[:, k:])
+            rms = drift.square().mean().sqrt()
+            info[f"drift_{temperature:g}"] = rms
+            total += drift / rms.clamp_min(1e-8)
+    loss = (gen / unit - (x_unit + total)).square().mean((1, 2))
+    return loss if groups else loss[0], info
+
+
+def _plan(logits: Tensor, weight: Tensor, iterations: int = 20) -> Tensor:
+    """The entropic plan [B, N, M] with uniform rows and columns as `weight` [B, 1, M] says, each row scaled to 1."""
+    target = (weight / weight.sum(2, keepdim=True)).clamp_min(1e-30).log()
+    g = torch.zeros_like(target)
+    for _ in range(iterations):
+        f = -(logits + g).logsumexp(2, keepdim=True) - math.log(logits.shape[1])
+        g = target - (logits + f).logsumexp(1, keepdim=True)
+    return (logits + g).softmax(2)

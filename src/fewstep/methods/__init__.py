@@ -2,6 +2,7 @@
 
 from fewstep.methods.base import Batch, LossOutput, Method, OptimizerSettings, Turn
 from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.drift import Drift, Ramp
 from fewstep.methods.teacher import Teacher
 
-__all__ = ["DMD2", "Batch", "LossOutput", "Method", "OptimizerSettings", "Teacher", "Turn"]
+__all__ = ["DMD2", "Batch", "Drift", "LossOutput", "Method", "OptimizerSettings", "Ramp", "Teacher", "Turn"]

@@ -4,9 +4,10 @@ A method owns named networks and declares *turns*: which of them train together,
 step the loop takes the turns that are due, in order, and asks for their losses.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ Networks = Mapping[str, Callable[..., Any]]
 
 @dataclass(frozen=True)
 class Batch:
-    """Real data `x` [B, ...] in [-1, 1], and `label` int64 [B] or None."""
+    """Real data `x` [B, ...] (images in [-1, 1]), and `label` int64 [B] or None."""
 
     x: Tensor
     label: Tensor | None = None
@@ -29,8 +30,9 @@ class Batch:
 class OptimizerSettings:
     """AdamW and its learning rate over a turn's own updates (not steps of the loop).
 
-    `lr` is reached linearly over `warmup` updates, held until the fraction `decay_from` of all updates, then taken linearly
-    to ``final * lr``. `clip` is the largest gradient norm over the turn's networks; None leaves it alone.
+    `lr` is reached linearly over `warmup` updates, held until the fraction `decay_from` of all updates, then taken to
+    ``final * lr``, linearly or along half a cosine. `clip` is the largest gradient norm over the turn's networks; None leaves it
+    alone. Parameters whose name ends in a key of `scales` learn that many times as fast.
     """
 
     lr: float
@@ -40,13 +42,18 @@ class OptimizerSettings:
     warmup: int = 0
     decay_from: float = 1.0
     final: float = 1.0
+    cosine: bool = False
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     def lr_at(self, update: int, updates: int) -> float:
         """The learning rate of update number `update` (from 0) out of `updates`."""
         warm = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
         start = self.decay_from * updates
         progress = (update - start) / max(1.0, updates - start) if update > start else 0.0
-        return self.lr * warm * (1 + min(1.0, progress) * (self.final - 1))
+        progress = min(1.0, progress)
+        if self.cosine:
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return self.lr * warm * (1 + progress * (self.final - 1))
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,17 @@ class Method(ABC):
     @abstractmethod
     def ship(self, network: nn.Module, step: int) -> Generator:
         """The generator to save: `network`, weights like ``networks[ships]``, with its sampler."""
+
+    def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(where, V): how the method would move samples that lie at `points` [M, D], given generated `samples` and `real` ones.
+
+        A method that knows it elsewhere only says where; None if it cannot say. For pictures.
+        """
+        return None
+
+    def settings_now(self) -> dict[str, float]:
+        """Scheduled settings as they stand, for logs and pictures."""
+        return {}
 
     def after_update(self, turn: str) -> None:
         """`turn`'s optimiser has taken a step."""

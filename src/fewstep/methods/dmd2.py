@@ -34,6 +34,8 @@ class DMD2(Method):
 
     Args:
         teacher: any `Generator` with an ODE sampler; it is copied three times and not changed.
+        real: a denoiser of real data to use instead of the teacher's, such as a closed form; `teacher` then only is where the generator
+            and the fake network start.
         generator_optimizer, guidance_optimizer: AdamW of the generator and of the fake network (with the head).
         dfake_gen_update_ratio: the generator learns at every so many-th step, the fake network at each.
         loss: "dmd", or "sid" with `sid_alpha`.
@@ -76,16 +78,17 @@ class DMD2(Method):
         gan: bool = False,
         gan_weight_generator: float | Literal["auto"] = 3e-3,
         gan_weight_guidance: float = 1e-2,
+        real: nn.Module | None = None,
     ) -> None:
         if guidance_scale != 1.0 and not teacher.info.get("label_dropout"):
             raise ValueError(
                 f"method.guidance_scale is {guidance_scale}, but the teacher was trained without label dropout and has no "
                 "unconditional estimate; use 1, or a teacher trained with method.label_dropout above 0"
             )
-        self.teacher = teacher
+        self.teacher, self.real = teacher, real
         fake = frozen(teacher.denoiser).requires_grad_(True).train()
         self.networks = {
-            "teacher": frozen(teacher.denoiser),
+            "teacher": frozen(real or teacher.denoiser),
             "generator": frozen(teacher.denoiser).requires_grad_(True).train(),
             "fake": fake,
         }

@@ -17,4 +17,9 @@ def make_network(config: Mapping[str, Any], shape: tuple[int, ...], num_classes:
         from fewstep.networks.unet import UNet
 
         return UNet(shape, num_classes, **arguments)
-    raise ValueError(f"network.name is {name!r}; allowed: 'unet'")
+    from fewstep.networks import mlp
+
+    kinds = {"mlp": mlp.MLP, "latent_mlp": mlp.LatentMLP, "coded_mlp": mlp.CodedMLP}
+    if name in kinds:
+        return kinds[name](shape, num_classes, **arguments)
+    raise ValueError(f"network.name is {name!r}; allowed: 'unet', {', '.join(map(repr, kinds))}")

@@ -17,11 +17,14 @@ def sample_figures(x: Tensor, label: Tensor | None, real: Tensor, real_label: Te
 
     ``spread``: within-class standard deviation of an element over the real one (below 1: diversity is being lost).
     ``shift``: difference of the overall means, in real standard deviations (DMD2 issue 33: the mean drifts).
-    ``saturation``: share of elements beyond 1.1 in magnitude (CausVid issue 18).
+    ``saturation``, of images: share of elements beyond 1.1 in magnitude (CausVid issue 18).
     """
     spread = _within_class_variance(x, label).sqrt() / _within_class_variance(real, real_label).sqrt().clamp_min(1e-12)
     shift = (x.mean() - real.mean()).abs() / real.std().clamp_min(1e-12)
-    return {"spread": spread, "shift": shift, "saturation": (x.abs() > 1.1).float().mean()}
+    figures = {"spread": spread, "shift": shift}
+    if x.ndim == 4:
+        figures["saturation"] = (x.abs() > 1.1).float().mean()
+    return figures
 
 
 def _within_class_variance(x: Tensor, label: Tensor | None) -> Tensor:

@@ -237,7 +237,7 @@ class Loop:
         self.window.add({f"{turn.name}.grad_norm": norm})
         self._check_finite(norm, f"{turn.name}.grad_norm")
         for group in optimizer.param_groups:
-            group["lr"] = settings.lr_at(self.updates[turn.name], -(-self.settings.steps // turn.every))
+            group["lr"] = settings.lr_at(self.updates[turn.name], -(-self.settings.steps // turn.every)) * group["scale"]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.updates[turn.name] += 1
@@ -246,8 +246,13 @@ class Loop:
             self.ema.update(self.method.networks[self.method.ships])
 
     def _optimizer(self, turn: Turn) -> torch.optim.Optimizer:
-        parameters = [p for name in turn.trains for p in self.method.networks[name].parameters()]
         s = turn.optimizer
+        groups: dict[float, list[Tensor]] = {1.0: []}
+        for network in turn.trains:
+            for name, parameter in self.method.networks[network].named_parameters():
+                scale = next((scale for ending, scale in s.scales.items() if name.endswith(ending)), 1.0)
+                groups.setdefault(scale, []).append(parameter)
+        parameters = [{"params": group, "scale": scale} for scale, group in groups.items() if group]
         return torch.optim.AdamW(parameters, s.lr, s.betas, weight_decay=s.weight_decay, fused=self.fabric.device.type in ("cpu", "cuda"))
 
     # --- what can go wrong -------------------------------------------------------------------------------------------
@@ -343,12 +348,15 @@ class Loop:
             "images_per_second": round(speed, 1),
             **{name: float(f"{value:.9g}") for name, value in means.items()},
             **rates,
+            **self.method.settings_now(),
             "alarms": [alarm.name for alarm in raised],
         }
         if self.fabric.is_global_zero:
             self.run.log(record)
             self.tracker.log(record)
-        terms = [f"{name.split('.')[1]} {means[name]:.3f}" for name in means if name.split(".")[1] in ("denoising", "dm", "fake", "gan")]
+        terms = [
+            f"{name.split('.')[1]} {means[name]:.3f}" for name in means if name.split(".")[1] in ("denoising", "dm", "fake", "gan", "drift")
+        ]
         health = f"spread {means['health.spread']:.0%}" if "health.spread" in means else ""
         state = f"check: {', '.join(alarm.name for alarm in raised)}" if raised else "healthy"
         self.progress.show(", ".join(filter(None, [state, health, *terms, f"{speed:.0f} images/s"])))

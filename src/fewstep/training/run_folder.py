@@ -1,6 +1,6 @@
 """A run folder: from it alone everything about a run can be made again.
 
-recipe.yaml  metrics.jsonl  checkpoints/step_N/  samples/step_N.png  model/  teacher/  results.json  report.html
+recipe.yaml  metrics.jsonl  checkpoints/step_N/  samples/step_N.png  model/  teacher/  results.json  report.html  dashboard/
 """
 
 import json
@@ -35,6 +35,7 @@ class RunFolder:
         self.teacher_folder = path / "teacher"
         self.results_file = path / "results.json"
         self.report_file = path / "report.html"
+        self.dashboard_folder = path / "dashboard"
 
     def recipe(self) -> dict[str, Any]:
         """What recipe.yaml says. Raises UserError where there is none."""

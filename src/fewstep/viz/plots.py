@@ -53,6 +53,21 @@ def contact_sheet(blocks: Sequence[tuple[str, str, Tensor]], path: Path, columns
     figure.savefig(path)
 
 
+def scatter(points: Tensor, path: Path, limits: tuple[float, float] | None = None) -> None:
+    """Write a scatter plot of the first two coordinates of `points` [N, D] to `path` (PNG); a line of ticks for one coordinate."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 6), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    x = points.detach().cpu().numpy()
+    axes.scatter(x[:, 0], x[:, 1] if x.shape[1] > 1 else np.zeros(len(x)), s=4 if len(x) > 2000 else 9, color="#d1400f", linewidths=0)
+    axes.set(aspect="equal", xlabel="first coordinate", ylabel="second coordinate" if x.shape[1] > 1 else "")
+    if limits:
+        axes.set(xlim=limits, ylim=limits)
+    axes.grid(alpha=0.3)
+    figure.savefig(path)
+
+
 def curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], title: str, log: bool = False) -> bytes:
     """A PNG of the named figures of `records` (lines of metrics.jsonl) over steps."""
     from matplotlib.figure import Figure

@@ -56,15 +56,27 @@ def write_report(
         last = records[-1]
         parts.append(f"<h2>Training</h2><p>Step {last['step']:,}, {last['seconds']:,.0f} s, {last['images_seen']:,} images seen.</p>")
         families = {
-            "losses": ("denoising", "dm", "fake", "gan"),
+            "losses": ("denoising", "dm", "fake", "gan", "loss"),
             "agreement": ("gap",),
+            "drift": ("drift",),
+            "escaped": ("escaped",),
             "gradient norms": ("grad_norm",),
             "health": ("spread", "shift", "saturation"),
         }
         for family, suffixes in families.items():
             chosen = sorted(name for name in names if name.split(".")[-1] in suffixes)
             if chosen:
-                parts.append(_picture(curves(records, chosen, family, log=family == "gradient norms"), family))
+                parts.append(
+                    _picture(
+                        curves(
+                            records,
+                            chosen,
+                            family,
+                            log=family in ("gradient norms", "drift") or "generator.loss" in chosen,
+                        ),
+                        family,
+                    )
+                )
     if pictures:
         parts.append("<h2>Samples</h2>" + "".join(_picture(picture.read_bytes(), picture.stem.replace("_", " ")) for picture in pictures))
     parts.append(f"<h2>Recipe</h2><pre>{html.escape(recipe)}</pre>")

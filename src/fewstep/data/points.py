@@ -1,0 +1,95 @@
+"""Data sets of points: in memory, in two splits, drawn from a density or read from a file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.data.images import DataError
+
+if TYPE_CHECKING:
+    from fewstep.data.toys import Density
+
+
+def check_points(x: Tensor) -> None:
+    """Raise DataError where a row of `x` [N, D] holds NaN or infinity."""
+    bad = (~x.isfinite()).any(1).nonzero()[:, 0]
+    if len(bad):
+        raise DataError(f"{len(bad)} of {len(x)} points hold NaN or infinity, the first in row {bad[0]}; mend or remove these rows")
+
+
+@dataclass(frozen=True)
+class PointData:
+    """Points in two splits, for the training loop.
+
+    Attributes:
+        name: what it is called in tables.
+        train, heldout: float32 [N, D] and [M, D].
+        density: what both splits were drawn from, where that is known.
+
+    Raises:
+        DataError: where a point is not finite.
+
+    """
+
+    name: str
+    train: Tensor
+    heldout: Tensor
+    density: "Density | None" = None
+
+    def __post_init__(self) -> None:
+        check_points(self.train)
+        check_points(self.heldout)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(D,)."""
+        return tuple(self.train.shape[1:])
+
+    @property
+    def num_classes(self) -> int | None:
+        """None: there are no classes."""
+        return None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Empty."""
+        return ()
+
+    def images(self, split: str) -> Tensor:
+        """All points of split "train" or "heldout", float32 [N, D]."""
+        return self.train if split == "train" else self.heldout
+
+    def labels(self, split: str) -> Tensor | None:
+        """None."""
+        return None
+
+    def batch(self, index: Tensor, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Training points float32 [B, D] on `device` for `index` int64 [B], and None; `rng` is not used."""
+        return self.train[index].to(device), None
+
+
+def point_file(path: str, holdout: float) -> PointData:
+    """The points [N, D] in a .npy file, the fraction `holdout` held out at random (seed 0).
+
+    Raises DataError for a file that is missing, not such an array, not finite, or too small to split.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"data.path is {path!r}, which is no readable .npy file ({error}); save an array [N, D] with numpy.save") from error
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
+        what = f"shape {list(array.shape)} and type {array.dtype}" if isinstance(array, np.ndarray) else "several arrays"
+        raise DataError(f"data.path is {path!r}, which holds {what}; give one array of numbers [N, D]")
+    points = torch.from_numpy(array.astype(np.float32))
+    check_points(points)
+    held = round(len(points) * holdout)
+    if held < 40 or len(points) - held < 40:
+        raise DataError(
+            f"data.path is {path!r} with {len(points)} points, of which data.holdout {holdout} takes {held}; each part needs 40"
+        )
+    order = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))
+    return PointData(Path(path).stem, points[order[held:]], points[order[:held]])

@@ -1,0 +1,29 @@
+"""A generator that maps noise to data at once, seen as a denoiser: of noise so strong that nothing of the data is left."""
+
+import torch
+from torch import Tensor, nn
+
+
+class PushForward(nn.Module):
+    """``D(z, sigma, label) = sigma_data G(z, label)``: what is estimated from pure noise, whatever `sigma` is said to be.
+
+    The noise z [B, latent] need not have the data's shape. `network` has an attribute ``latent`` and is called with z and label.
+    """
+
+    def __init__(self, network: nn.Module, sigma_data: float, num_classes: int | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.sigma_data = sigma_data
+        self.num_classes = num_classes
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one z."""
+        latent = self.network.latent
+        assert isinstance(latent, int)
+        return (latent,)
+
+    def forward(self, z: Tensor, sigma: Tensor | float = torch.inf, label: Tensor | None = None) -> Tensor:
+        """Items [B, ...] in float32 for z [B, latent]; `label` int64 [B] where there are classes."""
+        dtype = next(self.network.parameters()).dtype
+        return self.sigma_data * self.network(z.to(dtype), None if self.num_classes is None else label).float()

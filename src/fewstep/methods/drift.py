@@ -1,0 +1,202 @@
+"""Drift: a generator without a teacher follows a field between real and generated samples.
+
+    x    = G(z), z ~ N(0, I)
+    V    = gamma (b_real(x; T) - x) - (b_fake(x; T) - x)        b: kernel-weighted barycentres (MATHS 3.1)
+    loss = mean (x - stop_gradient(x + V))^2
+
+For the Gaussian kernel this is distribution matching with the scores of the two sets of samples, blurred by ``h^2 = T / 2``
+(Lai et al. 2026, arXiv 2603.07514). gamma and T may each move during training. Fields: "strict" is the one above; "two_temperature" has
+``b_fake`` at ``T / gamma`` and gamma 1 elsewhere; "drifting" is Drifting Models (Deng et al. 2026, arXiv 2602.04770) and "toy" the
+field of its 2D notebook. Each class drifts by itself. The field may act on features of x instead of x (2602.04770, Eqs. 13-14).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.generator import Generator
+from fewstep.maths.kernels import log_kernel_sum
+from fewstep.maths.matching import drift_field, drifting_loss, toy_drift_field
+from fewstep.methods.base import Batch, LossOutput, Method, Networks, OptimizerSettings, Turn
+
+FIELDS = ("strict", "two_temperature", "toy", "drifting")
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A setting that goes from `start` to `end` over `steps` updates, in a straight line or, with `log`, by equal factors."""
+
+    end: float
+    start: float | None = None
+    steps: int = 0
+    log: bool = False
+
+    def __call__(self, update: int) -> float:
+        """Its value at update number `update`, from 0."""
+        if self.start is None or update >= self.steps:
+            return self.end
+        progress = update / self.steps
+        return self.start * (self.end / self.start) ** progress if self.log else self.start + (self.end - self.start) * progress
+
+
+class Drift(Method):
+    """Train `generator`, a push-forward, by a drift field.
+
+    Args:
+        generator: with the sampler "push_forward".
+        optimizer: settings of AdamW.
+        field: one of `FIELDS`.
+        gamma: the power of the data's density to aim at, through the field. Other than 1 only for "strict", whose rest is a
+            *blurred* p^gamma, and "two_temperature", which is right in variance and wrong in the weights of unequal modes.
+        temperatures: of the kernel; the fields of several are added up.
+        kernel: "gaussian" or "laplace" ("strict", "two_temperature"; the others have the Laplace kernel).
+        plan: "softmax", or "sinkhorn" for transport plans, which cost about ten times as much.
+        affinity_floor: of "drifting"; the released code has 1e-3.
+        guidance_scale: of "drifting": classifier-free guidance by weighted unconditional negatives.
+        features: maps items [B, ...] to [B, F], with a gradient; the field then acts on these. None for the items themselves.
+
+    Raises:
+        ValueError: for a field, gamma or guidance that do not go together.
+
+    """
+
+    ships = "generator"
+    LOOK = 10  # updates between looks at the overlap of real and generated samples
+
+    def __init__(
+        self,
+        generator: Generator,
+        optimizer: OptimizerSettings,
+        field: str = "strict",
+        gamma: Ramp | float = 1.0,
+        temperatures: Sequence[Ramp | float] = (0.1,),
+        kernel: str = "gaussian",
+        plan: str = "softmax",
+        affinity_floor: float = 0.0,
+        guidance_scale: float = 1.0,
+        features: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.gamma = gamma if isinstance(gamma, Ramp) else Ramp(gamma)
+        self.temperatures = tuple(t if isinstance(t, Ramp) else Ramp(t) for t in temperatures)
+        if field not in FIELDS:
+            raise ValueError(f"method.field is {field!r}; allowed: {', '.join(FIELDS)}")
+        if field in ("toy", "drifting") and (self.gamma.end != 1.0 or self.gamma.start not in (None, 1.0)):
+            raise ValueError(f"method.gamma is {self.gamma.end}, which the field {field!r} does not know; use 1, or method.gamma_by=data")
+        if guidance_scale != 1.0 and (field != "drifting" or generator.num_classes is None):
+            raise ValueError(f"method.guidance_scale is {guidance_scale}; it needs method.field=drifting and data with classes")
+        if plan == "sinkhorn" and field == "toy":
+            raise ValueError("method.plan is 'sinkhorn', which the field 'toy' does not know; use another method.field")
+        self.generator, self.field_name, self.kernel, self.plan = generator, field, kernel, plan
+        self.affinity_floor, self.guidance_scale, self.features = affinity_floor, guidance_scale, features
+        self.networks = {"generator": generator.denoiser}
+        self.turns = (Turn("generator", ("generator",), optimizer),)
+        self.updates = 0
+
+    def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
+        """The regression onto x + V. Terms: ``loss``; ``drift``, the field's root mean square; now and then ``escaped``.
+
+        ``escaped`` is the share of generated samples where real ones (blurred by the kernel) are rarer than for 99% of the real ones:
+        a field can vanish because mass has gone where nothing pulls it back (arXiv 2604.24196).
+        """
+        z = torch.randn(len(batch.x), *self.generator.latent_shape, generator=rng, device=batch.x.device)
+        x = networks["generator"](z, math.inf, batch.label)
+        features = self.features or (lambda items: items.flatten(1))
+        phi_x, phi_y = features(x), features(batch.x)
+        total, drift = self._regress(phi_x.float(), phi_y.float(), batch.label)
+        terms = {"loss": total.detach(), "drift": drift}
+        if batch.label is None and self.updates % self.LOOK == 0:
+            terms["escaped"] = self._escaped(phi_x.detach().float(), phi_y.float())
+        return LossOutput(total, terms, x.detach(), batch.label)
+
+    def _regress(self, x: Tensor, y: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(loss, RMS of the field) for features of generated x and real y, both [B, F] with the same labels [B] or None."""
+        if label is None:
+            groups = [torch.arange(len(x), device=x.device)]
+        else:
+            groups = [index for k in label.unique() if len(index := (label == k).nonzero().flatten()) > 1]  # one alone has no field
+        if self.field_name == "drifting":
+            return self._drifting(x, y, groups)
+        drift = torch.zeros_like(x)
+        for index in groups:
+            drift[index] = self._field(x[index].detach(), y[index])
+        return (x - (x + drift).detach()).square().mean(), drift.square().mean().sqrt()
+
+    def _field(self, x: Tensor, y: Tensor) -> Tensor:
+        gamma, total = self.gamma(self.updates), torch.zeros_like(x)
+        for ramp in self.temperatures:
+            temperature = ramp(self.updates)
+            if self.field_name == "toy":
+                total += toy_drift_field(x, y, temperature)
+            elif self.field_name == "two_temperature":
+                total += drift_field(x, y, x, temperature, 1.0, self.kernel, temperature / gamma, self.plan)
+            else:
+                total += drift_field(x, y, x, temperature, gamma, self.kernel, None, self.plan)
+        return total
+
+    def _drifting(self, x: Tensor, y: Tensor, groups: list[Tensor]) -> tuple[Tensor, Tensor]:
+        temperatures = [ramp(self.updates) for ramp in self.temperatures]
+        plan = "sinkhorn" if self.plan == "sinkhorn" else "double_softmax"
+        losses, drifts, counts = [x.sum() * 0], [x.new_zeros(())], [0]
+        for index in groups:
+            neg = weight = None
+            if self.guidance_scale != 1.0:
+                neg = y
+                weight = y.new_full((len(y),), (len(index) - 1) * (self.guidance_scale - 1) / len(y))
+            one, info = drifting_loss(
+                x[index], y[index], neg, temperatures, weight_neg=weight, affinity_floor=self.affinity_floor, plan=plan
+            )
+            losses.append(one * len(index))
+            drifts.append(torch.stack([v for k, v in info.items() if k.startswith("drift_")]).mean() * len(index))
+            counts.append(len(index))
+        total = max(1, sum(counts))
+        return torch.stack(losses).sum() / total, torch.stack(drifts).sum() / total
+
+    def _escaped(self, x: Tensor, y: Tensor) -> Tensor:
+        temperature = max(ramp(self.updates) for ramp in self.temperatures)
+        if self.field_name == "drifting":  # its temperatures count in mean distances
+            temperature *= (x - y).square().sum(1).mean().sqrt().item()
+        real = log_kernel_sum(y, y, temperature, self.kernel, exclude_self=True)
+        return (log_kernel_sum(x, y, temperature, self.kernel) < real.quantile(0.01)).float().mean()
+
+    def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The field at `points`, or at the samples themselves where the definition knows it only there."""
+        if self.features is not None:
+            return None
+        if self.field_name in ("strict", "two_temperature") and self.plan == "softmax":
+            gamma, total = self.gamma(self.updates), torch.zeros_like(points)
+            for temperature in (ramp(self.updates) for ramp in self.temperatures):
+                two = self.field_name == "two_temperature"
+                cold = temperature / gamma if two else None
+                total += drift_field(points, real, samples, temperature, 1.0 if two else gamma, self.kernel, cold)
+            return points, total
+        some = samples[: len(real)]
+        if self.field_name != "drifting":
+            return some, self._field(some, real)
+        with torch.enable_grad():
+            x = some.clone().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self._regress(x, real, None)[0], x)
+        return some, -gradient * x.numel() / 2
+
+    def settings_now(self) -> dict[str, float]:
+        """Gamma and the (first) temperature."""
+        return {"gamma": self.gamma(self.updates), "temperature": self.temperatures[0](self.updates)}
+
+    def after_update(self, turn: str) -> None:
+        """Count, for the ramps."""
+        self.updates += 1
+
+    def ship(self, network: nn.Module, step: int) -> Generator:
+        """The generator itself."""
+        return self.generator.derive(self.generator.sampler, {**self.generator.info, "method": "drift", "step": step}, network)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the ramps are."""
+        return {"updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.updates = state["updates"]

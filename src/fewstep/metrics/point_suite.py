@@ -1,0 +1,55 @@
+"""One evaluation for points: distances to exact samples, modes where they are known, each with its standard error, and the floor."""
+
+import torch
+from torch import Tensor
+
+from fewstep.metrics.modes import mode_report, usual_radius
+from fewstep.metrics.two_sample import Estimate, energy_distance, median_bandwidth, mmd, sliced_wasserstein
+
+
+class PointSuite:
+    """Measures sets of points against exact samples of the density aimed at.
+
+    Args:
+        target: exact samples [N, D], or held-out data.
+        other: another exact set [M, D], whose distance from the first is the floor: what sampling alone brings.
+        modes: means [K, D], stds [K] and weights [K] of the target, or None.
+
+    """
+
+    def __init__(self, target: Tensor, other: Tensor, modes: tuple[Tensor, Tensor, Tensor] | None = None) -> None:
+        self.target, self.other, self.modes = target, other, modes
+        self.bandwidth = median_bandwidth(target, other)
+        self.within = usual_radius(target.shape[1])
+
+    @property
+    def floor(self) -> float:
+        """Energy distance of two exact sets: 0 in expectation."""
+        return energy_distance(self.other, self.target).value
+
+    def floor_row(self) -> dict[str, float]:
+        """The other exact set, measured as if it were generated."""
+        return self.measure(self.other, None)
+
+    def measure(self, samples: Tensor, label: Tensor | None = None) -> dict[str, float]:
+        """``energy``, ``mmd``, ``sliced_wasserstein`` of `samples` [n, D] to the target; with modes also the figures of `mode_report`.
+
+        Each figure ``x`` comes with its standard error ``x_error``.
+        """
+        found: dict[str, Estimate] = {
+            "energy": energy_distance(samples, self.target),
+            "mmd": mmd(samples, self.target, self.bandwidth),
+            "sliced_wasserstein": sliced_wasserstein(samples, self.target),
+        }
+        if self.modes is not None:
+            found |= mode_report(samples, *self.modes, self.within)
+        row: dict[str, float] = {}
+        for name, estimate in found.items():
+            row |= {name: estimate.value, f"{name}_error": estimate.error}
+        return row
+
+
+def split(points: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two random halves of `points`."""
+    order = torch.randperm(len(points), generator=rng)
+    return points[order[::2]], points[order[1::2]]

@@ -1,0 +1,160 @@
+"""Fully connected networks: for points, for small images, and with a coded latent.
+
+Symbols: input ``x`` [B, ...], noise embedding ``c_noise`` [B], ``label`` int64 [B], latent ``z`` [B, L].
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
+
+
+def _layers(widths: Sequence[int], activation: str) -> nn.Sequential:
+    """Linear layers with `activation` between them (and none at the end)."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"network.activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+    layers: list[nn.Module] = []
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
+        layers += [nn.Linear(inputs, outputs)] + [ACTIVATIONS[activation]()] * (i < len(widths) - 2)
+    return nn.Sequential(*layers)
+
+
+class MLP(nn.Module):
+    """``F(x, c_noise, label)``, like `x` flattened and put back into shape: the raw network of a denoiser of points.
+
+    Args:
+        shape: of one item.
+        num_classes: None for none; a label's embedding is added to the first layer, the null class is ``num_classes``.
+        widths: of the hidden layers.
+        frequencies: of the Fourier features of ``c_noise``.
+        activation: "relu" or "silu".
+
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], num_classes: int | None, widths: Sequence[int], activation: str = "silu", frequencies: int = 8
+    ) -> None:
+        super().__init__()
+        self.shape, size = shape, math.prod(shape)
+        self.frequencies: Tensor
+        self.register_buffer("frequencies", 2.0 ** torch.linspace(-2, 3, frequencies), persistent=False)
+        self.layers = _layers([size + 2 * frequencies, *widths, size], activation)
+        self.embedding = None if num_classes is None else nn.Embedding(num_classes + 1, size + 2 * frequencies)
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, bottleneck: bool = False) -> Tensor:
+        """Output like `x` [B, *shape] for `c_noise` [B]; there is no bottleneck to ask for (ValueError)."""
+        if bottleneck:
+            raise ValueError("an MLP has no bottleneck; leave method.gan out")
+        angle = math.pi * c_noise[:, None] * self.frequencies
+        inputs = torch.cat([x.flatten(1), angle.sin(), angle.cos()], 1)
+        if self.embedding is not None and label is not None:
+            inputs = inputs + self.embedding(label)
+        return self.layers(inputs).view_as(x)
+
+
+class LatentMLP(nn.Module):
+    """``G(z, label)`` [B, *shape]: a continuous push-forward of noise.
+
+    Args:
+        shape: of one item.
+        num_classes: None for none; otherwise each class has an embedding of `embedding` numbers beside z.
+        widths: of the hidden layers.
+        latent: L, the dimension of z.
+        activation: "relu" or "silu".
+        embedding: of a label.
+        gain: of the last layer at initialisation. Outputs that start apart spread over the data; outputs that start in one place
+            have to be pushed out of it.
+
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        num_classes: int | None,
+        widths: Sequence[int],
+        latent: int = 16,
+        activation: str = "relu",
+        embedding: int = 32,
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.shape, self.latent = shape, latent
+        self.embedding = None if num_classes is None else nn.Embedding(num_classes, embedding)
+        self.layers = _layers([latent + (embedding if num_classes else 0), *widths, math.prod(shape)], activation)
+        _scale_last(self.layers, gain)
+
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """Items [B, *shape] for z [B, latent]; `label` [B] where there are classes."""
+        if self.embedding is not None:
+            z = torch.cat([z, self.embedding(label)], 1)
+        return self.layers(z).view(-1, *self.shape)
+
+
+class CodedMLP(nn.Module):
+    """``x = centre_k + F([embedding_k, e], label)``: part of the noise picks one of ``2^bits`` learned codes k.
+
+    z [B, latent] is standard normal still: the signs of its first `bits` coordinates are the code, ``e`` is the rest. A continuous
+    map from a Gaussian cannot leave the space between modes empty; this one jumps where a coded coordinate changes sign (on `bits`
+    hyperplanes), and has no bridges. An item that is interpolated between two codes does not exist.
+
+    Args:
+        shape: of one item.
+        num_classes: None for none; otherwise the class's own table of codes is used.
+        widths: of the hidden layers.
+        latent: the dimension of z, more than `bits`.
+        bits: of the code.
+        embedding: numbers that tell F which code it is.
+        activation: "relu" or "silu".
+        gain: of the last layer at initialisation.
+        spread: standard deviation of the centres at initialisation.
+
+    """
+
+    tables = ("centres", "embeddings")  # one row learns from one item in 2^bits, and so needs a higher rate
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        num_classes: int | None,
+        widths: Sequence[int],
+        latent: int = 16,
+        bits: int = 8,
+        embedding: int = 16,
+        activation: str = "silu",
+        gain: float = 0.1,
+        spread: float = 2.0,
+    ) -> None:
+        super().__init__()
+        if not 0 < bits < latent:
+            raise ValueError(f"network.bits is {bits} with network.latent {latent}; bits must be at least 1 and below latent")
+        self.shape, self.latent, self.bits = shape, latent, bits
+        rows = 2**bits * (num_classes or 1)
+        self.centres = nn.Parameter(torch.randn(rows, math.prod(shape)) * spread)
+        self.embeddings = nn.Parameter(torch.randn(rows, embedding))
+        self.layers = _layers([embedding + latent - bits, *widths, math.prod(shape)], activation)
+        _scale_last(self.layers, gain)
+        self.powers: Tensor
+        self.register_buffer("powers", 2 ** torch.arange(bits), persistent=False)
+
+    def code(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """Which row of the tables each z [B, latent] picks: int64 [B]."""
+        k = ((z[:, : self.bits] > 0) * self.powers).sum(1)
+        return k if label is None else k + label * 2**self.bits
+
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """Items [B, *shape] for z [B, latent]; `label` [B] where there are classes."""
+        k = self.code(z, label)
+        moved = self.layers(torch.cat([self.embeddings[k], z[:, self.bits :]], 1))
+        return (self.centres[k] + moved).view(-1, *self.shape)
+
+
+def _scale_last(layers: nn.Sequential, gain: float) -> None:
+    last = layers[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.weight *= gain
+        last.bias.zero_()

@@ -1,0 +1,138 @@
+"""What a run draws as it goes: grids of images, or for points the dashboard of the 2D laboratory."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.config import Recipe
+from fewstep.data import Density, Mixture, PointData
+from fewstep.generator import Generator
+from fewstep.methods import Method
+from fewstep.metrics.modes import mode_counts
+from fewstep.training.run_folder import RunFolder
+from fewstep.viz.dashboard import Dashboard, Frame, Scene
+from fewstep.viz.plots import image_grid, scatter
+
+SHOWN = 1000  # samples in a frame
+GRID = 24  # arrows of a field, in each direction
+RESOLUTION = 160  # of a density's picture
+WITHIN = 3.0  # standard deviations round a mode that count as near it
+
+
+class ImagePictures:
+    """A grid of samples on each call, two rows of all classes."""
+
+    def __init__(self, recipe: Recipe, data: Any, run: RunFolder) -> None:
+        self.run, self.seed, self.classes = run, recipe.seed, data.num_classes or 10
+
+    def __call__(self, generator: Generator, step: int) -> Path:
+        """The picture's file."""
+        count = 2 * self.classes if self.classes <= 16 else 32
+        path = self.run.sample_folder / f"step_{step}.png"
+        image_grid(generator.sample(count, seed=self.seed), columns=count // 2).save(path)
+        return path
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class PointPictures:
+    """The dashboard for points in the plane; the first two coordinates of others."""
+
+    def __init__(self, recipe: Recipe, data: PointData, run: RunFolder, method: Method, total: int) -> None:
+        self.run, self.data, self.method, self.total, self.seed = run, data, method, total, recipe.seed
+        self.gamma = float(getattr(recipe.method, "gamma", 1.0))
+        self.target = data.density.power(self.gamma) if data.density else None
+        self.mixture = isinstance(data.density, Mixture)
+        self.low, self.high = _limits(data, self.target)
+        self.rng = torch.Generator().manual_seed(recipe.seed)
+        ticks = torch.linspace(self.low, self.high, GRID + 2)[1:-1]
+        self.points = torch.cartesian_prod(ticks, ticks)
+        self.dashboard = Dashboard(run.dashboard_folder, self._scene(recipe)) if data.shape == (2,) else None
+        if self.dashboard:
+            self.dashboard.forget_after(max((record["step"] for record in run.metrics()), default=-1))
+
+    def _scene(self, recipe: Recipe) -> Scene:
+        drawn = self.data.batch(torch.arange(min(20_000, len(self.data.train))), self.rng, torch.device("cpu"))[0]
+        where = torch.linspace(self.low, self.high, RESOLUTION, dtype=torch.float64)
+        y, x = torch.meshgrid(where, where, indexing="ij")
+        grid = torch.stack([x.flatten(), y.flatten()], 1)
+        reference = _density(self.data.density, grid) if self.data.density else _histogram(self.data.heldout, self.low, self.high)
+        target = _density(self.target, grid) if self.target else _histogram(drawn, self.low, self.high)
+        modes = weights = None
+        if self.mixture and self.target:
+            modes, weights = self.target.modes.numpy(), self.target.mode_weights.numpy()
+        return Scene(f"{recipe.method.name} on {self.data.name}", self.low, self.high, reference, target, modes, weights)
+
+    def __call__(self, generator: Generator, step: int) -> Path | None:
+        """Hand a frame to the dashboard, which draws it in its own time; or the file of a scatter plot."""
+        samples = generator.sample(SHOWN, seed=self.seed).cpu()
+        if self.dashboard is None:
+            path = self.run.sample_folder / f"step_{step}.png"
+            scatter(samples, path, (self.low, self.high))
+            return path
+        shares = inside = None
+        if self.mixture and self.target:
+            near = mode_counts(samples, self.target.modes, self.target.mode_stds, self.target.mode_weights, WITHIN) / len(samples)
+            shares, inside = near.numpy(), near.sum().item()
+        real = self.data.batch(torch.arange(512) % len(self.data.train), self.rng, torch.device("cpu"))[0]
+        device = generator.device
+        known = self.method.field(self.points.to(device), samples.to(device), real.to(device))
+        where, field = known or (self.points[:0], self.points[:0])
+        now = self.method.settings_now()
+        records = [record for record in self.run.metrics() if record["step"] <= step]
+        loss = _main_loss(records)
+        self.dashboard.record(
+            Frame(
+                step,
+                self.total,
+                samples.numpy(),
+                where.cpu().numpy(),
+                field.cpu().numpy(),
+                loss,
+                shares,
+                inside,
+                self.gamma,
+                now.get("temperature", math.nan),
+            )
+        )
+        return None
+
+    def close(self) -> None:
+        """Wait for the drawing, and make the animation and the still."""
+        if self.dashboard is not None:
+            self.dashboard.close()
+
+
+def _limits(data: PointData, target: Density | None) -> tuple[float, float]:
+    """Square limits that hold both the data and its target."""
+    if data.density is not None and target is not None:
+        pairs = (data.density.limits, target.limits)
+        return min(low for low, _ in pairs), max(high for _, high in pairs)
+    low, high = (data.heldout[:, :2].quantile(q, 0) for q in (0.001, 0.999))
+    middle, half = (low + high) / 2, 0.65 * (high - low).max()
+    return (middle.min() - half).item(), (middle.max() + half).item()
+
+
+def _density(density: Density, grid: Tensor) -> np.ndarray:
+    log = density.log_prob(grid)
+    return (log - log.max()).exp().reshape(RESOLUTION, RESOLUTION).numpy()
+
+
+def _histogram(points: Tensor, low: float, high: float) -> np.ndarray:
+    counts, _, _ = np.histogram2d(points[:, 1].numpy(), points[:, 0].numpy(), bins=RESOLUTION, range=[[low, high], [low, high]])
+    return counts / max(1.0, counts.max())
+
+
+def _main_loss(records: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the loss that a person would look at: of the generator, or of the denoiser."""
+    for name in ("generator.loss", "generator.dm", "denoiser.denoising"):
+        points = [(record["step"], record[name]) for record in records if record.get(name, 0) > 0]
+        if points:
+            steps, values = zip(*points, strict=True)
+            return np.asarray(steps), np.asarray(values)
+    return np.zeros(0), np.zeros(0)
