@@ -14,6 +14,7 @@ from fewstep.build import choose_threads, load_data, load_teacher, make_generato
 from fewstep.config import load_recipe
 from fewstep.data import load_digits
 from fewstep.errors import UserError
+from fewstep.methods import Ramp
 from fewstep.training.run_folder import RunFolder
 
 
@@ -76,7 +77,7 @@ def test_a_teacher_of_another_shape(altered):
 def test_a_distilled_generator_is_no_teacher(student_run):
     message = refused(student_recipe(student_run))
     assert f"the teacher {student_run} does not fit this recipe" in message
-    assert "it is a distilled generator" in message
+    assert "it is a few-step generator, and no denoiser" in message
     assert "Give another teacher" in message
 
 
@@ -84,14 +85,14 @@ def test_all_that_does_not_fit_comes_in_one_message(altered):
     folder = altered(shape=[1, 16, 16], sigma_data=0.5, sampler={"name": "few_step", "sigmas": [80.0]})
     data = dataclasses.replace(load_digits(), class_names=("odd", "even"))
     message = refused(student_recipe(folder), data)
-    for words in ("shape [1, 16, 16]", "10 classes", "its sigma_data is 0.5, network.sigma_data is 0.75", "distilled generator"):
+    for words in ("shape [1, 16, 16]", "10 classes", "its sigma_data is 0.5, network.sigma_data is 0.75", "few-step generator"):
         assert words in message
     assert message.count("does not fit") == 1
 
 
 def test_a_teacher_that_does_not_fit_at_the_command_line(mistake, student_run, tmp_path):
     message = mistake("train", "dmd2/digits", f"method.teacher={student_run}", "network.sigma_data=0.5", "--out", tmp_path / "run")
-    assert "distilled generator" in message
+    assert "few-step generator" in message
     assert "network.sigma_data is 0.5" in message
     assert not (tmp_path / "run").exists()
 
@@ -164,6 +165,7 @@ def test_a_head_depends_on_the_seed_alone(teacher_run):
 def test_the_recipe_reaches_the_method(teacher_run):
     """Every setting of a method arrives where it acts."""
     overrides = "loss=dmd gamma=1.5 guidance_scale=2.5 dfake_gen_update_ratio=4 conditioning_sigma=40. min_step_percent=.1"
+    overrides += " min_step_start=.4 min_step_warmup=.3 generator_decay=cosine table_scale=7."
     overrides += " max_step_percent=.5 num_train_timesteps=100 sigma_min=.01 sigma_max=50. rho=5. generator_lr=1e-3"
     overrides += " generator_warmup=3 generator_decay_from=.5 generator_final=.1 guidance_lr=2e-3 beta1=.8 beta2=.95"
     overrides += (
@@ -173,11 +175,14 @@ def test_the_recipe_reaches_the_method(teacher_run):
     generator, guidance = method.turns
     assert (generator.every, guidance.every) == (4, 1)
     common = {"betas": (0.8, 0.95), "weight_decay": 0.03, "clip": 2.0}
-    assert dataclasses.asdict(generator.optimizer) == {"lr": 1e-3, "warmup": 3, "decay_from": 0.5, "final": 0.1, **common}
-    assert dataclasses.asdict(guidance.optimizer) == {"lr": 2e-3, "warmup": 0, "decay_from": 1.0, "final": 1.0, **common}
+    generators = {"lr": 1e-3, "warmup": 3, "decay_from": 0.5, "final": 0.1, "cosine": True, "scales": {"centres": 7.0, "embeddings": 7.0}}
+    guidances = {"lr": 2e-3, "warmup": 0, "decay_from": 1.0, "final": 1.0, "cosine": False, "scales": {}}
+    assert dataclasses.asdict(generator.optimizer) == generators | common
+    assert dataclasses.asdict(guidance.optimizer) == guidances | common
     assert (method.loss_name, method.sid_alpha, method.gamma) == ("dmd", 1.2, 1.5)
     assert (method.guidance_scale, method.conditioning_sigma) == (2.5, 40.0)
-    assert (method.first, method.last, len(method.levels)) == (10, 50, 100)
+    assert method.first == Ramp(0.1, 0.4, 105)  # 0.3 of the 350 generator updates in 1400 steps
+    assert (method.last, len(method.levels)) == (50, 100)
     assert method.levels[0].item() == pytest.approx(0.01)
     assert method.levels[-1].item() == pytest.approx(50)
     assert not method.reuse_generator_batch
@@ -200,6 +205,8 @@ def test_the_recipe_reaches_the_teacher(teacher_overrides):
         "warmup": 5,
         "decay_from": 0.3,
         "final": 0.2,
+        "cosine": False,
+        "scales": {},
     }
     assert (method.sigma_sampling, method.sigma_mean, method.sigma_std, method.label_dropout) == ("karras", -1.0, 1.5, 0.25)
     assert method.generator.sampler == {"name": "euler", "steps": 7, "sigma_min": 0.01, "sigma_max": 40.0, "rho": 5.0}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fewstep.config import load_recipe, shipped_recipes
 
-COMMANDS = ("train", "sample", "evaluate", "demo", "recipes")
+COMMANDS = ("train", "sample", "evaluate", "compare", "demo", "recipes")
 
 
 def test_help_is_quick_and_names_every_command(fewstep_cli):

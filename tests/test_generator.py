@@ -137,9 +137,9 @@ def test_labels_need_classes():
 @pytest.mark.parametrize(
     ("sampler", "arguments", "says"),
     [
-        (STUDENT, {"steps": 1}, "steps is 1; .* distilled for 2"),
-        (STUDENT, {"steps": 3}, "steps is 3; .* distilled for 2"),
-        (STUDENT, {"steps": 0}, "steps is 0; .* distilled for 2"),
+        (STUDENT, {"steps": 1}, "steps is 1; .* made for 2: leave steps out"),
+        (STUDENT, {"steps": 3}, "steps is 3; .* made for 2: leave steps out"),
+        (STUDENT, {"steps": 0}, "steps is 0; .* made for 2: leave steps out"),
         (TEACHER, {"steps": 0}, "steps is 0"),
         (TEACHER, {"steps": -2}, "steps is -2"),
         (STUDENT, {"sampler": "heun"}, "'heun'; allowed for this generator: few_step"),

@@ -6,7 +6,7 @@ import torch
 
 from fewstep.denoisers import MixtureDenoiser
 from fewstep.maths.schedules import karras_sigmas
-from fewstep.samplers import SAMPLERS, euler, evaluations, few_step, heun
+from fewstep.samplers import SAMPLERS, euler, evaluations, few_step, heun, push_forward
 
 MEAN, STD = 0.3, 0.5
 GAUSSIAN = MixtureDenoiser(torch.full((1, 4), MEAN, dtype=torch.float64), STD)
@@ -64,12 +64,28 @@ def test_evaluations_are_as_many_as_announced(name, steps, expected):
     assert all(seen is label for _, seen in calls)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "push_forward"])
 def test_guidance_asks_twice_each_time(name):
     denoiser, calls = counting(GAUSSIAN)
     SAMPLERS[name](denoiser, LATENTS, karras_sigmas(3), torch.zeros(16, dtype=torch.long), guidance_scale=2.0)
     assert len(calls) == 2 * evaluations(name, 3)
     assert sum(label is None for _, label in calls) == evaluations(name, 3)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_push_forward_is_one_call_on_the_noise_as_it_is(steps):
+    seen = []
+
+    def denoiser(x, sigma, label=None):
+        seen.append((x, label))
+        return 2 * x
+
+    label = torch.zeros(16, dtype=torch.long)
+    found = push_forward(denoiser, LATENTS, karras_sigmas(steps), label)
+    assert torch.equal(found, 2 * LATENTS)
+    assert len(seen) == evaluations("push_forward", steps) == 1
+    assert seen[0][0] is LATENTS
+    assert seen[0][1] is label
 
 
 def test_few_step_with_one_level_is_one_denoising_from_pure_noise():

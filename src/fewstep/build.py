@@ -20,6 +20,7 @@ from fewstep.config import (
     DriftConfig,
     GridConfig,
     ImagesConfig,
+    MLPConfig,
     PhotosConfig,
     PointsConfig,
     Recipe,
@@ -126,13 +127,10 @@ def make_generator(recipe: Recipe, data: Data) -> Generator:
     sigma_data = recipe.network.sigma_data
     if sigma_data is None:  # of points, whose scale is their own
         sigma_data = round(data.images("train").var(0).mean().sqrt().item(), 4)
-    if isinstance(method, DriftConfig):
-        sampler: dict[str, Any] = {"name": "push_forward"}
-    else:
+    sampler: dict[str, Any] = {"name": "push_forward"}
+    if isinstance(method, TeacherConfig):
         sampler = {name: getattr(method, name) for name in ("sigma_min", "sigma_max", "rho")}
-        sampler |= (
-            {"name": "heun", "steps": 18} if isinstance(method, DMD2Config) else {"name": method.sampler, "steps": method.sampler_steps}
-        )
+        sampler |= {"name": method.sampler, "steps": method.sampler_steps}
     info = {"data": data.name, "class_names": list(data.class_names)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -164,8 +162,11 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
             **grid,
         )
     exact = None
+    # a network of its own, or None for a copy of the teacher's
+    student = make_generator(recipe, data) if recipe.network.name != "teacher" else None
     if method.teacher == EXACT:
-        teacher, exact = make_generator(recipe, data), _exact_denoiser(data)
+        assert student is not None
+        teacher, exact = _untrained_denoiser(recipe, method, data, student.sigma_data), _exact_denoiser(data)
     else:
         teacher = load_teacher(method, data, recipe.network.sigma_data, kept_teacher)
     generator_optimizer = OptimizerSettings(
@@ -173,10 +174,13 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
         warmup=method.generator_warmup,
         decay_from=method.generator_decay_from,
         final=method.generator_final,
+        cosine=method.generator_decay == "cosine",
+        scales=dict.fromkeys(CodedMLP.tables, method.table_scale),
         **shared,
     )
+    updates = -(-recipe.steps // method.dfake_gen_update_ratio)
     names = (
-        "dfake_gen_update_ratio loss sid_alpha gamma guidance_scale conditioning_sigma min_step_percent max_step_percent "
+        "dfake_gen_update_ratio loss sid_alpha gamma guidance_scale conditioning_sigma max_step_percent "
         "reuse_generator_batch gan gan_weight_generator gan_weight_guidance"
     )
     with torch.random.fork_rng(devices=[]):
@@ -187,11 +191,20 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
                 generator_optimizer,
                 OptimizerSettings(method.guidance_lr, **shared),
                 real=exact,
+                student=student,
+                min_step_percent=Ramp(method.min_step_percent, method.min_step_start, round(method.min_step_warmup * updates)),
                 **{name: getattr(method, name) for name in names.split()},
                 **grid,
             )
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+def _untrained_denoiser(recipe: Recipe, method: DMD2Config, data: Data, sigma_data: float) -> Generator:
+    """Where the fake network of points starts when there is no trained teacher to start from."""
+    network = MLPConfig(name="mlp", sigma_data=sigma_data, widths=method.fake_widths)
+    sampling = TeacherConfig(name="teacher", sigma_min=method.sigma_min, sigma_max=method.sigma_max, rho=method.rho)
+    return make_generator(recipe.model_copy(update={"network": network, "method": sampling}), data)
 
 
 def _exact_denoiser(data: Data) -> MixtureDenoiser:
@@ -244,6 +257,7 @@ def _make_drift(recipe: Recipe, method: DriftConfig, data: Data, shared: dict[st
             method.affinity_floor,
             method.guidance_scale,
             make_features(method.features, data),
+            method.memory,
         )
     except ValueError as error:
         raise UserError(str(error)) from error

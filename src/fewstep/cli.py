@@ -174,6 +174,24 @@ def _print_table(lines: list[list[str]]) -> None:
 
 
 @app.command()
+def compare(
+    data: Annotated[str, typer.Argument(help="toys/NAME, such as toys/ring")],
+    out: Annotated[Path | None, typer.Option(help="where to put it; default runs/compare/NAME")] = None,
+    gamma: Annotated[float, typer.Option(help="aim at p^gamma")] = 1.0,
+    steps: Annotated[int, typer.Option(help="batches of 512 that each method sees")] = 3000,
+    seed: Annotated[int, typer.Option(help="of data, training and samples")] = 0,
+) -> None:
+    """Train drift and DMD2 on one density with one budget; one table, one picture."""
+    from fewstep import comparison, evaluation
+
+    where = out or Path("runs/compare") / data.removeprefix("toys/")
+    results = comparison.compare(data, where, gamma, steps, seed, _say)
+    _print_table(evaluation.table(results))
+    typer.echo(_footnote(results))
+    typer.echo(f"picture: {where / 'compare.png'}   numbers: {where / 'compare.json'}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="where to put it")] = Path("runs/demo"),
     overrides: Overrides = None,

@@ -85,11 +85,16 @@ class DMD2Config(GridConfig, AdamConfig):
     conditioning_sigma: PositiveFloat = 80.0
     min_step_percent: Fraction = 0.02
     max_step_percent: Fraction = 0.98
+    min_step_start: Fraction | None = Field(None, description="where min_step_percent begins; null for no ramp")
+    min_step_warmup: Annotated[float, Field(gt=0, lt=1)] = Field(0.6, description="its ramp, a fraction of the run")
     generator_lr: PositiveFloat = 2e-6
     generator_warmup: NonNegativeInt = Field(0, description="generator updates over which its learning rate rises")
     generator_decay_from: Fraction = Field(1.0, description="fraction of its updates after which it falls")
     generator_final: Fraction = Field(1.0, description="what it falls to, as a fraction of generator_lr")
+    generator_decay: Literal["linear", "cosine"] = "linear"
     guidance_lr: PositiveFloat = 2e-6
+    table_scale: PositiveFloat = Field(10.0, description="how many times as fast the tables of a coded latent learn")
+    fake_widths: list[PositiveInt] = Field([256, 256, 256], min_length=1, description="of the fake network, beside an exact teacher")
     reuse_generator_batch: bool = Field(True, description="the fake network learns from the generator turn's samples, where there are any")
     gan: bool = Field(False, description="add the adversarial head")
     gan_weight_generator: NonNegativeFloat | Literal["auto"] = 3e-3
@@ -114,7 +119,7 @@ class DriftConfig(AdamConfig):
     gamma_by: Literal["field", "data"] = Field("field", description="data reweights the data, and ends at p^gamma itself")
     gamma_start: PositiveFloat | None = Field(None, description="where gamma begins; null for no ramp")
     gamma_warmup: Warmup = Field(15_000, description="its ramp: a number of steps, or below 1 a fraction of the run")
-    temperatures: list[PositiveFloat] | Literal["auto"] = Field(
+    temperatures: Annotated[list[PositiveFloat], Field(min_length=1)] | Literal["auto"] = Field(
         [0.1], description="of the kernel, fields added up; auto from the distances inside a batch"
     )
     temperature_start: PositiveFloat | Literal["auto"] | None = Field(
@@ -127,6 +132,7 @@ class DriftConfig(AdamConfig):
     affinity_floor: Fraction = Field(0.0, description="of field drifting; the released code has 1e-3")
     guidance_scale: PositiveFloat = Field(1.0, description="of field drifting: guidance by weighted negatives")
     features: str = Field("none", description="what the field acts on: none, random, pooled, evaluator, or a teacher's run folder")
+    memory: NonNegativeInt = Field(0, description="so many of the last real samples attract, where that is more than a batch")
     lr: PositiveFloat = 1e-3
     warmup: NonNegativeInt = Field(0, description="updates over which the learning rate rises")
     decay: Literal["linear", "cosine"] = "linear"
@@ -195,7 +201,7 @@ class MLPConfig(Section):
     name: Literal["mlp"]
     sigma_data: PositiveFloat | None = Field(None, description="standard deviation of the data; null measures it")
     widths: list[PositiveInt] = Field([256, 256, 256], min_length=1, description="of the hidden layers")
-    activation: Literal["relu", "silu"] = "silu"
+    activation: Literal["relu", "silu"] = "relu"
     frequencies: PositiveInt = Field(8, description="Fourier features of the noise level")
 
 
@@ -209,6 +215,7 @@ class LatentMLPConfig(Section):
     activation: Literal["relu", "silu"] = "relu"
     embedding: PositiveInt = Field(32, description="numbers that stand for a label")
     gain: PositiveFloat = Field(1.0, description="of the last layer at initialisation")
+    he: bool = Field(False, description="initial weights that keep the variance of ReLU activations, and not torch's own")
 
 
 class CodedMLPConfig(Section):
@@ -264,8 +271,9 @@ class Recipe(Section):
     def _fits(self) -> "Recipe":
         points = self.data.name in ("toy", "points")
         allowed = ["mlp"] if points else ["unet"]
-        if isinstance(self.method, DMD2Config) and self.method.teacher != EXACT:
-            allowed = ["teacher"]
+        if isinstance(self.method, DMD2Config):
+            allowed = ["latent_mlp", "coded_mlp"] if self.method.teacher == EXACT else ["teacher", "latent_mlp", "coded_mlp"]
+            allowed = allowed if points else ["teacher"]
         elif isinstance(self.method, DriftConfig):
             allowed = ["latent_mlp", "coded_mlp"]
         if self.network.name not in allowed:

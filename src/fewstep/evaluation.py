@@ -42,6 +42,7 @@ COLUMNS = (
     ("inside", "inside", "{:.3f}"),
     ("variance", "variance", "{:.2f}"),
     ("median_radius", "radius", "{:.2f}"),
+    ("training_seconds", "trained, s", "{:.0f}"),
     ("images_per_second", "samples/s", "{:,.0f}"),
 )
 

@@ -100,4 +100,6 @@ ODE_SAMPLERS = (
 
 def evaluations(sampler: str, steps: int) -> int:
     """How many times `sampler` calls an unguided denoiser for `steps` noise levels."""
+    if sampler == "push_forward":
+        return 1
     return 2 * steps - 1 if sampler == "heun" else steps

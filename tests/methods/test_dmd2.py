@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 from torch.nn.functional import softplus
 
 from fewstep.denoisers import MixtureDenoiser
-from fewstep.methods import DMD2, Batch, OptimizerSettings
+from fewstep.generator import Generator
+from fewstep.methods import DMD2, Batch, OptimizerSettings, Ramp
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NUM = 6
@@ -235,9 +236,25 @@ def test_levels_lie_between_the_two_percentages_of_the_ascending_grid(make_metho
     torch.testing.assert_close(seen[0].unique(), expected.float())
 
 
+def test_the_lowest_level_comes_down_over_the_generators_updates(make_method):
+    ramp = Ramp(0.25, 0.5, steps=4)  # binary fractions: no rounding to think of
+    method = make_method(num_train_timesteps=64, min_step_percent=ramp, max_step_percent=0.625)
+    networks = {"generator": lambda noise, sigma, label: noise, "teacher": lambda x, s, label: x}
+    for update, lowest in enumerate([32, 28, 24, 20, 16, 16]):
+        seen = []
+        networks["fake"] = lambda x, s, label, seen=seen: (seen.append(s), x)[1]
+        method.loss("generator", networks, Batch(torch.zeros(500, 1, 8, 8)), seeded(), {})
+        found = seen[0].unique()
+        torch.testing.assert_close(found, method.levels[lowest:41].float())  # 25 (24/25)^500 = 3e-8: none is missed by chance
+        method.after_update("guidance")  # which does not count
+        method.after_update("generator")
+        assert method.generator_updates == update + 1
+
+
 def test_the_whole_grid_can_be_asked_for(make_method):
     method = make_method(num_train_timesteps=5, min_step_percent=0.0, max_step_percent=1.0)
-    assert (method.first, method.last) == (0, 4)
+    lowest = [int(method.first(update) * len(method.levels)) for update in (0, 10)]  # as the loss reads it
+    assert (lowest, method.last) == ([0, 0], 4)
 
 
 @pytest.mark.parametrize("turn", ["generator", "guidance"])
@@ -432,3 +449,55 @@ def test_what_ships_is_a_one_step_generator_of_the_weights_given(make_method):
     with torch.no_grad():
         expected = network(40 * n, torch.tensor(40.0), torch.tensor([0, 1, 2, 0])).clamp(-1, 1)
     torch.testing.assert_close(shipped.sample(4, seed=3), expected)
+
+
+# --- a student of its own, a closed form for a teacher --------------------------------------------------------------------
+
+
+def push_forward_student(num_classes=3):
+    torch.manual_seed(3)
+    network = {"name": "latent_mlp", "widths": [16], "latent": 5, "embedding": 4}
+    return Generator((1, 8, 8), num_classes, 0.5, network, {"name": "push_forward"}, {"mine": 1})
+
+
+def test_student_is_trained_in_place_from_noise_of_its_own_shape(make_method):
+    student = push_forward_student()
+    method = make_method(student=student)
+    assert method.networks["generator"] is student.denoiser
+    networks = as_the_loop_does(method, "generator")
+    output = method.loss("generator", networks, batch(), seeded(), {})
+    rng = seeded()
+    x = student.denoiser(torch.randn(NUM, 5, generator=rng), torch.inf, batch().label)
+    torch.testing.assert_close(output.samples, x.detach())
+    assert_same_gradients(method, output.loss, dm_term(networks, x, rng, "dmd"), "generator")
+    output = loss(method, "guidance")  # the fake network learns from the student's items
+    rng = seeded()
+    with torch.no_grad():
+        x = student.denoiser(torch.randn(NUM, 5, generator=rng), torch.inf, batch().label)
+    x_s, s = noised(x, 0, 999, rng)
+    weight = (s**-2 + 4)[:, None, None, None]
+    torch.testing.assert_close(output.loss, (weight * (method.networks["fake"](x_s, s, batch().label) - x) ** 2).mean())
+
+
+def test_student_ships_as_what_it_is(make_method):
+    student = push_forward_student()
+    method = make_method(perturbed=False, student=student)
+    network = push_forward_student().denoiser
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(1.0)
+    shipped = method.ship(network, 17)
+    assert (shipped.sampler, shipped.network_config) == ({"name": "push_forward"}, student.network_config)
+    assert (shipped.info["method"], shipped.info["step"]) == ("dmd2", 17)
+    z, label = torch.randn(4, 5, generator=seeded()), torch.arange(4) % 3
+    torch.testing.assert_close(shipped.denoiser(z, torch.inf, label), network(z, torch.inf, label))
+
+
+def test_real_denoiser_takes_the_teacher_s_place_and_not_the_fake_s(make_method):
+    real = MixtureDenoiser(torch.full((1, 1, 8, 8), 0.4), 0.3)
+    method = make_method(perturbed=False, real=real)
+    x, s = batch().x, torch.full((NUM,), 0.5)
+    torch.testing.assert_close(method.networks["teacher"](x, s, None), real(x, s, None))
+    torch.testing.assert_close(method.networks["fake"](x, s, None), method.teacher.denoiser(x, s, None))
+    assert method.networks["teacher"] is not real
+    assert loss(method, "generator").loss > 0  # for the fake network is not that one

@@ -5,7 +5,15 @@ import torch
 from scipy.special import erf, gammainc
 
 from fewstep.metrics import modes as module
-from fewstep.metrics.modes import COVERED_FRACTION, mode_report, mode_shares, mode_table, truncated_gaussian
+from fewstep.metrics.modes import (
+    COVERED_FRACTION,
+    mode_counts,
+    mode_report,
+    mode_shares,
+    mode_table,
+    truncated_gaussian,
+    usual_radius,
+)
 from fewstep.metrics.two_sample import Estimate, jackknife_groups
 
 ANGLE = torch.arange(8) * (math.pi / 4)
@@ -355,3 +363,37 @@ def test_the_jackknife_needs_40_rows(measure):
         measure(draw(39, seeded(12)), *RING)
     with pytest.raises(ValueError, match="within is 0"):
         measure(draw(40, seeded(12)), *RING, within=0)
+
+
+# ---------------------------------------------------------------- counts and the usual radius
+
+
+def test_counts_of_a_set_worked_out_by_hand():
+    """Modes at 0 and 10, std 1 and 2: 0.5 is in the first, all else in the second: 13, 5 (r = 2.5), -3.5."""
+    x = torch.tensor([0.5] * 3 + [-3.5] * 4 + [5.0] * 2 + [13.0] * 5)[:, None]
+    mixture = (torch.tensor([[0.0], [10.0]]), torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.0]))
+    assert mode_counts(x, *mixture).tolist() == [3, 7]
+    assert mode_counts(x, *mixture, within=2.0).tolist() == [3, 5]
+    assert mode_counts(x, *mixture, within=10.0).sum() == 14
+
+
+def test_counts_are_those_of_the_table():
+    x = draw(4000, seeded(13), stds=1.5 * STDS)
+    for within in (1.0, 3.0):
+        assert mode_counts(x, *RING, within=within).tolist() == [row["within"] for row in mode_table(x, *RING, within=within)]
+    assert mode_counts(x[:1], *RING).sum() <= 1  # no jackknife, no least number
+
+
+def test_counts_refuse_what_does_not_fit():
+    with pytest.raises(ValueError, match="1 of the 2 rows of x are not finite"):
+        mode_counts(torch.tensor([[0.0, 1.0], [math.nan, 0.0]]), *RING)
+    with pytest.raises(ValueError, match=r"stds have shape \(7,\) for 8 means"):
+        mode_counts(draw(10, seeded(14)), MEANS, STDS[:7], WEIGHTS)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3, 8, 64, 3072])
+def test_the_usual_radius_holds_as_much_as_three_in_the_plane(dims):
+    radius = usual_radius(dims)
+    assert gammainc(dims / 2, radius**2 / 2) == pytest.approx(INSIDE, rel=1e-9)
+    if dims == 2:
+        assert radius == pytest.approx(3, rel=1e-12)

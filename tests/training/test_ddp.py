@@ -52,11 +52,11 @@ from fewstep.training import run_folder
 
 copy = Path(sys.argv[2])
 
-def late(config, load_data=build.load_data):
+def late(config, seed, load_data=build.load_data):
     deadline = time.monotonic() + 4
     while second and os.environ["LOCAL_RANK"] == "1" and not (copy / "config.json").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    return load_data(config)
+    return load_data(config, seed)
 
 def slow(path, content, replace_file=run_folder.replace_file):
     time.sleep(2 if path == copy / "model.safetensors" else 0)

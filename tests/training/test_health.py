@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.config import DMD2Config, Recipe, TeacherConfig, UNetConfig
+from fewstep.config import DMD2Config, DriftConfig, Recipe, TeacherConfig, UNetConfig
 from fewstep.training.health import RULES, alarms, sample_figures
 
 
@@ -90,10 +90,10 @@ def test_the_first_fifth_of_a_run_is_left_alone():
 
 
 def test_every_key_that_an_alarm_recommends_exists():
-    kinds = {"method": (TeacherConfig, DMD2Config), "network": (UNetConfig,), "data": (), "trainer": ()}
+    kinds = {"method": (TeacherConfig, DMD2Config, DriftConfig), "network": (UNetConfig,), "data": (), "trainer": ()}
     for rule in RULES:
         for section, key in re.findall(r"\b(method|network|data|trainer)\.(\w+)", rule.message):
             assert any(key in kind.model_fields for kind in kinds[section]), f"{section}.{key}"
     assert "batch_size" in Recipe.model_fields
     assert {rule.name for rule in RULES} == {name for name, *_ in ILL}
-    assert get_args(Recipe.model_fields["method"].annotation) == (TeacherConfig, DMD2Config)
+    assert get_args(Recipe.model_fields["method"].annotation) == (TeacherConfig, DMD2Config, DriftConfig)

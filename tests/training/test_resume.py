@@ -70,6 +70,31 @@ def test_a_student_killed_while_it_writes_a_checkpoint_ends_with_the_same_bits(s
     assert_same_run(run, student_run)
 
 
+POINTS = ("data.size=500", "network.widths=[8]", "batch_size=16", "steps=6", "trainer.accelerator=cpu")
+CADENCE = ("trainer.log_every=2", "trainer.checkpoint_every=2", "trainer.sample_every=3")
+BY_FIELD = ("method.gamma=1.5", "method.gamma_start=.2", "method.gamma_warmup=5", "method.temperatures=[.1, .3]")
+BY_FIELD += ("method.temperature_start=2.0", "method.temperature_warmup=.9", "method.temperature_schedule=log")
+BY_DATA = ("method.gamma=2", "method.temperature_warmup=.9")
+
+
+@pytest.mark.parametrize(("recipe", "ramps"), [("drift/vanilla", BY_FIELD), ("drift/mixture8d", BY_DATA)])
+def test_a_drift_killed_while_it_writes_a_checkpoint_ends_with_the_same_bits(recipe, ramps, done, tmp_path):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    arguments = ["train", recipe, *POINTS, *CADENCE, *ramps]
+    done(*arguments, "--out", whole)
+    process = subprocess.run([sys.executable, "-c", KILLED, *arguments, "--out", str(run)], capture_output=True, text=True, timeout=300)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert_left_in_the_middle(run, 2)
+    torch.manual_seed(99)  # what the process did before is no matter
+    assert "going on from step 2" in done(*arguments, "--out", run, "--resume").err
+    assert_same_run(run, whole)
+    frames = [{path.name: path.read_bytes() for path in r.glob("dashboard/frames/*")} for r in (run, whole)]
+    assert len(frames[0]) == (0 if recipe == "drift/mixture8d" else 2)
+    assert frames[0] == frames[1]
+    temperatures = [record["temperature"] for record in RunFolder(run).metrics()]
+    assert len(set(temperatures)) == 3  # the ramp was under way, and went on where it was
+
+
 def in_a_child(work) -> int:
     """Do `work` in a copy of this process; its exit status, negative for the signal that killed it."""
     child = os.fork()

@@ -1,5 +1,6 @@
 """Data sets of points: in memory, in two splits, drawn from a density or read from a file."""
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,13 +80,17 @@ def point_file(path: str, holdout: float) -> PointData:
     """
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"data.path is {path!r}, which is no readable .npy file ({error}); save an array [N, D] with numpy.save") from error
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.shape[1] == 0 or array.dtype.kind not in "fiu":
         what = f"shape {list(array.shape)} and type {array.dtype}" if isinstance(array, np.ndarray) else "several arrays"
         raise DataError(f"data.path is {path!r}, which holds {what}; give one array of numbers [N, D]")
-    points = torch.from_numpy(array.astype(np.float32))
-    check_points(points)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
+        points = torch.from_numpy(array.astype(np.float32))
+    try:
+        check_points(points)
+    except DataError as error:
+        raise DataError(f"data.path is {path!r}: {error}") from None
     held = round(len(points) * holdout)
     if held < 40 or len(points) - held < 40:
         raise DataError(

@@ -22,6 +22,8 @@ SPREAD = 1000.0  # from |y|^2 / T on, float32 attention logits round too coarsel
 def _check(x: Tensor, y: Tensor, temperature: float, kernel: str, exclude_self: bool) -> None:
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y have shapes {tuple(x.shape)} and {tuple(y.shape)}; give [N, D] and [M, D]")
+    if not (x.is_floating_point() and y.is_floating_point()):
+        raise ValueError(f"x and y are {x.dtype} and {y.dtype}; both must be floating point")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be positive")
     if kernel not in KERNELS:
@@ -84,23 +86,24 @@ def barycenter(
     With `exclude_self`, x and y are one set and no row counts for itself (masked, not subtracted afterwards: that loses
     everything where the own weight dominates). `log_weights` [M] weigh the samples. No gradient: the result is a target.
 
-    Source: mean shift; MATHS 3.1. Raises ValueError for shapes that do not fit, a temperature that is not positive, an unknown
-    kernel, or fewer than 2 rows with `exclude_self`.
+    Source: mean shift; MATHS 3.1. Raises ValueError for shapes that do not fit, integers, a temperature that is not positive, an
+    unknown kernel, or fewer than 2 rows with `exclude_self`.
     """
     _check(x, y, temperature, kernel, exclude_self)
     dtype = x.dtype
-    x, y = x.detach(), y.detach()
-    if x.dtype in (torch.float16, torch.bfloat16):
-        x, y = x.float(), y.float()
+    x = x.detach().float() if x.dtype in (torch.float16, torch.bfloat16) else x.detach()
+    y = y.detach().to(x)
     log_weights = None if log_weights is None else log_weights.detach().to(x)
     centre = y.mean(0)  # logits then grow with the spread of the data, not with where it lies
     x, y = x - centre, y - centre
-    if kernel == "gaussian" and x.dtype == torch.float32 and y.square().sum(1).max().item() < SPREAD * temperature:
-        return (_attention(x, y, temperature, exclude_self, log_weights) + centre).to(dtype)
-    parts = [
-        _logits(rows, y, temperature, kernel, start if exclude_self else None, log_weights).softmax(1) @ y for start, rows in _rows(x, y)
-    ]
-    return (torch.cat(parts) + centre).to(dtype)
+    with torch.autocast(x.device.type, enabled=False):  # products in bfloat16 would round the logits to whole numbers
+        if kernel == "gaussian" and x.dtype == torch.float32 and y.square().sum(1).max().item() < SPREAD * temperature:
+            return (_attention(x, y, temperature, exclude_self, log_weights) + centre).to(dtype)
+        result = torch.empty_like(x)  # small results allocated between large blocks would keep the allocator from reusing these
+        for start, rows in _rows(x, y):
+            logits = _logits(rows, y, temperature, kernel, start if exclude_self else None, log_weights)
+            result[start : start + len(rows)] = logits.softmax(1) @ y
+        return (result + centre).to(dtype)
 
 
 def log_kernel_sum(
@@ -113,8 +116,11 @@ def log_kernel_sum(
 ) -> Tensor:
     """``log sum_j k(x_i, y_j) e^(l_j)`` [N], in O(N + M) memory: a kernel density estimate. Raises ValueError as `barycenter` does."""
     _check(x, y, temperature, kernel, exclude_self)
-    parts = (_logits(rows, y, temperature, kernel, start if exclude_self else None, log_weights) for start, rows in _rows(x, y))
-    return torch.cat([logits.logsumexp(1) for logits in parts])
+    result = x.new_empty(len(x))
+    for start, rows in _rows(x, y):
+        logits = _logits(rows, y, temperature, kernel, start if exclude_self else None, log_weights)
+        result[start : start + len(rows)] = logits.logsumexp(1)
+    return result
 
 
 def sinkhorn_log_weights(x: Tensor, y: Tensor, temperature: float, kernel: str = "gaussian", iterations: int = 20) -> Tensor:
@@ -127,6 +133,12 @@ def sinkhorn_log_weights(x: Tensor, y: Tensor, temperature: float, kernel: str =
     _check(x, y, temperature, kernel, False)
     x, y = x.detach(), y.detach()
     g = y.new_zeros(len(y))
+    if len(x) * len(y) <= BLOCK:
+        logits = _logits(x, y, temperature, kernel, None, None)
+        for _ in range(iterations):
+            f = -torch.logsumexp(logits + g, 1, keepdim=True)
+            g = -torch.logsumexp(logits + f, 0)
+        return g
     for _ in range(iterations):
         f = -log_kernel_sum(x, y, temperature, kernel, log_weights=g)
         g = -log_kernel_sum(y, x, temperature, kernel, log_weights=f)

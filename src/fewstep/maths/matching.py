@@ -131,7 +131,9 @@ def toy_drift_field(x: Tensor, y_real: Tensor, temperature: float) -> Tensor:
     """
     if len(x) < 2:
         raise ValueError(f"x has {len(x)} rows; 2 are needed where each leaves itself out")
-    with torch.no_grad():
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it must be positive")
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # the sums nearly cancel
         kernel = (torch.cdist(x, torch.cat([x, y_real]), compute_mode="donot_use_mm_for_euclid_dist") / -temperature).exp()
         kernel.diagonal().zero_()
         kernel = kernel / (kernel.sum(1, keepdim=True) * kernel.sum(0)).clamp_min(1e-12).sqrt()
@@ -164,7 +166,7 @@ def drifting_loss(
         weight_pos: [M], likewise.
         weight_neg: [K], likewise.
         affinity_floor: least affinity. The released code has 1e-3, which at low temperatures outweighs the kernel: far samples
-            then pull, and the generated set contracts. 0 is the paper.
+            then act, and the set comes to rest too narrow (a ring) or far too wide (many dimensions). 0 is the paper.
         plan: "double_softmax", or "sinkhorn": a transport plan to the positives and one to the negatives (arXiv 2603.12366).
 
     Returns:
@@ -178,12 +180,12 @@ def drifting_loss(
         raise ValueError(f"gen has shape {tuple(gen.shape)}, pos {tuple(pos.shape)}: give [N, D] and [M, D], or groups of the same number")
     if gen.shape[1] < 2:
         raise ValueError(f"gen has {gen.shape[1]} rows; 2 are needed where each leaves itself out")
-    if not all(temperature > 0 for temperature in temperatures):
-        raise ValueError(f"temperatures are {list(temperatures)}; all must be positive")
+    if not temperatures or not all(temperature > 0 for temperature in temperatures):
+        raise ValueError(f"temperatures are {list(temperatures)}; give at least one, all positive")
     if plan not in ("double_softmax", "sinkhorn"):
         raise ValueError(f"plan is {plan!r}; allowed: double_softmax, sinkhorn")
     num, dims = gen.shape[1:]
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(gen.device.type, enabled=False):  # the drift's sums nearly cancel
         x = gen.detach().float() if gen.dtype in (torch.float16, torch.bfloat16) else gen.detach()
         pos = pos.to(x)
         negatives = x if neg is None else torch.cat([x, neg.to(x)], 1)
@@ -210,7 +212,7 @@ def drifting_loss(
             rms = drift.square().mean().sqrt()
             info[f"drift_{temperature:g}"] = rms
             total += drift / rms.clamp_min(1e-8)
-    loss = (gen / unit - (x_unit + total)).square().mean((1, 2))
+    loss = (gen.to(x) / unit - (x_unit + total)).square().mean((1, 2))
     return loss if groups else loss[0], info
 
 

@@ -57,6 +57,23 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True)
+class Ramp:
+    """A setting that goes from `start` to `end` over `steps` updates, in a straight line or, with `log`, by equal factors."""
+
+    end: float
+    start: float | None = None
+    steps: int = 0
+    log: bool = False
+
+    def __call__(self, update: int) -> float:
+        """Its value at update number `update`, from 0."""
+        if self.start is None or update >= self.steps:
+            return self.end
+        progress = update / self.steps
+        return self.start * (self.end / self.start) ** progress if self.log else self.start + (self.end - self.start) * progress
+
+
+@dataclass(frozen=True)
 class Turn:
     """Networks that train together: every `every`-th step, starting with the first."""
 
@@ -85,6 +102,7 @@ class Method(ABC):
     networks: dict[str, nn.Module]
     turns: tuple[Turn, ...]
     ships: str
+    advice: Mapping[str, str] = {}  # noqa: RUF012 - what to do about an alarm (see `fewstep.training.health`), where it is not the usual
 
     @abstractmethod
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:

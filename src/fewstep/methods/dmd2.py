@@ -13,6 +13,7 @@ D_real is the frozen teacher; G and D_fake start from its weights. With the DMD 
 denoiser; with the SiD loss (arXiv 2404.04057) it passes through both, their weights held still.
 """
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,7 @@ from fewstep.maths.adversarial import discriminator_loss, generator_loss
 from fewstep.maths.matching import dmd_gradient, dmd_loss, sid_loss
 from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.maths.schedules import karras_sigmas, level_sigmas
-from fewstep.methods.base import Batch, LossOutput, Method, Networks, OptimizerSettings, Turn
+from fewstep.methods.base import Batch, LossOutput, Method, Networks, OptimizerSettings, Ramp, Turn
 from fewstep.networks.heads import BottleneckHead
 from fewstep.networks.unet import bottleneck_shape
 
@@ -36,13 +37,17 @@ class DMD2(Method):
         teacher: any `Generator` with an ODE sampler; it is copied three times and not changed.
         real: a denoiser of real data to use instead of the teacher's, such as a closed form; `teacher` then only is where the generator
             and the fake network start.
+        student: a push-forward generator to train instead of a copy of the teacher's network; it is trained in place.
         generator_optimizer, guidance_optimizer: AdamW of the generator and of the fake network (with the head).
         dfake_gen_update_ratio: the generator learns at every so many-th step, the fake network at each.
         loss: "dmd", or "sid" with `sid_alpha`.
         gamma: match ``p_real^gamma``; 1 is the real distribution.
         guidance_scale: classifier-free guidance of the teacher.
         conditioning_sigma: noise level of the generator's input.
-        min_step_percent, max_step_percent: share of the ascending grid between which the DM term draws its levels.
+        min_step_percent: share of the ascending grid from which on the DM term draws its levels; a number or a `Ramp`. Coarse
+            levels settle how much mass goes where, fine ones hold each sample in its mode: coming down to them late gets the weights
+            of far modes right.
+        max_step_percent: share of the grid up to which it does.
         num_train_timesteps, sigma_min, sigma_max, rho: that grid.
         reuse_generator_batch: let the fake network learn from the samples that the generator's turn has just made, where it
             has had one, instead of drawing others.
@@ -68,7 +73,7 @@ class DMD2(Method):
         gamma: float = 1.0,
         guidance_scale: float = 1.0,
         conditioning_sigma: float = 80.0,
-        min_step_percent: float = 0.02,
+        min_step_percent: Ramp | float = 0.02,
         max_step_percent: float = 0.98,
         num_train_timesteps: int = 1000,
         sigma_min: float = 0.002,
@@ -79,17 +84,18 @@ class DMD2(Method):
         gan_weight_generator: float | Literal["auto"] = 3e-3,
         gan_weight_guidance: float = 1e-2,
         real: nn.Module | None = None,
+        student: Generator | None = None,
     ) -> None:
         if guidance_scale != 1.0 and not teacher.info.get("label_dropout"):
             raise ValueError(
                 f"method.guidance_scale is {guidance_scale}, but the teacher was trained without label dropout and has no "
                 "unconditional estimate; use 1, or a teacher trained with method.label_dropout above 0"
             )
-        self.teacher, self.real = teacher, real
+        self.teacher, self.real, self.student = teacher, real, student
         fake = frozen(teacher.denoiser).requires_grad_(True).train()
         self.networks = {
             "teacher": frozen(real or teacher.denoiser),
-            "generator": frozen(teacher.denoiser).requires_grad_(True).train(),
+            "generator": student.denoiser if student else frozen(teacher.denoiser).requires_grad_(True).train(),
             "fake": fake,
         }
         guidance: tuple[str, ...] = ("fake",)
@@ -104,7 +110,7 @@ class DMD2(Method):
         self.loss_name, self.sid_alpha, self.gamma, self.guidance_scale = loss, sid_alpha, gamma, guidance_scale
         self.conditioning_sigma = conditioning_sigma
         self.levels = karras_sigmas(num_train_timesteps, sigma_min, sigma_max, rho).flip(0)  # ascending, as published
-        self.first = int(min_step_percent * num_train_timesteps)
+        self.first = min_step_percent if isinstance(min_step_percent, Ramp) else Ramp(min_step_percent)
         self.last = min(int(max_step_percent * num_train_timesteps), num_train_timesteps - 1)
         self.reuse_generator_batch = reuse_generator_batch
         self.gan, self.gan_weight_guidance = gan, gan_weight_guidance
@@ -127,7 +133,10 @@ class DMD2(Method):
 
     def _generate(self, networks: Networks, batch: Batch, rng: torch.Generator) -> Tensor:
         """One step from noise, for the batch's labels: [B, ...]."""
-        n = torch.randn(batch.x.shape, generator=rng, device=batch.x.device)
+        shape = self.student.latent_shape if self.student else batch.x.shape[1:]
+        n = torch.randn(len(batch.x), *shape, generator=rng, device=batch.x.device)
+        if self.student:
+            return networks["generator"](n, math.inf, batch.label)
         sigma = torch.tensor(self.conditioning_sigma, device=n.device)
         return networks["generator"](sigma * n, sigma, batch.label)
 
@@ -140,7 +149,8 @@ class DMD2(Method):
         x, label = self._generate(networks, batch, rng), batch.label
         scratch["x"] = x.detach()
         with torch.set_grad_enabled(self.loss_name == "sid"):
-            x_s, s = self._noised(x, self.first, self.last, rng)
+            first = int(self.first(self.generator_updates) * len(self.levels))
+            x_s, s = self._noised(x, min(first, self.last), self.last, rng)
             x0_real = guided(networks["teacher"], x_s, s, label, self.guidance_scale)
             x0_fake = networks["fake"](x_s, s, label)
         if self.loss_name == "sid":
@@ -195,7 +205,16 @@ class DMD2(Method):
     def ship(self, network: nn.Module, step: int) -> Generator:
         """The generator, to be sampled in one step from `conditioning_sigma`."""
         info = {**self.teacher.info, "method": "dmd2", "step": step, "label_dropout": 0.0}
+        if self.student:
+            return self.student.derive(self.student.sampler, info, network)
         return self.teacher.derive({"name": "few_step", "sigmas": [self.conditioning_sigma]}, info, network)
+
+    @torch.no_grad()
+    def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """``gamma D_real - D_fake - (gamma - 1) x`` at `points`, seen at the middle level: where samples there have to go."""
+        sigma = self.levels[len(self.levels) // 2].to(points)
+        x0_real, x0_fake = (self.networks[name](points, sigma, None) for name in ("teacher", "fake"))
+        return points, x0_real - x0_fake + (self.gamma - 1) * (x0_real - points)
 
     def state_dict(self) -> dict[str, Any]:
         """The GAN weight measured so far, from how many measurements, and how many generator updates there have been."""

@@ -11,9 +11,8 @@ field of its 2D notebook. Each class drifts by itself. The field may act on feat
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,26 +20,9 @@ from torch import Tensor, nn
 from fewstep.generator import Generator
 from fewstep.maths.kernels import log_kernel_sum
 from fewstep.maths.matching import drift_field, drifting_loss, toy_drift_field
-from fewstep.methods.base import Batch, LossOutput, Method, Networks, OptimizerSettings, Turn
+from fewstep.methods.base import Batch, LossOutput, Method, Networks, OptimizerSettings, Ramp, Turn
 
 FIELDS = ("strict", "two_temperature", "toy", "drifting")
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """A setting that goes from `start` to `end` over `steps` updates, in a straight line or, with `log`, by equal factors."""
-
-    end: float
-    start: float | None = None
-    steps: int = 0
-    log: bool = False
-
-    def __call__(self, update: int) -> float:
-        """Its value at update number `update`, from 0."""
-        if self.start is None or update >= self.steps:
-            return self.end
-        progress = update / self.steps
-        return self.start * (self.end / self.start) ** progress if self.log else self.start + (self.end - self.start) * progress
 
 
 class Drift(Method):
@@ -57,6 +39,7 @@ class Drift(Method):
         plan: "softmax", or "sinkhorn" for transport plans, which cost about ten times as much.
         affinity_floor: of "drifting"; the released code has 1e-3.
         guidance_scale: of "drifting": classifier-free guidance by weighted unconditional negatives.
+        memory: so many of the last real samples attract, and not only the batch's: a less noisy field. Forgotten when a run is resumed.
         features: maps items [B, ...] to [B, F], with a gradient; the field then acts on these. None for the items themselves.
 
     Raises:
@@ -65,6 +48,12 @@ class Drift(Method):
     """
 
     ships = "generator"
+    advice: ClassVar[Mapping[str, str]] = {
+        "collapse": "Too few real samples pull: raise method.temperature_start (coverage comes from there), batch_size or method.memory",
+        "noise": "Early on this passes; later, lower method.lr, or give the field more samples (batch_size)",
+        "drift": "The temperature is too low for far samples to feel each other: raise method.temperature_start or method.temperatures",
+        "saturation": "Lower method.lr or network.gain",
+    }
     LOOK = 10  # updates between looks at the overlap of real and generated samples
 
     def __init__(
@@ -79,6 +68,7 @@ class Drift(Method):
         affinity_floor: float = 0.0,
         guidance_scale: float = 1.0,
         features: Callable[[Tensor], Tensor] | None = None,
+        memory: int = 0,
     ) -> None:
         self.gamma = gamma if isinstance(gamma, Ramp) else Ramp(gamma)
         self.temperatures = tuple(t if isinstance(t, Ramp) else Ramp(t) for t in temperatures)
@@ -90,8 +80,11 @@ class Drift(Method):
             raise ValueError(f"method.guidance_scale is {guidance_scale}; it needs method.field=drifting and data with classes")
         if plan == "sinkhorn" and field == "toy":
             raise ValueError("method.plan is 'sinkhorn', which the field 'toy' does not know; use another method.field")
-        self.generator, self.field_name, self.kernel, self.plan = generator, field, kernel, plan
+        self.generator, self.field_name, self.plan = generator, field, plan
+        self.kernel = "laplace" if field in ("toy", "drifting") else kernel
         self.affinity_floor, self.guidance_scale, self.features = affinity_floor, guidance_scale, features
+        self.memory = memory
+        self.kept: tuple[Tensor, Tensor | None] | None = None
         self.networks = {"generator": generator.denoiser}
         self.turns = (Turn("generator", ("generator",), optimizer),)
         self.updates = 0
@@ -105,25 +98,37 @@ class Drift(Method):
         z = torch.randn(len(batch.x), *self.generator.latent_shape, generator=rng, device=batch.x.device)
         x = networks["generator"](z, math.inf, batch.label)
         features = self.features or (lambda items: items.flatten(1))
-        phi_x, phi_y = features(x), features(batch.x)
-        total, drift = self._regress(phi_x.float(), phi_y.float(), batch.label)
+        phi_x, phi_y = features(x).float(), self._remember(features(batch.x).float(), batch.label)
+        total, drift = self._regress(phi_x, *phi_y, batch.label)
         terms = {"loss": total.detach(), "drift": drift}
         if batch.label is None and self.updates % self.LOOK == 0:
-            terms["escaped"] = self._escaped(phi_x.detach().float(), phi_y.float())
+            terms["escaped"] = self._escaped(phi_x.detach(), phi_y[0])
         return LossOutput(total, terms, x.detach(), batch.label)
 
-    def _regress(self, x: Tensor, y: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(loss, RMS of the field) for features of generated x and real y, both [B, F] with the same labels [B] or None."""
-        if label is None:
-            groups = [torch.arange(len(x), device=x.device)]
-        else:
-            groups = [index for k in label.unique() if len(index := (label == k).nonzero().flatten()) > 1]  # one alone has no field
+    def _remember(self, y: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The last `memory` real samples with their labels, these among them."""
+        if self.memory <= len(y):
+            return y, label
+        if self.kept is not None:
+            before, before_label = self.kept
+            y = torch.cat([y, before])[: self.memory]
+            label = None if label is None or before_label is None else torch.cat([label, before_label])[: self.memory]
+        self.kept = (y, label)
+        return y, label
+
+    def _regress(self, x: Tensor, y: Tensor, y_label: Tensor | None, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(loss, RMS of the field) for features of generated x [B, F] and real y [M, F], with labels [B] and [M] or None."""
         if self.field_name == "drifting":
-            return self._drifting(x, y, groups)
-        drift = torch.zeros_like(x)
-        for index in groups:
-            drift[index] = self._field(x[index].detach(), y[index])
-        return (x - (x + drift).detach()).square().mean(), drift.square().mean().sqrt()
+            return self._drifting(x, y, y_label, label)
+        flat = x.detach()
+        if label is None or y_label is None:
+            drift = self._field(flat, y)
+        else:
+            temperature = max(ramp(self.updates) for ramp in self.temperatures)
+            drift = self._field(*_apart(flat, label, y, y_label, temperature, self.kernel))[:, : x.shape[1]]
+            alone = label.bincount(minlength=int(y_label.max()) + 1)[label] < 2
+            drift = drift.masked_fill(alone[:, None], 0.0)  # one alone of its class has no field
+        return (x - (flat + drift)).square().mean(), drift.square().mean().sqrt()
 
     def _field(self, x: Tensor, y: Tensor) -> Tensor:
         gamma, total = self.gamma(self.updates), torch.zeros_like(x)
@@ -137,28 +142,28 @@ class Drift(Method):
                 total += drift_field(x, y, x, temperature, gamma, self.kernel, None, self.plan)
         return total
 
-    def _drifting(self, x: Tensor, y: Tensor, groups: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _drifting(self, x: Tensor, y: Tensor, y_label: Tensor | None, label: Tensor | None) -> tuple[Tensor, Tensor]:
         temperatures = [ramp(self.updates) for ramp in self.temperatures]
         plan = "sinkhorn" if self.plan == "sinkhorn" else "double_softmax"
-        losses, drifts, counts = [x.sum() * 0], [x.new_zeros(())], [0]
-        for index in groups:
+        groups = [(x, y)] if label is None else [(x[label == k], y[y_label == k]) for k in label.unique()]
+        losses, drifts, total = x.sum() * 0, x.new_zeros(()), 0
+        for gen, pos in groups:
+            if len(gen) < 2:
+                continue
             neg = weight = None
             if self.guidance_scale != 1.0:
                 neg = y
-                weight = y.new_full((len(y),), (len(index) - 1) * (self.guidance_scale - 1) / len(y))
-            one, info = drifting_loss(
-                x[index], y[index], neg, temperatures, weight_neg=weight, affinity_floor=self.affinity_floor, plan=plan
-            )
-            losses.append(one * len(index))
-            drifts.append(torch.stack([v for k, v in info.items() if k.startswith("drift_")]).mean() * len(index))
-            counts.append(len(index))
-        total = max(1, sum(counts))
-        return torch.stack(losses).sum() / total, torch.stack(drifts).sum() / total
+                weight = y.new_full((len(y),), (len(gen) - 1) * (self.guidance_scale - 1) / len(y))
+            loss, info = drifting_loss(gen, pos, neg, temperatures, weight_neg=weight, affinity_floor=self.affinity_floor, plan=plan)
+            losses = losses + loss * len(gen)
+            drifts = drifts + torch.stack([v for k, v in info.items() if k.startswith("drift_")]).mean() * len(gen)
+            total += len(gen)
+        return losses / max(1, total), drifts / max(1, total)
 
     def _escaped(self, x: Tensor, y: Tensor) -> Tensor:
         temperature = max(ramp(self.updates) for ramp in self.temperatures)
         if self.field_name == "drifting":  # its temperatures count in mean distances
-            temperature *= (x - y).square().sum(1).mean().sqrt().item()
+            temperature *= torch.cdist(x, y).mean().item()
         real = log_kernel_sum(y, y, temperature, self.kernel, exclude_self=True)
         return (log_kernel_sum(x, y, temperature, self.kernel) < real.quantile(0.01)).float().mean()
 
@@ -178,7 +183,7 @@ class Drift(Method):
             return some, self._field(some, real)
         with torch.enable_grad():
             x = some.clone().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(self._regress(x, real, None)[0], x)
+            (gradient,) = torch.autograd.grad(self._regress(x, real, None, None)[0], x)
         return some, -gradient * x.numel() / 2
 
     def settings_now(self) -> dict[str, float]:
@@ -200,3 +205,17 @@ class Drift(Method):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.updates = state["updates"]
+
+
+def _apart(x: Tensor, label: Tensor, y: Tensor, y_label: Tensor, temperature: float, kernel: str) -> tuple[Tensor, Tensor]:
+    """Both sets with coordinates added that keep classes out of each other's kernels: e^-100 of a weight reaches another class.
+
+    Real samples of classes that x does not have are dropped: a transport plan would find them a partner all the same.
+    """
+    wanted = torch.isin(y_label, label)
+    y, y_label = y[wanted], y_label[wanted]
+    classes = int(label.max()) + 1
+    widest = x.norm(dim=1).max() + y.norm(dim=1).max()
+    reach = widest.square() + 100 * temperature if kernel == "gaussian" else (widest + 100 * temperature).square()
+    codes = torch.eye(classes, device=x.device, dtype=x.dtype) * (reach / 2).sqrt()
+    return torch.cat([x, codes[label]], 1), torch.cat([y, codes[y_label]], 1)

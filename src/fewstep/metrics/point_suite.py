@@ -1,5 +1,7 @@
 """One evaluation for points: distances to exact samples, modes where they are known, each with its standard error, and the floor."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,8 @@ class PointSuite:
     def measure(self, samples: Tensor, label: Tensor | None = None) -> dict[str, float]:
         """``energy``, ``mmd``, ``sliced_wasserstein`` of `samples` [n, D] to the target; with modes also the figures of `mode_report`.
 
-        Each figure ``x`` comes with its standard error ``x_error``.
+        Each figure ``x`` comes with its standard error ``x_error``. One that is not defined, such as the variance of modes where no
+        mode is covered, is left out.
         """
         found: dict[str, Estimate] = {
             "energy": energy_distance(samples, self.target),
@@ -45,7 +48,7 @@ class PointSuite:
             found |= mode_report(samples, *self.modes, self.within)
         row: dict[str, float] = {}
         for name, estimate in found.items():
-            row |= {name: estimate.value, f"{name}_error": estimate.error}
+            row |= {key: x for key, x in ((name, estimate.value), (f"{name}_error", estimate.error)) if math.isfinite(x)}
         return row
 
 

@@ -10,16 +10,27 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+GAINS = {"silu": 1.68, "relu": 2**0.5}  # keep the second moment of what follows the activation at 1
+
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
-def _layers(widths: Sequence[int], activation: str) -> nn.Sequential:
-    """Linear layers with `activation` between them (and none at the end)."""
+def _layers(widths: Sequence[int], activation: str, he: bool = False) -> nn.Sequential:
+    """Linear layers with `activation` between them (and none at the end).
+
+    torch's own initial weights lose two thirds of the variance a layer. ReLU networks learn all the same; SiLU, which is linear near 0,
+    then stays a linear map for hundreds of steps (measured: teacher/ring learned nothing in 1,500), and so starts with unit variance,
+    as ReLU does with `he` (He et al. 2015, arXiv 1502.01852).
+    """
     if activation not in ACTIVATIONS:
         raise ValueError(f"network.activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(pairwise(widths)):
-        layers += [nn.Linear(inputs, outputs)] + [ACTIVATIONS[activation]()] * (i < len(widths) - 2)
+        linear = nn.Linear(inputs, outputs)
+        if activation == "silu" or he:
+            nn.init.normal_(linear.weight, std=(GAINS[activation] if i else 1.0) / inputs**0.5)
+            nn.init.zeros_(linear.bias)
+        layers += [linear] + [ACTIVATIONS[activation]()] * (i < len(widths) - 2)
     return nn.Sequential(*layers)
 
 
@@ -36,7 +47,7 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self, shape: tuple[int, ...], num_classes: int | None, widths: Sequence[int], activation: str = "silu", frequencies: int = 8
+        self, shape: tuple[int, ...], num_classes: int | None, widths: Sequence[int], activation: str = "relu", frequencies: int = 8
     ) -> None:
         super().__init__()
         self.shape, size = shape, math.prod(shape)
@@ -68,6 +79,7 @@ class LatentMLP(nn.Module):
         embedding: of a label.
         gain: of the last layer at initialisation. Outputs that start apart spread over the data; outputs that start in one place
             have to be pushed out of it.
+        he: initial weights that keep the variance of ReLU activations: a steeper map, hence fewer samples between modes.
 
     """
 
@@ -80,11 +92,12 @@ class LatentMLP(nn.Module):
         activation: str = "relu",
         embedding: int = 32,
         gain: float = 1.0,
+        he: bool = False,
     ) -> None:
         super().__init__()
         self.shape, self.latent = shape, latent
         self.embedding = None if num_classes is None else nn.Embedding(num_classes, embedding)
-        self.layers = _layers([latent + (embedding if num_classes else 0), *widths, math.prod(shape)], activation)
+        self.layers = _layers([latent + (embedding if num_classes else 0), *widths, math.prod(shape)], activation, he)
         _scale_last(self.layers, gain)
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:

@@ -49,13 +49,14 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Rule:
-    """Raise `name` when `figure` leaves the range from `low` to `high`."""
+    """Raise `name` when `figure` leaves the range from `low` to `high`; `message` says what is seen, `advice` why and what to change."""
 
     name: str
     figure: str
     low: float
     high: float
     message: str
+    advice: str
 
 
 RULES = (
@@ -64,58 +65,71 @@ RULES = (
         "health.spread",
         0.8,
         float("inf"),
-        "samples of a class differ {value:.0%} as much as real ones: diversity is being lost. The fake network lags behind the "
-        "generator, or the batch is very small: raise method.dfake_gen_update_ratio or method.guidance_lr, or batch_size",
+        "samples of a class differ {value:.0%} as much as real ones: diversity is being lost",
+        "The fake network lags behind the generator, or the batch is very small: raise method.dfake_gen_update_ratio or "
+        "method.guidance_lr, or batch_size",
     ),
     Rule(
         "noise",
         "health.spread",
         0.0,
         1.3,
-        "samples of a class differ {value:.0%} as much as real ones: they still hold noise, or training is unstable. Early on "
-        "this passes; later, lower method.generator_lr",
+        "samples of a class differ {value:.0%} as much as real ones: they still hold noise, or training is unstable",
+        "Early on this passes; later, lower method.generator_lr",
     ),
     Rule(
         "drift",
         "health.shift",
         0.0,
         0.25,
-        "the samples' mean is {value:.2f} standard deviations from the data's. The teacher does not fit the data (sigma_data, "
-        "pixel range), or guidance is too strong: check the teacher's own samples, lower method.guidance_scale",
+        "the samples' mean is {value:.2f} standard deviations from the data's",
+        "The teacher does not fit the data (sigma_data, pixel range), or guidance is too strong: check the teacher's own samples, "
+        "lower method.guidance_scale",
     ),
     Rule(
         "saturation",
         "health.saturation",
         0.0,
         0.15,
-        "{value:.0%} of the pixels lie beyond the data's range. Guidance or gamma is too strong, or the learning rate too high: "
-        "lower method.guidance_scale, method.gamma or method.generator_lr",
+        "{value:.0%} of the pixels lie beyond the data's range",
+        "Guidance or gamma is too strong, or the learning rate too high: lower method.guidance_scale, method.gamma or method.generator_lr",
     ),
     Rule(
         "disagreement",
         "generator.gap",
         0.0,
         1.5,
-        "the teacher and the fake network disagree {value:.1f} times as much as the teacher misses the sample. The fake network "
-        "does not follow: raise method.guidance_lr or method.dfake_gen_update_ratio, or lower method.generator_lr",
+        "the teacher and the fake network disagree {value:.1f} times as much as the teacher misses the sample",
+        "The fake network does not follow: raise method.guidance_lr or method.dfake_gen_update_ratio, or lower method.generator_lr",
+    ),
+    Rule(
+        "escape",
+        "generator.escaped",
+        0.0,
+        0.5,
+        "{value:.0%} of the samples lie where real ones hardly are, and the field may not bring them back",
+        "Raise method.temperature_start or method.temperatures",
     ),
     Rule(
         "untrained",
         "denoiser.denoising",
         0.0,
         0.9,
-        "the denoising loss is {value:.2f} (about 1 for a network that knows nothing). Check network.sigma_data against the "
-        "data's standard deviation, and method.lr",
+        "the denoising loss is {value:.2f} (about 1 for a network that knows nothing)",
+        "Check network.sigma_data against the data's standard deviation, and method.lr",
     ),
 )
 
 
-def alarms(figures: Mapping[str, float], progress: float) -> list[Alarm]:
-    """The alarms that `figures` raise at `progress` (0 to 1) of the run; none in its first fifth, when all is unsettled."""
+def alarms(figures: Mapping[str, float], progress: float, advice: Mapping[str, str] | None = None) -> list[Alarm]:
+    """The alarms that `figures` raise at `progress` (0 to 1) of the run; none in its first fifth, when all is unsettled.
+
+    `advice` replaces a rule's own, by its name.
+    """
     if progress < 0.2:
         return []
     return [
-        Alarm(rule.name, rule.message.format(value=figures[rule.figure]))
+        Alarm(rule.name, f"{rule.message.format(value=figures[rule.figure])}. {(advice or {}).get(rule.name, rule.advice)}")
         for rule in RULES
         if rule.figure in figures and not rule.low <= figures[rule.figure] <= rule.high
     ]

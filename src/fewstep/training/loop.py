@@ -335,7 +335,7 @@ class Loop:
         self.seconds = now - self.began
         speed = (self.step - self.logged_step) * self.settings.batch_size / max(1e-9, now - self.logged_at)
         self.logged_at, self.logged_step = now, self.step
-        raised = alarms(means, self.step / self.settings.steps)
+        raised = alarms(means, self.step / self.settings.steps, self.method.advice)
         for alarm in raised:
             if alarm.name not in self.raised:
                 self.progress.say(f"step {self.step}: {alarm.name}: {alarm.message}")
