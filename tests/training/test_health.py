@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.config import DMD2Config, DriftConfig, Recipe, TeacherConfig, UNetConfig
+from fewstep.config import DMD2Config, DriftConfig, LatentMLPConfig, Recipe, TeacherConfig, UNetConfig
+from fewstep.methods import Drift
 from fewstep.training.health import RULES, alarms, sample_figures
 
 
@@ -59,13 +60,21 @@ def test_shift_and_saturation_by_hand():
     assert sample_figures(real, None, real, None)["shift"] == 0
 
 
-HEALTHY = {"health.spread": 1.0, "health.shift": 0.05, "health.saturation": 0.0, "generator.gap": 0.5, "denoiser.denoising": 0.4}
+HEALTHY = {
+    "health.spread": 1.0,
+    "health.shift": 0.05,
+    "health.saturation": 0.0,
+    "generator.gap": 0.5,
+    "generator.escaped": 0.02,
+    "denoiser.denoising": 0.4,
+}
 ILL = [
     ("collapse", "health.spread", 0.5, "50%.*diversity.*dfake_gen_update_ratio.*guidance_lr"),
     ("noise", "health.spread", 1.6, "160%.*noise.*generator_lr"),
     ("drift", "health.shift", 0.4, "0.40 standard deviations.*sigma_data.*guidance_scale"),
     ("saturation", "health.saturation", 0.2, "20% of the pixels.*guidance_scale.*gamma"),
     ("disagreement", "generator.gap", 2.5, "2.5 times.*guidance_lr.*dfake_gen_update_ratio"),
+    ("escape", "generator.escaped", 0.7, "70% of the samples.*temperature_start"),
     ("untrained", "denoiser.denoising", 0.97, "0.97.*sigma_data.*method.lr"),
 ]
 
@@ -89,10 +98,19 @@ def test_the_first_fifth_of_a_run_is_left_alone():
     assert len(alarms(ill, 0.2)) == 2
 
 
+def test_a_method_gives_advice_of_its_own():
+    usual, own = (alarms({"health.spread": 0.5}, 0.5, advice)[0].message for advice in (None, Drift.advice))
+    assert usual.split(":")[0].split(". ")[0] == own.split(":")[0].split(". ")[0]  # what is seen is the same
+    assert "dfake_gen_update_ratio" in usual
+    assert "temperature_start" in own
+    assert "dfake" not in own
+    assert set(Drift.advice) <= {rule.name for rule in RULES}
+
+
 def test_every_key_that_an_alarm_recommends_exists():
-    kinds = {"method": (TeacherConfig, DMD2Config, DriftConfig), "network": (UNetConfig,), "data": (), "trainer": ()}
-    for rule in RULES:
-        for section, key in re.findall(r"\b(method|network|data|trainer)\.(\w+)", rule.message):
+    kinds = {"method": (TeacherConfig, DMD2Config, DriftConfig), "network": (UNetConfig, LatentMLPConfig), "data": (), "trainer": ()}
+    for advice in (*(rule.advice for rule in RULES), *Drift.advice.values()):
+        for section, key in re.findall(r"\b(method|network|data|trainer)\.(\w+)", advice):
             assert any(key in kind.model_fields for kind in kinds[section]), f"{section}.{key}"
     assert "batch_size" in Recipe.model_fields
     assert {rule.name for rule in RULES} == {name for name, *_ in ILL}

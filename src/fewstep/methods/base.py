@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +102,7 @@ class Method(ABC):
     networks: dict[str, nn.Module]
     turns: tuple[Turn, ...]
     ships: str
-    advice: Mapping[str, str] = {}  # noqa: RUF012 - what to do about an alarm (see `fewstep.training.health`), where it is not the usual
+    advice: ClassVar[Mapping[str, str]] = {}  # what to do about an alarm (`fewstep.training.health`), where it is not the usual
 
     @abstractmethod
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:

@@ -1,0 +1,177 @@
+"""What a drift step costs beside the plain form of MATHS 3.1, and the field alone for many samples.
+
+    python benchmarks/drift_step.py              about 5 minutes on an otherwise idle machine
+    python benchmarks/drift_step.py --threads 1
+
+The plain form is eager torch, as one would write it down: all differences x_i - y_j at once, their squares, two softmaxes, two
+matrix products. A second one takes its distances from torch.cdist. Steps are timed in turns, in one process; medians of ratios of
+neighbours. Peak memory is that of a process that evaluates one field, less that of one that only makes the samples.
+Writes results/drift_step.json.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fewstep import build
+from fewstep.config import load_recipe
+from fewstep.evaluation import machine
+from fewstep.maths.matching import drift_field
+from fewstep.methods import Batch
+
+RESULTS = Path(__file__).parent / "results"
+SIZES = (512, 2048, 4096, 16384, 65536)
+PLAIN_UP_TO = 16384  # beyond, N x N no longer fits
+TEMPERATURE = 0.1
+
+
+def plain_field(x: Tensor, y: Tensor, temperature: float, cdist: bool = False) -> Tensor:
+    """V(x) of MATHS 3.1 at gamma 1, N x N at once."""
+
+    def squares(a: Tensor, b: Tensor) -> Tensor:
+        return torch.cdist(a, b).square() if cdist else (a[:, None] - b[None]).square().sum(2)
+
+    own = squares(x, x)
+    own.fill_diagonal_(torch.inf)
+    real = torch.softmax(-squares(x, y) / temperature, 1) @ y - x
+    return real - (torch.softmax(-own / temperature, 1) @ x - x)
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def alternate(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call, taken in turns; one round first that does not count."""
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            times[name].append(timed(call))
+    return times
+
+
+def steps(repeats: int, device: str) -> dict[str, float]:
+    """A step of drift/vanilla, N = 512: ours, and the same network and optimiser with the plain field; medians."""
+    recipe = load_recipe("drift/vanilla", ["data.size=20000"])
+    data = build.training_data(recipe)
+    rng = torch.Generator(device).manual_seed(0)
+    batch = Batch(data.train[: recipe.batch_size].to(device))
+    ours, plain = (build.make_method(recipe, data) for _ in range(2))
+    calls: dict[str, Callable[[], object]] = {}
+    for name, method in {"ours": ours, "plain": plain, "plain_cdist": plain, "network": plain}.items():
+        network = method.networks["generator"].to(device)
+        optimizer = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.0, fused=True)
+
+        def step(name: str = name, method: object = method, network: torch.nn.Module = network, optimizer: object = optimizer) -> None:
+            if name == "ours":
+                loss = method.loss("generator", method.networks, batch, rng, {}).loss
+                method.after_update("generator")
+            else:
+                x = network(torch.randn(len(batch.x), 16, generator=rng, device=device))
+                with torch.no_grad():
+                    v = plain_field(x, batch.x, TEMPERATURE, name == "plain_cdist") if name != "network" else -x
+                loss = (x - (x + v).detach()).square().mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+        calls[name] = step
+    times = alternate(calls, repeats)
+    row = {f"{name}_ms": 1e3 * statistics.median(values) for name, values in times.items()}
+    for name in ("plain", "plain_cdist"):
+        row[f"{name}_over_ours"] = statistics.median(a / b for a, b in zip(times[name], times["ours"], strict=True))
+    return row
+
+
+def points(num: int, dims: int, device: str) -> tuple[Tensor, Tensor, float]:
+    """Two sets of samples [num, dims] of a standard Gaussian, and a temperature that suits the dimension."""
+    rng = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(num, dims, generator=rng).to(device) for _ in range(2))
+    return x, y, TEMPERATURE * dims
+
+
+def fields(num: int, dims: int, repeats: int, device: str) -> dict[str, float]:
+    """Time of the field alone, streamed and plain (from cdist; the differences of 64 dimensions alone would take N x N x 64)."""
+    x, y, temperature = points(num, dims, device)
+    calls: dict[str, Callable[[], object]] = {"ours": lambda: drift_field(x, y, x, temperature)}
+    if num <= PLAIN_UP_TO:
+        calls["plain_cdist"] = lambda: plain_field(x, y, temperature, cdist=True)
+        if num * num * dims <= 2**26:
+            calls["plain"] = lambda: plain_field(x, y, temperature)
+    times = alternate(calls, max(1, repeats if num <= 4096 else repeats // 5) if num < 65536 else 1)
+    row: dict[str, float] = {"num": num, "dims": dims}
+    for name, values in times.items():
+        row[f"{name}_ms"] = 1e3 * statistics.median(values)
+        if name != "ours":
+            row[f"{name}_over_ours"] = statistics.median(a / b for a, b in zip(values, times["ours"], strict=True))
+    for kind in ["ours", "plain"] if num <= PLAIN_UP_TO else ["ours"]:
+        row[f"{kind}_mib"] = memory(num, dims, kind) - memory(num, dims, "none")
+    return row
+
+
+def memory(num: int, dims: int, kind: str) -> float:
+    """Peak memory in MiB of a fresh process."""
+    command = [sys.executable, __file__, "--memory", kind, "--num", str(num), "--dims", str(dims)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def peak(num: int, dims: int, kind: str) -> float:
+    """Peak memory in MiB of this process (of the device where there is one) after one field."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x, y, temperature = points(num, dims, device)
+    drift_field(x[:64], y[:64], x[:64], temperature)  # what torch loads at first use
+    if kind == "ours":
+        drift_field(x, y, x, temperature)
+    elif kind == "plain":
+        plain_field(x, y, temperature, cdist=True)
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**10
+
+
+def main() -> None:
+    """Measure, print, write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--memory", choices=("ours", "plain", "none"), help=argparse.SUPPRESS)
+    parser.add_argument("--num", type=int, default=512, help=argparse.SUPPRESS)
+    parser.add_argument("--dims", type=int, default=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory:
+        print(peak(arguments.num, arguments.dims, arguments.memory))
+        return
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    step = steps(10 * arguments.repeats, device)
+    print("step, N = 512:", {name: round(value, 2) for name, value in step.items()}, flush=True)
+    rows = []
+    for dims in (2, 64):
+        for num in SIZES:
+            rows.append(fields(num, dims, arguments.repeats, device))
+            print({name: round(value, 2) for name, value in rows[-1].items()}, flush=True)
+    name = "drift_step.json" if device == "cpu" else f"drift_step_{torch.cuda.get_device_name().replace(' ', '_')}.json"
+    content = {"command": "python benchmarks/drift_step.py", "machine": machine(), "step": step, "rows": rows}
+    (RESULTS / name).write_text(json.dumps(content, indent=1))
+
+
+if __name__ == "__main__":
+    main()
