@@ -14,6 +14,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from fewstep.config import load_recipe
 from fewstep.evaluation import machine
 from fewstep.maths.matching import drift_field
 from fewstep.methods import Batch
+from fewstep.training.run_folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = (512, 2048, 4096, 16384, 65536)
@@ -100,6 +102,20 @@ def steps(repeats: int, device: str) -> dict[str, float]:
     return row
 
 
+def dashboard(repeats: int) -> dict[str, float]:
+    """Training time of drift/ring, 1,000 steps, with frames at the default cadence (40 a run) over that with one at the end."""
+    seconds: dict[int, list[float]] = {25: [], 1000: []}
+    for _ in range(repeats):
+        for cadence, took in seconds.items():
+            with tempfile.TemporaryDirectory() as folder:
+                run = RunFolder(Path(folder) / "run")
+                overrides = ["steps=1000", f"trainer.sample_every={cadence}", "trainer.log_every=50"]
+                build.train(load_recipe("drift/ring", overrides), run.path)
+                took.append(run.metrics()[-1]["seconds"])
+    ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
+    return {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios), "repeats": repeats}
+
+
 def points(num: int, dims: int, device: str) -> tuple[Tensor, Tensor, float]:
     """Two sets of samples [num, dims] of a standard Gaussian, and a temperature that suits the dimension."""
     rng = torch.Generator().manual_seed(0)
@@ -169,7 +185,9 @@ def main() -> None:
             rows.append(fields(num, dims, arguments.repeats, device))
             print({name: round(value, 2) for name, value in rows[-1].items()}, flush=True)
     name = "drift_step.json" if device == "cpu" else f"drift_step_{torch.cuda.get_device_name().replace(' ', '_')}.json"
-    content = {"command": "python benchmarks/drift_step.py", "machine": machine(), "step": step, "rows": rows}
+    drawing = dashboard(5)
+    print("dashboard, training time with over without:", {name: round(value, 3) for name, value in drawing.items()})
+    content = {"command": "python benchmarks/drift_step.py", "machine": machine(), "step": step, "rows": rows, "dashboard": drawing}
     (RESULTS / name).write_text(json.dumps(content, indent=1))
 
 

@@ -1,4 +1,4 @@
-"""Write the tables of README.md from the result files.
+"""Write the tables of README.md and docs/drift.md from the result files.
 
     python benchmarks/tables.py
 
@@ -103,19 +103,130 @@ def time_to_quality() -> str:
     return markdown(lines) + source(content, f" n = {content['n']}, seed {content['seed']}.")
 
 
-TABLES = {"quality": quality, "step_overhead": step_overhead, "time_to_quality": time_to_quality}
+LABORATORY = {
+    "energy": ("energy distance", "{:.4f}"),
+    "modes": ("modes", "{:.0f}"),
+    "weight_tv": ("weights, TV", "{:.3f}"),
+    "inside": ("inside", "{:.3f}"),
+    "variance": ("variance", "{:.2f}"),
+    "median_radius": ("radius", "{:.2f}"),
+}
+
+
+def ranged(values: list[float], form: str) -> str:
+    """The mean, and the range where it shows."""
+    low, high = form.format(min(values)), form.format(max(values))
+    return form.format(statistics.mean(values)) + (f" ({low} to {high})" if low != high else "")
+
+
+def laboratory(*studies: str) -> str:
+    """One row a setting: mean over seeds, with the range."""
+    contents = [result(f"laboratory_{study}") for study in studies]
+    runs = [run for content in contents for run in content["runs"]]
+    lines = [["", *(heading for heading, _ in LABORATORY.values()), "seconds"]]
+    for title in dict.fromkeys(run["title"] for run in runs):
+        group = [run for run in runs if run["title"] == title]
+        cells = []
+        for key, (_, form) in LABORATORY.items():
+            values = [run["row"][key] for run in group if key in run["row"]]
+            cells.append(ranged(values, form) if values else "")
+        lines.append([title, *cells, f"{statistics.median(run['seconds'] for run in group):.0f}"])
+    floor = runs[0]["floor"]
+    seeds = ", ".join(sorted({str(run["training_seed"]) for run in runs}))
+    note = (
+        f" Mean over training seeds {seeds}, the range in brackets; n = {runs[0]['n']} against as many exact samples, sampling seed 0; "
+        f"seconds: median, of training. Two exact sets ({runs[0]['title'].split(',')[0]}): energy distance "
+        f"{floor['energy']:.4f} (standard error {floor['energy_error']:.4f}), TV {floor['weight_tv']:.3f}, inside {floor['inside']:.3f}."
+    )
+    command = {"command": f"python benchmarks/laboratory.py --studies {' '.join(studies)}", "machine": runs[0]["machine"]}
+    return markdown(lines) + source(command, note)
+
+
+def drift_digits() -> str:
+    """One-step digits without a teacher, and the reference loss with and without its floor."""
+    content = result("laboratory_digits")
+    columns = {
+        "frechet_over_floor": ("FD / floor", "{:.2f}"),
+        "class_accuracy": ("class asked for", "{:.1%}"),
+        "precision": ("precision", "{:.2f}"),
+        "recall": ("recall", "{:.2f}"),
+        "within_class_std": ("class std", "{:.0%}"),
+        "spacing": ("spacing", "{:.0%}"),
+        "train_distance": ("distance to train", "{:.0%}"),
+    }
+    lines = [["", *(heading for heading, _ in columns.values()), "seconds"]]
+    for title in dict.fromkeys(run["title"] for run in content["runs"]):
+        group = [run for run in content["runs"] if run["title"] == title]
+        cells = [ranged([run["row"][key] for run in group], form) for key, (_, form) in columns.items()]
+        lines.append([title, *cells, f"{statistics.median(run['seconds'] for run in group):.0f}"])
+    seeds = sorted({str(run["training_seed"]) for run in content["runs"]})
+    return markdown(lines) + source(content, f" Mean over training seeds {', '.join(seeds)}, the range in brackets; n = 2000, seed 0.")
+
+
+def drift_step() -> str:
+    """The whole step, then the field alone: times and memory beside the plain form."""
+    content = result("drift_step")
+    step = content["step"]
+    lines = [["", "ours, ms", "plain form, ms", "plain / ours", "plain from cdist / ours", "memory, ours / plain"]]
+    lines.append(
+        [
+            "training step, N = 512, D = 2",
+            f"{step['ours_ms']:.2f}",
+            f"{step['plain_ms']:.2f}",
+            f"{step['plain_over_ours']:.2f}",
+            f"{step['plain_cdist_over_ours']:.2f}",
+            "",
+        ]
+    )
+    for row in content["rows"]:
+        plain = row.get("plain_ms", row.get("plain_cdist_ms"))
+        lines.append(
+            [
+                f"field, N = {row['num']:,}, D = {row['dims']}",
+                f"{row['ours_ms']:.1f}",
+                f"{plain:.1f}" if plain else "",
+                f"{row['plain_over_ours']:.1f}" if "plain_over_ours" in row else "",
+                f"{row['plain_cdist_over_ours']:.1f}" if "plain_cdist_over_ours" in row else "",
+                f"{row['ours_mib']:.0f}" + (f" / {row['plain_mib']:,.0f} MiB" if "plain_mib" in row else " MiB"),
+            ]
+        )
+    note = f" Medians of alternating calls in one process; the network and optimiser alone take {step['network_ms']:.2f} ms of the step."
+    drawing = content["dashboard"]
+    note += (
+        f" The dashboard at its default cadence: training takes {drawing['ratio']:.3f} times as long as without "
+        f"({drawing['lowest']:.3f} to {drawing['highest']:.3f} in {drawing['repeats']} pairs)."
+    )
+    return markdown(lines) + source(content, note)
+
+
+TABLES = {
+    "quality": quality,
+    "step_overhead": step_overhead,
+    "time_to_quality": time_to_quality,
+    "laboratory": lambda: laboratory("ring", "grid25", "unequal", "mixture8d", "continuous", "dmd2"),
+    "gaussian": lambda: laboratory("gaussian"),
+    "fields": lambda: laboratory("fields"),
+    "presets": lambda: laboratory("presets"),
+    "drift_digits": drift_digits,
+    "drift_step": drift_step,
+}
+PAGES = (README, README.parent / "docs" / "drift.md")
 
 
 def main() -> None:
-    """Replace each table of the README."""
-    text = README.read_text()
-    for name, make in TABLES.items():
-        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-        assert re.search(pattern, text, re.S), f"README.md has no table {name}"
-        table = make()
-        text = re.sub(pattern, lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text, flags=re.S)
-    README.write_text(text)
-    print("wrote README.md")
+    """Replace each table of each page; every table stands on some page."""
+    placed = set()
+    for page in PAGES:
+        text = page.read_text()
+        for name, make in TABLES.items():
+            pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+            if re.search(pattern, text, re.S):
+                placed.add(name)
+                table = make()
+                text = re.sub(pattern, lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text, flags=re.S)
+        page.write_text(text)
+        print(f"wrote {page.name}")
+    assert placed == set(TABLES), f"no page has the tables {sorted(set(TABLES) - placed)}"
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ class DMD2(Method):
         x, label = self._generate(networks, batch, rng), batch.label
         scratch["x"] = x.detach()
         with torch.set_grad_enabled(self.loss_name == "sid"):
-            first = int(self.first(self.generator_updates) * len(self.levels))
+            first = round(self.first(self.generator_updates) * len(self.levels))
             x_s, s = self._noised(x, min(first, self.last), self.last, rng)
             x0_real = guided(networks["teacher"], x_s, s, label, self.guidance_scale)
             x0_fake = networks["fake"](x_s, s, label)

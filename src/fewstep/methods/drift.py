@@ -168,7 +168,7 @@ class Drift(Method):
         return (log_kernel_sum(x, y, temperature, self.kernel) < real.quantile(0.01)).float().mean()
 
     def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The field at `points`, or at the samples themselves where the definition knows it only there."""
+        """The field at `points`, or at the samples themselves where the definition knows it only there ("drifting": up to a factor)."""
         if self.features is not None:
             return None
         if self.field_name in ("strict", "two_temperature") and self.plan == "softmax":
