@@ -79,7 +79,7 @@ def test_the_table_shows_what_a_first_look_needs(first):
     out, outcome, _ = first
     results = json.loads((out / "student" / "results.json").read_text())
     lines = outcome.out.splitlines()
-    assert re.split(r"\s{2,}", lines[0].strip()) == ["FD", "FD / floor", "FD to train", "class asked for", "images/s"]
+    assert re.split(r"\s{2,}", lines[0].strip()) == ["FD", "FD / floor", "FD to train", "class asked for", "samples/s"]
     assert [re.split(r"\s{2,}", line)[0] for line in lines[1:5]] == [
         "real train split",
         "teacher, 35 evaluations",

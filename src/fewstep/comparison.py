@@ -99,7 +99,7 @@ def draw(data: PointData, gamma: float, shown: dict[str, torch.Tensor], rows: di
     assert data.density is not None
     target = data.density.power(gamma)
     low, high = target.limits
-    figure = Figure(figsize=(3.5 * len(shown), 4.3), dpi=110, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(2.75 * len(shown), 4.0), dpi=130, layout="constrained", facecolor="white")
     where = torch.linspace(low, high, 200, dtype=torch.float64)
     y, x = torch.meshgrid(where, where, indexing="ij")
     for i, (title, samples) in enumerate(shown.items()):
@@ -109,10 +109,11 @@ def draw(data: PointData, gamma: float, shown: dict[str, torch.Tensor], rows: di
             axes.imshow((log - log.max()).exp().sqrt(), extent=(low, high, low, high), origin="lower", cmap="Blues", vmax=1.6)
         axes.scatter(samples[:, 0], samples[:, 1], s=3, color="#d1400f", linewidths=0)
         row = rows[title]
-        text = f"energy distance {row['energy']:.4f}"
+        name, _, calls = title.rpartition(", ") if "evaluation" in title else (title, "", " ")
+        text = f"{calls}\nenergy distance {row['energy']:.4f}"
         if "modes" in row:
-            text += f"\n{row['modes']:.0f} modes, weights off by {row['weight_tv']:.3f}, {row['inside']:.1%} inside"
-        axes.set_title(title, fontsize=11, fontweight="bold", loc="left", pad=34 if "modes" in row else 20)
+            text += f"\n{row['modes']:.0f} modes, TV {row['weight_tv']:.3f}, {row['inside']:.1%} inside"
+        axes.set_title(name, fontsize=11, fontweight="bold", loc="left", pad=46 if "modes" in row else 33)
         axes.text(0, 1.015, text, transform=axes.transAxes, fontsize=9.5, va="bottom")
         axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     figure.savefig(path)

@@ -91,6 +91,6 @@ def _finished(folder: RunFolder, steps: int) -> bool:
 def summary(results: dict[str, Any]) -> list[list[str]]:
     """The demo's table: the columns that a first look needs."""
     lines = table(results)
-    wanted = ("", "FD", "FD / floor", "FD to train", "class asked for", "images/s")
+    wanted = ("", "FD", "FD / floor", "FD to train", "class asked for", "samples/s")
     keep = [i for i, heading in enumerate(lines[0]) if heading in wanted]
     return [[line[i] for i in keep] for line in lines]
