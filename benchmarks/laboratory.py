@@ -50,16 +50,18 @@ STUDIES: dict[str, list[tuple[str, str, tuple[str, ...]]]] = {
     ],
     "digits": [
         ("drift/digits", "drift/digits", ()),
-        ("field drifting, no floor", "drift/digits", ("method.field=drifting", "method.temperatures=[0.02,0.05,0.2]", "steps=2000")),
+    ],
+    "floor": [
+        ("field drifting, no floor", "drift/digits", ("method.field=drifting", "method.temperatures=[0.02,0.05,0.2]", "steps=1500")),
         (
             "field drifting, floor 1e-3 (as released)",
             "drift/digits",
-            ("method.field=drifting", "method.temperatures=[0.02,0.05,0.2]", "method.affinity_floor=0.001", "steps=2000"),
+            ("method.field=drifting", "method.temperatures=[0.02,0.05,0.2]", "method.affinity_floor=0.001", "steps=1500"),
         ),
     ],
-    # a fifth of the steps that the presets have by default; what they lose they have lost by then
+    # a tenth of the steps that the presets have by default; what they lose they have lost by then
     "presets": [
-        (f"drift/{name}", f"drift/{name}", ("steps=20000",)) for name in ("vanilla", "vanilla_temperature", "stable_gamma", "large_gamma")
+        (f"drift/{name}", f"drift/{name}", ("steps=10000",)) for name in ("vanilla", "vanilla_temperature", "stable_gamma", "large_gamma")
     ],
 }
 

@@ -222,7 +222,7 @@ def _make_drift(recipe: Recipe, method: DriftConfig, data: Data, shared: dict[st
     if "auto" in (method.temperatures, method.temperature_start):
         rng = torch.Generator().manual_seed(recipe.seed)
         batch, _ = data.batch(torch.randperm(len(data.train), generator=rng)[: recipe.batch_size], rng, torch.device("cpu"))
-        high, low = temperature_range(batch.flatten(1))
+        high, low = temperature_range(batch.flatten(1), method.temperature_neighbours)
         if not low > 0:
             raise UserError("method.temperatures is 'auto', but most points of a batch coincide; give numbers, or data without copies")
     ends = [low] if method.temperatures == "auto" else method.temperatures

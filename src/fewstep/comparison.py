@@ -116,4 +116,4 @@ def draw(data: PointData, gamma: float, shown: dict[str, torch.Tensor], rows: di
         axes.set_title(name, fontsize=11, fontweight="bold", loc="left", pad=46 if "modes" in row else 33)
         axes.text(0, 1.015, text, transform=axes.transAxes, fontsize=9.5, va="bottom")
         axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight")

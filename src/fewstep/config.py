@@ -127,6 +127,9 @@ class DriftConfig(AdamConfig):
     )
     temperature_warmup: Warmup = Field(15_000, description="its ramp: a number of steps, or below 1 a fraction of the run")
     temperature_schedule: Literal["linear", "log"] = "linear"
+    temperature_neighbours: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.04, description="auto ends at the squared distance to the neighbour of this rank, as a share of the batch; less than a mode holds"
+    )
     kernel: Literal["gaussian", "laplace"] = "gaussian"
     plan: Literal["softmax", "sinkhorn"] = Field("softmax", description="sinkhorn: transport plans in place of softmaxes")
     affinity_floor: Fraction = Field(0.0, description="of field drifting; the released code has 1e-3")
