@@ -102,9 +102,9 @@ def test_one_table_one_picture(density, gamma, titles, small, done, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["toys/rign"], ["'toys/rign' cannot be compared on", "did you mean 'ring'?", "toys/NAME", "moons"]),
-        (["ring"], ["'ring' cannot be compared on", "toys/NAME", "ring, grid25"]),
-        (["digits"], ["'digits' cannot be compared on", "toys/NAME"]),
+        (["toys/rign"], ["'toys/rign' is no density to compare on", "did you mean 'ring'?", "toys/NAME", "moons"]),
+        (["ring"], ["'ring' is no density to compare on", "toys/NAME", "ring, grid25"]),
+        (["digits"], ["'digits' is no density to compare on", "toys/NAME"]),
         (["toys/ring", "--steps", "1"], ["--steps is 1", "at least 2"]),
         (["toys/ring", "--gamma", "0"], ["--gamma is 0", "must be positive"]),
         (["toys/ring", "--gamma", "nan"], ["--gamma is nan"]),

@@ -217,7 +217,7 @@ def recipes(context: typer.Context) -> None:
     from fewstep.config import parse_yaml, shipped_recipes
 
     for name, path in shipped_recipes().items():
-        typer.echo(f"{name:20} {parse_yaml(path.read_text())['about']}")
+        typer.echo(f"{name:26} {parse_yaml(path.read_text())['about']}")
 
 
 @recipes_app.command()
