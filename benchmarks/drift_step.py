@@ -131,7 +131,7 @@ def fields(num: int, dims: int, repeats: int, device: str) -> dict[str, float]:
         calls["plain_cdist"] = lambda: plain_field(x, y, temperature, cdist=True)
         if num * num * dims <= 2**26:
             calls["plain"] = lambda: plain_field(x, y, temperature)
-    times = alternate(calls, max(1, repeats if num <= 4096 else repeats // 5) if num < 65536 else 1)
+    times = alternate(calls, max(1, repeats * 10 if num <= 512 else repeats if num <= 4096 else repeats // 5) if num < 65536 else 1)
     row: dict[str, float] = {"num": num, "dims": dims}
     for name, values in times.items():
         row[f"{name}_ms"] = 1e3 * statistics.median(values)
@@ -168,6 +168,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--no-dashboard", action="store_true", help="leave out what the dashboard costs")
     parser.add_argument("--memory", choices=("ours", "plain", "none"), help=argparse.SUPPRESS)
     parser.add_argument("--num", type=int, default=512, help=argparse.SUPPRESS)
     parser.add_argument("--dims", type=int, default=2, help=argparse.SUPPRESS)
@@ -181,12 +183,13 @@ def main() -> None:
     print("step, N = 512:", {name: round(value, 2) for name, value in step.items()}, flush=True)
     rows = []
     for dims in (2, 64):
-        for num in SIZES:
+        for num in arguments.sizes:
             rows.append(fields(num, dims, arguments.repeats, device))
             print({name: round(value, 2) for name, value in rows[-1].items()}, flush=True)
     name = "drift_step.json" if device == "cpu" else f"drift_step_{torch.cuda.get_device_name().replace(' ', '_')}.json"
-    drawing = dashboard(5)
-    print("dashboard, training time with over without:", {name: round(value, 3) for name, value in drawing.items()})
+    drawing = None if arguments.no_dashboard else dashboard(3)
+    if drawing:
+        print("dashboard, training time with over without:", {name: round(value, 3) for name, value in drawing.items()})
     content = {"command": "python benchmarks/drift_step.py", "machine": machine(), "step": step, "rows": rows, "dashboard": drawing}
     (RESULTS / name).write_text(json.dumps(content, indent=1))
 

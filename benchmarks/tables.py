@@ -193,8 +193,12 @@ def drift_step() -> str:
     note = f" Medians of alternating calls in one process; the network and optimiser alone take {step['network_ms']:.2f} ms of the step."
     drawing = content["dashboard"]
     note += (
-        f" The dashboard at its default cadence: training takes {drawing['ratio']:.3f} times as long as without "
-        f"({drawing['lowest']:.3f} to {drawing['highest']:.3f} in {drawing['repeats']} pairs)."
+        ""
+        if drawing is None
+        else (
+            f" The dashboard at its default cadence: training takes {drawing['ratio']:.3f} times as long as without "
+            f"({drawing['lowest']:.3f} to {drawing['highest']:.3f} in {drawing['repeats']} pairs)."
+        )
     )
     return markdown(lines) + source(content, note)
 
@@ -203,7 +207,7 @@ TABLES = {
     "quality": quality,
     "step_overhead": step_overhead,
     "time_to_quality": time_to_quality,
-    "laboratory": lambda: laboratory("ring", "grid25", "unequal", "mixture8d", "continuous", "dmd2"),
+    "laboratory": lambda: laboratory("ring", "unequal", "mixture8d", "continuous", "dmd2"),
     "gaussian": lambda: laboratory("gaussian"),
     "fields": lambda: laboratory("fields"),
     "presets": lambda: laboratory("presets"),
@@ -215,7 +219,7 @@ PAGES = (README, README.parent / "docs" / "drift.md")
 
 
 def main() -> None:
-    """Replace each table of each page; every table stands on some page."""
+    """Replace each table of each page; tables on no page are named."""
     placed = set()
     for page in PAGES:
         text = page.read_text()
@@ -227,7 +231,7 @@ def main() -> None:
                 text = re.sub(pattern, lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text, flags=re.S)
         page.write_text(text)
         print(f"wrote {page.name}")
-    assert placed == set(TABLES), f"no page has the tables {sorted(set(TABLES) - placed)}"
+    print("tables on no page:", ", ".join(sorted(set(TABLES) - placed)) or "none")
 
 
 if __name__ == "__main__":

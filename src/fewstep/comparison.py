@@ -25,7 +25,9 @@ def density_name(data: str) -> str:
     """``ring`` of ``toys/ring``. Raises UserError for anything else."""
     name = data.removeprefix("toys/")
     if not data.startswith("toys/") or name not in DENSITIES:
-        raise UserError(f"{data!r} is no density to compare on{nearest(name, DENSITIES)}; give toys/NAME with NAME one of {', '.join(DENSITIES)}")
+        raise UserError(
+            f"{data!r} is no density to compare on{nearest(name, DENSITIES)}; give toys/NAME with NAME one of {', '.join(DENSITIES)}"
+        )
     return name
 
 
