@@ -20,7 +20,8 @@ from lightning_fabric import Fabric
 
 from fewstep import build
 from fewstep.config import load_recipe
-from fewstep.evaluation import machine, suite_for
+from fewstep.evaluation import machine
+from fewstep.measurement import suite_for
 from fewstep.metrics.features import extract
 from fewstep.metrics.frechet import frechet_distance
 from fewstep.training.loop import Loop, LoopSettings

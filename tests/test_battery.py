@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import fewstep
-from fewstep import evaluation
+from fewstep import measurement
 from fewstep.build import describe, load_data
 from fewstep.config import EXACT, Recipe, load_recipe, shipped_recipes
 from fewstep.data import Mixture, PointData
@@ -62,7 +62,7 @@ def teacher_for(done, tmp_path_factory):
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_recipe_from_training_to_measuring(name, done, teacher_for, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "EXACT_SAMPLES", 1000)  # a tenth, for a hundredth of the time
+    monkeypatch.setattr(measurement, "EXACT_SAMPLES", 1000)  # a tenth, for a hundredth of the time
     recipe = load_recipe(name)
     overrides = small(recipe)
     distils = needs_a_teacher(recipe)

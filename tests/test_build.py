@@ -215,6 +215,116 @@ def test_the_recipe_reaches_the_teacher(teacher_overrides):
     assert sorted(method.levels.tolist())[0] == pytest.approx(0.01)
 
 
+# --- distributional diffusion ----------------------------------------------------------------------------------------
+
+
+DIT = "network={name: dit, patch: 2, width: 8, depth: 3, heads: 2}"
+ON_DIGITS = ("data={name: digits}", DIT)
+
+
+def dddm(*overrides: str):
+    """The method of a small dddm/ring, on digits with `ON_DIGITS`."""
+    recipe = load_recipe("dddm/ring", [*([] if ON_DIGITS[0] in overrides else ["data.size=500", "network.widths=[8]"]), *overrides])
+    return make_method(recipe, load_data(recipe.data))
+
+
+def test_the_recipe_reaches_the_distributional_method():
+    overrides = "m=3 beta=.7 lam=.8 lam_warmup=.25 bias=-2. xi_channels=5 output=edm sampler_steps=7 churn=.3 label_dropout=.2 lr=1e-2"
+    overrides += " warmup=5 decay=cosine decay_from=.3 final=.2 beta1=.8 beta2=.95 weight_decay=.03 clip=2."
+    method = dddm(*ON_DIGITS, "steps=400", "network.xi_block=2", "network.sigma_data=.7", *(f"method.{o}" for o in overrides.split()))
+    (turn,) = method.turns
+    assert dataclasses.asdict(turn.optimizer) == {
+        "lr": 1e-2,
+        "betas": (0.8, 0.95),
+        "weight_decay": 0.03,
+        "clip": 2.0,
+        "warmup": 5,
+        "decay_from": 0.3,
+        "final": 0.2,
+        "cosine": True,
+        "scales": {},
+    }
+    assert (method.m, method.beta, method.bias, method.label_dropout) == (3, 0.7, -2.0, 0.2)
+    assert method.lam == Ramp(0.8, 0.0, 100)  # a quarter of 400 steps
+    generator = method.generator
+    assert generator.sampler == {"name": "distributional", "steps": 7, "churn": 0.3, "output": "edm"}
+    assert (generator.sigma_data, generator.denoiser.output, generator.denoiser.xi_shape) == (0.7, "edm", (5, 8, 8))
+    network = generator.denoiser.network
+    assert (network.patch, len(network.blocks), network.blocks[0].heads, network.xi_block) == (2, 3, 2, 2)
+
+
+def test_what_a_distributional_recipe_leaves_open_comes_from_the_data():
+    method = dddm("method.label_dropout=.2")
+    assert method.lam == Ramp(1.0)
+    assert method.label_dropout == 0  # the ring has no classes
+    assert method.generator.denoiser.xi_shape == (2,)  # as many numbers as a point
+    assert method.generator.sigma_data == pytest.approx(3 / 2**0.5, rel=0.05)  # a ring of radius 3
+    assert dddm(*ON_DIGITS).generator.denoiser.xi_shape == (1, 8, 8)
+
+
+def test_plain_diffusion_is_a_setting_of_it():
+    method = dddm("method.m=1", "method.lam=0.", "method.beta=2")
+    assert (method.m, method.lam(0), method.beta) == (1, 0.0, 2)
+
+
+def test_a_unet_that_draws_starts_silent_too():
+    method = dddm("data={name: digits}", "network={name: unet, channels: [8, 16], groups: 4, head_dim: 8}")
+    x, xi = torch.randn(2, 1, 8, 8), torch.randn(2, 3, 1, 8, 8)
+    assert not method.generator.denoiser(x, torch.tensor(0.5), None, xi).any()
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("network.patch=3", "network.patch is 3, which does not divide images of 8x8; allowed: [1, 2, 4, 8]"),
+        ("network.heads=3", "network.width is 8; it must be divisible by network.heads 3"),
+        ("network.xi_block=3", "network.xi_block is 3; allowed: 0 to 2"),
+    ],
+)
+def test_a_transformer_that_does_not_fit_the_images(override, says):
+    with pytest.raises(UserError) as error:
+        dddm(*ON_DIGITS, override)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_transformer_s_patch_is_checked_at_the_command_line(mistake, tmp_path):
+    for options in (["--dry-run"], ["--out", tmp_path / "run"]):
+        message = mistake("train", "dddm/ring", "data={name: digits}", "network={name: dit, patch: 3}", *options)
+        assert message == "error: network.patch is 3, which does not divide images of 8x8; allowed: [1, 2, 4, 8]\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_diffusion_teacher_may_be_a_transformer():
+    recipe = load_recipe("teacher/digits", [DIT])
+    method = make_method(recipe, load_digits())
+    x = torch.randn(2, 1, 8, 8)
+    denoised = method.generator.denoiser(x, torch.tensor(0.5), torch.tensor([3, 10]))
+    torch.testing.assert_close(denoised, x * 0.25 / (0.25 + 0.25))  # c_skip x, for it starts silent
+
+
+def test_a_run_that_draws_is_sampled_in_any_number_of_steps(done, mistake, tmp_path):
+    run, small = tmp_path / "run", ["data.size=500", "network.widths=[8]", "batch_size=16", "steps=2", "method.lam_warmup=.5"]
+    done("train", "dddm/ring", *small, "trainer.accelerator=cpu", "trainer.log_every=1", "trainer.sample_every=2", "--out", run)
+    for name, options, evaluations in (("a", [], 20), ("b", ["--steps", "1"], 1), ("c", ["--steps", "3"], 3)):
+        out = done("sample", run, "-n", "5", "--seed", "1", "--out", tmp_path / f"{name}.npz", *options).out
+        assert f"5 samples, {evaluations} evaluation(s) each" in out
+    made = [np.load(tmp_path / f"{name}.npz")["samples"] for name in "abc"]
+    assert all(np.isfinite(samples).all() and samples.shape == (5, 2) for samples in made)
+    assert not np.allclose(made[0], made[1])
+    for steps in ("0", "-1"):
+        message = mistake("sample", run, "--steps", steps, "--out", tmp_path / "d.npz")
+        assert message == f"error: steps is {steps}; give at least 1\n"
+    assert not (tmp_path / "d.npz").exists()
+    # lambda's ramp is over after the first of two updates, and the particles' distances change their name
+    records = RunFolder(run).metrics()
+    assert [("denoiser.apart" in record, "denoiser.calibration" in record) for record in records] == [(True, False), (False, True)]
+    refusal = refused(
+        load_recipe("dmd2/ring", [f"method.teacher={run}", "data.size=500"]), load_data(load_recipe("dddm/ring", ["data.size=500"]).data)
+    )
+    assert f"the teacher {run} does not fit this recipe" in refusal
+
+
 # --- data ------------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fewstep import comparison, evaluation, pictures
+from fewstep import comparison, measurement, pictures
 from fewstep.build import train
 from fewstep.config import load_recipe
 from fewstep.training.run_folder import RunFolder
@@ -44,7 +44,7 @@ def small(monkeypatch):
     monkeypatch.setattr(pictures, "Dashboard", NoDashboard)  # the battery looks at these
     monkeypatch.setattr(comparison, "load_recipe", load)
     monkeypatch.setattr(comparison, "train", counted)
-    for module in (comparison, evaluation):
+    for module in (comparison, measurement):
         monkeypatch.setattr(module, "EXACT_SAMPLES", 500)
     return trained
 

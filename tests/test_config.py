@@ -109,7 +109,7 @@ def test_unknown_recipe_with_no_near_name():
         ("trainer.precision='16'", "trainer.precision", "'16'", "'32-true', '16-mixed' or 'bf16-mixed'"),
         ("trainer.tracker=wndb", "trainer.tracker", "'wndb'", "'none', 'wandb' or 'tensorboard'"),
         ("data.name=mnist", "data.name", "'mnist'", "'digits', 'photos', 'images', 'toy', 'points'"),
-        ("method.name=dmd3", "method.name", "'dmd3'; did you mean 'dmd2'?", "'teacher', 'dmd2', 'drift'"),
+        ("method.name=dmd3", "method.name", "'dmd3'; did you mean 'dmd2'?", "'teacher', 'dmd2', 'drift', 'dddm'"),
         ("method=teacher", "method", "'teacher'", "a section with keys of its own"),
         ("trainer=", "trainer", "None", "a section with keys of its own"),
     ],
@@ -133,6 +133,44 @@ def test_wrong_value_of_dmd2(override, path, got, allowed):
     assert sentence(path, override, recipe="dmd2/digits") == f"{path} is {got}; allowed: {allowed}"
 
 
+@pytest.mark.parametrize(
+    ("override", "path", "got", "allowed"),
+    [
+        ("method.m=0", "method.m", "0", "greater than 0"),
+        ("method.m=2.5", "method.m", "2.5", "an integer"),
+        ("method.beta=0", "method.beta", "0", "greater than 0"),
+        ("method.beta=-1", "method.beta", "-1", "greater than 0"),
+        ("method.beta=2.5", "method.beta", "2.5", "less than or equal to 2"),
+        ("method.beta=.nan", "method.beta", "nan", "a finite number"),
+        ("method.lam=-0.1", "method.lam", "-0.1", "greater than or equal to 0"),
+        ("method.lam=1.1", "method.lam", "1.1", "less than or equal to 1"),
+        ("method.lam_warmup=1.5", "method.lam_warmup", "1.5", "less than or equal to 1"),
+        ("method.sampler_steps=0", "method.sampler_steps", "0", "greater than 0"),
+        ("method.churn=-0.5", "method.churn", "-0.5", "greater than or equal to 0"),
+        ("method.churn=2", "method.churn", "2", "less than or equal to 1"),
+        ("method.xi_channels=0", "method.xi_channels", "0", "greater than 0"),
+        ("method.output=eps", "method.output", "'eps'", "'x0' or 'edm'"),
+        ("method.label_dropout=1", "method.label_dropout", "1", "less than 1"),
+        ("network={name: dit, patch: 0}", "network.patch", "0", "greater than 0"),
+        ("network={name: dit, heads: 0}", "network.heads", "0", "greater than 0"),
+        ("network={name: dit, xi_block: -1}", "network.xi_block", "-1", "greater than or equal to 0"),
+        ("network={name: dit, mlp_ratio: 0}", "network.mlp_ratio", "0", "greater than 0"),
+    ],
+)
+def test_wrong_value_of_dddm(override, path, got, allowed):
+    assert sentence(path, override, recipe="dddm/ring") == f"{path} is {got}; allowed: {allowed}"
+
+
+def test_one_particle_is_allowed_where_no_pairs_are_asked_for():
+    line = sentence("method", "method.m=1", recipe="dddm/ring")
+    assert line.startswith("method: m is 1 with lam 1.0; ")
+    assert "m of at least 2 (or lam 0" in line
+    assert sentence("method", "method.m=1", "method.lam=0.5", recipe="dddm/ring").startswith("method: m is 1 with lam 0.5; ")
+    method = load_recipe("dddm/ring", ["method.m=1", "method.lam=0.0"]).method
+    assert (method.m, method.lam) == (1, 0.0)
+    assert load_recipe("dddm/ring", ["method.m=2", "method.beta=2"]).method.beta == 2  # the ends of their ranges
+
+
 def test_an_empty_list_is_told_in_the_same_words_as_the_rest():
     line = sentence("network.channels", "network.channels=[]")
     assert line.startswith("network.channels is []; allowed: ")
@@ -146,6 +184,9 @@ def test_an_empty_list_is_told_in_the_same_words_as_the_rest():
         ("teacher/digits", ["method.sigma_min=90"], ["sigma_min 90", "below sigma_max 80"]),
         ("dmd2/digits", ["method.min_step_percent=.9", "method.max_step_percent=.1"], ["min_step_percent 0.9", "max_step_percent 0.1"]),
         ("dmd2/digits", ["network.name=unet"], ["network.name is 'unet'", "dmd2", "must be 'teacher'"]),
+        ("dddm/ring", ["network={name: dit}"], ["network.name is 'dit'", "dddm on points", "must be 'mlp'"]),
+        ("dddm/ring", ["network={name: latent_mlp}"], ["network.name is 'latent_mlp'", "dddm on points", "must be 'mlp'"]),
+        ("dddm/ring", ["data={name: digits}"], ["network.name is 'mlp'", "dddm on images", "must be 'unet' or 'dit'"]),
     ],
 )
 def test_values_that_contradict_each_other(recipe, overrides, words):
@@ -162,7 +203,7 @@ def test_a_seed_beyond_what_torch_takes_is_refused_and_not_a_fault_of_ours():
 def test_missing_sections_and_keys(write):
     message = refused(write("method: {lr: 1e-3}\ndata: {name: images}\n"))
     assert "3 mistakes" in message
-    assert "  method.name is missing; allowed: 'teacher' or 'dmd2' or 'drift'" in message
+    assert "  method.name is missing; allowed: 'teacher' or 'dmd2' or 'drift' or 'dddm'" in message
     assert "  data.path is missing; it must be given" in message
     assert "  network is missing; it must be given" in message
 
@@ -217,6 +258,8 @@ def test_shipped_recipes_are_valid_and_described(name):
     assert method == recipe.method.name
     if recipe.data.name == "toy":  # called after its density, or else a study of the ring
         assert recipe.data.density == (data if data in DENSITIES else "ring")
+    elif recipe.data.name == "images":  # called after the folder or the Hub's data set
+        assert recipe.data.path.split("/")[-1] == data
     else:
         assert data == recipe.data.name
     assert len(parse_yaml(shipped_recipes()[name].read_text())["about"]) > 20
@@ -295,7 +338,7 @@ def test_a_resolved_recipe_reads_back_as_itself(name, tmp_path):
     assert again == recipe
     assert resolved(again) == tree
     assert set(tree) == set(Recipe.model_fields)  # every default is filled in
-    assert tree["trainer"]["log_every"] == 50
+    assert tree["trainer"]["num_nodes"] == 1
 
 
 def test_the_recipe_of_a_run_reads_back_as_the_run_was_given(teacher_run, teacher_overrides):

@@ -7,18 +7,22 @@ import torch
 from huggingface_hub import hub_mixin
 
 import fewstep
+from fewstep.denoisers import DistributionalDenoiser
 from fewstep.errors import UserError
 from fewstep.generator import Generator, frozen
-from fewstep.samplers import euler, few_step, heun
+from fewstep.samplers import distributional, euler, few_step, heun
 
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 TEACHER = {"name": "heun", "steps": 3, **GRID}
 STUDENT = {"name": "few_step", "sigmas": [80.0, 2.0]}
+DRAWING = {"name": "distributional", "steps": 4, "churn": 1.0, "output": "x0"}
 
 
 def make(sampler=TEACHER, num_classes=3, label_dropout=0.1, seed=0):
     torch.manual_seed(seed)
     network = {"name": "unet", "channels": [8, 16], "groups": 4, "head_dim": 8}
+    if sampler["name"] == "distributional":
+        network["xi_channels"] = 2
     return Generator((1, 8, 8), num_classes, 0.6, network, sampler, {"label_dropout": label_dropout, "method": "none"}).eval()
 
 
@@ -33,7 +37,7 @@ def folder(tmp_path):
 # --- sampling ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", [TEACHER, STUDENT])
+@pytest.mark.parametrize("sampler", [TEACHER, STUDENT, DRAWING])
 def test_a_seed_gives_the_same_samples_and_touches_no_other_chance(sampler):
     generator = make(sampler)
     before = torch.get_rng_state()
@@ -106,6 +110,69 @@ def test_sampling_needs_no_dropout_and_leaves_the_mode_alone():
     assert generator.sample(2).requires_grad is False
 
 
+# --- a denoiser that draws -----------------------------------------------------------------------------------------------
+
+
+def drawn(generator, num=5, seed=4, steps=4, **options):
+    """What `distributional` makes of the generator's denoiser with the same chance."""
+    rng = torch.Generator().manual_seed(seed)
+    latents = torch.randn(num, 1, 8, 8, generator=rng)
+    times = torch.tensor([k / steps for k in range(steps, 0, -1)], dtype=torch.float64)
+    with torch.no_grad():
+        return distributional(generator.denoiser, latents, times, torch.arange(num) % 3, rng, **options).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 7])
+def test_posterior_draws_go_down_the_times_in_any_number_of_steps(steps):
+    generator, levels = make(DRAWING), []
+    generator.denoiser.register_forward_pre_hook(lambda module, args: levels.append(args[1].item()))
+    found = generator.sample(5, seed=4, steps=steps)
+    assert levels == pytest.approx([(steps - k) / steps for k in range(steps)])
+    assert generator.evaluations(steps) == steps
+    torch.testing.assert_close(found, drawn(generator, steps=steps))
+
+
+def test_without_a_number_of_steps_it_takes_its_sampler_s():
+    generator = make(DRAWING)
+    assert torch.equal(generator.sample(5, seed=4), generator.sample(5, seed=4, steps=4))
+    assert generator.default_steps() == generator.evaluations() == 4
+    torch.testing.assert_close(generator.sigmas(), torch.tensor([1.0, 0.75, 0.5, 0.25], dtype=torch.float64))
+    assert make({**DRAWING, "steps": 7}).evaluations() == 7
+
+
+def test_churn_is_the_sampler_s_unless_another_is_asked_for():
+    made = {}
+    for own in (1.0, 0.25):
+        generator = make({**DRAWING, "churn": own})
+        made[own] = generator.sample(5, seed=4)
+        torch.testing.assert_close(made[own], drawn(generator, churn=own))
+        assert torch.equal(generator.sample(5, seed=4, churn=own), made[own])
+    assert not torch.allclose(made[1.0], made[0.25])
+    generator = make(DRAWING)
+    still = generator.sample(5, seed=4, churn=0.0)  # 0 is a churn, and not none given
+    torch.testing.assert_close(still, drawn(generator, churn=0.0))
+    assert not torch.allclose(still, made[1.0])
+
+
+def test_draws_can_be_guided():
+    generator = make(DRAWING)
+    found = generator.sample(5, seed=4, guidance_scale=3.0)
+    torch.testing.assert_close(found, drawn(generator, guidance_scale=3.0))
+    assert not torch.allclose(found, generator.sample(5, seed=4))
+
+
+def test_which_generators_denoise_and_which_take_any_number_of_steps():
+    assert [make(sampler).is_denoiser for sampler in (TEACHER, STUDENT, DRAWING)] == [True, False, False]
+    assert [make(sampler).any_steps for sampler in (TEACHER, STUDENT, DRAWING)] == [True, False, True]
+
+
+@pytest.mark.parametrize("output", ["x0", "edm"])
+def test_a_generator_that_draws_has_the_output_its_sampler_names(output):
+    denoiser = make({**DRAWING, "output": output}).denoiser
+    assert isinstance(denoiser, DistributionalDenoiser)
+    assert (denoiser.output, denoiser.sigma_data, denoiser.num_classes, denoiser.xi_shape) == (output, 0.6, 3, (2, 8, 8))
+
+
 # --- labels --------------------------------------------------------------------------------------------------------------
 
 
@@ -145,6 +212,16 @@ def test_labels_need_classes():
         (STUDENT, {"sampler": "heun"}, "'heun'; allowed for this generator: few_step"),
         (TEACHER, {"sampler": "few_step"}, "'few_step'; allowed for this generator: heun or euler"),
         (TEACHER, {"sampler": "hen"}, "'hen'; allowed"),
+        (DRAWING, {"steps": 0}, "steps is 0; give at least 1"),
+        (DRAWING, {"steps": -1}, "steps is -1; give at least 1"),
+        (DRAWING, {"sampler": "heun"}, "'heun'; allowed for this generator: distributional"),
+        (TEACHER, {"sampler": "distributional"}, "'distributional'; allowed for this generator: heun or euler"),
+        (DRAWING, {"churn": -0.1}, "churn is -0.1; allowed are values from 0 to 1"),
+        (DRAWING, {"churn": 1.1}, "churn is 1.1; allowed are values from 0 to 1"),
+        (DRAWING, {"churn": float("nan")}, "churn is nan; allowed are values from 0 to 1"),
+        (TEACHER, {"churn": 0.5}, "churn is 0.5, but .* sampler heun has none; leave it out"),
+        (TEACHER, {"churn": 0.5, "sampler": "euler"}, "churn is 0.5, but .* euler has none; leave it out"),
+        (STUDENT, {"churn": 0.0}, "churn is 0.0, but .* sampler few_step has none; leave it out"),
         (TEACHER, {"num": 0}, "num is 0"),
         (TEACHER, {"batch_size": 0}, "batch_size is 0"),
         (TEACHER, {"batch_size": -3}, "batch_size is -3"),
@@ -155,16 +232,17 @@ def test_what_it_cannot_serve_is_refused(sampler, arguments, says):
         make(sampler).sample(**{"num": 2, **arguments})
 
 
-def test_guidance_needs_label_dropout():
+@pytest.mark.parametrize("sampler", [TEACHER, DRAWING])
+def test_guidance_needs_label_dropout(sampler):
     with pytest.raises(UserError, match=r"guidance_scale is 2.0.*label dropout"):
-        make(label_dropout=0.0).sample(2, guidance_scale=2.0)
-    assert make(label_dropout=0.0).sample(2, guidance_scale=1.0).isfinite().all()
+        make(sampler, label_dropout=0.0).sample(2, guidance_scale=2.0)
+    assert make(sampler, label_dropout=0.0).sample(2, guidance_scale=1.0).isfinite().all()
 
 
 # --- saving and loading --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", [TEACHER, STUDENT])
+@pytest.mark.parametrize("sampler", [TEACHER, STUDENT, DRAWING, {**DRAWING, "output": "edm", "churn": 0.3}])
 def test_saved_and_loaded_it_samples_the_same(tmp_path, sampler):
     generator = make(sampler)
     expected = generator.sample(5, seed=3)
@@ -280,6 +358,9 @@ def test_damage_is_told_in_one_sentence_with_the_folder(folder, damage):
         ({"name": "heun", **GRID}, "steps"),
         ({"name": "heun", "steps": 3}, "sigma_min"),
         ({"name": "few_step"}, "sigmas"),
+        ({"name": "distributional", "churn": 1.0, "output": "x0"}, "steps, churn, output"),
+        ({"name": "distributional", "steps": 4, "output": "x0"}, "steps, churn, output"),
+        ({"name": "distributional", "steps": 4, "churn": 1.0}, "steps, churn, output"),
     ],
 )
 def test_a_damaged_sampler_is_told_on_loading(folder, sampler, key):

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fewstep.denoisers import MixtureDenoiser
-from fewstep.maths.schedules import karras_sigmas
-from fewstep.samplers import SAMPLERS, euler, evaluations, few_step, heun, push_forward
+from fewstep.maths.schedules import karras_sigmas, uniform_times
+from fewstep.samplers import SAMPLERS, distributional, euler, evaluations, few_step, heun, push_forward
 
 MEAN, STD = 0.3, 0.5
 GAUSSIAN = MixtureDenoiser(torch.full((1, 4), MEAN, dtype=torch.float64), STD)
@@ -22,6 +22,18 @@ def counting(denoiser):
         return denoiser(x, sigma, label)
 
     return call, calls
+
+
+class ExactPosterior:
+    """Draws of ``x0 | x_t`` for data N(1, .5^2) on the linear path, with a list of the (t, label, xi) it was called with."""
+
+    def __init__(self, shape=(4,)):
+        self.xi_shape, self.calls = shape, []
+
+    def __call__(self, x, t, label, xi):
+        self.calls.append((float(t), label, xi))
+        variance = (1 - t) ** 2 * 0.25 + t**2  # of x_t
+        return 1 + (1 - t) * 0.25 / variance * (x - (1 - t)) + 0.5 * t / variance.sqrt() * xi
 
 
 def convergence_order(sampler, steps=(64, 128, 256)):
@@ -64,7 +76,7 @@ def test_evaluations_are_as_many_as_announced(name, steps, expected):
     assert all(seen is label for _, seen in calls)
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "push_forward"])
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("push_forward", "distributional")])
 def test_guidance_asks_twice_each_time(name):
     denoiser, calls = counting(GAUSSIAN)
     SAMPLERS[name](denoiser, LATENTS, karras_sigmas(3), torch.zeros(16, dtype=torch.long), guidance_scale=2.0)
@@ -107,7 +119,8 @@ def test_few_step_noises_and_denoises_level_by_level():
 def test_samples_have_the_latents_dtype_and_draw_on_no_global_chance(name):
     before = torch.get_rng_state()
     rng = torch.Generator().manual_seed(0)
-    samples = SAMPLERS[name](GAUSSIAN, LATENTS.float(), karras_sigmas(4), generator=rng)
+    denoiser, grid = (ExactPosterior(), uniform_times(4)) if name == "distributional" else (GAUSSIAN, karras_sigmas(4))
+    samples = SAMPLERS[name](denoiser, LATENTS.float(), grid, generator=rng)
     assert samples.dtype == torch.float32
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -124,3 +137,144 @@ def test_state_is_held_in_float64(sampler):
     latents, sigmas = LATENTS.float(), karras_sigmas(600)
     sampler(denoiser, latents, sigmas)
     torch.testing.assert_close(seen[-1].double() / sigmas[-1], latents.double(), rtol=1e-7, atol=0)  # rounded once: 2^-24
+
+
+IRREGULAR = (1.0, 0.93, 0.35, 0.34, 0.01)
+
+
+@pytest.mark.parametrize("churn", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("times", [*(uniform_times(n).tolist() for n in (1, 2, 5, 20)), IRREGULAR], ids=len)
+def test_distributional_is_exact_on_a_gaussian_for_any_grid(times, churn):
+    num, rng = 100_000, torch.Generator().manual_seed(0)
+    latents = torch.randn(num, 1, generator=rng, dtype=torch.float64)
+    x = distributional(ExactPosterior((1,)), latents, torch.tensor(times, dtype=torch.float64), generator=rng, churn=churn)
+    # standard errors: std / sqrt(N) of the mean, std / sqrt(2 N) of the standard deviation; four of each
+    assert abs(x.mean().item() - 1) < 4 * 0.5 / math.sqrt(num)
+    assert abs(x.std().item() - 0.5) < 4 * 0.5 / math.sqrt(2 * num)
+
+
+@pytest.mark.parametrize("times", [*(uniform_times(n).tolist() for n in (1, 20)), IRREGULAR], ids=len)
+def test_distributional_asks_once_at_each_time(times):
+    denoiser, label = ExactPosterior(), torch.zeros(16, dtype=torch.long)
+    distributional(denoiser, LATENTS, torch.tensor(times, dtype=torch.float64), label, torch.Generator().manual_seed(0))
+    assert [t for t, _, _ in denoiser.calls] == list(times)
+    assert len(denoiser.calls) == evaluations("distributional", len(times))
+    assert all(seen is label for _, seen, _ in denoiser.calls)
+    assert all(not torch.equal(xi, other) for (_, _, xi), (_, _, other) in pairwise(denoiser.calls))  # fresh each time
+
+
+def test_distributional_starts_at_the_latents_and_ends_at_a_draw():
+    seen = []
+
+    class Denoiser:
+        xi_shape = (2, 3)
+
+        def __call__(self, x, t, label, xi):
+            seen.append(x)
+            return xi.sum((1, 2))[:, None] + 0 * x
+
+    rng = torch.Generator().manual_seed(7)
+    found = distributional(Denoiser(), LATENTS, torch.ones(1), generator=torch.Generator().manual_seed(7))
+    assert torch.equal(seen[0], LATENTS)
+    expected = torch.randn(16, 2, 3, generator=rng).double().sum((1, 2))[:, None].expand(16, 4)
+    assert torch.equal(found, expected)  # with no noise of the bridge added at the end
+
+
+@pytest.mark.parametrize("churn", [0.0, 0.5, 1.0])
+def test_distributional_s_churn_by_hand(churn):
+    """From 1 to 1/2 with an estimate of 0: ``k = 1 - churn^2``, so that ``x_s = k / 2 x_t + 1/2 sqrt(1 - k^2) n``."""
+
+    def state(latents):
+        seen = []
+
+        class Nothing:
+            xi_shape = (1,)
+
+            def __call__(self, x, t, label, xi):
+                seen.append(x)
+                return torch.zeros_like(x)
+
+        distributional(Nothing(), latents, uniform_times(2), generator=torch.Generator().manual_seed(0), churn=churn)
+        return seen[1]
+
+    num, k = 40_000, 1 - churn**2
+    noise = state(torch.zeros(num, 1, dtype=torch.float64))
+    torch.testing.assert_close(state(torch.ones(num, 1, dtype=torch.float64)) - noise, torch.full_like(noise, k / 2))
+    std = 0.5 * math.sqrt(1 - k**2)
+    assert abs(noise.mean().item()) <= 4 * std / math.sqrt(num)
+    assert abs(noise.std().item() - std) <= 4 * std / math.sqrt(2 * num)
+
+
+def test_distributional_is_ddpm_s_posterior_unless_asked():
+    samples = [
+        distributional(ExactPosterior(), LATENTS, uniform_times(3), generator=torch.Generator().manual_seed(1), **churn)
+        for churn in ({}, {"churn": 1.0}, {"churn": 0.9})
+    ]
+    assert torch.equal(samples[0], samples[1])
+    assert not torch.equal(samples[0], samples[2])
+
+
+def test_without_churn_nothing_is_drawn_but_xi():
+    rng, denoiser = torch.Generator().manual_seed(2), ExactPosterior()
+    distributional(denoiser, LATENTS, uniform_times(3), generator=rng, churn=0.0)
+    replayed = torch.Generator().manual_seed(2)
+    for _, _, xi in denoiser.calls:
+        assert torch.equal(xi, torch.randn(16, 4, generator=replayed).double())
+    assert torch.equal(rng.get_state(), replayed.get_state())
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_distributional_guidance_combines_draws_of_the_same_xi(scale):
+    calls = []
+
+    class Denoiser:
+        xi_shape = (4,)
+
+        def __call__(self, x, t, label, xi):
+            calls.append((float(t), label, xi))
+            return xi if label is None else 1 + 2 * xi
+
+    label = torch.zeros(16, dtype=torch.long)
+    found = distributional(Denoiser(), LATENTS, uniform_times(3), label, torch.Generator().manual_seed(4), guidance_scale=scale)
+    xi = calls[-1][2]
+    torch.testing.assert_close(found, xi + scale * (1 + 2 * xi - xi))
+    if scale == 1:
+        assert len(calls) == 3
+        assert all(seen is label for _, seen, _ in calls)
+        return
+    assert len(calls) == 6
+    for (t, seen, xi), (t_null, null, xi_null) in zip(calls[::2], calls[1::2], strict=True):
+        assert t == t_null
+        assert seen is label
+        assert null is None
+        assert torch.equal(xi, xi_null)
+    assert not torch.equal(calls[0][2], calls[2][2])
+
+
+def test_distributional_samples_follow_from_the_seed():
+    first, again, other = (
+        distributional(ExactPosterior(), LATENTS, uniform_times(4), generator=torch.Generator().manual_seed(seed), churn=0.5)
+        for seed in (5, 5, 6)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_distributional_keeps_the_latents_dtype(dtype):
+    """With a denoiser that, like the trained one, answers in float32."""
+
+    class Denoiser(ExactPosterior):
+        def __call__(self, x, t, label, xi):
+            return super().__call__(x.float(), t.float(), label, xi.float())
+
+    for steps in (1, 3):
+        samples = distributional(Denoiser(), LATENTS.to(dtype), uniform_times(steps), generator=torch.Generator().manual_seed(0))
+        assert samples.dtype == dtype
+        assert samples.isfinite().all()
+
+
+@pytest.mark.parametrize("times", [[], [80.0], [0.5, 0.5], [0.4, 0.8], [1.0, 0.0]])
+def test_a_grid_that_is_none_of_times_is_refused(times):
+    with pytest.raises(ValueError, match="give times that fall from at most 1, without the final 0"):
+        distributional(ExactPosterior(), LATENTS, torch.tensor(times, dtype=torch.float64))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fewstep import __version__
 from fewstep.config import (
     EXACT,
+    DDDMConfig,
     DMD2Config,
     DriftConfig,
     GridConfig,
@@ -41,11 +42,11 @@ from fewstep.data import (
     power_data,
     toy_data,
 )
-from fewstep.denoisers import MixtureDenoiser
+from fewstep.denoisers import MixtureDenoiser, PreconditionedDenoiser
 from fewstep.errors import UserError
 from fewstep.generator import Generator, first_line, frozen, load
 from fewstep.maths.kernels import temperature_range
-from fewstep.methods import DMD2, Drift, Method, OptimizerSettings, Ramp, Teacher
+from fewstep.methods import DDDM, DMD2, Drift, Method, OptimizerSettings, Ramp, Teacher
 from fewstep.metrics.features import PooledPixels, RandomFeatures, TeacherFeatures, feature_network
 from fewstep.networks.mlp import CodedMLP
 from fewstep.networks.unet import UNet, num_parameters, zero_output
@@ -112,7 +113,12 @@ def load_teacher(config: DMD2Config, data: Data, sigma_data: float | None, kept:
     if sigma_data is not None and not math.isclose(teacher.sigma_data, sigma_data, rel_tol=1e-6):
         wrong.append(f"its sigma_data is {teacher.sigma_data}, network.sigma_data is {sigma_data}")
     if not teacher.is_denoiser:
-        wrong.append("it is a few-step generator, and no denoiser at other noise levels than its own")
+        draws = teacher.sampler["name"] == "distributional"
+        wrong.append(
+            "it draws from the posterior, where a teacher gives its mean"
+            if draws
+            else "it is a few-step generator, and no denoiser at other noise levels than its own"
+        )
     if wrong:
         raise UserError(
             f"the teacher {config.teacher} does not fit this recipe: {'; '.join(wrong)}. Give another teacher, or change the recipe"
@@ -131,6 +137,9 @@ def make_generator(recipe: Recipe, data: Data) -> Generator:
     if isinstance(method, TeacherConfig):
         sampler = {name: getattr(method, name) for name in ("sigma_min", "sigma_max", "rho")}
         sampler |= {"name": method.sampler, "steps": method.sampler_steps}
+    elif isinstance(method, DDDMConfig):
+        sampler = {"name": "distributional", "steps": method.sampler_steps, "churn": method.churn, "output": method.output}
+        network["xi_channels"] = method.xi_channels or data.shape[0]
     info = {"data": data.name, "class_names": list(data.class_names)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -149,6 +158,8 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
     shared: dict[str, Any] = {"betas": (method.beta1, method.beta2), "weight_decay": method.weight_decay, "clip": method.clip}
     if isinstance(method, DriftConfig):
         return _make_drift(recipe, method, data, shared)
+    if isinstance(method, DDDMConfig):
+        return _make_dddm(recipe, method, data, shared)
     grid = {name: getattr(method, name) for name in GridConfig.model_fields}
     if isinstance(method, TeacherConfig):
         optimizer = OptimizerSettings(method.lr, warmup=method.warmup, decay_from=method.decay_from, final=method.final, **shared)
@@ -198,6 +209,15 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
             )
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+def _make_dddm(recipe: Recipe, method: DDDMConfig, data: Data, shared: dict[str, Any]) -> DDDM:
+    optimizer = OptimizerSettings(
+        method.lr, warmup=method.warmup, decay_from=method.decay_from, final=method.final, cosine=method.decay == "cosine", **shared
+    )
+    lam = Ramp(method.lam, 0.0 if method.lam_warmup else None, round(method.lam_warmup * recipe.steps))
+    dropout = method.label_dropout if data.num_classes else 0.0
+    return DDDM(make_generator(recipe, data), optimizer, method.m, method.beta, lam, method.bias, dropout)
 
 
 def _untrained_denoiser(recipe: Recipe, method: DMD2Config, data: Data, sigma_data: float) -> Generator:
@@ -292,8 +312,11 @@ def make_features(name: str, data: Data) -> Callable[[Tensor], Tensor] | None:
         teacher = load(name)
     except UserError as error:
         raise UserError(f"method.features is {name!r}; allowed: none, random, pooled, evaluator, or a run folder: {error}") from error
-    if teacher.shape != data.shape or not isinstance(teacher.denoiser.network, UNet):
-        raise UserError(f"method.features is {name!r}, whose network is no U-Net for items of shape {list(data.shape)}; give one that is")
+    inner = isinstance(teacher.denoiser, PreconditionedDenoiser) and isinstance(teacher.denoiser.network, UNet)
+    if teacher.shape != data.shape or not inner:
+        raise UserError(
+            f"method.features is {name!r}, which is no U-Net teacher or student for items of shape {list(data.shape)}; give one that is"
+        )
     return TeacherFeatures(frozen(teacher.denoiser))
 
 
@@ -372,6 +395,7 @@ def train(recipe: Recipe, out: Path, resume: bool = False, title: str = "trainin
         Interrupted: after SIGINT or SIGTERM, everything saved.
 
     """
+    from fewstep.measurement import Watch
     from fewstep.pictures import ImagePictures, PointPictures
     from fewstep.training.loop import Loop, LoopSettings, check_batch_size
     from fewstep.training.run_folder import RunFolder
@@ -405,14 +429,21 @@ def train(recipe: Recipe, out: Path, resume: bool = False, title: str = "trainin
         accumulate=trainer.accumulate,
         log_every=trainer.log_every,
         sample_every=trainer.sample_every or often,
+        evaluate_every=trainer.evaluate_every,
         checkpoint_every=trainer.checkpoint_every or tenth,
         keep_checkpoints=trainer.keep_checkpoints,
         ema_decay=recipe.method.ema_decay,
         ema_warmup=recipe.method.ema_warmup,
     )
+    watch = None
+    if trainer.evaluate_every is not None:
+        points = isinstance(data, PointData)
+        watch = Watch(
+            load_data(recipe.data, recipe.seed), trainer.evaluate_samples, float(getattr(recipe.method, "gamma", 1.0)) if points else 1.0
+        )
     tracker = make_tracker(trainer.tracker if fabric.is_global_zero else "none", out, resolved(recipe))
     try:
-        Loop(method, data, fabric, run, settings, tracker, pictures, title).train(resume)
+        Loop(method, data, fabric, run, settings, tracker, pictures, title, watch).train(resume)
     finally:
         pictures.close()
     if fabric.is_global_zero and after is not None:

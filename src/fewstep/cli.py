@@ -33,6 +33,16 @@ def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def _whole_numbers(option: str, text: str | None) -> list[int] | None:
+    """The numbers of an option such as ``0,1,2``. Raises UserError."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} is {text!r}; give whole numbers with commas between, such as 0,1,2") from None
+
+
 def _threads(text: str) -> int | str:
     if text == "auto":
         return text
@@ -92,7 +102,8 @@ def sample(
     labels: Annotated[str | None, typer.Option(help="classes, such as 0,1,2; repeated to length. Default: all in turn")] = None,
     steps: Annotated[int | None, typer.Option(help="noise levels, for a generator that has a choice")] = None,
     seed: Annotated[int | None, typer.Option(help="the same seed draws the same samples")] = None,
-    guidance_scale: Annotated[float, typer.Option(help="classifier-free guidance, for a teacher")] = 1.0,
+    guidance_scale: Annotated[float, typer.Option(help="classifier-free guidance, for a network trained with label dropout")] = 1.0,
+    churn: Annotated[float | None, typer.Option(help="of a dddm's sampler: 1 is new noise at each step, 0 none")] = None,
     threads: Threads = "auto",
 ) -> None:
     """Draw samples into a file."""
@@ -100,12 +111,7 @@ def sample(
         raise UserError(f"--out is {out}; allowed are a name that ends in .png (a grid) or .npz (arrays)")
     if not out.parent.is_dir():
         raise UserError(f"--out is {out}, but there is no folder {out.parent}; make it first")
-    wanted = None
-    if labels is not None:
-        try:
-            wanted = [int(part) for part in labels.split(",")]
-        except ValueError:
-            raise UserError(f"--labels is {labels!r}; give whole numbers with commas between, such as 0,1,2") from None
+    wanted = _whole_numbers("--labels", labels)
     count = _threads(threads)
     import torch
 
@@ -114,7 +120,7 @@ def sample(
 
     generator = load(path, "cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(choose_threads(count, generator.denoiser, generator.shape))
-    samples = generator.sample(num, wanted, seed, steps, guidance_scale=guidance_scale).cpu()
+    samples = generator.sample(num, wanted, seed, steps, guidance_scale=guidance_scale, churn=churn).cpu()
     if out.suffix == ".npz":
         import numpy as np
 
@@ -136,13 +142,16 @@ def evaluate(
     path: Annotated[Path, typer.Argument(help="a run folder")],
     num: Annotated[int | None, typer.Option("-n", help="samples; default 2,000 images or 10,000 points")] = None,
     seed: Annotated[int, typer.Option(help="of the samples")] = 0,
+    steps: Annotated[
+        str | None, typer.Option(help="numbers of steps to measure at, such as 1,2,4; for a generator that has a choice")
+    ] = None,
     threads: Threads = "auto",
 ) -> None:
     """Measure a run beside its floor and its teacher; writes results.json into it."""
     count = _threads(threads)
     from fewstep import evaluation
 
-    results = evaluation.evaluate(path, num, seed, count, say=lambda text: _say(f"{text} ..."))
+    results = evaluation.evaluate(path, num, seed, count, lambda text: _say(f"{text} ..."), _whole_numbers("--steps", steps))
     _report(path)
     _print_table(evaluation.table(results))
     typer.echo(_footnote(results))
@@ -175,20 +184,23 @@ def _print_table(lines: list[list[str]]) -> None:
 
 @app.command()
 def compare(
-    data: Annotated[str, typer.Argument(help="toys/NAME, such as toys/ring")],
+    data: Annotated[str, typer.Argument(help="digits, or toys/NAME, such as toys/ring")],
     out: Annotated[Path | None, typer.Option(help="where to put it; default runs/compare/NAME")] = None,
     gamma: Annotated[float, typer.Option(help="aim at p^gamma")] = 1.0,
-    steps: Annotated[int, typer.Option(help="batches of 512 that each method sees")] = 3000,
+    scale: Annotated[float, typer.Option(help="every recipe at its own length times this")] = 1.0,
     seed: Annotated[int, typer.Option(help="of data, training and samples")] = 0,
 ) -> None:
-    """Train drift and DMD2 on one density with one budget; one table, one picture."""
+    """Train every method on one data set; quality against the number of steps, one table, one plot."""
     from fewstep import comparison, evaluation
 
     where = out or Path("runs/compare") / data.removeprefix("toys/")
-    results = comparison.compare(data, where, gamma, steps, seed, _say)
-    _print_table(evaluation.table(results))
+    results = comparison.compare(data, where, gamma, scale, seed, _say)
+    typer.echo(f"{'energy distance' if data != 'digits' else 'FD / floor'} by number of steps")
+    _print_table(comparison.table_by_steps(results))
+    typer.echo("\nall figures, each method at its own number of steps")
+    _print_table(evaluation.table(comparison.own_rows(results)))
     typer.echo(_footnote(results))
-    typer.echo(f"picture: {where / 'compare.png'}   numbers: {where / 'compare.json'}")
+    typer.echo(f"pictures: {where / 'steps.png'}, {where / 'compare.png'}   numbers: {where / 'compare.json'}")
 
 
 @app.command()

@@ -1,121 +1,228 @@
-"""The methods on the same ground: one density, one budget, one table, one picture."""
+"""The methods on the same ground: one data set, every recipe for it, one table and one plot over the number of steps."""
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fewstep.build import load_data, train
-from fewstep.config import ToyConfig, load_recipe, nearest
-from fewstep.data import DENSITIES, Mixture, PointData
+from fewstep.config import DDDMConfig, DigitsConfig, Recipe, ToyConfig, load_recipe, nearest
+from fewstep.data import DENSITIES, ImageData, Mixture, PointData
 from fewstep.errors import UserError
-from fewstep.evaluation import EXACT_SAMPLES, machine, measure, suite_for
-from fewstep.generator import load
-from fewstep.metrics.point_suite import PointSuite
+from fewstep.evaluation import machine
+from fewstep.generator import Generator, load
+from fewstep.measurement import Row, measure, suite_for, usual_samples
+from fewstep.metrics.suite import Suite
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder, replace_file
+from fewstep.viz.plots import contact_sheet, quality_by_evaluations, target_panels
 
 SHOWN = 2000  # samples a panel
+COUNTS = (1, 2, 3, 4, 5, 10, 20, 50)  # steps at which a generator that has a choice is measured
 
 
-def density_name(data: str) -> str:
-    """``ring`` of ``toys/ring``. Raises UserError for anything else."""
-    name = data.removeprefix("toys/")
-    if not data.startswith("toys/") or name not in DENSITIES:
-        raise UserError(
-            f"{data!r} is no density to compare on{nearest(name, DENSITIES)}; give toys/NAME with NAME one of {', '.join(DENSITIES)}"
-        )
-    return name
+@dataclass(frozen=True)
+class Entry:
+    """A method in the comparison: its recipe, what differs from it, and how it is called. `teacher` names another entry."""
+
+    title: str
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    teacher: str | None = None
+    draws_power: bool = False  # whether it can aim at p^gamma
+    counts: tuple[int, ...] = COUNTS
+    control: bool = False  # plain diffusion: as many network passes as the distributional one, which makes m an item
+
+    @property
+    def folder(self) -> str:
+        """Where under the comparison's folder its run is."""
+        return self.title.lower().replace(", ", "_").replace(" ", "_")
+
+
+CONTROL = ("method.lam=0", "method.beta=2", "method.m=1")
+TOYS = (
+    Entry("drift", "drift/ring", draws_power=True),
+    Entry("DMD2, exact teacher", "dmd2/ring", draws_power=True),
+    Entry("teacher", "teacher/ring"),
+    Entry("DMD2, trained teacher", "dmd2/ring", ("network.sigma_data=null",), teacher="teacher", draws_power=True),
+    Entry("DDDM", "dddm/ring"),
+    Entry("plain diffusion", "dddm/ring", CONTROL, control=True),
+)
+DIGITS = (
+    Entry("drift", "drift/digits"),
+    Entry("teacher", "teacher/digits"),
+    Entry("DMD2", "dmd2/digits", teacher="teacher"),
+    Entry("DDDM", "dddm/digits"),
+    Entry("plain diffusion", "dddm/digits", CONTROL, control=True),
+)
 
 
 def compare(
-    data: str, out: Path, gamma: float = 1.0, steps: int = 3000, seed: int = 0, say: Callable[[str], None] = print
+    data: str, out: Path, gamma: float = 1.0, scale: float = 1.0, seed: int = 0, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Train drift and DMD2 (exact teacher; trained teacher) on `data` (``toys/NAME``) with the same number of samples seen.
+    """Train every method on `data` (``toys/NAME`` or ``digits``) and measure each at every number of steps that it can serve.
 
-    Each method sees ``steps`` batches of 512, of which a trained teacher takes half. Runs go to folders under `out`, and are gone
-    on with if they are there already. Writes ``compare.json`` and ``compare.png`` there, and returns the former. The exact teacher
-    is left out for a density that is no mixture. Raises UserError as `train` does.
+    Each recipe runs for its own number of steps times `scale`, but for plain diffusion, which is the distributional recipe with
+    lambda 0 and beta 2: it makes one network pass an item instead of m, and runs m times as long. Runs go to folders under `out`, and
+    are gone on with if they are there already. Writes ``compare.json``, ``compare.png`` (samples) and ``steps.png`` (quality over
+    evaluations) there, and returns the first. The exact teacher is left out for a density that is no mixture, and what only draws p
+    where `gamma` is not 1. Raises UserError as `train` does.
     """
-    name = density_name(data)
-    if steps < 2:
-        raise UserError(f"--steps is {steps}; give at least 2")
+    density = None if data == "digits" else _density(data)
+    if not 0 < scale < math.inf:
+        raise UserError(f"--scale is {scale}; it must be positive and finite, and 1 runs each recipe whole")
     if not 0 < gamma < math.inf:
         raise UserError(f"--gamma is {gamma}; it must be positive and finite")
-    points = load_data(ToyConfig(name="toy", density=name), seed)
-    assert isinstance(points, PointData)
-    common = (f"data.density={name}", f"seed={seed}")
-    runs: dict[str, tuple[str, tuple[str, ...]]] = {"drift": ("drift/ring", (f"steps={steps}", f"method.gamma={gamma}"))}
-    if isinstance(points.density, Mixture):
-        runs["DMD2, exact teacher"] = ("dmd2/ring", (f"steps={steps}", f"method.gamma={gamma}"))
-    runs["teacher"] = ("teacher/ring", (f"steps={steps // 2}",))
-    kept = f"method.teacher={json.dumps(str(out / 'teacher'))}"
-    runs["DMD2, trained teacher"] = ("dmd2/ring", (f"steps={steps - steps // 2}", f"method.gamma={gamma}", "network.sigma_data=null", kept))
-    folders = {title: out / title.lower().replace(", ", "_").replace(" ", "_") for title in runs}
-    for number, (title, (source, overrides)) in enumerate(runs.items(), start=1):
-        recipe = load_recipe(source, (*common, *overrides))
-        run = RunFolder(folders[title])
-        say(f"{number}/{len(runs)} {title} ({recipe.steps} steps)")
+    if density is None and gamma != 1.0:
+        raise UserError(f"--gamma is {gamma}; powers of a density are for toys/NAME, digits have 1")
+    ground = load_data(ToyConfig(name="toy", density=density) if density else DigitsConfig(name="digits"), seed)
+    mixture = isinstance(ground, PointData) and isinstance(ground.density, Mixture)
+    entries = [entry for entry in (TOYS if density else DIGITS) if mixture or entry.title != "DMD2, exact teacher"]
+    if gamma != 1.0:
+        teachers = {entry.teacher for entry in entries}
+        entries = [entry for entry in entries if entry.draws_power or entry.title in teachers]
+    for number, entry in enumerate(entries, start=1):
+        recipe = recipe_of(entry, out, density, gamma, scale, seed)
+        run = RunFolder(out / entry.folder)
+        say(f"{number}/{len(entries)} {entry.title} ({entry.recipe}, {recipe.steps} steps)")
         if run.model_step() == recipe.steps and checkpoints(run.checkpoint_folder):
             continue
-        train(recipe, run.path, resume=run.recipe_file.exists(), title=title)
-    suite = suite_for(points, gamma, seed)
-    assert isinstance(suite, PointSuite)
-    say("measuring")
-    rows: dict[str, dict[str, Any]] = {"exact samples": dict(suite.floor_row())}
-    shown = {"exact samples": suite.other[:SHOWN]}
-    seconds = {title: RunFolder(folder).metrics()[-1]["seconds"] for title, folder in folders.items()}
-    for title, folder in folders.items():
-        if title == "teacher" and gamma != 1.0:
-            continue  # it draws p, not p^gamma
-        generator = load(folder)
-        calls = generator.evaluations()
-        row = measure(suite, generator, EXACT_SAMPLES, seed)
-        took = seconds[title] + (seconds["teacher"] if title == "DMD2, trained teacher" else 0.0)
-        heading = f"{title}, {calls} evaluation{'s' * (calls > 1)}"
-        rows[heading] = {**row, "training_seconds": took}
-        shown[heading] = generator.sample(SHOWN, seed=seed)
+        train(recipe, run.path, resume=run.recipe_file.exists(), title=entry.title)
+
+    suite = suite_for(ground, gamma, seed)
+    num = usual_samples(density is not None)
+    floor = "exact samples" if density else "real train split"
+    rows: dict[str, Row] = {floor: dict(suite.floor_row())}
+    seconds = {entry.title: RunFolder(out / entry.folder).metrics()[-1]["seconds"] for entry in entries}
+    generators: dict[str, Generator] = {}
+    for entry in entries:
+        if gamma != 1.0 and not entry.draws_power:
+            continue
+        generator = generators[entry.title] = load(out / entry.folder)
+        counts = sorted({*entry.counts, generator.default_steps()}) if generator.any_steps else [generator.default_steps()]
+        say(f"measuring {entry.title}, {', '.join(map(str, counts))} step{'s' * (counts != [1])}")
+        took = seconds[entry.title] + (seconds[entry.teacher] if entry.teacher else 0.0)
+        for count in counts:
+            own = count == generator.default_steps()
+            row = measure(suite, generator, num, seed, count, speed=own)
+            rows[_heading(entry.title, row["evaluations"])] = {"method": entry.title, "own_steps": own, **row, "training_seconds": took}
     results = {
         "data": data,
         "gamma": gamma,
-        "steps": steps,
-        "batch_size": 512,
-        "n": EXACT_SAMPLES,
+        "scale": scale,
+        "n": num,
         "seed": seed,
-        "reference": f"{EXACT_SAMPLES} exact samples of {name}" + (f"^{gamma:g}" if gamma != 1.0 else ""),
+        "floor": suite.floor,
+        "features": suite.network.name if isinstance(suite, Suite) else "the points themselves",
+        "reference": f"{len(ground.heldout)} held-out images"
+        if density is None
+        else f"{num} exact samples of {density}" + (f"^{gamma:g}" if gamma != 1.0 else ""),
         "rows": rows,
         "machine": machine(),
     }
     replace_file(out / "compare.json", json.dumps(results, indent=1).encode())
-    draw(points, gamma, shown, rows, out / "compare.png")
+    draw(ground, gamma, generators, rows, out / "compare.png", seed)
+    figure = ("energy", "energy distance") if density else ("frechet_over_floor", "Frechet distance / floor")
+    error = rows[floor].get("energy_error", 0.0)
+    quality_by_evaluations(curves(rows, figure[0]), f"{data}: quality and network evaluations", figure[1], out / "steps.png", error)
     return results
 
 
-def draw(data: PointData, gamma: float, shown: dict[str, torch.Tensor], rows: dict[str, dict[str, Any]], path: Path) -> None:
-    """One panel for each of `shown`, on the density aimed at, with its figures above."""
-    from matplotlib.figure import Figure
+def recipe_of(entry: Entry, out: Path, density: str | None, gamma: float, scale: float, seed: int) -> Recipe:
+    """What `entry` trains: its recipe on `density`, at its own length times `scale`; the control with m times as many steps."""
+    overrides = [*entry.overrides, f"seed={seed}", *([f"data.density={density}"] if density else [])]
+    overrides += [f"method.gamma={gamma}"] * entry.draws_power
+    overrides += [f"method.teacher={json.dumps(str(out / entry.teacher))}"] if entry.teacher else []
+    recipe = load_recipe(entry.recipe, overrides)
+    particles = 1
+    if entry.control:
+        whole = load_recipe(entry.recipe).method
+        assert isinstance(whole, DDDMConfig)
+        particles = whole.m
+    return recipe.model_copy(update={"steps": max(1, round(recipe.steps * scale)) * particles})
 
-    assert data.density is not None
-    target = data.density.power(gamma)
-    low, high = target.limits
-    figure = Figure(figsize=(2.75 * len(shown), 4.0), dpi=130, layout="constrained", facecolor="white")
-    where = torch.linspace(low, high, 200, dtype=torch.float64)
-    y, x = torch.meshgrid(where, where, indexing="ij")
-    for i, (title, samples) in enumerate(shown.items()):
-        axes = figure.add_subplot(1, len(shown), i + 1)
-        if target.dim == 2:
-            log = target.log_prob(torch.stack([x.flatten(), y.flatten()], 1)).view(200, 200)
-            axes.imshow((log - log.max()).exp().sqrt(), extent=(low, high, low, high), origin="lower", cmap="Blues", vmax=1.6)
-        axes.scatter(samples[:, 0], samples[:, 1], s=3, color="#d1400f", linewidths=0)
-        row = rows[title]
-        name, _, calls = title.rpartition(", ") if "evaluation" in title else (title, "", " ")
-        text = f"{calls}\nenergy distance {row['energy']:.4f}"
-        if "modes" in row:
-            text += f"\n{row['modes']:.0f} modes, TV {row['weight_tv']:.3f}, {row['inside']:.1%} inside"
-        axes.set_title(name, fontsize=11, fontweight="bold", loc="left", pad=46 if "modes" in row else 33)
-        axes.text(0, 1.015, text, transform=axes.transAxes, fontsize=9.5, va="bottom")
-        axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-    figure.savefig(path, bbox_inches="tight")
+
+def curves(rows: Mapping[str, Row], key: str) -> dict[str, tuple[list[int], list[float]]]:
+    """Of each method: network evaluations, and the figure `key` there."""
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for row in rows.values():
+        if "method" in row:
+            x, y = found.setdefault(row["method"], ([], []))
+            x.append(row["evaluations"])
+            y.append(row[key])
+    return found
+
+
+def table_by_steps(results: Mapping[str, Any]) -> list[list[str]]:
+    """One row a method, one column a number of steps: the energy distance, or the Frechet distance over its floor."""
+    rows = [row for row in results["rows"].values() if "method" in row]
+    key, form = ("energy", "{:.4f}") if "energy" in rows[0] else ("frechet_over_floor", "{:.2f}")
+    counts = sorted({row["steps"] for row in rows if row["steps"] in COUNTS})
+    lines = [["steps", *map(str, counts)]]
+    for title in dict.fromkeys(row["method"] for row in rows):
+        cells = {row["steps"]: form.format(row[key]) for row in rows if row["method"] == title}
+        heun = " (Heun, 2 k - 1 evaluations)" * any(row["sampler"] == "heun" for row in rows if row["method"] == title)
+        lines.append([title + heun, *(cells.get(count, "") for count in counts)])
+    return lines
+
+
+def own_rows(results: Mapping[str, Any]) -> dict[str, Any]:
+    """`results` with the floor and each method at its own number of steps only."""
+    return {**results, "rows": {name: row for name, row in results["rows"].items() if row.get("own_steps", True)}}
+
+
+def _density(data: str) -> str:
+    """``ring`` of ``toys/ring``. Raises UserError for anything else."""
+    name = data.removeprefix("toys/")
+    if not data.startswith("toys/") or name not in DENSITIES:
+        raise UserError(
+            f"{data!r} is nothing to compare on{nearest(name, DENSITIES)}; "
+            f"give digits, or toys/NAME with NAME one of {', '.join(DENSITIES)}"
+        )
+    return name
+
+
+def _heading(title: str, evaluations: int) -> str:
+    return f"{title}, {evaluations} evaluation{'s' * (evaluations > 1)}"
+
+
+def draw(
+    data: ImageData | PointData, gamma: float, generators: Mapping[str, Generator], rows: Mapping[str, Row], path: Path, seed: int
+) -> None:
+    """Samples of each method at its own number of steps, and of the distributional one at 4 and 1 too, with their figures."""
+    shown: list[tuple[str, Generator, int]] = []
+    for title, generator in generators.items():
+        own = generator.default_steps()
+        few = [1] if title == "teacher" else [4, 1] if title == "DDDM" else [4] if title == "plain diffusion" else []
+        shown += [(title, generator, count) for count in dict.fromkeys([own, *few])]
+    named = [(_heading(title, generator.evaluations(count)), generator, count) for title, generator, count in shown]
+    if isinstance(data, PointData):
+        assert data.density is not None
+        target = data.density.power(gamma)
+        samples = {"exact samples": target.sample(SHOWN, torch.Generator().manual_seed(seed))}
+        samples |= {name: generator.sample(SHOWN, seed=seed, steps=count) for name, generator, count in named}
+        target_panels(target, [(*_words(name), _figures(rows[name]), points) for name, points in samples.items()], path)
+        return
+    labels, heldout = [k for k in range(10) for _ in range(2)], data.labels("heldout")
+    assert heldout is not None
+    real = {k: iter((heldout == k).nonzero().flatten().tolist()) for k in range(10)}
+    blocks = [("real digits", "held out", data.images("heldout")[[next(real[k]) for k in labels]])]
+    blocks += [(name, _figures(rows[name]), generator.sample(20, labels, seed, count)) for name, generator, count in named]
+    contact_sheet(blocks, path, 20)
+
+
+def _words(heading: str) -> tuple[str, str]:
+    """(name, evaluations) of a row's heading."""
+    name, _, calls = heading.rpartition(", ") if "evaluation" in heading else (heading, "", "")
+    return name, calls
+
+
+def _figures(row: Row) -> str:
+    if "energy" in row:
+        modes = f"\n{row['modes']:.0f} modes, TV {row['weight_tv']:.3f}, {row['inside']:.1%} inside" if "modes" in row else ""
+        return f"energy distance {row['energy']:.4f}{modes}"
+    return f"Frechet distance {row['frechet_over_floor']:.2f} x the floor, {row['class_accuracy']:.1%} show the class asked for"

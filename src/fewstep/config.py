@@ -144,6 +144,35 @@ class DriftConfig(AdamConfig):
     table_scale: PositiveFloat = Field(10.0, description="how many times as fast the tables of a coded latent learn")
 
 
+class DDDMConfig(AdamConfig):
+    """Distributional diffusion: a denoiser that samples the posterior, trained with a scoring rule; no teacher."""
+
+    name: Literal["dddm"]
+    m: PositiveInt = Field(8, description="particles an item")
+    beta: Annotated[float, Field(gt=0, le=2)] = Field(1.0, description="power of the distance; 2 with lam 0 is plain diffusion")
+    lam: Fraction = Field(1.0, description="weight of the term between particles; only 1 is strictly proper")
+    lam_warmup: Fraction = Field(0.0, description="fraction of the run over which lam rises from 0")
+    bias: float = Field(0.0, description="of the sigmoid weighting of times; below 0 moves weight towards noise")
+    xi_channels: PositiveInt | None = Field(None, description="channels of the second noise; null for as many as the data has")
+    output: Literal["x0", "edm"] = Field("x0", description="what the network's output is: the estimate itself, or EDM's preconditioned one")
+    sampler_steps: PositiveInt = Field(20, description="steps, where sampling names no other number")
+    churn: Fraction = Field(1.0, description="of the bridge in sampling: 1 is DDPM's posterior, 0 is deterministic")
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of labels hidden, which guidance needs")
+    lr: PositiveFloat = 1e-3
+    warmup: NonNegativeInt = Field(50, description="updates over which the learning rate rises")
+    decay: Literal["linear", "cosine"] = "linear"
+    decay_from: Fraction = Field(0.4, description="fraction of the updates after which it falls")
+    final: Fraction = Field(0.02, description="what it falls to, as a fraction of lr")
+
+    @model_validator(mode="after")
+    def _pairs(self) -> "DDDMConfig":
+        if self.m < 2 and self.lam > 0:
+            raise ValueError(
+                f"m is {self.m} with lam {self.lam}; pairs of particles need m of at least 2 (or lam 0, which is plain diffusion)"
+            )
+        return self
+
+
 class DigitsConfig(Section):
     """scikit-learn's 1,797 digits, 8x8, grey, 10 classes."""
 
@@ -173,7 +202,9 @@ class ToyConfig(Section):
     """A density on which everything is known, sampled into a pool."""
 
     name: Literal["toy"]
-    density: str = Field(description="ring, grid25, unequal, mixture8d, gaussian, checkerboard, swiss_roll, moons, spirals, pinwheel")
+    density: str = Field(
+        description="ring, grid25, unequal, mixture8d, gaussian, bimodal, checkerboard, swiss_roll, moons, spirals, pinwheel"
+    )
     size: Annotated[int, Field(ge=2)] = Field(50_000, description="points to train on; 10,000 others are held out")
 
 
@@ -196,6 +227,19 @@ class UNetConfig(Section):
     groups: PositiveInt = Field(32, description="groups of each GroupNorm")
     head_dim: PositiveInt = Field(64, description="channels of an attention head")
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class DiTConfig(Section):
+    """A diffusion transformer."""
+
+    name: Literal["dit"]
+    sigma_data: PositiveFloat = Field(0.5, description="standard deviation of the data in [-1, 1]")
+    patch: PositiveInt = Field(4, description="side of a patch; must divide the image")
+    width: PositiveInt = Field(384, description="of a token")
+    depth: PositiveInt = Field(8, description="blocks")
+    heads: PositiveInt = Field(6, description="of the attention; must divide width")
+    mlp_ratio: PositiveFloat = Field(4.0, description="hidden width of a block's two layers, over width")
+    xi_block: NonNegativeInt = Field(0, description="of dddm: blocks before xi enters, which run once an item and not once a particle")
 
 
 class MLPConfig(Section):
@@ -254,6 +298,10 @@ class TrainerConfig(Section):
     accumulate: PositiveInt = Field(1, description="parts of a batch whose gradients are added up, to save memory")
     log_every: PositiveInt = 50
     sample_every: PositiveInt | None = Field(None, description="steps between sample grids; null for a tenth of the run")
+    evaluate_every: PositiveInt | None = Field(None, description="steps between measurements while training; null for none")
+    evaluate_samples: Annotated[int, Field(ge=40)] | None = Field(
+        None, description="samples a measurement; null for 2,000 images or 10,000 points"
+    )
     checkpoint_every: PositiveInt | None = Field(None, description="steps between checkpoints; null for a tenth of the run")
     keep_checkpoints: PositiveInt = 2
     tracker: Literal["none", "wandb", "tensorboard"] = "none"
@@ -262,9 +310,11 @@ class TrainerConfig(Section):
 class Recipe(Section):
     """Everything that a training run depends on."""
 
-    method: Annotated[TeacherConfig | DMD2Config | DriftConfig, Field(discriminator="name")]
+    method: Annotated[TeacherConfig | DMD2Config | DriftConfig | DDDMConfig, Field(discriminator="name")]
     data: Annotated[DigitsConfig | PhotosConfig | ImagesConfig | ToyConfig | PointsConfig, Field(discriminator="name")]
-    network: Annotated[UNetConfig | MLPConfig | LatentMLPConfig | CodedMLPConfig | TeachersNetworkConfig, Field(discriminator="name")]
+    network: Annotated[
+        UNetConfig | DiTConfig | MLPConfig | LatentMLPConfig | CodedMLPConfig | TeachersNetworkConfig, Field(discriminator="name")
+    ]
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     steps: PositiveInt = 1000
@@ -273,7 +323,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
         points = self.data.name in ("toy", "points")
-        allowed = ["mlp"] if points else ["unet"]
+        allowed = ["mlp"] if points else ["unet", "dit"]
         if isinstance(self.method, DMD2Config):
             allowed = ["latent_mlp", "coded_mlp"] if self.method.teacher == EXACT else ["teacher", "latent_mlp", "coded_mlp"]
             allowed = allowed if points else ["teacher"]

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,13 @@ import torch
 from fewstep import __version__
 from fewstep.build import choose_threads, load_data
 from fewstep.config import Recipe, validated
-from fewstep.data import ImageData, Mixture, PointData
+from fewstep.data import ImageData, PointData
 from fewstep.errors import UserError
 from fewstep.generator import Generator, load
-from fewstep.metrics.features import feature_network
-from fewstep.metrics.point_suite import PointSuite, split
-from fewstep.metrics.suite import Suite, images_per_second
+from fewstep.measurement import Row, measure, suite_for, usual_samples
+from fewstep.metrics.point_suite import PointSuite
+from fewstep.metrics.suite import Suite
 from fewstep.training.run_folder import RunFolder, replace_file
-
-Row = dict[str, Any]
-
-EXACT_SAMPLES = 10_000  # of a density, in each of two sets
 
 # in the order in which tables show them: key of a row, heading, format
 COLUMNS = (
@@ -54,54 +50,25 @@ def run_recipe(path: Path) -> Recipe:
     return validated(tree, str(path / "recipe.yaml"))
 
 
-def suite_for(data: ImageData | PointData, gamma: float = 1.0, seed: int = 0) -> Suite | PointSuite:
-    """The measures for a data set: images in the features that belong to it, points against exact samples of ``p^gamma``.
-
-    Points of an unknown density are measured against the held-out ones, which are of gamma 1 (UserError for another).
-    """
-    if isinstance(data, PointData):
-        rng = torch.Generator().manual_seed(2**40 + seed)  # other draws than those trained on
-        if data.density is None:
-            if gamma != 1.0:
-                raise UserError(f"method.gamma is {gamma}, and p^gamma of {data.name} is not known: only gamma 1 can be measured")
-            return PointSuite(*split(data.heldout, rng))
-        target = data.density.power(gamma)
-        modes = (target.modes, target.mode_stds, target.mode_weights) if isinstance(data.density, Mixture) else None
-        return PointSuite(target.sample(EXACT_SAMPLES, rng), target.sample(EXACT_SAMPLES, rng), modes)
-    splits = (data.images("train"), data.images("heldout"), data.labels("train"), data.labels("heldout"))
-    return Suite(*splits, feature_network(data.name))
-
-
-def measure(
-    suite: Suite | PointSuite, generator: Generator, num: int, seed: int, steps: int | None = None, sampler: str | None = None
-) -> Row:
-    """All figures of `num` samples drawn with `seed`, balanced over the classes, and the speed of drawing them."""
-    label = generator.labels(num)
-    samples = generator.sample(num, label, seed, steps, sampler)
-    row: Row = {
-        "sampler": sampler or generator.sampler["name"],
-        "steps": steps or generator.default_steps(),
-        "evaluations": generator.evaluations(steps, sampler),
-    }
-    row |= suite.measure(samples.cpu(), label)
-    speed = min(num, 256 if isinstance(suite, Suite) else 10_000)
-    row["images_per_second"] = images_per_second(lambda n: generator.sample(n, seed=seed, steps=steps, sampler=sampler), speed)
-    return row
-
-
 def evaluate(
-    path: Path, num: int | None = None, seed: int = 0, threads: int | str = "auto", say: Callable[[str], None] = lambda text: None
+    path: Path,
+    num: int | None = None,
+    seed: int = 0,
+    threads: int | str = "auto",
+    say: Callable[[str], None] = lambda text: None,
+    steps: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Measure the run in `path`, write its results.json, and return it.
 
-    A distilled run is measured beside its teacher, at the teacher's own step count and at one step. `say` is told what is
-    being done. Raises UserError for a folder that holds no run or no model yet, and for too small a `num`.
+    A distilled run is measured beside its teacher. What can be sampled with any number of steps is measured at its own and at
+    one, a distributional denoiser at 4 too; or at `steps`. `say` is told what is being done. Raises UserError for a folder that
+    holds no run or no model yet, for too small a `num`, and for `steps` that the run's generator cannot serve.
     """
     run = RunFolder(path)
     recipe = run_recipe(path)
     generator = load(path)
     points = len(generator.shape) == 1
-    usual = EXACT_SAMPLES if points else 2000
+    usual = usual_samples(points)
     num = usual if num is None else num
     fewest = 40 if points else max(10, 2 * (generator.num_classes or 1))  # a spread within each class needs two
     if num < fewest:
@@ -119,10 +86,10 @@ def evaluate(
     for name, model in (("teacher", teacher), (recipe.method.name if teacher is None else "student", generator)):
         if model is None:
             continue
-        for steps in [model.default_steps()] + [1] * (model.is_denoiser):
-            title = f"{name}, {model.evaluations(steps)} evaluation{'s' * (model.evaluations(steps) > 1)}"
+        for count in _step_counts(model, steps):
+            title = f"{name}, {model.evaluations(count)} evaluation{'s' * (model.evaluations(count) > 1)}"
             say(f"measuring {title}")
-            rows[title] = measure(suite, model, num, seed, steps)
+            rows[title] = measure(suite, model, num, seed, count)
     results = {
         "recipe": f"{recipe.method.name}/{data.name}",
         "data": data.name,
@@ -140,6 +107,17 @@ def evaluate(
     }
     replace_file(run.results_file, json.dumps(results, indent=1).encode())
     return results
+
+
+def _step_counts(model: Generator, steps: Sequence[int] | None) -> list[int]:
+    """At which numbers of steps `model` is measured. Raises UserError for one that it cannot serve."""
+    if steps and model.any_steps:
+        for count in steps:
+            model.sigmas(count)
+        return list(dict.fromkeys(steps))
+    own = [model.default_steps()]
+    few = [1] if model.is_denoiser else [4, 1] if model.any_steps else []
+    return list(dict.fromkeys(own + few))
 
 
 def _reference(data: ImageData | PointData, suite: Suite | PointSuite, gamma: float) -> str:

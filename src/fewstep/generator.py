@@ -14,9 +14,9 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from fewstep.denoisers import PreconditionedDenoiser, PushForward
+from fewstep.denoisers import DistributionalDenoiser, PreconditionedDenoiser, PushForward
 from fewstep.errors import UserError
-from fewstep.maths.schedules import karras_sigmas
+from fewstep.maths.schedules import karras_sigmas, uniform_times
 from fewstep.networks import make_network
 from fewstep.samplers import ODE_SAMPLERS, SAMPLERS, evaluations
 
@@ -39,7 +39,8 @@ class Generator(
         network: the network's name and arguments (see `fewstep.networks.make_network`).
         sampler: ``{"name": "heun" or "euler", "steps", "sigma_min", "sigma_max", "rho"}``, where `steps` is a default, or
             ``{"name": "few_step", "sigmas": [...]}``, the levels the student was distilled at, or ``{"name": "push_forward"}`` for a
-            network that maps a latent to data.
+            network that maps a latent to data, or ``{"name": "distributional", "steps", "churn", "output"}`` for a denoiser that
+            samples the posterior (`output` as in `fewstep.denoisers.DistributionalDenoiser`).
         info: anything worth keeping: method, recipe, step, whether labels were dropped in training.
 
     """
@@ -54,16 +55,25 @@ class Generator(
         info: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        wanted = {"few_step": ("sigmas",), "push_forward": ()}.get(sampler.get("name", ""), ("steps", "sigma_min", "sigma_max", "rho"))
+        needs = {"few_step": ("sigmas",), "push_forward": (), "distributional": ("steps", "churn", "output")}
+        wanted = needs.get(sampler.get("name", ""), ("steps", "sigma_min", "sigma_max", "rho"))
         if sampler.get("name") not in SAMPLERS or any(key not in sampler for key in wanted):
             raise ValueError(f"sampler is {dict(sampler)}; give a name of {', '.join(SAMPLERS)}, and {', '.join(wanted)}")
+        steps, churn = sampler.get("steps", 1), sampler.get("churn", 1.0)
+        if not isinstance(steps, int) or steps < 1 or not isinstance(churn, int | float) or not 0 <= churn <= 1:
+            raise ValueError(f"sampler is {dict(sampler)}; steps must be a whole number from 1, churn lie from 0 to 1")
         self.shape = tuple(shape)
         self.num_classes = num_classes
         self.network_config = dict(network)
         self.sampler = dict(sampler)
         self.info = dict(info or {})
-        kind = PushForward if sampler["name"] == "push_forward" else PreconditionedDenoiser
-        self.denoiser: PreconditionedDenoiser | PushForward = kind(make_network(network, self.shape, num_classes), sigma_data, num_classes)
+        made = make_network(network, self.shape, num_classes)
+        self.denoiser: PreconditionedDenoiser | PushForward | DistributionalDenoiser
+        if sampler["name"] == "distributional":
+            self.denoiser = DistributionalDenoiser(made, sigma_data, num_classes, sampler["output"])
+        else:
+            kind = PushForward if sampler["name"] == "push_forward" else PreconditionedDenoiser
+            self.denoiser = kind(made, sigma_data, num_classes)
 
     @property
     def sigma_data(self) -> float:
@@ -79,6 +89,11 @@ class Generator(
     def is_denoiser(self) -> bool:
         """Whether it denoises at every noise level, and so may be a teacher."""
         return self.sampler["name"] in ODE_SAMPLERS
+
+    @property
+    def any_steps(self) -> bool:
+        """Whether it can be sampled with any number of steps, of which its sampler names the default."""
+        return "steps" in self.sampler
 
     @property
     def device(self) -> torch.device:
@@ -112,22 +127,27 @@ class Generator(
 
     def default_steps(self) -> int:
         """Number of noise levels that `sample` uses where none is asked for."""
-        return self.sampler["steps"] if self.is_denoiser else len(self.sampler.get("sigmas", [0]))
+        return self.sampler["steps"] if self.any_steps else len(self.sampler.get("sigmas", [0]))
 
     def evaluations(self, steps: int | None = None, sampler: str | None = None) -> int:
         """How many network evaluations one sample costs (without guidance)."""
         return evaluations(sampler or self.sampler["name"], steps or self.default_steps())
 
     def sigmas(self, steps: int | None = None) -> Tensor:
-        """The noise levels for `steps`, float64 [steps], descending. Raises UserError where the generator has no such grid."""
+        """The noise levels for `steps` (times, for "distributional"), float64 [steps], descending.
+
+        Raises UserError where the generator has no such grid.
+        """
         default = self.default_steps()
         steps = default if steps is None else steps
-        if not self.is_denoiser:
+        if not self.any_steps:
             if steps != default:
                 raise UserError(f"steps is {steps}; this generator was made for {default}: leave steps out, or give {default}")
             return torch.tensor(self.sampler.get("sigmas", [math.inf]), dtype=torch.float64)
         if steps < 1:
             raise UserError(f"steps is {steps}; give at least 1")
+        if not self.is_denoiser:
+            return uniform_times(steps)
         return karras_sigmas(steps, self.sampler["sigma_min"], self.sampler["sigma_max"], self.sampler["rho"])
 
     def labels(self, num: int, labels: int | Sequence[int] | Tensor | None = None) -> Tensor | None:
@@ -156,6 +176,7 @@ class Generator(
         sampler: str | None = None,
         guidance_scale: float = 1.0,
         batch_size: int | None = None,
+        churn: float | None = None,
     ) -> Tensor:
         """Draw `num` samples [num, *shape], float32, on this generator's device; images lie in [-1, 1].
 
@@ -167,9 +188,11 @@ class Generator(
             sampler: "heun" or "euler", for a generator that integrates an ODE.
             guidance_scale: classifier-free guidance; needs a network trained with label dropout.
             batch_size: samples a network evaluation; 256 images or 10,000 points if None.
+            churn: of a distributional denoiser's bridge, from 0 (no new noise) to 1 (DDPM's posterior); None for its own.
 
         Raises:
-            UserError: (a ValueError) for a number, batch size, label, step count, sampler or guidance that this generator cannot serve.
+            UserError: (a ValueError) for a number, batch size, label, step count, sampler, churn or guidance that this generator
+                cannot serve.
 
         """
         if num < 1:
@@ -186,6 +209,13 @@ class Generator(
             raise UserError(f"sampler is {name!r}; allowed for this generator: {' or '.join(allowed)}")
         if guidance_scale != 1.0 and not self.info.get("label_dropout"):
             raise UserError(f"guidance_scale is {guidance_scale}, but this network was trained without label dropout; only 1 is allowed")
+        options = {}
+        if self.sampler["name"] == "distributional":
+            options["churn"] = self.sampler["churn"] if churn is None else churn
+            if not 0 <= options["churn"] <= 1:
+                raise UserError(f"churn is {churn}; allowed are values from 0 to 1")
+        elif churn is not None:
+            raise UserError(f"churn is {churn}, but this generator's sampler {name} has none; leave it out")
         sigmas, all_labels = self.sigmas(steps), self.labels(num, labels)
         rng = torch.Generator()
         if seed is None:
@@ -199,7 +229,7 @@ class Generator(
             count = min(batch_size, num - start)
             latents = torch.randn(count, *self.latent_shape, generator=rng).to(self.device)
             label = None if all_labels is None else all_labels[start : start + count].to(self.device)
-            batches.append(SAMPLERS[name](self.denoiser, latents, sigmas, label, rng, guidance_scale))
+            batches.append(SAMPLERS[name](self.denoiser, latents, sigmas, label, rng, guidance_scale, **options))
         self.train(training)
         samples = torch.cat(batches)
         return samples.clamp_(-1, 1) if len(self.shape) == 3 else samples

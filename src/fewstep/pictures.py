@@ -130,7 +130,7 @@ def _histogram(points: Tensor, low: float, high: float) -> np.ndarray:
 
 def _main_loss(records: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of the loss that a person would look at: of the generator, or of the denoiser."""
-    for name in ("generator.loss", "generator.dm", "denoiser.denoising"):
+    for name in ("generator.loss", "generator.dm", "denoiser.denoising", "denoiser.score"):
         points = [(record["step"], record[name]) for record in records if record.get(name, 0) > 0]
         if points:
             steps, values = zip(*points, strict=True)

@@ -1,16 +1,20 @@
 """From noise to data along a grid of noise levels. One function each, one signature.
 
 Symbols: ``latents`` [B, ...] standard normal noise, ``sigmas`` [S] a descending grid without a final 0, ``d = dx/dsigma``
-the slope of the probability-flow ODE. Every sampler returns data like `latents`, in its dtype.
+the slope of the probability-flow ODE, ``xi`` the noise of a denoiser that samples the posterior. Every sampler returns data
+like `latents`, in its dtype.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from fewstep.denoisers.distributional import DistributionalDenoiser
 from fewstep.denoisers.protocol import Denoiser, guided
+from fewstep.maths.schedules import bridge
 
 Sampler = Callable[..., Tensor]
 
@@ -91,7 +95,55 @@ def push_forward(
     return denoiser(latents, sigmas[0].to(latents), label)
 
 
-SAMPLERS: dict[str, Sampler] = {"heun": heun, "euler": euler, "few_step": few_step, "push_forward": push_forward}
+@dataclass(frozen=True)
+class _Draw:
+    """A distributional denoiser with its xi held: an ordinary one, so that guidance asks twice with the same xi."""
+
+    denoiser: DistributionalDenoiser
+    xi: Tensor
+
+    def __call__(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.denoiser(x, sigma, label, self.xi)
+
+
+def distributional(
+    denoiser: DistributionalDenoiser,
+    latents: Tensor,
+    sigmas: Tensor,
+    label: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    guidance_scale: float = 1.0,
+    churn: float = 1.0,
+) -> Tensor:
+    """Draw x0 from the posterior, go back to the next time by the bridge, draw again (arXiv 2502.02483, Algorithm 2): ``S`` evaluations.
+
+    `sigmas` are times of the linear path, where the noise level *is* the time: from 1 downwards, without the final 0. `churn` 1 is
+    the posterior of the forward process, 0 takes nothing new but xi. xi and the bridge's noise come from `generator`.
+    """
+    times = sigmas.tolist()
+    if not times or not all(1 >= t > s for t, s in pairwise([*times, 0.0])):
+        raise ValueError(f"sigmas are {times}; give times that fall from at most 1, without the final 0")
+    device = generator.device if generator else latents.device
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device).to(latents)
+
+    x = latents
+    for t, s in pairwise([*times, 0.0]):
+        draw = _Draw(denoiser, normal(len(x), *denoiser.xi_shape))
+        x0 = guided(draw, x, torch.tensor(t, dtype=x.dtype, device=x.device), label, guidance_scale).to(x.dtype)
+        mean, std = bridge(x0, x, s, t, churn)
+        x = mean + std * normal(*x.shape) if churn and s else mean
+    return x
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "heun": heun,
+    "euler": euler,
+    "few_step": few_step,
+    "push_forward": push_forward,
+    "distributional": distributional,
+}
 ODE_SAMPLERS = (
     "heun",
     "euler",

@@ -31,7 +31,7 @@ from fewstep.denoisers import MixtureDenoiser
 
 CHI, SIGMAS = 4.0, 4.5
 PLANE = [name for name in DENSITIES if name != "mixture8d"]
-MIXTURES = ["ring", "grid25", "unequal", "mixture8d", "gaussian"]
+MIXTURES = ["ring", "grid25", "unequal", "mixture8d", "gaussian", "bimodal"]
 CURVES = ["moons", "swiss_roll", "spirals"]
 
 OVERLAP = Mixture("overlap", [[-0.3, 0.0], [0.4, 0.2], [0.0, 0.9]], torch.tensor([0.2, 0.5, 0.7]), torch.tensor([1.0, 4.0, 2.0]))
@@ -460,7 +460,7 @@ def test_a_gamma_that_would_never_end_is_refused():
 def test_densities_without_modes_say_which_have_them(name, asked):
     for p in (make_density(name), make_density(name).power(2)):
         with pytest.raises(
-            DataError, match=rf"{asked} of '{name}'.*only mixtures have modes \(ring, grid25, unequal, mixture8d, gaussian\): take one"
+            DataError, match=rf"{asked} of '{name}'.*only mixtures have modes \(ring, grid25, unequal, mixture8d, gaussian, bimodal\): take one"
         ):
             getattr(p, asked)
 

@@ -206,3 +206,51 @@ def test_an_embedding_s_width_is_beside_z():
     network = make(LatentMLP, (2,), 4, [8], latent=3, embedding=5)
     assert network.layers[0].in_features == 8
     assert network.embedding.weight.shape == (4, 5)
+
+
+# --- a second noise
+
+
+def raw(num_classes=3, shape=(1, 4, 4), **options):
+    return make(MLP, shape, num_classes, [16, 8], activation="silu", **options)
+
+
+@pytest.mark.parametrize("num_classes", [None, 3])
+@pytest.mark.parametrize("shape", [(2,), (1, 4, 4)])
+def test_particles_are_separate_passes(shape, num_classes):
+    network = raw(num_classes, shape, xi_channels=5)
+    x, c_noise, xi = normal(6, *shape), normal(6, seed=1), normal(6, 4, 5, seed=2)
+    label = None if num_classes is None else torch.tensor([0, 1, 2, 3, 0, 1])
+    together = network(x, c_noise, label, xi=xi)
+    assert together.shape == (6, 4, *shape)
+    for j in range(4):
+        torch.testing.assert_close(together[:, j : j + 1], network(x, c_noise, label, xi=xi[:, j : j + 1]))
+    assert ((together[:, 0] - together[:, 1]).flatten(1).abs().amax(1) > 1e-3).all()
+    alone = network(x[3:4], c_noise[3:4], None if label is None else label[3:4], xi=xi[3:4])
+    torch.testing.assert_close(together[3:4], alone)
+
+
+def test_what_the_first_layer_makes_of_x_is_worked_out_once_an_item():
+    network, seen = raw(xi_channels=5), []
+    network.layers[0].register_forward_hook(lambda module, args, output: seen.append((tuple(args[0].shape), output)))
+    x, c_noise, label, xi = normal(6, 1, 4, 4), normal(6, seed=1), torch.arange(6) % 3, normal(6, 4, 5, seed=2)
+    found = network(x, c_noise, label, xi=xi)
+    ((shape, hidden),) = seen
+    assert shape == (6, 16 + 2 * 8)
+    for i in range(6):
+        for j in range(4):
+            expected = network.layers[1:](hidden[i] + network.from_xi.weight @ xi[i, j])
+            torch.testing.assert_close(found[i, j].flatten(), expected)
+
+
+def test_without_xi_a_network_is_as_it_was():
+    without, with_xi = raw(), raw(xi_channels=5)
+    x, c_noise, label = normal(6, 1, 4, 4), normal(6, seed=1), torch.arange(6) % 3
+    assert without(x, c_noise, label).shape == x.shape
+    expected = {"embedding.weight": (4, 32), "layers.0.weight": (16, 32), "layers.0.bias": (16,), "layers.2.weight": (8, 16)}
+    expected |= {"layers.2.bias": (8,), "layers.4.weight": (16, 8), "layers.4.bias": (16,)}
+    assert {name: tuple(p.shape) for name, p in without.named_parameters()} == expected
+    assert {name: tuple(p.shape) for name, p in with_xi.named_parameters()} == expected | {"from_xi.weight": (16, 5)}
+    without.load_state_dict({name: p for name, p in with_xi.state_dict().items() if name != "from_xi.weight"})
+    torch.testing.assert_close(with_xi(x, c_noise, label, xi=torch.zeros(6, 2, 5))[:, 1], without(x, c_noise, label))
+    assert (without.xi_shape, with_xi.xi_shape) == ((0,), (5,))

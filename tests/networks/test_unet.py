@@ -112,3 +112,33 @@ def test_zero_output_silences_the_network():
 def test_num_parameters_counts_frozen_ones_too():
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2).requires_grad_(False))
     assert num_parameters(module) == 3 * 4 + 4 + 4 * 2 + 2
+
+
+# --- a second noise
+
+
+@pytest.mark.parametrize("num_classes", [None, 3])
+@torch.no_grad()
+def test_particles_are_separate_passes(num_classes):
+    torch.manual_seed(0)
+    network = UNet((1, 8, 16), num_classes, [8, 16], groups=4, head_dim=8, xi_channels=2).eval()
+    x, xi, c_noise = torch.randn(3, 1, 8, 16), torch.randn(3, 4, 2, 8, 16), torch.tensor([0.1, 0.5, 0.9])
+    label = None if num_classes is None else torch.tensor([0, 3, 1])
+    together = network(x, c_noise, label, xi=xi)
+    assert together.shape == (3, 4, 1, 8, 16)
+    for i in range(3):
+        for j in range(4):  # with the item's own level and label
+            seen = torch.cat([x[i], xi[i, j]])[None]
+            one = None if label is None else label[i : i + 1]
+            expected = network.unet(seen, 1000 * c_noise[i : i + 1], class_labels=one).sample
+            torch.testing.assert_close(together[i, j], expected[0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(network(x, c_noise, label, xi=xi[:, j : j + 1])[i, 0], expected[0], rtol=1e-4, atol=1e-5)
+    assert ((together[:, 0] - together[:, 1]).flatten(1).abs().amax(1) > 1e-3).all()
+
+
+def test_xi_widens_the_first_convolution_and_nothing_else():
+    with_xi, without = (UNet((3, 8, 8), 3, [8, 16], groups=4, head_dim=8, xi_channels=channels) for channels in (2, 0))
+    shapes, plain = ({name: tuple(p.shape) for name, p in network.named_parameters()} for network in (with_xi, without))
+    assert {name: shapes[name] for name in shapes if shapes[name] != plain[name]} == {"unet.conv_in.weight": (8, 5, 3, 3)}
+    assert plain["unet.conv_in.weight"] == (8, 3, 3, 3)
+    assert (with_xi.xi_shape, without.xi_shape) == ((2, 8, 8), (0, 8, 8))

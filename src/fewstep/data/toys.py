@@ -504,6 +504,11 @@ def gaussian() -> Mixture:
     return Mixture("gaussian", torch.zeros(1, 2), 0.5)
 
 
+def bimodal() -> Mixture:
+    """2 modes, 4 apart, standard deviation 0.5: the smallest case in which the mean of a posterior is no draw from it."""
+    return Mixture("bimodal", torch.tensor([[-2.0, 0.0], [2.0, 0.0]], dtype=torch.float64), 0.5)
+
+
 def moons() -> Curve:
     """Two interleaving half circles of radius 2, noise 0.15; one is the other turned by 180 degrees about the origin."""
 
@@ -537,6 +542,7 @@ DENSITIES: dict[str, Callable[[], Density]] = {
     "unequal": unequal,
     "mixture8d": mixture8d,
     "gaussian": gaussian,
+    "bimodal": bimodal,
     "checkerboard": Checkerboard,
     "swiss_roll": swiss_roll,
     "moons": moons,

@@ -1,4 +1,4 @@
-"""The exact denoiser of a Gaussian mixture: ground truth for whatever else is built here.
+"""The exact denoiser of a Gaussian mixture, and the exact sampler of its posterior: ground truth for whatever else is built here.
 
 Symbols: modes ``k`` with mean ``mu_k``, isotropic standard deviation ``s_k`` and weight ``pi_k``.
 """
@@ -7,6 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.maths.parametrization import expand_like
+from fewstep.maths.schedules import linear_path
+
+
+def checked_mixture(means: Tensor, stds: Tensor | float, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(means [K, ...], stds [K], weights [K] that sum to 1) of a mixture. ValueError where shapes differ or a value is not positive."""
+    means = torch.as_tensor(means)
+    modes = len(means)
+    stds = torch.as_tensor(stds, dtype=means.dtype)
+    if stds.shape not in ((), (modes,)):
+        raise ValueError(f"stds have shape {tuple(stds.shape)} for {modes} means; give one number a mode, or one for all")
+    stds = stds.expand(modes)
+    weights = torch.ones(modes, dtype=means.dtype) if weights is None else torch.as_tensor(weights, dtype=means.dtype)
+    if weights.shape != (modes,):
+        raise ValueError(f"weights have shape {tuple(weights.shape)} for {modes} means; give one weight a mode")
+    if not (stds > 0).all() or not (weights > 0).all():
+        raise ValueError(f"stds {stds.tolist()} and weights {weights.tolist()} must all be positive")
+    return means, stds, weights / weights.sum()
 
 
 class MixtureDenoiser(nn.Module):
@@ -27,18 +44,7 @@ class MixtureDenoiser(nn.Module):
 
     def __init__(self, means: Tensor, stds: Tensor | float, weights: Tensor | None = None) -> None:
         super().__init__()
-        self.means = torch.as_tensor(means)
-        modes = len(self.means)
-        self.stds = torch.as_tensor(stds, dtype=self.means.dtype)
-        if self.stds.shape not in ((), (modes,)):
-            raise ValueError(f"stds have shape {tuple(self.stds.shape)} for {modes} means; give one number a mode, or one for all")
-        self.stds = self.stds.expand(modes)
-        self.weights = torch.ones(modes, dtype=self.means.dtype) if weights is None else torch.as_tensor(weights, dtype=self.means.dtype)
-        if self.weights.shape != (modes,):
-            raise ValueError(f"weights have shape {tuple(self.weights.shape)} for {modes} means; give one weight a mode")
-        if not (self.stds > 0).all() or not (self.weights > 0).all():
-            raise ValueError(f"stds {self.stds.tolist()} and weights {self.weights.tolist()} must all be positive")
-        self.weights = self.weights / self.weights.sum()
+        self.means, self.stds, self.weights = checked_mixture(means, stds, weights)
 
     def forward(self, x: Tensor, sigma: Tensor | float, label: Tensor | None = None) -> Tensor:
         """The posterior mean, like `x` [B, ...], for `sigma` [B] or []. Differentiable in `x`."""
@@ -51,3 +57,46 @@ class MixtureDenoiser(nn.Module):
         shrink = (w * stds**2 / variance).sum(1, keepdim=True)  # the share of x that stays
         x0 = shrink * flat + expand_like(sigma, flat) ** 2 * ((w / variance) @ means)
         return x0.view_as(x)
+
+
+class MixturePosterior(nn.Module):
+    """Exact draws of ``x0 | x_t`` for ``x0 ~ sum_k pi_k N(mu_k, s_k^2 I)`` on the linear path: a distributional denoiser in closed form.
+
+    Given mode k, x0 is normal about ``mu_k + g_k (x_t - alpha mu_k)`` with variance ``s_k^2 sigma^2 / v_k``, where ``v_k = alpha^2 s_k^2 +
+    sigma^2`` and ``g_k = alpha s_k^2 / v_k``; k has weight proportional to ``pi_k N(x_t; alpha mu_k, v_k I)``. xi has one number more than
+    the data: the first picks the mode, the others are the normal draw. Labels are ignored.
+
+    Args:
+        means: [K, D].
+        stds: [K], positive, or one number for all modes.
+        weights: [K], positive, normalised here; None for equal weights.
+
+    Raises:
+        ValueError: where the shapes differ or a value is not positive.
+
+    """
+
+    def __init__(self, means: Tensor, stds: Tensor | float, weights: Tensor | None = None) -> None:
+        super().__init__()
+        self.means, self.stds, self.weights = checked_mixture(means, stds, weights)
+
+    @property
+    def xi_shape(self) -> tuple[int, ...]:
+        """Shape of one xi: (D + 1,)."""
+        return (self.means.shape[1] + 1,)
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None, xi: Tensor) -> Tensor:
+        """Draws [B, m, D] for `x` [B, D], `t` [B] or [] from 0 to 1 and `xi` [B, m, D + 1]; or [B, D] for `xi` [B, D + 1]."""
+        many = xi.ndim > 2
+        xi = (xi if many else xi[:, None]).to(x)
+        means, stds, weights = (a.to(x) for a in (self.means, self.stds, self.weights))
+        alpha, sigma = (c.expand(len(x))[:, None] for c in linear_path(torch.as_tensor(t, dtype=x.dtype, device=x.device)))
+        variance = alpha**2 * stds**2 + sigma**2  # [B, K]
+        gap = x[:, None] - alpha[..., None] * means  # [B, K, D]
+        log = weights.log() - x.shape[1] / 2 * variance.log() - gap.square().sum(2) / (2 * variance)
+        uniform = torch.special.ndtr(xi[..., 0]).clamp(max=1 - torch.finfo(x.dtype).eps)
+        mode = torch.searchsorted(log.softmax(1).cumsum(1), uniform, right=True).clamp(max=len(means) - 1)  # [B, m]
+        centre = means + (alpha * stds**2 / variance)[..., None] * gap
+        chosen = centre.gather(1, mode[..., None].expand(-1, -1, x.shape[1]))
+        x0 = chosen + (stds * sigma / variance.sqrt()).gather(1, mode)[..., None] * xi[..., 1:]
+        return x0 if many else x0[:, 0]

@@ -33,3 +33,12 @@ def edm_weight(sigma: Tensor, sigma_data: float) -> Tensor:
     It makes the effective loss on the raw network unweighted (arXiv 2206.00364, Table 1). DMD2 writes it as SNR + 1/sd^2.
     """
     return sigma**-2 + sigma_data**-2
+
+
+def path_coefficients(t: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(c_skip, c_out, c_in) of EDM for ``x_t = (1 - t) x0 + t eps``, each shaped like `t`; finite at t = 1.
+
+    They are `edm_coefficients` at ``sigma = t / (1 - t)`` and ``x = x_t / (1 - t)``, the factor taken into c_skip and c_in.
+    """
+    root = ((1 - t) ** 2 * sigma_data**2 + t**2).sqrt()  # the standard deviation of x_t
+    return (1 - t) * sigma_data**2 / root**2, t * sigma_data / root, 1 / root

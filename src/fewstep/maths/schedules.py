@@ -1,11 +1,16 @@
-"""Noise levels: the grid a sampler walks down and the levels a loss is drawn at.
+"""Noise levels: the grid a sampler walks down, the levels a loss is drawn at, and the linear path with its bridge.
 
 Symbols: ``sigma`` is the standard deviation of the noise added to the data (variance-exploding form, ``x = x0 + sigma n``);
-``rho`` bends the grid towards small noise. Grids are float64 throughout.
+``rho`` bends the grid towards small noise. On the linear path ``x_t = alpha_t x0 + sigma_t eps`` with time t from 0 (data) to
+1 (noise); ``s <= t`` is an earlier time. Grids are float64 throughout.
 """
+
+import math
 
 import torch
 from torch import Tensor
+
+from fewstep.maths.parametrization import expand_like
 
 
 def karras_sigmas(num: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
@@ -39,3 +44,57 @@ def level_sigmas(levels: Tensor, num: int, first: int, last: int, generator: tor
         raise ValueError(f"levels {first} to {last} do not lie in a grid of {len(levels)}")
     index = torch.randint(first, last + 1, (num,), generator=generator, device=levels.device)
     return levels[index].float()
+
+
+def uniform_times(num: int) -> Tensor:
+    """Times ``1, 1 - 1/num, ..., 1/num`` of the linear path: float64 [num], descending, without the final 0.
+
+    Raises ValueError for ``num < 1``.
+    """
+    if num < 1:
+        raise ValueError(f"num is {num}; a grid needs at least 1 time")
+    return torch.arange(num, 0, -1, dtype=torch.float64) / num
+
+
+def linear_path(t: Tensor) -> tuple[Tensor, Tensor]:
+    """(alpha_t, sigma_t) = (1 - t, t), each shaped like `t` (arXiv 2502.02483, Eqs. 2-3 with the schedule of its Sec. 6)."""
+    return 1 - t, t
+
+
+def sigmoid_weight(t: Tensor, bias: float = 0.0) -> Tensor:
+    """The loss weight ``sigmoid(ln(alpha_t^2 / sigma_t^2) - bias)``, shaped like `t` (arXiv 2502.02483, Sec. 4.2).
+
+    Written as ``alpha^2 / (alpha^2 + e^bias sigma^2)``, which is 1 at t = 0 and 0 at t = 1 without a logarithm of 0. A `bias`
+    below 0 moves weight towards noise.
+    """
+    alpha, sigma = linear_path(t)
+    return alpha**2 / (alpha**2 + math.exp(bias) * sigma**2)
+
+
+def bridge(x0: Tensor, x_t: Tensor, s: Tensor | float, t: Tensor | float, churn: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(mean, std) of the Gaussian ``x_s`` given `x0` and `x_t`, on the linear path (arXiv 2502.02483, Eq. 4).
+
+    `churn` 1 is the posterior of the forward process (DDPM), 0 is deterministic (DDIM); every value keeps the marginals. `x0` and
+    `x_t` are [B, ...], `s` and `t` are numbers or [B]; the mean is like `x0`, the standard deviation broadcasts over it.
+
+    With ``k = churn^2 r_11 + 1 - churn^2``, ``r_11 = alpha_t sigma_s / (alpha_s sigma_t)``, Eq. 4 becomes ``std = sigma_s sqrt(1 - k^2)``
+    and ``mean = k (sigma_s / sigma_t) (x_t - alpha_t x0) + alpha_s x0``.
+
+    Raises:
+        ValueError: unless ``0 <= s <= t <= 1``, ``t > 0``, ``s < 1`` or s = t = 1, and ``0 <= churn <= 1``.
+
+    """
+    device = "cpu" if x_t.device.type == "mps" else x_t.device  # which has no float64
+    s, t = (torch.as_tensor(a, dtype=torch.float64, device=device) for a in (s, t))
+    if not 0 <= churn <= 1:
+        raise ValueError(f"churn is {churn}; allowed are values from 0 to 1")
+    if not bool(((s >= 0) & (s <= t) & (t <= 1) & (t > 0)).all()):
+        raise ValueError(f"s {s.tolist()} and t {t.tolist()} must satisfy 0 <= s <= t <= 1 and t > 0")
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = linear_path(s), linear_path(t)
+    # 1 - r_11 is taken directly, for it is small between near times; where alpha_s is 0 so is alpha_t, and x_s is x_t
+    lost = churn**2 * torch.where(s == t, 0.0, (t - s) / (alpha_s * sigma_t))
+    k = 1 - lost
+    std = sigma_s * (lost * (1 + k)).sqrt()
+    keep = k * sigma_s / sigma_t  # of x_t; the rest of x_s comes from x0
+    keep, rest, std = (expand_like(c, x0).to(x0) for c in (keep, alpha_s - keep * alpha_t, std))
+    return keep * x_t + rest * x0, std

@@ -96,6 +96,14 @@ class LossOutput:
     label: Tensor | None = None
 
 
+def hidden_labels(label: Tensor | None, share: float, null: int | None, rng: torch.Generator) -> Tensor | None:
+    """`label` [B] with each entry replaced by the null class `null` with probability `share`: what guidance needs in training."""
+    if label is None or not share:
+        return label
+    dropped = torch.rand(len(label), generator=rng, device=label.device) < share
+    return label.masked_fill(dropped, null or 0)
+
+
 class Method(ABC):
     """Networks, turns and losses. `networks[ships]` is what the EMA follows and what `ship` makes a `Generator` of."""
 

@@ -15,7 +15,7 @@ from torch import nn
 from fewstep.generator import Generator
 from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.maths.schedules import karras_sigmas, level_sigmas, lognormal_sigmas
-from fewstep.methods.base import Batch, LossOutput, Method, Networks, OptimizerSettings, Turn
+from fewstep.methods.base import Batch, LossOutput, Method, Networks, OptimizerSettings, Turn, hidden_labels
 
 
 class Teacher(Method):
@@ -59,9 +59,7 @@ class Teacher(Method):
             sigma = lognormal_sigmas(len(x0), self.sigma_mean, self.sigma_std, rng, x0.device)
         else:
             sigma = level_sigmas(self.levels.to(x0.device), len(x0), 0, len(self.levels) - 1, rng)
-        if label is not None and self.label_dropout > 0:
-            dropped = torch.rand(len(x0), generator=rng, device=x0.device) < self.label_dropout
-            label = label.masked_fill(dropped, self.generator.num_classes or 0)
+        label = hidden_labels(label, self.label_dropout, self.generator.num_classes, rng)
         n = torch.randn(x0.shape, generator=rng, device=x0.device)
         x = x0 + expand_like(sigma, x0) * n
         weight = expand_like(edm_weight(sigma, self.generator.sigma_data), x0)

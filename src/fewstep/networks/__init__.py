@@ -17,9 +17,13 @@ def make_network(config: Mapping[str, Any], shape: tuple[int, ...], num_classes:
         from fewstep.networks.unet import UNet
 
         return UNet(shape, num_classes, **arguments)
+    if name == "dit":
+        from fewstep.networks.dit import DiT
+
+        return DiT(shape, num_classes, **arguments)
     from fewstep.networks import mlp
 
     kinds = {"mlp": mlp.MLP, "latent_mlp": mlp.LatentMLP, "coded_mlp": mlp.CodedMLP}
     if name in kinds:
         return kinds[name](shape, num_classes, **arguments)
-    raise ValueError(f"network.name is {name!r}; allowed: 'unet', {', '.join(map(repr, kinds))}")
+    raise ValueError(f"network.name is {name!r}; allowed: 'unet', 'dit', {', '.join(map(repr, kinds))}")

@@ -43,28 +43,47 @@ class MLP(nn.Module):
         widths: of the hidden layers.
         frequencies: of the Fourier features of ``c_noise``.
         activation: "relu" or "silu".
+        xi_channels: entries of a second noise xi [B, m, xi_channels]; 0 for a network without.
 
     """
 
     def __init__(
-        self, shape: tuple[int, ...], num_classes: int | None, widths: Sequence[int], activation: str = "relu", frequencies: int = 8
+        self,
+        shape: tuple[int, ...],
+        num_classes: int | None,
+        widths: Sequence[int],
+        activation: str = "relu",
+        frequencies: int = 8,
+        xi_channels: int = 0,
     ) -> None:
         super().__init__()
         self.shape, size = shape, math.prod(shape)
+        self.xi_shape = (xi_channels,)
         self.frequencies: Tensor
         self.register_buffer("frequencies", 2.0 ** torch.linspace(-2, 3, frequencies), persistent=False)
         self.layers = _layers([size + 2 * frequencies, *widths, size], activation)
         self.embedding = None if num_classes is None else nn.Embedding(num_classes + 1, size + 2 * frequencies)
+        self.from_xi = nn.Linear(xi_channels, widths[0], bias=False) if xi_channels else None
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, bottleneck: bool = False) -> Tensor:
-        """Output like `x` [B, *shape] for `c_noise` [B]; there is no bottleneck to ask for (ValueError)."""
+    def forward(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, bottleneck: bool = False, xi: Tensor | None = None
+    ) -> Tensor:
+        """Output like `x` [B, *shape] for `c_noise` [B], or [B, m, *shape] for `xi` [B, m, xi_channels].
+
+        What the first layer makes of x, the noise level and the label is worked out once an item, not once a particle. There is no
+        bottleneck to ask for (ValueError).
+        """
         if bottleneck:
             raise ValueError("an MLP has no bottleneck; leave method.gan out")
         angle = math.pi * c_noise[:, None] * self.frequencies
         inputs = torch.cat([x.flatten(1), angle.sin(), angle.cos()], 1)
         if self.embedding is not None and label is not None:
             inputs = inputs + self.embedding(label)
-        return self.layers(inputs).view_as(x)
+        if self.from_xi is None:
+            return self.layers(inputs).view_as(x)
+        assert xi is not None
+        hidden = self.layers[0](inputs)[:, None] + self.from_xi(xi)
+        return self.layers[1:](hidden).view(*xi.shape[:2], *self.shape)
 
 
 class LatentMLP(nn.Module):

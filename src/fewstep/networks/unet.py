@@ -22,6 +22,7 @@ class UNet(nn.Module):
         groups: groups of every GroupNorm; must divide each width.
         head_dim: channels of one attention head.
         dropout: probability, inside the residual blocks.
+        xi_channels: channels of a second noise xi [B, m, xi_channels, H, W] that the network also sees; 0 for a network without.
 
     Raises:
         ValueError: for widths, sizes or groups that do not fit together.
@@ -38,8 +39,10 @@ class UNet(nn.Module):
         groups: int = 32,
         head_dim: int = 64,
         dropout: float = 0.0,
+        xi_channels: int = 0,
     ) -> None:
         super().__init__()
+        self.xi_shape = (xi_channels, *shape[1:])
         from diffusers.models.unets.unet_2d import UNet2DModel
 
         attention = list(attention) if attention is not None else [False] * len(channels)
@@ -59,7 +62,7 @@ class UNet(nn.Module):
         self.bottleneck_size = shape[1] // factor, shape[2] // factor
         self.unet = UNet2DModel(
             sample_size=tuple(shape[1:]),
-            in_channels=shape[0],
+            in_channels=shape[0] + xi_channels,
             out_channels=shape[0],
             down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
             up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
@@ -72,15 +75,24 @@ class UNet(nn.Module):
             num_class_embeds=None if num_classes is None else num_classes + 1,
         )
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, bottleneck: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, bottleneck: bool = False, xi: Tensor | None = None
+    ) -> Tensor:
         """The network's output, like `x` [B, C, H, W]; with `bottleneck`, its bottleneck features [B, C', h, w] instead.
 
-        `c_noise` is [B], `label` int64 [B] or None for an unconditional network. The way to the bottleneck skips the
+        `c_noise` is [B], `label` int64 [B] or None for an unconditional network. With `xi` [B, m, xi_channels, H, W] the output is
+        [B, m, C, H, W]; every convolution sees xi, so each of the m costs a whole pass. The way to the bottleneck skips the
         decoder, so a discriminator pays for half the network.
         """
         if bottleneck:
             return self._encode(x, 1000 * c_noise, label)
-        return self.unet(x, 1000 * c_noise, class_labels=label, return_dict=False)[0]
+        if xi is None:
+            return self.unet(x, 1000 * c_noise, class_labels=label, return_dict=False)[0]
+        m = xi.shape[1]
+        label = None if label is None else label.repeat_interleave(m)
+        both = torch.cat([x[:, None].expand(-1, m, -1, -1, -1), xi], 2).flatten(0, 1)
+        out = self.unet(both, 1000 * c_noise.repeat_interleave(m), class_labels=label, return_dict=False)[0]
+        return out.view(*xi.shape[:2], *x.shape[1:])
 
     def _encode(self, x: Tensor, timestep: Tensor, label: Tensor | None) -> Tensor:
         unet = self.unet

@@ -111,6 +111,14 @@ RULES = (
         "Raise method.temperature_start or method.temperatures",
     ),
     Rule(
+        "overconfident",
+        "denoiser.calibration",
+        0.5,
+        float("inf"),
+        "particles lie {value:.0%} as far from each other as from the truth (100% for draws from the posterior): xi is being ignored",
+        "Raise method.lam (1 asks for the whole spread) or method.m, or lower method.lr; samples from few steps will be blurred until then",
+    ),
+    Rule(
         "untrained",
         "denoiser.denoising",
         0.0,

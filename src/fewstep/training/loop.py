@@ -54,6 +54,7 @@ class LoopSettings:
     accumulate: int = 1
     log_every: int = 50
     sample_every: int = 1000
+    evaluate_every: int | None = None
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     ema_decay: float = 0.9999
@@ -130,6 +131,7 @@ class Loop:
         tracker: gets each record and each picture.
         on_sample: called with the averaged generator and the step on the sampling cadence; returns a picture, or None.
         title: for the progress bar.
+        on_evaluate: called with the averaged generator on the evaluation cadence; what it returns goes into the record of that step.
 
     """
 
@@ -143,10 +145,11 @@ class Loop:
         tracker: Tracker | None = None,
         on_sample: Callable[[Generator, int], Path | None] = lambda generator, step: None,
         title: str = "training",
+        on_evaluate: Callable[[Generator], Mapping[str, float]] | None = None,
     ) -> None:
         check_batch_size(settings.batch_size, fabric.world_size, settings.accumulate)
         self.method, self.data, self.fabric, self.run, self.settings = method, data, fabric, run, settings
-        self.tracker, self.on_sample, self.title = tracker or NoTracker(), on_sample, title
+        self.tracker, self.on_sample, self.title, self.on_evaluate = tracker or NoTracker(), on_sample, title, on_evaluate
         for module in method.networks.values():
             module.to(fabric.device)
         self.ema = EMA(method.networks[method.ships], settings.ema_decay, settings.ema_warmup)
@@ -191,8 +194,9 @@ class Loop:
         while self.step < settings.steps:
             self.advance()
             self.progress.advance()
-            if self.step % settings.log_every == 0 or self.step == settings.steps:
-                self._log()
+            measured = self._evaluate()
+            if self.step % settings.log_every == 0 or self.step == settings.steps or measured is not None:
+                self._log(measured or {})
             if self.step % settings.sample_every == 0 or self.step == settings.steps:
                 self._sample()
             stopping = self._should_stop()
@@ -324,8 +328,17 @@ class Loop:
 
     # --- what is kept ------------------------------------------------------------------------------------------------
 
-    def _log(self) -> None:
-        """Average since the last record, over time and processes; raise alarms; write, track and show."""
+    def _evaluate(self) -> Mapping[str, float] | None:
+        """What is measured at this step, where it is due; only the first process measures, and the others wait for it."""
+        every = self.settings.evaluate_every
+        if self.on_evaluate is None or every is None or (self.step % every and self.step != self.settings.steps):
+            return None
+        figures = self.on_evaluate(self.method.ship(self.ema.module, self.step)) if self.fabric.is_global_zero else {}
+        self.fabric.barrier()
+        return figures
+
+    def _log(self, measured: Mapping[str, float]) -> None:
+        """Average since the last record, over time and processes; raise alarms; write, track and show. `measured` is added."""
         self._check_noted()
         means = self.window.means()
         if self.fabric.world_size > 1:
@@ -349,13 +362,16 @@ class Loop:
             **{name: float(f"{value:.9g}") for name, value in means.items()},
             **rates,
             **self.method.settings_now(),
+            **{name: float(f"{value:.9g}") for name, value in measured.items()},
             "alarms": [alarm.name for alarm in raised],
         }
         if self.fabric.is_global_zero:
             self.run.log(record)
             self.tracker.log(record)
         terms = [
-            f"{name.split('.')[1]} {means[name]:.3f}" for name in means if name.split(".")[1] in ("denoising", "dm", "fake", "gan", "drift")
+            f"{name.split('.')[1]} {means[name]:.3f}"
+            for name in means
+            if name.split(".")[1] in ("denoising", "dm", "fake", "gan", "drift", "score", "calibration")
         ]
         health = f"spread {means['health.spread']:.0%}" if "health.spread" in means else ""
         state = f"check: {', '.join(alarm.name for alarm in raised)}" if raised else "healthy"

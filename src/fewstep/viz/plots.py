@@ -3,9 +3,10 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -85,3 +86,74 @@ def curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], title: st
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+class Target(Protocol):
+    """A density to draw samples on."""
+
+    @property
+    def dim(self) -> int:
+        """Of its points."""
+        ...
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Of a square that holds it."""
+        ...
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """At points [N, D]."""
+        ...
+
+
+def target_panels(target: Target, panels: Sequence[tuple[str, str, str, Tensor]], path: Path, columns: int = 6) -> None:
+    """Write one panel for each of `panels`, samples on the density aimed at, to `path` (PNG).
+
+    A panel is (name, network evaluations, figures, points [N, D]); of more than two coordinates the first two are shown.
+    """
+    from matplotlib.figure import Figure
+
+    low, high = target.limits
+    rows, columns = -(-len(panels) // columns), min(columns, len(panels))
+    figure = Figure(figsize=(2.75 * columns, 3.75 * rows), dpi=110, layout="constrained", facecolor="white")
+    where = torch.linspace(low, high, 200, dtype=torch.float64)
+    y, x = torch.meshgrid(where, where, indexing="ij")
+    for i, (name, calls, figures, points) in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        if target.dim == 2:
+            log = target.log_prob(torch.stack([x.flatten(), y.flatten()], 1)).view(200, 200)
+            axes.imshow((log - log.max()).exp().sqrt(), extent=(low, high, low, high), origin="lower", cmap="Blues", vmax=1.6)
+        axes.scatter(points[:, 0], points[:, 1], s=3, color="#d1400f", linewidths=0)
+        lines = f"{calls}\n{figures}"
+        axes.set_title(name, fontsize=11, fontweight="bold", loc="left", pad=5 + 14 * (1 + lines.count("\n")))
+        axes.text(0, 1.015, lines, transform=axes.transAxes, fontsize=9.5, va="bottom")
+        axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    figure.savefig(path, bbox_inches="tight")
+
+
+def quality_by_evaluations(
+    found: Mapping[str, tuple[Sequence[int], Sequence[float]]], title: str, quantity: str, path: Path, floor: float = 0.0
+) -> None:
+    """Write a plot of a figure (lower is better) over network evaluations, both logarithmic, one line or mark a method, to `path` (PNG).
+
+    `found` holds for each method its evaluations and the figure there. What is below `floor`, the error of measuring, is drawn at it.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.6), dpi=120, layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    marks, styles = "osDv^PX*", ("-", "--", "-.", ":")
+    for i, (name, (x, y)) in enumerate(found.items()):
+        values = [max(value, floor) for value in y]
+        line = styles[i % len(styles)] if len(x) > 1 else ""
+        axes.plot(x, values, marker=marks[i % len(marks)], linestyle=line, linewidth=1.7, markersize=6 if len(x) > 1 else 10, label=name)
+    if floor:
+        axes.axhline(floor, color="#777777", linewidth=0.8)
+        axes.text(1, floor, " standard error of measuring; lower values are drawn here", fontsize=8, color="#555555", va="bottom")
+    ticks = [value for value in (1, 2, 3, 5, 10, 20, 50, 100) if value <= 1.2 * max(max(x) for x, _ in found.values())]
+    axes.set(xscale="log", yscale="log", title=title, xlabel="network evaluations a sample", ylabel=quantity)
+    axes.set_xticks(ticks, [str(value) for value in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3, which="major")
+    axes.legend(fontsize=9)
+    figure.savefig(path)

@@ -56,10 +56,12 @@ def write_report(
         last = records[-1]
         parts.append(f"<h2>Training</h2><p>Step {last['step']:,}, {last['seconds']:,.0f} s, {last['images_seen']:,} images seen.</p>")
         families = {
-            "losses": ("denoising", "dm", "fake", "gan", "loss"),
+            "losses": ("denoising", "dm", "fake", "gan", "loss", "score", "error"),
             "agreement": ("gap",),
             "drift": ("drift",),
             "escaped": ("escaped",),
+            "calibration (1: the particles spread as the posterior does)": ("calibration", "apart"),
+            "measured": ("frechet_over_floor", "kernel", "energy"),
             "gradient norms": ("grad_norm",),
             "health": ("spread", "shift", "saturation"),
         }
