@@ -36,7 +36,7 @@ TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 Arm = tuple[str, tuple[str, ...], float]
 STUDIES: dict[str, dict[str, Arm]] = {
     "ring": {
-        **{f"beta {beta}": ("dddm/ring", (f"method.beta={beta}",), 1) for beta in (0.1, 0.5, 1.0, 1.5)},
+        **{f"beta {beta}": ("dddm/ring", () if beta == 1 else (f"method.beta={beta}",), 1) for beta in (0.1, 0.5, 1, 1.5)},
         "plain diffusion, 8 x the steps": ("dddm/ring", CONTROL, 8),
         "plain diffusion, 8 x the batch": ("dddm/ring", (*CONTROL, "batch_size=4096"), 1),
     },
@@ -44,7 +44,7 @@ STUDIES: dict[str, dict[str, Arm]] = {
         "the network gives x0": ("dddm/ring", (), 1),
         "EDM's preconditioning": ("dddm/ring", ("method.output=edm",), 1),
     },
-    "particles": {f"m {m}": ("dddm/ring", (f"method.m={m}",), 8 / m) for m in (2, 4, 8, 16)},
+    "particles": {f"m {m}": ("dddm/ring", () if m == 8 else (f"method.m={m}",), 8 / m) for m in (2, 4, 8, 16)},
     "bimodal": {"beta 0.1 (published)": ("dddm/bimodal", ("method.beta=0.1",), 1), "beta 1": ("dddm/bimodal", (), 1)},
     "digits": {
         "dddm/digits": ("dddm/digits", (), 1),
@@ -67,7 +67,7 @@ def main() -> None:
             for title, arm in STUDIES[study].items():
                 if any((run["title"], run["training_seed"]) == (title, seed) for run in runs):
                     continue
-                name = f"{study}_{title}_{seed}".replace(" ", "_").replace(",", "").replace("/", "_")
+                name = "_".join([*(part.replace("/", "_") for part in (arm[0], *arm[1])), f"{arm[2]:g}", str(seed)])  # studies share runs
                 runs.append({"title": title, "training_seed": seed, **train_and_measure(arm, arguments.folder / name, seed)})
                 path.write_text(json.dumps({"command": f"python benchmarks/dddm.py --studies {study}", "runs": runs}, indent=1) + "\n")
                 run = runs[-1]
@@ -81,9 +81,11 @@ def train_and_measure(arm: Arm, folder: Path, seed: int) -> dict[str, Any]:
     recipe = load_recipe(name, (*overrides, f"seed={seed}"))
     recipe = recipe.model_copy(update={"steps": round(recipe.steps * factor)})
     cpu, run = time.process_time(), RunFolder(folder)
+    spent = folder / "cpu_seconds.json"
     if run.model_step() != recipe.steps:
         build.train(recipe, folder, resume=run.recipe_file.exists(), title=folder.name)
-    cpu = time.process_time() - cpu
+        before = json.loads(spent.read_text()) if spent.exists() else 0.0
+        spent.write_text(json.dumps(before + time.process_time() - cpu))
     generator, data = load(folder), build.load_data(run_recipe(folder).data, seed)
     suite = suite_for(data)
     num = usual_samples(isinstance(data, PointData))
@@ -97,7 +99,7 @@ def train_and_measure(arm: Arm, folder: Path, seed: int) -> dict[str, Any]:
         "overrides": list(overrides),
         "steps": recipe.steps,
         "batch_size": recipe.batch_size,
-        "cpu_seconds": round(cpu, 1),
+        "cpu_seconds": round(json.loads(spent.read_text()), 1),
         "seconds": last["seconds"],
         "calibration": last.get("denoiser.calibration"),
         "n": num,

@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/drift.md from the result files.
+"""Write the tables of README.md, docs/drift.md and docs/dddm.md from the result files.
 
     python benchmarks/tables.py
 
@@ -203,11 +203,80 @@ def drift_step() -> str:
     return markdown(lines) + source(content, note)
 
 
+STEPS = ("1", "2", "3", "4", "5", "10", "20", "50")
+
+
+def by_steps(study: str, key: str, form: str, pick: str = "") -> str:
+    """One row a setting, one column a number of steps: mean over seeds, with the range.
+
+    The rows whose title begins with `pick` become one more, the best of them at each number of steps.
+    """
+    content = result(f"dddm_{study}")
+    titles = list(dict.fromkeys(run["title"] for run in content["runs"]))
+    lines = [["steps", *STEPS, "CPU s"]]
+    means: dict[str, list[float]] = {}
+    for title in titles:
+        group = [run for run in content["runs"] if run["title"] == title]
+        values = [[run["rows"][steps][key] for run in group] for steps in STEPS]
+        means[title] = [statistics.mean(column) for column in values]
+        seconds = statistics.median(run["cpu_seconds"] for run in group)
+        lines.append([title, *(ranged(column, form) for column in values), f"{seconds:.0f}"])
+    if pick:
+        chosen = [row for title, row in means.items() if title.startswith(pick)]
+        lines.append([f"{pick}, the best at each number of steps", *(form.format(min(column)) for column in zip(*chosen, strict=True)), ""])
+    runs = content["runs"]
+    seeds = ", ".join(str(seed) for seed in sorted({run["training_seed"] for run in runs}))
+    against = f"; two exact sets: {runs[0]['floor']['energy']:.4f}" if key == "energy" else ""
+    note = (
+        f" Mean over training seeds {seeds}, the range in brackets; n = {runs[0]['n']}, sampling seed 0{against}; "
+        "CPU s: median, of training, both schedules run to their end."
+    )
+    return markdown(lines) + source(content, note)
+
+
+def posterior(study: str) -> str:
+    """One row a setting, one column a time: how far the draws are from the exact posterior's."""
+    content = result(f"dddm_{study}")
+    times = list(content["runs"][0]["posterior"])
+    lines = [["t", *times]]
+    for title in dict.fromkeys(run["title"] for run in content["runs"]):
+        group = [run for run in content["runs"] if run["title"] == title]
+        lines.append([title, *(f"{statistics.mean(run['posterior'][t] for run in group):.4f}" for t in times)])
+    return markdown(lines) + source(
+        content, " Energy distance of 200 draws of x0 given x_t to exact ones, averaged over 400 x_t and the seeds."
+    )
+
+
+def dddm_step() -> str:
+    """What m particles cost, and what the loop adds."""
+    content = result("dddm_step")
+    lines = [["", "step / passes", "m = 8 over m = 1", "step, ms", "passes, ms", "step with m = 1, ms"]]
+    for row in content["rows"]:
+        lines.append(
+            [
+                f"dddm/{row['name']} ({row['threads']} thread{'s' * (row['threads'] > 1)})",
+                f"{row['step_over_passes']:.3f}",
+                f"{row['many_over_one']:.2f}",
+                f"{row['step_ms']:.1f}",
+                f"{row['passes_ms']:.1f}",
+                f"{row['one_ms']:.1f}",
+            ]
+        )
+    return markdown(lines) + source(content, " Medians of alternating calls in one process; cifar10 is the recipe's network with 8 images.")
+
+
 TABLES = {
+    "dddm_ring": lambda: by_steps("ring", "energy", "{:.4f}"),
+    "dddm_bimodal": lambda: by_steps("bimodal", "energy", "{:.4f}"),
+    "dddm_particles": lambda: by_steps("particles", "energy", "{:.4f}"),
+    "dddm_output": lambda: by_steps("output", "energy", "{:.4f}"),
+    "dddm_posterior": lambda: posterior("output"),
+    "dddm_digits": lambda: by_steps("digits", "frechet_over_floor", "{:.2f}", "plain diffusion"),
+    "dddm_step": dddm_step,
     "quality": quality,
     "step_overhead": step_overhead,
     "time_to_quality": time_to_quality,
-    "laboratory": lambda: laboratory("ring", "unequal", "mixture8d", "continuous", "dmd2"),
+    "laboratory": lambda: laboratory("ring", "grid25", "unequal", "mixture8d", "continuous", "dmd2"),
     "gaussian": lambda: laboratory("gaussian"),
     "fields": lambda: laboratory("fields"),
     "presets": lambda: laboratory("presets"),
@@ -215,7 +284,7 @@ TABLES = {
     "floor": lambda: drift_digits("floor"),
     "drift_step": drift_step,
 }
-PAGES = (README, README.parent / "docs" / "drift.md")
+PAGES = (README, README.parent / "docs" / "drift.md", README.parent / "docs" / "dddm.md")
 
 
 def main() -> None:

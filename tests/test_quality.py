@@ -1,4 +1,4 @@
-"""The figures that the project promises, at full length: `pytest -m slow` (about 8 minutes on one core)."""
+"""The figures that the project promises, at full length: `pytest -m slow` (about 20 minutes on one core)."""
 
 import pytest
 
@@ -21,3 +21,20 @@ def test_the_shipped_recipes_reach_what_is_promised(tmp_path):
     assert fast["spacing"] >= 0.9
     assert fast["train_distance"] >= 1.0
     assert fast["images_per_second"] >= 25 * slow["images_per_second"]
+
+
+@pytest.mark.slow
+def test_distributional_diffusion_of_the_ring_needs_five_steps(tmp_path):
+    train(load_recipe("dddm/ring"), tmp_path / "ring")
+    row = evaluate(tmp_path / "ring", steps=[5])["rows"]["dddm, 5 evaluations"]
+    assert row["modes"] == 8
+    assert row["weight_tv"] <= 0.03
+    assert row["energy"] <= 0.004
+
+
+@pytest.mark.slow
+def test_distributional_diffusion_of_digits_needs_four_steps(tmp_path):
+    train(load_recipe("dddm/digits"), tmp_path / "digits")
+    rows = evaluate(tmp_path / "digits", steps=[4, 20])["rows"]
+    assert rows["dddm, 4 evaluations"]["frechet_over_floor"] <= 1.5
+    assert rows["dddm, 20 evaluations"]["frechet_over_floor"] <= 1.0

@@ -453,6 +453,10 @@ def _explain(errors: Iterable[Any]) -> list[str]:
     return [sentence + (f"; allowed: {' or '.join(allowed)}" if allowed else "") for sentence, allowed in found.items()]
 
 
+BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")  # pydantic's names of errors
+BOUND_WORDS = {"gt": "greater than", "ge": "greater than or equal to", "lt": "less than", "le": "less than or equal to"}
+
+
 def _explain_one(error: Any) -> tuple[str, str, str]:
     """(path, what is wrong, what is allowed) of one of pydantic's errors."""
     where = [str(part) for part in error["loc"]]
@@ -480,6 +484,11 @@ def _explain_one(error: Any) -> tuple[str, str, str]:
     if what in ("model_type", "model_attributes_type"):
         return path, f" is {got!r}", "a section with keys of its own"
     message = error["msg"].removeprefix("Input should be ").replace("a valid ", "a ").replace("a integer", "an integer")
+    if what in BOUNDS and where[-1] in kind.model_fields:
+        given = [
+            (name, getattr(limit, name)) for limit in kind.model_fields[where[-1]].metadata for name in BOUND_WORDS if hasattr(limit, name)
+        ]
+        message = " and ".join(f"{BOUND_WORDS[name]} {value}" for name, value in given) or message
     if what == "too_short":
         message = f"at least {context['min_length']} entry"
     return path, f" is {got!r}", message

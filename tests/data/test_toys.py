@@ -460,7 +460,8 @@ def test_a_gamma_that_would_never_end_is_refused():
 def test_densities_without_modes_say_which_have_them(name, asked):
     for p in (make_density(name), make_density(name).power(2)):
         with pytest.raises(
-            DataError, match=rf"{asked} of '{name}'.*only mixtures have modes \(ring, grid25, unequal, mixture8d, gaussian, bimodal\): take one"
+            DataError,
+            match=rf"{asked} of '{name}'.*only mixtures have modes \(ring, grid25, unequal, mixture8d, gaussian, bimodal\): take one",
         ):
             getattr(p, asked)
 

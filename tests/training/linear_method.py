@@ -91,7 +91,16 @@ RECIPE = {"method": {"name": "linear"}}
 SETTINGS = {"steps": 8, "batch_size": 16, "seed": 3, "log_every": 2, "sample_every": 3, "checkpoint_every": 2, "ema_warmup": 1.0}
 
 
-def run_loop(path: Path, method: Method, resume: bool = False, fabric: Fabric | None = None, on_sample=None, **settings) -> RunFolder:
+def run_loop(
+    path: Path,
+    method: Method,
+    resume: bool = False,
+    fabric: Fabric | None = None,
+    on_sample=None,
+    on_evaluate=None,
+    tracker=None,
+    **settings,
+) -> RunFolder:
     """Drive `method` into `path` by the loop alone."""
     if fabric is None:
         fabric = Fabric(accelerator="cpu", devices=1)
@@ -100,6 +109,6 @@ def run_loop(path: Path, method: Method, resume: bool = False, fabric: Fabric | 
         run.check(RECIPE, resume)
         run.open(RECIPE, {})
     fabric.barrier()
-    options = {} if on_sample is None else {"on_sample": on_sample}
+    options = {"on_evaluate": on_evaluate, "tracker": tracker} | ({} if on_sample is None else {"on_sample": on_sample})
     Loop(method, Data(), fabric, run, LoopSettings(**{**SETTINGS, **settings}), **options).train(resume)
     return run

@@ -18,7 +18,7 @@ from fewstep.training.run_folder import RunFolder
 
 TWO = ("trainer.devices=2", "trainer.accelerator=cpu")
 
-# first a loss without chance; then one that is not a number in one of the processes
+# first a loss without chance, measured between two records of the log; then one that is not a number in one of the processes
 LINEAR = """
 import json, sys
 from pathlib import Path
@@ -32,7 +32,8 @@ torch.set_num_threads(1)
 fabric = Fabric(accelerator="cpu", devices=2, strategy=DDPStrategy(broadcast_buffers=False))
 fabric.launch()
 method = Linear()
-run_loop(folder / "two", method, fabric=fabric, accumulate=2, checkpoint_every=3)
+measure = lambda generator: {"eval.norm": generator.weight.norm().item(), "eval.rank": fabric.global_rank}
+run_loop(folder / "two", method, fabric=fabric, on_evaluate=measure, accumulate=2, checkpoint_every=3, evaluate_every=5)
 weights = torch.cat([p.detach().flatten() for name in sorted(method.networks) for p in method.networks[name].parameters()])
 both = fabric.all_gather(weights)
 if fabric.is_global_zero:
@@ -107,7 +108,8 @@ def test_two_processes_learn_what_one_does(linear, tmp_path):
     gathered, mine = json.loads((folder / "both.json").read_text())
     assert gathered[0] == gathered[1] == mine  # in step with each other, to the last bit
     alone = Linear()
-    one = run_loop(tmp_path / "one", alone, checkpoint_every=3)
+    norm = {"on_evaluate": lambda generator: {"eval.norm": generator.weight.norm().item()}, "evaluate_every": 5}
+    one = run_loop(tmp_path / "one", alone, checkpoint_every=3, **norm)
     expected = torch.cat([p.detach().flatten() for name in sorted(alone.networks) for p in alone.networks[name].parameters()])
     torch.testing.assert_close(torch.tensor(mine, dtype=torch.float64), expected, rtol=1e-9, atol=1e-9)
     two = RunFolder(folder / "two")
@@ -116,6 +118,8 @@ def test_two_processes_learn_what_one_does(linear, tmp_path):
             assert record[name] == other[name]
         for name in ("second.error", "second.grad_norm", "first.lr"):
             assert other[name] == pytest.approx(record[name], rel=1e-6), name
+        assert other.get("eval.norm", 0) == pytest.approx(record.get("eval.norm", 0), rel=1e-6)
+    assert [record["step"] for record in two.metrics() if record.get("eval.rank") == 0] == [5, 8]  # one process measures for both
     checkpoint = two.latest_checkpoint()[0]
     assert checkpoint.rng["loop"].shape == checkpoint.rng["torch"].shape == (2, 5056)
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.config import DMD2Config, DriftConfig, LatentMLPConfig, Recipe, TeacherConfig, UNetConfig
-from fewstep.methods import Drift
+from fewstep.config import DDDMConfig, DMD2Config, DriftConfig, LatentMLPConfig, Recipe, TeacherConfig, UNetConfig
+from fewstep.methods import DDDM, Drift
 from fewstep.training.health import RULES, alarms, sample_figures
+from fewstep.training.run_folder import RunFolder
 
 
 def data(num=64, classes=4, seed=0):
@@ -66,6 +67,7 @@ HEALTHY = {
     "health.saturation": 0.0,
     "generator.gap": 0.5,
     "generator.escaped": 0.02,
+    "denoiser.calibration": 0.9,
     "denoiser.denoising": 0.4,
 }
 ILL = [
@@ -75,6 +77,7 @@ ILL = [
     ("saturation", "health.saturation", 0.2, "20% of the pixels.*guidance_scale.*gamma"),
     ("disagreement", "generator.gap", 2.5, "2.5 times.*guidance_lr.*dfake_gen_update_ratio"),
     ("escape", "generator.escaped", 0.7, "70% of the samples.*temperature_start"),
+    ("overconfident", "denoiser.calibration", 0.2, "20% as far .*xi is being ignored.*method.lam.*method.m"),
     ("untrained", "denoiser.denoising", 0.97, "0.97.*sigma_data.*method.lr"),
 ]
 
@@ -98,20 +101,64 @@ def test_the_first_fifth_of_a_run_is_left_alone():
     assert len(alarms(ill, 0.2)) == 2
 
 
-def test_a_method_gives_advice_of_its_own():
-    usual, own = (alarms({"health.spread": 0.5}, 0.5, advice)[0].message for advice in (None, Drift.advice))
+@pytest.mark.parametrize(("calibration", "names"), [(0.499, ["overconfident"]), (0.5, []), (1.0, []), (1.3, [])])
+def test_particles_are_overconfident_below_half_of_the_spread_of_the_posterior(calibration, names):
+    figures = {"denoiser.calibration": calibration}
+    assert [alarm.name for alarm in alarms(figures, 0.2)] == names
+    assert alarms(figures, 0.199) == []
+    assert alarms({"denoiser.apart": calibration}, 1.0) == []  # of particles that nothing asks to spread
+
+
+@pytest.mark.parametrize("lam", [0, 1])
+def test_a_run_that_asks_for_no_spread_is_never_overconfident(lam, done, tmp_path):
+    """A U-Net starts silent, whatever xi is, and at this rate stays so: told of lambda 1, and of lambda 0 nothing."""
+    overrides = ["network.channels=[8]", "network.groups=4", "network.head_dim=8", "batch_size=8", "steps=10", "method.lr=1e-9"]
+    overrides += ["method.m=2", f"method.lam={lam}", "method.sampler_steps=1", "trainer.accelerator=cpu", "trainer.log_every=1"]
+    overrides += ["trainer.sample_every=10", "trainer.checkpoint_every=10"]
+    outcome = done("train", "dddm/digits", *overrides, "--out", tmp_path / "run")
+    records = RunFolder(tmp_path / "run").metrics()
+    name = "denoiser.calibration" if lam else "denoiser.apart"
+    assert all(record[name] < 0.5 for record in records)
+    assert [record["step"] for record in records if "overconfident" in record["alarms"]] == (list(range(2, 11)) if lam else [])
+    assert outcome.err.count("xi is being ignored") == lam  # said once
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "figures", "usual_words", "own_words"),
+    [
+        (Drift, "collapse", {"health.spread": 0.5}, "dfake_gen_update_ratio", "temperature_start"),
+        (DDDM, "collapse", {"health.spread": 0.5}, "dfake_gen_update_ratio", "method.lam"),
+        (DDDM, "noise", {"health.spread": 1.5}, "generator_lr", "lower method.lr"),
+        (DDDM, "drift", {"health.shift": 0.5}, "guidance_scale", "network.sigma_data"),
+    ],
+)
+def test_a_method_gives_advice_of_its_own(method, name, figures, usual_words, own_words):
+    usual, own = (alarms(figures, 0.5, advice) for advice in (None, method.advice))
+    assert [alarm.name for alarm in usual] == [alarm.name for alarm in own] == [name]
+    usual, own = usual[0].message, own[0].message
     assert usual.split(":")[0].split(". ")[0] == own.split(":")[0].split(". ")[0]  # what is seen is the same
-    assert "dfake_gen_update_ratio" in usual
-    assert "temperature_start" in own
-    assert "dfake" not in own
-    assert set(Drift.advice) <= {rule.name for rule in RULES}
+    assert usual_words in usual
+    assert own_words in own
+    assert usual_words not in own
+    assert set(method.advice) <= {rule.name for rule in RULES}
+
+
+def test_what_is_only_distributional_advises_its_own_settings():
+    """The rule of calibration is for one method, whose keys its usual advice may name."""
+    message = alarms({"denoiser.calibration": 0.1}, 0.5, DDDM.advice)[0].message
+    named = re.findall(r"method\.(\w+)", message)
+    assert {"lam", "m"} <= set(named) <= set(DDDMConfig.model_fields)
 
 
 def test_every_key_that_an_alarm_recommends_exists():
-    kinds = {"method": (TeacherConfig, DMD2Config, DriftConfig), "network": (UNetConfig, LatentMLPConfig), "data": (), "trainer": ()}
-    for advice in (*(rule.advice for rule in RULES), *Drift.advice.values()):
+    methods = (TeacherConfig, DMD2Config, DriftConfig, DDDMConfig)
+    kinds = {"method": methods, "network": (UNetConfig, LatentMLPConfig), "data": (), "trainer": ()}
+    for advice in (*(rule.advice for rule in RULES), *Drift.advice.values(), *DDDM.advice.values()):
         for section, key in re.findall(r"\b(method|network|data|trainer)\.(\w+)", advice):
             assert any(key in kind.model_fields for kind in kinds[section]), f"{section}.{key}"
     assert "batch_size" in Recipe.model_fields
     assert {rule.name for rule in RULES} == {name for name, *_ in ILL}
-    assert get_args(Recipe.model_fields["method"].annotation) == (TeacherConfig, DMD2Config, DriftConfig)
+    assert get_args(Recipe.model_fields["method"].annotation) == methods
+    for method, config in ((Drift, DriftConfig), (DDDM, DDDMConfig)):  # a method advises what it has itself
+        named = re.findall(r"\bmethod\.(\w+)", " ".join(method.advice.values()))
+        assert set(named) <= set(config.model_fields)

@@ -108,6 +108,87 @@ def test_cadences(tmp_path):
     assert [record["images_seen"] for record in run.metrics()] == [32, 64, 96, 112]
 
 
+@pytest.mark.parametrize(
+    ("every", "due", "logged"),
+    [
+        (None, [], [2, 4, 6, 7]),
+        (1, [1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7]),
+        (2, [2, 4, 6, 7], [2, 4, 6, 7]),
+        (3, [3, 6, 7], [2, 3, 4, 6, 7]),
+        (100, [7], [2, 4, 6, 7]),
+    ],
+)
+def test_what_is_measured_goes_into_the_records_that_are_due_and_to_the_tracker(every, due, logged, tmp_path):
+    """A measurement between two records of the log makes a record of its own."""
+    measured, tracked = [], []
+
+    def measure(generator):
+        step = generator.config["step"]
+        measured.append(step)
+        return {"eval.tenth": step / 10, "eval.third": step / 3}
+
+    class Tracker:
+        def log(self, record):
+            tracked.append(record)
+
+        def close(self):
+            pass
+
+    run = run_loop(tmp_path / "run", Linear(), on_evaluate=measure, tracker=Tracker(), steps=7, evaluate_every=every)
+    records = run.metrics()
+    assert measured == due
+    assert [record["step"] for record in records] == logged
+    assert tracked == records
+    for record in records:
+        figures = {name: value for name, value in record.items() if name.startswith("eval.")}
+        expected = {"eval.tenth": record["step"] / 10, "eval.third": record["step"] / 3} if record["step"] in due else {}
+        assert figures == pytest.approx(expected, rel=1e-8)
+        assert "second.error" in record
+        assert record["images_seen"] == 16 * record["step"]
+
+
+def test_what_is_measured_is_the_average_before_it_is_shown_and_saved(tmp_path):
+    path, order, weights = tmp_path / "run", [], {}
+
+    def measure(generator):
+        saved = RunFolder(path).latest_checkpoint()[0]
+        order.append(("measured", saved.state["step"] if saved else 0))
+        weights[generator.config["step"]] = generator.weight.detach().clone()
+        return {}
+
+    method = Linear(every=1)
+    run = run_loop(
+        path,
+        method,
+        on_sample=lambda generator, step: order.append(("shown", step)),
+        on_evaluate=measure,
+        steps=4,
+        evaluate_every=2,
+        sample_every=2,
+    )
+    assert order == [("measured", 0), ("shown", 2), ("measured", 2), ("shown", 4)]
+    for step in (2, 4):
+        assert torch.equal(weights[step], load_checkpoint(run.checkpoint_folder / f"step_{step}").networks["ema"]["0.weight"])
+    assert not torch.allclose(weights[4], method.networks["model"][0].weight)
+
+
+def test_a_record_of_a_measurement_begins_a_new_mean(tmp_path):
+    one, other = (
+        run_loop(tmp_path / str(every), Linear(noise=0.5), on_evaluate=lambda generator: {}, steps=6, log_every=3, evaluate_every=every)
+        for every in (1, 100)
+    )
+    errors = [record["second.error"] for record in one.metrics()]
+    assert len(errors) == 6
+    assert [record["second.error"] for record in other.metrics()] == pytest.approx([sum(errors[:3]) / 3, sum(errors[3:]) / 3], rel=1e-6)
+    for name in ("model/model.safetensors", "checkpoints/step_6/ema.safetensors", "checkpoints/step_6/rng.safetensors"):
+        assert (one.path / name).read_bytes() == (other.path / name).read_bytes()  # and nothing learned is another
+
+
+def test_a_cadence_without_anybody_to_measure_is_none(tmp_path):
+    run = run_loop(tmp_path / "run", Linear(), evaluate_every=3)
+    assert [record["step"] for record in run.metrics()] == [2, 4, 6, 8]
+
+
 def test_turns_take_the_steps_that_are_theirs_in_their_order(tmp_path):
     method = Linear(every=3)
     run = run_loop(tmp_path / "run", method, steps=7)
@@ -415,5 +496,5 @@ def test_the_cadences_default_to_a_tenth_of_the_run(monkeypatch, tmp_path):
         recipe = load_recipe("teacher/digits", [f"steps={steps}", "trainer.accelerator=cpu", "trainer.log_every=7", "method.ema_warmup=3"])
         with pytest.raises(StopHereError):
             build.train(recipe, tmp_path / str(steps))
-    found = [(s.steps, s.sample_every, s.checkpoint_every, s.log_every, s.ema_warmup) for s in settings]
-    assert found == [(1000, 100, 100, 7, 3), (5, 1, 1, 7, 3)]
+    found = [(s.steps, s.sample_every, s.checkpoint_every, s.log_every, s.ema_warmup, s.evaluate_every) for s in settings]
+    assert found == [(1000, 100, 100, 7, 3, None), (5, 1, 1, 7, 3, None)]  # measuring is asked for

@@ -13,6 +13,8 @@ import torch
 from linear_method import Linear, run_loop
 from same_run import assert_same_run, snapshot, truncate
 
+from fewstep import measurement
+from fewstep.errors import Interrupted
 from fewstep.training import checkpoint, run_folder
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder
@@ -263,6 +265,62 @@ def test_a_damaged_newer_checkpoint_does_not_push_out_a_good_one(uninterrupted, 
 
     run_loop(run, stubborn(), resume=True, on_sample=look, **{**SETTINGS, "sample_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1})
     assert newest == {7: 6, 8: 7}  # a step is shown before it is saved
+
+
+# --- measured on a cadence -------------------------------------------------------------------------------------------
+
+
+def norm(generator) -> dict[str, float]:
+    return {"eval.norm": generator.weight.norm().item()}
+
+
+WATCHED = {"steps": 8, "log_every": 3, "checkpoint_every": 3, "evaluate_every": 5, "on_evaluate": norm}
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    run = run_loop(tmp_path_factory.mktemp("linear") / "run", stubborn(), **WATCHED)
+    assert [(record["step"], "eval.norm" in record) for record in run.metrics()] == [(3, False), (5, True), (6, False), (8, True)]
+    return run.path
+
+
+@pytest.mark.parametrize("step", range(1, 8))
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_that_is_measured_goes_on_in_the_same_bits(step, kept, watched, tmp_path):
+    """Stopped at any step; or killed after it was logged, shown and measured, before its checkpoint was there."""
+    method = stubborn()
+    method.before = lambda turn, call: os.kill(os.getpid(), signal.SIGTERM) if (turn, call) == ("second", step) else None
+    with pytest.raises(Interrupted):
+        run_loop(tmp_path / "run", method, **WATCHED)
+    assert_left_in_the_middle(tmp_path / "run", step)
+    if not kept:
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step_{step}")
+    torch.manual_seed(99)
+    run = run_loop(tmp_path / "run", stubborn(), resume=True, **WATCHED)
+    assert_same_run(run.path, watched)
+
+
+def test_a_recipe_that_is_measured_goes_on_in_the_same_bits(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(measurement, "EXACT_SAMPLES", 400)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    cadence = ("trainer.log_every=2", "trainer.checkpoint_every=2", "trainer.evaluate_every=5", "trainer.evaluate_samples=50")
+    small = ("method.m=2", "method.sampler_steps=2", "method.lam_warmup=.5")
+    arguments = ["train", "dddm/ring", *POINTS, *small, *cadence, "trainer.sample_every=6"]
+    done(*arguments, "--out", whole)
+    records = RunFolder(whole).metrics()
+    assert [(record["step"], "eval.energy" in record) for record in records] == [(2, False), (4, False), (5, True), (6, True)]
+    shutil.copytree(whole, run)
+    truncate(run / "checkpoints" / "step_6" / "ema.safetensors")
+    assert "going on from step 4" in done(*arguments, "--out", run, "--resume").err
+    assert_same_run(run, whole)
+
+
+def test_the_cadence_of_measuring_may_change_when_a_run_goes_on(uninterrupted, tmp_path):
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "step_8")
+    run_loop(run, stubborn(), resume=True, **{**WATCHED, "evaluate_every": 7})
+    assert [record["step"] for record in RunFolder(run).metrics() if "eval.norm" in record] == [7, 8]
+    assert (run / "model" / "model.safetensors").read_bytes() == (uninterrupted / "model" / "model.safetensors").read_bytes()
 
 
 # --- what a kill between two files leaves ----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ coarse reverse grid keeps its quality.
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.denoisers import DistributionalDenoiser
 from fewstep.generator import Generator
@@ -98,6 +98,14 @@ class DDDM(Method):
     def after_update(self, turn: str) -> None:
         """Count, for lambda's ramp."""
         self.updates += 1
+
+    @torch.no_grad()
+    def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of 16 draws of x0 less `points`, seen at t = 1/2 without noise: where the middle of the path leads."""
+        xi = torch.randn(1, 16, *self.xi_shape, generator=torch.Generator().manual_seed(0)).to(points)
+        t = torch.tensor(0.5, device=points.device)
+        x0 = self.networks["denoiser"]((1 - t) * points, t, None, xi.expand(len(points), *xi.shape[1:]))
+        return points, x0.mean(1) - points
 
     def settings_now(self) -> dict[str, float]:
         """Lambda, where it moves."""

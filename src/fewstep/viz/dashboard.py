@@ -77,7 +77,7 @@ class Frame:
         loss: steps and values so far, two arrays of one length.
         shares: [K], part of the samples that is near each mode; what is near none must not count, or strays would cover modes.
         inside: part of the samples that is near any mode.
-        gamma, temperature: of the drift at this step.
+        gamma, temperature: of the drift at this step; NaN, and not shown, where the method has none.
 
     """
 
@@ -195,7 +195,9 @@ class Picture:
         self._move(axes, self.state, self.bar)
 
     def _set_header(self, frame: Frame) -> None:
-        self.state.set_text(f"step {frame.step:,} of {frame.total:,}     γ = {frame.gamma:g}     T = {frame.temperature:.3g}")
+        settings = {"γ": frame.gamma, "T": frame.temperature}
+        known = "".join(f"     {name} = {value:.3g}" for name, value in settings.items() if np.isfinite(value))
+        self.state.set_text(f"step {frame.step:,} of {frame.total:,}{known}")
         self.bar.set_width(min(1.0, frame.step / max(1, frame.total)))
 
     def _square(self, column: int, title: str) -> Any:
