@@ -123,3 +123,11 @@ def student_run(done, student_overrides, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "student"
     done("train", "dmd2/digits", *student_overrides, "--out", path)
     return path
+
+
+@pytest.fixture(scope="session")
+def dddm_run(done, teacher_overrides, tmp_path_factory) -> Path:
+    """A finished tiny ``dddm/digits`` of the teacher's shape, classes and sigma_data, drawn in three steps. Read only."""
+    path = tmp_path_factory.mktemp("runs") / "dddm"
+    done("train", "dddm/digits", *teacher_overrides, "method.m=2", "method.sampler_steps=3", "--out", path)
+    return path

@@ -25,8 +25,12 @@ def small(recipe: Recipe) -> list[str]:
     overrides = [f"steps={STEPS}", "batch_size=8", "trainer.log_every=2", "trainer.sample_every=4", "trainer.checkpoint_every=2"]
     overrides += ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.accumulate=1", "trainer.precision=32-true"]
     sizes = {"channels": "[8,16]", "attention": "null", "groups": "4", "head_dim": "8", "layers_per_block": "1"}
-    sizes |= {"widths": "[8]", "bits": "3"}
+    sizes |= {"widths": "[8]", "bits": "3", "width": "16", "depth": "1", "heads": "2"}
     overrides += [f"network.{key}={value}" for key, value in sizes.items() if key in type(recipe.network).model_fields]
+    if recipe.trainer.evaluate_every is not None:
+        overrides += ["trainer.evaluate_samples=50"]
+    if "m" in type(recipe.method).model_fields:
+        overrides += ["method.m=2"]
     if "sampler_steps" in type(recipe.method).model_fields:
         overrides += ["method.sampler_steps=3"]
     if "stride" in type(recipe.data).model_fields:
@@ -38,13 +42,34 @@ def small(recipe: Recipe) -> list[str]:
     return overrides
 
 
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """``local(recipe)``: overrides that give it images of a folder in place of the Hub's, which tests do not reach."""
+    folder, rng = tmp_path_factory.mktemp("images") / "shades", np.random.default_rng(0)
+    for split, num in (("train", 30), ("test", 20)):
+        for k, name in enumerate(("dark", "grey", "light")):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(num):
+                colours = rng.integers(80 * k, 80 * k + 90, (4, 4, 3), dtype=np.uint8)
+                Image.fromarray(colours.repeat(8, 0).repeat(8, 1)).save(folder / split / name / f"{i}.png")
+
+    def call(recipe: Recipe) -> list[str]:
+        return [f"data.path={folder}"] if recipe.data.name == "images" else []
+
+    import datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield call
+
+
 def needs_a_teacher(recipe: Recipe) -> bool:
     """Whether it distils a run of another recipe, and not a closed form."""
     return getattr(recipe.method, "teacher", EXACT) != EXACT
 
 
 @pytest.fixture(scope="module")
-def teacher_for(done, tmp_path_factory):
+def teacher_for(done, local, tmp_path_factory):
     """``teacher_for(recipe)``: a tiny teacher of its data and sigma_data, made once."""
     made = {}
 
@@ -54,17 +79,18 @@ def teacher_for(done, tmp_path_factory):
             name = f"teacher/{recipe.data.name}"
             assert name in shipped_recipes(), f"{name} must be shipped for recipes that distil it"
             made[key] = tmp_path_factory.mktemp("teacher") / "run"
-            done("train", name, *small(load_recipe(name)), f"network.sigma_data={recipe.network.sigma_data}", "--out", made[key])
+            overrides = [*small(load_recipe(name)), *local(recipe), f"network.sigma_data={recipe.network.sigma_data}"]
+            done("train", name, *overrides, "--out", made[key])
         return made[key]
 
     return call
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
-def test_recipe_from_training_to_measuring(name, done, teacher_for, tmp_path, monkeypatch):
+def test_recipe_from_training_to_measuring(name, done, local, teacher_for, tmp_path, monkeypatch):
     monkeypatch.setattr(measurement, "EXACT_SAMPLES", 1000)  # a tenth, for a hundredth of the time
     recipe = load_recipe(name)
-    overrides = small(recipe)
+    overrides = [*small(recipe), *local(recipe)]
     distils = needs_a_teacher(recipe)
     if distils:
         overrides.append(f"method.teacher={teacher_for(recipe)}")
@@ -78,6 +104,8 @@ def test_recipe_from_training_to_measuring(name, done, teacher_for, tmp_path, mo
     figures = {key: value for record in records for key, value in record.items() if isinstance(value, float)}
     assert all(math.isfinite(value) for value in figures.values())
     assert any(key.endswith(".grad_norm") and value > 0 for key, value in figures.items())
+    watched = [any(key.startswith("eval.") for key in record) for record in records]
+    assert watched == [False, recipe.trainer.evaluate_every is not None]  # at the last step at least
     data = load_data(load_recipe(name, overrides).data)
     images = not isinstance(data, PointData)
     if data.shape == (2,):  # the plane has a dashboard instead of pictures of samples
@@ -146,7 +174,7 @@ def test_recipe_from_training_to_measuring(name, done, teacher_for, tmp_path, mo
 
 
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if not needs_a_teacher(load_recipe(name))])
-def test_recipe_at_its_full_size_fits_together(name):
-    lines = describe(load_recipe(name))
+def test_recipe_at_its_full_size_fits_together(name, local):
+    lines = describe(load_recipe(name, local(load_recipe(name))))
     size = "[\\d,]{7,}" if " images to be seen" in f" {lines[-2]}" else "[\\d,]{6,}"  # from 100,000; a map of points is smaller
     assert any(re.search(rf"^network \w+: {size} parameters, learns every step$", line) for line in lines)

@@ -81,6 +81,41 @@ def test_a_distilled_generator_is_no_teacher(student_run):
     assert "Give another teacher" in message
 
 
+def test_what_draws_from_the_posterior_is_no_teacher(dddm_run, teacher_run, mistake, tmp_path):
+    message = refused(student_recipe(dddm_run))
+    assert message == (
+        f"the teacher {dddm_run} does not fit this recipe: it draws from the posterior, where a teacher gives its mean. "
+        "Give another teacher, or change the recipe"
+    )
+    assert message in mistake("train", "dmd2/digits", f"method.teacher={dddm_run}", "--out", tmp_path / "run")
+    both = refused(student_recipe(dddm_run, "network.sigma_data=0.5"))
+    assert "its sigma_data is 0.75, network.sigma_data is 0.5; it draws from the posterior" in both
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_draws_from_the_posterior_gives_no_features(dddm_run, teacher_run, mistake, tmp_path):
+    """Its network is asked with xi, and has no bottleneck of one image."""
+    options = ["network.widths=[8]", "batch_size=8", "steps=1"]
+    message = refused(load_recipe("drift/digits", [*options, f"method.features={dddm_run}"]))
+    assert (
+        message == f"method.features is '{dddm_run}', which is no U-Net teacher or student for items of shape [1, 8, 8]; give one that is"
+    )
+    assert message in mistake("train", "drift/digits", *options, f"method.features={dddm_run}", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    make_method(load_recipe("drift/digits", [*options, f"method.features={teacher_run}"]), load_digits())  # a teacher does
+
+
+def test_a_dddm_run_that_is_damaged_is_named_where_it_was_to_be_used(dddm_run, tmp_path):
+    folder = shutil.copytree(dddm_run / "model", tmp_path / "damaged")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "sampler": {**config["sampler"], "churn": 2}}))
+    for recipe, key in (("dmd2/digits", "teacher"), ("drift/digits", "features")):
+        message = refused(load_recipe(recipe, [f"method.{key}={folder}"]))
+        assert f"method.{key}" in message
+        assert f"the generator in {folder} cannot be read" in message
+        assert "churn lie from 0 to 1" in message
+
+
 def test_all_that_does_not_fit_comes_in_one_message(altered):
     folder = altered(shape=[1, 16, 16], sigma_data=0.5, sampler={"name": "few_step", "sigmas": [80.0]})
     data = dataclasses.replace(load_digits(), class_names=("odd", "even"))
@@ -322,7 +357,8 @@ def test_a_run_that_draws_is_sampled_in_any_number_of_steps(done, mistake, tmp_p
     refusal = refused(
         load_recipe("dmd2/ring", [f"method.teacher={run}", "data.size=500"]), load_data(load_recipe("dddm/ring", ["data.size=500"]).data)
     )
-    assert f"the teacher {run} does not fit this recipe" in refusal
+    assert refusal.startswith(f"the teacher {run} does not fit this recipe: ")
+    assert "it draws from the posterior, where a teacher gives its mean" in refusal
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

@@ -303,6 +303,40 @@ def test_sample_honours_seed_labels_and_steps(done, teacher_run, tmp_path):
         assert np.abs(other["samples"] - first["samples"]).max() > 1e-5, name
 
 
+def test_sample_of_a_distributional_run_honours_churn(done, dddm_run, tmp_path):
+    def draw(*options):
+        done("sample", dddm_run, "-n", "6", "--seed", "5", "--out", tmp_path / "a.npz", *options)
+        return arrays(tmp_path / "a.npz")["samples"]
+
+    own = draw()
+    np.testing.assert_array_equal(draw("--churn", "1"), own)  # what the recipe says
+    np.testing.assert_array_equal(draw("--churn", "0"), draw("--churn", "0"))
+    for churn in ("0", "0.5"):
+        assert np.abs(draw("--churn", churn) - own).max() > 1e-3, churn
+    one = draw("--steps", "1")
+    np.testing.assert_array_equal(draw("--steps", "1", "--churn", "0"), one)  # one draw has no bridge to churn on
+    assert np.abs(one - own).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "churn", "words"),
+    [
+        ("dddm", "2", ["churn is 2.0", "from 0 to 1"]),
+        ("dddm", "-0.5", ["churn is -0.5", "from 0 to 1"]),
+        ("dddm", "nan", ["churn is nan", "from 0 to 1"]),
+        ("teacher", "0.5", ["churn is 0.5", "sampler heun has none", "leave it out"]),
+        ("teacher", "2", ["churn is 2.0", "sampler heun has none"]),
+        ("student", "1", ["churn is 1.0", "sampler few_step has none"]),
+    ],
+)
+def test_churn_that_cannot_be_is_refused(kind, churn, words, mistake, request, tmp_path):
+    message = mistake("sample", request.getfixturevalue(f"{kind}_run"), "--churn", churn, "--out", tmp_path / "a.npz")
+    for word in words:
+        assert word in message
+    assert message.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_sample_to_a_picture(done, student_run, tmp_path):
     done("sample", student_run, "-n", "25", "--seed", "5", "--out", tmp_path / "a.png")
     done("sample", student_run, "-n", "25", "--seed", "5", "--out", tmp_path / "a.npz")
@@ -462,3 +496,48 @@ def test_evaluate_with_the_fewest_samples_that_it_says_it_takes(mistake, command
     shutil.copytree(student_run, tmp_path / "run")
     outcome = command("evaluate", tmp_path / "run", "-n", fewest)
     assert (outcome.code, outcome.err.count("Traceback")) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "rows"),
+    [
+        ("teacher", "1,2,4", ["teacher, 1 evaluation", "teacher, 3 evaluations", "teacher, 7 evaluations"]),
+        ("dddm", "1,2,4", ["dddm, 1 evaluation", "dddm, 2 evaluations", "dddm, 4 evaluations"]),
+        ("dddm", "4, 1,4", ["dddm, 4 evaluations", "dddm, 1 evaluation"]),  # as asked, each once
+        ("dddm", "5", ["dddm, 5 evaluations"]),  # and its own 3 only where nothing is asked
+        ("dddm", None, ["dddm, 3 evaluations", "dddm, 4 evaluations", "dddm, 1 evaluation"]),
+        ("student", "2", ["teacher, 3 evaluations", "student, 1 evaluation"]),  # which has no choice
+    ],
+)
+def test_evaluate_at_the_steps_asked_for(kind, steps, rows, done, request, tmp_path):
+    run = shutil.copytree(request.getfixturevalue(f"{kind}_run"), tmp_path / "run")
+    outcome = done("evaluate", run, "-n", "50", "--seed", "3", *([] if steps is None else ["--steps", steps]))
+    results = json.loads((run / "results.json").read_text())
+    assert list(results["rows"]) == ["real train split", *rows]
+    assert [line.split("  ")[0] for line in outcome.out.splitlines()[2 : 2 + len(rows)]] == rows
+    asked = [] if steps is None else list(dict.fromkeys(int(part) for part in steps.split(",")))
+    for name, count in zip(rows, asked, strict=False):
+        assert results["rows"][name]["steps"] == count or name.startswith("student")
+    figures = [row["frechet"] for row in results["rows"].values()]
+    assert len(set(figures)) == len(figures)  # each was drawn in another number of steps
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ("0", ["steps is 0", "at least 1"]),
+        ("1,0", ["steps is 0", "at least 1"]),
+        ("-2", ["steps is -2", "at least 1"]),
+        ("two", ["--steps is 'two'", "whole numbers with commas between"]),
+        ("1.5", ["--steps is '1.5'", "whole numbers"]),
+        ("1,,2", ["--steps is '1,,2'", "whole numbers"]),
+        ("", ["--steps is ''", "whole numbers"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["teacher", "dddm"])
+def test_evaluate_at_steps_that_cannot_be(kind, steps, words, mistake, request):
+    run = request.getfixturevalue(f"{kind}_run")
+    message = mistake("evaluate", run, "-n", "50", "--steps", steps)
+    for word in words:
+        assert word in message
+    assert not (run / "results.json").exists()

@@ -370,6 +370,52 @@ def test_a_damaged_sampler_is_told_on_loading(folder, sampler, key):
         fewstep.load(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"output": "nonsense"}, "output is 'nonsense'; allowed: 'x0', 'edm'"),
+        ({"output": None}, "output is None; allowed: 'x0', 'edm'"),
+        ({"churn": 2}, "churn lie from 0 to 1"),
+        ({"churn": -0.1}, "churn lie from 0 to 1"),
+        ({"churn": float("nan")}, "churn lie from 0 to 1"),
+        ({"churn": "1"}, "churn lie from 0 to 1"),
+        ({"churn": None}, "churn lie from 0 to 1"),
+        ({"steps": 2.5}, "steps must be a whole number from 1"),
+        ({"steps": 0}, "steps must be a whole number from 1"),
+        ({"steps": -4}, "steps must be a whole number from 1"),
+        ({"steps": "4"}, "steps must be a whole number from 1"),
+        ({"steps": None}, "steps must be a whole number from 1"),
+    ],
+    ids=str,
+)
+def test_a_distributional_sampler_s_damage_is_told_on_loading(tmp_path, change, says):
+    make(DRAWING).save_pretrained(tmp_path)
+    assert fewstep.load(tmp_path).sampler == DRAWING
+    rewrite(tmp_path, sampler={**DRAWING, **change})
+    with pytest.raises(UserError) as caught:
+        fewstep.load(tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"the generator in {tmp_path} cannot be read (")
+    assert says in message
+    assert repr(*change.values()) in message  # what was got
+    assert message.endswith("; write it again, or take another copy")
+
+
+@pytest.mark.parametrize("steps", [2.5, 0, "3", None])
+def test_an_ode_sampler_s_steps_are_checked_too(folder, steps):
+    path, _ = folder
+    rewrite(path, sampler={**TEACHER, "steps": steps})
+    with pytest.raises(UserError, match="steps must be a whole number from 1"):
+        fewstep.load(path)
+
+
+def test_a_network_without_xi_cannot_be_said_to_draw(folder):
+    path, _ = folder
+    rewrite(path, sampler=DRAWING)
+    with pytest.raises(UserError, match="takes no second noise xi; give one with xi_channels"):
+        fewstep.load(path)
+
+
 @pytest.mark.parametrize("place", ["nowhere", "./no/where", "/no/where", "a/b/c"])
 def test_a_place_that_is_none_is_refused(place, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
