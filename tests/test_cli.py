@@ -87,8 +87,10 @@ def test_a_second_interrupt_exits_130(command, monkeypatch, tmp_path):
 def test_recipes_lists_each_with_what_it_is(done):
     lines = done("recipes").out.splitlines()
     assert [line.split()[0] for line in lines] == sorted(shipped_recipes())
-    assert "DMD2" in lines[0] or "distilled" in lines[0]
-    assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines)
+    for line, path in zip(lines, (shipped_recipes()[name] for name in sorted(shipped_recipes())), strict=True):
+        about = line.split(maxsplit=1)[1]
+        assert len(about) > 20
+        assert path.read_text().startswith(f"about: {about}\n")
 
 
 def test_recipes_show_prints_what_can_be_trained(done, tmp_path):
@@ -506,7 +508,7 @@ def test_evaluate_with_the_fewest_samples_that_it_says_it_takes(mistake, command
         ("dddm", "4, 1,4", ["dddm, 4 evaluations", "dddm, 1 evaluation"]),  # as asked, each once
         ("dddm", "5", ["dddm, 5 evaluations"]),  # and its own 3 only where nothing is asked
         ("dddm", None, ["dddm, 3 evaluations", "dddm, 4 evaluations", "dddm, 1 evaluation"]),
-        ("student", "2", ["teacher, 3 evaluations", "student, 1 evaluation"]),  # which has no choice
+        ("student", "2", ["teacher, 3 evaluations", "student, 1 evaluation"]),  # the teacher has a choice
     ],
 )
 def test_evaluate_at_the_steps_asked_for(kind, steps, rows, done, request, tmp_path):

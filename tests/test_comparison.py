@@ -218,9 +218,6 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(small, done, mistake
     assert not (out / "dmd2_exact_teacher").exists()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a finished run is taken for that of another gamma, seed or density: compare() does not look at its recipe"
-)
 def test_runs_of_another_comparison_are_not_measured_as_this_one(small, done, command, tmp_path):
     """The folder is by default the same for every gamma and seed."""
     out = tmp_path / "there"
@@ -357,7 +354,7 @@ def test_curves_are_over_evaluations():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["toys/rign"], ["'toys/rign' is nothing to compare on", "did you mean 'ring'?", "digits, or toys/NAME", "moons"]),
+        (["toys/rign"], ["'toys/rign' is nothing to compare on", "did you mean 'toys/ring'?", "digits, or toys/NAME", "moons"]),
         (["ring"], ["'ring' is nothing to compare on", "toys/NAME", "ring, grid25"]),
         (["photos"], ["'photos' is nothing to compare on", "give digits, or toys/NAME"]),
         (["toys/digits"], ["'toys/digits' is nothing to compare on", "give digits"]),

@@ -83,6 +83,9 @@ def test_unknown_recipe_with_no_near_name():
 
 # --- wrong values ----------------------------------------------------------------------------------------------------
 
+FROM_0 = "greater than or equal to 0 and "
+SHARE = FROM_0 + "less than or equal to 1"  # both ends are told, whichever was passed
+
 
 @pytest.mark.parametrize(
     ("override", "path", "got", "allowed"),
@@ -91,19 +94,21 @@ def test_unknown_recipe_with_no_near_name():
         ("method.lr=0", "method.lr", "0", "greater than 0"),
         ("method.lr=.inf", "method.lr", "inf", "a finite number"),
         ("method.warmup=-1", "method.warmup", "-1", "greater than or equal to 0"),
-        ("method.beta1=1.5", "method.beta1", "1.5", "less than 1"),
-        ("method.decay_from=1.1", "method.decay_from", "1.1", "less than or equal to 1"),
+        ("method.beta1=1.5", "method.beta1", "1.5", FROM_0 + "less than 1"),
+        ("method.decay_from=1.1", "method.decay_from", "1.1", SHARE),
         ("method.sigma_sampling=uniform", "method.sigma_sampling", "'uniform'", "'lognormal' or 'karras'"),
         ("steps='10'", "steps", "'10'", "an integer"),
         ("steps=1e3", "steps", "1000.0", "an integer"),
         ("steps=0", "steps", "0", "greater than 0"),
         ("steps=true", "steps", "True", "an integer"),
-        ("seed=-1", "seed", "-1", "greater than or equal to 0"),
+        ("seed=-1", "seed", "-1", FROM_0 + f"less than {2**32}"),
         ("batch_size=", "batch_size", "None", "an integer"),
         ("network.channels=[8,x]", "network.channels[1]", "'x'", "an integer"),
         ("network.channels=8", "network.channels", "8", "a list"),
         ("network.attention=[1,true]", "network.attention[0]", "1", "a boolean"),
-        ("network.dropout=1", "network.dropout", "1", "less than 1"),
+        ("network.dropout=1", "network.dropout", "1", FROM_0 + "less than 1"),
+        ("trainer.evaluate_every=0", "trainer.evaluate_every", "0", "greater than 0"),
+        ("trainer.evaluate_samples=39", "trainer.evaluate_samples", "39", "greater than or equal to 40"),
         ("trainer.devices=0", "trainer.devices", "0", "greater than 0 or 'auto'"),
         ("trainer.devices=many", "trainer.devices", "'many'", "an integer or 'auto'"),
         ("trainer.precision='16'", "trainer.precision", "'16'", "'32-true', '16-mixed' or 'bf16-mixed'"),
@@ -126,7 +131,8 @@ def test_wrong_value_names_path_value_and_allowed(override, path, got, allowed):
         ("method.gan_weight_generator=-1", "method.gan_weight_generator", "-1", "greater than or equal to 0 or 'auto'"),
         ("method.loss=kl", "method.loss", "'kl'", "'dmd' or 'sid'"),
         ("method.dfake_gen_update_ratio=0", "method.dfake_gen_update_ratio", "0", "greater than 0"),
-        ("method.min_step_percent=2", "method.min_step_percent", "2", "less than or equal to 1"),
+        ("method.min_step_start=2", "method.min_step_start", "2", "less than or equal to 1"),
+        ("method.min_step_percent=2", "method.min_step_percent", "2", SHARE),
     ],
 )
 def test_wrong_value_of_dmd2(override, path, got, allowed):
@@ -138,19 +144,19 @@ def test_wrong_value_of_dmd2(override, path, got, allowed):
     [
         ("method.m=0", "method.m", "0", "greater than 0"),
         ("method.m=2.5", "method.m", "2.5", "an integer"),
-        ("method.beta=0", "method.beta", "0", "greater than 0"),
-        ("method.beta=-1", "method.beta", "-1", "greater than 0"),
-        ("method.beta=2.5", "method.beta", "2.5", "less than or equal to 2"),
+        ("method.beta=0", "method.beta", "0", "greater than 0 and less than or equal to 2"),
+        ("method.beta=-1", "method.beta", "-1", "greater than 0 and less than or equal to 2"),
+        ("method.beta=2.5", "method.beta", "2.5", "greater than 0 and less than or equal to 2"),
         ("method.beta=.nan", "method.beta", "nan", "a finite number"),
-        ("method.lam=-0.1", "method.lam", "-0.1", "greater than or equal to 0"),
-        ("method.lam=1.1", "method.lam", "1.1", "less than or equal to 1"),
-        ("method.lam_warmup=1.5", "method.lam_warmup", "1.5", "less than or equal to 1"),
+        ("method.lam=-0.1", "method.lam", "-0.1", SHARE),
+        ("method.lam=1.1", "method.lam", "1.1", SHARE),
+        ("method.lam_warmup=1.5", "method.lam_warmup", "1.5", SHARE),
         ("method.sampler_steps=0", "method.sampler_steps", "0", "greater than 0"),
-        ("method.churn=-0.5", "method.churn", "-0.5", "greater than or equal to 0"),
-        ("method.churn=2", "method.churn", "2", "less than or equal to 1"),
+        ("method.churn=-0.5", "method.churn", "-0.5", SHARE),
+        ("method.churn=2", "method.churn", "2", SHARE),
         ("method.xi_channels=0", "method.xi_channels", "0", "greater than 0"),
         ("method.output=eps", "method.output", "'eps'", "'x0' or 'edm'"),
-        ("method.label_dropout=1", "method.label_dropout", "1", "less than 1"),
+        ("method.label_dropout=1", "method.label_dropout", "1", FROM_0 + "less than 1"),
         ("network={name: dit, patch: 0}", "network.patch", "0", "greater than 0"),
         ("network={name: dit, heads: 0}", "network.heads", "0", "greater than 0"),
         ("network={name: dit, xi_block: -1}", "network.xi_block", "-1", "greater than or equal to 0"),

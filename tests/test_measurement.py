@@ -113,7 +113,7 @@ def test_the_same_generator_gets_the_same_figures_and_no_other_chance_is_touched
     "kind",
     [
         "points",
-        pytest.param("images", marks=pytest.mark.xfail(strict=True, reason="DigitClassifier.load draws weights that it throws away")),
+        "images",
     ],
 )
 def test_making_a_watch_touches_no_chance(kind):
@@ -164,6 +164,13 @@ def test_exact_samples_are_others_than_those_trained_on():
     rows = torch.cat([data.train, data.heldout, suite.target, suite.other])
     assert len(rows.unique(dim=0)) == len(rows)
     assert not torch.equal(suite_for(data, seed=4).target, suite.target)
+
+
+def test_exact_samples_are_made_of_other_chance_than_what_is_measured():
+    """A generator's latents are drawn with the same seed."""
+    data = toy_data("ring", 2000, seed=3)
+    suite = suite_for(data, seed=3)
+    assert not torch.equal(suite.target, data.density.sample(400, torch.Generator().manual_seed(3)))
 
 
 def test_the_power_of_points_of_an_unknown_density_cannot_be_measured():
@@ -274,4 +281,13 @@ def test_a_cadence_that_cannot_be_is_refused(mistake, tmp_path):
         message = mistake("train", "dddm/ring", *SMALL, override, "--out", tmp_path / "run")
         assert f"{override.replace('=', ' is ')};" in message
         assert says in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_measured_is_said_before_anything_is_written(mistake, tmp_path):
+    """The power of an unknown density."""
+    np.save(tmp_path / "mine.npy", np.random.default_rng(0).normal(size=(400, 2)))
+    options = [f"data={{name: points, path: {tmp_path / 'mine.npy'}}}", "network.widths=[8]", "network.bits=3", "method.gamma=2"]
+    message = mistake("train", "drift/ring", *options, *CADENCE, "trainer.evaluate_every=1", "--out", tmp_path / "run")
+    assert "only gamma 1 can be measured" in message
     assert not (tmp_path / "run").exists()

@@ -412,6 +412,10 @@ def train(recipe: Recipe, out: Path, resume: bool = False, title: str = "trainin
     torch.set_num_threads(max(1, threads // fabric.world_size) if fabric.device.type == "cpu" else threads)
     check_batch_size(recipe.batch_size, fabric.world_size, recipe.trainer.accumulate)
     check_tracker(recipe.trainer.tracker)
+    watch = None
+    if recipe.trainer.evaluate_every is not None:
+        gamma = float(getattr(recipe.method, "gamma", 1.0)) if isinstance(data, PointData) else 1.0
+        watch = Watch(load_data(recipe.data, recipe.seed), recipe.trainer.evaluate_samples, gamma)
     fabric.barrier()  # all have read what the folder holds, and found no mistake: now it may be written to
     if fabric.is_global_zero:
         run.open(resolved(recipe), made_by())
@@ -435,12 +439,6 @@ def train(recipe: Recipe, out: Path, resume: bool = False, title: str = "trainin
         ema_decay=recipe.method.ema_decay,
         ema_warmup=recipe.method.ema_warmup,
     )
-    watch = None
-    if trainer.evaluate_every is not None:
-        points = isinstance(data, PointData)
-        watch = Watch(
-            load_data(recipe.data, recipe.seed), trainer.evaluate_samples, float(getattr(recipe.method, "gamma", 1.0)) if points else 1.0
-        )
     tracker = make_tracker(trainer.tracker if fabric.is_global_zero else "none", out, resolved(recipe))
     try:
         Loop(method, data, fabric, run, settings, tracker, pictures, title, watch).train(resume)

@@ -33,14 +33,14 @@ def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _whole_numbers(option: str, text: str | None) -> list[int] | None:
-    """The numbers of an option such as ``0,1,2``. Raises UserError."""
+def _whole_numbers(option: str, text: str | None, example: str) -> list[int] | None:
+    """The numbers of an option such as `example`. Raises UserError."""
     if text is None:
         return None
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"{option} is {text!r}; give whole numbers with commas between, such as 0,1,2") from None
+        raise UserError(f"{option} is {text!r}; give whole numbers with commas between, such as {example}") from None
 
 
 def _threads(text: str) -> int | str:
@@ -111,7 +111,7 @@ def sample(
         raise UserError(f"--out is {out}; allowed are a name that ends in .png (a grid) or .npz (arrays)")
     if not out.parent.is_dir():
         raise UserError(f"--out is {out}, but there is no folder {out.parent}; make it first")
-    wanted = _whole_numbers("--labels", labels)
+    wanted = _whole_numbers("--labels", labels, "0,1,2")
     count = _threads(threads)
     import torch
 
@@ -151,7 +151,7 @@ def evaluate(
     count = _threads(threads)
     from fewstep import evaluation
 
-    results = evaluation.evaluate(path, num, seed, count, lambda text: _say(f"{text} ..."), _whole_numbers("--steps", steps))
+    results = evaluation.evaluate(path, num, seed, count, lambda text: _say(f"{text} ..."), _whole_numbers("--steps", steps, "1,2,4"))
     _report(path)
     _print_table(evaluation.table(results))
     typer.echo(_footnote(results))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fewstep.build import load_data, train
+from fewstep.build import load_data, resolved, train
 from fewstep.config import DDDMConfig, DigitsConfig, Recipe, ToyConfig, load_recipe, nearest
 from fewstep.data import DENSITIES, ImageData, Mixture, PointData
 from fewstep.errors import UserError
@@ -89,6 +89,8 @@ def compare(
         recipe = recipe_of(entry, out, density, gamma, scale, seed)
         run = RunFolder(out / entry.folder)
         say(f"{number}/{len(entries)} {entry.title} ({entry.recipe}, {recipe.steps} steps)")
+        if run.recipe_file.exists():
+            run.check(resolved(recipe), resume=True)  # the same run, and not one of another seed, gamma or density
         if run.model_step() == recipe.steps and checkpoints(run.checkpoint_folder):
             continue
         train(recipe, run.path, resume=run.recipe_file.exists(), title=entry.title)
@@ -180,7 +182,7 @@ def _density(data: str) -> str:
     name = data.removeprefix("toys/")
     if not data.startswith("toys/") or name not in DENSITIES:
         raise UserError(
-            f"{data!r} is nothing to compare on{nearest(name, DENSITIES)}; "
+            f"{data!r} is nothing to compare on{nearest(data, ['digits', *(f'toys/{name}' for name in DENSITIES)])}; "
             f"give digits, or toys/NAME with NAME one of {', '.join(DENSITIES)}"
         )
     return name

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,8 @@ from fewstep import __version__
 from fewstep.build import choose_threads, load_data
 from fewstep.config import Recipe, validated
 from fewstep.data import ImageData, PointData
-from fewstep.errors import UserError
 from fewstep.generator import Generator, load
-from fewstep.measurement import Row, measure, suite_for, usual_samples
+from fewstep.measurement import Row, check_samples, measure, suite_for, usual_samples
 from fewstep.metrics.point_suite import PointSuite
 from fewstep.metrics.suite import Suite
 from fewstep.training.run_folder import RunFolder, replace_file
@@ -62,17 +61,17 @@ def evaluate(
 
     A distilled run is measured beside its teacher. What can be sampled with any number of steps is measured at its own and at
     one, a distributional denoiser at 4 too; or at `steps`. `say` is told what is being done. Raises UserError for a folder that
-    holds no run or no model yet, for too small a `num`, and for `steps` that the run's generator cannot serve.
+    holds no run or no model yet, for too small a `num`, and for `steps` that nothing in the run can serve.
     """
     run = RunFolder(path)
     recipe = run_recipe(path)
     generator = load(path)
     points = len(generator.shape) == 1
-    usual = usual_samples(points)
-    num = usual if num is None else num
-    fewest = 40 if points else max(10, 2 * (generator.num_classes or 1))  # a spread within each class needs two
-    if num < fewest:
-        raise UserError(f"-n is {num}; give at least {fewest} samples ({usual} for figures that compare)")
+    num = usual_samples(points) if num is None else num
+    check_samples(num, "-n", points, generator.num_classes)
+    teacher = load(run.teacher_folder) if run.has_teacher() else None
+    models: dict[str, Generator] = {recipe.method.name: generator} if teacher is None else {"teacher": teacher, "student": generator}
+    counts = _step_counts(models, steps)
     data = load_data(recipe.data, recipe.seed)
     torch.set_num_threads(choose_threads(threads, generator.denoiser, data.shape))
     say("measuring the floor")
@@ -82,11 +81,8 @@ def evaluate(
         "exact samples" if points and isinstance(data, PointData) and data.density else "held-out half" if points else "real train split"
     )
     rows: dict[str, Row] = {floor: dict(suite.floor_row())}
-    teacher = load(run.teacher_folder) if run.has_teacher() else None
-    for name, model in (("teacher", teacher), (recipe.method.name if teacher is None else "student", generator)):
-        if model is None:
-            continue
-        for count in _step_counts(model, steps):
+    for name, model in models.items():
+        for count in counts[name]:
             title = f"{name}, {model.evaluations(count)} evaluation{'s' * (model.evaluations(count) > 1)}"
             say(f"measuring {title}")
             rows[title] = measure(suite, model, num, seed, count)
@@ -109,15 +105,17 @@ def evaluate(
     return results
 
 
-def _step_counts(model: Generator, steps: Sequence[int] | None) -> list[int]:
-    """At which numbers of steps `model` is measured. Raises UserError for one that it cannot serve."""
-    if steps and model.any_steps:
-        for count in steps:
-            model.sigmas(count)
-        return list(dict.fromkeys(steps))
-    own = [model.default_steps()]
-    few = [1] if model.is_denoiser else [4, 1] if model.any_steps else []
-    return list(dict.fromkeys(own + few))
+def _step_counts(models: Mapping[str, Generator], steps: Sequence[int] | None) -> dict[str, list[int]]:
+    """At which numbers of steps each of `models` is measured. Raises UserError for `steps` that none can serve."""
+    counts = {}
+    for name, model in models.items():
+        few = [1] if model.is_denoiser else [4, 1] if model.any_steps else []
+        counts[name] = list(dict.fromkeys([model.default_steps(), *few]))
+        if steps and (model.any_steps or len(models) == 1):
+            for count in steps:
+                model.sigmas(count)
+            counts[name] = list(dict.fromkeys(steps))
+    return counts
 
 
 def _reference(data: ImageData | PointData, suite: Suite | PointSuite, gamma: float) -> str:

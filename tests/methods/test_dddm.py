@@ -392,3 +392,18 @@ def test_plain_diffusion_learns_the_mean_and_no_spread():
     for t, z, shift, spread in draws_and_truth(learned(600, 256, m=1, beta=2.0, lam=0.0)):
         assert abs(shift) < 0.15, (t, z)
         assert spread < 0.15, (t, z)
+
+
+def test_the_picture_of_the_field_leads_from_half_way_to_the_draws():
+    method = make(num_classes=None)
+    points = torch.randn(5, 2, generator=seeded(4))
+    method.networks = {"denoiser": lambda x, t, label, xi: 3.0 * x[:, None] + (t - 0.5) + 0 * xi[..., :2]}
+    where, field = method.field(points, points, points)
+    assert where is points
+    torch.testing.assert_close(field, 0.5 * points)  # 3 (1 - 1/2) x - x, with nothing added at t = 1/2
+
+
+def test_the_picture_of_the_field_is_the_same_each_time():
+    method = make(num_classes=None)
+    points = torch.randn(5, 2, generator=seeded(4))
+    torch.testing.assert_close(method.field(points, points, points)[1], method.field(points, points, points)[1], rtol=0, atol=0)

@@ -13,6 +13,7 @@ from fewstep.maths.schedules import linear_path
 def checked_mixture(means: Tensor, stds: Tensor | float, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """(means [K, ...], stds [K], weights [K] that sum to 1) of a mixture. ValueError where shapes differ or a value is not positive."""
     means = torch.as_tensor(means)
+    means = means if means.is_floating_point() else means.double()
     modes = len(means)
     stds = torch.as_tensor(stds, dtype=means.dtype)
     if stds.shape not in ((), (modes,)):

@@ -59,7 +59,8 @@ class DigitClassifier(nn.Module):
         """The shipped network, frozen."""
         from safetensors.torch import load_file
 
-        network = cls()
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away
+            network = cls()
         with as_file(files("fewstep.metrics") / "digit_features.safetensors") as path:
             network.load_state_dict(load_file(path))
         return network.requires_grad_(False).eval()
