@@ -12,7 +12,6 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from fewstep.data import ImageData
 from fewstep.evaluation import machine
 from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
+from measuring import timed
 
 RESULTS = Path(__file__).parent / "results"
 CASES = {"ring": "dddm/ring", "digits": "dddm/digits", "cifar10": "dddm/cifar10"}
@@ -63,15 +63,6 @@ def setting(name: str, m: int, folder: Path, precision: str, compiled: bool) -> 
         network.zero_grad(set_to_none=True)
 
     return loop.advance, passes
-
-
-def timed(call: Callable[[], None]) -> float:
-    """Seconds of one call."""
-    began = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def measure(name: str, repeats: int, precision: str, compiled: bool) -> dict:

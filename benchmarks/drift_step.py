@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from fewstep.evaluation import machine
 from fewstep.maths.matching import drift_field
 from fewstep.methods import Batch
 from fewstep.training.run_folder import RunFolder
+from measuring import peak_mib, timed
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = (512, 2048, 4096, 16384, 65536)
@@ -45,17 +45,6 @@ def plain_field(x: Tensor, y: Tensor, temperature: float, cdist: bool = False) -
     own.fill_diagonal_(torch.inf)
     real = torch.softmax(-squares(x, y) / temperature, 1) @ y - x
     return real - (torch.softmax(-own / temperature, 1) @ x - x)
-
-
-def timed(call: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def alternate(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -157,10 +146,7 @@ def peak(num: int, dims: int, kind: str) -> float:
         drift_field(x, y, x, temperature)
     elif kind == "plain":
         plain_field(x, y, temperature, cdist=True)
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 2**10
+    return peak_mib()
 
 
 def main() -> None:

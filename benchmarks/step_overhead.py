@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from fewstep.evaluation import machine
 from fewstep.methods import DMD2
 from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
+from measuring import peak_mib, timed
 
 RESULTS = Path(__file__).parent / "results" / "step_overhead.json"
 BATCH = {"digits": 64, "photos": 64}
@@ -80,15 +80,6 @@ def setting(network: str, turn: str, folder: Path, precision: str = "32-true") -
     return loop.advance, passes
 
 
-def timed(call: Callable[[], None]) -> float:
-    """Seconds of one call."""
-    began = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
 def measure(network: str, turn: str, repeats: int, precision: str) -> dict:
     """The overhead of one turn, and the peak memory of a process that does only the step or only the passes."""
     with tempfile.TemporaryDirectory() as folder:
@@ -118,11 +109,7 @@ def peak(network: str, turn: str, kind: str, precision: str) -> float:
         step, passes = setting(network, turn, Path(folder), precision)
         for _ in range(3):
             (step if kind == "step" else passes)()
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    # not getrusage: after exec its maximum still holds the memory of the process that forked this one
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 2**10
+    return peak_mib()
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fewstep.denoisers.protocol import label_or_null
 from fewstep.maths.parametrization import expand_like, path_coefficients
 
 
@@ -47,10 +48,7 @@ class DistributionalDenoiser(nn.Module):
         """
         x = x.float()
         t = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(len(x))
-        if self.num_classes is None:
-            label = None
-        elif label is None:
-            label = torch.full((len(x),), self.num_classes, device=x.device)
+        label = label_or_null(label, self.num_classes, x)
         c_skip, c_out, c_in = (expand_like(c, x) for c in path_coefficients(t, self.sigma_data))
         dtype = next(self.network.parameters()).dtype
         many = xi.ndim > len(self.xi_shape) + 1

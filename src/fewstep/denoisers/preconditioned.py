@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from fewstep.denoisers.protocol import label_or_null
 from fewstep.maths.parametrization import edm_coefficients, expand_like
 
 
@@ -26,10 +27,7 @@ class PreconditionedDenoiser(nn.Module):
         """
         x = x.float()
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
-        if self.num_classes is None:
-            label = None
-        elif label is None:
-            label = torch.full((len(x),), self.num_classes, device=x.device)
+        label = label_or_null(label, self.num_classes, x)
         c_skip, c_out, c_in, c_noise = (expand_like(c, x) for c in edm_coefficients(sigma, self.sigma_data))
         dtype = next(self.network.parameters()).dtype
         f = self.network((c_in * x).to(dtype), c_noise.flatten().to(dtype), label, bottleneck)

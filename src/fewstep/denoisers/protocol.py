@@ -5,6 +5,7 @@ Symbols: ``x = x0 + sigma n`` noised data [B, ...], ``sigma`` [B] or [], ``label
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -14,6 +15,13 @@ class Denoiser(Protocol):
     def __call__(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
         """The estimate of x0, like `x` [B, ...]. `label` None asks for the unconditional estimate."""
         ...
+
+
+def label_or_null(label: Tensor | None, num_classes: int | None, x: Tensor) -> Tensor | None:
+    """What a network is told of `label` for `x` [B, ...]: nothing without classes; the null class, ``num_classes``, where it is None."""
+    if num_classes is None:
+        return None
+    return torch.full((len(x),), num_classes, device=x.device) if label is None else label
 
 
 def guided(denoiser: Denoiser, x: Tensor, sigma: Tensor, label: Tensor | None, scale: float) -> Tensor:
