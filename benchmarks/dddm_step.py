@@ -40,7 +40,7 @@ def setting(name: str, m: int, folder: Path, precision: str, compiled: bool) -> 
     if name == "cifar10":
         images = torch.randint(0, 256, (512, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         label = torch.arange(len(images)) % 10
-        data: build.Data = ImageData("random", images, images[:64], label, label[:64], 10)
+        data: build.Data = ImageData("random", images, images[:64], label, label[:64], 127.5, tuple(map(str, range(10))))
         batch = recipe.batch_size if gpu else CPU_BATCH
     else:
         data, batch = build.load_data(recipe.data), recipe.batch_size
