@@ -271,6 +271,7 @@ TABLES = {
     "dddm_particles": lambda: by_steps("particles", "energy", "{:.4f}"),
     "dddm_output": lambda: by_steps("output", "energy", "{:.4f}"),
     "dddm_posterior": lambda: posterior("output"),
+    "dddm_ring_posterior": lambda: posterior("ring"),
     "dddm_digits": lambda: by_steps("digits", "frechet_over_floor", "{:.2f}", "plain diffusion"),
     "dddm_step": dddm_step,
     "quality": quality,
