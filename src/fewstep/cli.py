@@ -162,7 +162,7 @@ def _footnote(results: dict[str, Any]) -> str:
     if "energy" in next(iter(results["rows"].values())):
         return (
             f"n = {results['n']} samples (seed {results['seed']}) against {results['reference']}; the first row is the floor, "
-            "another exact set. Standard errors are in results.json"
+            "another exact set. Standard errors are in the JSON file"
         )
     same = " The drift acted on these features: FD flatters it" if results.get("drift_features") == "evaluator" else ""
     return (

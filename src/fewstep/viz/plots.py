@@ -115,7 +115,7 @@ def target_panels(target: Target, panels: Sequence[tuple[str, str, str, Tensor]]
 
     low, high = target.limits
     rows, columns = -(-len(panels) // columns), min(columns, len(panels))
-    figure = Figure(figsize=(2.75 * columns, 3.75 * rows), dpi=110, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(2.75 * columns, 3.35 * rows), dpi=110, layout="constrained", facecolor="white")
     where = torch.linspace(low, high, 200, dtype=torch.float64)
     y, x = torch.meshgrid(where, where, indexing="ij")
     for i, (name, calls, figures, points) in enumerate(panels):
@@ -143,10 +143,20 @@ def quality_by_evaluations(
     figure = Figure(figsize=(7.2, 4.6), dpi=120, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     marks, styles = "osDv^PX*", ("-", "--", "-.", ":")
+    alone = [name for name, (x, _) in found.items() if len(x) == 1]
     for i, (name, (x, y)) in enumerate(found.items()):
         values = [max(value, floor) for value in y]
         line = styles[i % len(styles)] if len(x) > 1 else ""
-        axes.plot(x, values, marker=marks[i % len(marks)], linestyle=line, linewidth=1.7, markersize=6 if len(x) > 1 else 10, label=name)
+        aside = 1.07 ** (alone.index(name) - (len(alone) - 1) / 2) if name in alone else 1.0  # so that equal marks stand side by side
+        axes.plot(
+            [value * aside for value in x],
+            values,
+            marker=marks[i % len(marks)],
+            linestyle=line,
+            linewidth=1.7,
+            markersize=6 if len(x) > 1 else 10,
+            label=name,
+        )
     if floor:
         axes.axhline(floor, color="#777777", linewidth=0.8)
         axes.text(1, floor, " standard error of measuring; lower values are drawn here", fontsize=8, color="#555555", va="bottom")
