@@ -45,6 +45,10 @@ STUDIES: dict[str, dict[str, Arm]] = {
         "the network gives x0": ("dddm/ring", (), 1),
         "EDM's preconditioning": ("dddm/ring", ("method.output=edm",), 1),
     },
+    "digits_output": {
+        "the network gives x0": ("dddm/digits", (), 0.4),
+        "EDM's preconditioning": ("dddm/digits", ("method.output=edm",), 0.4),
+    },
     "particles": {f"m {m}": ("dddm/ring", () if m == 8 else (f"method.m={m}",), 8 / m) for m in (2, 4, 8, 16)},
     "digits_particles": {f"m {m}, batch {256 // m}": ("dddm/digits", (f"method.m={m}", f"batch_size={256 // m}"), 0.3) for m in (2, 4, 8)},
     "bimodal": {"beta 0.1 (published)": ("dddm/bimodal", ("method.beta=0.1",), 1), "beta 1": ("dddm/bimodal", (), 1)},

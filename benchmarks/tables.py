@@ -270,6 +270,7 @@ TABLES = {
     "dddm_bimodal": lambda: by_steps("bimodal", "energy", "{:.4f}"),
     "dddm_particles": lambda: by_steps("particles", "energy", "{:.4f}"),
     "dddm_digits_particles": lambda: by_steps("digits_particles", "frechet_over_floor", "{:.2f}"),
+    "dddm_digits_output": lambda: by_steps("digits_output", "frechet_over_floor", "{:.2f}"),
     "dddm_output": lambda: by_steps("output", "energy", "{:.4f}"),
     "dddm_posterior": lambda: posterior("output"),
     "dddm_ring_posterior": lambda: posterior("ring"),
