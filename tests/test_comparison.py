@@ -1,6 +1,5 @@
 """``fewstep compare``: every recipe for a data set, small, at every number of steps."""
 
-import dataclasses
 import json
 import math
 import statistics
@@ -74,8 +73,6 @@ def small(monkeypatch):
     monkeypatch.setattr(comparison, "train", counted)
     monkeypatch.setattr(comparison, "SHOWN", 50)
     monkeypatch.setattr(comparison, "COUNTS", COUNTS)
-    for name in ("TOYS", "DIGITS"):
-        monkeypatch.setattr(comparison, name, tuple(dataclasses.replace(entry, counts=COUNTS) for entry in getattr(comparison, name)))
     monkeypatch.setattr(measurement, "EXACT_SAMPLES", 400)
     monkeypatch.setattr(measurement, "IMAGE_SAMPLES", 40)
     return trained

@@ -414,8 +414,7 @@ def train(recipe: Recipe, out: Path, resume: bool = False, title: str = "trainin
     check_tracker(recipe.trainer.tracker)
     watch = None
     if recipe.trainer.evaluate_every is not None:
-        gamma = float(getattr(recipe.method, "gamma", 1.0)) if isinstance(data, PointData) else 1.0
-        watch = Watch(load_data(recipe.data, recipe.seed), recipe.trainer.evaluate_samples, gamma)
+        watch = Watch(load_data(recipe.data, recipe.seed), recipe.trainer.evaluate_samples, recipe.power)
     fabric.barrier()  # all have read what the folder holds, and found no mistake: now it may be written to
     if fabric.is_global_zero:
         run.open(resolved(recipe), made_by())

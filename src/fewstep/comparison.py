@@ -13,7 +13,7 @@ from fewstep.build import load_data, resolved, train
 from fewstep.config import DDDMConfig, DigitsConfig, Recipe, ToyConfig, load_recipe, nearest
 from fewstep.data import DENSITIES, ImageData, Mixture, PointData
 from fewstep.errors import UserError
-from fewstep.evaluation import machine
+from fewstep.evaluation import heading, machine, usual_counts
 from fewstep.generator import Generator, load
 from fewstep.measurement import Row, measure, suite_for, usual_samples
 from fewstep.metrics.suite import Suite
@@ -34,8 +34,6 @@ class Entry:
     overrides: tuple[str, ...] = ()
     teacher: str | None = None
     draws_power: bool = False  # whether it can aim at p^gamma
-    counts: tuple[int, ...] = COUNTS
-    control: bool = False  # plain diffusion: as many network passes as the distributional one, which makes m an item
 
     @property
     def folder(self) -> str:
@@ -43,6 +41,7 @@ class Entry:
         return self.title.lower().replace(", ", "_").replace(" ", "_")
 
 
+# plain diffusion: one network pass an item, where the distributional recipe makes m
 CONTROL = ("method.lam=0", "method.beta=2", "method.m=1")
 TOYS = (
     Entry("drift", "drift/ring", draws_power=True),
@@ -50,14 +49,14 @@ TOYS = (
     Entry("teacher", "teacher/ring"),
     Entry("DMD2, trained teacher", "dmd2/ring", ("network.sigma_data=null",), teacher="teacher", draws_power=True),
     Entry("DDDM", "dddm/ring"),
-    Entry("plain diffusion", "dddm/ring", CONTROL, control=True),
+    Entry("plain diffusion", "dddm/ring", CONTROL),
 )
 DIGITS = (
     Entry("drift", "drift/digits"),
     Entry("teacher", "teacher/digits"),
     Entry("DMD2", "dmd2/digits", teacher="teacher"),
     Entry("DDDM", "dddm/digits"),
-    Entry("plain diffusion", "dddm/digits", CONTROL, control=True),
+    Entry("plain diffusion", "dddm/digits", CONTROL),
 )
 
 
@@ -105,13 +104,13 @@ def compare(
         if gamma != 1.0 and not entry.draws_power:
             continue
         generator = generators[entry.title] = load(out / entry.folder)
-        counts = sorted({*entry.counts, generator.default_steps()}) if generator.any_steps else [generator.default_steps()]
+        counts = sorted({*COUNTS, generator.default_steps()}) if generator.any_steps else [generator.default_steps()]
         say(f"measuring {entry.title}, {', '.join(map(str, counts))} step{'s' * (counts != [1])}")
         took = seconds[entry.title] + (seconds[entry.teacher] if entry.teacher else 0.0)
         for count in counts:
             own = count == generator.default_steps()
             row = measure(suite, generator, num, seed, count, speed=own)
-            rows[_heading(entry.title, row["evaluations"])] = {"method": entry.title, "own_steps": own, **row, "training_seconds": took}
+            rows[heading(entry.title, row["evaluations"])] = {"method": entry.title, "own_steps": own, **row, "training_seconds": took}
     results = {
         "data": data,
         "gamma": gamma,
@@ -141,7 +140,7 @@ def recipe_of(entry: Entry, out: Path, density: str | None, gamma: float, scale:
     overrides += [f"method.teacher={json.dumps(str(out / entry.teacher))}"] if entry.teacher else []
     recipe = load_recipe(entry.recipe, overrides)
     particles = 1
-    if entry.control:
+    if entry.overrides == CONTROL:
         whole = load_recipe(entry.recipe).method
         assert isinstance(whole, DDDMConfig)
         particles = whole.m
@@ -188,39 +187,29 @@ def _density(data: str) -> str:
     return name
 
 
-def _heading(title: str, evaluations: int) -> str:
-    return f"{title}, {evaluations} evaluation{'s' * (evaluations > 1)}"
-
-
 def draw(
     data: ImageData | PointData, gamma: float, generators: Mapping[str, Generator], rows: Mapping[str, Row], path: Path, seed: int
 ) -> None:
-    """Samples of each method at its own number of steps, and of the distributional one at 4 and 1 too, with their figures."""
-    shown: list[tuple[str, Generator, int]] = []
-    for title, generator in generators.items():
-        own = generator.default_steps()
-        few = [1] if title == "teacher" else [4, 1] if title == "DDDM" else [4] if title == "plain diffusion" else []
-        shown += [(title, generator, count) for count in dict.fromkeys([own, *few])]
-    named = [(_heading(title, generator.evaluations(count)), generator, count) for title, generator, count in shown]
+    """Samples of each method at the numbers of steps that an evaluation measures, with their figures."""
+    shown = [(title, generator, count) for title, generator in generators.items() for count in usual_counts(generator)]
+    shown = [entry for entry in shown if entry[0] != "plain diffusion" or entry[2] > 1]  # at one step it is the mean, a point
     if isinstance(data, PointData):
         assert data.density is not None
         target = data.density.power(gamma)
-        samples = {"exact samples": target.sample(SHOWN, torch.Generator().manual_seed(seed))}
-        samples |= {name: generator.sample(SHOWN, seed=seed, steps=count) for name, generator, count in named}
-        target_panels(target, [(*_words(name), _figures(rows[name]), points) for name, points in samples.items()], path)
+        panels = [("exact samples", "", _figures(rows["exact samples"]), target.sample(SHOWN, torch.Generator().manual_seed(seed)))]
+        for title, generator, count in shown:
+            name = heading(title, generator.evaluations(count))
+            panels.append((title, name.removeprefix(f"{title}, "), _figures(rows[name]), generator.sample(SHOWN, seed=seed, steps=count)))
+        target_panels(target, panels, path)
         return
     labels, heldout = [k for k in range(10) for _ in range(2)], data.labels("heldout")
     assert heldout is not None
     real = {k: iter((heldout == k).nonzero().flatten().tolist()) for k in range(10)}
     blocks = [("real digits", "held out", data.images("heldout")[[next(real[k]) for k in labels]])]
-    blocks += [(name, _figures(rows[name]), generator.sample(20, labels, seed, count)) for name, generator, count in named]
+    for title, generator, count in shown:
+        name = heading(title, generator.evaluations(count))
+        blocks.append((name, _figures(rows[name]), generator.sample(20, labels, seed, count)))
     contact_sheet(blocks, path, 20)
-
-
-def _words(heading: str) -> tuple[str, str]:
-    """(name, evaluations) of a row's heading."""
-    name, _, calls = heading.rpartition(", ") if "evaluation" in heading else (heading, "", "")
-    return name, calls
 
 
 def _figures(row: Row) -> str:

@@ -320,6 +320,11 @@ class Recipe(Section):
     steps: PositiveInt = 1000
     batch_size: PositiveInt = Field(128, description="items a step, over all devices")
 
+    @property
+    def power(self) -> float:
+        """The gamma of the density ``p^gamma`` that samples are measured against: the method's for points, 1 for images."""
+        return float(getattr(self.method, "gamma", 1.0)) if self.data.name in ("toy", "points") else 1.0
+
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
         points = self.data.name in ("toy", "points")

@@ -75,21 +75,20 @@ def evaluate(
     data = load_data(recipe.data, recipe.seed)
     torch.set_num_threads(choose_threads(threads, generator.denoiser, data.shape))
     say("measuring the floor")
-    gamma = float(getattr(recipe.method, "gamma", 1.0)) if points else 1.0
-    suite = suite_for(data, gamma, seed)
+    suite = suite_for(data, recipe.power, seed)
     floor = (
         "exact samples" if points and isinstance(data, PointData) and data.density else "held-out half" if points else "real train split"
     )
     rows: dict[str, Row] = {floor: dict(suite.floor_row())}
     for name, model in models.items():
         for count in counts[name]:
-            title = f"{name}, {model.evaluations(count)} evaluation{'s' * (model.evaluations(count) > 1)}"
+            title = heading(name, model.evaluations(count))
             say(f"measuring {title}")
             rows[title] = measure(suite, model, num, seed, count)
     results = {
         "recipe": f"{recipe.method.name}/{data.name}",
         "data": data.name,
-        "reference": _reference(data, suite, gamma),
+        "reference": _reference(data, suite, recipe.power),
         "features": suite.network.name if isinstance(suite, Suite) else "the points themselves",
         "drift_features": generator.info.get("drift_features"),
         "n": num,
@@ -105,12 +104,22 @@ def evaluate(
     return results
 
 
+def usual_counts(model: Generator) -> list[int]:
+    """Where nothing else is asked: its own number of steps, and of what has a choice one; of a distributional denoiser 4, too."""
+    few = [1] if model.is_denoiser else [4, 1] if model.any_steps else []
+    return list(dict.fromkeys([model.default_steps(), *few]))
+
+
+def heading(name: str, evaluations: int) -> str:
+    """What a row of a table is called: ``dddm, 4 evaluations``."""
+    return f"{name}, {evaluations} evaluation{'s' * (evaluations > 1)}"
+
+
 def _step_counts(models: Mapping[str, Generator], steps: Sequence[int] | None) -> dict[str, list[int]]:
     """At which numbers of steps each of `models` is measured. Raises UserError for `steps` that none can serve."""
     counts = {}
     for name, model in models.items():
-        few = [1] if model.is_denoiser else [4, 1] if model.any_steps else []
-        counts[name] = list(dict.fromkeys([model.default_steps(), *few]))
+        counts[name] = usual_counts(model)
         if steps and (model.any_steps or len(models) == 1):
             for count in steps:
                 model.sigmas(count)

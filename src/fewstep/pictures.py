@@ -45,7 +45,7 @@ class PointPictures:
 
     def __init__(self, recipe: Recipe, data: PointData, run: RunFolder, method: Method, total: int) -> None:
         self.run, self.data, self.method, self.total, self.seed = run, data, method, total, recipe.seed
-        self.gamma = float(getattr(recipe.method, "gamma", 1.0))
+        self.gamma = recipe.power
         self.shown_gamma = self.gamma if hasattr(recipe.method, "gamma") else math.nan
         self.target = data.density.power(self.gamma) if data.density else None
         self.mixture = isinstance(data.density, Mixture)
