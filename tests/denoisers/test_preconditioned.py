@@ -6,15 +6,15 @@ from fewstep.denoisers import PreconditionedDenoiser
 
 
 class Recorder(nn.Module):
-    """A network that keeps its arguments and returns ``scale * x + 1``; its bottleneck is ``-x``."""
+    """A network that keeps its arguments and returns ``scale * x + 1``; its features are ``-x``."""
 
     def __init__(self, scale=3.0, dtype=torch.float32):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(scale, dtype=dtype))
 
-    def forward(self, x, c_noise, label, bottleneck):
+    def forward(self, x, c_noise, label, features):
         self.x, self.c_noise, self.label = x, c_noise, label
-        return -x if bottleneck else self.scale * x + 1
+        return [-x] * features if features else self.scale * x + 1
 
 
 X = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -61,10 +61,11 @@ def test_without_classes_a_label_is_not_passed_on():
     assert denoiser.network.label is None
 
 
-def test_bottleneck_is_the_network_s_own():
+def test_features_are_the_network_s_own():
     denoiser = PreconditionedDenoiser(Recorder(), 0.5)
-    features = denoiser(X, SIGMA, bottleneck=True)
-    assert torch.equal(features, -denoiser.network.x)
+    features = denoiser(X, SIGMA, features=2)
+    assert len(features) == 2
+    assert torch.equal(features[0], -denoiser.network.x)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -87,7 +87,7 @@ def dm_term(networks, x, rng, name):
 
 def gan_logits(networks, x, rng):
     x_s, s = noised(x, 0, 999, rng)
-    return networks["head"](networks["fake"](x_s, s, batch().label, bottleneck=True))
+    return networks["head"](networks["fake"](x_s, s, batch().label, features=1)[0])
 
 
 def assert_same_gradients(method, mine, theirs, *names):

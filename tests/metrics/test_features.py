@@ -91,7 +91,7 @@ def test_random_features_are_means_of_two_layers_and_the_pixels():
 
 def test_teacher_features_are_its_bottleneck_at_one_level_and_the_pixels():
     denoiser, x = teacher(), images()
-    hidden = denoiser(x, torch.tensor(0.7), None, bottleneck=True)
+    hidden = denoiser(x, torch.tensor(0.7), None, features=1)[0]
     found = TeacherFeatures(denoiser, 0.7)(x)
     torch.testing.assert_close(found, torch.cat([hidden.flatten(1), x.flatten(1)], 1))
     assert torch.equal(TeacherFeatures(denoiser, 0.7)(x), found)  # there is no noise

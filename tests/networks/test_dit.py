@@ -369,9 +369,9 @@ def test_sizes_that_do_not_fit_name_their_key(change, says):
         make(**change)
 
 
-def test_it_has_no_bottleneck():
-    with pytest.raises(ValueError, match=r"no bottleneck; .* U-Net"):
-        make()(*inputs(), bottleneck=True)
+def test_it_has_no_inner_features():
+    with pytest.raises(ValueError, match=r"no resolution levels .* U-Net"):
+        make()(*inputs(), features=1)
 
 
 def test_make_network_passes_everything_on():

@@ -58,8 +58,8 @@ def test_raw_network_sees_input_noise_level_and_label(activation):
         assert ((other - out).flatten(1).abs().sum(1) > 1e-4).all()
     null = network(x, c_noise, torch.full((NUM,), 3))  # the null class has a row of its own
     assert (null - out).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="no bottleneck"):
-        network(x, c_noise, label, bottleneck=True)
+    with pytest.raises(ValueError, match="no resolution levels"):
+        network(x, c_noise, label, features=1)
 
 
 def test_noise_level_enters_by_sine_and_cosine_of_octaves():

@@ -3,7 +3,7 @@ import torch
 from diffusers import UNet2DModel
 
 from fewstep.networks import make_network
-from fewstep.networks.unet import UNet, bottleneck_shape, num_parameters, zero_output
+from fewstep.networks.unet import UNet, feature_shapes, num_parameters, zero_output
 
 CASES = [
     ((1, 8, 8), None, [False, False]),
@@ -43,21 +43,28 @@ def test_forward_is_the_stock_model_s_at_a_thousand_times_c_noise(case):
 
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_bottleneck_is_what_leaves_the_stock_model_s_middle(case):
+def test_features_are_what_leaves_the_stock_model_s_middle_and_its_levels(case):
     ours, stock, x, c_noise, label = made(*case)
     seen = []
     stock.mid_block.register_forward_hook(lambda module, args, output: seen.append(output))
+    for block in reversed(stock.down_blocks[:-1]):
+        block.downsamplers[0].register_forward_pre_hook(lambda module, args: seen.insert(0, args[0]))
     stock(x, 1000 * c_noise, class_labels=label)
-    features = ours(x, c_noise, label, bottleneck=True)
-    assert torch.equal(features, seen[0])
-    channels, size = bottleneck_shape(ours)
-    assert features.shape[1:] == (channels, *size)
+    seen = [seen[-1], *seen[:-1]]
+    levels = len(stock.down_blocks)
+    features = ours(x, c_noise, label, features=levels)
+    assert len(features) == len(seen) == levels
+    assert all(map(torch.equal, features, seen))
+    assert [(f.shape[1], tuple(f.shape[2:])) for f in features] == feature_shapes(ours, levels)
+    assert torch.equal(ours(x, c_noise, label, features=1)[0], features[0])
+    with pytest.raises(ValueError, match=rf"method\.gan_levels is {levels + 1}, but the network has {levels}"):
+        feature_shapes(ours, levels + 1)
 
 
-def test_bottleneck_does_not_pay_for_the_decoder():
+def test_features_do_not_pay_for_the_decoder():
     ours, _, x, c_noise, label = made(*CASES[0])
     ours.unet.up_blocks.register_forward_pre_hook(lambda *_: pytest.fail("the decoder ran"))
-    ours(x, c_noise, label, bottleneck=True).sum().backward()
+    ours(x, c_noise, label, features=1)[0].sum().backward()
     without = {name.split(".")[1] for name, p in ours.named_parameters() if p.grad is None}
     assert without == {"up_blocks", "conv_norm_out", "conv_out"}
 
@@ -96,9 +103,9 @@ def test_make_network_passes_everything_on():
     assert (config.dropout, config.layers_per_block) == (0.25, 2)
 
 
-def test_a_network_without_a_bottleneck_has_no_shape_of_it():
-    with pytest.raises(ValueError, match=r"Linear, which has no bottleneck; method\.gan"):
-        bottleneck_shape(torch.nn.Linear(2, 2))
+def test_a_network_without_levels_has_no_shapes_of_them():
+    with pytest.raises(ValueError, match=r"Linear, which has no resolution levels; method\.gan"):
+        feature_shapes(torch.nn.Linear(2, 2), 1)
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """A raw network made into a denoiser by EDM's preconditioning (arXiv 2206.00364, Table 1)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,8 +22,8 @@ class PreconditionedDenoiser(nn.Module):
         self.sigma_data = sigma_data
         self.num_classes = num_classes
 
-    def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None, bottleneck: bool = False) -> Tensor:
-        """The estimate of x0, like `x` [B, ...], in float32; with `bottleneck`, the network's inner features instead.
+    def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None, features: int = 0) -> Any:
+        """The estimate of x0, like `x` [B, ...], in float32; or with `features` the network's inner ones, a list of so many.
 
         `sigma` is [B] or [], positive. `label` is int64 [B]; None, or the entry ``num_classes``, asks for no class.
         """
@@ -30,7 +32,7 @@ class PreconditionedDenoiser(nn.Module):
         label = label_or_null(label, self.num_classes, x)
         c_skip, c_out, c_in, c_noise = (expand_like(c, x) for c in edm_coefficients(sigma, self.sigma_data))
         dtype = next(self.network.parameters()).dtype
-        f = self.network((c_in * x).to(dtype), c_noise.flatten().to(dtype), label, bottleneck)
-        if bottleneck:
+        f = self.network((c_in * x).to(dtype), c_noise.flatten().to(dtype), label, features)
+        if features:
             return f
         return c_skip * x + c_out * f.float()

@@ -27,7 +27,7 @@ from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.maths.schedules import karras_sigmas, level_sigmas
 from fewstep.methods.base import Batch, LossOutput, Method, Networks, OptimizerSettings, Ramp, Turn
 from fewstep.networks.heads import BottleneckHead
-from fewstep.networks.unet import bottleneck_shape
+from fewstep.networks.unet import feature_shapes
 
 
 class DMD2(Method):
@@ -100,7 +100,7 @@ class DMD2(Method):
         }
         guidance: tuple[str, ...] = ("fake",)
         if gan:
-            channels, (height, width) = bottleneck_shape(teacher.denoiser.network)
+            ((channels, (height, width)),) = feature_shapes(teacher.denoiser.network, 1)
             self.networks["head"] = BottleneckHead(channels, height, width)
             guidance = ("fake", "head")
         self.turns = (
@@ -143,7 +143,7 @@ class DMD2(Method):
     def _logits(self, networks: Networks, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Tensor:
         """The head's verdict on diffused `x`: [B]."""
         x_s, s = self._noised(x, 0, len(self.levels) - 1, rng)
-        return networks["head"](networks["fake"](x_s, s, label, bottleneck=True))
+        return networks["head"](networks["fake"](x_s, s, label, features=1)[0])
 
     def _generator_loss(self, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
         x, label = self._generate(networks, batch, rng), batch.label

@@ -99,7 +99,7 @@ class RandomFeatures(nn.Module):
 class TeacherFeatures:
     """The hidden state of a diffusion teacher at its bottleneck, with the pixels beside it (arXiv 2605.07327).
 
-    `denoiser` takes (x, sigma, label, bottleneck=True); the images are seen at one noise level, without noise.
+    `denoiser` takes (x, sigma, label, features=1); the images are seen at one noise level, without noise.
     """
 
     name = "teacher"
@@ -110,7 +110,7 @@ class TeacherFeatures:
     def __call__(self, images: Tensor) -> Tensor:
         """Features [N, D] of images [N, C, H, W]."""
         sigma = torch.tensor(self.sigma, device=images.device)
-        hidden = self.denoiser.to(images.device)(images, sigma, None, bottleneck=True)
+        hidden = self.denoiser.to(images.device)(images, sigma, None, features=1)[0]
         return torch.cat([hidden.flatten(1), images.flatten(1)], 1)
 
 

@@ -80,16 +80,14 @@ class DiT(nn.Module):
             elif name.endswith("modulate.weight") or name == "out.weight":
                 nn.init.zeros_(weight)
 
-    def forward(
-        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, bottleneck: bool = False, xi: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, features: int = 0, xi: Tensor | None = None) -> Tensor:
         """The network's output, like `x` [B, C, H, W] for `c_noise` [B], or [B, m, C, H, W] for `xi` [B, m, xi_channels, H, W].
 
         The conditioning, with every block's modulation, and the first `xi_block` blocks are worked out once an item, not once a
-        particle. There is no bottleneck to ask for (ValueError).
+        particle. There are no inner features to ask for (ValueError).
         """
-        if bottleneck:
-            raise ValueError("a DiT has no bottleneck; leave method.gan out, or take a U-Net")
+        if features:
+            raise ValueError("a DiT has no resolution levels to take features from; leave method.gan out, or take a U-Net")
         condition = self.level(sinusoids(1000 * c_noise).to(x.dtype))
         if self.label is not None:
             condition = condition + self.label(label)

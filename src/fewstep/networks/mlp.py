@@ -65,16 +65,14 @@ class MLP(nn.Module):
         self.embedding = None if num_classes is None else nn.Embedding(num_classes + 1, size + 2 * frequencies)
         self.from_xi = nn.Linear(xi_channels, widths[0], bias=False) if xi_channels else None
 
-    def forward(
-        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, bottleneck: bool = False, xi: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, features: int = 0, xi: Tensor | None = None) -> Tensor:
         """Output like `x` [B, *shape] for `c_noise` [B], or [B, m, *shape] for `xi` [B, m, xi_channels].
 
-        What the first layer makes of x, the noise level and the label is worked out once an item, not once a particle. There is no
-        bottleneck to ask for (ValueError).
+        What the first layer makes of x, the noise level and the label is worked out once an item, not once a particle. There are no
+        inner features to ask for (ValueError).
         """
-        if bottleneck:
-            raise ValueError("an MLP has no bottleneck; leave method.gan out")
+        if features:
+            raise ValueError("an MLP has no resolution levels to take features from; leave method.gan out")
         angle = math.pi * c_noise[:, None] * self.frequencies
         inputs = torch.cat([x.flatten(1), angle.sin(), angle.cos()], 1)
         if self.embedding is not None and label is not None:

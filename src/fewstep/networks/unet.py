@@ -5,6 +5,7 @@ timestep ``1000 c_noise``, which is what diffusers' consistency pipeline gives i
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +59,8 @@ class UNet(nn.Module):
             raise ValueError(f"network.groups {groups} does not divide every width of network.channels {list(channels)}")
         if any(width % head_dim for width in [w for w, a in zip(channels, attention, strict=True) if a] + [channels[-1]]):
             raise ValueError(f"network.head_dim {head_dim} does not divide every width that has attention in {list(channels)}")
-        self.bottleneck_channels = channels[-1]
-        self.bottleneck_size = shape[1] // factor, shape[2] // factor
+        sizes = [(width, (shape[1] >> level, shape[2] >> level)) for level, width in enumerate(channels)]
+        self.feature_shapes = list(reversed(sizes))
         self.unet = UNet2DModel(
             sample_size=tuple(shape[1:]),
             in_channels=shape[0] + xi_channels,
@@ -75,17 +76,16 @@ class UNet(nn.Module):
             num_class_embeds=None if num_classes is None else num_classes + 1,
         )
 
-    def forward(
-        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, bottleneck: bool = False, xi: Tensor | None = None
-    ) -> Tensor:
-        """The network's output, like `x` [B, C, H, W]; with `bottleneck`, its bottleneck features [B, C', h, w] instead.
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, features: int = 0, xi: Tensor | None = None) -> Any:
+        """The network's output, like `x` [B, C, H, W]; or a list of so many `features` [B, C', h, w], the coarsest first.
 
         `c_noise` is [B], `label` int64 [B] or None for an unconditional network. With `xi` [B, m, xi_channels, H, W] the output is
-        [B, m, C, H, W]; every convolution sees xi, so each of the m costs a whole pass. The way to the bottleneck skips the
-        decoder, so a discriminator pays for half the network.
+        [B, m, C, H, W]; every convolution sees xi, so each of the m costs a whole pass. Features are the bottleneck's, then the
+        encoder's last of each finer level, of the shapes in `feature_shapes`; they skip the decoder, so a discriminator pays for half
+        the network.
         """
-        if bottleneck:
-            return self._encode(x, 1000 * c_noise, label)
+        if features:
+            return self._encode(x, 1000 * c_noise, label)[:features]
         if xi is None:
             return self.unet(x, 1000 * c_noise, class_labels=label, return_dict=False)[0]
         m = xi.shape[1]
@@ -94,22 +94,30 @@ class UNet(nn.Module):
         out = self.unet(both, 1000 * c_noise.repeat_interleave(m), class_labels=label, return_dict=False)[0]
         return out.view(*xi.shape[:2], *x.shape[1:])
 
-    def _encode(self, x: Tensor, timestep: Tensor, label: Tensor | None) -> Tensor:
+    def _encode(self, x: Tensor, timestep: Tensor, label: Tensor | None) -> list[Tensor]:
         unet = self.unet
         embedding = unet.time_embedding(unet.time_proj(timestep).to(x.dtype))
         if unet.class_embedding is not None:
             embedding = embedding + unet.class_embedding(label).to(x.dtype)
         x = unet.conv_in(x)
+        levels = []
         for block in unet.down_blocks:
-            x, _ = block(hidden_states=x, temb=embedding)
-        return unet.mid_block(x, embedding)
+            x, outputs = block(hidden_states=x, temb=embedding)
+            levels.append(outputs[-1] if block.downsamplers is None else outputs[-2])  # the last before the level is halved
+        return [unet.mid_block(x, embedding), *reversed(levels[:-1])]
 
 
-def bottleneck_shape(network: nn.Module) -> tuple[int, tuple[int, int]]:
-    """(channels, (height, width)) of the features that ``bottleneck=True`` gives. Raises ValueError for a network without them."""
-    if not isinstance(network, UNet):
-        raise ValueError(f"the network is a {type(network).__name__}, which has no bottleneck; method.gan needs a U-Net")
-    return network.bottleneck_channels, network.bottleneck_size
+def feature_shapes(network: nn.Module, levels: int) -> list[tuple[int, tuple[int, int]]]:
+    """(channels, (height, width)) of the features that ``features=levels`` gives, the coarsest first.
+
+    Raises ValueError for a network without them, or with fewer levels.
+    """
+    shapes = getattr(network, "feature_shapes", [])
+    if not shapes:
+        raise ValueError(f"the network is a {type(network).__name__}, which has no resolution levels; method.gan needs a U-Net")
+    if levels > len(shapes):
+        raise ValueError(f"method.gan_levels is {levels}, but the network has {len(shapes)}; give at most that many")
+    return shapes[:levels]
 
 
 def num_parameters(module: nn.Module) -> int:
