@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fewstep.maths.adversarial import discriminator_loss, generator_loss
+from fewstep.maths.adversarial import approximate_r1, discriminator_loss, generator_loss, r1_penalty
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = {  # generator's loss and gradient; discriminator's loss and gradients
@@ -33,3 +33,36 @@ def test_losses_and_gradients_are_the_references(source):
 def test_a_head_that_knows_nothing_loses_two_ln_two():
     assert discriminator_loss(torch.zeros(3), torch.zeros(5)).item() == pytest.approx(2 * math.log(2))
     assert generator_loss(torch.zeros(3)).item() == pytest.approx(math.log(2))
+
+
+def test_approximate_r1_is_fastgen_s():
+    """There clean data goes in with the time of noised data; the stand-in for the discriminator is tanh(3 mean + 0.01 t)."""
+    golden = load_file(GOLDEN / "fastgen_dmd2.safetensors")
+    t = golden["in.t"]
+
+    def logits(x):
+        return torch.tanh(3 * x.flatten(1).mean(1) + 0.01 * t)
+
+    real = golden["in.real"]
+    torch.testing.assert_close(
+        approximate_r1(logits(real), logits(real + 0.1 * golden["in.r1_noise"])), golden["r1.value"], rtol=1e-6, atol=0
+    )
+
+
+def test_penalties_of_a_linear_head_are_its_squared_slope():
+    rng = torch.Generator().manual_seed(0)
+    x, n = (torch.randn(20_000, 3, generator=rng, dtype=torch.float64) for _ in range(2))
+    slope = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    x.requires_grad_()
+    assert r1_penalty(x @ slope, x).item() == pytest.approx(5.25)
+    assert r1_penalty(torch.stack([x @ slope, 3 * (x @ slope)], 1), x).item() == pytest.approx(4 * 5.25)  # the heads' mean is 2 (x . slope)
+    assert approximate_r1(x @ slope, (x + 0.1 * n) @ slope).item() == pytest.approx(0.01 * 5.25, rel=0.04)  # 4 sqrt(2 / 20,000)
+
+
+def test_exact_penalty_can_be_learned_from():
+    x = torch.tensor([[0.3], [-0.4]], requires_grad=True)
+    weight = torch.tensor(2.0, requires_grad=True)
+    penalty = r1_penalty(weight * x.square().sum(1), x)  # (2 w x)^2 on average: w^2 (0.36 + 0.64) / 2
+    torch.testing.assert_close(penalty, torch.tensor(2.0))
+    (gradient,) = torch.autograd.grad(penalty, weight)
+    torch.testing.assert_close(gradient, torch.tensor(2.0))

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from fewstep.denoisers import MixtureDenoiser
-from fewstep.maths.matching import dmd_gradient, dmd_loss, sid_loss
+from fewstep.maths.matching import F_DIVERGENCES, density_ratio, dmd_gradient, dmd_loss, f_divergence_weight, ratio_means, sid_loss
 from fewstep.maths.parametrization import edm_weight, expand_like
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -143,3 +143,71 @@ def test_sid_loss_stays_finite_where_the_teacher_agrees():
     # divisor |real - fake| / 10 = 0.3: (0 - 3) (0 - 0 - 1.2 (0 - 3)) / 0.3
     assert sid_loss(x, x.detach(), torch.full((1, 4), 3.0), alpha=1.2).item() == pytest.approx(-36)
     assert sid_loss(x, x.detach(), x.detach()).item() == 0
+
+
+# --- f-distill ---------------------------------------------------------------------------------------------------------
+
+FASTGEN = {
+    "reverse_kl": "rkl",
+    "kl": "kl",
+    "js": "js",
+    "softened_reverse_kl": "sf",
+    "neyman": "neyman",
+    "hellinger": "sh",
+    "jeffreys": "jf",
+}
+
+
+@pytest.mark.parametrize("name", F_DIVERGENCES)
+def test_divergence_weights_are_fastgen_s(name):
+    golden = load_file(GOLDEN / "fastgen_dmd2.safetensors")
+    ratio = golden["in.ratio"][1:]  # the first is 1e-9, whose inverse is cut off there
+    expected = golden[f"fweight.{FASTGEN[name]}"].to(ratio)
+    expected = expected.expand_as(ratio) if not expected.ndim else expected[1:]
+    torch.testing.assert_close(f_divergence_weight(ratio, name), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in F_DIVERGENCES if name != "reverse_kl"])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_weights_of_logits_are_fastgen_s_with_and_without_its_bins(name, grouped):
+    """Its bins are linear in t, and keep a quarter of what they were; weights have mean 1."""
+    golden = load_file(GOLDEN / "fastgen_dmd2.safetensors")
+    ratio = density_ratio(golden["in.h_logits"], 0.1, 20.0)
+    means = torch.ones(10)
+    group = (golden["in.t"] / 80 * 10).long().clamp_max(9)
+    if grouped:
+        means = ratio_means(means, ratio, group, decay=0.25)
+    weight = f_divergence_weight(ratio / means[group], name)
+    short = FASTGEN[name]
+    torch.testing.assert_close(means, golden[f"h.{short}.norm{int(grouped)}.bins"], rtol=1e-5, atol=0)
+    torch.testing.assert_close((weight / weight.mean()).double(), golden[f"h.{short}.norm{int(grouped)}"], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "f"), [("reverse_kl", lambda r: -r.log()), ("kl", lambda r: r * r.log()), ("hellinger", lambda r: 2 - 4 * r.sqrt())]
+)
+def test_weights_make_the_step_that_descends_the_divergence(name, f):
+    """Fake N(a, 1), real N(m, 1): ``d/da E_q f(p / q) = -E_q h(r) (s_p - s_q)`` with s_p - s_q = m - a and ``h = f'' r^2``."""
+    m, a, e = 0.7, 0.1, 1e-4
+    x = torch.linspace(-12, 12, 200_001, dtype=torch.float64)
+
+    def density(mean):
+        return (-((x - mean) ** 2) / 2).exp() / (2 * torch.pi) ** 0.5
+
+    def divergence(at):
+        return torch.trapezoid(density(at) * f(density(m) / density(at)), x)
+
+    slope = (divergence(a + e) - divergence(a - e)) / (2 * e)
+    weight = f_divergence_weight(density(m) / density(a), name)
+    torch.testing.assert_close(slope, -torch.trapezoid(density(a) * weight, x) * (m - a), rtol=1e-5, atol=0)
+
+
+def test_density_ratio_is_clipped_and_averages_heads():
+    logits = torch.tensor([[-9.0, 1.0], [0.5, -0.5], [8.0, 2.0], [1.0, 0.0]])
+    torch.testing.assert_close(density_ratio(logits), torch.tensor([0.1, 1.0, 20.0, torch.tensor(0.5).exp()]))
+    torch.testing.assert_close(density_ratio(logits[:, 0]), torch.tensor([0.1, torch.tensor(0.5).exp(), 20.0, torch.tensor(1.0).exp()]))
+
+
+def test_unknown_divergence_is_refused():
+    with pytest.raises(ValueError, match="divergence is 'tv'; allowed: reverse_kl"):
+        f_divergence_weight(torch.ones(2), "tv")

@@ -14,6 +14,7 @@ from fewstep.maths.schedules import (
     linear_path,
     lognormal_sigmas,
     sigmoid_weight,
+    student_sigmas,
     uniform_times,
 )
 
@@ -43,6 +44,36 @@ def test_a_grid_of_one_level_is_the_largest():
 def test_impossible_grids_are_refused(arguments, said):
     with pytest.raises(ValueError, match=said):
         karras_sigmas(*arguments)
+
+
+def test_student_levels_by_hand():
+    # c is 1/2 for two levels, 1/(num + 1) for more: (1 - j c)^2 of 16
+    for num, expected in ((1, [16]), (2, [16, 4]), (3, [16, 9, 4]), (4, [16, 16 * 0.64, 16 * 0.36, 16 * 0.16])):
+        sigmas = student_sigmas(num, 16.0, 2.0)
+        assert sigmas.dtype == torch.float64
+        torch.testing.assert_close(sigmas, torch.tensor(expected, dtype=torch.float64), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("num", [3, 4, 8])
+def test_student_levels_are_a_karras_grid_that_ends_at_0(num):
+    # of num + 2 levels, the last of which is 0; a sigma_min as small as this moves no level by more than 1e-5 of it
+    grid = karras_sigmas(num + 2, 1e-50, 80.0)[:num]
+    torch.testing.assert_close(student_sigmas(num, 80.0), grid, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("num", [2, 3, 4, 8])
+def test_student_levels_are_those_of_the_stock_consistency_scheduler(num):
+    from diffusers import CMStochasticIterativeScheduler
+
+    scheduler = CMStochasticIterativeScheduler(num_train_timesteps=3 if num == 2 else num + 2, sigma_min=0.0, sigma_max=80.0)
+    scheduler.set_timesteps(num)
+    torch.testing.assert_close(scheduler.sigmas[:-1], student_sigmas(num, 80.0).float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("arguments", "said"), [((0, 80.0), "num is 0"), ((2, 0.0), "sigma_max is 0.0"), ((1, -1.0), "sigma_max is -1")])
+def test_impossible_student_levels_are_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        student_sigmas(*arguments)
 
 
 def test_lognormal_moments():

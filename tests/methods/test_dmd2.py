@@ -1,3 +1,4 @@
+import copy
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torch.nn.functional import softplus
 
 from fewstep.denoisers import MixtureDenoiser
 from fewstep.generator import Generator
+from fewstep.maths.schedules import student_sigmas
 from fewstep.methods import DMD2, Batch, OptimizerSettings, Ramp
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -87,7 +89,7 @@ def dm_term(networks, x, rng, name):
 
 def gan_logits(networks, x, rng):
     x_s, s = noised(x, 0, 999, rng)
-    return networks["head"](networks["fake"](x_s, s, batch().label, features=1)[0])
+    return networks["head"].heads[0](networks["fake"](x_s, s, batch().label, features=1)[0])
 
 
 def assert_same_gradients(method, mine, theirs, *names):
@@ -501,3 +503,224 @@ def test_real_denoiser_takes_the_teacher_s_place_and_not_the_fake_s(make_method)
     torch.testing.assert_close(method.networks["fake"](x, s, None), method.teacher.denoiser(x, s, None))
     assert method.networks["teacher"] is not real
     assert loss(method, "generator").loss > 0  # for the fake network is not that one
+
+
+# --- several steps -------------------------------------------------------------------------------------------------------
+
+LEVELS = [80.0, 12.0, 1.5]
+
+
+def steps_of(method, turn="generator", num=20, **networks):
+    """(inputs and levels of the generator's calls, what the turn returned) of `num` batches; G(x, s) = x / (1 + s)."""
+    found = []
+    for seed in range(num):
+        calls = []
+
+        def generator(x, sigma, label, calls=calls):
+            calls.append((x.detach(), sigma.item(), torch.is_grad_enabled(), label))
+            return x / (1 + sigma)
+
+        found.append((calls, method.loss(turn, {**method.networks, "generator": generator, **networks}, batch(), seeded(seed), {})))
+    return found
+
+
+@pytest.mark.parametrize("turn", ["generator", "guidance"])
+def test_a_later_step_starts_where_the_generator_s_own_steps_lead(make_method, turn):
+    method = make_method(sampler_steps=3, sampler_sigmas=LEVELS)
+    lengths = []
+    for seed, (calls, output) in enumerate(steps_of(method, turn)):
+        rng = seeded(seed)
+        x = 80 * torch.randn(NUM, 1, 8, 8, generator=rng)
+        for j, (seen, sigma, with_gradient, label) in enumerate(calls):
+            torch.testing.assert_close(seen, x)
+            assert sigma == LEVELS[j]
+            assert torch.equal(label, batch().label)
+            assert with_gradient == (turn == "generator" and j == len(calls) - 1)
+            x0 = x / (1 + sigma)
+            if j < len(calls) - 1:
+                x = x0 + LEVELS[j + 1] * torch.randn(NUM, 1, 8, 8, generator=rng)
+        if turn == "generator":
+            torch.testing.assert_close(output.samples, x0)
+        lengths.append(len(calls))
+    assert set(lengths) == {1, 2, 3}
+
+
+def test_every_step_is_trained_as_often_and_the_order_does_not_hang_on_the_process(make_method):
+    methods = [make_method(sampler_steps=4) for _ in range(2)]
+    orders = [[method._next_step() for _ in range(2000)] for method in methods]
+    assert orders[0] == orders[1]
+    counts = torch.tensor(orders[0]).bincount(minlength=4)
+    assert (counts - 500).abs().max() < 4 * (2000 * 3 / 16) ** 0.5  # four standard deviations of a binomial
+    assert sum(a == b for a, b in zip(orders[0], orders[0][1:], strict=False)) < 500 + 4 * 20  # nor on the one before
+    resumed = make_method(sampler_steps=4)
+    before = [methods[0]._next_step() for _ in range(5)]
+    resumed.load_state_dict(json.loads(json.dumps(methods[1].state_dict())))
+    assert [resumed._next_step() for _ in range(5)] == before
+
+
+def test_noised_data_is_the_shortcut_and_has_to_be_named(make_method):
+    method = make_method(sampler_steps=3, sampler_sigmas=LEVELS, inputs="noised_data")
+    seen_levels = set()
+    for seed, (calls, _) in enumerate(steps_of(method)):
+        ((seen, sigma, with_gradient, _),) = calls
+        n = torch.randn(NUM, 1, 8, 8, generator=seeded(seed))
+        torch.testing.assert_close(seen, sigma * n + (0 if sigma == 80 else batch().x))
+        assert with_gradient
+        seen_levels.add(sigma)
+    assert seen_levels == set(LEVELS)
+    assert make_method(sampler_steps=3).inputs == "backward_simulation"
+
+
+def test_a_student_of_several_steps_ships_with_its_levels_and_is_sampled_as_it_was_trained(make_method):
+    method = make_method(sampler_steps=4, conditioning_sigma=40.0)
+    shipped = method.ship(method.networks["generator"], 3)
+    torch.testing.assert_close(shipped.sigmas(), student_sigmas(4, 40.0))
+    assert shipped.evaluations() == 4
+    label = torch.arange(NUM) % 3
+    calls = []
+    method.networks["generator"].register_forward_hook(lambda module, args, output: calls.append(output))
+    while len(calls) < 4:  # until a batch trains the last step
+        calls.clear()
+        method.loss("guidance", method.networks, Batch(torch.zeros(NUM, 1, 8, 8), label), seeded(11), {})
+    made = calls[-1].detach()
+    torch.testing.assert_close(shipped.sample(NUM, label, seed=11), made.clamp(-1, 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sampler_steps": 2, "sampler_sigmas": [80.0]}, r"sampler_sigmas is \[80.0\]; .* give 2 levels that fall from 80.0"),
+        ({"sampler_steps": 2, "sampler_sigmas": [70.0, 2.0]}, "give 2 levels that fall from 80.0"),
+        ({"sampler_steps": 2, "sampler_sigmas": [80.0, 80.0]}, "give 2 levels that fall from 80.0"),
+        ({"f_divergence": "js"}, r"f_divergence is 'js'.* set method\.gan=true and method\.loss=dmd"),
+        ({"f_divergence": "kl", "gan": True, "loss": "sid"}, r"f_divergence is 'kl'"),
+        ({"gan": True, "gan_levels": 3}, r"gan_levels is 3, but the network has 2"),
+        ({"fake_min_step_percent": 0.6, "fake_max_step_percent": 0.5}, r"fake_min_step_percent 0.6 must not exceed"),
+    ],
+)
+def test_settings_that_do_not_fit_together(make_method, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_method(**arguments)
+
+
+def test_a_map_from_noise_has_one_step(make_method):
+    with pytest.raises(ValueError, match=r"method.sampler_steps is 2, but a map from noise to data has one step"):
+        make_method(student=push_forward_student(), sampler_steps=2)
+
+
+# --- what else the discriminator can be, and do --------------------------------------------------------------------------
+
+
+def test_fake_network_has_a_noise_range_of_its_own(make_method):
+    method = make_method(num_train_timesteps=50, fake_min_step_percent=0.2, fake_max_step_percent=0.4)
+    seen = []
+    networks = {
+        "generator": lambda noise, sigma, label: noise,
+        "teacher": lambda x, s, label: x,
+        "fake": lambda x, s, label: (seen.append(s), x)[1],
+    }
+    for turn in ("guidance", "generator"):
+        method.loss(turn, networks, Batch(torch.zeros(600, 1, 8, 8)), seeded(), {})
+    torch.testing.assert_close(seen[0].unique(), method.levels[10:21].float())  # 11 (10/11)^600: none is missed by chance
+    torch.testing.assert_close(seen[1].unique(), method.levels[1:50].float())  # the DM term keeps 2% to 98%
+
+
+@pytest.mark.parametrize("features", ["fake", "teacher"])
+def test_heads_see_every_level_of_the_network_that_was_named(make_method, features):
+    method = make_method(gan=True, gan_features=features, gan_levels=2)
+    networks = as_the_loop_does(method, "guidance")
+    assert len(networks["head"].heads) == 2
+    output = method.loss("guidance", networks, batch(), seeded(), {"x": torch.zeros(NUM, 1, 8, 8)})
+    rng = seeded()
+    noised(torch.zeros(NUM, 1, 8, 8), 0, 999, rng)
+    logits = []
+    for x in (batch().x, torch.zeros(NUM, 1, 8, 8)):
+        x_s, s = noised(x, 0, 999, rng)
+        maps = networks[features](x_s, s, batch().label, features=2)
+        assert [tuple(m.shape[1:]) for m in maps] == [(16, 4, 4), (8, 8, 8)]
+        logits.append([head(m) for head, m in zip(networks["head"].heads, maps, strict=True)])
+    expected = sum(softplus(-a).mean() + softplus(b).mean() for a, b in zip(*logits, strict=True)) / 2
+    torch.testing.assert_close(output.terms["gan"], expected.detach())
+    (gradient,) = torch.autograd.grad(output.loss, next(networks["head"].heads[1].parameters()))
+    assert gradient.abs().max() > 0
+
+
+def test_generator_is_led_by_the_teacher_s_features_too(make_method):
+    method = make_method(gan=True, gan_features="teacher", gan_levels=2, gan_weight_generator=1.0)
+    networks = as_the_loop_does(method, "generator")
+    output = method.loss("generator", networks, batch(), seeded(), {})
+    rng = seeded()
+    x = generated(networks, rng)
+    noised(x, 20, 980, rng)  # the DM term's
+    x_s, s = noised(x, 0, 999, rng)
+    gan = softplus(-networks["head"](networks["teacher"](x_s, s, batch().label, features=2))).mean()
+    torch.testing.assert_close(output.terms["gan"], gan.detach())
+    without = make_method(gan=True, gan_features="teacher", gan_levels=2, gan_weight_generator=0.0)
+    without.networks["head"].load_state_dict(networks["head"].state_dict())
+    parameters = list(networks["generator"].parameters())
+    whole = torch.autograd.grad(output.loss, parameters, allow_unused=True)
+    plain = torch.autograd.grad(loss(without, "generator").loss, list(without.networks["generator"].parameters()), allow_unused=True)
+    added = torch.autograd.grad(gan, parameters, allow_unused=True)
+    for a, b, c in zip(whole, plain, added, strict=True):
+        if c is not None:
+            torch.testing.assert_close(a, b + c, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["approximate", "exact"])
+def test_r1_holds_the_slope_at_real_data(make_method, kind):
+    weights = {"r1_weight": 0.7, "r1": kind, "r1_alpha": 0.01, "gan_weight_guidance": 0.5}
+    method = make_method(gan=True, gan_levels=2, **weights)
+    networks = as_the_loop_does(method, "guidance")
+    output = method.loss("guidance", networks, batch(), seeded(), {"x": torch.zeros(NUM, 1, 8, 8)})
+    rng = seeded()
+    noised(torch.zeros(NUM, 1, 8, 8), 0, 999, rng)
+    x_s, s = noised(batch().x, 0, 999, rng)
+    networks = {name: copy.deepcopy(networks[name]).double() for name in ("fake", "head")}
+
+    def logits(x):
+        return networks["head"](networks["fake"].network(*preconditioned(x, s), batch().label, 2))
+
+    def preconditioned(x, s):
+        return x.double() / (s.double() ** 2 + 0.25).sqrt()[:, None, None, None], s.double().log() / 4
+
+    if kind == "approximate":
+        perturbed = x_s + 0.01 * torch.randn(x_s.shape, generator=rng)
+        expected = (logits(x_s) - logits(perturbed)).square().mean()
+    else:  # by differences along each of the 64 pixels
+        step = 1e-5 * torch.eye(64, dtype=torch.float64).view(64, 1, 1, 8, 8)
+        slopes = [(logits(x_s.double() + e) - logits(x_s.double() - e)).mean(1) / 2e-5 for e in step]
+        expected = torch.stack(slopes).square().sum(0).mean()
+    torch.testing.assert_close(output.terms["r1"].double(), expected.detach(), rtol=1e-2, atol=1e-9)
+    total = output.terms["fake"] + 0.5 * (output.terms["gan"] + 0.7 * output.terms["r1"])
+    torch.testing.assert_close(output.loss.detach(), total)
+    output.loss.backward()  # it can be learned from, through attention too
+    assert all(p.grad is not None for p in method.networks["head"].parameters())
+
+
+@pytest.mark.parametrize(("divergence", "h"), [("js", lambda r: r / (1 + r)), ("kl", lambda r: r), ("hellinger", lambda r: r**0.5)])
+def test_other_divergences_weigh_each_sample_s_gradient(make_method, divergence, h):
+    method = make_method(gan=True, gan_weight_generator=0.0, f_divergence=divergence)
+    plain = make_method(gan=True, gan_weight_generator=0.0)
+    x = torch.randn(NUM, 1, 8, 8, generator=seeded(7))
+    verdict = torch.tensor([-3.0, -0.5, 0.0, 0.4, 1.0, 9.0])
+    found = []
+    for which in (method, plain):
+        sample = x.clone().requires_grad_()
+        networks = {**as_the_loop_does(which, "generator"), "generator": lambda *_, sample=sample: sample}
+        networks["head"] = lambda features: verdict[:, None]
+        output = which.loss("generator", networks, batch(), seeded(), {})
+        found.append((torch.autograd.grad(output.loss, sample)[0], output))
+    rng = seeded()
+    torch.randn(NUM, 1, 8, 8, generator=rng)  # the generator's noise
+    _, s = noised(x, 20, 980, rng)
+    ratio = verdict.exp().clamp(0.1, 20).double()
+    index = torch.tensor([(karras(torch.arange(1000)).float() - level).abs().argmin() for level in s])
+    group = index * 10 // 1000
+    mean = torch.tensor([0.9 + 0.1 * ratio[group == g].mean() for g in group])
+    weight = h(ratio / mean)
+    expected = found[1][0].double() * (weight / weight.mean())[:, None, None, None]
+    torch.testing.assert_close(found[0][0].double(), expected, rtol=1e-4, atol=1e-9)
+    assert found[0][1].terms["ratio"].item() == pytest.approx(ratio.mean().item(), rel=1e-5)
+    state = json.loads(json.dumps(method.state_dict()))
+    assert state["ratio_means"][group[0]] == pytest.approx(mean[0].item())
+    assert min(state["ratio_means"][g] == 1.0 for g in range(10) if g not in group)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, group_norm, silu
 
-from fewstep.networks.heads import BottleneckHead
+from fewstep.networks.heads import BottleneckHead, LevelHeads
 
 
 def head_and_features(height, width, channels=128, num=4):
@@ -48,3 +48,12 @@ def test_it_slopes_as_much_as_it_varies(channels, size):
     (gradient,) = torch.autograd.grad(logits.sum(), x)
     assert logits.std() > 0.05
     assert gradient.flatten(1).square().sum(1).median() > 0.5 * logits.var()
+
+
+def test_heads_of_several_levels_look_at_one_map_each():
+    torch.manual_seed(0)
+    heads = LevelHeads([(32, (4, 4)), (16, (8, 8))])
+    maps = [torch.randn(3, 32, 4, 4), torch.randn(3, 16, 8, 8)]
+    torch.testing.assert_close(heads(maps), torch.stack([heads.heads[0](maps[0]), heads.heads[1](maps[1])], 1))
+    with pytest.raises(ValueError, match="longer"):
+        heads([*maps, maps[0]])

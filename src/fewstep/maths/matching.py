@@ -6,7 +6,7 @@ itself, between real samples ``y`` and the generated ones.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -72,6 +72,44 @@ def sid_loss(x: Tensor, x0_real: Tensor, x0_fake: Tensor, alpha: float = 1.0, ga
         divisor = _divisor(x, x0_real, direction, max_ratio=10.0).clamp_min(torch.finfo(x.dtype).tiny)
     sharpened = direction + x0_fake
     return (direction * ((sharpened - x) - alpha * direction) / divisor).mean()
+
+
+# h(r) for r = p_real / p_fake at the noised sample (f-distill, arXiv 2502.15681, Table 1): what each sample's gradient weighs
+F_DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "reverse_kl": torch.ones_like,
+    "softened_reverse_kl": lambda r: 1 / (1 + r),
+    "js": lambda r: r / (1 + r),
+    "hellinger": torch.sqrt,
+    "kl": lambda r: r,
+    "jeffreys": lambda r: 1 + r,
+    "neyman": lambda r: 1 / r,
+}
+
+
+def f_divergence_weight(ratio: Tensor, divergence: str) -> Tensor:
+    """``h(r)`` of density ratios ``p_real / p_fake`` [B], the factor by which a divergence other than reverse KL weighs the gradient.
+
+    Of `F_DIVERGENCES` (arXiv 2502.15681, Table 1). It grows with r for the mode-covering ones (kl, js, squared hellinger, jeffreys), and
+    falls for those that seek modes harder than reverse KL, which is 1. Raises ValueError for another name.
+    """
+    if divergence not in F_DIVERGENCES:
+        raise ValueError(f"divergence is {divergence!r}; allowed: {', '.join(F_DIVERGENCES)}")
+    return F_DIVERGENCES[divergence](ratio)
+
+
+def density_ratio(logits: Tensor, lower: float = 0.1, upper: float = 20.0) -> Tensor:
+    """``p_real / p_fake`` [B] as a discriminator's `logits` [B] or [B, heads] have it: exp of their mean, clipped (as above, Sec. 4.2)."""
+    return logits.reshape(len(logits), -1).float().mean(1).exp().clamp(lower, upper)
+
+
+def ratio_means(means: Tensor, ratio: Tensor, group: Tensor, decay: float) -> Tensor:
+    """Running means [K] of density ratios, moved towards those of `ratio` [B] in each of the groups [B] (of 0 to K - 1) that are there.
+
+    A ratio divided by its group's mean is right on average at each noise level: ``E_fake[p_real / p_fake] = 1`` (as above, Sec. 4.2).
+    """
+    number = torch.zeros_like(means).index_add(0, group, torch.ones_like(ratio).to(means))
+    total = torch.zeros_like(means).index_add(0, group, ratio.to(means))
+    return torch.where(number > 0, decay * means + (1 - decay) * total / number.clamp_min(1), means)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

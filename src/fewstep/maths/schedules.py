@@ -27,6 +27,21 @@ def karras_sigmas(num: int, sigma_min: float = 0.002, sigma_max: float = 80.0, r
     return (high + ramp * (low - high)) ** rho
 
 
+def student_sigmas(num: int, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """The default noise levels of a `num`-step student, float64 [num], descending from `sigma_max`, without the final 0.
+
+    ``sigma_j = sigma_max (1 - j c)^rho``, with ``c`` 1/2 for two levels and ``1 / (num + 1)`` for more: the Karras grid that ends at 0
+    with ``num + 2`` levels, less its last two. They are levels that diffusers' consistency scheduler can name in `num` steps, with
+    ``num_train_timesteps`` 3 for two levels and ``num + 2`` for more. Raises ValueError for ``num < 1`` or a `sigma_max` not above 0.
+    """
+    if num < 1:
+        raise ValueError(f"num is {num}; a student needs at least 1 noise level")
+    if not sigma_max > 0:
+        raise ValueError(f"sigma_max is {sigma_max}; a noise level must be above 0")
+    c = 0.5 if num == 2 else 1 / (num + 1)
+    return sigma_max * (1 - c * torch.arange(num, dtype=torch.float64)) ** rho
+
+
 def lognormal_sigmas(
     num: int, mean: float = -1.2, std: float = 1.2, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
 ) -> Tensor:

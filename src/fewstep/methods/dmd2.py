@@ -1,66 +1,85 @@
-"""DMD2: distil a diffusion teacher into a one-step generator (Yin et al. 2024, arXiv 2405.14867).
+"""DMD2: distil a diffusion teacher into a generator of one or a few steps (Yin et al. 2024, arXiv 2405.14867).
 
-    x      = G(sigma_cond n, sigma_cond, label)                     one step from pure noise
+    x      = G(sigma_1 n, sigma_1, label)                           one step, from pure noise; or
+    x      = G(x' + sigma_j n, sigma_j, label)                      step j of several, x' made by the generator's own earlier steps
     generator, every k-th step:
         x_s  = x + s n'                                             s from the middle of the Karras grid
-        loss = L_dm(x, D_real(x_s, s), D_fake(x_s, s))              the DMD or the SiD loss
-             + w_g softplus(-h(fake's bottleneck at x_s'))          optional GAN term
+        loss = L_dm(x, D_real(x_s, s), D_fake(x_s, s))              the DMD or the SiD loss, or DMD's weighted by h(p_real / p_fake)
+             + w_g softplus(-h(features at x_s'))                   optional GAN term
     fake ("guidance"), every step:
-        loss = mean w(s) (D_fake(x_s, s) - stop_gradient(x))^2      s from the whole grid
-             + w_d [softplus(h(fake_s')) + softplus(-h(real_s'))]
+        loss = mean w(s) (D_fake(x_s, s) - stop_gradient(x))^2      s from a range of its own
+             + w_d [softplus(h(fake_s')) + softplus(-h(real_s')) + w_r R1]
 
 D_real is the frozen teacher; G and D_fake start from its weights. With the DMD loss no gradient passes through either
 denoiser; with the SiD loss (arXiv 2404.04057) it passes through both, their weights held still.
 """
 
+import contextlib
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.denoisers import guided
 from fewstep.generator import Generator, frozen
-from fewstep.maths.adversarial import discriminator_loss, generator_loss
-from fewstep.maths.matching import dmd_gradient, dmd_loss, sid_loss
+from fewstep.maths.adversarial import approximate_r1, discriminator_loss, generator_loss, r1_penalty
+from fewstep.maths.matching import density_ratio, dmd_gradient, dmd_loss, f_divergence_weight, ratio_means, sid_loss
 from fewstep.maths.parametrization import edm_weight, expand_like
-from fewstep.maths.schedules import karras_sigmas, level_sigmas
+from fewstep.maths.schedules import karras_sigmas, level_sigmas, student_sigmas
 from fewstep.methods.base import Batch, LossOutput, Method, Networks, OptimizerSettings, Ramp, Turn
-from fewstep.networks.heads import BottleneckHead
+from fewstep.networks.heads import LevelHeads
 from fewstep.networks.unet import feature_shapes
 
 
 class DMD2(Method):
-    """Distil `teacher` into a generator that needs one evaluation.
+    """Distil `teacher` into a generator that needs one evaluation, or a few.
 
     Args:
         teacher: any `Generator` with an ODE sampler; it is copied three times and not changed.
         real: a denoiser of real data to use instead of the teacher's, such as a closed form; `teacher` then only is where the generator
             and the fake network start.
-        student: a push-forward generator to train instead of a copy of the teacher's network; it is trained in place.
+        student: a push-forward generator to train instead of a copy of the teacher's network; it is trained in place, for one step.
         generator_optimizer, guidance_optimizer: AdamW of the generator and of the fake network (with the head).
         dfake_gen_update_ratio: the generator learns at every so many-th step, the fake network at each.
         loss: "dmd", or "sid" with `sid_alpha`.
         gamma: match ``p_real^gamma``; 1 is the real distribution.
         guidance_scale: classifier-free guidance of the teacher.
-        conditioning_sigma: noise level of the generator's input.
+        conditioning_sigma: noise level of the generator's first input.
+        sampler_steps: how many steps the generator is made for.
+        sampler_sigmas: the noise levels of these steps, from `conditioning_sigma` downwards; None for `student_sigmas`.
+        inputs: what a later step learns from. "backward_simulation": the generator's own earlier steps, as it will be sampled.
+            "noised_data": real data, which it will never see there: a shortcut that FastGen's and other releases offer, and a known
+            cause of blurred few-step students.
         min_step_percent: share of the ascending grid from which on the DM term draws its levels; a number or a `Ramp`. Coarse
             levels settle how much mass goes where, fine ones hold each sample in its mode: coming down to them late gets the weights
             of far modes right.
         max_step_percent: share of the grid up to which it does.
+        fake_min_step_percent, fake_max_step_percent: the same two of the fake network's loss.
         num_train_timesteps, sigma_min, sigma_max, rho: that grid.
         reuse_generator_batch: let the fake network learn from the samples that the generator's turn has just made, where it
             has had one, instead of drawing others.
         gan: add the adversarial pair; `gan_weight_generator` is w_g, or "auto": the ratio of the two terms' gradient norms
             at the image, averaged over the `AUTO_UPDATES` updates after warm-up, then held. `gan_weight_guidance` is w_d.
+        gan_features: whose features the heads see: the "fake" network's, which learns them for the purpose, or the frozen "teacher"'s.
+        gan_levels: at how many resolutions, from the bottleneck up; each has a head.
+        r1_weight: w_r, of the penalty on the heads' slope at real data.
+        r1: "approximate", by finite differences of length `r1_alpha`, or "exact", by a second gradient.
+        f_divergence: which divergence the DMD loss descends, of `fewstep.maths.matching.F_DIVERGENCES`; all but "reverse_kl" take the
+            density ratio from the heads, divided by its running mean over fake samples at about the same noise level.
 
     Raises:
-        ValueError: where guidance is asked of a teacher trained without label dropout.
+        ValueError: where guidance is asked of a teacher trained without label dropout, or levels, steps or terms do not fit together.
 
     """
 
     ships = "generator"
     AUTO_UPDATES = 20
+    RATIO_GROUPS = 10
+    RATIO_DECAY = 0.9
 
     def __init__(
         self,
@@ -73,8 +92,13 @@ class DMD2(Method):
         gamma: float = 1.0,
         guidance_scale: float = 1.0,
         conditioning_sigma: float = 80.0,
+        sampler_steps: int = 1,
+        sampler_sigmas: Sequence[float] | None = None,
+        inputs: Literal["backward_simulation", "noised_data"] = "backward_simulation",
         min_step_percent: Ramp | float = 0.02,
         max_step_percent: float = 0.98,
+        fake_min_step_percent: float = 0.0,
+        fake_max_step_percent: float = 1.0,
         num_train_timesteps: int = 1000,
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
@@ -83,6 +107,12 @@ class DMD2(Method):
         gan: bool = False,
         gan_weight_generator: float | Literal["auto"] = 3e-3,
         gan_weight_guidance: float = 1e-2,
+        gan_features: Literal["fake", "teacher"] = "fake",
+        gan_levels: int = 1,
+        r1_weight: float = 0.0,
+        r1: Literal["approximate", "exact"] = "approximate",
+        r1_alpha: float = 0.1,
+        f_divergence: str = "reverse_kl",
         real: nn.Module | None = None,
         student: Generator | None = None,
     ) -> None:
@@ -90,6 +120,15 @@ class DMD2(Method):
             raise ValueError(
                 f"method.guidance_scale is {guidance_scale}, but the teacher was trained without label dropout and has no "
                 "unconditional estimate; use 1, or a teacher trained with method.label_dropout above 0"
+            )
+        if f_divergence != "reverse_kl" and not (gan and loss == "dmd"):
+            raise ValueError(
+                f"method.f_divergence is {f_divergence!r}, which weighs the DMD loss by the discriminator's density ratio; "
+                "set method.gan=true and method.loss=dmd, or leave it at 'reverse_kl'"
+            )
+        if student is not None and sampler_steps > 1:
+            raise ValueError(
+                f"method.sampler_steps is {sampler_steps}, but a map from noise to data has one step; give 1, or a network that denoises"
             )
         self.teacher, self.real, self.student = teacher, real, student
         fake = frozen(teacher.denoiser).requires_grad_(True).train()
@@ -100,26 +139,36 @@ class DMD2(Method):
         }
         guidance: tuple[str, ...] = ("fake",)
         if gan:
-            ((channels, (height, width)),) = feature_shapes(teacher.denoiser.network, 1)
-            self.networks["head"] = BottleneckHead(channels, height, width)
+            self.networks["head"] = LevelHeads(feature_shapes(teacher.denoiser.network, gan_levels))
             guidance = ("fake", "head")
         self.turns = (
             Turn("generator", ("generator",), generator_optimizer, every=dfake_gen_update_ratio),
             Turn("guidance", guidance, guidance_optimizer),
         )
         self.loss_name, self.sid_alpha, self.gamma, self.guidance_scale = loss, sid_alpha, gamma, guidance_scale
-        self.conditioning_sigma = conditioning_sigma
+        self.sigmas = _student_levels(conditioning_sigma, sampler_steps, sampler_sigmas)
+        self.inputs = inputs
         self.levels = karras_sigmas(num_train_timesteps, sigma_min, sigma_max, rho).flip(0)  # ascending, as published
         self.first = min_step_percent if isinstance(min_step_percent, Ramp) else Ramp(min_step_percent)
-        self.last = min(int(max_step_percent * num_train_timesteps), num_train_timesteps - 1)
+        top = num_train_timesteps - 1
+        self.last = min(int(max_step_percent * num_train_timesteps), top)
+        self.fake_first = min(round(fake_min_step_percent * num_train_timesteps), top)
+        self.fake_last = min(int(fake_max_step_percent * num_train_timesteps), top)
+        if self.fake_first > self.fake_last:
+            raise ValueError(
+                f"method.fake_min_step_percent {fake_min_step_percent} must not exceed method.fake_max_step_percent {fake_max_step_percent}"
+            )
         self.reuse_generator_batch = reuse_generator_batch
-        self.gan, self.gan_weight_guidance = gan, gan_weight_guidance
+        self.gan, self.gan_weight_guidance, self.gan_features, self.gan_levels = gan, gan_weight_guidance, gan_features, gan_levels
+        self.r1, self.r1_weight, self.r1_alpha = r1, r1_weight, r1_alpha
+        self.f_divergence = f_divergence
+        self.ratio_means = [1.0] * self.RATIO_GROUPS
         self.auto = gan_weight_generator == "auto"
         self.gan_weight_generator = 0.0 if gan_weight_generator == "auto" else float(gan_weight_generator)
-        self.generator_updates = self.gan_measurements = 0
+        self.generator_updates = self.gan_measurements = self.batches_made = 0
 
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
-        """The generator's loss (terms ``dm``, ``gap``, ``gan``) or the guidance's (terms ``fake``, ``gan``)."""
+        """The generator's loss (terms ``dm``, ``gap``, ``gan``) or the guidance's (terms ``fake``, ``gan``, ``r1``)."""
         if self.levels.device != batch.x.device:
             self.levels = self.levels.to(batch.x.device)
         if turn == "generator":
@@ -131,19 +180,34 @@ class DMD2(Method):
         s = level_sigmas(self.levels, len(x), first, last, rng)
         return x + expand_like(s, x) * torch.randn(x.shape, generator=rng, device=x.device), s
 
+    # --- samples -----------------------------------------------------------------------------------------------------
+
     def _generate(self, networks: Networks, batch: Batch, rng: torch.Generator) -> Tensor:
-        """One step from noise, for the batch's labels: [B, ...]."""
+        """What the generator makes at one of its steps, for the batch's labels: [B, ...]. A gradient passes through that step alone."""
         shape = self.student.latent_shape if self.student else batch.x.shape[1:]
         n = torch.randn(len(batch.x), *shape, generator=rng, device=batch.x.device)
         if self.student:
             return networks["generator"](n, math.inf, batch.label)
-        sigma = torch.tensor(self.conditioning_sigma, device=n.device)
-        return networks["generator"](sigma * n, sigma, batch.label)
+        sigmas = [torch.tensor(sigma, device=n.device) for sigma in self.sigmas]
+        step = self._next_step()
+        x = sigmas[0] * n
+        if step and self.inputs == "noised_data":
+            x = batch.x + sigmas[step] * n
+        elif step:
+            with torch.no_grad():
+                for sigma, below in itertools.pairwise(sigmas[: step + 1]):
+                    x0 = networks["generator"](x, sigma, batch.label)
+                    x = x0 + below * torch.randn(x.shape, generator=rng, device=x.device)
+        return networks["generator"](x, sigmas[step], batch.label)
 
-    def _logits(self, networks: Networks, x: Tensor, label: Tensor | None, rng: torch.Generator) -> Tensor:
-        """The head's verdict on diffused `x`: [B]."""
-        x_s, s = self._noised(x, 0, len(self.levels) - 1, rng)
-        return networks["head"](networks["fake"](x_s, s, label, features=1)[0])
+    def _next_step(self) -> int:
+        """The step that this batch trains: uniform, and the same on every device, so that all have the same work."""
+        if len(self.sigmas) == 1:
+            return 0
+        self.batches_made += 1
+        return int(torch.randint(len(self.sigmas), (), generator=torch.Generator().manual_seed(self.batches_made)))
+
+    # --- the generator's turn ----------------------------------------------------------------------------------------
 
     def _generator_loss(self, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
         x, label = self._generate(networks, batch, rng), batch.label
@@ -153,21 +217,38 @@ class DMD2(Method):
             x_s, s = self._noised(x, min(first, self.last), self.last, rng)
             x0_real = guided(networks["teacher"], x_s, s, label, self.guidance_scale)
             x0_fake = networks["fake"](x_s, s, label)
+        terms: dict[str, Tensor] = {}
         if self.loss_name == "sid":
             dm = sid_loss(x, x0_real, x0_fake, self.sid_alpha, self.gamma, x_s)
         else:
-            dm = dmd_loss(x, dmd_gradient(x, x0_real, x0_fake, self.gamma, x_s))
+            grad = dmd_gradient(x, x0_real, x0_fake, self.gamma, x_s)
+            if self.f_divergence != "reverse_kl":
+                weight, terms["ratio"] = self._divergence_weight(networks, x_s, s, label)
+                grad = expand_like(weight, grad) * grad
+            dm = dmd_loss(x, grad)
         with torch.no_grad():
             gap = (x0_real - x0_fake).abs().mean() / (x - x0_real).abs().mean()
-        terms = {"dm": dm.detach(), "gap": gap}
+        terms |= {"dm": dm.detach(), "gap": gap}
         total = dm
         if self.gan:
-            gan = generator_loss(self._logits(networks, x, label, rng))
+            gan = generator_loss(self._logits(networks, *self._noised(x, 0, len(self.levels) - 1, rng), label))
             if self.auto:
                 self._measure_gan_weight(dm, gan, x)
             total = dm + self.gan_weight_generator * gan
             terms |= {"gan": gan.detach(), "gan_weight": torch.tensor(self.gan_weight_generator)}
         return LossOutput(total, terms, scratch["x"], label)
+
+    @torch.no_grad()
+    def _divergence_weight(self, networks: Networks, x_s: Tensor, s: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(h(r) with mean 1, [B]; the mean of r as the heads have it) at noised samples `x_s`."""
+        ratio = density_ratio(self._logits(networks, x_s, s, label))
+        level = torch.searchsorted(self.levels, s.to(self.levels)).clamp_max(len(self.levels) - 1)
+        group = level * self.RATIO_GROUPS // len(self.levels)
+        means = torch.tensor(self.ratio_means, dtype=torch.float64, device=x_s.device)
+        means = _mean_over_devices(ratio_means(means, ratio, group, self.RATIO_DECAY))
+        self.ratio_means = means.tolist()
+        weight = f_divergence_weight(ratio / means[group].to(ratio), self.f_divergence)
+        return weight / weight.mean(), ratio.mean()
 
     def after_update(self, turn: str) -> None:
         """Count the generator's updates."""
@@ -178,12 +259,11 @@ class DMD2(Method):
         if not 0 <= self.generator_updates - self.turns[0].optimizer.warmup < self.AUTO_UPDATES:
             return
         (grad_dm,), (grad_gan,) = (torch.autograd.grad(term, x, retain_graph=True) for term in (dm, gan))
-        ratio = grad_dm.norm() / grad_gan.norm().clamp_min(1e-12)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(ratio)
-            ratio = ratio / torch.distributed.get_world_size()
+        ratio = _mean_over_devices(grad_dm.norm() / grad_gan.norm().clamp_min(1e-12))
         self.gan_measurements += 1
         self.gan_weight_generator += (ratio.item() - self.gan_weight_generator) / self.gan_measurements
+
+    # --- the guidance's turn -----------------------------------------------------------------------------------------
 
     def _guidance_loss(self, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
         label = batch.label
@@ -191,23 +271,51 @@ class DMD2(Method):
         if x is None:
             with torch.no_grad():
                 x = self._generate(networks, batch, rng)
-        x_s, s = self._noised(x, 0, len(self.levels) - 1, rng)
+        x_s, s = self._noised(x, self.fake_first, self.fake_last, rng)
         weight = expand_like(edm_weight(s, self.teacher.sigma_data), x)
         fake = (weight * (networks["fake"](x_s, s, label) - x).square()).mean()
         terms, total = {"fake": fake.detach()}, fake
         if self.gan:
-            real_logits, fake_logits = self._logits(networks, batch.x, label, rng), self._logits(networks, x, label, rng)
+            real_s, s = self._noised(batch.x, 0, len(self.levels) - 1, rng)
+            real_logits, r1 = self._real_logits(networks, real_s, s, label, rng)
+            fake_logits = self._logits(networks, *self._noised(x, 0, len(self.levels) - 1, rng), label)
             gan = discriminator_loss(real_logits, fake_logits)
             total = fake + self.gan_weight_guidance * gan
             terms["gan"] = gan.detach()
+            if r1 is not None:
+                total = total + self.gan_weight_guidance * self.r1_weight * r1
+                terms["r1"] = r1.detach()
         return LossOutput(total, terms)
 
+    def _logits(self, networks: Networks, x_s: Tensor, s: Tensor, label: Tensor | None) -> Tensor:
+        """The heads' verdicts on noised samples: [B, heads]."""
+        return networks["head"](networks[self.gan_features](x_s, s, label, features=self.gan_levels))
+
+    def _real_logits(
+        self, networks: Networks, x_s: Tensor, s: Tensor, label: Tensor | None, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """The heads' verdicts on noised real data, and the penalty on their slope there, where it weighs anything."""
+        if not self.r1_weight:
+            return self._logits(networks, x_s, s, label), None
+        exact = self.r1 == "exact"
+        # fused attention has no second gradient
+        with sdpa_kernel(SDPBackend.MATH) if exact else contextlib.nullcontext():
+            if exact:
+                x_s = x_s.detach().requires_grad_()
+            logits = self._logits(networks, x_s, s, label)
+            if exact:
+                return logits, r1_penalty(logits, x_s)
+        perturbed = x_s + self.r1_alpha * torch.randn(x_s.shape, generator=rng, device=x_s.device)
+        return logits, approximate_r1(logits, self._logits(networks, perturbed, s, label))
+
+    # --- what is kept ------------------------------------------------------------------------------------------------
+
     def ship(self, network: nn.Module, step: int) -> Generator:
-        """The generator, to be sampled in one step from `conditioning_sigma`."""
+        """The generator, to be sampled at the noise levels it was trained for."""
         info = {**self.teacher.info, "method": "dmd2", "step": step, "label_dropout": 0.0}
         if self.student:
             return self.student.derive(self.student.sampler, info, network)
-        return self.teacher.derive({"name": "few_step", "sigmas": [self.conditioning_sigma]}, info, network)
+        return self.teacher.derive({"name": "few_step", "sigmas": self.sigmas}, info, network)
 
     @torch.no_grad()
     def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,11 +324,34 @@ class DMD2(Method):
         x0_real, x0_fake = (self.networks[name](points, sigma, None) for name in ("teacher", "fake"))
         return points, x0_real - x0_fake + (self.gamma - 1) * (x0_real - points)
 
+    KEPT = ("gan_weight_generator", "gan_measurements", "generator_updates", "batches_made", "ratio_means")
+
     def state_dict(self) -> dict[str, Any]:
-        """The GAN weight measured so far, from how many measurements, and how many generator updates there have been."""
-        return {name: getattr(self, name) for name in ("gan_weight_generator", "gan_measurements", "generator_updates")}
+        """What has been measured so far and from how many measurements, and how many updates and batches there have been."""
+        return {name: getattr(self, name) for name in self.KEPT}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        for name in self.state_dict():
+        for name in self.KEPT:
             setattr(self, name, state[name])
+
+
+def _student_levels(conditioning_sigma: float, steps: int, sigmas: Sequence[float] | None) -> list[float]:
+    """The noise levels of a student's steps, descending. Raises ValueError where those given do not fit the other two settings."""
+    if sigmas is None:
+        return student_sigmas(steps, conditioning_sigma).tolist()
+    falling = all(a > b > 0 for a, b in itertools.pairwise(sigmas))
+    if len(sigmas) != steps or sigmas[0] != conditioning_sigma or not falling:
+        raise ValueError(
+            f"method.sampler_sigmas is {list(sigmas)}; with method.sampler_steps {steps} and method.conditioning_sigma "
+            f"{conditioning_sigma} give {steps} levels that fall from {conditioning_sigma}"
+        )
+    return list(sigmas)
+
+
+def _mean_over_devices(value: Tensor) -> Tensor:
+    """`value` averaged over all processes, where there are several."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value)
+        value = value / torch.distributed.get_world_size()
+    return value

@@ -1,7 +1,9 @@
 """Discriminator heads: from features of another network to one logit an item."""
 
+from collections.abc import Sequence
 from math import gcd
 
+import torch
 from torch import Tensor, nn
 
 
@@ -32,3 +34,15 @@ class BottleneckHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Logits [B], positive where the item looks real."""
         return self.layers(features).flatten()
+
+
+class LevelHeads(nn.Module):
+    """A `BottleneckHead` for each of several feature maps, of (channels, (height, width)) in `shapes`."""
+
+    def __init__(self, shapes: Sequence[tuple[int, tuple[int, int]]]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(BottleneckHead(channels, *size) for channels, size in shapes)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Logits [B, heads] from one feature map [B, channels, height, width] a head."""
+        return torch.stack([head(feature) for head, feature in zip(self.heads, features, strict=True)], 1)
