@@ -73,7 +73,7 @@ class TeacherConfig(GridConfig, AdamConfig):
 
 
 class DMD2Config(GridConfig, AdamConfig):
-    """Distribution matching distillation of a teacher into a one-step generator."""
+    """Distribution matching distillation of a teacher into a generator of one or a few steps."""
 
     name: Literal["dmd2"]
     teacher: str | None = Field(None, description="run folder, model folder or Hub id; or exact, the closed form of toy mixtures")
@@ -82,11 +82,20 @@ class DMD2Config(GridConfig, AdamConfig):
     gamma: PositiveFloat = Field(1.0, description="match p_real^gamma")
     guidance_scale: NonNegativeFloat = Field(1.0, description="classifier-free guidance of the teacher")
     dfake_gen_update_ratio: PositiveInt = Field(5, description="fake updates for each generator update")
-    conditioning_sigma: PositiveFloat = 80.0
+    conditioning_sigma: PositiveFloat = Field(80.0, description="noise level of the student's first input")
+    sampler_steps: PositiveInt = Field(1, description="steps that the student is made for")
+    sampler_sigmas: Annotated[list[PositiveFloat], Field(min_length=1)] | None = Field(
+        None, description="their noise levels, from conditioning_sigma down; null for levels that diffusers' scheduler can name"
+    )
+    inputs: Literal["backward_simulation", "noised_data"] = Field(
+        "backward_simulation", description="what later steps learn from; noised_data is a shortcut, and a known mistake"
+    )
     min_step_percent: Fraction = 0.02
     max_step_percent: Fraction = 0.98
     min_step_start: Fraction | None = Field(None, description="where min_step_percent begins; null for no ramp")
     min_step_warmup: Annotated[float, Field(gt=0, lt=1)] = Field(0.6, description="its ramp, a fraction of the run")
+    fake_min_step_percent: Fraction = Field(0.0, description="as min_step_percent, of the fake network's loss")
+    fake_max_step_percent: Fraction = Field(1.0, description="as max_step_percent, of the fake network's loss")
     generator_lr: PositiveFloat = 2e-6
     generator_warmup: NonNegativeInt = Field(0, description="generator updates over which its learning rate rises")
     generator_decay_from: Fraction = Field(1.0, description="fraction of its updates after which it falls")
@@ -99,11 +108,21 @@ class DMD2Config(GridConfig, AdamConfig):
     gan: bool = Field(False, description="add the adversarial head")
     gan_weight_generator: NonNegativeFloat | Literal["auto"] = 3e-3
     gan_weight_guidance: NonNegativeFloat = 1e-2
+    gan_features: Literal["fake", "teacher"] = Field("fake", description="whose features the heads see")
+    gan_levels: PositiveInt = Field(1, description="at how many resolutions, from the bottleneck up; a head at each")
+    r1_weight: NonNegativeFloat = Field(0.0, description="of the penalty on the heads' slope at real data")
+    r1: Literal["approximate", "exact"] = Field("approximate", description="that slope by a finite difference, or by a second gradient")
+    r1_alpha: PositiveFloat = Field(0.1, description="length of the finite difference")
+    f_divergence: Literal["reverse_kl", "softened_reverse_kl", "js", "hellinger", "kl", "jeffreys", "neyman"] = Field(
+        "reverse_kl", description="f-distill: weigh the DMD loss by the heads' density ratio"
+    )
 
     @model_validator(mode="after")
     def _levels(self) -> "DMD2Config":
         if self.min_step_percent > self.max_step_percent:
             raise ValueError(f"min_step_percent {self.min_step_percent} must not exceed max_step_percent {self.max_step_percent}")
+        if self.r1_weight and not self.gan:
+            raise ValueError(f"r1_weight is {self.r1_weight}, but there is no discriminator to hold; set gan to true, or r1_weight to 0")
         return self
 
 
