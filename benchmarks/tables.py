@@ -1,4 +1,4 @@
-"""Write the tables of README.md, docs/drift.md and docs/dddm.md from the result files.
+"""Write the tables of README.md, docs/dmd2.md, docs/drift.md and docs/dddm.md from the result files.
 
     python benchmarks/tables.py
 
@@ -142,9 +142,9 @@ def laboratory(*studies: str) -> str:
     return markdown(lines) + source(command, note)
 
 
-def drift_digits(study: str) -> str:
-    """One-step digits without a teacher."""
-    content = result(f"laboratory_{study}")
+def digits(name: str) -> str:
+    """Digits, one row a setting: mean over seeds, with the range."""
+    content = result(name)
     columns = {
         "frechet_over_floor": ("FD / floor", "{:.2f}"),
         "class_accuracy": ("class asked for", "{:.1%}"),
@@ -283,11 +283,12 @@ TABLES = {
     "gaussian": lambda: laboratory("gaussian"),
     "fields": lambda: laboratory("fields"),
     "presets": lambda: laboratory("presets"),
-    "drift_digits": lambda: drift_digits("digits"),
-    "floor": lambda: drift_digits("floor"),
+    "drift_digits": lambda: digits("laboratory_digits"),
+    "floor": lambda: digits("laboratory_floor"),
+    "dmd2_digits": lambda: digits("dmd2_digits"),
     "drift_step": drift_step,
 }
-PAGES = (README, README.parent / "docs" / "drift.md", README.parent / "docs" / "dddm.md")
+PAGES = (README, *(README.parent / "docs" / name for name in ("dmd2.md", "drift.md", "dddm.md")))
 
 
 def main() -> None:

@@ -18,7 +18,15 @@ import torch
 CADENCE = ("trainer.log_every=2", "trainer.checkpoint_every=2", "trainer.sample_every=3")
 COMMON = ("batch_size=16", "steps=6", "trainer.accelerator=cpu", *CADENCE)
 NETWORK = ("network.channels=[8,32]", "network.groups=4", "network.head_dim=8", "network.dropout=0.1")
-GAN = ("method.gan=true", "method.gan_weight_generator=auto", "method.generator_warmup=0")
+GAN = (
+    "method.gan=true",
+    "method.gan_weight_generator=auto",
+    "method.generator_warmup=0",
+    "method.gan_levels=2",
+    "method.r1_weight=1.0",
+    "method.loss=dmd",
+    "method.f_divergence=js",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -113,7 +121,7 @@ def teacher_run(done, teacher_overrides, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def student_overrides(teacher_run) -> tuple[str, ...]:
-    """A distillation of `teacher_run` in six steps, with the adversarial head and its weight measured."""
+    """A distillation of `teacher_run` in six steps, with two adversarial heads that measure the weight, the slope and the density ratio."""
     return (f"method.teacher={teacher_run}", *GAN, *COMMON)
 
 

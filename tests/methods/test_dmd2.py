@@ -510,64 +510,69 @@ def test_real_denoiser_takes_the_teacher_s_place_and_not_the_fake_s(make_method)
 LEVELS = [80.0, 12.0, 1.5]
 
 
-def steps_of(method, turn="generator", num=20, **networks):
-    """(inputs and levels of the generator's calls, what the turn returned) of `num` batches; G(x, s) = x / (1 + s)."""
-    found = []
-    for seed in range(num):
-        calls = []
+def called(method, turn, seed, **networks):
+    """(input, levels, whether with a gradient, labels) of each call of the generator, and the turn's output; G(x, s) = x / (1 + s)."""
+    calls = []
 
-        def generator(x, sigma, label, calls=calls):
-            calls.append((x.detach(), sigma.item(), torch.is_grad_enabled(), label))
-            return x / (1 + sigma)
+    def generator(x, sigma, label):
+        calls.append((x.detach(), sigma.expand(len(x)), torch.is_grad_enabled(), label))
+        return x / (1 + sigma.expand(len(x))[:, None, None, None])
 
-        found.append((calls, method.loss(turn, {**method.networks, "generator": generator, **networks}, batch(), seeded(seed), {})))
-    return found
+    output = method.loss(turn, {**method.networks, "generator": generator, **networks}, batch(), seeded(seed), {})
+    return calls, output
 
 
 @pytest.mark.parametrize("turn", ["generator", "guidance"])
 def test_a_later_step_starts_where_the_generator_s_own_steps_lead(make_method, turn):
     method = make_method(sampler_steps=3, sampler_sigmas=LEVELS)
-    lengths = []
-    for seed, (calls, output) in enumerate(steps_of(method, turn)):
+    firsts = set()
+    for seed in range(12):
+        calls, output = called(method, turn, seed)
+        step = [LEVELS.index(pytest.approx(s)) for s in calls[-1][1].tolist()]
+        assert [(s - step[0]) % 3 for s in step] == [0, 1, 2, 0, 1, 2]  # dealt in turn
+        firsts.add(step[0])
         rng = seeded(seed)
         x = 80 * torch.randn(NUM, 1, 8, 8, generator=rng)
-        for j, (seen, sigma, with_gradient, label) in enumerate(calls):
-            torch.testing.assert_close(seen, x)
-            assert sigma == LEVELS[j]
-            assert torch.equal(label, batch().label)
-            assert with_gradient == (turn == "generator" and j == len(calls) - 1)
-            x0 = x / (1 + sigma)
-            if j < len(calls) - 1:
-                x = x0 + LEVELS[j + 1] * torch.randn(NUM, 1, 8, 8, generator=rng)
+        for done in range(2):
+            on = [i for i in range(NUM) if step[i] > done]
+            seen, sigma, with_gradient, label = calls[done]
+            torch.testing.assert_close(seen, x[on])
+            assert set(sigma.tolist()) == {LEVELS[done]}
+            assert not with_gradient
+            assert torch.equal(label, batch().label[on])
+            x[on] = x[on] / (1 + LEVELS[done]) + LEVELS[done + 1] * torch.randn(len(on), 1, 8, 8, generator=rng)
+        seen, sigma, with_gradient, label = calls[2]
+        torch.testing.assert_close(seen, x)
+        assert with_gradient == (turn == "generator")
+        assert torch.equal(label, batch().label)
         if turn == "generator":
-            torch.testing.assert_close(output.samples, x0)
-        lengths.append(len(calls))
-    assert set(lengths) == {1, 2, 3}
+            torch.testing.assert_close(output.samples, x / (1 + sigma)[:, None, None, None])
+        assert len(calls) == 3
+    assert firsts == {0, 1, 2}
 
 
-def test_every_step_is_trained_as_often_and_the_order_does_not_hang_on_the_process(make_method):
+def test_steps_are_dealt_alike_on_every_device_and_go_on_after_a_resume(make_method):
     methods = [make_method(sampler_steps=4) for _ in range(2)]
-    orders = [[method._next_step() for _ in range(2000)] for method in methods]
+    orders = [[method._dealt_steps(3).tolist() for _ in range(2000)] for method in methods]
     assert orders[0] == orders[1]
-    counts = torch.tensor(orders[0]).bincount(minlength=4)
-    assert (counts - 500).abs().max() < 4 * (2000 * 3 / 16) ** 0.5  # four standard deviations of a binomial
-    assert sum(a == b for a, b in zip(orders[0], orders[0][1:], strict=False)) < 500 + 4 * 20  # nor on the one before
+    firsts = torch.tensor(orders[0])[:, 0]
+    assert (firsts.bincount(minlength=4) - 500).abs().max() < 4 * (2000 * 3 / 16) ** 0.5  # four standard deviations of a binomial
+    assert (firsts[1:] == firsts[:-1]).sum() < 500 + 4 * 20  # nor on the one before
+    assert (firsts[2:] == firsts[:-2]).sum() < 500 + 4 * 20  # nor the one before that: turns alternate
     resumed = make_method(sampler_steps=4)
-    before = [methods[0]._next_step() for _ in range(5)]
     resumed.load_state_dict(json.loads(json.dumps(methods[1].state_dict())))
-    assert [resumed._next_step() for _ in range(5)] == before
+    assert [resumed._dealt_steps(3).tolist() for _ in range(5)] == [methods[0]._dealt_steps(3).tolist() for _ in range(5)]
 
 
 def test_noised_data_is_the_shortcut_and_has_to_be_named(make_method):
     method = make_method(sampler_steps=3, sampler_sigmas=LEVELS, inputs="noised_data")
-    seen_levels = set()
-    for seed, (calls, _) in enumerate(steps_of(method)):
-        ((seen, sigma, with_gradient, _),) = calls
+    for seed in range(4):
+        ((seen, sigma, with_gradient, _),), _ = called(method, "generator", seed)
         n = torch.randn(NUM, 1, 8, 8, generator=seeded(seed))
-        torch.testing.assert_close(seen, sigma * n + (0 if sigma == 80 else batch().x))
+        sigma = sigma[:, None, None, None]
+        torch.testing.assert_close(seen, sigma * n + torch.where(sigma == 80, 0.0, 1.0) * batch().x)
         assert with_gradient
-        seen_levels.add(sigma)
-    assert seen_levels == set(LEVELS)
+        assert sorted(set(sigma.flatten().tolist()), reverse=True) == LEVELS
     assert make_method(sampler_steps=3).inputs == "backward_simulation"
 
 
@@ -576,13 +581,11 @@ def test_a_student_of_several_steps_ships_with_its_levels_and_is_sampled_as_it_w
     shipped = method.ship(method.networks["generator"], 3)
     torch.testing.assert_close(shipped.sigmas(), student_sigmas(4, 40.0))
     assert shipped.evaluations() == 4
-    label = torch.arange(NUM) % 3
-    calls = []
-    method.networks["generator"].register_forward_hook(lambda module, args, output: calls.append(output))
-    while len(calls) < 4:  # until a batch trains the last step
-        calls.clear()
-        method.loss("guidance", method.networks, Batch(torch.zeros(NUM, 1, 8, 8), label), seeded(11), {})
-    made = calls[-1].detach()
+    label, rng = torch.arange(NUM) % 3, seeded(11)
+    x = 40 * torch.randn(NUM, 1, 8, 8, generator=rng)
+    before = method._simulated(method.networks, x, shipped.sigmas().float(), torch.full((NUM,), 3), label, rng)
+    with torch.no_grad():
+        made = method.networks["generator"](before, shipped.sigmas()[3].float(), label)
     torch.testing.assert_close(shipped.sample(NUM, label, seed=11), made.clamp(-1, 1))
 
 

@@ -138,7 +138,7 @@ def test_a_teacher_and_its_student_in_two_processes(teacher_overrides, student_o
     distilled = [override.replace(str(teacher_run), str(teacher)) for override in student_overrides]
     commands = [
         ["train", "teacher/digits", *teacher_overrides, *TWO, "--out", str(teacher)],
-        ["train", "dmd2/digits", *distilled, *TWO, "--out", str(student)],
+        ["train", "dmd2/digits", *distilled, "method.sampler_steps=2", *TWO, "--out", str(student)],
     ]
     (tmp_path / "commands.json").write_text(json.dumps(commands))
     ended = launch(COMMANDS, tmp_path, tmp_path / "commands.json", student / "teacher", seconds=200)
@@ -155,6 +155,9 @@ def test_a_teacher_and_its_student_in_two_processes(teacher_overrides, student_o
     one, two = (RunFolder(path).metrics()[0]["denoiser.denoising"] for path in (teacher_run, teacher))
     assert two == pytest.approx(one, abs=0.4)
     assert RunFolder(student).metrics()[-1]["generator.gan_weight"] > 0
+    kept = load_checkpoint(student / "checkpoints" / "step_6").state["method"]
+    assert kept["batches_made"] > 0
+    assert kept["ratio_means"] != [1.0] * 10
     assert "already holds a run" in mistake(*commands[1])
     # one process can go on with what two have begun, and says that the noise will be another
     (teacher / "checkpoints" / "step_6" / "manifest.json").unlink()

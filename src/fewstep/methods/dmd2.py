@@ -1,7 +1,7 @@
 """DMD2: distil a diffusion teacher into a generator of one or a few steps (Yin et al. 2024, arXiv 2405.14867).
 
     x      = G(sigma_1 n, sigma_1, label)                           one step, from pure noise; or
-    x      = G(x' + sigma_j n, sigma_j, label)                      step j of several, x' made by the generator's own earlier steps
+    x      = G(x' + sigma_j n, sigma_j, label)                      step j of several, x' from the generator's own earlier steps
     generator, every k-th step:
         x_s  = x + s n'                                             s from the middle of the Karras grid
         loss = L_dm(x, D_real(x_s, s), D_fake(x_s, s))              the DMD or the SiD loss, or DMD's weighted by h(p_real / p_fake)
@@ -183,29 +183,36 @@ class DMD2(Method):
     # --- samples -----------------------------------------------------------------------------------------------------
 
     def _generate(self, networks: Networks, batch: Batch, rng: torch.Generator) -> Tensor:
-        """What the generator makes at one of its steps, for the batch's labels: [B, ...]. A gradient passes through that step alone."""
+        """What the generator makes at one of its steps, dealt to the items in turn: [B, ...]. A gradient passes through that step alone."""
         shape = self.student.latent_shape if self.student else batch.x.shape[1:]
         n = torch.randn(len(batch.x), *shape, generator=rng, device=batch.x.device)
         if self.student:
             return networks["generator"](n, math.inf, batch.label)
-        sigmas = [torch.tensor(sigma, device=n.device) for sigma in self.sigmas]
-        step = self._next_step()
-        x = sigmas[0] * n
-        if step and self.inputs == "noised_data":
-            x = batch.x + sigmas[step] * n
-        elif step:
-            with torch.no_grad():
-                for sigma, below in itertools.pairwise(sigmas[: step + 1]):
-                    x0 = networks["generator"](x, sigma, batch.label)
-                    x = x0 + below * torch.randn(x.shape, generator=rng, device=x.device)
+        sigmas = torch.tensor(self.sigmas, device=n.device)
+        if len(sigmas) == 1:
+            return networks["generator"](sigmas[0] * n, sigmas[0], batch.label)
+        step = self._dealt_steps(len(n)).to(n.device)
+        if self.inputs == "noised_data":
+            x = expand_like(sigmas[step], n) * n + expand_like((step > 0).to(n), n) * batch.x
+        else:
+            x = self._simulated(networks, sigmas[0] * n, sigmas, step, batch.label, rng)
         return networks["generator"](x, sigmas[step], batch.label)
 
-    def _next_step(self) -> int:
-        """The step that this batch trains: uniform, and the same on every device, so that all have the same work."""
-        if len(self.sigmas) == 1:
-            return 0
+    @torch.no_grad()
+    def _simulated(self, networks: Networks, x: Tensor, sigmas: Tensor, step: Tensor, label: Tensor | None, rng: torch.Generator) -> Tensor:
+        """Backward simulation: each item as its own earlier steps have left it before step ``step[i]``, like x [B, ...]."""
+        for done, (sigma, below) in enumerate(itertools.pairwise(sigmas)):
+            on = (step > done).nonzero().flatten()  # the items that take step number `done` and go on
+            if len(on):
+                x0 = networks["generator"](x[on], sigma, None if label is None else label[on])
+                x = x.index_copy(0, on, x0 + below * torch.randn(x0.shape, generator=rng, device=x.device))
+        return x
+
+    def _dealt_steps(self, num: int) -> Tensor:
+        """The step that each of `num` items trains: dealt in turn from a random first one, which is the same on every device."""
         self.batches_made += 1
-        return int(torch.randint(len(self.sigmas), (), generator=torch.Generator().manual_seed(self.batches_made)))
+        first = torch.randint(len(self.sigmas), (), generator=torch.Generator().manual_seed(self.batches_made))
+        return (first + torch.arange(num)) % len(self.sigmas)
 
     # --- the generator's turn ----------------------------------------------------------------------------------------
 

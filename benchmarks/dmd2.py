@@ -1,0 +1,88 @@
+"""The parts of DMD2 measured on real digits: one step and four, discriminators, divergences, and what later steps learn from.
+
+    python benchmarks/dmd2.py                           every arm, 3 seeds; about 3 minutes a run on one idle core
+    python benchmarks/dmd2.py --arms "1 step" "4 steps"
+    python benchmarks/dmd2.py --seeds 0 --folder runs/dmd2
+
+Each arm is dmd2/digits with the overrides listed in `ARMS`, distilled from the same teacher (teacher/digits, one a seed); 2,000 samples are
+measured as `fewstep evaluate` does. Writes results/dmd2_digits.json after each run; a run that is in there already is not done again.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from fewstep import build
+from fewstep.config import load_recipe
+from fewstep.evaluation import machine
+from fewstep.generator import load
+from fewstep.measurement import measure, suite_for, usual_samples
+from fewstep.training.run_folder import RunFolder
+
+RESULTS = Path(__file__).parent / "results" / "dmd2_digits.json"
+DMD = ("method.loss=dmd",)
+GAN = ("method.gan=true", "method.gan_weight_generator=auto")
+FOUR = ("method.sampler_steps=4",)
+ARMS: dict[str, tuple[str, ...]] = {
+    "1 step": (),
+    "4 steps": FOUR,
+    "4 steps, noised data": (*FOUR, "method.inputs=noised_data"),
+    "1 step, GAN": GAN,
+    "1 step, GAN, weight 0.003": ("method.gan=true",),
+    "1 step, GAN at 2 levels of the teacher, R1": (*GAN, "method.gan_features=teacher", "method.gan_levels=2", "method.r1_weight=100"),
+    "1 step, DMD loss": DMD,
+    "1 step, DMD loss, GAN": (*DMD, *GAN),
+    "1 step, DMD loss, GAN, js": (*DMD, *GAN, "method.f_divergence=js"),
+    "1 step, DMD loss, GAN, kl": (*DMD, *GAN, "method.f_divergence=kl"),
+}
+
+
+def train(source: str, folder: Path, *overrides: str) -> float:
+    """Train or finish `source` in `folder`; seconds that its training took."""
+    run, recipe = RunFolder(folder), load_recipe(source, overrides)
+    if run.model_step() != recipe.steps:
+        build.train(recipe, folder, resume=run.recipe_file.exists(), title=folder.name)
+    return run.metrics()[-1]["seconds"]
+
+
+def main() -> None:
+    """Train, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=Path("runs/dmd2"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    data = build.load_data(load_recipe("dmd2/digits").data)
+    suite, num = suite_for(data), usual_samples(False)
+    for seed in arguments.seeds:
+        teacher = arguments.folder / f"teacher_{seed}"
+        train("teacher/digits", teacher, f"seed={seed}")
+        for arm in arguments.arms:
+            runs = json.loads(arguments.results.read_text())["runs"] if arguments.results.exists() else []
+            if any((run["title"], run["training_seed"]) == (arm, seed) for run in runs):
+                continue
+            folder = arguments.folder / f"{arm.replace(' ', '_').replace(',', '')}_{seed}"
+            seconds = train("dmd2/digits", folder, *ARMS[arm], f"method.teacher={teacher}", f"seed={seed}")
+            row = measure(suite, load(folder), num, 0, speed=False)
+            runs.append(
+                {
+                    "title": arm,
+                    "overrides": list(ARMS[arm]),
+                    "training_seed": seed,
+                    "seconds": seconds,
+                    "n": num,
+                    "seed": 0,
+                    "floor": suite.floor,
+                    "row": row,
+                    "machine": {**machine(), "load": os.getloadavg()[0]},
+                }
+            )
+            arguments.results.write_text(json.dumps({"command": "python benchmarks/dmd2.py", "runs": runs}, indent=1) + "\n")
+            figures = (f"{key} {row[key]:.3f}" for key in ("frechet_over_floor", "class_accuracy", "recall", "within_class_std", "spacing"))
+            print(f"{arm}, seed {seed}: {seconds:.0f} s;", *figures, f"to train {row['train_distance']:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
