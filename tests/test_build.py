@@ -97,9 +97,7 @@ def test_what_draws_from_the_posterior_gives_no_features(dddm_run, teacher_run, 
     """Its network is asked with xi, and has no bottleneck of one image."""
     options = ["network.widths=[8]", "batch_size=8", "steps=1"]
     message = refused(load_recipe("drift/digits", [*options, f"method.features={dddm_run}"]))
-    assert (
-        message == f"method.features is '{dddm_run}', which is no U-Net teacher or student for items of shape [1, 8, 8]; give one that is"
-    )
+    assert message == f"method.features is '{dddm_run}', which is no U-Net that denoises items of shape [1, 8, 8]; give one that is"
     assert message in mistake("train", "drift/digits", *options, f"method.features={dddm_run}", "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
     make_method(load_recipe("drift/digits", [*options, f"method.features={teacher_run}"]), load_digits())  # a teacher does
@@ -206,6 +204,8 @@ def test_the_recipe_reaches_the_method(teacher_run):
     overrides += (
         " weight_decay=.03 clip=2. reuse_generator_batch=false gan=true gan_weight_generator=.7 gan_weight_guidance=.3 sid_alpha=1.2"
     )
+    overrides += " sampler_steps=2 sampler_sigmas=[40.,3.] inputs=noised_data fake_min_step_percent=.2 fake_max_step_percent=.9"
+    overrides += " gan_features=teacher gan_levels=2 r1_weight=4. r1=exact r1_alpha=.2 f_divergence=kl"
     method = make_method(student_recipe(teacher_run, *(f"method.{o}" for o in overrides.split())), load_digits())
     generator, guidance = method.turns
     assert (generator.every, guidance.every) == (4, 1)
@@ -215,7 +215,10 @@ def test_the_recipe_reaches_the_method(teacher_run):
     assert dataclasses.asdict(generator.optimizer) == generators | common
     assert dataclasses.asdict(guidance.optimizer) == guidances | common
     assert (method.loss_name, method.sid_alpha, method.gamma) == ("dmd", 1.2, 1.5)
-    assert (method.guidance_scale, method.conditioning_sigma) == (2.5, 40.0)
+    assert (method.guidance_scale, method.sigmas, method.inputs) == (2.5, [40.0, 3.0], "noised_data")
+    assert (method.fake_first, method.fake_last, method.f_divergence) == (20, 90, "kl")
+    assert (method.gan_features, method.gan_levels, len(method.networks["head"].heads)) == ("teacher", 2, 2)
+    assert (method.r1_weight, method.r1, method.r1_alpha) == (4.0, "exact", 0.2)
     assert method.first == Ramp(0.1, 0.4, 105)  # 0.3 of the 350 generator updates in 1400 steps
     assert (method.last, len(method.levels)) == (50, 100)
     assert method.levels[0].item() == pytest.approx(0.01)

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from fewstep import __version__
 from fewstep.config import (
     EXACT,
+    IMAGE_FIGURES,
+    POINT_FIGURES,
+    Cifar10Config,
     DDDMConfig,
     DMD2Config,
     DriftConfig,
@@ -35,6 +38,8 @@ from fewstep.data import (
     ImageData,
     Mixture,
     PointData,
+    cifar10,
+    cifar10_of_the_hub,
     image_folder,
     load_digits,
     photo_crops,
@@ -42,7 +47,7 @@ from fewstep.data import (
     power_data,
     toy_data,
 )
-from fewstep.denoisers import MixtureDenoiser, PreconditionedDenoiser
+from fewstep.denoisers import ForeignDenoiser, MixtureDenoiser
 from fewstep.errors import UserError
 from fewstep.generator import Generator, first_line, frozen, load
 from fewstep.maths.kernels import temperature_range
@@ -71,7 +76,10 @@ def load_data(config: Any, seed: int = 0) -> Data:
         if isinstance(config, PhotosConfig):
             return photo_crops(config.size, config.stride)
         if isinstance(config, ImagesConfig):
-            return image_folder(config.path, config.size, config.channels, config.holdout, config.flip)
+            options = ("channels", "holdout", "flip", "resize", "image_column", "label_column", "config")
+            return image_folder(config.path, config.size, **{name: getattr(config, name) for name in options})
+        if isinstance(config, Cifar10Config):
+            return cifar10(config.dir, config.flip) if config.dir is not None else cifar10_of_the_hub(config.flip)
         return load_digits()
     except DataError as error:
         raise UserError(str(error)) from error
@@ -102,7 +110,7 @@ def load_teacher(config: DMD2Config, data: Data, sigma_data: float | None, kept:
             f"then add method.teacher=runs/teacher{exact}"
         )
     try:
-        teacher = load(kept or str(config.teacher))
+        teacher = _open_teacher(kept or str(config.teacher), sigma_data)
     except UserError as error:
         raise UserError(f"method.teacher: {error}") from error
     wrong = []
@@ -112,6 +120,11 @@ def load_teacher(config: DMD2Config, data: Data, sigma_data: float | None, kept:
         wrong.append(f"it knows {teacher.num_classes or 'no'} classes, the data {data.name} has {data.num_classes or 'none'}")
     if sigma_data is not None and not math.isclose(teacher.sigma_data, sigma_data, rel_tol=1e-6):
         wrong.append(f"its sigma_data is {teacher.sigma_data}, network.sigma_data is {sigma_data}")
+    if isinstance(teacher.denoiser, ForeignDenoiser):
+        limit, asked = teacher.denoiser.sigma_max, {key: getattr(config, key) for key in ("sigma_max", "conditioning_sigma")}
+        high = [f"method.{key} is {sigma:.15g}" for key, sigma in asked.items() if sigma > limit]
+        if high:  # the limit is rounded down, so that it can be given
+            wrong.append(f"it knows noise levels up to {math.floor(1e4 * limit) / 1e4:.15g}, {' and '.join(high)}")
     if not teacher.is_denoiser:
         draws = teacher.sampler["name"] == "distributional"
         wrong.append(
@@ -123,6 +136,18 @@ def load_teacher(config: DMD2Config, data: Data, sigma_data: float | None, kept:
         raise UserError(
             f"the teacher {config.teacher} does not fit this recipe: {'; '.join(wrong)}. Give another teacher, or change the recipe"
         )
+    return teacher
+
+
+def _open_teacher(path: str | Path, sigma_data: float | None) -> Generator:
+    """The generator at `path`: ours, or else one of diffusers, which has no `sigma_data` of its own and takes this. Raises UserError."""
+    from fewstep.interop.diffusers import diffusers_folder, read_teacher
+
+    if diffusers_folder(path) is None:
+        return load(path)
+    teacher = read_teacher(path) if sigma_data is None else read_teacher(path, sigma_data)
+    if "assumed" in teacher.info:
+        sys.stderr.write(f"warning: method.teacher: {teacher.info['assumed']}\n")
     return teacher
 
 
@@ -313,11 +338,9 @@ def make_features(name: str, data: Data) -> Callable[[Tensor], Tensor] | None:
         teacher = load(name)
     except UserError as error:
         raise UserError(f"method.features is {name!r}; allowed: none, random, pooled, evaluator, or a run folder: {error}") from error
-    inner = isinstance(teacher.denoiser, PreconditionedDenoiser) and isinstance(teacher.denoiser.network, UNet)
+    inner = teacher.sampler["name"] not in ("push_forward", "distributional") and hasattr(teacher.denoiser.network, "feature_shapes")
     if teacher.shape != data.shape or not inner:
-        raise UserError(
-            f"method.features is {name!r}, which is no U-Net teacher or student for items of shape {list(data.shape)}; give one that is"
-        )
+        raise UserError(f"method.features is {name!r}, which is no U-Net that denoises items of shape {list(data.shape)}; give one that is")
     return TeacherFeatures(frozen(teacher.denoiser))
 
 
@@ -369,11 +392,13 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 
 
 def describe(recipe: Recipe) -> list[str]:
-    """What a run of `recipe` would be, for --dry-run: parameters, images to be seen, updates. Raises UserError as the run would."""
+    """What a run of `recipe` would be, for --dry-run: parameters, images to be seen, FLOPs, memory. Raises UserError as the run would."""
+    from fewstep.costs import measure
     from fewstep.training.loop import check_batch_size
 
     trainer = recipe.trainer
-    check_batch_size(recipe.batch_size, trainer.num_nodes * (1 if trainer.devices == "auto" else trainer.devices), trainer.accumulate)
+    devices = trainer.num_nodes * (1 if trainer.devices == "auto" else trainer.devices)
+    check_batch_size(recipe.batch_size, devices, trainer.accumulate)
     data = training_data(recipe)
     method = make_method(recipe, data)
     classes = f"{data.num_classes or 'no'} classes"
@@ -383,9 +408,11 @@ def describe(recipe: Recipe) -> list[str]:
         turn = next((turn for turn in method.turns if name in turn.trains), None)
         does = f"learns every {turn.every} steps" if turn and turn.every > 1 else "learns every step" if turn else "frozen"
         lines.append(f"network {name}: {num_parameters(network):,} parameters, {does}")
-    lines.append(f"{items} to be seen: {recipe.steps * recipe.batch_size:,} in {recipe.steps:,} steps of {recipe.batch_size}")
+    seen = recipe.steps * recipe.batch_size
+    lines.append(f"{items} to be seen: {seen:,} in {recipe.steps:,} steps of {recipe.batch_size}")
     lines.append(f"CPU threads: {choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)}")
-    return lines
+    costs = measure(method, data.shape, data.num_classes, recipe.steps, recipe.batch_size, devices, trainer.accumulate)
+    return [*lines, *costs.lines(items[:-1], seen)]
 
 
 def train(recipe: Recipe, out: Path, resume: bool = False, title: str = "training", after: Callable[[Path], None] | None = None) -> None:
@@ -407,15 +434,20 @@ def train(recipe: Recipe, out: Path, resume: bool = False, title: str = "trainin
     if fabric.is_global_zero:
         run.check(resolved(recipe), resume)
     fabric.launch()
-    data = training_data(recipe)
+    downloads = isinstance(recipe.data, ImagesConfig | Cifar10Config)
+    # the first process of a machine downloads, and writes the cache that the others then read
+    with fabric.rank_zero_first(local=True) if downloads else contextlib.nullcontext():
+        data = training_data(recipe)
     method = make_method(recipe, data, run.teacher_folder if run.has_teacher() else None)
     threads = choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)
     torch.set_num_threads(max(1, threads // fabric.world_size) if fabric.device.type == "cpu" else threads)
     check_batch_size(recipe.batch_size, fabric.world_size, recipe.trainer.accumulate)
     check_tracker(recipe.trainer.tracker)
-    watch = None
+    watch: Callable[[Generator], Mapping[str, float]] | None = None
     if recipe.trainer.evaluate_every is not None:
-        watch = Watch(load_data(recipe.data, recipe.seed), recipe.trainer.evaluate_samples, recipe.power)
+        # points may have been reweighted for the method; images are as they came
+        measured = data if isinstance(data, ImageData) else load_data(recipe.data, recipe.seed)
+        watch = Watch(measured, recipe.trainer.evaluate_samples, recipe.power)
     fabric.barrier()  # all have read what the folder holds, and found no mistake: now it may be written to
     if fabric.is_global_zero:
         run.open(resolved(recipe), made_by())
@@ -434,6 +466,8 @@ def train(recipe: Recipe, out: Path, resume: bool = False, title: str = "trainin
         log_every=trainer.log_every,
         sample_every=trainer.sample_every or often,
         evaluate_every=trainer.evaluate_every,
+        keep_best=trainer.keep_best,
+        best_is={**IMAGE_FIGURES, **POINT_FIGURES}[trainer.keep_best] if trainer.keep_best else "least",
         checkpoint_every=trainer.checkpoint_every or tenth,
         keep_checkpoints=trainer.keep_checkpoints,
         ema_decay=recipe.method.ema_decay,

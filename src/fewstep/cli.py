@@ -145,17 +145,40 @@ def evaluate(
     steps: Annotated[
         str | None, typer.Option(help="numbers of steps to measure at, such as 1,2,4; for a generator that has a choice")
     ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(help="for images: inception (downloaded once), digits-v1, pixels-8x8, or a TorchScript file of the same interface"),
+    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="for images: a .npz with mu and sigma to measure against")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="edm: Inception features, three times 50,000 images, the least distance to the train split")
+    ] = None,
+    self_test: Annotated[bool, typer.Option("--self-test", help="also measure one half of the real images against the other")] = False,
+    beside: Annotated[list[Path] | None, typer.Option(help="another run, measured by the same protocol, for the same table")] = None,
     threads: Threads = "auto",
 ) -> None:
-    """Measure a run beside its floor and its teacher; writes results.json into it."""
-    count = _threads(threads)
+    """Measure a run beside its floor and its teacher; writes results.json into it. RUN/best is the checkpoint that was kept as best."""
+    count, counts = _threads(threads), _whole_numbers("--steps", steps, "1,2,4")
     from fewstep import evaluation
 
-    results = evaluation.evaluate(path, num, seed, count, lambda text: _say(f"{text} ..."), _whole_numbers("--steps", steps, "1,2,4"))
-    _report(path)
+    options = evaluation.Options(features, reference, protocol, self_test, tuple(beside or ()))
+    results = evaluation.evaluate(path, num, seed, count, lambda text: _say(f"{text} ..."), counts, options)
+    is_run = (path / "recipe.yaml").exists()
+    if is_run:
+        _report(path)
     _print_table(evaluation.table(results))
     typer.echo(_footnote(results))
-    typer.echo(f"wrote {path / 'results.json'} and {path / 'report.html'}")
+    if results["self_test"]:
+        typer.echo(_self_test(results["self_test"]))
+    typer.echo(f"wrote {path / 'results.json'}" + (f" and {path / 'report.html'}" if is_run else ""))
+
+
+def _self_test(found: dict[str, float]) -> str:
+    return (
+        f"self-test: FD of two halves of the real train split, {found['num']} images each: {found['frechet']:.3g}, of which "
+        f"{found['bias']:.3g} is expected of so few (FD of quarters less FD of halves); left {found['rest']:.2g} +- {found['spread']:.2g} "
+        f"and KID {found['kernel']:.2g}, both 0 but for chance"
+    )
 
 
 def _footnote(results: dict[str, Any]) -> str:
@@ -164,15 +187,16 @@ def _footnote(results: dict[str, Any]) -> str:
             f"n = {results['n']} samples (seed {results['seed']}) against {results['reference']}; the first row is the floor, "
             "another exact set. Standard errors are in the JSON file"
         )
-    same = " The drift acted on these features: FD flatters it" if results.get("drift_features") == "evaluator" else ""
-    return (
-        same.strip()
-        + " " * bool(same)
-        + (
-            f"FD: Frechet distance of n = {results['n']} samples (seed {results['seed']}) to {results['reference']} in the features "
-            f"{results['features']}; floor: the real train split's, {results['floor']:.3f}"
-        )
+    protocol = results.get("protocol", {})
+    lines = ["The drift acted on these features: FD flatters it"] * (results.get("drift_features") == "evaluator")
+    seeds = f"seed {results['seed']}"
+    if protocol.get("preset"):
+        seeds = f"the least of {len(protocol['seeds'])} blocks, from seeds {', '.join(map(str, protocol['seeds']))}"
+    lines.append(
+        f"FD: Frechet distance of n = {results['n']} samples ({seeds}) to {results['reference']} in the features "
+        f"{results['features']}; floor: the {results.get('floor_of', 'real train split')}'s, {results['floor']:.3f}"
     )
+    return "\n".join([" ".join(lines), *(f"warning: {text}" for text in results.get("warnings", ()))])
 
 
 def _print_table(lines: list[list[str]]) -> None:
@@ -201,6 +225,68 @@ def compare(
     _print_table(evaluation.table(comparison.own_rows(results)))
     typer.echo(_footnote(results))
     typer.echo(f"pictures: {where / 'steps.png'}, {where / 'compare.png'}   numbers: {where / 'compare.json'}")
+
+
+@app.command()
+def export(
+    path: Annotated[str, typer.Argument(help="a run folder, a model folder, or a Hub id")],
+    form: Annotated[str, typer.Option("--format", help="diffusers (a pipeline that needs no code of ours) or onnx (for onnxruntime)")],
+    out: Annotated[Path, typer.Option(help="a new or an empty folder")],
+    licence: Annotated[
+        str | None, typer.Option("--licence", "--license", help="of the weights, for the model card, such as mit or cc-by-nc-sa-4.0")
+    ] = None,
+) -> None:
+    """Write a one-step or few-step generator for other tools, with a model card; checked pixel for pixel before it is there."""
+    from fewstep.interop.export import export as write
+
+    difference = write(path, form, out, licence)
+    typer.echo(f"exported: {out}, which differs from the generator by {difference:.1e} at most in any pixel of [-1, 1]")
+    typer.echo(f"how to use it: {out / 'README.md'}")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="an official EDM checkpoint (NAME.pkl); or a diffusers model, a folder or a Hub id")],
+    out: Annotated[Path, typer.Option(help="where to put the model folder")],
+    sigma_data: Annotated[
+        float | None, typer.Option(help="of a diffusers model: standard deviation of the data it was trained on, 0.5 if not given")
+    ] = None,
+    null_class: Annotated[
+        bool, typer.Option("--null-class", help="of a diffusers model: the last of its classes means no class, as guidance needs")
+    ] = False,
+) -> None:
+    """Make a published teacher a model folder; nothing in its file is run."""
+    file = Path(source)
+    if file.is_file() or file.suffix == ".pkl":
+        if sigma_data is not None or null_class:
+            raise UserError(f"--sigma-data and --null-class are for diffusers models, and {file} is none; leave them out")
+        _import_edm(file, out)
+    else:
+        _import_diffusers(source, out, 0.5 if sigma_data is None else sigma_data, null_class)
+    typer.echo(f"imported: {out}\nnext: fewstep sample {out} -n 4 --out samples.png   or   fewstep train dmd2/... method.teacher={out}")
+
+
+def _import_edm(file: Path, out: Path) -> None:
+    from fewstep.interop.edm import import_edm
+
+    found = import_edm(file, out)
+    classes = f"{found.num_classes} classes" if found.num_classes else "no classes"
+    size = "x".join(map(str, found.shape[1:]))
+    typer.echo(f"found: {found.kind} ({found.form}), {found.parameters:,} parameters, {size} images of {found.data}, {classes}")
+    typer.echo(f"sha256 of {file.name}: {found.sha256}")
+
+
+def _import_diffusers(source: str, out: Path, sigma_data: float, null_class: bool) -> None:
+    from fewstep.interop.diffusers import import_diffusers
+
+    found = import_diffusers(source, out, sigma_data, null_class)
+    generator = found.generator
+    if "assumed" in generator.info:
+        _say(f"warning: {generator.info['assumed']}")
+    classes = f"{generator.num_classes} classes" if generator.num_classes else "no classes"
+    size = "x".join(map(str, generator.shape[1:]))
+    typer.echo(f"found: UNet2DModel ({found.prediction}), {found.parameters:,} parameters, {size} images, {classes}")
+    typer.echo(f"noise levels: {found.sigma_min:.4g} to {found.sigma_max:.4g} at {found.timesteps} timesteps")
 
 
 @app.command()

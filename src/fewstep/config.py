@@ -23,6 +23,30 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 
 EXACT = "exact"  # the teacher that is a closed form
 
+# what a measurement finds, and what is best: the least, the greatest, or the nearest to 1, which is what real data have
+IMAGE_FIGURES: dict[str, Literal["least", "greatest", "nearest 1"]] = {
+    "frechet": "least",
+    "frechet_over_floor": "least",
+    "frechet_train": "least",
+    "kernel": "least",
+    "precision": "greatest",
+    "recall": "greatest",
+    "class_accuracy": "greatest",
+    "within_class_std": "nearest 1",
+    "spacing": "nearest 1",
+    "train_distance": "nearest 1",
+}
+POINT_FIGURES: dict[str, Literal["least", "greatest", "nearest 1"]] = {
+    "energy": "least",
+    "mmd": "least",
+    "sliced_wasserstein": "least",
+    "modes": "greatest",
+    "weight_tv": "least",
+    "inside": "greatest",
+    "variance": "nearest 1",
+    "median_radius": "nearest 1",
+}
+
 
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, and no value is bent to fit."""
@@ -207,13 +231,30 @@ class PhotosConfig(Section):
 
 
 class ImagesConfig(Section):
-    """A folder of images (class = sub-folder), or an image data set of the Hugging Face Hub."""
+    """Images of your own: a folder (class = sub-folder), parquet, a save_to_disk folder, or a data set of the Hugging Face Hub."""
 
     name: Literal["images"]
-    path: str = Field(description="folder, or Hub id such as owner/name")
-    size: PositiveInt = Field(32, description="resized and centre-cropped to size x size")
+    path: str = Field(description="folder, .parquet file, or Hub id such as owner/name")
+    config: str | None = Field(None, description="one of several configurations of a data set of the Hub")
+    size: PositiveInt = Field(32, description="images become size x size")
+    resize: Literal["fit", "stretch", "pad", "none"] = Field(
+        "fit",
+        description="fit: shorter side to size, then centre crop; stretch: both sides; pad: centred on -1; none: must be size x size",
+    )
     channels: Literal[1, 3] = 3
+    image_column: str | None = Field(None, description="column of the images; null for the first of that type")
+    label_column: str | None = Field(None, description="column of the labels; null finds one, none is for no classes")
     holdout: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="fraction held out where the data has no test split")
+    flip: bool = Field(False, description="mirror half of the training images")
+
+
+class Cifar10Config(Section):
+    """CIFAR-10, from the binary archive that its authors publish, or from the Hugging Face Hub."""
+
+    name: Literal["cifar10"]
+    dir: str | None = Field(
+        None, description="folder of cifar-10-binary.tar.gz, or what it unpacks to; null reads uoft-cs/cifar10 of the Hub"
+    )
     flip: bool = Field(False, description="mirror half of the training images")
 
 
@@ -246,6 +287,26 @@ class UNetConfig(Section):
     groups: PositiveInt = Field(32, description="groups of each GroupNorm")
     head_dim: PositiveInt = Field(64, description="channels of an attention head")
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class EDMUNetConfig(Section):
+    """EDM's own U-Net, DDPM++ or NCSN++, whose published weights it can take."""
+
+    name: Literal["edm_unet"]
+    sigma_data: PositiveFloat = Field(0.5, description="standard deviation of the data in [-1, 1]")
+    form: Literal["ddpmpp", "ncsnpp"] = Field("ddpmpp", description="of the published VP models, or of the VE ones")
+    channels: PositiveInt = Field(128, description="width of the first convolution; a multiple of 4")
+    multipliers: list[PositiveInt] = Field([2, 2, 2], min_length=1, description="width of each resolution level, in channels")
+    blocks: PositiveInt = Field(4, description="residual blocks a level")
+    attention: list[PositiveInt] = Field([16], description="heights of the levels that have attention; the bottleneck has it anyway")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.13
+    augment_dim: NonNegativeInt = Field(9, description="inputs for augmentation, always 0; the published weights have 9")
+
+
+class LatentUNetConfig(UNetConfig):
+    """The same U-Net as a map from noise of the data's shape to data, for drift on images."""
+
+    name: Literal["latent_unet"]  # type: ignore[assignment]
 
 
 class DiTConfig(Section):
@@ -321,18 +382,30 @@ class TrainerConfig(Section):
     evaluate_samples: Annotated[int, Field(ge=40)] | None = Field(
         None, description="samples a measurement; null for 2,000 images or 10,000 points"
     )
+    evaluate_features: str | None = Field(
+        None, description="of images: inception, digits-v1, pixels-8x8 or a TorchScript file; null for what belongs to the data"
+    )
+    keep_best: str | None = Field(None, description="a figure, such as frechet, whose best checkpoint is kept in best/; null for none")
     checkpoint_every: PositiveInt | None = Field(None, description="steps between checkpoints; null for a tenth of the run")
     keep_checkpoints: PositiveInt = 2
     tracker: Literal["none", "wandb", "tensorboard"] = "none"
+
+    @model_validator(mode="after")
+    def _measured(self) -> "TrainerConfig":
+        for key in ("keep_best", "evaluate_features"):
+            if getattr(self, key) is not None and self.evaluate_every is None:
+                raise ValueError(f"{key} is {getattr(self, key)!r}, but nothing is measured while training; give evaluate_every, too")
+        return self
 
 
 class Recipe(Section):
     """Everything that a training run depends on."""
 
     method: Annotated[TeacherConfig | DMD2Config | DriftConfig | DDDMConfig, Field(discriminator="name")]
-    data: Annotated[DigitsConfig | PhotosConfig | ImagesConfig | ToyConfig | PointsConfig, Field(discriminator="name")]
+    data: Annotated[DigitsConfig | PhotosConfig | ImagesConfig | Cifar10Config | ToyConfig | PointsConfig, Field(discriminator="name")]
     network: Annotated[
-        UNetConfig | DiTConfig | MLPConfig | LatentMLPConfig | CodedMLPConfig | TeachersNetworkConfig, Field(discriminator="name")
+        UNetConfig | EDMUNetConfig | DiTConfig | MLPConfig | LatentUNetConfig | LatentMLPConfig | CodedMLPConfig | TeachersNetworkConfig,
+        Field(discriminator="name"),
     ]
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -347,12 +420,13 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
         points = self.data.name in ("toy", "points")
-        allowed = ["mlp"] if points else ["unet", "dit"]
+        on_images = ["unet", "dit"] if isinstance(self.method, DDDMConfig) else ["unet", "edm_unet", "dit"]  # which has no place for xi
+        allowed = ["mlp"] if points else on_images
         if isinstance(self.method, DMD2Config):
             allowed = ["latent_mlp", "coded_mlp"] if self.method.teacher == EXACT else ["teacher", "latent_mlp", "coded_mlp"]
             allowed = allowed if points else ["teacher"]
         elif isinstance(self.method, DriftConfig):
-            allowed = ["latent_mlp", "coded_mlp"]
+            allowed = ["latent_mlp", "coded_mlp"] if points else ["latent_unet", "latent_mlp", "coded_mlp"]
         if self.network.name not in allowed:
             raise ValueError(
                 f"network.name is {self.network.name!r}; with method {self.method.name} on {'points' if points else 'images'} it must be "
@@ -360,6 +434,11 @@ class Recipe(Section):
             )
         if isinstance(self.method, DMD2Config) and self.method.teacher == EXACT and self.data.name != "toy":
             raise ValueError(f"method.teacher is {EXACT!r}, which only data toy has; name the run folder of a trained one")
+        figures = POINT_FIGURES if points else IMAGE_FIGURES
+        if (best := self.trainer.keep_best) is not None and best not in figures:
+            raise ValueError(f"trainer.keep_best is {best!r}{nearest(best, figures)}; allowed: {', '.join(figures)}")
+        if points and self.trainer.evaluate_features is not None:
+            raise ValueError("trainer.evaluate_features is for images; points are measured as they are: leave it out")
         if isinstance(self.method, DriftConfig) and self.batch_size < 2:
             raise ValueError(f"batch_size is {self.batch_size}; drift needs at least 2 samples a step, for each leaves itself out")
         if isinstance(self.method, DriftConfig) and self.method.gamma_by == "data" and not points:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from fewstep.denoisers import DistributionalDenoiser, PreconditionedDenoiser, PushForward
+from fewstep.denoisers import DistributionalDenoiser, ForeignDenoiser, PreconditionedDenoiser, PushForward
 from fewstep.errors import UserError
 from fewstep.maths.schedules import karras_sigmas, uniform_times
 from fewstep.networks import make_network
@@ -42,6 +42,8 @@ class Generator(
             network that maps a latent to data, or ``{"name": "distributional", "steps", "churn", "output"}`` for a denoiser that
             samples the posterior (`output` as in `fewstep.denoisers.DistributionalDenoiser`).
         info: anything worth keeping: method, recipe, step, whether labels were dropped in training.
+        parametrization: what the network predicts, where that is not EDM's preconditioned output: ``{"name": "ddpm", "prediction",
+            "betas", "zero_snr"}``, see `fewstep.denoisers.ForeignDenoiser`.
 
     """
 
@@ -53,6 +55,7 @@ class Generator(
         network: Mapping[str, Any],
         sampler: Mapping[str, Any],
         info: Mapping[str, Any] | None = None,
+        parametrization: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         needs = {"few_step": ("sigmas",), "push_forward": (), "distributional": ("steps", "churn", "output")}
@@ -67,9 +70,12 @@ class Generator(
         self.network_config = dict(network)
         self.sampler = dict(sampler)
         self.info = dict(info or {})
+        self.parametrization = None if parametrization is None else dict(parametrization)
         made = make_network(network, self.shape, num_classes)
-        self.denoiser: PreconditionedDenoiser | PushForward | DistributionalDenoiser
-        if sampler["name"] == "distributional":
+        self.denoiser: PreconditionedDenoiser | PushForward | DistributionalDenoiser | ForeignDenoiser
+        if parametrization is not None:
+            self.denoiser = ForeignDenoiser(made, sigma_data, num_classes, **_foreign(parametrization, sampler["name"]))
+        elif sampler["name"] == "distributional":
             self.denoiser = DistributionalDenoiser(made, sigma_data, num_classes, sampler["output"])
         else:
             kind = PushForward if sampler["name"] == "push_forward" else PreconditionedDenoiser
@@ -105,6 +111,15 @@ class Generator(
 
         # a channels_last convolution is not contiguous in memory, which the format asks for
         save_file({k: v.detach().contiguous() for k, v in self.state_dict().items()}, str(save_directory / "model.safetensors"))
+        # the mix-in's own config.json would hold the defaults of arguments that were not given
+        (save_directory / "config.json").write_text(json.dumps(self.config, indent=2))
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card that goes with a model folder to the Hub; what was imported keeps its own licence there, or none."""
+        card = super().generate_model_card(*args, **kwargs)
+        if self.info.keys() & {"licence", "imported_from"}:
+            card.data["license"] = self.info.get("licence")
+        return card
 
     @property
     def config(self) -> dict[str, Any]:
@@ -116,6 +131,7 @@ class Generator(
             "network": self.network_config,
             "sampler": self.sampler,
             "info": self.info,
+            **({} if self.parametrization is None else {"parametrization": self.parametrization}),
         }
 
     def derive(self, sampler: Mapping[str, Any], info: Mapping[str, Any], denoiser: nn.Module | None = None) -> "Generator":
@@ -233,6 +249,18 @@ class Generator(
         self.train(training)
         samples = torch.cat(batches)
         return samples.clamp_(-1, 1) if len(self.shape) == 3 else samples
+
+
+def _foreign(parametrization: Mapping[str, Any], sampler: str) -> dict[str, Any]:
+    """The arguments of a `ForeignDenoiser` in `parametrization`. Raises ValueError for one that is not known, or not for `sampler`."""
+    arguments = dict(parametrization)
+    name, allowed = arguments.pop("name", None), (*ODE_SAMPLERS, "few_step")
+    if name != "ddpm" or sampler not in allowed or not {"prediction", "betas"} <= arguments.keys() <= {"prediction", "betas", "zero_snr"}:
+        raise ValueError(
+            f"parametrization is {dict(parametrization)} with sampler {sampler}; give the name ddpm, a prediction, betas and perhaps "
+            f"zero_snr, and one of the samplers {', '.join(allowed)}"
+        )
+    return arguments
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Generator:

@@ -2,8 +2,9 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
+from fewstep.denoisers import PushForward
 from fewstep.networks import make_network
-from fewstep.networks.unet import UNet, feature_shapes, num_parameters, zero_output
+from fewstep.networks.unet import LatentUNet, UNet, feature_shapes, num_parameters, zero_output
 
 CASES = [
     ((1, 8, 8), None, [False, False]),
@@ -149,3 +150,20 @@ def test_xi_widens_the_first_convolution_and_nothing_else():
     assert {name: shapes[name] for name in shapes if shapes[name] != plain[name]} == {"unet.conv_in.weight": (8, 5, 3, 3)}
     assert plain["unet.conv_in.weight"] == (8, 3, 3, 3)
     assert (with_xi.xi_shape, without.xi_shape) == ((2, 8, 8), (0, 8, 8))
+
+
+@pytest.mark.parametrize("num_classes", [None, 3])
+@torch.no_grad()
+def test_as_a_map_from_noise_it_starts_as_the_noise_and_adds_what_the_u_net_says(num_classes):
+    torch.manual_seed(0)
+    arguments = {"channels": [8, 16], "groups": 4, "head_dim": 8}
+    network = make_network({"name": "latent_unet", **arguments}, (3, 8, 8), num_classes)
+    assert isinstance(network, LatentUNet)
+    generator = PushForward(network, 0.6, num_classes)
+    assert generator.latent_shape == (3, 8, 8)
+    z, label = torch.randn(2, 3, 8, 8), None if num_classes is None else torch.tensor([2, 0])
+    torch.testing.assert_close(generator(z, torch.inf, label), 0.6 * z)
+    torch.nn.init.normal_(network.inner.unet.conv_out.weight)
+    expected = 0.6 * (z + network.inner.unet(z, torch.zeros(2), class_labels=label).sample)
+    torch.testing.assert_close(generator(z, torch.inf, label), expected)
+    assert (expected - 0.6 * z).abs().mean() > 0.1

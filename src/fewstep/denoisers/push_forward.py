@@ -1,5 +1,8 @@
 """A generator that maps noise to data at once, seen as a denoiser: of noise so strong that nothing of the data is left."""
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +10,8 @@ from torch import Tensor, nn
 class PushForward(nn.Module):
     """``D(z, sigma, label) = sigma_data G(z, label)``: what is estimated from pure noise, whatever `sigma` is said to be.
 
-    The noise z [B, latent] need not have the data's shape. `network` has an attribute ``latent`` and is called with z and label.
+    The noise z [B, *latent] need not have the data's shape. `network` is called with z and label; its attribute ``latent`` is the
+    shape of one z, or its length.
     """
 
     def __init__(self, network: nn.Module, sigma_data: float, num_classes: int | None = None) -> None:
@@ -20,10 +24,9 @@ class PushForward(nn.Module):
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one z."""
         latent = self.network.latent
-        assert isinstance(latent, int)
-        return (latent,)
+        return (latent,) if isinstance(latent, int) else tuple(cast(Sequence[int], latent))
 
     def forward(self, z: Tensor, sigma: Tensor | float = torch.inf, label: Tensor | None = None) -> Tensor:
-        """Items [B, ...] in float32 for z [B, latent]; `label` int64 [B] where there are classes."""
+        """Items [B, ...] in float32 for z [B, *latent]; `label` int64 [B] where there are classes."""
         dtype = next(self.network.parameters()).dtype
         return self.sigma_data * self.network(z.to(dtype), None if self.num_classes is None else label).float()

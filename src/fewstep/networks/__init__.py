@@ -17,6 +17,18 @@ def make_network(config: Mapping[str, Any], shape: tuple[int, ...], num_classes:
         from fewstep.networks.unet import UNet
 
         return UNet(shape, num_classes, **arguments)
+    if name == "edm_unet":
+        from fewstep.networks.edm_unet import EDMUNet
+
+        return EDMUNet(shape, num_classes, **arguments)
+    if name == "unet2d":
+        from fewstep.networks.unet2d import UNet2D
+
+        return UNet2D(shape, num_classes, **arguments)
+    if name == "latent_unet":
+        from fewstep.networks.unet import LatentUNet
+
+        return LatentUNet(shape, num_classes, **arguments)
     if name == "dit":
         from fewstep.networks.dit import DiT
 
@@ -26,4 +38,6 @@ def make_network(config: Mapping[str, Any], shape: tuple[int, ...], num_classes:
     kinds = {"mlp": mlp.MLP, "latent_mlp": mlp.LatentMLP, "coded_mlp": mlp.CodedMLP}
     if name in kinds:
         return kinds[name](shape, num_classes, **arguments)
-    raise ValueError(f"network.name is {name!r}; allowed: 'unet', 'dit', {', '.join(map(repr, kinds))}")
+    raise ValueError(
+        f"network.name is {name!r}; allowed: 'unet', 'latent_unet', 'edm_unet', 'unet2d', 'dit', {', '.join(map(repr, kinds))}"
+    )

@@ -85,7 +85,7 @@ class UNet(nn.Module):
         the network.
         """
         if features:
-            return self._encode(x, 1000 * c_noise, label)[:features]
+            return encoder_features(self.unet, x, 1000 * c_noise, label)[:features]
         if xi is None:
             return self.unet(x, 1000 * c_noise, class_labels=label, return_dict=False)[0]
         m = xi.shape[1]
@@ -94,17 +94,42 @@ class UNet(nn.Module):
         out = self.unet(both, 1000 * c_noise.repeat_interleave(m), class_labels=label, return_dict=False)[0]
         return out.view(*xi.shape[:2], *x.shape[1:])
 
-    def _encode(self, x: Tensor, timestep: Tensor, label: Tensor | None) -> list[Tensor]:
-        unet = self.unet
-        embedding = unet.time_embedding(unet.time_proj(timestep).to(x.dtype))
-        if unet.class_embedding is not None:
-            embedding = embedding + unet.class_embedding(label).to(x.dtype)
-        x = unet.conv_in(x)
-        levels = []
-        for block in unet.down_blocks:
+
+def encoder_features(unet: Any, x: Tensor, timestep: Tensor, label: Tensor | None) -> list[Tensor]:
+    """What leaves the bottleneck of a `UNet2DModel`, and the last of each finer level before it is halved, coarsest first.
+
+    `x` is [B, C, H, W], `timestep` float [B], `label` int64 [B] where there are classes.
+    """
+    embedding = unet.time_embedding(unet.time_proj(timestep).to(x.dtype))
+    if unet.class_embedding is not None:
+        embedding = embedding + unet.class_embedding(label).to(x.dtype)
+    x = skip = 2 * x - 1 if unet.config.center_input_sample else x
+    x = unet.conv_in(x)
+    levels = []
+    for block in unet.down_blocks:
+        if hasattr(block, "skip_conv"):  # NCSN++'s blocks also see the image, halved
+            x, outputs, skip = block(hidden_states=x, temb=embedding, skip_sample=skip)
+        else:
             x, outputs = block(hidden_states=x, temb=embedding)
-            levels.append(outputs[-1] if block.downsamplers is None else outputs[-2])  # the last before the level is halved
-        return [unet.mid_block(x, embedding), *reversed(levels[:-1])]
+        levels.append(outputs[-1] if block.downsamplers is None else outputs[-2])  # the last before the level is halved
+    return [x if unet.mid_block is None else unet.mid_block(x, embedding), *reversed(levels[:-1])]
+
+
+class LatentUNet(nn.Module):
+    """``G(z, label) = z + F(z, label)`` [B, C, H, W]: a U-Net as a map from noise of the data's shape to data. It starts as the noise itself.
+
+    Arguments as of `UNet`, which F is, asked at one noise level.
+    """
+
+    def __init__(self, shape: Sequence[int], num_classes: int | None = None, **arguments: Any) -> None:
+        super().__init__()
+        self.latent = tuple(shape)
+        self.inner = UNet(shape, num_classes, **arguments)
+        zero_output(self.inner)
+
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """Items like z [B, C, H, W]; `label` int64 [B] where there are classes."""
+        return z + self.inner(z, z.new_zeros(len(z)), label)
 
 
 def feature_shapes(network: nn.Module, levels: int) -> list[tuple[int, tuple[int, int]]]:

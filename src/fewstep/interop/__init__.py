@@ -1,0 +1,1 @@
+"""Checkpoints and formats of others, in and out."""

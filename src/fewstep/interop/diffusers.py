@@ -1,0 +1,260 @@
+"""Diffusion teachers of the diffusers library: an unconditional or class-conditional `UNet2DModel`, alone or in a pipeline's folder.
+
+Weights are read from safetensors only: a pickle (``.bin``) may run code when it is opened.
+"""
+
+import contextlib
+import inspect
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.denoisers import ForeignDenoiser
+from fewstep.errors import UserError
+from fewstep.generator import Generator, first_line
+from fewstep.interop.edm import check_free
+from fewstep.networks.unet import num_parameters
+
+# what diffusers' DDPMScheduler takes where its file is silent, and what Ho et al. (arXiv 2006.11239) trained with
+DDPM = {"prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
+SCHEDULER = "scheduler_config.json"
+
+
+def diffusers_folder(path: str | Path) -> Path | None:
+    """The folder of the diffusers model at `path`, a folder or a Hub id, or None where there is none.
+
+    Of a Hub id only the small files are fetched, or found in the local cache.
+    """
+    folder: Path | None = Path(path)
+    if not Path(path).exists() and not str(path).startswith((".", "/", "~")) and str(path).count("/") == 1:
+        folder = _fetch(str(path), ["model_index.json", "config.json", "unet/config.json", f"*{SCHEDULER}", "README.md"])
+    if folder is None or not folder.is_dir():
+        return None
+    if (folder / "model_index.json").is_file():
+        return folder
+    with contextlib.suppress(UserError):  # what is no JSON is no one's, and is told by whoever opens it
+        return folder if "_class_name" in _json(folder / "config.json") else None
+    return None
+
+
+def read_teacher(path: str | Path, sigma_data: float = 0.5, null_class: bool = False) -> Generator:
+    """The diffusion teacher in a diffusers folder, or on the Hub under that id, in eval mode.
+
+    `path` is a pipeline's folder (model_index.json with a `UNet2DModel` and a scheduler that has betas: DDPM, DDIM and their like) or a
+    bare model's, with its scheduler_config.json beside config.json or in the pipeline's folder above. Where there is none the model is
+    taken to be DDPM's, and ``info["assumed"]`` says so. Pixels lie in [-1, 1]. What the scheduler does in sampling (clipping,
+    thresholding, spacing) is no part of the denoiser, and is left out.
+
+    Args:
+        path: the folder or Hub id.
+        sigma_data: standard deviation of the data that it was trained on; it weighs the losses of a student.
+        null_class: whether the last of its classes means "no class", as guidance needs.
+
+    Raises:
+        UserError: for a folder that holds something else, or is not whole, and for weights that are only there as a pickle.
+
+    """
+    folder = diffusers_folder(path)
+    if folder is None:
+        raise UserError(
+            f"{path} holds no diffusers model; give a folder with model_index.json, or with a UNet2DModel's config.json, or a Hub id of one"
+        )
+    model_folder = _model_folder(folder)
+    config = _json(model_folder / "config.json")
+    if config.get("_class_name") != "UNet2DModel":
+        raise UserError(f"{model_folder} holds a {config.get('_class_name')}; only a UNet2DModel of pixels can be a teacher here")
+    scheduler, assumed = _scheduler(folder, model_folder)
+    info: dict[str, Any] = {"method": "teacher", "imported_from": str(path)}
+    licence = _licence(folder, model_folder)
+    if licence:
+        info["licence"] = licence
+    if assumed:
+        info["assumed"] = assumed
+    if null_class:
+        info["label_dropout"] = True  # how often labels were dropped is not told
+    try:
+        generator = _untrained(config, _parametrization(scheduler), sigma_data, null_class, info)
+    except Exception as error:  # settings of the wrong kind make diffusers and torch raise what they will
+        raise UserError(f"the diffusers model {path} cannot be a teacher here: {first_line(error)}") from error
+    if folder != Path(path):  # of a Hub id, whose weights are fetched now that they are known to fit
+        _fetch(str(path), [f"{'unet/' if model_folder != folder else ''}diffusion_pytorch_model*.safetensors*"])
+    network: Any = generator.denoiser.network
+    network.unet.load_state_dict(_read_unet(model_folder).state_dict())
+    return generator.eval()
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was read, what it predicts, its number of parameters, and the table of its noise levels: the ends, and how many."""
+
+    generator: Generator
+    prediction: str
+    parameters: int
+    sigma_min: float
+    sigma_max: float
+    timesteps: int
+
+
+def import_diffusers(path: str | Path, out: Path, sigma_data: float = 0.5, null_class: bool = False) -> Imported:
+    """Write what `read_teacher` gives for `path` into the model folder `out`, whole or not at all.
+
+    Raises UserError as `read_teacher` does, and for a folder `out` that holds something already
+    or a `sigma_data` that is not above 0.
+    """
+    check_free(out)
+    if not 0 < sigma_data < math.inf:
+        raise UserError(f"--sigma-data is {sigma_data}; give a number above 0")
+    generator = read_teacher(path, sigma_data, null_class)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an import that was killed
+    try:
+        generator.save_pretrained(partial)
+        if out.exists():
+            out.rmdir()  # it is empty
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    denoiser = generator.denoiser
+    assert isinstance(denoiser, ForeignDenoiser)
+    parameters = num_parameters(denoiser.network)
+    return Imported(generator, denoiser.prediction, parameters, denoiser.sigma_min, denoiser.sigma_max, len(denoiser.sigmas))
+
+
+def _untrained(
+    config: dict[str, Any], parametrization: dict[str, Any], sigma_data: float, null_class: bool, info: dict[str, Any]
+) -> Generator:
+    """The generator that a `UNet2DModel`'s config describes, before it has its weights. Raises ValueError."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    # the model's own defaults are written out, for those of another version may differ
+    arguments = list(inspect.signature(UNet2DModel.__init__).parameters.values())[1:]
+    network = {argument.name: config.get(argument.name, argument.default) for argument in arguments}
+    network = {key: list(value) if isinstance(value, tuple) else value for key, value in network.items()}
+    size, classes = network["sample_size"], network["num_class_embeds"]
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, list) or len(sides) != 2:
+        raise ValueError(f"sample_size is {size}; write the sides of its images into config.json")
+    if null_class:
+        if classes is None or classes < 2:
+            raise ValueError(f"a null class was asked for, but it has {classes or 'no'} classes; leave that out")
+        classes -= 1
+    shape = [network["in_channels"], *sides]
+    sampler = {"name": "heun", "steps": 18, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away
+        generator = Generator(shape, classes, sigma_data, {"name": "unet2d", **network}, sampler, info, parametrization)
+    denoiser = generator.denoiser
+    assert isinstance(denoiser, ForeignDenoiser)
+    generator.sampler |= {"sigma_min": denoiser.sigma_min, "sigma_max": min(80.0, denoiser.sigma_max)}
+    return generator
+
+
+def _model_folder(folder: Path) -> Path:
+    """Where in a pipeline's or model's folder the U-Net is. Raises UserError for a pipeline of other parts."""
+    index = folder / "model_index.json"
+    if index.is_file():
+        parts = {key: value for key, value in _json(index).items() if not key.startswith("_")}
+        if "unet" not in parts or not set(parts) <= {"unet", "scheduler"}:
+            raise UserError(
+                f"{folder} is a {_json(index).get('_class_name')} of {', '.join(parts)}; only a pipeline of a unet of pixels and a "
+                "scheduler can be a teacher here"
+            )
+    place = folder / "unet" if (folder / "unet").is_dir() else folder  # the oldest pipelines keep all in one place
+    if not (place / "config.json").is_file():
+        raise UserError(f"there is no {place / 'config.json'}; take another copy")
+    return place
+
+
+def _scheduler(folder: Path, model_folder: Path) -> tuple[dict[str, Any], str]:
+    """The scheduler's settings, and what had to be assumed, if anything. Raises UserError."""
+    above = [folder.parent / "scheduler" / SCHEDULER] if folder.name == "unet" else []
+    for file in (folder / "scheduler" / SCHEDULER, folder / SCHEDULER, model_folder / SCHEDULER, *above):
+        if file.is_file():
+            return _json(file), ""
+    told = "epsilon prediction, 1000 timesteps, linear betas from 0.0001 to 0.02"
+    return {}, f"there is no {SCHEDULER} in {folder}; taken to be DDPM's: {told}. If it is not, put its {SCHEDULER} there"
+
+
+def _parametrization(scheduler: dict[str, Any]) -> dict[str, Any]:
+    """What the network was trained to predict and when, from a scheduler's settings. Raises ValueError."""
+    name = scheduler.get("_class_name", "DDPMScheduler")
+    if scheduler and "beta_schedule" not in scheduler and scheduler.get("trained_betas") is None:
+        raise ValueError(
+            f"its scheduler is a {name}, which has no betas; allowed are DDPMScheduler, DDIMScheduler and those with the same betas"
+        )
+    if scheduler.get("timestep_type", "discrete") != "discrete":
+        raise ValueError(f"its {name} has timestep_type {scheduler['timestep_type']!r}; only 'discrete' timesteps are known here")
+    settings = DDPM | scheduler
+    betas: Any = scheduler.get("trained_betas")
+    if betas is None:
+        betas = {name: settings[key] for name, key in (("schedule", "beta_schedule"), ("start", "beta_start"), ("end", "beta_end"))}
+        betas["num"] = settings["num_train_timesteps"]
+    parametrization = {"name": "ddpm", "prediction": settings["prediction_type"], "betas": betas}
+    return parametrization | ({"zero_snr": True} if settings.get("rescale_betas_zero_snr") else {})
+
+
+def _read_unet(folder: Path) -> Any:
+    """The `UNet2DModel` in `folder`, its weights from safetensors and all of them there. Raises UserError."""
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        pickles = sorted(file.name for file in folder.glob("*.bin"))
+        because = f"; {pickles[0]} is a pickle, which may run code when it is opened, and is not read" if pickles else ""
+        raise UserError(
+            f"there is no {WEIGHTS[0]} in {folder}{because}. Take a copy of the model in safetensors"
+            + (", or write one where you trust it: UNet2DModel.from_pretrained(...).save_pretrained(...)" if pickles else "")
+        )
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            unet, found = UNet2DModel.from_pretrained(
+                str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
+            )
+    except Exception as error:  # diffusers, safetensors and json each have their own
+        raise UserError(f"the model in {folder} cannot be read ({first_line(error)}); take another copy") from error
+    wrong = [*found["missing_keys"], *found["unexpected_keys"]]
+    if wrong:
+        raise UserError(f"the weights in {folder} do not fit its config.json ({wrong[0]}, {len(wrong)} in all); take another copy")
+    return unet
+
+
+def _licence(*folders: Path) -> str | None:
+    """The licence that a model card's metadata names, or None."""
+    from huggingface_hub import metadata_load
+
+    for folder in folders:
+        card = folder / "README.md"
+        try:
+            named = (metadata_load(card) or {}).get("license") if card.is_file() else None
+        except Exception:  # a card that is no card, which takes nothing from the model
+            named = None
+        if named:
+            return ", ".join(named) if isinstance(named, list) else str(named)
+    return None
+
+
+def _fetch(repository: str, patterns: Sequence[str]) -> Path | None:
+    """The local copy of those files of a repository of the Hub; None where neither the Hub nor the cache has it."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=list(patterns)))
+    except Exception:  # the Hub's, httpx's and the disk's; whoever asked says what was looked for
+        return None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError."""
+    try:
+        tree = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({first_line(error)}); take another copy") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{file} holds no object; take another copy")
+    return tree

@@ -1,0 +1,289 @@
+"""EDM's image U-Nets: DDPM++ and NCSN++ as Karras et al. train them (arXiv 2206.00364, Appendix F.2; the architectures: 2011.13456).
+
+Symbols: ``B`` batch, ``C`` channels, ``c_noise`` the noise conditioning ``ln(sigma)/4``, ``W`` the width of its embedding. Weights have
+the names of the published checkpoints (``model.enc.32x32_block0.norm0.weight``), so that those load as they are.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+FORMS = ("ddpmpp", "ncsnpp")
+GROUP_WIDTH, MOST_GROUPS = 4, 32  # of each GroupNorm: at least so many channels a group, and at most so many groups
+NEARLY_ZERO = 1e-5  # gain of what ends a residual branch, and of the output, before training
+
+
+class EDMUNet(nn.Module):
+    """A U-Net ``F(x, c_noise, label)`` over images [B, C, size, size], same shape out.
+
+    Args:
+        shape: (C, height, width) of one image; square, and divisible by ``2^(len(multipliers) - 1)``.
+        num_classes: number of classes, or None for an unconditional network. Label ``num_classes`` means "no class".
+        form: "ddpmpp" (sines of the noise level; 2x2 means to halve) or "ncsnpp" (random Fourier features; 4x4 binomial filters; the
+            image goes in again at each level of the encoder). They train the VP and the VE models of the paper.
+        channels: width of the first convolution; a multiple of 4.
+        multipliers: width of each resolution level, in `channels`; each next level has half the resolution.
+        blocks: residual blocks a level in the encoder; the decoder has one more.
+        attention: heights of the levels that have attention in each block of the encoder and in the last of the decoder. The bottleneck
+            has it in any case; a height that no level has is without effect.
+        dropout: probability, inside the residual blocks.
+        augment_dim: numbers that would describe an augmentation to the network, which is always told that there is none; 0 for a
+            checkpoint without them.
+
+    Raises:
+        ValueError: for a form, sizes or widths that do not fit together.
+
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_classes: int | None = None,
+        form: Literal["ddpmpp", "ncsnpp"] = "ddpmpp",
+        channels: int = 128,
+        multipliers: Sequence[int] = (2, 2, 2),
+        blocks: int = 4,
+        attention: Sequence[int] = (16,),
+        dropout: float = 0.13,
+        augment_dim: int = 9,
+    ) -> None:
+        super().__init__()
+        factor = 2 ** (len(multipliers) - 1)
+        if form not in FORMS:
+            raise ValueError(f"network.form is {form!r}; allowed: {' or '.join(map(repr, FORMS))}")
+        if shape[1] != shape[2] or shape[1] % factor:
+            raise ValueError(
+                f"images of {shape[1]}x{shape[2]} cannot be halved {len(multipliers) - 1} times as squares; "
+                f"give square images with sides divisible by {factor}, or network.multipliers fewer levels"
+            )
+        if channels % GROUP_WIDTH:
+            raise ValueError(f"network.channels is {channels}; give a multiple of {GROUP_WIDTH}")
+        widths = [channels * multiplier for multiplier in multipliers]
+        sizes = [(width, (shape[1] >> level, shape[2] >> level)) for level, width in enumerate(widths)]
+        self.feature_shapes = list(reversed(sizes))
+        self.model = _Body(tuple(shape), num_classes or 0, form, channels, widths, blocks, tuple(attention), dropout, augment_dim)
+        self._register_load_state_dict_pre_hook(_with_prefix)  # the public name is younger than the oldest torch allowed
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, features: int = 0) -> Any:
+        """The network's output, like `x` [B, C, H, W]; or a list of so many `features` [B, C', h, w], the coarsest first.
+
+        `c_noise` is [B]; `label` int64 [B], or None for no class. Features are the encoder's last of each level, of the shapes in
+        `feature_shapes`, the first being the bottleneck's; the decoder is left out, so a discriminator pays for half the network.
+        """
+        embedding = self.model.embed(c_noise, label)
+        skips = self.model.encode(x, embedding)
+        if features:
+            last = {skip.shape[2]: skip for skip in skips}  # of each height
+            return list(reversed(last.values()))[:features]
+        return self.model.decode(skips, embedding)
+
+
+class _Body(nn.Module):
+    """The U-Net itself, with the modules' published names: `map_...` embed, `enc` and `dec` hold blocks as ``HxW_what``."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: int,
+        form: str,
+        channels: int,
+        widths: Sequence[int],
+        blocks: int,
+        attention: Sequence[int],
+        dropout: float,
+        augment_dim: int,
+    ) -> None:
+        super().__init__()
+        fourier = form == "ncsnpp"
+        taps, described, width = ((1, 3, 3, 1), 2 * channels, 4 * channels) if fourier else ((1, 1), channels, 4 * channels)
+        self.map_noise = _Fourier(described) if fourier else _Sines(described)
+        self.map_label = nn.Linear(classes, described) if classes else None
+        self.map_augment = nn.Linear(augment_dim, described, bias=False) if augment_dim else None
+        self.map_layer0 = nn.Linear(described, width)
+        self.map_layer1 = nn.Linear(width, width)
+
+        def block(inputs: int, outputs: int, attend: bool = False, resample: str = "") -> _Block:
+            return _Block(inputs, outputs, width, dropout, attend, resample, taps)
+
+        now, image, skips = channels, shape[0], [channels]
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        names = [f"{shape[1] >> level}x{shape[2] >> level}" for level in range(len(widths))]
+        for level, (name, wide) in enumerate(zip(names, widths, strict=True)):
+            if level == 0:
+                self.enc[f"{name}_conv"] = nn.Conv2d(shape[0], channels, 3, padding=1)
+            else:
+                self.enc[f"{name}_down"] = block(now, now, resample="down")
+                if fourier:
+                    self.enc[f"{name}_aux_residual"] = _Convolution(image, now, 3, "halved", taps)
+                    image = now
+                skips.append(now)
+            for number in range(blocks):
+                self.enc[f"{name}_block{number}"] = block(now, wide, shape[1] >> level in attention)
+                now = wide
+                skips.append(now)
+        for level, (name, wide) in reversed(list(enumerate(zip(names, widths, strict=True)))):
+            if level == len(widths) - 1:
+                self.dec[f"{name}_in0"] = block(now, now, attend=True)
+                self.dec[f"{name}_in1"] = block(now, now)
+            else:
+                self.dec[f"{name}_up"] = block(now, now, resample="up")
+            for number in range(blocks + 1):
+                self.dec[f"{name}_block{number}"] = block(now + skips.pop(), wide, number == blocks and shape[1] >> level in attention)
+                now = wide
+        self.dec[f"{names[0]}_aux_norm"] = _norm(now)
+        self.dec[f"{names[0]}_aux_conv"] = nn.Conv2d(now, shape[0], 3, padding=1)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Xavier for all weights; what ends a residual branch, and the output, starts at almost 0, attention a little lower."""
+        for name, weight in self.named_parameters():
+            layer, kind = name.split(".")[-2:]
+            if kind == "bias" and "norm" not in layer:
+                nn.init.zeros_(weight)
+            elif weight.ndim > 1:
+                ends = layer in ("conv1", "proj") or layer.endswith("aux_conv")
+                nn.init.xavier_uniform_(weight, NEARLY_ZERO if ends else 0.2**0.5 if layer == "qkv" else 1.0)
+
+    def embed(self, c_noise: Tensor, label: Tensor | None) -> Tensor:
+        """The embedding [B, W] of `c_noise` [B] and `label` [B], in the precision of the weights."""
+        dtype = self.map_layer0.weight.dtype
+        described = self.map_noise(c_noise.float()).to(dtype)
+        if self.map_label is not None:
+            classes = self.map_label.in_features
+            no_class = torch.zeros(len(c_noise), classes, dtype=dtype, device=c_noise.device)
+            # the row of "no class", which is the class after the last, is all zeros
+            one_hot = no_class if label is None else (label[:, None] == torch.arange(classes, device=label.device)).to(dtype)
+            described = described + self.map_label(one_hot * classes**0.5)
+        if self.map_augment is not None:  # no augmentation, yet its weight has a gradient, of 0: DDP waits for every parameter's
+            described = described + self.map_augment(described.new_zeros(1, self.map_augment.in_features))
+        return functional.silu(self.map_layer1(functional.silu(self.map_layer0(described))))
+
+    def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+        """The output of each of the encoder's steps, which are what the decoder gets to see; the last is the bottleneck."""
+        skips: list[Tensor] = []
+        image = x
+        for name, module in self.enc.items():
+            if name.endswith("aux_residual"):
+                skips[-1] = x = image = (x + module(image)) * 0.5**0.5
+                continue
+            x = module(x, embedding) if isinstance(module, _Block) else module(x)
+            skips.append(x)
+        return skips
+
+    def decode(self, skips: list[Tensor], embedding: Tensor) -> Tensor:
+        """The network's output [B, C, H, W] from the encoder's."""
+        x, left = skips[-1], list(skips)
+        for name, module in self.dec.items():
+            if isinstance(module, _Block):
+                x = module(torch.cat([x, left.pop()], 1) if "_block" in name else x, embedding)
+            else:  # the last norm and the last convolution
+                x = functional.silu(module(x)) if name.endswith("norm") else module(x)
+        return x
+
+
+class _Block(nn.Module):
+    """A residual block, and attention after it where `attend`: ``(x + f(x)) / sqrt(2)`` each, so that variance stays."""
+
+    def __init__(self, inputs: int, outputs: int, width: int, dropout: float, attend: bool, resample: str, taps: Sequence[int]) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.norm0 = _norm(inputs)
+        self.conv0 = _Convolution(inputs, outputs, 3, resample, taps)
+        self.affine = nn.Linear(width, outputs)
+        self.norm1 = _norm(outputs)
+        self.conv1 = _Convolution(outputs, outputs, 3)
+        self.skip = _Convolution(inputs, outputs, 1, resample, taps) if resample or inputs != outputs else None
+        self.norm2 = _norm(outputs) if attend else None
+        self.qkv = nn.Conv2d(outputs, 3 * outputs, 1) if attend else None
+        self.proj = nn.Conv2d(outputs, outputs, 1) if attend else None
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """[B, outputs, H', W'] for `x` [B, inputs, H, W] and `embedding` [B, width]."""
+        hidden = self.conv0(functional.silu(self.norm0(x))) + self.affine(embedding)[:, :, None, None]
+        hidden = functional.dropout(functional.silu(self.norm1(hidden)), self.dropout, self.training)
+        x = ((x if self.skip is None else self.skip(x)) + self.conv1(hidden)) * 0.5**0.5
+        if self.norm2 is None or self.qkv is None or self.proj is None:
+            return x
+        # a channel's query, key and value are neighbours; [B, 1 head, H W, C] each, the softmax inside is in float32 at any precision
+        q, k, v = self.qkv(self.norm2(x)).flatten(2).unflatten(1, (1, -1, 3)).movedim(3, 0).transpose(-1, -2)
+        mixed = functional.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)
+        return (x + self.proj(mixed)) * 0.5**0.5
+
+
+class _Convolution(nn.Conv2d):
+    """A convolution that keeps the size, over an input that a fixed filter has halved ("down") or doubled ("up"), or halved after it."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, resample: str = "", taps: Sequence[int] = ()) -> None:
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2)
+        self.resample, self.reach = resample, (len(taps) - 1) // 2
+        if resample:
+            row = torch.tensor(taps, dtype=torch.float32) / sum(taps)
+            self.resample_filter: Tensor
+            self.register_buffer("resample_filter", torch.outer(row, row)[None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, outputs, H', W'] for `x` [B, inputs, H, W]."""
+        if self.resample == "down":
+            x = self._halved(x, self.reach)
+        elif self.resample == "up":
+            x = functional.conv_transpose2d(x, self._filters(x) * 4, stride=2, padding=self.reach, groups=x.shape[1])
+        elif self.resample == "halved":  # outside the image the filter sees what the convolution makes of nothing, which is not 0
+            return self._halved(functional.conv2d(x, self.weight, self.bias, padding=self.kernel_size[0] // 2 + self.reach), 0)
+        return super().forward(x)
+
+    def _filters(self, x: Tensor) -> Tensor:
+        return self.resample_filter.expand(x.shape[1], -1, -1, -1)
+
+    def _halved(self, x: Tensor, padding: int) -> Tensor:
+        return functional.conv2d(x, self._filters(x), stride=2, padding=padding, groups=x.shape[1])
+
+
+class _Sines(nn.Module):
+    """Sines and cosines of c_noise [B] at `count` / 2 frequencies from 1 down to 1e-4: [B, count] (arXiv 1706.03762, Sec. 3.5)."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        half = self.count // 2
+        frequencies = torch.exp(-math.log(1e4) / (half - 1) * torch.arange(half, device=c_noise.device))
+        return _waves(c_noise, frequencies)
+
+
+class _Fourier(nn.Module):
+    """Sines and cosines of c_noise [B] at `count` / 2 random frequencies of standard deviation 16: [B, count] (arXiv 2006.10739)."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.freqs: Tensor
+        self.register_buffer("freqs", 16 * torch.randn(count // 2))
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        return _waves(c_noise, 2 * math.pi * self.freqs)
+
+
+def _waves(c_noise: Tensor, frequencies: Tensor) -> Tensor:
+    angle = c_noise[:, None] * frequencies.to(c_noise.dtype)
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    groups = min(MOST_GROUPS, width // GROUP_WIDTH)
+    if width % groups:
+        raise ValueError(
+            f"network.channels and network.multipliers make a layer of {width} channels, which do not divide into {groups} groups; "
+            f"give network.channels a multiple of {MOST_GROUPS}"
+        )
+    return nn.GroupNorm(groups, width, eps=1e-6)
+
+
+def _with_prefix(state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Rename the weights of a bare U-Net, ``enc...``, to those of one inside its preconditioning, ``model.enc...``."""
+    bare = ("map_", "enc.", "dec.")
+    for key in [key for key in state if key.startswith(prefix) and key.removeprefix(prefix).startswith(bare)]:
+        state[f"{prefix}model.{key.removeprefix(prefix)}"] = state.pop(key)
