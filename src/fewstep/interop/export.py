@@ -1,0 +1,128 @@
+"""A generator in the form that other people's tools run, checked against ``Generator.sample`` before it is there."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.generator import Generator, first_line, load
+from fewstep.interop import export_diffusers, export_onnx
+from fewstep.interop.model_card import model_card
+from fewstep.training.run_folder import RunFolder
+
+TOLERANCE = 1e-4  # of a pixel in [-1, 1]
+# samples at a time, and a seed: one, and two numbers that no graph was traced with
+PROBES = ((1, 0), (5, 1), (8, 2))
+
+Draw = Callable[[int, list[int] | None, int], Tensor]
+
+
+class Format(NamedTuple):
+    """How a generator is written, and read back by the tool that it is written for."""
+
+    check: Callable[[Generator], None]
+    write: Callable[[Generator, Path], None]
+    read: Callable[[Path, Generator], Draw]
+
+
+def formats() -> dict[str, Format]:
+    """What `export` can write, by name."""
+    return {
+        "diffusers": Format(export_diffusers.check_pipeline, export_diffusers.write_pipeline, export_diffusers.read_pipeline),
+        "onnx": Format(export_onnx.check_onnx, export_onnx.write_onnx, export_onnx.read_onnx),
+    }
+
+
+def export(path: str | Path, form: str, out: Path, licence: str | None = None) -> float:
+    """Write the generator at `path` into the folder `out` with its model card, and return how far it is from ``Generator.sample``.
+
+    It is written beside `out`, read back by diffusers or onnxruntime, and drawn from with the seeds of `PROBES`; `out` is there when every
+    sample agrees to 1e-4 in every pixel, and not at all otherwise. The value returned is the largest difference.
+
+    Args:
+        path: a run folder, a model folder, or a Hub id.
+        form: "diffusers", for `ConsistencyModelPipeline`, or "onnx", for onnxruntime.
+        out: a new or an empty folder.
+        licence: of the weights, for the card; None where it is not known. A generator that came with one keeps it.
+
+    Raises:
+        UserError: for an unknown format, a folder that is not empty, a generator that the format cannot hold, a licence that is not the
+            generator's own, and samples that differ.
+
+    """
+    known = formats()
+    if form not in known:
+        raise UserError(f"--format is {form!r}; allowed: {', '.join(known)}")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out is {out}, which {'holds other files' if out.is_dir() else 'is a file'}; give a new or an empty folder")
+    generator = load(path)
+    if generator.sampler["name"] not in ("few_step", "push_forward"):
+        name = generator.sampler["name"]
+        instead = "distil it first, with method.teacher of a dmd2 recipe" if generator.is_denoiser else "draw from it with fewstep sample"
+        raise UserError(f"{path} is sampled with {name}, and only few_step and push_forward generators can be exported; {instead}")
+    known[form].check(generator)
+    own = generator.info.get("licence")
+    if own is not None and licence not in (None, own):
+        raise UserError(f"--licence is {licence!r}, but this generator's weights came with the licence {own!r}; leave --licence out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.partial.") as temporary:
+        folder = Path(temporary) / out.name
+        folder.mkdir()
+        known[form].write(generator, folder)
+        difference = verify(generator, known[form].read(folder, generator))
+        recipe, results = _records(Path(path), generator)
+        card = model_card(generator, form, out.name, own or licence, difference, recipe, results)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        if out.exists():
+            out.rmdir()
+        os.rename(folder, out)
+    return difference
+
+
+def verify(generator: Generator, draw: Draw) -> float:
+    """The largest difference in any pixel between `draw` and ``generator.sample`` over `PROBES`, which visit first and last classes.
+
+    Raises UserError where it is above 1e-4, or where `draw` fails.
+    """
+    worst = 0.0
+    for num, seed in PROBES:
+        labels = generator.labels(num)
+        if labels is not None and seed % 2:
+            assert generator.num_classes is not None
+            labels = generator.num_classes - 1 - labels
+        given = None if labels is None else labels.tolist()
+        expected = generator.sample(num, given, seed)
+        try:
+            got = draw(num, given, seed)
+        except Exception as error:  # diffusers and onnxruntime each have their own
+            raise UserError(f"what was written cannot be run ({first_line(error)}) and was removed; {_advice()}") from error
+        difference = (got - expected).abs().max().item() if got.shape == expected.shape else torch.inf
+        if not difference <= TOLERANCE:  # nan neither
+            raise UserError(
+                f"what was written differs from Generator.sample by {difference:.1e} in [-1, 1], where {TOLERANCE:.0e} is allowed, and was "
+                f"removed; {_advice()}"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _advice() -> str:
+    return "try the other --format, or the tested versions of the packages (constraints.txt)"
+
+
+def _records(path: Path, generator: Generator) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """The recipe of the run at `path` and what was measured of this very generator; None for what there is not."""
+    run = RunFolder(path)
+    recipe = run.recipe() if run.recipe_file.is_file() else None
+    results = None
+    if run.results_file.is_file():
+        results = json.loads(run.results_file.read_bytes())
+        if results.get("step") != generator.info.get("step"):  # measured, then trained on
+            results = None
+    return recipe, results

@@ -1,0 +1,142 @@
+"""A one-step or few-step generator as an ONNX file, with the noise as an input.
+
+Inputs, of any batch size B: ``latents`` float32 [B, C, H, W], or [B, L] of a push-forward, standard normal; ``labels`` int64 [B] where
+there are classes; ``noise`` float32 [k - 1, B, C, H, W], standard normal, of a generator of k > 1 steps. Output: ``samples``
+[B, C, H, W], clamped to [-1, 1] where they are images.
+"""
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep import __version__
+from fewstep.errors import UserError
+from fewstep.generator import Generator
+from fewstep.networks.unet import num_parameters
+
+FILE = "model.onnx"
+EXAMPLE = 3  # items the graph is traced with; 1 would be taken for a constant
+MOST_BYTES = 2**31  # of a protobuf message
+
+
+class SamplingGraph(nn.Module):
+    """``Generator.sample`` without its random numbers: ``samples = forward(latents, labels, noise)``, shaped as said above."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.denoiser = generator.denoiser
+        self.levels = generator.sigmas().tolist()
+        self.is_image = len(generator.shape) == 3
+        self.scaled = generator.sampler["name"] == "few_step"
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """Samples [B, ...]: the steps of `fewstep.samplers.few_step`, or one of a push-forward."""
+        first = torch.tensor(self.levels[0], dtype=torch.float32)
+        x = self.denoiser(latents * first if self.scaled else latents, first, labels)
+        for j, level in enumerate(self.levels[1:]):
+            assert noise is not None
+            sigma = torch.tensor(level, dtype=torch.float32)
+            x = self.denoiser(x + sigma * noise[j], sigma, labels)
+        return x.clamp(-1, 1) if self.is_image else x
+
+
+def check_onnx(generator: Generator) -> None:
+    """Raise UserError where the packages of the extra are missing, or one file cannot hold `generator`."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            import_module(package)
+        except ImportError:
+            raise UserError(f'--format onnx needs the package {package}; install it with: pip install "fewstep[onnx]"') from None
+    if 4 * num_parameters(generator) >= MOST_BYTES:
+        raise UserError(
+            f"this generator has {num_parameters(generator):,} parameters, and an ONNX file holds at most 2 GiB ({MOST_BYTES // 4:,}); "
+            "use --format diffusers"
+        )
+
+
+def _searchsorted(
+    sorted_sequence: Any, values: Any, out_int32: bool = False, right: bool = False, side: str | None = None, sorter: Any = None
+) -> Any:
+    """torch.searchsorted of a table [T], from the left, which the exporter does not know: how many entries are below each value."""
+    from onnxscript import opset18
+
+    assert not any((out_int32, right, side, sorter))
+    op: Any = opset18
+    below = op.Less(sorted_sequence, op.Unsqueeze(values, [-1]))
+    return op.ReduceSum(op.Cast(below, to=7), [-1], keepdims=0)  # 7 is int64
+
+
+def write_onnx(generator: Generator, folder: Path) -> None:
+    """Write ``folder/model.onnx``, one file with its weights; class names, noise levels and version are among its metadata.
+
+    Raises UserError as `check_onnx` does.
+    """
+    check_onnx(generator)
+    import onnx_ir.passes.common as passes
+
+    inputs = {"latents": torch.zeros(EXAMPLE, *generator.latent_shape)}
+    if generator.num_classes is not None:
+        inputs["labels"] = torch.zeros(EXAMPLE, dtype=torch.long)
+    if generator.default_steps() > 1:
+        inputs["noise"] = torch.zeros(generator.default_steps() - 1, EXAMPLE, *generator.shape)
+    batch = {name: {1 if name == "noise" else 0: torch.export.Dim.DYNAMIC} for name in inputs}
+    exporter = logging.getLogger("torch.onnx")  # warns of torchvision, which is not here
+    before = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = SamplingGraph(generator).eval()
+            # strict: the other way of tracing takes len(x) for a constant
+            traced = torch.export.export(graph, (), inputs, dynamic_shapes=batch, strict=True)
+            program = torch.onnx.export(
+                traced,
+                kwargs=inputs,
+                input_names=list(inputs),
+                output_names=["samples"],
+                dynamo=True,
+                verbose=False,
+                custom_translation_table={torch.ops.aten.searchsorted.Tensor: _searchsorted},
+            )
+    finally:
+        exporter.setLevel(before)
+    assert program is not None
+    passes.ClearMetadataAndDocStringPass()(program.model)  # a stack trace for each node, with this machine's paths
+    sigmas = [sigma for sigma in generator.sigmas().tolist() if math.isfinite(sigma)]
+    program.model.metadata_props.update(
+        {
+            "fewstep": __version__,
+            "sampler": generator.sampler["name"],
+            "sigmas": json.dumps(sigmas),
+            "class_names": json.dumps(generator.info.get("class_names") or []),
+        }
+    )
+    program.save(folder / FILE, external_data=False)
+
+
+def read_onnx(folder: Path, generator: Generator) -> Callable[[int, list[int] | None, int], Tensor]:
+    """``draw(num, labels, seed)`` with onnxruntime on the CPU, from the noise that ``Generator.sample`` draws for the same seed."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
+
+    def draw(num: int, labels: list[int] | None, seed: int) -> Tensor:
+        rng = torch.Generator().manual_seed(seed)
+        inputs = {"latents": torch.randn(num, *generator.latent_shape, generator=rng)}
+        if labels is not None:
+            inputs["labels"] = torch.tensor(labels)
+        more = [torch.randn(num, *generator.shape, generator=rng) for _ in range(generator.default_steps() - 1)]
+        if more:
+            inputs["noise"] = torch.stack(more)
+        (samples,) = session.run(["samples"], {name: value.numpy() for name, value in inputs.items()})
+        return torch.from_numpy(samples)
+
+    return draw

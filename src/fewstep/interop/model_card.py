@@ -1,0 +1,174 @@
+"""The model card (README.md) that goes with an export: YAML for the Hub, and what a reader has to know to use the weights."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from fewstep import __version__
+from fewstep.generator import Generator
+from fewstep.networks.unet import num_parameters
+
+# the Hub's own names (https://huggingface.co/docs/hub/repositories-licenses); any other is `other` with a name of its own
+LICENCES = """
+afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 cc cc-by-2.0 cc-by-2.5 cc-by-3.0
+cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0
+cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m ecl-2.0
+epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 gfdl gpl gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1 lgpl-3.0 mit mpl-2.0 ms-pl ncsa odbl odc-by
+ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql unlicense wtfpl zlib
+"""
+# in the name of what a row of results.json says beside quality: how it was drawn, how fast, how certain
+NOT_QUALITY = ("steps", "evaluations", "seconds", "per_second", "error", "_se")
+
+
+def model_card(
+    generator: Generator,
+    form: str,
+    name: str,
+    licence: str | None,
+    difference: float,
+    recipe: Mapping[str, Any] | None = None,
+    results: Mapping[str, Any] | None = None,
+) -> str:
+    """README.md of `generator` exported as `form` ("diffusers" or "onnx") under `name`.
+
+    `licence` is any name, None where it was not stated; `difference` the largest one to ``Generator.sample`` that was found, in [-1, 1];
+    `recipe` and `results` the contents of recipe.yaml and results.json, whose last row is this generator's.
+    """
+    header = yaml.safe_dump(metadata(generator, form, name, licence, results), sort_keys=False, allow_unicode=True)
+    steps, info = generator.default_steps(), generator.info
+    counted = "one step" if steps == 1 else f"{steps} steps"
+    classes = info.get("class_names") or []
+    made = recipe["method"]["name"] if recipe else info.get("method")
+    lines = [
+        f"---\n{header}---\n",
+        f"# {name}\n",
+        f"A generator that draws from noise in {counted}{f', trained with the method {made}' if made else ''} by "
+        f"[fewstep](https://pypi.org/project/fewstep/) {__version__}.\n",
+        f"- data: {info.get('data', 'not stated')}; one item has shape {list(generator.shape)}"
+        + (", values in [-1, 1]" if len(generator.shape) == 3 else ""),
+        f"- classes: {generator.num_classes or 'none'}" + (f" ({', '.join(map(str, classes))})" if classes else ""),
+        f"- network: {generator.network_config['name']}, {num_parameters(generator):,} parameters",
+    ]
+    if generator.sampler["name"] == "few_step":
+        lines.append(f"- noise levels: {', '.join(f'{sigma:g}' for sigma in generator.sigmas().tolist())}")
+    lines += ["\n## Use\n", _use(generator, form)]
+    unit = "pixel of [-1, 1]" if len(generator.shape) == 3 else "coordinate"
+    lines.append(
+        "\nChecked when it was written: from the same noise, samples agree with `Generator.sample` of fewstep "
+        f"to {difference:.1e} in every {unit}.\n"
+    )
+    lines += ["## Quality\n", *_table(results)]
+    lines += ["\n## Licence\n", _licence_text(licence)]
+    if recipe:
+        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).rstrip()
+        lines += ["\n## Recipe\n", f"```yaml\n{text}\n```"]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def metadata(generator: Generator, form: str, name: str, licence: str | None, results: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The YAML fields of the card, as the Hub reads them."""
+    steps = generator.default_steps()
+    identifier = None if licence is None else licence.strip().lower().replace(" ", "-")
+    fields: dict[str, Any] = {"license": "unknown"}
+    if identifier in LICENCES.split():
+        fields = {"license": identifier}
+    elif licence is not None:
+        fields = {"license": "other", "license_name": identifier}
+    fields |= {"library_name": form, "pipeline_tag": "unconditional-image-generation"}
+    if len(generator.shape) != 3:
+        del fields["pipeline_tag"]
+    tags = ["fewstep", "one-step-generation" if steps == 1 else "few-step-generation", form]
+    fields["tags"] = tags + ([str(generator.info["method"])] if "method" in generator.info else [])
+    values = _quality(results)
+    if values:
+        assert results is not None
+        fields["metrics"] = list(values)
+        protocol = f"{results['n']} samples, {results['features']}"
+        fields["model-index"] = [
+            {
+                "name": name,
+                "results": [
+                    {
+                        "task": {"type": "unconditional-image-generation"},
+                        "dataset": {"type": results["data"], "name": results["data"]},
+                        "metrics": [
+                            {"type": key, "value": value, "name": f"{_heading(key)} ({protocol})"} for key, value in values.items()
+                        ],
+                    }
+                ],
+            }
+        ]
+    return fields
+
+
+def _quality(results: Mapping[str, Any] | None) -> dict[str, float]:
+    """The figures of quality of this generator, by their key in results.json."""
+    if not results:
+        return {}
+    row = list(results["rows"].values())[-1]
+    return {
+        key: float(value)
+        for key, value in row.items()
+        if isinstance(value, int | float) and math.isfinite(value) and not any(part in key for part in NOT_QUALITY)
+    }
+
+
+def _heading(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _table(results: Mapping[str, Any] | None) -> list[str]:
+    values = _quality(results)
+    if not values:
+        return ["Not measured when this was exported (`fewstep evaluate` writes what is shown here)."]
+    assert results is not None
+    lines = ["| | " + " | ".join(map(_heading, values)) + " |", "|---" * (len(values) + 1) + "|"]
+    for name, row in results["rows"].items():
+        cells = [f"{row[key]:.4g}" if isinstance(row.get(key), int | float) else "" for key in values]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines.append(
+        f"\n{results['n']} samples (seed {results['seed']}) against {results['reference']}, in the features {results['features']}."
+    )
+    return lines
+
+
+def _licence_text(licence: str | None) -> str:
+    if licence is None:
+        return "The licence of these weights was not stated. It may be bound by that of the data and of the teacher they were made from."
+    return f"{licence}. Weights that were distilled may also be bound by the licence of their teacher and its data."
+
+
+def _use(generator: Generator, form: str) -> str:
+    """Code that draws samples from the folder that the card lies in."""
+    steps, classes = generator.default_steps(), generator.num_classes
+    if form == "diffusers":
+        labels = "" if classes is None else f"class_labels=[{', '.join(str(i % classes) for i in range(4))}], "
+        return f"""```python
+import torch
+from diffusers import ConsistencyModelPipeline
+
+pipeline = ConsistencyModelPipeline.from_pretrained(".")  # this folder, or its id on the Hub
+rng = torch.Generator().manual_seed(0)
+images = pipeline(batch_size=4, {labels}num_inference_steps={steps}, generator=rng).images
+images[0].save("sample.png")
+```"""
+    shape = ", ".join(map(str, generator.latent_shape))
+    inputs = [f'"latents": rng.standard_normal((4, {shape}), dtype=np.float32)']
+    if classes is not None:
+        inputs.append(f'"labels": np.arange(4) % {classes}')
+    if steps > 1:
+        inputs.append(f'"noise": rng.standard_normal(({steps - 1}, 4, {shape}), dtype=np.float32)')
+    body = "\n".join(f"    {line}," for line in inputs)
+    return f"""```python
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+rng = np.random.default_rng(0)
+inputs = {{
+{body}
+}}
+(samples,) = session.run(["samples"], inputs)  # {list(generator.shape)} each, any number at a time
+```"""

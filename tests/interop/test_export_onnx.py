@@ -1,0 +1,184 @@
+"""Exports that onnxruntime runs: pixels, batch sizes, metadata, the card's code."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from torch import nn
+
+from fewstep import __version__
+from fewstep.generator import Generator, load
+from fewstep.interop import export_onnx
+from fewstep.maths.schedules import student_sigmas
+
+BETAS = torch.linspace(1e-4, 0.02, 1000).tolist()
+DIT = {"name": "dit", "patch": 4, "width": 16, "depth": 1, "heads": 2}
+FOREIGN = {
+    "name": "unet2d",
+    "sample_size": 8,
+    "block_out_channels": [8],
+    "down_block_types": ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
+PUSH = {"name": "push_forward"}
+INFO = {"class_names": ["a", "b", "c"], "method": "dmd2", "data": "letters"}
+# one of each kind of graph; `digits` is a trained U-Net of two levels
+GENERATORS = {
+    "dit3": ((1, 8, 8), 3, DIT, {"name": "few_step", "sigmas": student_sigmas(3, 5.0).tolist()}, INFO, None),
+    "foreign": (
+        (3, 8, 8),
+        None,
+        FOREIGN,
+        {"name": "few_step", "sigmas": [30.0]},
+        None,
+        {"name": "ddpm", "prediction": "epsilon", "betas": BETAS},
+    ),
+    "latent": ((1, 4, 4), 3, {"name": "latent_mlp", "widths": [16, 16], "latent": 5}, PUSH, None, None),
+    "coded": ((2,), None, {"name": "coded_mlp", "widths": [16], "latent": 6, "bits": 3}, PUSH, None, None),
+}
+
+
+@pytest.fixture(scope="module")
+def exported(student_run, done, tmp_path_factory):
+    """(folder of the exports, the generators by name)."""
+    root = tmp_path_factory.mktemp("exported")
+    done("export", student_run, "--format", "onnx", "--out", root / "digits")
+    generators = {"digits": load(student_run)}
+    for name, (shape, classes, network, sampler, info, parametrization) in GENERATORS.items():
+        torch.manual_seed(0)
+        generator = Generator(shape, classes, 0.5, network, sampler, info, parametrization).eval()
+        for weight in generator.parameters():
+            if weight.ndim > 1:
+                nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+        generator.save_pretrained(root / f"{name}.model")
+        generators[name] = generator
+        done("export", root / f"{name}.model", "--format", "onnx", "--out", root / name)
+    return root, generators
+
+
+def session(folder):
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("name", ["digits", *GENERATORS])
+def test_onnxruntime_makes_the_same_samples_at_any_batch_size(exported, name):
+    root, generators = exported
+    generator, runs = generators[name], session(root / name)
+    levels = len(generator.sampler.get("sigmas", [0]))
+    for num in (1, 4, 70):  # above 64 items diffusers' U-Net takes another branch
+        rng = torch.Generator().manual_seed(num)
+        inputs = {"latents": torch.randn(num, *generator.latent_shape, generator=rng).numpy()}
+        labels = None
+        if generator.num_classes is not None:
+            labels = [(generator.num_classes - 1 - i) % generator.num_classes for i in range(num)]
+            inputs["labels"] = np.array(labels, dtype=np.int64)
+        if levels > 1:
+            inputs["noise"] = np.stack([torch.randn(num, *generator.shape, generator=rng).numpy() for _ in range(levels - 1)])
+        assert {entry.name for entry in runs.get_inputs()} == set(inputs)
+        (samples,) = runs.run(["samples"], inputs)
+        expected = generator.sample(num, labels, seed=num)
+        assert name == "digits" or expected.std() > 0.05
+        torch.testing.assert_close(torch.from_numpy(samples), expected, rtol=0, atol=1e-4)
+
+
+def test_images_are_clamped_and_points_are_not(exported):
+    root, _ = exported
+    latents = 30 * np.random.default_rng(0).standard_normal((50, 5), dtype=np.float32)
+    (images,) = session(root / "latent").run(None, {"latents": latents, "labels": np.zeros(50, dtype=np.int64)})
+    assert np.abs(images).max() == 1
+    latents = 300 * np.random.default_rng(0).standard_normal((50, 6), dtype=np.float32)
+    (points,) = session(root / "coded").run(None, {"latents": latents})
+    assert np.abs(points).max() > 1
+
+
+def test_the_metadata_names_levels_and_classes_and_no_path_of_this_machine(exported):
+    root, _ = exported
+    found = session(root / "dit3").get_modelmeta().custom_metadata_map
+    assert found["fewstep"] == __version__
+    assert json.loads(found["sigmas"]) == student_sigmas(3, 5.0).tolist()
+    assert json.loads(found["class_names"]) == ["a", "b", "c"]
+    assert json.loads(session(root / "coded").get_modelmeta().custom_metadata_map["sigmas"]) == []
+    content = (root / "dit3" / "model.onnx").read_bytes()
+    assert b"site-packages" not in content
+    assert b"dit.py" not in content
+    assert sorted(path.name for path in (root / "dit3").iterdir()) == ["README.md", "model.onnx"]
+
+
+@pytest.mark.parametrize("name", ["digits", "dit3", "coded"])
+def test_the_code_on_the_card_runs(exported, name, monkeypatch):
+    root, generators = exported
+    monkeypatch.chdir(root / name)
+    card = ModelCard.load(root / name / "README.md")
+    assert card.data.library_name == "onnx"
+    found: dict = {}
+    exec(card.text.split("```python")[1].split("```")[0], found)  # noqa: S102
+    assert found["samples"].shape == (4, *generators[name].shape)
+    assert np.isfinite(found["samples"]).all()
+
+
+def test_a_table_is_searched_as_torch_does(exported):
+    # levels below, on, between and above the table's entries, through the denoiser that asks for a timestep
+    from fewstep.denoisers import ForeignDenoiser
+
+    root, generators = exported
+    denoiser = generators["foreign"].denoiser
+    assert isinstance(denoiser, ForeignDenoiser)
+
+    class Timesteps(nn.Module):
+        def forward(self, sigma):
+            return denoiser.timestep(sigma)
+
+    sigma = torch.cat([denoiser.sigmas[[0, 1, 7, 999]].float(), torch.tensor([1e-3, 0.5, 3.3, 1e4])])
+    traced = torch.export.export(Timesteps(), (sigma,))
+    table = {torch.ops.aten.searchsorted.Tensor: export_onnx._searchsorted}
+    program = torch.onnx.export(traced, args=(sigma,), dynamo=True, verbose=False, custom_translation_table=table)
+    program.save(root / "timesteps.onnx")
+    import onnxruntime
+
+    (got,) = onnxruntime.InferenceSession(root / "timesteps.onnx").run(None, {"sigma": sigma.numpy()})
+    np.testing.assert_allclose(got, denoiser.timestep(sigma).numpy(), rtol=1e-6)
+    np.testing.assert_allclose(got[[1, 2, 3, 4, 7]], [1, 7, 999, 0, 999], atol=1e-2)
+
+
+def test_a_weight_that_changed_in_writing_fails_and_leaves_nothing(exported, monkeypatch, mistake, tmp_path):
+    import onnx
+
+    root, _ = exported
+    write = export_onnx.write_onnx
+
+    def damaged(generator, folder):
+        write(generator, folder)
+        model = onnx.load(folder / "model.onnx")
+        weight = max(model.graph.initializer, key=lambda entry: np.prod(entry.dims))
+        values = onnx.numpy_helper.to_array(weight).copy()
+        weight.CopyFrom(onnx.numpy_helper.from_array(values + 0.01, weight.name))
+        onnx.save(model, folder / "model.onnx")
+
+    monkeypatch.setattr(export_onnx, "write_onnx", damaged)
+    assert "differs" in mistake("export", root / "latent.model", "--format", "onnx", "--out", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named_with_its_extra(exported, mistake, monkeypatch, tmp_path, package):
+    root, _ = exported
+    monkeypatch.setitem(sys.modules, package, None)
+    said = mistake("export", root / "latent.model", "--format", "onnx", "--out", tmp_path / "out")
+    assert f"needs the package {package}" in said
+    assert 'pip install "fewstep[onnx]"' in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_one_file_cannot_hold_is_refused(exported, monkeypatch, mistake, tmp_path):
+    root, generators = exported
+    size = sum(p.numel() for p in generators["latent"].parameters())
+    monkeypatch.setattr(export_onnx, "MOST_BYTES", 4 * size)
+    said = mistake("export", root / "latent.model", "--format", "onnx", "--out", tmp_path / "out")
+    assert f"{size:,} parameters" in said
