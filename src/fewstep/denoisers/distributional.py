@@ -47,7 +47,7 @@ class DistributionalDenoiser(nn.Module):
         `t` is [B] or [], from 0 to 1. `label` is int64 [B]; None, or the entry ``num_classes``, asks for no class.
         """
         x = x.float()
-        t = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(len(x))
+        t = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(x.shape[0])
         label = label_or_null(label, self.num_classes, x)
         c_skip, c_out, c_in = (expand_like(c, x) for c in path_coefficients(t, self.sigma_data))
         dtype = next(self.network.parameters()).dtype

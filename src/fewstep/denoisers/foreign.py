@@ -93,7 +93,7 @@ class ForeignDenoiser(nn.Module):
         if label is None and self.num_classes is not None and not self.null_class:
             raise ValueError(f"label is None, but this network has {self.num_classes} classes and no null class; give labels")
         x = x.float()
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
         label = label_or_null(label, self.num_classes, x)
         alpha, sigma_t = (expand_like(c, x) for c in ddpm_coefficients(sigma))
         x_t = alpha * x

@@ -28,7 +28,7 @@ class PreconditionedDenoiser(nn.Module):
         `sigma` is [B] or [], positive. `label` is int64 [B]; None, or the entry ``num_classes``, asks for no class.
         """
         x = x.float()
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
         label = label_or_null(label, self.num_classes, x)
         c_skip, c_out, c_in, c_noise = (expand_like(c, x) for c in edm_coefficients(sigma, self.sigma_data))
         dtype = next(self.network.parameters()).dtype

@@ -21,7 +21,7 @@ def label_or_null(label: Tensor | None, num_classes: int | None, x: Tensor) -> T
     """What a network is told of `label` for `x` [B, ...]: nothing without classes; the null class, ``num_classes``, where it is None."""
     if num_classes is None:
         return None
-    return torch.full((len(x),), num_classes, device=x.device) if label is None else label
+    return torch.full((x.shape[0],), num_classes, device=x.device) if label is None else label
 
 
 def guided(denoiser: Denoiser, x: Tensor, sigma: Tensor, label: Tensor | None, scale: float) -> Tensor:

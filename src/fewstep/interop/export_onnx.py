@@ -95,8 +95,7 @@ def write_onnx(generator: Generator, folder: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = SamplingGraph(generator).eval()
-            # strict: the other way of tracing takes len(x) for a constant
-            traced = torch.export.export(graph, (), inputs, dynamic_shapes=batch, strict=True)
+            traced = torch.export.export(graph, (), inputs, dynamic_shapes=batch, strict=False)
             program = torch.onnx.export(
                 traced,
                 kwargs=inputs,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -62,9 +63,21 @@ def model_card(
     lines += ["## Quality\n", *_table(results)]
     lines += ["\n## Licence\n", _licence_text(licence)]
     if recipe:
-        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).rstrip()
+        text = yaml.safe_dump(_public(recipe), sort_keys=False, allow_unicode=True).rstrip()
         lines += ["\n## Recipe\n", f"```yaml\n{text}\n```"]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """`recipe` without the folders of the machine that it ran on: of a path of several parts or an absolute one, the last part."""
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: shown(part) for key, part in value.items()}
+        is_local = isinstance(value, str) and (value.startswith(("/", ".", "~")) or Path(value).exists())
+        return Path(value).name if is_local and "/" in value else value
+
+    return {key: shown(part) for key, part in recipe.items()}
 
 
 def metadata(generator: Generator, form: str, name: str, licence: str | None, results: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class _Body(nn.Module):
         described = self.map_noise(c_noise.float()).to(dtype)
         if self.map_label is not None:
             classes = self.map_label.in_features
-            no_class = torch.zeros(len(c_noise), classes, dtype=dtype, device=c_noise.device)
+            no_class = torch.zeros(c_noise.shape[0], classes, dtype=dtype, device=c_noise.device)
             # the row of "no class", which is the class after the last, is all zeros
             one_hot = no_class if label is None else (label[:, None] == torch.arange(classes, device=label.device)).to(dtype)
             described = described + self.map_label(one_hot * classes**0.5)

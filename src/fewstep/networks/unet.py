@@ -116,9 +116,9 @@ def encoder_features(unet: Any, x: Tensor, timestep: Tensor, label: Tensor | Non
 
 
 class LatentUNet(nn.Module):
-    """``G(z, label) = z + F(z, label)`` [B, C, H, W]: a U-Net as a map from noise of the data's shape to data. It starts as the noise itself.
+    """``G(z, label) = z + F(z, label)`` [B, C, H, W]: a U-Net as a map from noise of the data's shape to data.
 
-    Arguments as of `UNet`, which F is, asked at one noise level.
+    It starts as the noise itself. Arguments as of `UNet`, which F is, asked at one noise level.
     """
 
     def __init__(self, shape: Sequence[int], num_classes: int | None = None, **arguments: Any) -> None:
@@ -129,7 +129,7 @@ class LatentUNet(nn.Module):
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Items like z [B, C, H, W]; `label` int64 [B] where there are classes."""
-        return z + self.inner(z, z.new_zeros(len(z)), label)
+        return z + self.inner(z, z.new_zeros(z.shape[0]), label)
 
 
 def feature_shapes(network: nn.Module, levels: int) -> list[tuple[int, tuple[int, int]]]:
