@@ -14,6 +14,7 @@ from fewstep.data import PointData, load_digits, toy_data
 from fewstep.errors import UserError
 from fewstep.generator import Generator, load
 from fewstep.measurement import Watch, measure, suite_for, usual_samples
+from fewstep.metrics import frechet_distance
 from fewstep.metrics.modes import mode_shares
 from fewstep.metrics.two_sample import energy_distance
 from fewstep.training.run_folder import RunFolder
@@ -64,7 +65,7 @@ def test_a_watch_measures_as_many_as_it_is_told(kind, usual):
         def labels(self, num):
             return None if kind == "points" else torch.arange(num) % 10
 
-        def sample(self, num, label, seed):
+        def sample(self, num, label, seed, steps=None, sampler=None):
             drawn.append((num, seed))
             return torch.randn(num, *data.shape, generator=torch.Generator().manual_seed(seed)).clamp(-1, 1)
 
@@ -252,9 +253,9 @@ def test_images_are_measured_in_the_number_and_against_the_data_of_the_recipe(do
     made = []
 
     class Spy(Watch):
-        def __init__(self, data, num=None, gamma=1.0, seed=0):
-            made.append((data.name, num, gamma, seed))
-            super().__init__(data, num, gamma, seed)
+        def __init__(self, data, num=None, gamma=1.0, seed=0, features=None, device="cpu"):
+            made.append((data.name, num, gamma, seed, features))
+            super().__init__(data, num, gamma, seed, features, device)
 
     monkeypatch.setattr(measurement, "Watch", Spy)
     network = ["network.channels=[8]", "network.groups=4", "network.head_dim=4", "method.sampler_steps=1"]
@@ -265,7 +266,21 @@ def test_images_are_measured_in_the_number_and_against_the_data_of_the_recipe(do
     assert all({f"eval.{name}" for name in FIGURES_OF_IMAGES} <= set(record) for record in records)
     small = ["data.size=500", "network.widths=[8]", "network.bits=3", "trainer.evaluate_samples=60"]
     done("train", "drift/ring", *usual, *small, "method.gamma=2", "--out", tmp_path / "drift")
-    assert made == [("digits", None, 1.0, 0), ("ring", 60, 2.0, 0)]
+    assert made == [("digits", None, 1.0, 0, None), ("ring", 60, 2.0, 0, None)]
+
+
+def test_a_run_is_measured_in_the_features_that_it_names(done, mistake, tmp_path):
+    network = ["network.channels=[8]", "network.groups=4", "network.head_dim=4", "method.sampler_steps=1"]
+    usual = ["teacher/digits", *network, "batch_size=16", "steps=1", *CADENCE, "trainer.evaluate_every=1", "trainer.evaluate_samples=60"]
+    done("train", *usual, "trainer.evaluate_features=pixels-8x8", "--out", tmp_path / "run")
+    (record,) = RunFolder(tmp_path / "run").metrics()
+    assert "eval.class_accuracy" not in record  # which pixels do not tell
+    generator = load(tmp_path / "run")
+    pixels = [x.flatten(1) for x in (generator.sample(60, seed=0), load_digits().images("heldout"))]
+    assert record["eval.frechet"] == pytest.approx(frechet_distance(*pixels), rel=1e-6)
+    message = mistake("train", *usual, "trainer.evaluate_features=pixel", "--out", tmp_path / "other")
+    assert "trainer.evaluate_features is 'pixel': there are no features 'pixel'" in message
+    assert not (tmp_path / "other").exists()
 
 
 def test_without_a_cadence_nothing_is_prepared(done, tmp_path, monkeypatch):

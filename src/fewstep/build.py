@@ -415,6 +415,25 @@ def describe(recipe: Recipe) -> list[str]:
     return [*lines, *costs.lines(items[:-1], seen)]
 
 
+def _measured_elsewhere(generator: Generator) -> Mapping[str, float]:
+    """What stands for the watch in all processes but the first, which alone measures."""
+    raise AssertionError("only the first process measures")
+
+
+def _data_in_turn(recipe: Recipe, fabric: "Fabric") -> Data:
+    """`training_data`, first in one process of each machine, which downloads and writes the cache that the others then read."""
+    if not isinstance(recipe.data, ImagesConfig | Cifar10Config):
+        return training_data(recipe)
+    with fabric.rank_zero_first(local=True):
+        try:
+            data: Data | UserError = training_data(recipe)
+        except UserError as error:  # told when nobody waits for this process any more
+            data = error
+    if isinstance(data, UserError):
+        raise data
+    return data
+
+
 def train(recipe: Recipe, out: Path, resume: bool = False, title: str = "training", after: Callable[[Path], None] | None = None) -> None:
     """Train `recipe` into the folder `out`; `after` is called with it at the end, in one process.
 
@@ -434,10 +453,7 @@ def train(recipe: Recipe, out: Path, resume: bool = False, title: str = "trainin
     if fabric.is_global_zero:
         run.check(resolved(recipe), resume)
     fabric.launch()
-    downloads = isinstance(recipe.data, ImagesConfig | Cifar10Config)
-    # the first process of a machine downloads, and writes the cache that the others then read
-    with fabric.rank_zero_first(local=True) if downloads else contextlib.nullcontext():
-        data = training_data(recipe)
+    data = _data_in_turn(recipe, fabric)
     method = make_method(recipe, data, run.teacher_folder if run.has_teacher() else None)
     threads = choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)
     torch.set_num_threads(max(1, threads // fabric.world_size) if fabric.device.type == "cpu" else threads)
@@ -447,7 +463,11 @@ def train(recipe: Recipe, out: Path, resume: bool = False, title: str = "trainin
     if recipe.trainer.evaluate_every is not None:
         # points may have been reweighted for the method; images are as they came
         measured = data if isinstance(data, ImageData) else load_data(recipe.data, recipe.seed)
-        watch = Watch(measured, recipe.trainer.evaluate_samples, recipe.power)
+        if fabric.is_global_zero:
+            samples, features = recipe.trainer.evaluate_samples, recipe.trainer.evaluate_features
+            watch = Watch(measured, samples, recipe.power, features=features, device=fabric.device)
+        else:
+            watch = _measured_elsewhere
     fabric.barrier()  # all have read what the folder holds, and found no mistake: now it may be written to
     if fabric.is_global_zero:
         run.open(resolved(recipe), made_by())

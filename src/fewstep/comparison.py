@@ -15,7 +15,7 @@ from fewstep.data import DENSITIES, ImageData, Mixture, PointData
 from fewstep.errors import UserError
 from fewstep.evaluation import heading, machine, usual_counts
 from fewstep.generator import Generator, load
-from fewstep.measurement import Row, measure, suite_for, usual_samples
+from fewstep.measurement import Row, measure, protocol_record, suite_for, usual_samples
 from fewstep.metrics.suite import Suite
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder, replace_file
@@ -117,6 +117,7 @@ def compare(
         "scale": scale,
         "n": num,
         "seed": seed,
+        "protocol": protocol_record(suite, num, density is None, (seed,)),
         "floor": suite.floor,
         "features": suite.network.name if isinstance(suite, Suite) else "the points themselves",
         "reference": f"{len(ground.heldout)} held-out images"

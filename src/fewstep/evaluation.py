@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,32 @@ from fewstep import __version__
 from fewstep.build import choose_threads, load_data
 from fewstep.config import Recipe, validated
 from fewstep.data import ImageData, PointData
+from fewstep.errors import UserError
 from fewstep.generator import Generator, load
-from fewstep.measurement import Row, check_samples, measure, suite_for, usual_samples
+from fewstep.measurement import (
+    Row,
+    check_same_protocol,
+    check_samples,
+    measure,
+    measure_by,
+    protocol_record,
+    read_results,
+    suite_for,
+    usual_samples,
+)
 from fewstep.metrics.point_suite import PointSuite
-from fewstep.metrics.suite import Suite
+from fewstep.metrics.protocol import PRESETS, Preset, departures, differences
+from fewstep.metrics.suite import FEWEST, Suite
 from fewstep.training.run_folder import RunFolder, replace_file
 
 # in the order in which tables show them: key of a row, heading, format
 COLUMNS = (
     ("frechet", "FD", "{:.3f}"),
     ("frechet_over_floor", "FD / floor", "{:.2f}"),
+    ("frechet_mean", "mean of blocks", "{:.3f}"),
     ("frechet_train", "FD to train", "{:.3f}"),
+    ("kernel_subsets", "KID", "{:.5f}"),
+    ("kernel_subsets_std", "+-", "{:.5f}"),
     ("class_accuracy", "class asked for", "{:.1%}"),
     ("precision", "precision", "{:.2f}"),
     ("recall", "recall", "{:.2f}"),
@@ -49,6 +65,26 @@ def run_recipe(path: Path) -> Recipe:
     return validated(tree, str(path / "recipe.yaml"))
 
 
+@dataclass(frozen=True)
+class Options:
+    """How images are to be measured, where that is not as usual.
+
+    Attributes:
+        features: name or path of a feature network; None for the one that belongs to the data, or to the protocol.
+        reference: file of statistics to measure against; None for the held-out split, or what the protocol says.
+        protocol: name of a preset, see `fewstep.metrics.protocol`.
+        self_test: whether to measure one half of the real images against the other, too.
+        beside: other runs, whose results are shown in the same table if they were measured by the same protocol.
+
+    """
+
+    features: str | None = None
+    reference: Path | None = None
+    protocol: str | None = None
+    self_test: bool = False
+    beside: tuple[Path, ...] = ()
+
+
 def evaluate(
     path: Path,
     num: int | None = None,
@@ -56,52 +92,131 @@ def evaluate(
     threads: int | str = "auto",
     say: Callable[[str], None] = lambda text: None,
     steps: Sequence[int] | None = None,
+    options: Options = Options(),
 ) -> dict[str, Any]:
-    """Measure the run in `path`, write its results.json, and return it.
+    """Measure the run in `path`, or the model in its folder ``best``; write results.json there, and return it.
 
     A distilled run is measured beside its teacher. What can be sampled with any number of steps is measured at its own and at
     one, a distributional denoiser at 4 too; or at `steps`. `say` is told what is being done. Raises UserError for a folder that
-    holds no run or no model yet, for too small a `num`, and for `steps` that nothing in the run can serve.
+    holds no run or no model yet, for too small a `num`, for `steps` that nothing in the run can serve, for `options` that cannot be
+    met, and for runs beside it that were measured otherwise.
     """
-    run = RunFolder(path)
-    recipe = run_recipe(path)
-    generator = load(path)
+    run, model_folder = _run_and_model(path)
+    recipe = run_recipe(run.path)
+    generator = load(model_folder)
     points = len(generator.shape) == 1
-    num = usual_samples(points) if num is None else num
+    preset = _preset(options, points, seed)
+    num = (usual_samples(points) if preset is None else preset.num) if num is None else num
     check_samples(num, "-n", points, generator.num_classes)
     teacher = load(run.teacher_folder) if run.has_teacher() else None
     models: dict[str, Generator] = {recipe.method.name: generator} if teacher is None else {"teacher": teacher, "student": generator}
     counts = _step_counts(models, steps)
+    others = {other: read_results(other) for other in options.beside}
     data = load_data(recipe.data, recipe.seed)
     torch.set_num_threads(choose_threads(threads, generator.denoiser, data.shape))
+    device = "cuda" if torch.cuda.is_available() and not points else "cpu"
     say("measuring the floor")
-    suite = suite_for(data, recipe.power, seed)
+    reference: str | Path = options.reference or (preset.reference if preset else "heldout")
+    features = options.features or (preset.features_option if preset else None)
+    suite = suite_for(data, recipe.power, seed, features, reference, device, say)
+    labels, seeds = (preset.labels, preset.seeds) if preset else ("balanced", (seed,))
+    protocol = protocol_record(suite, num, generator.num_classes is not None, seeds, labels)
+    if preset is not None:
+        protocol |= {"preset": options.protocol, "departures": departures(preset, protocol)}
+    for other, theirs in others.items():
+        check_same_protocol({"protocol": protocol}, theirs, ("this evaluation", str(other)))
     floor = (
-        "exact samples" if points and isinstance(data, PointData) and data.density else "held-out half" if points else "real train split"
+        "exact samples" if points and isinstance(data, PointData) and data.density else "held-out half" if points else _floor_name(suite)
     )
     rows: dict[str, Row] = {floor: dict(suite.floor_row())}
     for name, model in models.items():
+        model.to(device)
         for count in counts[name]:
             title = heading(name, model.evaluations(count))
             say(f"measuring {title}")
-            rows[title] = measure(suite, model, num, seed, count)
+            if preset is not None:
+                assert isinstance(suite, Suite)
+                rows[title] = measure_by(preset, suite, model, num, count)
+            else:
+                rows[title] = measure(suite, model, num, seed, count, slow=True)
+    for other, theirs in others.items():
+        mine = {title: row for title, row in theirs["rows"].items() if title != theirs.get("floor_of") and "run" not in row}
+        rows |= {f"{other}: {title}": {**row, "run": str(other)} for title, row in mine.items()}
     results = {
         "recipe": f"{recipe.method.name}/{data.name}",
         "data": data.name,
-        "reference": _reference(data, suite, recipe.power),
+        "reference": _reference(data, suite, recipe.power, options.reference),
         "features": suite.network.name if isinstance(suite, Suite) else "the points themselves",
         "drift_features": generator.info.get("drift_features"),
         "n": num,
         "seed": seed,
+        "protocol": protocol,
         "training_seed": recipe.seed,
         "step": generator.info.get("step"),
+        "best": generator.info.get("best"),
         "floor": suite.floor,
+        "floor_of": floor,
+        "self_test": suite.self_test() if options.self_test and isinstance(suite, Suite) else None,
         "rows": rows,
+        "warnings": _warnings(protocol, rows, recipe),
         "machine": machine(),
         "fewstep": __version__,
     }
-    replace_file(run.results_file, json.dumps(results, indent=1).encode())
+    where = run.results_file if model_folder == run.path else model_folder / "results.json"
+    replace_file(where, json.dumps(results, indent=1).encode())
     return results
+
+
+def _run_and_model(path: Path) -> tuple[RunFolder, Path]:
+    """The run in `path`, or the one whose folder of the best checkpoint `path` is, and where its model is."""
+    around = RunFolder(path.resolve().parent)
+    inside = path.resolve() == around.best_folder and around.recipe_file.is_file()
+    return (around, path) if inside else (RunFolder(path), path)
+
+
+def _preset(options: Options, points: bool, seed: int) -> Preset | None:
+    """The protocol asked for. Raises UserError for one that is not known, and where it or another option cannot be met."""
+    if points and (options.protocol or options.self_test):
+        raise UserError(f"{'--protocol' if options.protocol else '--self-test'} is for images; leave it out for points")
+    if options.protocol is None:
+        return None
+    if options.protocol not in PRESETS:
+        raise UserError(f"--protocol is {options.protocol!r}; allowed: {', '.join(PRESETS)}")
+    preset = PRESETS[options.protocol]
+    if seed:
+        raise UserError(
+            f"--seed is {seed}; protocol {options.protocol} has the seeds {', '.join(map(str, preset.seeds))}: leave --seed out"
+        )
+    return preset
+
+
+def _floor_name(suite: Suite | PointSuite) -> str:
+    assert isinstance(suite, Suite)
+    return suite.floor_name
+
+
+def _warnings(protocol: Mapping[str, Any], rows: Mapping[str, Row], recipe: Recipe) -> list[str]:
+    """What a reader of the figures must know; nothing about points, whose measures have no bias to speak of."""
+    found = []
+    biases = [row["frechet_bias"] for row in rows.values() if "frechet_bias" in row and "run" not in row]
+    if biases and protocol["n"] < FEWEST:
+        low, high = min(biases), max(biases)
+        size = f"{high:.3g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.3g} to {high:.3g}"
+        found.append(
+            f"n = {protocol['n']:,} is below {FEWEST:,}: FD is too large by about {size} (FD of half as many less FD, arXiv 1911.07023); "
+            "compare equal n only"
+        )
+    if protocol.get("departures"):
+        found.append(f"this is not the protocol {protocol['preset']}: {'; '.join(protocol['departures'])}")
+    if teacher := getattr(recipe.method, "teacher", None):
+        try:
+            theirs = read_results(Path(teacher))
+        except UserError:
+            return found
+        wrong = differences(protocol, theirs["protocol"]) if theirs.get("protocol") else ["it does not say by which protocol"]
+        if wrong:
+            found.append(f"the results.json of the teacher {teacher} was measured otherwise and does not compare: {'; '.join(wrong)}")
+    return found
 
 
 def usual_counts(model: Generator) -> list[int]:
@@ -127,9 +242,11 @@ def _step_counts(models: Mapping[str, Generator], steps: Sequence[int] | None) -
     return counts
 
 
-def _reference(data: ImageData | PointData, suite: Suite | PointSuite, gamma: float) -> str:
+def _reference(data: ImageData | PointData, suite: Suite | PointSuite, gamma: float, file: Path | None = None) -> str:
     if isinstance(suite, Suite):
-        return f"{len(data.heldout)} held-out images"
+        if file is not None:
+            return f"the statistics {file.name}"
+        return f"{len(data.heldout)} held-out images" if suite.against == "heldout" else f"{len(data.train)} training images"
     if isinstance(data, PointData) and data.density:
         return f"{len(suite.target)} exact samples of {data.name}" + (f"^{gamma:g}" if gamma != 1.0 else "")
     return f"{len(suite.target)} held-out points"

@@ -1,22 +1,32 @@
 """What is measured of a generator on a data set: in an evaluation, in a comparison, and on a cadence while it trains."""
 
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fewstep.data import ImageData, Mixture, PointData
 from fewstep.errors import UserError
-from fewstep.generator import Generator
-from fewstep.metrics.features import feature_network
+from fewstep.generator import Generator, first_line
+from fewstep.metrics.features import FeatureNetwork, feature_network, named_features
+from fewstep.metrics.inception import FeatureError, cache_folder
 from fewstep.metrics.point_suite import PointSuite, split
+from fewstep.metrics.protocol import Preset, differences
+from fewstep.metrics.statistics import load_statistics
 from fewstep.metrics.suite import Suite, images_per_second
+from fewstep.training.progress import Progress
 
 Row = dict[str, Any]
 
 EXACT_SAMPLES = 10_000  # of a density, in each of two sets
 IMAGE_SAMPLES = 2_000
+CHUNK = 2_500  # images drawn at once, with one seed
 MEASURING = 1  # marks the stream of what is measured against
+LABELS = 2  # and that of labels drawn at random
 FEWEST_POINTS = 80  # held out: two halves of 40, below which standard errors mean nothing
 FEWEST_IMAGES = 5  # held out: a manifold of nearest neighbours needs as many
 
@@ -33,14 +43,27 @@ def check_samples(num: int, key: str, points: bool, num_classes: int | None) -> 
         raise UserError(f"{key} is {num}; give at least {fewest} samples ({usual_samples(points)} for figures that compare)")
 
 
-def suite_for(data: ImageData | PointData, gamma: float = 1.0, seed: int = 0) -> Suite | PointSuite:
+def suite_for(
+    data: ImageData | PointData,
+    gamma: float = 1.0,
+    seed: int = 0,
+    features: str | None = None,
+    reference: str | Path = "heldout",
+    device: torch.device | str = "cpu",
+    say: Callable[[str], None] = lambda text: None,
+) -> Suite | PointSuite:
     """The measures for a data set: images in the features that belong to it, points against exact samples of ``p^gamma``.
 
-    Points of an unknown density are measured against the held-out ones, which are of gamma 1 (UserError for another).
+    Points of an unknown density are measured against the held-out ones, which are of gamma 1 (UserError for another). Images are
+    measured in `features` where they are named (see `named_features`), which run on `device`, and against the split "heldout" or
+    "train" or the statistics in a file. What a scripted network finds in the data is kept in the cache. Raises UserError for features
+    or a reference that cannot be had or do not fit.
     """
     if isinstance(data, PointData):
+        if features is not None or reference != "heldout":
+            raise UserError("features and statistics are for images; points are measured as they are, against others: leave them out")
         # hashed, so that exact samples share no stream with the noise that samples are made of, nor with the data
-        rng = torch.Generator().manual_seed(int(np.random.SeedSequence([seed % 2**64, MEASURING]).generate_state(1, np.uint64)[0]))
+        rng = torch.Generator().manual_seed(_hashed(seed, MEASURING))
         if data.density is None:
             if gamma != 1.0:
                 raise UserError(f"method.gamma is {gamma}, and p^gamma of {data.name} is not known: only gamma 1 can be measured")
@@ -52,8 +75,127 @@ def suite_for(data: ImageData | PointData, gamma: float = 1.0, seed: int = 0) ->
         return PointSuite(target.sample(EXACT_SAMPLES, rng), target.sample(EXACT_SAMPLES, rng), modes)
     if len(data.heldout) < FEWEST_IMAGES:
         raise UserError(f"{data.name} has {len(data.heldout)} images held out; measuring needs {FEWEST_IMAGES}: raise data.holdout")
-    splits = (data.images("train"), data.images("heldout"), data.labels("train"), data.labels("heldout"))
-    return Suite(*splits, feature_network(data.name))
+    try:
+        network = named_features(features, device, say) if features is not None else feature_network(data.name)
+        _check_fit(network, data)
+        return Suite(
+            data.train,
+            data.heldout,
+            data.labels("train"),
+            data.labels("heldout"),
+            network,
+            data.half,
+            load_statistics(reference)[0] if isinstance(reference, Path) else reference,
+            cache_folder() / "statistics" if hasattr(network, "sha256") else None,
+            tracked,
+        )
+    except FeatureError as error:
+        raise UserError(str(error)) from error
+    except ValueError as error:
+        raise UserError(f"{reference}: {error}") from error
+
+
+def _check_fit(network: FeatureNetwork, data: ImageData) -> None:
+    """Raise FeatureError where `network` cannot take images of `data`."""
+    try:
+        with torch.no_grad():
+            network(torch.zeros(2, *data.shape))
+    except Exception as error:  # whatever the network raises
+        raise FeatureError(
+            f"features {network.name} cannot be had of images of shape {list(data.shape)} ({first_line(error)[:100]}); take others"
+        ) from error
+
+
+def _hashed(seed: int, stream: int) -> int:
+    return int(np.random.SeedSequence([seed % 2**64, stream]).generate_state(1, np.uint64)[0])
+
+
+def tracked(batches: Iterable[Tensor], total: int, title: str) -> Iterator[Tensor]:
+    """`batches`, with a bar of `total` under `title` while they come."""
+    progress = Progress(title, total)
+    try:
+        if total > 10:
+            progress.begin()
+        for batch in batches:
+            yield batch
+            if total > 10:
+                progress.advance()
+    finally:
+        progress.close()
+
+
+def protocol_record(suite: Suite | PointSuite, num: int, classes: bool, seeds: Iterable[int], labels: str = "balanced") -> dict[str, Any]:
+    """How `num` samples are measured by `suite`: what goes into results, see `fewstep.metrics.protocol`."""
+    if isinstance(suite, Suite):
+        how = suite.protocol()
+    else:
+        how = {
+            "features": {"name": "the points themselves", "sha256": None},
+            "reference": {"what": "points", "num": len(suite.target), "sha256": None},
+            "quantisation": "none",
+        }
+    return {"n": num, **how, "labels": labels if classes else "none", "seeds": list(seeds)}
+
+
+def check_same_protocol(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str] = ("one", "the other")) -> None:
+    """Raise UserError unless the results `a` and `b` (of results.json, called `names`) were measured in the same way.
+
+    What counts: number of samples, features, reference, quantisation and choice of labels. The data and the seeds do not.
+    """
+    for results, name in zip((a, b), names, strict=True):
+        if not isinstance(results.get("protocol"), Mapping):
+            raise UserError(f"{name} does not say by which protocol it was measured; run `fewstep evaluate` on it again")
+    wrong = differences(a["protocol"], b["protocol"])
+    if wrong:
+        raise UserError(
+            f"{names[0]} and {names[1]} were measured by different protocols and do not compare: {'; '.join(wrong)}. "
+            "Evaluate both with the same options"
+        )
+
+
+def read_results(run: Path) -> dict[str, Any]:
+    """What lies in ``results.json`` of a run. Raises UserError."""
+    path = run / "results.json"
+    try:
+        results = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{run} has no results.json; run `fewstep evaluate {run}` first") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}); run `fewstep evaluate {run}` again") from error
+    if not isinstance(results, dict) or not isinstance(results.get("rows"), dict):
+        raise UserError(f"{path} holds no results; run `fewstep evaluate {run}` again")
+    return results
+
+
+def labels_for(generator: Generator, num: int, seed: int, how: str = "balanced") -> Tensor | None:
+    """Labels int64 [num] of samples to be measured: the classes in turn, or with `how` "uniform" drawn at random from `seed`."""
+    if how == "balanced" or generator.num_classes is None:
+        return generator.labels(num)
+    rng = torch.Generator().manual_seed(_hashed(seed, LABELS))
+    return torch.randint(generator.num_classes, (num,), generator=rng)
+
+
+def drawn(
+    generator: Generator,
+    num: int,
+    label: Tensor | None,
+    seed: int,
+    steps: int | None = None,
+    sampler: str | None = None,
+    title: str = "sampling",
+) -> Iterator[Tensor]:
+    """`num` images in batches [n, C, H, W] on the CPU; each batch of `CHUNK` is drawn with the seed of its first image."""
+    starts = range(0, num, CHUNK)
+    progress = Progress(title, len(starts), quiet=len(starts) == 1)
+    try:
+        progress.begin()
+        for start in starts:
+            part = None if label is None else label[start : start + CHUNK]
+            batch = generator.sample(min(CHUNK, num - start), part, seed + start, steps, sampler).cpu()
+            progress.advance()
+            yield batch
+    finally:
+        progress.close()
 
 
 def measure(
@@ -64,20 +206,48 @@ def measure(
     steps: int | None = None,
     sampler: str | None = None,
     speed: bool = True,
+    labels: str = "balanced",
+    slow: bool = False,
 ) -> Row:
-    """All figures of `num` samples drawn with `seed`, balanced over the classes, and with `speed` that of drawing them."""
-    label = generator.labels(num)
-    samples = generator.sample(num, label, seed, steps, sampler)
+    """All figures of `num` samples drawn with `seed`, and with `speed` that of drawing them.
+
+    `labels` as in `labels_for`; `slow` as in `Suite.measure_batches`.
+    """
+    label = labels_for(generator, num, seed, labels)
     row: Row = {
         "sampler": sampler or generator.sampler["name"],
         "steps": steps or generator.default_steps(),
         "evaluations": generator.evaluations(steps, sampler),
     }
-    row |= suite.measure(samples.cpu(), label)
+    if isinstance(suite, Suite):
+        row |= suite.measure_batches(drawn(generator, num, label, seed, steps, sampler), label, slow)
+    else:
+        row |= suite.measure(generator.sample(num, label, seed, steps, sampler).cpu(), label)
     if speed:
         batch = min(num, 256 if isinstance(suite, Suite) else 10_000)
-        row["images_per_second"] = images_per_second(lambda n: generator.sample(n, seed=seed, steps=steps, sampler=sampler), batch)
+        # on the CPU at the end, for a GPU returns before it is done
+        row["images_per_second"] = images_per_second(lambda n: generator.sample(n, seed=seed, steps=steps, sampler=sampler).cpu(), batch)
     return row
+
+
+def measure_by(preset: Preset, suite: Suite, generator: Generator, num: int, steps: int | None = None) -> Row:
+    """The figures of a named protocol with `num` samples a block: ``frechet`` is the least over its blocks.
+
+    ``frechet_blocks`` are all of them and ``frechet_mean`` is their mean; every other figure is of the first block.
+    """
+    row = measure(suite, generator, num, preset.seeds[0], steps, labels=preset.labels, slow=True)
+    blocks = [row["frechet"]]
+    for seed in preset.seeds[1:]:
+        label = labels_for(generator, num, seed, preset.labels)
+        blocks.append(suite.frechet_of(drawn(generator, num, label, seed, steps, title=f"sampling from seed {seed}")))
+    least = min(blocks)
+    return {
+        **row,
+        "frechet": least,
+        "frechet_over_floor": least / suite.floor,
+        "frechet_mean": sum(blocks) / len(blocks),
+        "frechet_blocks": blocks,
+    }
 
 
 class Watch:
@@ -88,17 +258,33 @@ class Watch:
         num: samples; None for the usual number.
         gamma: of the power of the data's density that is aimed at.
         seed: of the samples, the same each time.
+        features: name or path of a feature network for images; None for the one that belongs to the data.
+        device: where a scripted feature network runs.
 
     """
 
-    def __init__(self, data: ImageData | PointData, num: int | None = None, gamma: float = 1.0, seed: int = 0) -> None:
-        self.suite, self.seed = suite_for(data, gamma, seed), seed
+    def __init__(
+        self,
+        data: ImageData | PointData,
+        num: int | None = None,
+        gamma: float = 1.0,
+        seed: int = 0,
+        features: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         points = isinstance(data, PointData)
         self.num = num or usual_samples(points)
         check_samples(self.num, "trainer.evaluate_samples", points, data.num_classes)
+        try:
+            self.suite, self.seed = suite_for(data, gamma, seed, features, device=device), seed
+        except UserError as error:
+            raise UserError(f"trainer.evaluate_features is {features!r}: {error}" if features is not None else str(error)) from error
 
     def __call__(self, generator: Generator) -> dict[str, float]:
         """Every figure of the evaluation at the generator's own number of steps, each under ``eval.NAME``."""
         label = generator.labels(self.num)
-        row = self.suite.measure(generator.sample(self.num, label, self.seed).cpu(), label)
+        if isinstance(self.suite, Suite):
+            row = self.suite.measure_batches(drawn(generator, self.num, label, self.seed), label)
+        else:
+            row = self.suite.measure(generator.sample(self.num, label, self.seed).cpu(), label)
         return {f"eval.{name}": value for name, value in row.items() if not name.endswith("_error")}

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from fewstep.metrics import frechet_distance
+from fewstep.metrics.frechet import Gaussian, Moments, add_up, expected_bias, gaussian_distance
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "metrics_features.safetensors")
 
@@ -47,16 +48,64 @@ def test_rank_deficient_covariances_do_no_harm():
     assert frechet_distance(a, b) == pytest.approx(distance_2d(), rel=1e-5)
 
 
-def test_torch_fidelity_agrees():
-    generated, real = GOLDEN["in.features_1"], GOLDEN["in.features_2"]
-    assert frechet_distance(generated, real) == pytest.approx(GOLDEN["fid.f32.torch_fidelity"].item(), rel=1e-6)
-    lowrank = GOLDEN["fid.lowrank.torch_fidelity"].item()  # 40 rows of 64 dimensions
-    assert frechet_distance(generated[:40], real[:40]) == pytest.approx(lowrank, rel=1e-6)
+@pytest.mark.parametrize(
+    ("case", "rows", "kind"), [("full", 2000, torch.float64), ("f32", 2000, torch.float32), ("lowrank", 40, torch.float64)]
+)
+def test_torch_fidelity_agrees(case, rows, kind):
+    """`lowrank` is 40 rows of 64 dimensions."""
+    generated, real = (GOLDEN[f"in.features_{i}"][:rows].to(kind) for i in (1, 2))
+    expected = GOLDEN[f"fid.{case}.torch_fidelity"].item()
+    assert frechet_distance(generated, real) == pytest.approx(expected, rel=1e-6)
+    parts = [add_up(Moments.of(part) for part in x.split(7)).gaussian() for x in (generated, real)]
+    assert gaussian_distance(*parts) == pytest.approx(expected, rel=1e-6)
+    assert gaussian_distance(*parts[::-1]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_moments_are_torch_fidelity_s():
+    for i in (1, 2):
+        gaussian = Moments.of(GOLDEN[f"in.features_{i}"]).gaussian()
+        torch.testing.assert_close(gaussian.mean, GOLDEN[f"fid.full.mu{i}"], rtol=0, atol=1e-7)  # the features were rounded to float32
+        torch.testing.assert_close(gaussian.covariance, GOLDEN[f"fid.full.sigma{i}"], rtol=0, atol=1e-6)
+    known = [Gaussian(GOLDEN[f"fid.full.mu{i}"], GOLDEN[f"fid.full.sigma{i}"]) for i in (1, 2)]
+    assert gaussian_distance(*known) == pytest.approx(GOLDEN["fid.full.torch_fidelity"].item(), rel=1e-9)
 
 
 def test_a_set_is_nowhere_from_itself():
+    assert abs(GOLDEN["fid.same.torch_fidelity"].item()) < 1e-9
     features = GOLDEN["in.features_1"]
     assert abs(frechet_distance(features, features)) < 1e-9
+
+
+def test_moments_add_up_however_the_rows_are_dealt_out():
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1e6
+    for sizes in ([50], [1, 49], [20, 30], [1] * 50):
+        total = add_up(Moments.of(part) for part in x.split(sizes))
+        assert total.num == 50
+        torch.testing.assert_close(total.gaussian().mean, x.mean(0), rtol=1e-14, atol=0)
+        torch.testing.assert_close(total.gaussian().covariance, (x - x[0]).T.cov(), rtol=1e-9, atol=1e-9)
+
+
+def test_the_expected_bias_of_standard_normal_features():
+    """To first order E F(n) = (D + D (D + 1) / 4) / n against N(0, I): the mean's error, and tr(E^2) / 4 of the covariance's."""
+    n, dims, repeats = 1000, 6, 60
+    exact = Gaussian(torch.zeros(dims).double(), torch.eye(dims).double())
+    rng, found, distances = torch.Generator().manual_seed(0), [], []
+    for _ in range(repeats):
+        parts = [Moments.of(torch.randn(n // 2, dims, generator=rng)) for _ in range(2)]
+        whole = add_up(parts).gaussian()
+        found.append(expected_bias((parts[0].gaussian(), parts[1].gaussian()), whole, exact))
+        distances.append(gaussian_distance(whole, exact))
+    closed = (dims + dims * (dims + 1) / 4) / n
+    for values in (found, distances):
+        values = torch.tensor(values)
+        assert abs(values.mean().item() - closed) < 4 * values.std().item() / repeats**0.5
+        assert 4 * values.std().item() / repeats**0.5 < 0.3 * closed
+
+
+def test_gaussians_of_other_dimensions_are_refused():
+    one, other = (Gaussian(torch.zeros(d).double(), torch.eye(d).double()) for d in (3, 4))
+    with pytest.raises(ValueError, match="features have 3 and 4 dimensions"):
+        gaussian_distance(one, other)
 
 
 def test_large_means_do_not_spoil_float32_features():

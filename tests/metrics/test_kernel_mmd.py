@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from fewstep.metrics import kernel_distance
+from fewstep.metrics.kernel_mmd import kernel_distance_subsets
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "metrics_features.safetensors")
 
@@ -30,8 +31,8 @@ def test_it_is_the_definition_pair_by_pair():
 
 
 def test_blocks_of_rows_add_up():
-    # 2,050 rows are two blocks: 1,025 copies each of the points 0 and 1, where the sums can be worked out
-    n = 2050
+    # 4,100 rows are three blocks: 2,050 copies each of the points 0 and 1, where the sums can be worked out
+    n = 4100
     a = torch.cat([torch.zeros(n // 2, 1), torch.ones(n // 2, 1)])
     within = ((n / 2) ** 2 * (1 + 1 + 1 + 8) - (n / 2) * (1 + 8)) / (n * (n - 1))
     across = (1 + 1 + 1 + 8) / 4
@@ -45,6 +46,19 @@ def test_torch_fidelity_agrees_on_its_own_subsets():
         rows = [torch.from_numpy(rng.choice(2000, 1000, replace=False)) for _ in range(2)]
         assert kernel_distance(generated[rows[0]], real[rows[1]]) == pytest.approx(expected, rel=1e-6)
     assert kernel_distance(generated, real) == pytest.approx(GOLDEN["kid.full_unbiased"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_torch_fidelity_s_mean_and_deviation_over_its_hundred_subsets(kind):
+    generated, real = (GOLDEN[f"in.features_{i}"].to(kind) for i in (1, 2))
+    mean, deviation = kernel_distance_subsets(generated, real)
+    assert mean == pytest.approx(GOLDEN["kid.mean"].item(), rel=1e-6)
+    assert deviation == pytest.approx(GOLDEN["kid.std"].item(), rel=1e-5)
+
+
+def test_subsets_larger_than_a_set_are_refused():
+    with pytest.raises(ValueError, match="have 30 and 20 rows; subsets of 25"):
+        kernel_distance_subsets(torch.zeros(30, 2), torch.zeros(20, 2), size=25)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fewstep.metrics import manifold
 from fewstep.metrics.manifold import nearest_distance, precision_recall
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "metrics_features.safetensors")
@@ -27,11 +28,39 @@ def test_near_neighbours_are_exact_far_from_the_origin():
     assert nearest_distance(a, a + torch.tensor([[0.0, 0.0078125]])).item() == 0.0078125
 
 
-def test_torch_fidelity_agrees():
-    generated, real = GOLDEN["in.features_1"], GOLDEN["in.features_2"]
-    for k in (3, 5):
-        precision, recall, _ = GOLDEN[f"prc.k{k}.f32"].tolist()
-        assert precision_recall(real, generated, k) == pytest.approx((precision, recall), abs=1e-6)
+@pytest.mark.parametrize("k", [3, 5])
+@pytest.mark.parametrize("case", ["full", "f32", "self", "cluster"])
+def test_torch_fidelity_agrees(case, k):
+    generated, real = (GOLDEN[f"in.features_{i}"].to(torch.float32 if case == "f32" else torch.float64) for i in (1, 2))
+    if case == "self":
+        real = generated
+    elif case == "cluster":  # all beside one real row
+        generated = real[:1] + 0.05 + 1e-3 * points(2000, 0, 64)
+    precision, recall, _ = GOLDEN[f"prc.k{k}.{case}"].tolist()
+    assert precision_recall(real, generated, k) == pytest.approx((precision, recall), abs=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_precision_and_recall_by_brute_force_in_more_than_one_block(offset, monkeypatch):
+    monkeypatch.setattr(manifold, "ROWS", 7)
+    monkeypatch.setattr(manifold, "COLUMNS", 11)
+    real, fake = points(60, 0) + offset, 0.8 * points(45, 1) + offset + 0.3
+
+    def distances(a, b):
+        return [[(x - y).norm().item() for y in b] for x in a]
+
+    def covered(rows, centres, k=3):
+        radii = [sorted(row)[k] for row in distances(centres, centres)]  # the first is itself
+        return sum(any(d <= r for d, r in zip(row, radii, strict=True)) for row in distances(rows, centres)) / len(rows)
+
+    assert precision_recall(real, fake) == (covered(fake, real), covered(real, fake))
+    nearest = [sorted(row)[1] for row in distances(fake, real)]
+    torch.testing.assert_close(nearest_distance(fake, real, 2), torch.tensor(nearest, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_bytes_are_measured_as_they_are():
+    a, b = (torch.randint(256, (30, 20), generator=torch.Generator().manual_seed(i), dtype=torch.uint8) for i in (0, 1))
+    assert torch.equal(nearest_distance(a, b), nearest_distance(a.double(), b.double()))
 
 
 def test_three_points_on_a_line_by_hand():

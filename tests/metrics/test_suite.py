@@ -6,7 +6,13 @@ import torch
 
 from fewstep.data import load_digits
 from fewstep.metrics import frechet_distance, kernel_distance, precision_recall
+from fewstep.metrics import statistics as metric_statistics
+from fewstep.metrics import suite as metric_suite
 from fewstep.metrics.features import PooledPixels, extract, feature_network
+from fewstep.metrics.frechet import Moments
+from fewstep.metrics.kernel_mmd import kernel_distance_subsets
+from fewstep.metrics.manifold import nearest_distance
+from fewstep.metrics.statistics import FeatureSet, in_random_order, pixel_sha256
 from fewstep.metrics.suite import Suite, images_per_second, within_class_std
 
 DIGITS = load_digits()
@@ -22,8 +28,8 @@ def test_figures_are_the_metrics_of_the_features(suite):
     noisy = (TRAIN[:300] + 0.3 * torch.randn(TRAIN[:300].shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
     row = suite.measure(noisy, LABEL[:300])
     samples, train, heldout = (extract(suite.network, x) for x in (noisy, TRAIN, HELDOUT))
-    assert row["frechet"] == frechet_distance(samples, heldout)
-    assert row["frechet_train"] == frechet_distance(samples, train)
+    assert row["frechet"] == pytest.approx(frechet_distance(samples, heldout), rel=1e-9)
+    assert row["frechet_train"] == pytest.approx(frechet_distance(samples, train), rel=1e-9)
     assert row["frechet_over_floor"] == pytest.approx(row["frechet"] / frechet_distance(train, heldout))
     assert row["kernel"] == kernel_distance(samples, heldout)
     assert (row["precision"], row["recall"]) == precision_recall(heldout, samples)
@@ -47,7 +53,7 @@ def test_floor_row_is_real_data_against_real_data(suite):
     assert row["frechet_train"] == 0
     assert row["class_accuracy"] > 0.98
     assert (row["precision"], row["recall"]) == precision_recall(suite.heldout_features, suite.train_features)
-    assert row["frechet"] == suite.floor == frechet_distance(suite.train_features, suite.heldout_features)
+    assert row["frechet"] == suite.floor == pytest.approx(frechet_distance(suite.train_features, suite.heldout_features), rel=1e-9)
     half = len(TRAIN) // 2
     assert row["frechet"] < suite.measure(-TRAIN[:half], LABEL[:half])["frechet"] / 10  # black for white
 
@@ -100,3 +106,100 @@ def test_speed_is_the_median_after_a_warm_up(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
     assert images_per_second(calls.append, 10) == 5  # 10 images in 2 seconds
     assert calls == [10, 10, 10, 10]
+
+
+# --- sets too large to hold, other references, and what takes long ----------------------------------------------------
+
+
+def test_bytes_give_the_figures_of_the_images_they_stand_for(suite):
+    by_bytes = Suite(DIGITS.train, DIGITS.heldout, LABEL, HELDOUT_LABEL, feature_network("digits"), half=8.0)
+    assert by_bytes.floor_row() == pytest.approx(suite.floor_row())
+    samples = TRAIN[:300].flip(2)
+    assert by_bytes.measure(samples, LABEL[:300]) == pytest.approx(suite.measure(samples, LABEL[:300]))
+
+
+def test_the_size_of_the_batches_does_not_matter(suite):
+    samples = TRAIN[:301].flip(2)
+    whole = suite.measure(samples, LABEL[:301], slow=True)
+    bias = whole.pop("frechet_bias")
+    parts = suite.measure_batches(samples.split(100), LABEL[:301], slow=True)
+    assert parts.pop("frechet_bias") != bias  # whose halves are others
+    assert parts == pytest.approx(whole, rel=1e-6)
+    assert list(suite.measure(samples, None)) == [name for name in whole if name != "class_accuracy"]
+
+
+def test_only_so_many_rows_and_images_are_kept(monkeypatch):
+    """The Frechet distance and the class accuracy are of all; pairs are looked at among the first samples and a random part of the data."""
+    monkeypatch.setattr(metric_statistics, "KEPT", 50)
+    monkeypatch.setattr(metric_statistics.in_random_order, "__defaults__", (50,))
+    monkeypatch.setattr(metric_suite, "PIXELS", 40)
+    small = Suite(TRAIN, HELDOUT, LABEL, HELDOUT_LABEL, feature_network("digits"))
+    heldout, train = in_random_order(360, 50)[:50], in_random_order(1437, 40)[:40]
+    samples, label = TRAIN[:300].flip(2), LABEL[:300]
+    row, features = small.measure(samples, label), extract(small.network, samples)
+    real = extract(small.network, HELDOUT)
+    assert row["frechet"] == pytest.approx(frechet_distance(features, real), rel=1e-9)
+    assert row["class_accuracy"] == (small.network.classify(features).argmax(1) == label).double().mean()
+    torch.testing.assert_close(small.heldout_features, real[heldout])
+    assert (row["precision"], row["recall"]) == precision_recall(real[heldout], features[:50])
+    assert row["kernel"] == pytest.approx(kernel_distance(features[:50], real[heldout]))
+    ours, theirs = (nearest_distance(x.flatten(1), x.flatten(1), same=True).mean() for x in (samples[:40], TRAIN[train]))
+    assert row["spacing"] == pytest.approx((ours / theirs).item())
+    assert row["within_class_std"] == pytest.approx(within_class_std(samples[:40], label[:40]) / within_class_std(TRAIN, LABEL))
+    assert len(set(heldout.tolist())) == 50
+    assert (small.floor_row()["frechet"], small.floor_row()["class_accuracy"]) == (small.floor, 1.0)
+
+
+def test_against_the_train_split(suite):
+    other = Suite(TRAIN, HELDOUT, LABEL, HELDOUT_LABEL, feature_network("digits"), reference="train")
+    samples = TRAIN[:300].flip(2)
+    row, usual = other.measure(samples, LABEL[:300]), suite.measure(samples, LABEL[:300])
+    assert row["frechet"] == row["frechet_train"] == usual["frechet_train"]
+    features = extract(suite.network, samples)
+    assert (row["precision"], row["recall"]) == precision_recall(suite.train_features, features)
+    floor = other.floor_row()
+    assert other.floor_name == "real held-out split"
+    assert floor["frechet"] == floor["frechet_train"] == other.floor == pytest.approx(suite.floor)
+    assert floor["train_distance"] == 1
+    assert floor["frechet_over_floor"] == 1
+    assert 0.9 < floor["within_class_std"] < 1.1
+    assert floor["class_accuracy"] > 0.98
+    assert other.protocol()["reference"] == {"what": "train split", "num": 1437, "sha256": pixel_sha256(TRAIN, None)}
+
+
+def test_against_statistics_that_have_no_rows(suite):
+    """As published ones: there is no kernel distance, precision or recall to be had."""
+    published = FeatureSet(suite.heldout_set.gaussian, None, None, None, "abc")
+    other = Suite(TRAIN, HELDOUT, LABEL, HELDOUT_LABEL, feature_network("digits"), reference=published)
+    row, usual = other.measure(TRAIN[:300].flip(2), None), suite.measure(TRAIN[:300].flip(2), None)
+    assert not {"kernel", "precision", "recall"} & set(row)
+    assert row["frechet"] == usual["frechet"]
+    assert other.protocol()["reference"] == {"what": "a file of statistics", "num": None, "sha256": "abc"}
+    wrong = FeatureSet(Moments.of(torch.randn(9, 5)).gaussian(), None, None)
+    with pytest.raises(ValueError, match="the reference has 5 dimensions, and digits-v1 gives 64"):
+        Suite(TRAIN, HELDOUT, LABEL, HELDOUT_LABEL, feature_network("digits"), reference=wrong)
+
+
+def test_what_takes_long(suite, monkeypatch):
+    monkeypatch.setattr(metric_suite, "SUBSET", 200)
+    samples = TRAIN[:400].flip(2)
+    row, quick = suite.measure(samples, None, slow=True), suite.measure(samples, None)
+    assert set(row) - set(quick) == {"kernel_subsets", "kernel_subsets_std", "frechet_bias"}
+    features = extract(suite.network, samples)
+    mean, deviation = kernel_distance_subsets(features, suite.heldout_features, size=200)
+    assert (row["kernel_subsets"], row["kernel_subsets_std"]) == pytest.approx((mean, deviation))
+    halves = [frechet_distance(half, suite.heldout_features) for half in features.chunk(2)]
+    assert row["frechet_bias"] == pytest.approx(sum(halves) / 2 - row["frechet"])
+    assert row["frechet_bias"] > 0
+
+
+def test_the_self_test_finds_nothing_in_real_data_and_something_in_data_of_two_kinds(suite):
+    found = suite.self_test(8)
+    assert found["num"] == 718
+    assert found["frechet"] > 0.3  # which is bias
+    assert abs(found["rest"]) < 4 * found["spread"] / 8**0.5
+    assert abs(found["kernel"]) < 0.02
+    assert found["bias"] + found["rest"] == pytest.approx(found["frechet"])
+    assert found["frechet"] / 2 < found["bias"] < found["frechet"] * 2
+    with pytest.raises(ValueError, match="a self-test needs 8"):
+        Suite(TRAIN[:7], HELDOUT[:7], None, None, feature_network("digits")).self_test()

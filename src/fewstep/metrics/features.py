@@ -1,15 +1,24 @@
 """Feature networks: what distances are measured in. Any callable from images [N, C, H, W] in [-1, 1] to [N, D] will do."""
 
+from collections.abc import Callable
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from fewstep.metrics.inception import FeatureError, ScriptedFeatures, load_inception
+
+NAMED = ("inception", "digits-v1", "pixels-8x8")
+
 
 class FeatureNetwork(Protocol):
-    """Maps images [N, C, H, W] in [-1, 1] to features [N, D]. `name` stands beside every number measured in it."""
+    """Maps images [N, C, H, W] in [-1, 1] to features [N, D]. `name` stands beside every number measured in it.
+
+    One that comes from a file has an attribute `sha256`, too, which tells it from others of the name.
+    """
 
     name: str
 
@@ -117,6 +126,20 @@ class TeacherFeatures:
 def feature_network(data_name: str) -> FeatureNetwork:
     """The feature network for a data set: the digit classifier for "digits", pooled pixels for anything else."""
     return DigitClassifier.load() if data_name == "digits" else PooledPixels()
+
+
+def named_features(name: str, device: torch.device | str = "cpu", say: Callable[[str], None] = lambda text: None) -> FeatureNetwork:
+    """The feature network called `name`, of `NAMED`, or in the TorchScript file that `name` is the path of.
+
+    "inception" is downloaded once, of which `say` is told. Raises FeatureError for another name, and where there is no such file.
+    """
+    if name == "inception":
+        return load_inception(device, say)
+    if name in ("digits-v1", "pixels-8x8"):
+        return DigitClassifier.load() if name == "digits-v1" else PooledPixels()
+    if Path(name).suffix not in (".pt", ".pth", ".pkl", ".jit", ".ts"):
+        raise FeatureError(f"there are no features {name!r}; allowed: {', '.join(NAMED)}, or the path of a TorchScript file (.pt)")
+    return ScriptedFeatures(Path(name), device=device)
 
 
 @torch.no_grad()

@@ -1,17 +1,48 @@
-"""Measures by nearest neighbours: precision and recall, and how close generated samples lie to single training images."""
+"""Measures by nearest neighbours: precision and recall, and how close generated samples lie to single training images.
+
+Distances come from products of matrices, ``|x - y|^2 = |x|^2 + |y|^2 - 2 x.y`` about a common centre, in float64 and block by block,
+which is far faster than pair by pair. Where the value itself counts, the nearest few are worked out again pair by pair.
+"""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+ROWS, COLUMNS = 512, 8192  # of a block
+SPARE = 4  # neighbours looked at beyond the k-th, for rounding may exchange two that are equally near
+ROUNDING = 1e-13  # of a squared distance, relative to the squares that it is the difference of
+
+
+def _squared_distances(a: Tensor, b: Tensor, centre: Tensor) -> Tensor:
+    a, b = a - centre, b - centre
+    return torch.addmm(a.square().sum(1)[:, None] + b.square().sum(1), a, b.T, alpha=-2)
+
+
+def _blocks(x: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+    """(first row, rows as float64): nothing larger than a block is ever converted."""
+    return ((start, x[start : start + size].double()) for start in range(0, len(x), size))
+
 
 def nearest_distance(a: Tensor, b: Tensor, k: int = 1, same: bool = False) -> Tensor:
-    """Euclidean distance from each row of a [N, D] to its k-th nearest row of b [M, D]: float64 [N].
+    """Euclidean distance from each row of a [N, D] to its k-th nearest row of b [M, D], of any type: float64 [N].
 
     With `same`, a and b are one set and a row does not count as its own neighbour.
     """
-    a, b = a.double(), b.double()
-    parts = [torch.cdist(rows, b, compute_mode="donot_use_mm_for_euclid_dist").kthvalue(k + same, dim=1).values for rows in a.split(1024)]
-    return torch.cat(parts)
+    rank = k + same
+    centre = b[:1024].double().mean(0)
+    found = []
+    for _, rows in _blocks(a, ROWS):
+        nearest, index = torch.empty(len(rows), 0, dtype=torch.float64), torch.empty(len(rows), 0, dtype=torch.int64)
+        for start, columns in _blocks(b, COLUMNS):
+            squared = _squared_distances(rows, columns, centre)
+            values, place = squared.topk(min(rank + SPARE, len(columns)), dim=1, largest=False)
+            nearest, index = torch.cat([nearest, values], 1), torch.cat([index, place + start], 1)
+            nearest, order = nearest.topk(min(rank + SPARE, nearest.shape[1]), dim=1, largest=False)
+            index = index.gather(1, order)
+        exact = torch.stack([(rows - b[index[:, i]].double()).square().sum(1) for i in range(index.shape[1])], 1)
+        found.append(exact.kthvalue(rank, dim=1).values.sqrt())
+    return torch.cat(found)
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
@@ -21,13 +52,17 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
     recall is the same with the roles exchanged. A set collapsed onto few real rows has high precision and low recall.
     Raises ValueError unless both sets have more than `k` rows.
     """
-    real, fake = torch.as_tensor(real).double(), torch.as_tensor(fake).double()
+    real, fake = torch.as_tensor(real), torch.as_tensor(fake)
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1] or min(len(real), len(fake)) <= k:
         raise ValueError(f"features have shapes {tuple(real.shape)} and {tuple(fake.shape)}; give [N, D], [M, D] with N, M > k = {k}")
-
-    def covered(points: Tensor, centres: Tensor) -> float:
-        radius = nearest_distance(centres, centres, k, same=True)
-        inside = [(torch.cdist(rows, centres, compute_mode="donot_use_mm_for_euclid_dist") <= radius).any(1) for rows in points.split(1024)]
-        return torch.cat(inside).double().mean().item()
-
-    return covered(fake, real), covered(real, fake)
+    of_real, of_fake = (nearest_distance(x, x, k, same=True).square() for x in (real, fake))  # radii, squared
+    centre = real[:1024].double().mean(0)
+    inside_real, inside_fake = torch.zeros(len(fake), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
+    for i, rows in _blocks(fake, ROWS):
+        for j, columns in _blocks(real, COLUMNS):
+            squared = _squared_distances(rows, columns, centre)
+            # a row on the edge of a ball is inside it, also when rounding puts it a little outside
+            squared -= ROUNDING * ((rows - centre).square().sum(1)[:, None] + (columns - centre).square().sum(1))
+            inside_real[i : i + len(rows)] |= (squared <= of_real[j : j + len(columns)]).any(1)
+            inside_fake[j : j + len(columns)] |= (squared <= of_fake[i : i + len(rows), None]).any(0)
+    return inside_real.double().mean().item(), inside_fake.double().mean().item()

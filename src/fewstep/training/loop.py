@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -55,6 +55,8 @@ class LoopSettings:
     log_every: int = 50
     sample_every: int = 1000
     evaluate_every: int | None = None
+    keep_best: str | None = None
+    best_is: Literal["least", "greatest", "nearest 1"] = "least"
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     ema_decay: float = 0.9999
@@ -163,6 +165,7 @@ class Loop:
         self.step, self.seconds = 0, 0.0
         self.first_bad = torch.full((), math.inf, device=fabric.device)
         self.raised: set[str] = set()
+        self.best: dict[str, Any] | None = None
         self.stop_asked = False
         self.at_once = fabric.device.type == "cpu" and fabric.world_size == 1  # looking costs nothing, and no process waits for another
 
@@ -333,9 +336,26 @@ class Loop:
         every = self.settings.evaluate_every
         if self.on_evaluate is None or every is None or (self.step % every and self.step != self.settings.steps):
             return None
-        figures = self.on_evaluate(self.method.ship(self.ema.module, self.step)) if self.fabric.is_global_zero else {}
+        figures: Mapping[str, float] = {}
+        if self.fabric.is_global_zero:
+            generator = self.method.ship(self.ema.module, self.step)
+            figures = self.on_evaluate(generator)
+            self._keep_if_best(generator, figures)
         self.fabric.barrier()
         return figures
+
+    def _keep_if_best(self, generator: Generator, figures: Mapping[str, float]) -> None:
+        """Put `generator` into the run's folder ``best`` if no other was better by the figure chosen; the first of equals stays."""
+        metric = self.settings.keep_best
+        value = figures.get(f"eval.{metric}", math.nan)  # a figure may not be defined yet
+        if metric is None or not math.isfinite(value):
+            return
+        if self.best is None or _distance_from_best(value, self.settings.best_is) < _distance_from_best(
+            self.best["value"], self.settings.best_is
+        ):
+            self.best = {"step": self.step, "metric": metric, "value": value}
+            generator.info["best"] = dict(self.best)
+            self.run.save_best(generator)
 
     def _log(self, measured: Mapping[str, float]) -> None:
         """Average since the last record, over time and processes; raise alarms; write, track and show. `measured` is added."""
@@ -404,6 +424,7 @@ class Loop:
                 "window": self.window.state_dict(),
                 "method": self.method.state_dict(),
                 "alarms": sorted(self.raised),
+                "best": self.best,
             }
             # only what learns: a frozen network is in the run folder once, as the model folder that it came from
             networks = {name: self.method.networks[name].state_dict() for name in self.wrapped} | {"ema": self.ema.module.state_dict()}
@@ -423,6 +444,7 @@ class Loop:
         self.fabric.barrier()
         if checkpoint is None:
             self.progress.say("no checkpoint yet; starting from the beginning")
+            self._restore_best(None)
             return
         state = checkpoint.state
         for name in self.wrapped:
@@ -435,6 +457,7 @@ class Loop:
         self.window.load_state_dict(state["window"], self.fabric.device)
         self.method.load_state_dict(state["method"])
         self.raised = set(state["alarms"])
+        self._restore_best(state.get("best"))
         rank, states = self.fabric.global_rank, checkpoint.rng
         if len(states["loop"]) == self.fabric.world_size:
             self.rng.set_state(states["loop"][rank].contiguous())
@@ -447,3 +470,24 @@ class Loop:
         if self.fabric.is_global_zero and self.run.model_step() != step:  # killed before it was written
             self.run.save_model(self.method.ship(self.ema.module, step))
         self.progress.say(f"going on from step {step}" if step < self.settings.steps else f"nothing left to do after step {step}")
+
+    def _restore_best(self, saved: Mapping[str, Any] | None) -> None:
+        """Go on comparing with the model in the folder ``best``, which may have come after the checkpoint, where `saved` was the best.
+
+        It was found by the metric that is chosen now, or else comparing begins anew.
+        """
+        if self.settings.keep_best is None:
+            return
+        found = self.run.best() if self.fabric.is_global_zero else None
+        if found is not None and found["metric"] == self.settings.keep_best:
+            self.best = found
+        elif found is not None:
+            self.progress.say(
+                f"best/ was chosen by {found['metric']}; it will be replaced by the best by {self.settings.keep_best} from here"
+            )
+        elif saved is not None:
+            self.progress.say(f"best/ (of step {saved['step']}) is not there any more; it will hold the best from here")
+
+
+def _distance_from_best(value: float, best_is: Literal["least", "greatest", "nearest 1"]) -> float:
+    return {"least": value, "greatest": -value, "nearest 1": abs(value - 1)}[best_is]

@@ -1,6 +1,6 @@
 """A run folder: from it alone everything about a run can be made again.
 
-recipe.yaml  metrics.jsonl  checkpoints/step_N/  samples/step_N.png  model/  teacher/  results.json  report.html  dashboard/
+recipe.yaml  metrics.jsonl  checkpoints/step_N/  samples/step_N.png  model/  best/  teacher/  results.json  report.html  dashboard/
 """
 
 import json
@@ -32,6 +32,7 @@ class RunFolder:
         self.checkpoint_folder = path / "checkpoints"
         self.sample_folder = path / "samples"
         self.model_folder = path / "model"
+        self.best_folder = path / "best"
         self.teacher_folder = path / "teacher"
         self.results_file = path / "results.json"
         self.report_file = path / "report.html"
@@ -111,6 +112,31 @@ class RunFolder:
             config = json.loads((self.model_folder / "config.json").read_bytes())
             return config["info"]["step"] if (self.model_folder / "model.safetensors").is_file() else None
         except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def save_best(self, generator: Generator) -> None:
+        """Put `generator`, whose ``info["best"]`` says why, into the folder ``best`` in place of what is there, whole or not at all."""
+        partial = self.best_folder.with_name(f".best{PARTIAL}")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            self.save_model(generator, partial)
+            shutil.rmtree(self.best_folder, ignore_errors=True)
+            partial.rename(self.best_folder)
+        except BaseException:
+            if self.best_folder.is_dir():  # else what is being put there is all there is
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def best(self) -> dict[str, Any] | None:
+        """``step``, ``metric`` and ``value`` of the model in ``best``; None where there is none, whole."""
+        partial = self.best_folder.with_name(f".best{PARTIAL}")
+        if not self.best_folder.exists() and (partial / "config.json").is_file():  # killed between taking away the old and naming the new
+            partial.rename(self.best_folder)
+        try:
+            best = json.loads((self.best_folder / "config.json").read_bytes())["info"]["best"]
+            known = (self.best_folder / "model.safetensors").is_file() and {"step", "metric", "value"} <= best.keys()
+            return dict(best) if known else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def has_teacher(self) -> bool:

@@ -1,0 +1,140 @@
+"""Feature networks that come as a TorchScript file: the Inception network of the FID, and any other of the same interface.
+
+The interface is that of the file NVIDIA publishes with StyleGAN and EDM: called with images uint8 [N, 3, H, W] of any size and
+``return_features=True`` it gives features [N, D], and does its own resizing. Loading such a file runs no Python: it holds TorchScript,
+which can compute on tensors and nothing else. (The ``.pkl`` that EDM's own script takes is a pickle of the same network, which can
+run anything; it is refused.)
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+INCEPTION = "inception-2015-12-05"
+INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION}.pt"
+# 95,607,719 bytes; k-diffusion (crowsonkb) pins the same sum, and the Hugging Face Hub reports it of several mirrors
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+BATCH = 64  # images at once: the network makes them 299 pixels wide, 4 MB each in its widest layer
+
+
+class FeatureError(ValueError):
+    """A feature network or a file of statistics that is missing or not what it should be; the message says what to change."""
+
+
+def cache_folder() -> Path:
+    """Where downloads and statistics are kept: ``FEWSTEP_CACHE``, else ``fewstep`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
+    if os.environ.get("FEWSTEP_CACHE"):
+        return Path(os.environ["FEWSTEP_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "fewstep"
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as they would be in a file, uint8: ``x 127.5 + 128``, cut off at 0 and 255, rounded down (as EDM does)."""
+    return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+class ScriptedFeatures:
+    """A feature network in a TorchScript file, see above.
+
+    Args:
+        path: the file.
+        name: what stands beside its numbers; None for the file's name.
+        device: where it runs.
+
+    Attributes:
+        sha256: of the file; with the name it says which network measured a number.
+        dims: features an image has.
+
+    Raises FeatureError for a file that is no such network.
+
+    """
+
+    def __init__(self, path: Path, name: str | None = None, device: torch.device | str = "cpu") -> None:
+        if path.suffix == ".pkl":
+            raise FeatureError(
+                f"{path} is a pickle, which can run any code; give the TorchScript file of the same network, {INCEPTION_URL}"
+            )
+        if not path.is_file():
+            raise FeatureError(f"there is no file {path}; give a TorchScript file (.pt), or `inception`")
+        self.name, self.sha256, self.device = name or path.stem, file_sha256(path), torch.device(device)
+        try:
+            self.network: Any = torch.jit.load(str(path), map_location=self.device).eval()
+        except Exception as error:  # torch raises several kinds, by what the file is
+            raise FeatureError(f"{path} is not TorchScript ({_first_line(error)}); give a file that torch.jit.save wrote") from error
+        try:
+            found = self.network(torch.zeros(2, 3, 32, 32, dtype=torch.uint8, device=self.device), return_features=True)
+            self.dims = int(found.reshape(2, -1).shape[1])
+        except Exception as error:  # whatever the script raises
+            raise FeatureError(
+                f"{path} has another interface: called with uint8 [2, 3, 32, 32] and return_features=True it gave "
+                f"{_first_line(error)!r}; it must give features [2, D]"
+            ) from error
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features float32 [N, D] of images [N, C, H, W] in [-1, 1], rounded to bytes first; C 1 is repeated to 3."""
+        pixels = to_bytes(images.to(self.device))
+        if pixels.shape[1] == 1:
+            pixels = pixels.repeat(1, 3, 1, 1)
+        features = [self.network(part, return_features=True).float().flatten(1) for part in pixels.split(BATCH)]
+        return torch.cat(features).to(images.device)
+
+
+def load_inception(device: torch.device | str = "cpu", say: Callable[[str], None] = lambda text: None) -> ScriptedFeatures:
+    """The reference Inception network (D 2048), downloaded into the cache once and verified each time. Raises FeatureError."""
+    path = fetch(INCEPTION_URL, INCEPTION_SHA256, cache_folder() / f"{INCEPTION}.pt", say)
+    return ScriptedFeatures(path, INCEPTION, device)
+
+
+def fetch(url: str, sha256: str, path: Path, say: Callable[[str], None] = lambda text: None) -> Path:
+    """`path`, which is downloaded from `url` if it is not there; it appears whole and verified, or not at all.
+
+    Raises FeatureError where `url` gives nothing, or what comes or lies there has another SHA-256.
+    """
+    if path.is_file():
+        if (found := file_sha256(path)) != sha256:
+            raise FeatureError(f"{path} has SHA-256 {found}, not {sha256}; remove it, and it is downloaded again")
+        return path
+    from urllib.request import urlopen
+
+    say(f"downloading {url} into {path.parent}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    digest = hashlib.sha256()
+    try:
+        with urlopen(url, timeout=60) as answer, partial.open("wb") as file:
+            while chunk := answer.read(1 << 20):
+                digest.update(chunk)
+                file.write(chunk)
+        if digest.hexdigest() != sha256:
+            raise FeatureError(f"{url} gave a file with SHA-256 {digest.hexdigest()}, not {sha256}; try again, or take another copy")
+        os.replace(partial, path)
+    except OSError as error:  # of the network, with URLError among them, or of the disk
+        raise FeatureError(
+            f"{url} cannot be downloaded ({_first_line(error)}); fetch it on another machine and put it at {path}, or give its path"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    # a script's error ends with what went wrong, and begins with where
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return (lines[-1] if lines and lines[0].startswith("The following operation failed") else lines[0] if lines else type(error).__name__)[
+        :200
+    ]

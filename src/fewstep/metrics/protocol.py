@@ -1,0 +1,65 @@
+"""How figures were measured: the record that goes with them, and when two of them may be set side by side.
+
+A record names what a Frechet distance depends on besides the images: ``n``, ``features`` (name and SHA-256 of the network),
+``reference`` (what, how many, SHA-256 of its pixels or file), ``quantisation`` ("bytes", or "none") and ``labels`` ("balanced",
+"uniform" or "none"). ``preset``, ``seeds`` and ``departures`` say where it came from, and may differ.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fewstep.metrics.inception import INCEPTION, INCEPTION_SHA256
+
+COMPARED = ("n", "features", "reference", "quantisation", "labels")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A protocol that has a name.
+
+    Attributes:
+        num: samples of each block.
+        seeds: first seed of each block; the least distance over the blocks is reported, and the mean.
+        features: name of the feature network.
+        features_option: what `fewstep.metrics.features.named_features` calls it.
+        sha256: of its file.
+        labels: how classes are chosen.
+        reference: the split that distances are to, where no statistics are given.
+
+    """
+
+    num: int
+    seeds: tuple[int, ...]
+    features: str
+    features_option: str
+    sha256: str
+    labels: str
+    reference: str
+
+
+# EDM (arXiv 2206.00364, Sec. 5 and App. F.3): "we generated three times 50,000 images each and report the minimum". There every image
+# has a seed of its own, 0 to 149,999, and draws its class with it; here a batch has the seed of its first image, so that blocks are
+# as independent, and the images are others
+PRESETS = {"edm": Preset(50_000, (0, 50_000, 100_000), INCEPTION, "inception", INCEPTION_SHA256, "uniform", "train")}
+
+
+def departures(preset: Preset, record: Mapping[str, Any]) -> list[str]:
+    """In what a measurement with `record` is not what `preset` prescribes: one phrase each."""
+    found = []
+    if record["n"] != preset.num:
+        found.append(f"{record['n']:,} samples a block, not {preset.num:,}")
+    if record["features"]["sha256"] != preset.sha256:
+        found.append(f"features {record['features']['name']}, not {preset.features}")
+    return found
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """In what two records differ so that figures measured by them do not compare: one phrase each."""
+    return [f"{key} {_short(a.get(key))} and {_short(b.get(key))}" for key in COMPARED if a.get(key) != b.get(key)]
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return str(value)
+    return " ".join(str(part)[:12] if key == "sha256" else str(part) for key, part in value.items() if part is not None)

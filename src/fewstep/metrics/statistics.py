@@ -1,0 +1,177 @@
+"""What is kept of a set of features: the Gaussian fitted to all of them, and so many rows; and the files that hold it.
+
+A file of statistics is a ``.npz`` with arrays ``mu`` [D] and ``sigma`` [D, D], as EDM's and other published ones are; ours hold besides
+``rows`` [K, D] (float32), ``num``, and ``key``, the JSON of what was measured, in which features.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.metrics.features import FeatureNetwork
+from fewstep.metrics.frechet import Gaussian, Moments, add_up
+from fewstep.metrics.inception import FeatureError, file_sha256
+
+KEPT = 10_000  # rows, for the measures that compare pairs
+BATCH = 500  # images at a time
+VERSION = 1  # of the files; a higher one is another way to make them
+
+Track = Callable[[Iterable[Tensor], int, str], Iterable[Tensor]]
+
+
+def untracked(batches: Iterable[Tensor], total: int, title: str) -> Iterable[Tensor]:
+    """`batches` as they are; a `Track` shows how many of `total` have come, under `title`."""
+    return batches
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The features of a set of images.
+
+    Attributes:
+        gaussian: fitted to all of them.
+        num: how many; None where a file does not say.
+        rows: float32 [K, D], the first or a random `KEPT` of them; None where a file has none.
+        halves: Gaussians of either half, where they were asked for.
+        sha256: of the pixels or the file that they are from, where one is known.
+
+    """
+
+    gaussian: Gaussian
+    num: int | None
+    rows: Tensor | None
+    halves: tuple[Gaussian, Gaussian] | None = None
+    sha256: str | None = None
+
+
+def describe(network: FeatureNetwork, batches: Iterable[Tensor], look: Callable[[Tensor, Tensor], None] | None = None) -> FeatureSet:
+    """The features of the images [n, C, H, W] in [-1, 1] in `batches`, a batch at a time; `look` sees each batch and its features.
+
+    The rows kept are the first. The halves are the first and the second half of each batch, which hold equal shares of every class
+    where the labels run in turn. Raises ValueError for fewer than 2 images.
+    """
+    moments: tuple[list[Moments], list[Moments]] = ([], [])
+    rows, kept = [], 0
+    with torch.no_grad():
+        for images in batches:
+            features = network(images)
+            if look is not None:
+                look(images, features)
+            features = features.cpu()
+            if kept < KEPT:
+                rows.append(features[: KEPT - kept].float())
+                kept += len(rows[-1])
+            for half, part in zip(moments, features.chunk(2), strict=False):
+                half[:] = [add_up([*half, Moments.of(part)])]
+    parts = [half[0] for half in moments if half]
+    num = sum(part.num for part in parts)
+    if num < 2:
+        raise ValueError(f"there are {num} images; give at least 2")
+    halves = (parts[0].gaussian(), parts[1].gaussian()) if len(parts) == 2 and min(part.num for part in parts) > 1 else None
+    return FeatureSet(add_up(parts).gaussian(), num, torch.cat(rows), halves)
+
+
+def in_random_order(num: int, limit: int = KEPT) -> Tensor:
+    """Indices of `num` items: all in their own order up to `limit`, else in one random order, always the same.
+
+    Data sets are often sorted by class, and their first rows are then no sample of them.
+    """
+    return torch.arange(num) if num <= limit else torch.randperm(num, generator=torch.Generator().manual_seed(0))
+
+
+def scaled(pixels: Tensor, half: float | None) -> Tensor:
+    """Images in [-1, 1]: `pixels` themselves, or bytes of which `half` means 0."""
+    return pixels if half is None else pixels.float() / half - 1
+
+
+def pixel_sha256(pixels: Tensor, half: float | None) -> str:
+    """What tells one set of images from another: SHA-256 of their shape, their scale and their values."""
+    digest = hashlib.sha256(json.dumps([list(pixels.shape), str(pixels.dtype), half]).encode())
+    for part in pixels.split(BATCH):
+        digest.update(part.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def real_features(
+    network: FeatureNetwork,
+    pixels: Tensor,
+    half: float | None,
+    cache: Path | None = None,
+    track: Track = untracked,
+    title: str = "features of real images",
+) -> FeatureSet:
+    """The features of a data set's `pixels` [N, C, H, W] (see `scaled`); with `cache`, from the file there if this was done before.
+
+    A file is taken only if the key inside it names the same pixels, size and network; any other, and a damaged one, is made again.
+    """
+    sha256 = pixel_sha256(pixels, half)
+    order = in_random_order(len(pixels))
+    batches = (scaled(pixels[index], half) for index in order.split(BATCH))
+    if cache is None:
+        found = describe(network, track(batches, -(-len(order) // BATCH), title))
+        return FeatureSet(found.gaussian, found.num, found.rows, found.halves, sha256)
+    key = {"version": VERSION, "pixels": sha256, "shape": list(pixels.shape), "features": network_id(network)}
+    path = cache / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:40]}.npz"
+    try:
+        kept, found_key = load_statistics(path)
+        if found_key == key and kept.rows is not None:
+            return FeatureSet(kept.gaussian, kept.num, kept.rows, None, sha256)
+    except FeatureError:
+        pass  # not there, or damaged
+    found = describe(network, track(batches, -(-len(order) // BATCH), title))
+    save_statistics(path, found, key)
+    return FeatureSet(found.gaussian, found.num, found.rows, found.halves, sha256)
+
+
+def network_id(network: FeatureNetwork) -> dict[str, str | None]:
+    """``name`` and ``sha256`` of a feature network; the latter is None for those that come with the package."""
+    return {"name": network.name, "sha256": getattr(network, "sha256", None)}
+
+
+def save_statistics(path: Path, features: FeatureSet, key: dict[str, Any]) -> None:
+    """Write `features` to `path`, whole or not at all. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    values = {"mu": features.gaussian.mean, "sigma": features.gaussian.covariance, "rows": features.rows, "num": features.num}
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in values.items() if value is not None}
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, key=np.array(json.dumps(key)), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_statistics(path: Path) -> tuple[FeatureSet, dict[str, Any] | None]:
+    """What a file of statistics holds, and its key; of a published one, which has only `mu` and `sigma`, None.
+
+    Nothing in the file is executed. Raises FeatureError for a file that is not there, damaged, or of something else.
+    """
+    if not path.is_file():
+        raise FeatureError(f"there is no file {path}; give a .npz with arrays mu [D] and sigma [D, D]")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files if name in ("mu", "sigma", "rows", "num", "key")}
+        key = json.loads(str(arrays["key"])) if "key" in arrays else None
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise FeatureError(f"{path} is not a whole .npz of plain arrays ({str(error)[:100]}); take another copy") from error
+    missing = {"mu", "sigma"} - arrays.keys()
+    if missing:
+        raise FeatureError(f"{path} has no array {' and no '.join(sorted(missing))}; statistics are arrays mu [D] and sigma [D, D]")
+    mean, covariance = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise FeatureError(f"{path} has mu {list(mean.shape)} and sigma {list(covariance.shape)}; give finite arrays [D] and [D, D]")
+    rows = torch.from_numpy(arrays["rows"]) if "rows" in arrays else None
+    num = int(arrays["num"]) if "num" in arrays else None
+    return FeatureSet(Gaussian(mean, covariance), num, rows, None, file_sha256(path)), key
