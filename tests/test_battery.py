@@ -58,6 +58,8 @@ def local(tmp_path_factory):
                 Image.fromarray(colours.repeat(8, 0).repeat(8, 1)).save(folder / split / name / f"{i}.png")
 
     def call(recipe: Recipe) -> list[str]:
+        if recipe.data.name == "cifar10":
+            return [f"data={{name: images, path: {folder}, flip: true}}"]
         return [f"data.path={folder}"] if recipe.data.name == "images" else []
 
     import datasets
