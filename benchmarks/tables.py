@@ -265,7 +265,26 @@ def dddm_step() -> str:
     return markdown(lines) + source(content, " Medians of alternating calls in one process; cifar10 is the recipe's network with 8 images.")
 
 
+def export_speed() -> str:
+    """Onnxruntime beside torch."""
+    content = result("export_speed")
+    lines = [["network, threads, batch", "torch, images/s", "onnxruntime, images/s", "ratio"]]
+    for row in content["rows"]:
+        lines.append(
+            [
+                f"{row['network']}, {row['threads']}, {row['batch']}",
+                f"{row['torch_images_per_second']:,.0f}",
+                f"{row['onnxruntime_images_per_second']:,.0f}",
+                f"{row['onnxruntime_over_torch']:.2f}",
+            ]
+        )
+    machine = {**content["machine"], "threads": " or ".join(map(str, content["machine"]["threads"]))}
+    note = " Medians of calls in turns in one process; the ratio is the median of the pairs'."
+    return markdown(lines) + source({**content, "machine": machine}, note)
+
+
 TABLES = {
+    "export_speed": export_speed,
     "dddm_ring": lambda: by_steps("ring", "energy", "{:.4f}"),
     "dddm_bimodal": lambda: by_steps("bimodal", "energy", "{:.4f}"),
     "dddm_particles": lambda: by_steps("particles", "energy", "{:.4f}"),

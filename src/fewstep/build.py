@@ -341,7 +341,12 @@ def make_features(name: str, data: Data) -> Callable[[Tensor], Tensor] | None:
     inner = teacher.sampler["name"] not in ("push_forward", "distributional") and hasattr(teacher.denoiser.network, "feature_shapes")
     if teacher.shape != data.shape or not inner:
         raise UserError(f"method.features is {name!r}, which is no U-Net that denoises items of shape {list(data.shape)}; give one that is")
-    return TeacherFeatures(frozen(teacher.denoiser))
+    features = TeacherFeatures(frozen(teacher.denoiser))
+    try:
+        features(torch.zeros(2, *data.shape))
+    except ValueError as error:  # a model with classes and none that means no class
+        raise UserError(f"method.features is {name!r}, which gives no features without a class: {error}") from error
+    return features
 
 
 def choose_threads(threads: int | str, network: nn.Module, shape: tuple[int, ...]) -> int:
