@@ -3,14 +3,19 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import fewstep
+from fewstep.denoisers import PreconditionedDenoiser
 from fewstep.maths.energy import generalized_energy_score
+from fewstep.networks.edm_unet import EDMUNet
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+GOLDEN = Path(__file__).parent / "golden"
 TINY = ["network.channels=[16,32]", "network.groups=8", "network.head_dim=16", "batch_size=32", "trainer.accelerator=cuda"]
 
 
@@ -84,3 +89,64 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(tmp_path):
     assert done.returncode == 2
     assert "Nothing was overwritten" in done.stderr
     assert not list((tmp_path / "run").glob("checkpoints/step_*"))
+
+
+@pytest.mark.parametrize("form", ["ddpmpp", "ncsnpp"])
+def test_edm_networks_give_the_released_numbers_in_float32_and_near_ones_in_bf16(form):
+    golden = load_file(GOLDEN / f"edm_{form}.safetensors")
+    classes = 10 if "in.label" in golden else None
+    network = EDMUNet((3, 32, 32), classes, form, channels=16, blocks=2)
+    network.load_state_dict({key.removeprefix("sd."): value for key, value in golden.items() if key.startswith("sd.")})
+    denoiser = PreconditionedDenoiser(network, 0.5, classes).cuda().eval()
+    x, sigma = golden["in.x"].cuda().float(), golden["in.sigma"].cuda().float()
+    label = None if classes is None else golden["in.label"].cuda()
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.no_grad():
+            plain = denoiser(x, sigma, label).cpu()
+            with torch.autocast("cuda", torch.bfloat16):
+                mixed = denoiser(x, sigma, label).cpu()
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    expected = golden["out.D"].float()
+    torch.testing.assert_close(plain, expected, rtol=1e-4, atol=1e-4)
+    assert (mixed - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["method.sampler_steps=4"],
+        ["method.loss=dmd", "method.gan=true", "method.gan_levels=2", "method.f_divergence=js", "method.r1_weight=1", "method.r1=exact"],
+        ["method.gan=true", "method.gan_features=teacher", "method.r1_weight=1"],
+    ],
+    ids=["four steps", "divergence", "teacher's features"],
+)
+def test_every_part_of_dmd2_runs_on_the_gpu(tmp_path, precision, options):
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    fewstep_cli("train", "teacher/digits", "--out", teacher, "steps=20", f"trainer.precision={precision}", *TINY)
+    shared = [key for key in TINY if not key.startswith("network")]
+    fewstep_cli(
+        "train",
+        "dmd2/digits",
+        "--out",
+        student,
+        "steps=20",
+        f"trainer.precision={precision}",
+        f"method.teacher={teacher}",
+        *options,
+        *shared,
+    )
+    samples = [fewstep.load(student, device).sample(20, seed=0).cpu() for device in ("cuda", "cpu")]
+    torch.testing.assert_close(*samples, rtol=0, atol=2e-2)
+
+
+def test_what_was_trained_on_the_gpu_exports(tmp_path):
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    fewstep_cli("train", "teacher/digits", "--out", teacher, "steps=20", *TINY)
+    shared = [key for key in TINY if not key.startswith("network")]
+    fewstep_cli("train", "dmd2/digits", "--out", student, "steps=20", f"method.teacher={teacher}", *shared)
+    for form in ("diffusers", "onnx"):
+        fewstep_cli("export", student, "--format", form, "--out", tmp_path / form)  # which compares pixels itself
