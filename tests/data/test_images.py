@@ -230,3 +230,18 @@ def test_a_fraction_that_leaves_a_class_out_is_refused_by_its_key(tmp_path, hold
             write(tmp_path / f"class{k}" / f"{i}.png", picture(i))
     with pytest.raises(DataError, match=r"data\.holdout"):  # one image cannot show two classes
         image_folder(str(tmp_path), 8, holdout=holdout)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_batch_on_a_gpu_is_the_one_on_the_cpu():
+    """Copies from pinned memory that nobody waits for, many at a time."""
+    photos, index = photo_crops(32, 16), torch.arange(256)
+    plain = photos.images("train")
+    for first in range(0, 2560, 10):
+        x, label = photos.batch((index + first) % len(plain), torch.Generator("cuda").manual_seed(0), torch.device("cuda"))
+        which = (index + first) % len(plain)
+        back = x.cpu()
+        same = (back == plain[which]).flatten(1).all(1) | (back.flip(3) == plain[which]).flatten(1).all(1)
+        assert same.all()
+        assert torch.equal(label.cpu(), photos.labels("train")[which])

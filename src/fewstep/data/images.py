@@ -1,9 +1,8 @@
-"""Image data sets: scikit-learn's digits, crops of its two photographs, and whatever the `datasets` library opens.
+"""Image data sets in memory, and the two that scikit-learn brings: its digits, and crops of its two photographs.
 
-Pixels stay unsigned bytes until they are asked for; ``pixels / half - 1`` takes them to [-1, 1].
+Pixels stay unsigned bytes until they are asked for; ``pixels / half - 1`` takes them to [-1, 1], on the device that asks.
 """
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,10 @@ class ImageData:
 
     def batch(self, index: Tensor, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Training images float32 [B, C, H, W] in [-1, 1] and their labels [B], on `device`, for `index` int64 [B]."""
-        x = self._scaled(self.train[index].to(device))
+        pixels = self.train[index]
+        if device.type == "cuda":
+            pixels = pixels.pin_memory()  # a copy that training need not wait for
+        x = self._scaled(pixels.to(device, non_blocking=device.type == "cuda"))
         if self.flip:
             mirrored = torch.rand(len(x), generator=rng, device=device) < 0.5
             x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
@@ -69,7 +71,7 @@ class ImageData:
         return pixels.float() / self.half - 1
 
 
-def _split(labels: Any, num: int, fraction: float) -> tuple[Tensor, Tensor]:
+def stratified_split(labels: Any, num: int, fraction: float) -> tuple[Tensor, Tensor]:
     """Indices of a stratified train split and the held-out rest, by scikit-learn with random_state 0."""
     import numpy as np
     from sklearn.model_selection import train_test_split
@@ -85,7 +87,7 @@ def load_digits() -> ImageData:
     digits = sklearn_digits()
     pixels = torch.from_numpy(digits.images).to(torch.uint8)[:, None]
     labels = torch.from_numpy(digits.target).long()
-    train, heldout = _split(digits.target, len(pixels), 0.2)
+    train, heldout = stratified_split(digits.target, len(pixels), 0.2)
     names = tuple(str(k) for k in range(10))
     return ImageData("digits", pixels[train], pixels[heldout], labels[train], labels[heldout], 8.0, names)
 
@@ -111,68 +113,3 @@ def photo_crops(size: int = 32, stride: int = 8) -> ImageData:
     joined = {split: torch.cat(crops) for split, crops in parts.items()}
     names = tuple(Path(name).stem for name in photos.filenames)
     return ImageData("photos", joined["train"], joined["heldout"], label["train"], label["heldout"], 127.5, names, flip=True)
-
-
-def image_folder(path: str, size: int, channels: int = 3, holdout: float = 0.1, flip: bool = False) -> ImageData:
-    """A folder of images (class = sub-folder) or a data set of the Hugging Face Hub, read by the `datasets` library.
-
-    Images are resized so that the shorter side is `size` (Pillow's Lanczos filter) and cropped in the centre; `channels` 1
-    makes them grey. A split named "test" or "validation" is held out, else the fraction `holdout` of the only one.
-    Raises DataError for a place that holds no images.
-    """
-    import datasets
-    from PIL import Image, ImageOps
-
-    if Path(path).exists() or path.count("/") != 1:
-        if not Path(path).is_dir():
-            raise DataError(f"data.path is {path!r}, which is not a folder; give a folder of images, or the Hub id of a data set")
-        if not any(Path(path).rglob("*.*")):
-            raise DataError(f"data.path is {path!r}, an empty folder; put images into it, one sub-folder a class")
-    datasets.disable_progress_bars()
-    try:
-        loaded = datasets.load_dataset(path)
-    except Exception as error:  # the library raises many kinds, by where the data set lies
-        raise DataError(f"data.path is {path!r}, which `datasets` cannot open: {str(error).splitlines()[0]}") from error
-    features = next(iter(loaded.values())).features
-    image_column = next((k for k, f in features.items() if isinstance(f, datasets.Image)), None)
-    label_column = next((k for k, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
-    if label_column is not None and any(None in split[label_column] for split in loaded.values()):
-        label_column = None  # what `datasets` makes of splits without class folders
-    if image_column is None:
-        raise DataError(f"data.path is {path!r}, whose columns {sorted(features)} hold no images")
-
-    def read(split: Any) -> tuple[Tensor, Tensor | None]:
-        import numpy as np
-
-        pixels = np.empty((len(split), size, size, channels), np.uint8)
-        raw = split.cast_column(image_column, datasets.Image(decode=False))[image_column]
-        for i, item in enumerate(raw):
-            try:
-                with Image.open(io.BytesIO(item["bytes"]) if item["bytes"] else item["path"]) as image:
-                    fitted = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.LANCZOS)
-            except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a damaged file, by format
-                raise DataError(
-                    f"data.path is {path!r}: {item['path'] or f'image {i}'} cannot be read ({error}); mend or remove it"
-                ) from error
-            pixels[i] = np.asarray(fitted).reshape(size, size, channels)
-        labels = None if label_column is None else torch.tensor(list(split[label_column]))
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels
-
-    train, train_label = read(loaded["train"] if "train" in loaded else next(iter(loaded.values())))
-    held = next((name for name in ("test", "validation") if name in loaded), None)
-    if held is not None:
-        heldout, heldout_label = read(loaded[held])
-    else:
-        smallest = None if train_label is None else train_label.bincount().min().item()
-        if len(train) < 2 or (smallest is not None and smallest < 2):
-            raise DataError(f"data.path is {path!r}, with {len(train)} images and {smallest} in its smallest class; at least 2 are needed")
-        try:
-            keep, out = _split(None if train_label is None else train_label.numpy(), len(train), holdout)
-        except ValueError as error:
-            classes = f" of {len(train_label.unique())} classes" if train_label is not None else ""
-            raise DataError(f"data.holdout is {holdout}, which cannot split {len(train)} images{classes}: {error}; change it") from error
-        train, heldout = train[keep], train[out]
-        heldout_label = None if train_label is None else train_label[out]
-        train_label = None if train_label is None else train_label[keep]
-    names = tuple(features[label_column].names) if label_column is not None else ()
-    return ImageData(Path(path).name, train, heldout, train_label, heldout_label, 127.5, names, flip)

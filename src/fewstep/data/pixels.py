@@ -1,0 +1,77 @@
+"""One image file or string of bytes, as Pillow reads it, to bytes of one size: what may come in, and what is refused.
+
+Pillow converts much without a word: it drops transparency, clips 16 bits to 8 and shows the first of several frames. Here
+transparency is laid on white, a camera's orientation mark is followed, and the other two are refused.
+"""
+
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewstep.data.checks import Kind
+
+Resize = Literal["fit", "stretch", "pad", "none"]
+
+DAMAGED = Kind("image{s} that cannot be read", "mend or remove what is named")
+FRAMES = Kind("image{s} of several frames", "data are single images; save one frame of each, or remove them")
+DEEP = Kind("image{s} of more than 8 bits a pixel and channel", "which Pillow would clip; save them with 8 bits")
+UNEQUAL = Kind("image{s} not of data.size", "data.resize is none; resize the images, change data.size, or set data.resize: fit")
+LARGE = Kind("image{s} larger than data.size", "data.resize is pad, which only adds; raise data.size, or set data.resize: fit")
+
+
+class Unfit(Exception):
+    """An image that will not do: the kind of mistake, and what was found."""
+
+    def __init__(self, kind: Kind, detail: str) -> None:
+        super().__init__(detail)
+        self.kind, self.detail = kind, detail
+
+
+def read_pixels(source: str | IO[bytes], size: int, channels: int, resize: Resize) -> NDArray[np.uint8]:
+    """The image in `source` as uint8 [channels, size, size]; grey for `channels` 1, RGB for 3.
+
+    `resize` is "fit" (the shorter side becomes `size`, then a centre crop), "stretch" (both sides become `size`), "pad" (centred, not
+    resampled, on byte 0, which is -1 in [-1, 1]; an odd row or column more goes below and to the right) or "none" (must be size x size).
+    Resampling is Pillow's Lanczos filter. Transparent pixels are laid on white. Raises Unfit.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(source) as image:
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":  # a camera's JPEG whose further frames are previews
+                raise Unfit(FRAMES, f"{frames} frames")
+            if image.mode.startswith(("I", "F")):
+                raise Unfit(DEEP, f"mode {image.mode}")
+            ImageOps.exif_transpose(image, in_place=True)
+            flat = _opaque(image).convert("L" if channels == 1 else "RGB")
+    except Unfit:
+        raise
+    except Exception as error:  # Pillow raises nearly every kind for a damaged file, by format
+        raise Unfit(DAMAGED, " ".join(str(error).split())[:100] or type(error).__name__) from error
+    if flat.size != (size, size):
+        detail = f"{flat.width} x {flat.height}"
+        if resize == "none":
+            raise Unfit(UNEQUAL, detail)
+        if resize == "pad":
+            if max(flat.size) > size:
+                raise Unfit(LARGE, detail)
+            padded = Image.new(flat.mode, (size, size))
+            padded.paste(flat, ((size - flat.width) // 2, (size - flat.height) // 2))
+            flat = padded
+        elif resize == "stretch":
+            flat = flat.resize((size, size), Image.Resampling.LANCZOS)
+        else:
+            flat = ImageOps.fit(flat, (size, size), Image.Resampling.LANCZOS)
+    return np.asarray(flat).reshape(size, size, channels).transpose(2, 0, 1)
+
+
+def _opaque(image: Any) -> Any:
+    """`image` on white, where any of it can be seen through."""
+    if "transparency" not in image.info and image.mode not in ("RGBA", "LA", "PA", "RGBa"):
+        return image
+    from PIL import Image
+
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
