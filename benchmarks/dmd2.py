@@ -1,10 +1,10 @@
 """The parts of DMD2 measured on real digits: one step and four, discriminators, divergences, and what later steps learn from.
 
-    python benchmarks/dmd2.py                           every arm, 3 seeds; about 3 minutes a run on one idle core
+    python benchmarks/dmd2.py                           every arm, 3 seeds; 3 to 6 minutes a run on one idle core
     python benchmarks/dmd2.py --arms "1 step" "4 steps"
     python benchmarks/dmd2.py --seeds 0 --folder runs/dmd2
 
-Each arm is dmd2/digits with the overrides listed in `ARMS`, distilled from the same teacher (teacher/digits, one a seed); 2,000 samples are
+Each arm is a shipped recipe with the overrides listed in `ARMS`, distilled from the same teacher (teacher/digits, one a seed); 2,000 samples are
 measured as `fewstep evaluate` does. Writes results/dmd2_digits.json after each run; a run that is in there already is not done again.
 """
 
@@ -23,18 +23,18 @@ from fewstep.training.run_folder import RunFolder
 RESULTS = Path(__file__).parent / "results" / "dmd2_digits.json"
 DMD = ("method.loss=dmd",)
 GAN = ("method.gan=true", "method.gan_weight_generator=auto")
-FOUR = ("method.sampler_steps=4",)
-ARMS: dict[str, tuple[str, ...]] = {
-    "1 step": (),
-    "4 steps": FOUR,
-    "4 steps, noised data": (*FOUR, "method.inputs=noised_data"),
-    "1 step, GAN": GAN,
-    "1 step, GAN, weight 0.003": ("method.gan=true",),
-    "1 step, GAN at 2 levels of the teacher, R1": (*GAN, "method.gan_features=teacher", "method.gan_levels=2", "method.r1_weight=100"),
-    "1 step, DMD loss": DMD,
-    "1 step, DMD loss, GAN": (*DMD, *GAN),
-    "1 step, DMD loss, GAN, js": (*DMD, *GAN, "method.f_divergence=js"),
-    "1 step, DMD loss, GAN, kl": (*DMD, *GAN, "method.f_divergence=kl"),
+TEACHER = ("method.gan_features=teacher", "method.gan_levels=2", "method.r1_weight=100")
+# title -> recipe and overrides
+ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "1 step": ("dmd2/digits", ()),
+    "4 steps": ("dmd2/digits_4step", ()),
+    "4 steps, noised data": ("dmd2/digits_4step", ("method.inputs=noised_data",)),
+    "1 step, GAN": ("dmd2/digits", GAN),
+    "1 step, GAN, weight 0.003": ("dmd2/digits", ("method.gan=true",)),
+    "1 step, GAN at 2 levels of the teacher, R1": ("dmd2/digits", (*GAN, *TEACHER)),
+    "1 step, DMD loss": ("dmd2/digits", DMD),
+    "1 step, DMD loss, GAN": ("dmd2/digits", (*DMD, *GAN)),
+    "1 step, DMD loss, GAN, js": ("dmd2/digits", (*DMD, *GAN, "method.f_divergence=js")),
 }
 
 
@@ -64,12 +64,14 @@ def main() -> None:
             if any((run["title"], run["training_seed"]) == (arm, seed) for run in runs):
                 continue
             folder = arguments.folder / f"{arm.replace(' ', '_').replace(',', '')}_{seed}"
-            seconds = train("dmd2/digits", folder, *ARMS[arm], f"method.teacher={teacher}", f"seed={seed}")
+            recipe, overrides = ARMS[arm]
+            seconds = train(recipe, folder, *overrides, f"method.teacher={teacher}", f"seed={seed}")
             row = measure(suite, load(folder), num, 0, speed=False)
             runs.append(
                 {
                     "title": arm,
-                    "overrides": list(ARMS[arm]),
+                    "recipe": recipe,
+                    "overrides": list(overrides),
                     "training_seed": seed,
                     "seconds": seconds,
                     "n": num,

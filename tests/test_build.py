@@ -143,6 +143,9 @@ def test_no_teacher_names_the_command_for_ones_own_data(tmp_path):
     message = refused(load_recipe("dmd2/digits"), data)
     assert "method.teacher is missing" in message
     assert "fewstep train your-teacher.yaml --out runs/teacher" in message
+    assert "fewstep import" not in message  # published ones are of coloured images
+    colours = dataclasses.replace(data, train=data.train.repeat(1, 3, 1, 1))
+    assert "fewstep import FILE --out runs/teacher" in refused(load_recipe("dmd2/digits"), colours)
 
 
 def test_the_teachers_copy_in_the_run_folder_comes_first(teacher_run, student_run):
@@ -225,6 +228,13 @@ def test_the_recipe_reaches_the_method(teacher_run):
     assert method.levels[-1].item() == pytest.approx(50)
     assert not method.reuse_generator_batch
     assert (method.gan_weight_generator, method.gan_weight_guidance, method.auto) == (0.7, 0.3, False)
+
+
+def test_every_part_of_a_batch_has_an_item_for_every_step(teacher_run):
+    message = refused(student_recipe(teacher_run, "method.sampler_steps=4", "batch_size=12", "trainer.devices=2", "trainer.accumulate=2"))
+    assert message.startswith("batch_size is 12, in 4 part(s); with method.sampler_steps 4 ")
+    assert message.endswith("give at least 16")
+    make_method(student_recipe(teacher_run, "method.sampler_steps=4", "batch_size=4"), load_digits())
 
 
 def test_the_recipe_reaches_the_teacher(teacher_overrides):

@@ -105,8 +105,10 @@ def load_teacher(config: DMD2Config, data: Data, sigma_data: float | None, kept:
         recipe = f"teacher/{data.name}"
         make = recipe if recipe in shipped_recipes() else "your-teacher.yaml"
         exact = ", or method.teacher=exact for the closed form" if isinstance(data, PointData) and isinstance(data.density, Mixture) else ""
+        rgb = isinstance(data, ImageData) and data.shape[0] == 3
+        published = "or take one that exists with\n  fewstep import FILE --out runs/teacher\n" * rgb
         raise UserError(
-            f"method.teacher is missing. Train one with\n  fewstep train {make} --out runs/teacher\n"
+            f"method.teacher is missing. Train one with\n  fewstep train {make} --out runs/teacher\n{published}"
             f"then add method.teacher=runs/teacher{exact}"
         )
     try:
@@ -214,6 +216,12 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
         scales=dict.fromkeys(CodedMLP.tables, method.table_scale),
         **shared,
     )
+    parts = recipe.trainer.accumulate * recipe.trainer.num_nodes * (1 if recipe.trainer.devices == "auto" else recipe.trainer.devices)
+    if recipe.batch_size // parts < method.sampler_steps:
+        raise UserError(
+            f"batch_size is {recipe.batch_size}, in {parts} part(s); with method.sampler_steps {method.sampler_steps} each part needs an "
+            f"item for every step: give at least {parts * method.sampler_steps}"
+        )
     updates = -(-recipe.steps // method.dfake_gen_update_ratio)
     names = (
         "dfake_gen_update_ratio loss sid_alpha gamma guidance_scale conditioning_sigma sampler_steps sampler_sigmas inputs "

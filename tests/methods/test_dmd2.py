@@ -576,6 +576,67 @@ def test_noised_data_is_the_shortcut_and_has_to_be_named(make_method):
     assert make_method(sampler_steps=3).inputs == "backward_simulation"
 
 
+def told_apart(method):
+    """Give the fake networks different opinions."""
+    with torch.no_grad():
+        for number, copy_ in enumerate(method.networks["fake"].copies):
+            for p in copy_.parameters():
+                p.add_(0.1 * torch.randn(p.shape, generator=seeded(5 + number)))
+
+
+def test_each_step_has_a_fake_network_of_its_own(make_method):
+    """One for all would learn the score of the mixture, and the steps would make up for each other's errors."""
+    method = make_method(sampler_steps=3, sampler_sigmas=LEVELS)
+    told_apart(method)
+    fake, scratch = method.networks["fake"], {}
+    networks = as_the_loop_does(method, "generator")
+    generator = lambda x, sigma, label: x / (1 + sigma.expand(len(x))[:, None, None, None])  # noqa: E731
+    output = method.loss("generator", {**networks, "generator": generator}, batch(), seeded(4), scratch)
+    step = scratch["step"]
+    assert sorted(step.tolist()) == [0, 0, 1, 1, 2, 2]
+    levels = {0: 80.0, 1: 12.0, 2: 1.5}
+    rng = seeded(4)
+    x = method._simulated({"generator": generator}, 80 * torch.randn(NUM, 1, 8, 8, generator=rng), torch.tensor(LEVELS), step, None, rng)
+    x = x / (1 + torch.tensor([levels[s] for s in step.tolist()]))[:, None, None, None]
+    torch.testing.assert_close(output.samples, x)
+    x_s, s = noised(x, 20, 980, rng)
+    real, label = method.networks["teacher"](x_s, s, batch().label), batch().label
+    grad = torch.stack([(f - r) / (i - r).abs().mean() for i, r, f in zip(x, real, fake(x_s, s, label, step=step), strict=True)])
+    torch.testing.assert_close(output.loss, (grad**2).mean() / 2, rtol=1e-4, atol=1e-7)
+    fake_loss = method.loss("guidance", as_the_loop_does(method, "guidance"), batch(), seeded(9), scratch)
+    x_s, s = noised(x, 0, 999, seeded(9))
+    expected = ((s**-2 + 4)[:, None, None, None] * (fake(x_s, s, label, step=step) - x) ** 2).mean()
+    torch.testing.assert_close(fake_loss.loss, expected)
+    fake_loss.loss.backward()
+    assert all(p.grad is not None for p in fake.parameters())
+    before = torch.stack([c(x, torch.tensor(1.0), label) for c in fake.copies])
+    torch.testing.assert_close(fake(x, torch.tensor(1.0), label, step=step), before[step, torch.arange(NUM)])
+
+
+@pytest.mark.parametrize("features", ["fake", "teacher"])
+def test_heads_see_real_data_through_the_same_fake_networks(make_method, features):
+    """Features of a network that only fakes go through would give them away."""
+    method = make_method(sampler_steps=2, gan=True, gan_features=features, f_divergence="js", r1_weight=1.0)
+    told_apart(method)
+    networks = as_the_loop_does(method, "guidance")
+    step = torch.tensor([1, 0, 1, 0, 1, 0])
+    output = method.loss("guidance", networks, batch(), seeded(), {"x": torch.zeros(NUM, 1, 8, 8), "step": step})
+    rng = seeded()
+    noised(torch.zeros(NUM, 1, 8, 8), 0, 999, rng)
+    told = {"step": step} if features == "fake" else {}
+    x_s, s = noised(batch().x, 0, 999, rng)
+
+    def logits(x_s, s):
+        return networks["head"](networks[features](x_s, s, batch().label, features=1, **told))
+
+    real = logits(x_s, s)
+    perturbed = logits(x_s + 0.1 * torch.randn(x_s.shape, generator=rng), s)
+    fake = logits(*noised(torch.zeros(NUM, 1, 8, 8), 0, 999, rng))
+    torch.testing.assert_close(output.terms["r1"], (real - perturbed).square().mean().detach())
+    torch.testing.assert_close(output.terms["gan"], (softplus(-real).mean() + softplus(fake).mean()).detach())
+    loss(method, "generator").loss.backward()  # and the generator's turn, weighed by the ratio, runs too
+
+
 def test_a_student_of_several_steps_ships_with_its_levels_and_is_sampled_as_it_was_trained(make_method):
     method = make_method(sampler_steps=4, conditioning_sigma=40.0)
     shipped = method.ship(method.networks["generator"], 3)

@@ -6,6 +6,7 @@ from fewstep.denoisers.mixture import MixtureDenoiser, MixturePosterior
 from fewstep.denoisers.preconditioned import PreconditionedDenoiser
 from fewstep.denoisers.protocol import Denoiser, guided
 from fewstep.denoisers.push_forward import PushForward
+from fewstep.denoisers.stepwise import StepwiseDenoiser
 
 __all__ = [
     "Denoiser",
@@ -15,5 +16,6 @@ __all__ = [
     "MixturePosterior",
     "PreconditionedDenoiser",
     "PushForward",
+    "StepwiseDenoiser",
     "guided",
 ]

@@ -45,8 +45,7 @@ def model_card(
     lines = [
         f"---\n{header}---\n",
         f"# {name}\n",
-        f"A generator that draws from noise in {counted}{f', trained with the method {made}' if made else ''} by "
-        f"fewstep {__version__}.\n",
+        f"A generator that draws from noise in {counted}{f', trained with the method {made}' if made else ''} by fewstep {__version__}.\n",
         f"- data: {info.get('data', 'not stated')}; one item has shape {list(generator.shape)}"
         + (", values in [-1, 1]" if len(generator.shape) == 3 else ""),
         f"- classes: {generator.num_classes or 'none'}" + (f" ({', '.join(map(str, classes))})" if classes else ""),

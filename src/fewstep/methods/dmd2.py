@@ -10,8 +10,9 @@
         loss = mean w(s) (D_fake(x_s, s) - stop_gradient(x))^2      s from a range of its own
              + w_d [softplus(h(fake_s')) + softplus(-h(real_s')) + w_r R1]
 
-D_real is the frozen teacher; G and D_fake start from its weights. With the DMD loss no gradient passes through either
-denoiser; with the SiD loss (arXiv 2404.04057) it passes through both, their weights held still.
+D_real is the frozen teacher; G and D_fake start from its weights. With several steps there is a D_fake for each: one score for the
+mixture of their samples leaves the first step too narrow and the last too wide (docs/dmd2.md). With the DMD loss no gradient passes
+through either denoiser; with the SiD loss (arXiv 2404.04057) it passes through both, their weights held still.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fewstep.denoisers import guided
+from fewstep.denoisers import StepwiseDenoiser, guided
 from fewstep.generator import Generator, frozen
 from fewstep.maths.adversarial import approximate_r1, discriminator_loss, generator_loss, r1_penalty
 from fewstep.maths.matching import density_ratio, dmd_gradient, dmd_loss, f_divergence_weight, ratio_means, sid_loss
@@ -49,7 +50,7 @@ class DMD2(Method):
         gamma: match ``p_real^gamma``; 1 is the real distribution.
         guidance_scale: classifier-free guidance of the teacher.
         conditioning_sigma: noise level of the generator's first input.
-        sampler_steps: how many steps the generator is made for.
+        sampler_steps: how many steps the generator is made for; there is a fake network for each.
         sampler_sigmas: the noise levels of these steps, from `conditioning_sigma` downwards; None for `student_sigmas`.
         inputs: what a later step learns from. "backward_simulation": the generator's own earlier steps, as it will be sampled.
             "noised_data": real data, which it will never see there: a shortcut that FastGen's and other releases offer, and a known
@@ -135,7 +136,7 @@ class DMD2(Method):
         self.networks = {
             "teacher": frozen(real or teacher.denoiser),
             "generator": student.denoiser if student else frozen(teacher.denoiser).requires_grad_(True).train(),
-            "fake": fake,
+            "fake": StepwiseDenoiser(fake, sampler_steps) if sampler_steps > 1 else fake,
         }
         guidance: tuple[str, ...] = ("fake",)
         if gan:
@@ -182,21 +183,24 @@ class DMD2(Method):
 
     # --- samples -----------------------------------------------------------------------------------------------------
 
-    def _generate(self, networks: Networks, batch: Batch, rng: torch.Generator) -> Tensor:
-        """What the generator makes at one of its steps, dealt to the items in turn: [B, ...]. A gradient passes through that step alone."""
+    def _generate(self, networks: Networks, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """(x, step): what the generator makes at one of its steps, dealt to the items in turn, [B, ...] and int64 [B] (None of one step).
+
+        A gradient passes through that step alone.
+        """
         shape = self.student.latent_shape if self.student else batch.x.shape[1:]
         n = torch.randn(len(batch.x), *shape, generator=rng, device=batch.x.device)
         if self.student:
-            return networks["generator"](n, math.inf, batch.label)
+            return networks["generator"](n, math.inf, batch.label), None
         sigmas = torch.tensor(self.sigmas, device=n.device)
         if len(sigmas) == 1:
-            return networks["generator"](sigmas[0] * n, sigmas[0], batch.label)
+            return networks["generator"](sigmas[0] * n, sigmas[0], batch.label), None
         step = self._dealt_steps(len(n)).to(n.device)
         if self.inputs == "noised_data":
             x = expand_like(sigmas[step], n) * n + expand_like((step > 0).to(n), n) * batch.x
         else:
             x = self._simulated(networks, sigmas[0] * n, sigmas, step, batch.label, rng)
-        return networks["generator"](x, sigmas[step], batch.label)
+        return networks["generator"](x, sigmas[step], batch.label), step
 
     @torch.no_grad()
     def _simulated(self, networks: Networks, x: Tensor, sigmas: Tensor, step: Tensor, label: Tensor | None, rng: torch.Generator) -> Tensor:
@@ -217,20 +221,21 @@ class DMD2(Method):
     # --- the generator's turn ----------------------------------------------------------------------------------------
 
     def _generator_loss(self, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
-        x, label = self._generate(networks, batch, rng), batch.label
-        scratch["x"] = x.detach()
+        x, step = self._generate(networks, batch, rng)
+        label, told = batch.label, _told(step)
+        scratch["x"], scratch["step"] = x.detach(), step
         with torch.set_grad_enabled(self.loss_name == "sid"):
             first = round(self.first(self.generator_updates) * len(self.levels))
             x_s, s = self._noised(x, min(first, self.last), self.last, rng)
             x0_real = guided(networks["teacher"], x_s, s, label, self.guidance_scale)
-            x0_fake = networks["fake"](x_s, s, label)
+            x0_fake = networks["fake"](x_s, s, label, **told)
         terms: dict[str, Tensor] = {}
         if self.loss_name == "sid":
             dm = sid_loss(x, x0_real, x0_fake, self.sid_alpha, self.gamma, x_s)
         else:
             grad = dmd_gradient(x, x0_real, x0_fake, self.gamma, x_s)
             if self.f_divergence != "reverse_kl":
-                weight, terms["ratio"] = self._divergence_weight(networks, x_s, s, label)
+                weight, terms["ratio"] = self._divergence_weight(networks, x_s, s, label, step)
                 grad = expand_like(weight, grad) * grad
             dm = dmd_loss(x, grad)
         with torch.no_grad():
@@ -238,7 +243,7 @@ class DMD2(Method):
         terms |= {"dm": dm.detach(), "gap": gap}
         total = dm
         if self.gan:
-            gan = generator_loss(self._logits(networks, *self._noised(x, 0, len(self.levels) - 1, rng), label))
+            gan = generator_loss(self._logits(networks, *self._noised(x, 0, len(self.levels) - 1, rng), label, step))
             if self.auto:
                 self._measure_gan_weight(dm, gan, x)
             total = dm + self.gan_weight_generator * gan
@@ -246,9 +251,11 @@ class DMD2(Method):
         return LossOutput(total, terms, scratch["x"], label)
 
     @torch.no_grad()
-    def _divergence_weight(self, networks: Networks, x_s: Tensor, s: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _divergence_weight(
+        self, networks: Networks, x_s: Tensor, s: Tensor, label: Tensor | None, step: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """(h(r) with mean 1, [B]; the mean of r as the heads have it) at noised samples `x_s`."""
-        ratio = density_ratio(self._logits(networks, x_s, s, label))
+        ratio = density_ratio(self._logits(networks, x_s, s, label, step))
         level = torch.searchsorted(self.levels, s.to(self.levels)).clamp_max(len(self.levels) - 1)
         group = level * self.RATIO_GROUPS // len(self.levels)
         means = torch.tensor(self.ratio_means, dtype=torch.float64, device=x_s.device)
@@ -274,18 +281,18 @@ class DMD2(Method):
 
     def _guidance_loss(self, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
         label = batch.label
-        x = scratch.get("x") if self.reuse_generator_batch else None
+        x, step = (scratch.get("x"), scratch.get("step")) if self.reuse_generator_batch else (None, None)
         if x is None:
             with torch.no_grad():
-                x = self._generate(networks, batch, rng)
+                x, step = self._generate(networks, batch, rng)
         x_s, s = self._noised(x, self.fake_first, self.fake_last, rng)
         weight = expand_like(edm_weight(s, self.teacher.sigma_data), x)
-        fake = (weight * (networks["fake"](x_s, s, label) - x).square()).mean()
+        fake = (weight * (networks["fake"](x_s, s, label, **_told(step)) - x).square()).mean()
         terms, total = {"fake": fake.detach()}, fake
         if self.gan:
             real_s, s = self._noised(batch.x, 0, len(self.levels) - 1, rng)
-            real_logits, r1 = self._real_logits(networks, real_s, s, label, rng)
-            fake_logits = self._logits(networks, *self._noised(x, 0, len(self.levels) - 1, rng), label)
+            real_logits, r1 = self._real_logits(networks, real_s, s, label, step, rng)
+            fake_logits = self._logits(networks, *self._noised(x, 0, len(self.levels) - 1, rng), label, step)
             gan = discriminator_loss(real_logits, fake_logits)
             total = fake + self.gan_weight_guidance * gan
             terms["gan"] = gan.detach()
@@ -294,26 +301,27 @@ class DMD2(Method):
                 terms["r1"] = r1.detach()
         return LossOutput(total, terms)
 
-    def _logits(self, networks: Networks, x_s: Tensor, s: Tensor, label: Tensor | None) -> Tensor:
-        """The heads' verdicts on noised samples: [B, heads]."""
-        return networks["head"](networks[self.gan_features](x_s, s, label, features=self.gan_levels))
+    def _logits(self, networks: Networks, x_s: Tensor, s: Tensor, label: Tensor | None, step: Tensor | None) -> Tensor:
+        """The heads' verdicts on noised samples: [B, heads]. Real ones are seen by the fake network of `step`, as the fakes are."""
+        told = _told(step) if self.gan_features == "fake" else {}
+        return networks["head"](networks[self.gan_features](x_s, s, label, features=self.gan_levels, **told))
 
     def _real_logits(
-        self, networks: Networks, x_s: Tensor, s: Tensor, label: Tensor | None, rng: torch.Generator
+        self, networks: Networks, x_s: Tensor, s: Tensor, label: Tensor | None, step: Tensor | None, rng: torch.Generator
     ) -> tuple[Tensor, Tensor | None]:
         """The heads' verdicts on noised real data, and the penalty on their slope there, where it weighs anything."""
         if not self.r1_weight:
-            return self._logits(networks, x_s, s, label), None
+            return self._logits(networks, x_s, s, label, step), None
         exact = self.r1 == "exact"
         # fused attention has no second gradient
         with sdpa_kernel(SDPBackend.MATH) if exact else contextlib.nullcontext():
             if exact:
                 x_s = x_s.detach().requires_grad_()
-            logits = self._logits(networks, x_s, s, label)
+            logits = self._logits(networks, x_s, s, label, step)
             if exact:
                 return logits, r1_penalty(logits, x_s)
         perturbed = x_s + self.r1_alpha * torch.randn(x_s.shape, generator=rng, device=x_s.device)
-        return logits, approximate_r1(logits, self._logits(networks, perturbed, s, label))
+        return logits, approximate_r1(logits, self._logits(networks, perturbed, s, label, step))
 
     # --- what is kept ------------------------------------------------------------------------------------------------
 
@@ -341,6 +349,11 @@ class DMD2(Method):
         """Take back what `state_dict` gave."""
         for name in self.KEPT:
             setattr(self, name, state[name])
+
+
+def _told(step: Tensor | None) -> dict[str, Tensor]:
+    """What the fake denoiser is told beside the label: the step [B], where there are several."""
+    return {} if step is None else {"step": step}
 
 
 def _student_levels(conditioning_sigma: float, steps: int, sigmas: Sequence[float] | None) -> list[float]:
