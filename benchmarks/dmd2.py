@@ -4,8 +4,9 @@
     python benchmarks/dmd2.py --arms "1 step" "4 steps"
     python benchmarks/dmd2.py --seeds 0 --folder runs/dmd2
 
-Each arm is a shipped recipe with the overrides listed in `ARMS`, distilled from the same teacher (teacher/digits, one a seed); 2,000 samples are
-measured as `fewstep evaluate` does. Writes results/dmd2_digits.json after each run; a run that is in there already is not done again.
+Each arm is a shipped recipe with the overrides listed in `ARMS`, distilled from the same teacher (teacher/digits, one a
+seed); 2,000 samples are measured as `fewstep evaluate` does, and of several steps what each has made. Writes
+results/dmd2_digits.json after each run; a run that is in there already is not done again.
 """
 
 import argparse
@@ -13,11 +14,14 @@ import json
 import os
 from pathlib import Path
 
+import torch
+
 from fewstep import build
 from fewstep.config import load_recipe
 from fewstep.evaluation import machine
-from fewstep.generator import load
+from fewstep.generator import Generator, load
 from fewstep.measurement import measure, suite_for, usual_samples
+from fewstep.metrics.suite import Suite
 from fewstep.training.run_folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results" / "dmd2_digits.json"
@@ -28,6 +32,7 @@ TEACHER = ("method.gan_features=teacher", "method.gan_levels=2", "method.r1_weig
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "1 step": ("dmd2/digits", ()),
     "4 steps": ("dmd2/digits_4step", ()),
+    "4 steps, one fake network": ("dmd2/digits_4step", ("method.fake_per_step=false",)),
     "4 steps, noised data": ("dmd2/digits_4step", ("method.inputs=noised_data",)),
     "1 step, GAN": ("dmd2/digits", GAN),
     "1 step, GAN, weight 0.003": ("dmd2/digits", ("method.gan=true",)),
@@ -44,6 +49,17 @@ def train(source: str, folder: Path, *overrides: str) -> float:
     if run.model_step() != recipe.steps:
         build.train(recipe, folder, resume=run.recipe_file.exists(), title=folder.name)
     return run.metrics()[-1]["seconds"]
+
+
+@torch.no_grad()
+def after_each_step(generator: Generator, suite: Suite, num: int) -> list[dict[str, float]]:
+    """The figures of what a generator of several steps has made after each of them; nothing for one of a single step."""
+    sigmas, label, rng = generator.sigmas().float(), generator.labels(num), torch.Generator().manual_seed(0)
+    rows, x = [], torch.zeros(num, *generator.shape)
+    for sigma in sigmas:
+        x = generator.denoiser(x + sigma * torch.randn(x.shape, generator=rng), sigma, label)
+        rows.append({"sigma": sigma.item(), **suite.measure(x.clamp(-1, 1), label)})
+    return rows if len(rows) > 1 else []
 
 
 def main() -> None:
@@ -66,7 +82,8 @@ def main() -> None:
             folder = arguments.folder / f"{arm.replace(' ', '_').replace(',', '')}_{seed}"
             recipe, overrides = ARMS[arm]
             seconds = train(recipe, folder, *overrides, f"method.teacher={teacher}", f"seed={seed}")
-            row = measure(suite, load(folder), num, 0, speed=False)
+            generator = load(folder)
+            row = measure(suite, generator, num, 0, speed=False)
             runs.append(
                 {
                     "title": arm,
@@ -78,6 +95,7 @@ def main() -> None:
                     "seed": 0,
                     "floor": suite.floor,
                     "row": row,
+                    "steps": after_each_step(generator, suite, num),
                     "machine": {**machine(), "load": os.getloadavg()[0]},
                 }
             )

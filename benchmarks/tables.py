@@ -265,6 +265,21 @@ def dddm_step() -> str:
     return markdown(lines) + source(content, " Medians of alternating calls in one process; cifar10 is the recipe's network with 8 images.")
 
 
+def dmd2_steps() -> str:
+    """Class std and distance after each step of a four-step student."""
+    content = result("dmd2_digits")
+    runs = [run for run in content["runs"] if run.get("steps")]
+    titles = list(dict.fromkeys(run["title"] for run in runs))
+    lines = [["", *(f"after step {number + 1}, sigma {row['sigma']:.3g}" for number, row in enumerate(runs[0]["steps"]))]]
+    for title in titles:
+        group = [run["steps"] for run in runs if run["title"] == title]
+        for key, heading, form in (("within_class_std", "class std", "{:.0%}"), ("frechet_over_floor", "FD / floor", "{:.2f}")):
+            lines.append([f"{title}: {heading}", *(ranged([rows[i][key] for rows in group], form) for i in range(len(group[0])))])
+    seeds = {title: sum(run["title"] == title for run in runs) for title in titles}
+    note = " Seeds: " + ", ".join(f"{title} {number}" for title, number in seeds.items()) + "; the range in brackets; n = 2000."
+    return markdown(lines) + source(content, note)
+
+
 def export_speed() -> str:
     """Onnxruntime beside torch."""
     content = result("export_speed")
@@ -304,6 +319,7 @@ TABLES = {
     "presets": lambda: laboratory("presets"),
     "drift_digits": lambda: digits("laboratory_digits"),
     "floor": lambda: digits("laboratory_floor"),
+    "dmd2_steps": dmd2_steps,
     "dmd2_digits": lambda: digits("dmd2_digits"),
     "drift_step": drift_step,
 }

@@ -207,7 +207,9 @@ def test_the_recipe_reaches_the_method(teacher_run):
     overrides += (
         " weight_decay=.03 clip=2. reuse_generator_batch=false gan=true gan_weight_generator=.7 gan_weight_guidance=.3 sid_alpha=1.2"
     )
-    overrides += " sampler_steps=2 sampler_sigmas=[40.,3.] inputs=noised_data fake_min_step_percent=.2 fake_max_step_percent=.9"
+    overrides += (
+        " sampler_steps=2 sampler_sigmas=[40.,3.] fake_per_step=false inputs=noised_data fake_min_step_percent=.2 fake_max_step_percent=.9"
+    )
     overrides += " gan_features=teacher gan_levels=2 r1_weight=4. r1=exact r1_alpha=.2 f_divergence=kl"
     method = make_method(student_recipe(teacher_run, *(f"method.{o}" for o in overrides.split())), load_digits())
     generator, guidance = method.turns
@@ -219,6 +221,7 @@ def test_the_recipe_reaches_the_method(teacher_run):
     assert dataclasses.asdict(guidance.optimizer) == guidances | common
     assert (method.loss_name, method.sid_alpha, method.gamma) == ("dmd", 1.2, 1.5)
     assert (method.guidance_scale, method.sigmas, method.inputs) == (2.5, [40.0, 3.0], "noised_data")
+    assert not method.stepwise
     assert (method.fake_first, method.fake_last, method.f_divergence) == (20, 90, "kl")
     assert (method.gan_features, method.gan_levels, len(method.networks["head"].heads)) == ("teacher", 2, 2)
     assert (method.r1_weight, method.r1, method.r1_alpha) == (4.0, "exact", 0.2)

@@ -224,8 +224,8 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
         )
     updates = -(-recipe.steps // method.dfake_gen_update_ratio)
     names = (
-        "dfake_gen_update_ratio loss sid_alpha gamma guidance_scale conditioning_sigma sampler_steps sampler_sigmas inputs "
-        "max_step_percent fake_min_step_percent fake_max_step_percent reuse_generator_batch "
+        "dfake_gen_update_ratio loss sid_alpha gamma guidance_scale conditioning_sigma sampler_steps sampler_sigmas fake_per_step "
+        "inputs max_step_percent fake_min_step_percent fake_max_step_percent reuse_generator_batch "
         "gan gan_weight_generator gan_weight_guidance gan_features gan_levels r1_weight r1 r1_alpha f_divergence"
     )
     with torch.random.fork_rng(devices=[]):

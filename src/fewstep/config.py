@@ -111,6 +111,7 @@ class DMD2Config(GridConfig, AdamConfig):
     sampler_sigmas: Annotated[list[PositiveFloat], Field(min_length=1)] | None = Field(
         None, description="their noise levels, from conditioning_sigma down; null for levels that diffusers' scheduler can name"
     )
+    fake_per_step: bool = Field(True, description="a fake network for each of several steps; false is one for all, as published")
     inputs: Literal["backward_simulation", "noised_data"] = Field(
         "backward_simulation", description="what later steps learn from; noised_data is a shortcut, and a known mistake"
     )

@@ -613,6 +613,19 @@ def test_each_step_has_a_fake_network_of_its_own(make_method):
     torch.testing.assert_close(fake(x, torch.tensor(1.0), label, step=step), before[step, torch.arange(NUM)])
 
 
+def test_one_fake_network_for_all_steps_is_the_published_form(make_method):
+    method, scratch = make_method(sampler_steps=3, sampler_sigmas=LEVELS, fake_per_step=False), {}
+    made = loss(method, "generator", scratch=scratch).samples
+    output = method.loss("guidance", as_the_loop_does(method, "guidance"), batch(), seeded(9), scratch)
+    x_s, s = noised(made, 0, 999, seeded(9))
+    expected = ((s**-2 + 4)[:, None, None, None] * (method.networks["fake"](x_s, s, batch().label) - made) ** 2).mean()
+    torch.testing.assert_close(output.loss, expected)
+    each = make_method(sampler_steps=3).networks["fake"].copies
+    assert [sum(p.numel() for p in network.parameters()) for network in (method.networks["fake"], *each)] == 4 * [
+        sum(p.numel() for p in method.networks["generator"].parameters())
+    ]
+
+
 @pytest.mark.parametrize("features", ["fake", "teacher"])
 def test_heads_see_real_data_through_the_same_fake_networks(make_method, features):
     """Features of a network that only fakes go through would give them away."""

@@ -50,8 +50,10 @@ class DMD2(Method):
         gamma: match ``p_real^gamma``; 1 is the real distribution.
         guidance_scale: classifier-free guidance of the teacher.
         conditioning_sigma: noise level of the generator's first input.
-        sampler_steps: how many steps the generator is made for; there is a fake network for each.
+        sampler_steps: how many steps the generator is made for.
         sampler_sigmas: the noise levels of these steps, from `conditioning_sigma` downwards; None for `student_sigmas`.
+        fake_per_step: a fake network for each of several steps; False is one for all, as published, which learns the score of the mixture
+            of all steps' samples, and so holds only the mixture to the data.
         inputs: what a later step learns from. "backward_simulation": the generator's own earlier steps, as it will be sampled.
             "noised_data": real data, which it will never see there: a shortcut that FastGen's and other releases offer, and a known
             cause of blurred few-step students.
@@ -95,6 +97,7 @@ class DMD2(Method):
         conditioning_sigma: float = 80.0,
         sampler_steps: int = 1,
         sampler_sigmas: Sequence[float] | None = None,
+        fake_per_step: bool = True,
         inputs: Literal["backward_simulation", "noised_data"] = "backward_simulation",
         min_step_percent: Ramp | float = 0.02,
         max_step_percent: float = 0.98,
@@ -136,7 +139,7 @@ class DMD2(Method):
         self.networks = {
             "teacher": frozen(real or teacher.denoiser),
             "generator": student.denoiser if student else frozen(teacher.denoiser).requires_grad_(True).train(),
-            "fake": StepwiseDenoiser(fake, sampler_steps) if sampler_steps > 1 else fake,
+            "fake": StepwiseDenoiser(fake, sampler_steps) if sampler_steps > 1 and fake_per_step else fake,
         }
         guidance: tuple[str, ...] = ("fake",)
         if gan:
@@ -148,7 +151,7 @@ class DMD2(Method):
         )
         self.loss_name, self.sid_alpha, self.gamma, self.guidance_scale = loss, sid_alpha, gamma, guidance_scale
         self.sigmas = _student_levels(conditioning_sigma, sampler_steps, sampler_sigmas)
-        self.inputs = inputs
+        self.inputs, self.stepwise = inputs, sampler_steps > 1 and fake_per_step
         self.levels = karras_sigmas(num_train_timesteps, sigma_min, sigma_max, rho).flip(0)  # ascending, as published
         self.first = min_step_percent if isinstance(min_step_percent, Ramp) else Ramp(min_step_percent)
         top = num_train_timesteps - 1
@@ -222,7 +225,7 @@ class DMD2(Method):
 
     def _generator_loss(self, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
         x, step = self._generate(networks, batch, rng)
-        label, told = batch.label, _told(step)
+        label, told = batch.label, self._told(step)
         scratch["x"], scratch["step"] = x.detach(), step
         with torch.set_grad_enabled(self.loss_name == "sid"):
             first = round(self.first(self.generator_updates) * len(self.levels))
@@ -287,7 +290,7 @@ class DMD2(Method):
                 x, step = self._generate(networks, batch, rng)
         x_s, s = self._noised(x, self.fake_first, self.fake_last, rng)
         weight = expand_like(edm_weight(s, self.teacher.sigma_data), x)
-        fake = (weight * (networks["fake"](x_s, s, label, **_told(step)) - x).square()).mean()
+        fake = (weight * (networks["fake"](x_s, s, label, **self._told(step)) - x).square()).mean()
         terms, total = {"fake": fake.detach()}, fake
         if self.gan:
             real_s, s = self._noised(batch.x, 0, len(self.levels) - 1, rng)
@@ -301,9 +304,13 @@ class DMD2(Method):
                 terms["r1"] = r1.detach()
         return LossOutput(total, terms)
 
+    def _told(self, step: Tensor | None) -> dict[str, Tensor]:
+        """What the fake denoiser is told beside the label: the step [B], where there is a network for each."""
+        return {"step": step} if self.stepwise and step is not None else {}
+
     def _logits(self, networks: Networks, x_s: Tensor, s: Tensor, label: Tensor | None, step: Tensor | None) -> Tensor:
         """The heads' verdicts on noised samples: [B, heads]. Real ones are seen by the fake network of `step`, as the fakes are."""
-        told = _told(step) if self.gan_features == "fake" else {}
+        told = self._told(step) if self.gan_features == "fake" else {}
         return networks["head"](networks[self.gan_features](x_s, s, label, features=self.gan_levels, **told))
 
     def _real_logits(
@@ -349,11 +356,6 @@ class DMD2(Method):
         """Take back what `state_dict` gave."""
         for name in self.KEPT:
             setattr(self, name, state[name])
-
-
-def _told(step: Tensor | None) -> dict[str, Tensor]:
-    """What the fake denoiser is told beside the label: the step [B], where there are several."""
-    return {} if step is None else {"step": step}
 
 
 def _student_levels(conditioning_sigma: float, steps: int, sigmas: Sequence[float] | None) -> list[float]:
