@@ -160,7 +160,9 @@ def digits(name: str) -> str:
         cells = [ranged([run["row"][key] for run in group], form) for key, (_, form) in columns.items()]
         lines.append([title, *cells, f"{statistics.median(run['seconds'] for run in group):.0f}"])
     seeds = sorted({str(run["training_seed"]) for run in content["runs"]})
-    return markdown(lines) + source(content, f" Mean over training seeds {', '.join(seeds)}, the range in brackets; n = 2000, seed 0.")
+    samplings = len(content["runs"][0].get("seeds", [0]))
+    sets = f", mean of {samplings} sets of samples" if samplings > 1 else ", seed 0"
+    return markdown(lines) + source(content, f" Mean over training seeds {', '.join(seeds)}, the range in brackets; n = 2000{sets}.")
 
 
 def drift_step() -> str:
