@@ -33,7 +33,7 @@ def small(recipe: Recipe) -> list[str]:
         overrides += ["trainer.evaluate_samples=50"]
     if "m" in type(recipe.method).model_fields:
         overrides += ["method.m=2"]
-    if "sampler_steps" in type(recipe.method).model_fields:
+    if "sampler_steps" in type(recipe.method).model_fields and recipe.method.name != "dmd2":  # whose students have their own
         overrides += ["method.sampler_steps=3"]
     if "stride" in type(recipe.data).model_fields:
         overrides += ["data.stride=32"]
