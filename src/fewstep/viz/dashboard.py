@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 WAITING = 32  # pictures that may wait to be drawn
-PATIENCE = 60.0  # seconds without a new picture after which `Dashboard.close` gives the worker up
+PATIENCE = 180.0  # seconds without a new picture after which `Dashboard.close` gives the worker up
 SAMPLES, LOSSES = 4000, 2000  # at most so many are drawn: more cannot be told apart
 COVERED = 0.2  # of its target weight near it: then a mode counts as covered (as in fewstep.metrics.modes, which needs torch)
 
