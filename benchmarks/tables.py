@@ -158,7 +158,10 @@ def digits(name: str) -> str:
     for title in dict.fromkeys(run["title"] for run in content["runs"]):
         group = [run for run in content["runs"] if run["title"] == title]
         cells = [ranged([run["row"][key] for run in group], form) for key, (_, form) in columns.items()]
-        lines.append([title, *cells, f"{statistics.median(run['seconds'] for run in group):.0f}"])
+        fewer = (
+            f" ({len(group)} seed{'s' * (len(group) > 1)})" if len(group) < len({run["training_seed"] for run in content["runs"]}) else ""
+        )
+        lines.append([title + fewer, *cells, f"{statistics.median(run['seconds'] for run in group):.0f}"])
     seeds = sorted({str(run["training_seed"]) for run in content["runs"]})
     samplings = len(content["runs"][0].get("seeds", [0]))
     sets = f", mean of {samplings} sets of samples" if samplings > 1 else ", seed 0"
