@@ -1,6 +1,6 @@
 """What it takes to import, sample and distil a full-size EDM network of CIFAR-10 on this machine.
 
-    python benchmarks/import_edm.py [--folder /tmp/edm]
+    python benchmarks/import_edm.py [--folder runs/import_edm]
 
 Writes a file in the official layout with the names and shapes of the published conditional VP network (55.7 million parameters) and
 random weights: no published file is needed, and none is loaded. Then, each in a process of its own through the command line: the

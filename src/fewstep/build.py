@@ -216,7 +216,7 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
         scales=dict.fromkeys(CodedMLP.tables, method.table_scale),
         **shared,
     )
-    parts = recipe.trainer.accumulate * recipe.trainer.num_nodes * (1 if recipe.trainer.devices == "auto" else recipe.trainer.devices)
+    parts = recipe.trainer.accumulate * recipe.trainer.known_devices
     if recipe.batch_size // parts < method.sampler_steps:
         raise UserError(
             f"batch_size is {recipe.batch_size}, in {parts} part(s); with method.sampler_steps {method.sampler_steps} each part needs an "
@@ -410,7 +410,7 @@ def describe(recipe: Recipe) -> list[str]:
     from fewstep.training.loop import check_batch_size
 
     trainer = recipe.trainer
-    devices = trainer.num_nodes * (1 if trainer.devices == "auto" else trainer.devices)
+    devices = trainer.known_devices
     check_batch_size(recipe.batch_size, devices, trainer.accumulate)
     data = training_data(recipe)
     method = make_method(recipe, data)

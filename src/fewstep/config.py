@@ -391,6 +391,11 @@ class TrainerConfig(Section):
     keep_checkpoints: PositiveInt = 2
     tracker: Literal["none", "wandb", "tensorboard"] = "none"
 
+    @property
+    def known_devices(self) -> int:
+        """Devices on all nodes, as far as the recipe says: "auto" counts as one a node."""
+        return self.num_nodes * (1 if self.devices == "auto" else self.devices)
+
     @model_validator(mode="after")
     def _measured(self) -> "TrainerConfig":
         for key in ("keep_best", "evaluate_features"):
