@@ -15,7 +15,7 @@ import torch
 from scipy import integrate
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from fewstep.data.images import DataError
+from fewstep.data.errors import DataError
 from fewstep.data.points import PointData, check_points
 from fewstep.data.toys import (
     DENSITIES,

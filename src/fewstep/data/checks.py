@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fewstep.data.images import DataError
+from fewstep.data.errors import DataError
 
 SHOWN = 3
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.data.checks import Kind, Mistakes
-from fewstep.data.images import DataError, ImageData, stratified_split
+from fewstep.data.errors import DataError
+from fewstep.data.images import ImageData, stratified_split
 from fewstep.data.pixels import DAMAGED, Resize, Unfit, read_pixels
 
 TRAIN, HELD_OUT = "train", ("test", "validation")  # the first of the latter that there is

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-class DataError(ValueError):
-    """A data set that is missing or not what it should be; the message says which and what to change."""
+from fewstep.data.errors import DataError
 
 
 @dataclass(frozen=True)

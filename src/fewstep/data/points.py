@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.data.images import DataError
+from fewstep.data.errors import DataError
 
 if TYPE_CHECKING:
     from fewstep.data.toys import Density

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fewstep.data.images import DataError
+from fewstep.data.errors import DataError
 from fewstep.data.points import PointData, check_points
 
 NEIGHBOURS = 20  # k

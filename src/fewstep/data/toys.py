@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.data.images import DataError
+from fewstep.data.errors import DataError
 from fewstep.data.points import PointData
 
 Propose = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
