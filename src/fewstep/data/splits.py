@@ -1,0 +1,104 @@
+"""A split of an image data set that has been found: its columns a few rows at a time, and its images in one array.
+
+Its columns are Arrow arrays, read from the files themselves: what is memory-mapped or read whole would be a second copy of the data. Each
+image is decoded into its place in the final array, so that memory is the pixels and a batch.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fewstep.data.checks import Kind, Mistakes
+from fewstep.data.pixels import DAMAGED, Resize, Unfit, read_pixels
+
+TRAIN, HELD_OUT = "train", ("test", "validation")  # the first of the latter that there is
+NO_LABELS = "none"  # instead of a column of labels
+CHUNK = 64  # images that a thread decodes before it asks for more
+
+EMPTY_CLASS = Kind("class{es} without a training image", "add images or take the class out, or set data.label_column: none")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set that has been found.
+
+    Attributes:
+        name: of the split.
+        features: the `datasets` features of its columns.
+        num: rows.
+        arrays: Arrow arrays of the column that is asked for, of a few rows each.
+        root: the folder whose files these are, for a folder of images.
+
+    """
+
+    name: str
+    features: dict[str, Any]
+    num: int
+    arrays: Callable[[str], Iterator[Any]]
+    root: Path | None = None
+
+    def values(self, column: str) -> list[Any]:
+        """All values of `column`, as Python has them."""
+        return [value for array in self.arrays(column) for value in array.to_pylist()]
+
+    def place(self, row: int, path: str | None) -> str:
+        """What to call an image in a message."""
+        if self.root is not None and path is not None:
+            return str(Path(path).relative_to(self.root))
+        return f"row {row} of {self.name}" + (f", {path}" if path else "")
+
+
+def decode_split(
+    split: Split, column: str, place: NDArray[np.int64], size: int, channels: int, resize: Resize, mistakes: Mistakes
+) -> Tensor:
+    """All images uint8 [N, C, size, size], that of row r at place[r], in as many threads as there are cores: Pillow lets go of the lock."""
+    pixels = torch.empty((split.num, channels, size, size), dtype=torch.uint8)
+    array, first = pixels.numpy(), 0
+
+    def decode(chunk: tuple[NDArray[np.int64], Any, Any]) -> list[tuple[int, str | None, Unfit]]:
+        """What will not do of a chunk: its number in the chunk, its path, and why."""
+        unfit = []
+        for k, (to, content, path) in enumerate(zip(*chunk, strict=True)):
+            content, path = content.as_buffer(), path.as_py()
+            source = path if content is None else BytesIO(content)
+            try:
+                if source is None:
+                    raise Unfit(DAMAGED, "the row is empty")
+                array[to] = read_pixels(source, size, channels, resize)
+            except Unfit as reason:
+                unfit.append((k, path, reason))
+        return unfit
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former not on macOS
+    with ThreadPoolExecutor(cores) as pool:
+        for batch in split.arrays(column):
+            content, paths = _encoded(batch)
+            here = place[first : first + len(batch)]
+            slices = [slice(begin, begin + CHUNK) for begin in range(0, len(batch), CHUNK)]
+            for part, unfit in zip(slices, pool.map(decode, [(here[s], content[s], paths[s]) for s in slices]), strict=True):
+                for k, path, reason in unfit:
+                    mistakes.add(reason.kind, split.place(first + part.start + k, path), reason.detail)
+            first += len(batch)
+    assert first == split.num
+    return pixels
+
+
+def _encoded(array: Any) -> tuple[Any, Any]:
+    """The bytes (or null) and the paths (or null) of a column of images: a struct of both, or one alone."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(array.type):
+        fields = dict(zip((field.name for field in array.type), array.flatten(), strict=True))
+        return fields["bytes"].cast(pa.large_binary()), fields["path"]  # a file that has none may not say of which type
+    if pa.types.is_string(array.type):
+        return pa.nulls(len(array), pa.binary()), array
+    return array, pa.nulls(len(array), pa.string())

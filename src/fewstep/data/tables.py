@@ -1,0 +1,216 @@
+"""Images in tables, by the `datasets` library: parquet, ``save_to_disk``, a folder with metadata, and the Hugging Face Hub.
+
+Here are the splits that there are, the one to train on and the one to hold out, the columns of images and labels, and the classes.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.data.checks import Kind, Mistakes
+from fewstep.data.errors import DataError
+from fewstep.data.splits import CHUNK, EMPTY_CLASS, HELD_OUT, NO_LABELS, TRAIN, Split
+
+LABELS = ("label", "labels", "class")  # a column of integers or words of such a name is taken for the classes
+
+FILE = Kind("file{s} that cannot be read", "fetch again or remove what is named")
+OUTSIDE = Kind("image{s} with a label outside the classes", "mend the labels, or set data.label_column: none")
+UNLABELLED = Kind("image{s} without a label", "label or remove what is named, or set data.label_column: none")
+
+
+def table_splits(
+    path: str, config: str | None, image_column: str | None, label_column: str | None, mistakes: Mistakes
+) -> tuple[list[Split], str, tuple[str, ...], list[Tensor]]:
+    """The splits of the tables at `path` to train on and to hold out (or the former alone), and how to read them.
+
+    With them come the column of images, the names of the classes and the labels int64 [N] of each split; the latter two are empty without
+    classes. What is wrong with files and labels goes to `mistakes`. Raises DataError for a place that holds no such tables, columns that
+    are not there, and splits that differ. The arguments are those of `fewstep.data.image_folder`.
+    """
+    splits = _open(path, config, mistakes)
+    features = (splits.get(TRAIN) or next(iter(splits.values()))).features
+    image, label = _image_column(mistakes.source, features, image_column), _label_column(mistakes.source, features, label_column)
+    used = _choose(mistakes.source, splits, image, label)
+    return used, image, *_classes(used, label, mistakes)
+
+
+def _open(path: str, config: str | None, mistakes: Mistakes) -> dict[str, Split]:
+    """The splits of the tables at `path`, by name."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    place = Path(path)
+    is_parquet = place.is_file() and place.suffix == ".parquet"
+    if place.exists() or path.count("/") != 1:
+        if not (place.is_dir() or is_parquet):
+            allowed = "give a folder of images, a .parquet file, a save_to_disk folder, or the Hub id of a data set"
+            raise DataError(f"{mistakes.source}, which is not a folder; {allowed}")
+        if place.is_dir() and not any(place.rglob("*.*")):
+            raise DataError(f"{mistakes.source}, an empty folder; put images into it, one sub-folder a class")
+        for file in [place] if is_parquet else sorted(place.rglob("*.parquet")):
+            try:
+                pq.read_metadata(file)
+            except (pa.ArrowException, OSError) as error:
+                mistakes.add(FILE, file.name if is_parquet else str(file.relative_to(place)), " ".join(str(error).split())[:100])
+        mistakes.check()
+    datasets.disable_progress_bars()
+    try:
+        if any((place / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            loaded = datasets.load_from_disk(path)
+        else:
+            data_files = {TRAIN: str(place)} if is_parquet else None
+            builder = datasets.load_dataset_builder("parquet" if is_parquet else path, config, data_files=data_files)
+            if isinstance(builder, Parquet) and place.exists():  # read as it lies, without a copy in the cache
+                return {
+                    str(name): _parquet(mistakes.source, str(name), files, builder.info.features)
+                    for name, files in builder.config.data_files.items()
+                }
+            builder.download_and_prepare()
+            loaded = builder.as_dataset()
+    except Exception as error:  # the library raises many kinds, by where the data set lies
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+        needs = "; name one of them in data.config" if "onfig name is missing" in reason else ""
+        raise DataError(f"{mistakes.source}, which `datasets` cannot open: {reason}{needs}") from error
+    pa.default_memory_pool().release_unused()  # what preparing it took
+    return {
+        str(name): _arrow(mistakes.source, str(name), rows)
+        for name, rows in (loaded if isinstance(loaded, dict) else {TRAIN: loaded}).items()
+    }
+
+
+def _arrow(source: str, name: str, rows: Any) -> Split:
+    """A `datasets.Dataset`, read from its files."""
+    import pyarrow as pa
+
+    rows = rows.flatten_indices()
+
+    def arrays(column: str) -> Iterator[Any]:
+        files = [file["filename"] for file in rows.cache_files]
+        for batch in () if files else rows.data.to_batches():
+            yield batch.column(column)
+        for file in files:
+            try:
+                with pa.OSFile(file) as stream, pa.ipc.open_stream(stream) as batches:
+                    for batch in batches:
+                        yield batch.column(column)
+            except (pa.ArrowException, OSError) as error:
+                raise _unreadable(source, file, error) from error
+
+    return Split(name, dict(rows.features), rows.num_rows, arrays)
+
+
+def _parquet(source: str, name: str, files: Sequence[str], features: Any) -> Split:
+    """Parquet files with `features`, or else those that the first file tells."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def arrays(column: str) -> Iterator[Any]:
+        for file in files:
+            try:
+                with pq.ParquetFile(file, buffer_size=1 << 16, pre_buffer=False) as table:
+                    if column not in table.schema_arrow.names:
+                        raise DataError(f"{source}, whose file {file} has no column {column!r}; give all files the same columns")
+                    for batch in table.iter_batches(2 * CHUNK, columns=[column], use_threads=False):
+                        yield batch.column(column)
+            except (pa.ArrowException, OSError) as error:
+                raise _unreadable(source, file, error) from error
+
+    if features is None:
+        features = datasets.Features.from_arrow_schema(pq.read_schema(files[0]))
+    return Split(name, dict(features), sum(pq.read_metadata(file).num_rows for file in files), arrays)
+
+
+def _unreadable(source: str, file: str, error: Exception) -> DataError:
+    return DataError(f"{source}, whose file {file} cannot be read ({' '.join(str(error).split())[:100]}); fetch again or remove it")
+
+
+def _choose(source: str, splits: dict[str, Split], image: str, label: str | None) -> list[Split]:
+    """The split to train on, and the one to hold out where there is one whose labels are not withheld."""
+    train = splits[TRAIN] if TRAIN in splits else next(iter(splits.values()))
+    if not train.num:
+        raise DataError(f"{source}, whose split {train.name} holds no rows; give at least 2 images")
+
+    def labelled(split: Split) -> bool:
+        return label is not None and any(value not in (None, -1) for value in split.values(label))
+
+    for name in HELD_OUT:
+        if name in splits and splits[name] is not train and splits[name].num:
+            other = splits[name]
+            for column in (image, label):
+                if column is not None and other.features.get(column) != train.features[column]:
+                    raise DataError(f"{source}, whose splits {train.name} and {name} differ in column {column!r}; give both the same")
+            if label is None or labelled(other) or not labelled(train):
+                return [train, other]
+    return [train]
+
+
+def _image_column(source: str, features: Any, wanted: str | None) -> str:
+    """The column `wanted`, or the first that holds encoded images: as `datasets` marks them, as a struct of bytes and path, or bare."""
+    import datasets
+
+    def rank(feature: Any) -> int:
+        if isinstance(feature, dict):
+            return 1 if set(feature) == {"bytes", "path"} else 3
+        binary = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+        return 0 if isinstance(feature, datasets.Image) else 2 if binary else 3
+
+    ranks = {name: rank(feature) for name, feature in features.items() if rank(feature) < 3}
+    if wanted is not None and wanted not in ranks:
+        raise DataError(f"data.image_column is {wanted!r}; {source}, whose columns of images are {sorted(ranks)} of {sorted(features)}")
+    if not ranks:
+        raise DataError(f"{source}, whose columns {sorted(features)} hold no images")
+    return wanted or min(ranks, key=lambda name: ranks[name])
+
+
+def _label_column(source: str, features: Any, wanted: str | None) -> str | None:
+    """The column `wanted`, or the first ClassLabel, or integers or words of a usual name, or None."""
+    import datasets
+
+    if wanted == NO_LABELS:
+        return None
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    plain = [
+        name for name, f in features.items() if isinstance(f, datasets.Value) and re.fullmatch(r"u?int\d+|bool|(large_)?string", f.dtype)
+    ]
+    if wanted is not None and wanted not in classes + plain:
+        raise DataError(
+            f"data.label_column is {wanted!r}; {source}, whose columns of classes, integers or words are {sorted(classes + plain)} "
+            f"of {sorted(features)}; name one of them, or {NO_LABELS!r}"
+        )
+    return wanted or next(iter(classes + [name for name in LABELS if name in plain]), None)
+
+
+def _classes(used: list[Split], column: str | None, mistakes: Mistakes) -> tuple[tuple[str, ...], list[Tensor]]:
+    """The names of the classes and the labels int64 [N] of each split; both empty without classes."""
+    import datasets
+
+    values = [split.values(column) for split in used] if column else []
+    if column is None or all(value is None for value in values[0]):
+        return (), []
+    feature = used[0].features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        words = tuple(feature.names)
+        number: dict[Any, int] = {k: k for k in range(len(words))} | {word: k for k, word in enumerate(words)}
+    else:
+        names = sorted({value for value in values[0] if value is not None and not (isinstance(value, int) and value < 0)})
+        words, number = tuple(map(str, names)), {name: k for k, name in enumerate(names)}
+    labels = []
+    for split, found in zip(used, values, strict=True):
+        mistakes.add_all(UNLABELLED, [split.place(row, None) for row, value in enumerate(found) if value is None])
+        for row, value in enumerate(found):
+            if value is not None and value not in number:
+                mistakes.add(OUTSIDE, split.place(row, None), f"label {value!r}")
+        labels.append(torch.tensor([number.get(value, 0) for value in found]))
+    present = {number[value] for value in values[0] if value in number}
+    mistakes.add_all(EMPTY_CLASS, [word for k, word in enumerate(words) if k not in present])
+    return words, labels
