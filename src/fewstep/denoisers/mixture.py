@@ -6,25 +6,9 @@ Symbols: modes ``k`` with mean ``mu_k``, isotropic standard deviation ``s_k`` an
 import torch
 from torch import Tensor, nn
 
+from fewstep.maths.mixtures import checked_mixture
 from fewstep.maths.parametrization import expand_like
 from fewstep.maths.schedules import linear_path
-
-
-def checked_mixture(means: Tensor, stds: Tensor | float, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """(means [K, ...], stds [K], weights [K] that sum to 1) of a mixture. ValueError where shapes differ or a value is not positive."""
-    means = torch.as_tensor(means)
-    means = means if means.is_floating_point() else means.double()
-    modes = len(means)
-    stds = torch.as_tensor(stds, dtype=means.dtype)
-    if stds.shape not in ((), (modes,)):
-        raise ValueError(f"stds have shape {tuple(stds.shape)} for {modes} means; give one number a mode, or one for all")
-    stds = stds.expand(modes)
-    weights = torch.ones(modes, dtype=means.dtype) if weights is None else torch.as_tensor(weights, dtype=means.dtype)
-    if weights.shape != (modes,):
-        raise ValueError(f"weights have shape {tuple(weights.shape)} for {modes} means; give one weight a mode")
-    if not (stds > 0).all() or not (weights > 0).all():
-        raise ValueError(f"stds {stds.tolist()} and weights {weights.tolist()} must all be positive")
-    return means, stds, weights / weights.sum()
 
 
 class MixtureDenoiser(nn.Module):
@@ -39,13 +23,15 @@ class MixtureDenoiser(nn.Module):
         weights: [K], positive, normalised here; None for equal weights.
 
     Raises:
-        ValueError: where the shapes differ or a value is not positive.
+        ValueError: where the shapes differ, a value is not finite, or a std or weight is not positive.
 
     """
 
     def __init__(self, means: Tensor, stds: Tensor | float, weights: Tensor | None = None) -> None:
         super().__init__()
-        self.means, self.stds, self.weights = checked_mixture(means, stds, weights)
+        means = torch.as_tensor(means)
+        flat, self.stds, self.weights = checked_mixture(means.flatten(1) if means.ndim > 2 else means, stds, weights)
+        self.means = flat.view(means.shape)
 
     def forward(self, x: Tensor, sigma: Tensor | float, label: Tensor | None = None) -> Tensor:
         """The posterior mean, like `x` [B, ...], for `sigma` [B] or []. Differentiable in `x`."""
@@ -73,7 +59,7 @@ class MixturePosterior(nn.Module):
         weights: [K], positive, normalised here; None for equal weights.
 
     Raises:
-        ValueError: where the shapes differ or a value is not positive.
+        ValueError: where the shapes differ, a value is not finite, or a std or weight is not positive.
 
     """
 

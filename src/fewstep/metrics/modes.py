@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fewstep.maths.mixtures import checked_mixture
 from fewstep.metrics.two_sample import BLOCK, GROUPS, LEAST_ROWS, Estimate, finite_rows, jackknife_error, jackknife_groups
 
 COVERED_FRACTION = 0.2  # of the samples that exact ones of the same number would put into a mode's ball, for it to be covered
@@ -147,16 +148,10 @@ class _Count(NamedTuple):
 
 def _mixture(x: Tensor, means: Tensor, stds: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The parameters as float64 on the CPU, the weights summing to 1."""
-    means = finite_rows(means, "means", least=1)
-    stds, weights = (torch.as_tensor(a).detach().cpu().double() for a in (stds, weights))
+    means, stds, weights = checked_mixture(*(torch.as_tensor(a).detach().cpu().double() for a in (means, stds, weights)))
     if means.shape[1] != x.shape[1]:
         raise ValueError(f"x and means have shapes {tuple(x.shape)} and {tuple(means.shape)}; give [N, D] and [K, D]")
-    for name, a in {"stds": stds, "weights": weights}.items():
-        if a.shape != (len(means),):
-            raise ValueError(f"{name} have shape {tuple(a.shape)} for {len(means)} means; give one number a mode")
-        if not (a > 0).all() or not a.isfinite().all():
-            raise ValueError(f"{name} are {a.tolist()}; all must be positive and finite")
-    return means, stds, weights / weights.sum()
+    return means, stds, weights
 
 
 def _assign(x: Tensor, mixture: tuple[Tensor, Tensor, Tensor]) -> _Assigned:
