@@ -15,18 +15,12 @@ import torch
 from scipy import integrate
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
+from fewstep.data.curves import Pinwheel
 from fewstep.data.errors import DataError
+from fewstep.data.mixtures import Mixture
 from fewstep.data.points import PointData, check_points
-from fewstep.data.toys import (
-    DENSITIES,
-    Mixture,
-    Pinwheel,
-    Power,
-    _log_bound,
-    _product_proposal,
-    make_density,
-    toy_data,
-)
+from fewstep.data.powers import Power, _log_bound, product_proposal
+from fewstep.data.toys import DENSITIES, make_density, toy_data
 from fewstep.denoisers import MixtureDenoiser
 
 CHI, SIGMAS = 4.0, 4.5
@@ -418,7 +412,7 @@ def test_where_products_would_be_too_many_draws_are_thinned_by_a_bound_that_hold
     grid = torch.cartesian_prod(*[torch.linspace(-3, 3, 200, dtype=torch.float64)] * 2)
     highest, bound = p.log_prob(grid).max().item(), _log_bound(*parts)
     assert highest < bound < highest + 1  # not far above, or few would be accepted
-    x, log_accept = _product_proposal(4.5, *parts, p._log_parts)(100, seeded())
+    x, log_accept = product_proposal(4.5, *parts, p._log_parts)(100, seeded())
     torch.testing.assert_close(log_accept, 1.5 * (p.log_prob(x) - bound))
     for means in (torch.zeros(6, 2), 100 * torch.arange(12.0).view(6, 2)):  # in one place, and far apart: the bound is reached
         p = Mixture("p", means, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]))
@@ -457,11 +451,11 @@ def test_a_gamma_that_would_never_end_is_refused():
 
 @pytest.mark.parametrize("asked", ["modes", "mode_stds", "mode_weights"])
 @pytest.mark.parametrize("name", ["checkerboard", "pinwheel", *CURVES])
-def test_densities_without_modes_say_which_have_them(name, asked):
+def test_densities_without_modes_say_what_has_them(name, asked):
     for p in (make_density(name), make_density(name).power(2)):
         with pytest.raises(
             DataError,
-            match=rf"{asked} of '{name}'.*only mixtures have modes \(ring, grid25, unequal, mixture8d, gaussian, bimodal\): take one",
+            match=rf"{asked} of '{name}.* was asked for; only mixtures have modes \(fewstep.data.Mixture; make_density\('ring'\) is",
         ):
             getattr(p, asked)
 

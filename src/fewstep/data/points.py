@@ -3,16 +3,13 @@
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.data.density import Density
 from fewstep.data.errors import DataError
-
-if TYPE_CHECKING:
-    from fewstep.data.toys import Density
 
 
 def check_points(x: Tensor) -> None:
@@ -39,7 +36,7 @@ class PointData:
     name: str
     train: Tensor
     heldout: Tensor
-    density: "Density | None" = None
+    density: Density | None = None
 
     def __post_init__(self) -> None:
         check_points(self.train)

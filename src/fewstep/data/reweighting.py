@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fewstep.data.density import checked_gamma
 from fewstep.data.errors import DataError
 from fewstep.data.points import PointData, check_points
 
@@ -45,8 +46,7 @@ def power_weights(y: Tensor, gamma: float, rng: torch.Generator) -> tuple[Tensor
     The points are `y` itself from gamma 1 on. Takes about a second for 50,000 points in the plane. Raises DataError for a gamma
     that is not positive, points that are not finite, or too few of them.
     """
-    if not (gamma > 0 and math.isfinite(gamma)):
-        raise DataError(f"gamma is {gamma}; allowed is any finite number above 0")
+    gamma = checked_gamma(gamma)
     check_points(y)
     if gamma == 1:
         return y, torch.zeros(len(y), dtype=torch.float64)

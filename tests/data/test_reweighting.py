@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fewstep.data import DataError, PointData, make_density, power_data
-from fewstep.data.power import PowerData, power_weights
+from fewstep.data.reweighting import PowerData, power_weights
 
 
 def seeded(seed=0):
