@@ -1,0 +1,75 @@
+"""The frames on disk, the readings in them, and the loop that is made of them at the end."""
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewstep.viz.dashboard.scene import GRID, HEIGHT, INK, MODES, ORANGE, SAMPLE, SOFT, WIDTH, Reading
+
+GIF_FRAMES, GIF_BYTES, GIF_SECONDS, GIF_HOLD = 60, 4_000_000, 8.0, 1.5  # at most; the last frame's seconds are among them
+
+
+def saved_frames(folder: Path) -> list[Path]:
+    """The pictures in `folder`, by step."""
+    return sorted(folder.glob("step_*.png"), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step in a frame's name."""
+    return int(path.stem.removeprefix("step_"))
+
+
+def earlier(frames: Path) -> list[Reading]:
+    """The readings in the pictures that an earlier part of the run left."""
+    from PIL import Image
+
+    found = []
+    for path in saved_frames(frames):
+        with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(path) as image:
+            for step, shares, inside in json.loads(image.info.get("readings", "[]")):
+                found.append(Reading(step, None if shares is None else np.array(shares, np.float64), inside))
+    return found
+
+
+def make_gif(pictures: Sequence[Path], path: Path) -> None:
+    """Write the PNGs `pictures`, at most `GIF_FRAMES` of them at even distances and always the last, to `path` as a loop.
+
+    One palette serves all frames, and a frame holds only what changed; where that is still more than `GIF_BYTES`, the loop is
+    made smaller.
+    """
+    from PIL import Image
+
+    chosen = [pictures[i] for i in sorted({round(i) for i in np.linspace(0, len(pictures) - 1, min(len(pictures), GIF_FRAMES))})]
+    each = int(np.clip((GIF_SECONDS - GIF_HOLD) / max(1, len(chosen) - 1), 0.02, 0.25) * 100) * 10
+    durations = [each] * (len(chosen) - 1) + [int(GIF_HOLD * 1000)]
+    partial = path.with_name(path.name + ".partial")
+    for width in (1200, 1000, 800, 600):
+
+        def small(picture: Path, size: tuple[int, int] = (width, round(width * HEIGHT / WIDTH))) -> Image.Image:
+            with Image.open(picture) as image:
+                return image.convert("RGB").resize(size, Image.Resampling.BOX)
+
+        some = [np.asarray(small(chosen[i])) for i in (0, len(chosen) // 2, -1)]
+        colours = _colours(Image.fromarray(np.concatenate(some)))
+        rounded = Image.new("P", (1, 1))
+        rounded.putpalette((colours // 4 * 4).ravel().tolist())  # as Pillow rounds the pixels that it looks up
+        indexed = [small(picture).quantize(palette=rounded, dither=Image.Dither.NONE) for picture in chosen]
+        for image in indexed:
+            image.putpalette(colours.ravel().tolist())
+        first, *rest = indexed
+        first.save(partial, format="gif", save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
+        if partial.stat().st_size < GIF_BYTES:
+            break
+    os.replace(partial, path)
+
+
+def _colours(image: Any) -> np.ndarray:
+    """At most 255 colours for `image`, so that one is left for "as before", [colours, 3]: the figure's own, exactly, and others."""
+    figure = (*MODES, INK, SOFT, GRID, SAMPLE, ORANGE, "#ffffff")
+    own = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in figure])
+    return np.concatenate([own, np.array(image.quantize(255 - len(own)).getpalette()).reshape(-1, 3)])[:255]

@@ -1,0 +1,39 @@
+"""How another process is started, whether one may open a window, and how what went wrong in it is said."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+SAYS = "fewstep: "
+
+
+def start(*arguments: str, stderr: Any) -> "subprocess.Popen[bytes]":
+    """Run the worker as a program of its own, on one thread, with this process's import path and a pipe to its standard input."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    return subprocess.Popen(
+        [sys.executable, "-m", "fewstep.viz.dashboard.worker", *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr,
+        env={**os.environ, **threads, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"},
+        creationflags=getattr(subprocess, "IDLE_PRIORITY_CLASS", 0),
+    )  # fmt: skip
+
+
+def window_wanted() -> bool:
+    """Whether a display is there, and matplotlib was not told (MPLBACKEND) to leave it alone."""
+    display = sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return display and interactive()
+
+
+def interactive() -> bool:
+    """Whether MPLBACKEND leaves room for a window."""
+    backend = os.environ.get("MPLBACKEND", "").lower()
+    return backend not in ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template") and "inline" not in backend
+
+
+def say(sentence: str) -> None:
+    """Say it on stderr, above the bar if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(SAYS + sentence, file=sys.stderr)
