@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fewstep.data import DataError, PointData, point_file
+from fewstep.data.points import check_points
 
 
 def points(num=200, dims=3, seed=0):
@@ -125,3 +126,17 @@ def test_points_in_memory_must_be_finite(split):
     bad[1, 0] = math.nan
     with pytest.raises(DataError, match="1 of 50 points hold NaN or infinity, the first in row 1"):
         PointData("mine", **{"train": good, "heldout": good, split: bad})
+
+
+# --- a data set of one's own
+
+
+def test_a_data_set_of_points_that_are_not_finite_is_refused():
+    x = torch.zeros(10, 2)
+    check_points(x)
+    x[3, 1], x[7, 0], x[7, 1] = math.nan, math.inf, -math.inf
+    with pytest.raises(DataError, match=r"2 of 10 points hold NaN or infinity, the first in row 3; mend or remove these rows"):
+        check_points(x)
+    for train, heldout in ((x, x[:3]), (x[:3], x)):
+        with pytest.raises(DataError, match="NaN or infinity"):
+            PointData("x", train, heldout)
