@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from fewstep import measurement
 from fewstep.data import load_digits
+from fewstep.files import sha256_of
 from fewstep.generator import load
 from fewstep.measurement import drawn, labels_for
 from fewstep.metrics import frechet_distance
 from fewstep.metrics.features import DigitClassifier, extract
-from fewstep.metrics.inception import ScriptedFeatures, file_sha256
+from fewstep.metrics.inception import ScriptedFeatures
 from fewstep.metrics.statistics import pixel_sha256
 
 DIGITS = load_digits()
@@ -76,7 +77,7 @@ def test_features_of_a_script(done, run, scripted, cache):
     done("evaluate", run, "-n", 60, "--steps", 1, "--features", scripted)
     found = results(run)
     assert found["features"] == "means"
-    assert found["protocol"]["features"] == {"name": "means", "sha256": file_sha256(scripted)}
+    assert found["protocol"]["features"] == {"name": "means", "sha256": sha256_of(scripted)}
     assert found["protocol"]["quantisation"] == "bytes"
     network = ScriptedFeatures(scripted)
     a, b = network(samples_of(run, 60, 0, 1)), network(DIGITS.images("heldout"))
@@ -96,7 +97,7 @@ def test_statistics_from_elsewhere(done, run, tmp_path):
     samples = extract(DigitClassifier.load(), samples_of(run, 60, 0, 1))
     assert row["frechet"] == pytest.approx(frechet_distance(samples, torch.from_numpy(features)), rel=1e-6)
     assert "precision" not in row
-    assert found["protocol"]["reference"] == {"what": "a file of statistics", "num": None, "sha256": file_sha256(tmp_path / "ref.npz")}
+    assert found["protocol"]["reference"] == {"what": "a file of statistics", "num": None, "sha256": sha256_of(tmp_path / "ref.npz")}
     assert "to the statistics ref.npz in the features digits-v1; floor: the real held-out split's" in out
     assert next(iter(found["rows"])) == found["floor_of"] == "real held-out split"
 

@@ -14,11 +14,12 @@ from fewstep.config import DDDMConfig, DigitsConfig, Recipe, ToyConfig, load_rec
 from fewstep.data import DENSITIES, ImageData, Mixture, PointData
 from fewstep.errors import UserError
 from fewstep.evaluation import heading, machine, usual_counts
+from fewstep.files import replace_file
 from fewstep.generator import Generator, load
 from fewstep.measurement import Row, measure, protocol_record, suite_for, usual_samples
 from fewstep.metrics.suite import Suite
 from fewstep.training.checkpoint import checkpoints
-from fewstep.training.run_folder import RunFolder, replace_file
+from fewstep.training.run_folder import RunFolder
 from fewstep.viz.plots import contact_sheet, quality_by_evaluations, target_panels
 
 SHOWN = 2000  # samples a panel

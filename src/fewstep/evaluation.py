@@ -14,6 +14,7 @@ from fewstep.build import choose_threads, load_data
 from fewstep.config import Recipe, validated
 from fewstep.data import ImageData, PointData
 from fewstep.errors import UserError
+from fewstep.files import replace_file
 from fewstep.generator import Generator, load
 from fewstep.measurement import (
     Row,
@@ -29,7 +30,7 @@ from fewstep.measurement import (
 from fewstep.metrics.point_suite import PointSuite
 from fewstep.metrics.protocol import PRESETS, Preset, departures, differences
 from fewstep.metrics.suite import FEWEST, Suite
-from fewstep.training.run_folder import RunFolder, replace_file
+from fewstep.training.run_folder import RunFolder
 
 # in the order in which tables show them: key of a row, heading, format
 COLUMNS = (

@@ -241,7 +241,7 @@ def test_only_few_step_generators_are_exported(mistake, teacher_run, dddm_run, t
 def test_an_unknown_format_and_a_full_folder_are_refused(mistake, student_run, tmp_path):
     assert "allowed: diffusers, onnx" in mistake("export", student_run, "--format", "gguf", "--out", tmp_path / "out")
     (tmp_path / "file").write_text("kept")
-    assert "other files" in mistake("export", student_run, "--format", "diffusers", "--out", tmp_path)
+    assert "holds something already" in mistake("export", student_run, "--format", "diffusers", "--out", tmp_path)
     assert "is a file" in mistake("export", student_run, "--format", "diffusers", "--out", tmp_path / "file")
     assert (tmp_path / "file").read_text() == "kept"
     assert "is not a folder" in mistake("export", tmp_path / "none", "--format", "diffusers", "--out", tmp_path / "out")

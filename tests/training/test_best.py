@@ -4,16 +4,17 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from linear_method import Linear, Shipped, run_loop
 from same_run import assert_same_run, snapshot
 
+from fewstep import files
 from fewstep.config import IMAGE_FIGURES, POINT_FIGURES, load_recipe
 from fewstep.errors import Interrupted, UserError
 from fewstep.generator import load
-from fewstep.training import run_folder
 from fewstep.training.run_folder import RunFolder
 
 VALUES = {2: 3.0, 4: 1.6, 6: 0.9, 8: 2.0}
@@ -101,7 +102,7 @@ def test_a_kill_while_the_best_is_replaced_loses_neither(where, tmp_path, monkey
     """The old one is there until the new one is whole; between the two names the new one is found under its first."""
     whole = run_loop(tmp_path / "whole", Kept(), **settings())
     writes = []
-    replace_file, rmtree = run_folder.replace_file, shutil.rmtree
+    replace_file, rename = files.replace_file, Path.rename
 
     def dying(path, content):
         if path.parent.name == ".best.partial" and path.name == where:
@@ -110,16 +111,16 @@ def test_a_kill_while_the_best_is_replaced_loses_neither(where, tmp_path, monkey
                 os._exit(9)
         replace_file(path, content)
 
-    def taking_away(path, *arguments, **options):
-        rmtree(path, *arguments, **options)
-        if where == "rename" and path.name == "best":
+    def moving(path, target):
+        if where == "rename" and (path.name, target.name) == (".best.partial", "best"):
             writes.append(path)
             if len(writes) == 3:
                 os._exit(9)
+        return rename(path, target)
 
     child = os.fork()
     if child == 0:
-        run_folder.replace_file, run_folder.shutil.rmtree = dying, taking_away
+        files.replace_file, files.Path.rename = dying, moving
         try:
             run_loop(tmp_path / "run", Kept(), **settings())
         finally:
@@ -133,7 +134,7 @@ def test_a_kill_while_the_best_is_replaced_loses_neither(where, tmp_path, monkey
     }
     run = run_loop(tmp_path / "run", Kept(), resume=True, **settings())
     assert snapshot(run.best_folder) == snapshot(whole.best_folder)
-    assert not (run.path / ".best.partial").exists()
+    assert not list(run.path.glob(".best*"))
 
 
 def test_a_full_disk_leaves_the_old_best(tmp_path, monkeypatch):
@@ -143,11 +144,11 @@ def test_a_full_disk_leaves_the_old_best(tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder, "replace_file", full)
+    monkeypatch.setattr(files, "replace_file", full)
     with pytest.raises(OSError, match="No space"):
         run.save_best(Kept().ship(Kept().networks["model"], 4))
     assert snapshot(run.best_folder) == before
-    assert not (run.path / ".best.partial").exists()
+    assert not list(run.path.glob(".best*"))
 
 
 def test_another_figure_begins_anew(tmp_path, capsys):

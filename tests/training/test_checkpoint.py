@@ -8,11 +8,10 @@ import pytest
 import torch
 from same_run import snapshot
 
+from fewstep import files
 from fewstep.errors import UserError
-from fewstep.training import checkpoint as module
-from fewstep.training import run_folder
 from fewstep.training.checkpoint import Checkpoint, Damaged, checkpoints, load_checkpoint, save_checkpoint
-from fewstep.training.run_folder import RunFolder, replace_file
+from fewstep.training.run_folder import RunFolder
 
 
 def make(step: int) -> Checkpoint:
@@ -59,7 +58,7 @@ def test_the_manifest_holds_the_digest_of_each_file(saved):
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_failure_while_writing_leaves_no_trace(failing, error, saved, monkeypatch):
     old, written = snapshot(saved), []
-    write_file = module.write_file
+    write_file = files.write_file
 
     def full(path, content):
         written.append(path.name)
@@ -68,7 +67,7 @@ def test_a_failure_while_writing_leaves_no_trace(failing, error, saved, monkeypa
             raise error
         return write_file(path, content)
 
-    monkeypatch.setattr(module, "write_file", full)
+    monkeypatch.setattr(files, "write_file", full)
     with pytest.raises(type(error)):
         save_checkpoint(saved.with_name("step_4"), make(4))
     assert len(written) == failing
@@ -83,7 +82,7 @@ def test_a_failure_while_writing_again_keeps_what_was_there(saved, monkeypatch):
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "write_file", full)
+    monkeypatch.setattr(files, "write_file", full)
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(saved, make(3))
     assert snapshot(saved) == old
@@ -103,43 +102,16 @@ def test_what_a_kill_left_behind_is_no_checkpoint_and_is_in_nobodys_way(saved):
 
 def test_a_checkpoint_is_moved_into_place_only_when_all_of_it_is_written(tmp_path, monkeypatch):
     seen = []
-    write_file = module.write_file
+    write_file = files.write_file
 
     def spy(path, content):
         seen.append((tmp_path / "step_2").exists())
         return write_file(path, content)
 
-    monkeypatch.setattr(module, "write_file", spy)
+    monkeypatch.setattr(files, "write_file", spy)
     save_checkpoint(tmp_path / "step_2", make(2))
     assert seen == [False] * 6
     assert (tmp_path / "step_2").exists()
-
-
-@pytest.mark.parametrize("before", [b"old", None])
-def test_a_file_is_replaced_whole_or_not_at_all(before, tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    if before is not None:
-        path.write_bytes(before)
-
-    def full(path, content):
-        path.write_bytes(content[:1])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run_folder, "write_file", full)
-        with pytest.raises(OSError, match="No space"):
-            replace_file(path, b"new")
-    assert snapshot(tmp_path) == ({"results.json": b"old"} if before else {})
-    replace_file(path, b"new")
-    assert snapshot(tmp_path) == {"results.json": b"new"}
-
-
-def test_what_is_written_reaches_the_disk(tmp_path, monkeypatch):
-    synced = []
-    fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda number: (synced.append(os.fstat(number).st_size), fsync(number)))
-    assert module.write_file(tmp_path / "a", b"12345") == hashlib.sha256(b"12345").hexdigest()
-    assert synced == [5]
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------
@@ -217,7 +189,7 @@ def test_an_older_checkpoint_is_removed_only_after_the_new_one_is_whole(tmp_path
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "write_file", full)
+    monkeypatch.setattr(files, "write_file", full)
     with pytest.raises(OSError, match="No space"):
         run.save_checkpoint(4, make(4), keep=1)
     assert run.latest_checkpoint()[0].state["step"] == 2

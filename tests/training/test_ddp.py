@@ -47,9 +47,8 @@ run_loop(folder / "bad", Linear(before=bad), fabric=fabric, checkpoint_every=3)
 COMMANDS = """
 import json, os, sys, time
 from pathlib import Path
-from fewstep import build
+from fewstep import build, files
 from fewstep.cli import app
-from fewstep.training import run_folder
 
 copy = Path(sys.argv[2])
 
@@ -59,11 +58,11 @@ def late(config, seed, load_data=build.load_data):
         time.sleep(0.01)
     return load_data(config, seed)
 
-def slow(path, content, replace_file=run_folder.replace_file):
+def slow(path, content, replace_file=files.replace_file):
     time.sleep(2 if path == copy / "model.safetensors" else 0)
     replace_file(path, content)
 
-build.load_data, run_folder.replace_file = late, slow
+build.load_data, files.replace_file = late, slow
 for second, arguments in enumerate(json.load(open(sys.argv[1]))):
     app(args=arguments, standalone_mode=False)
 """

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from same_run import assert_same_run, snapshot
 
-from fewstep.training import checkpoint, run_folder
+from fewstep import files
 from fewstep.training.checkpoint import load_checkpoint
 from fewstep.training.run_folder import RunFolder
 
@@ -25,7 +25,7 @@ def fails_once(monkeypatch):
     """``fails_once(folder, name)``: the disk is full when that file is written first, and takes the first half of it."""
 
     def call(folder: str, name: str) -> list[str]:
-        write_file, failed = checkpoint.write_file, []
+        write_file, failed = files.write_file, []
 
         def full(path, content):
             if not failed and (path.parent.name, path.name) == (folder, name):
@@ -34,8 +34,7 @@ def fails_once(monkeypatch):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return write_file(path, content)
 
-        monkeypatch.setattr(checkpoint, "write_file", full)
-        monkeypatch.setattr(run_folder, "write_file", full)
+        monkeypatch.setattr(files, "write_file", full)
         return failed
 
     return call

@@ -13,9 +13,8 @@ import torch
 from linear_method import Linear, run_loop
 from same_run import assert_same_run, snapshot, truncate
 
-from fewstep import measurement
+from fewstep import files, measurement
 from fewstep.errors import Interrupted
-from fewstep.training import checkpoint, run_folder
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder
 
@@ -45,14 +44,14 @@ def test_a_killed_teacher_ends_with_the_same_bits(teacher_run, teacher_overrides
 
 KILLED = """
 import os, signal
-from fewstep.training import checkpoint
-write_file = checkpoint.write_file
+from fewstep import files
+write_file = files.write_file
 def dying(path, content):
     if (path.parent.name, path.name) == (".step_4.partial", "optimizers.pt"):
         path.write_bytes(content[: len(content) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
     return write_file(path, content)
-checkpoint.write_file = dying
+files.write_file = dying
 from fewstep.cli import main
 main()
 """
@@ -126,7 +125,7 @@ def killed_at(number: int, path) -> int:
 
     def work() -> None:
         count = 0
-        write_file = checkpoint.write_file
+        write_file = files.write_file
 
         def dying(file, content):
             nonlocal count
@@ -136,7 +135,7 @@ def killed_at(number: int, path) -> int:
             count += 1
             return write_file(file, content)
 
-        checkpoint.write_file = run_folder.write_file = dying
+        files.write_file = dying
         run_loop(path, stubborn(), **SETTINGS)
 
     return in_a_child(work)

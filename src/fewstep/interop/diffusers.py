@@ -7,7 +7,6 @@ import contextlib
 import inspect
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ import torch
 
 from fewstep.denoisers import ForeignDenoiser
 from fewstep.errors import UserError
+from fewstep.files import check_free, whole_folder
 from fewstep.generator import Generator, first_line
-from fewstep.interop.edm import check_free
 from fewstep.networks.unet import num_parameters
 
 # what diffusers' DDPMScheduler takes where its file is silent, and what Ho et al. (arXiv 2006.11239) trained with
@@ -112,16 +111,8 @@ def import_diffusers(path: str | Path, out: Path, sigma_data: float = 0.5, null_
     if not 0 < sigma_data < math.inf:
         raise UserError(f"--sigma-data is {sigma_data}; give a number above 0")
     generator = read_teacher(path, sigma_data, null_class)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an import that was killed
-    try:
-        generator.save_pretrained(partial)
-        if out.exists():
-            out.rmdir()  # it is empty
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(out) as folder:
+        generator.save_pretrained(folder)
     denoiser = generator.denoiser
     assert isinstance(denoiser, ForeignDenoiser)
     parameters = num_parameters(denoiser.network)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.files import check_free, whole_folder, write_file
 from fewstep.generator import Generator
 from fewstep.interop.inert_pickle import InertTensor, Record, Refused, read_pickle, shown
 
@@ -117,14 +117,6 @@ def import_edm(path: Path, out: Path) -> Imported:
     _write(out, generator.config, weights)
     parameters = sum(weights[name].numel() for name, _ in generator.named_parameters())
     return Imported(**found, shape=generator.shape, num_classes=generator.num_classes, parameters=parameters, sha256=sha256)
-
-
-def check_free(out: Path) -> None:
-    """Raise UserError where `out` cannot become a new model folder."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UserError(f"--out is {out}, which is there already and no folder; give the name of a new one")
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"--out is {out}, which holds something already; give an empty folder, or the name of a new one")
 
 
 def _check_magic(data: bytes) -> None:
@@ -310,15 +302,6 @@ def _write(out: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) 
     """Make the model folder `out`, which is there whole or not at all."""
     from safetensors.torch import save_file
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an import that was killed
-    partial.mkdir()
-    try:
-        save_file(dict(weights), partial / "model.safetensors")
-        (partial / "config.json").write_text(json.dumps(dict(config), indent=2))
-        if out.exists():
-            out.rmdir()  # it is empty
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(out) as folder:
+        save_file(dict(weights), folder / "model.safetensors")
+        write_file(folder / "config.json", json.dumps(dict(config), indent=2).encode())

@@ -1,8 +1,6 @@
 """A generator in the form that other people's tools run, checked against ``Generator.sample`` before it is there."""
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.files import check_free, whole_folder
 from fewstep.generator import Generator, first_line, load
 from fewstep.interop import export_diffusers, export_onnx
 from fewstep.interop.model_card import model_card
@@ -59,8 +58,7 @@ def export(path: str | Path, form: str, out: Path, licence: str | None = None) -
     known = formats()
     if form not in known:
         raise UserError(f"--format is {form!r}; allowed: {', '.join(known)}")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out is {out}, which {'holds other files' if out.is_dir() else 'is a file'}; give a new or an empty folder")
+    check_free(out)
     generator = load(path)
     if generator.sampler["name"] not in ("few_step", "push_forward"):
         name = generator.sampler["name"]
@@ -70,18 +68,12 @@ def export(path: str | Path, form: str, out: Path, licence: str | None = None) -
     own = generator.info.get("licence")
     if own is not None and licence not in (None, own):
         raise UserError(f"--licence is {licence!r}, but this generator's weights came with the licence {own!r}; leave --licence out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.partial.") as temporary:
-        folder = Path(temporary) / out.name
-        folder.mkdir()
+    with whole_folder(out) as folder:
         known[form].write(generator, folder)
         difference = verify(generator, known[form].read(folder, generator))
         recipe, results = _records(Path(path), generator)
         card = model_card(generator, form, out.name, own or licence, difference, recipe, results)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        os.rename(folder, out)
     return difference
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.files import sha256_of, whole_file
+
 INCEPTION = "inception-2015-12-05"
 INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION}.pt"
 # 95,607,719 bytes; k-diffusion (crowsonkb) pins the same sum, and the Hugging Face Hub reports it of several mirrors
@@ -61,7 +63,7 @@ class ScriptedFeatures:
             )
         if not path.is_file():
             raise FeatureError(f"there is no file {path}; give a TorchScript file (.pt), or `inception`")
-        self.name, self.sha256, self.device = name or path.stem, file_sha256(path), torch.device(device)
+        self.name, self.sha256, self.device = name or path.stem, sha256_of(path), torch.device(device)
         try:
             self.network: Any = torch.jit.load(str(path), map_location=self.device).eval()
         except Exception as error:  # torch raises several kinds, by what the file is
@@ -97,39 +99,26 @@ def fetch(url: str, sha256: str, path: Path, say: Callable[[str], None] = lambda
     Raises FeatureError where `url` gives nothing, or what comes or lies there has another SHA-256.
     """
     if path.is_file():
-        if (found := file_sha256(path)) != sha256:
+        if (found := sha256_of(path)) != sha256:
             raise FeatureError(f"{path} has SHA-256 {found}, not {sha256}; remove it, and it is downloaded again")
         return path
     from urllib.request import urlopen
 
     say(f"downloading {url} into {path.parent}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     digest = hashlib.sha256()
     try:
-        with urlopen(url, timeout=60) as answer, partial.open("wb") as file:
+        with urlopen(url, timeout=60) as answer, whole_file(path) as file:
             while chunk := answer.read(1 << 20):
                 digest.update(chunk)
                 file.write(chunk)
-        if digest.hexdigest() != sha256:
-            raise FeatureError(f"{url} gave a file with SHA-256 {digest.hexdigest()}, not {sha256}; try again, or take another copy")
-        os.replace(partial, path)
+            if digest.hexdigest() != sha256:
+                raise FeatureError(f"{url} gave a file with SHA-256 {digest.hexdigest()}, not {sha256}; try again, or take another copy")
     except OSError as error:  # of the network, with URLError among them, or of the disk
         raise FeatureError(
             f"{url} cannot be downloaded ({_first_line(error)}); fetch it on another machine and put it at {path}, or give its path"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,7 +6,6 @@ A file of statistics is a ``.npz`` with arrays ``mu`` [D] and ``sigma`` [D, D], 
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.files import sha256_of, whole_file
 from fewstep.metrics.features import FeatureNetwork
 from fewstep.metrics.frechet import Gaussian, Moments, add_up
-from fewstep.metrics.inception import FeatureError, file_sha256
+from fewstep.metrics.inception import FeatureError
 
 KEPT = 10_000  # rows, for the measures that compare pairs
 BATCH = 500  # images at a time
@@ -140,17 +140,10 @@ def network_id(network: FeatureNetwork) -> dict[str, str | None]:
 def save_statistics(path: Path, features: FeatureSet, key: dict[str, Any]) -> None:
     """Write `features` to `path`, whole or not at all. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     values = {"mu": features.gaussian.mean, "sigma": features.gaussian.covariance, "rows": features.rows, "num": features.num}
     arrays: dict[str, Any] = {name: np.asarray(value) for name, value in values.items() if value is not None}
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, key=np.array(json.dumps(key)), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        np.savez(file, key=np.array(json.dumps(key)), **arrays)
 
 
 def load_statistics(path: Path) -> tuple[FeatureSet, dict[str, Any] | None]:
@@ -174,4 +167,4 @@ def load_statistics(path: Path) -> tuple[FeatureSet, dict[str, Any] | None]:
         raise FeatureError(f"{path} has mu {list(mean.shape)} and sigma {list(covariance.shape)}; give finite arrays [D] and [D, D]")
     rows = torch.from_numpy(arrays["rows"]) if "rows" in arrays else None
     num = int(arrays["num"]) if "num" in arrays else None
-    return FeatureSet(Gaussian(mean, covariance), num, rows, None, file_sha256(path)), key
+    return FeatureSet(Gaussian(mean, covariance), num, rows, None, sha256_of(path)), key

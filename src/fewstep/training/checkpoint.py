@@ -1,14 +1,12 @@
 """Checkpoints that are written whole or not at all, and found to be damaged when they are.
 
 A checkpoint is a folder ``step_N`` with one safetensors file a network, the optimisers, ``state.json``, and
-``manifest.json`` with the SHA-256 of each. It is written beside its place under another name and moved there at the end.
+``manifest.json`` with the SHA-256 of each.
 """
 
 import hashlib
 import io
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,8 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from fewstep import files
 
 MANIFEST = "manifest.json"
 
@@ -43,15 +43,6 @@ class Checkpoint:
     state: Mapping[str, Any]
 
 
-def write_file(path: Path, content: bytes) -> str:
-    """Write `content` through to the disk and return its SHA-256. Raises OSError, also for a disk that is full."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return hashlib.sha256(content).hexdigest()
-
-
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """`tensors` in the safetensors format, through main memory."""
     return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
@@ -59,24 +50,16 @@ def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint` to `folder` (``.../step_N``), or leave no trace of it. Raises OSError."""
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with files.replace_folder(folder) as partial:
         manifest = {}
         for name, tensors in checkpoint.networks.items():
-            manifest[f"{name}.safetensors"] = write_file(temporary / f"{name}.safetensors", tensor_bytes(tensors))
+            manifest[f"{name}.safetensors"] = files.write_file(partial / f"{name}.safetensors", tensor_bytes(tensors))
         buffer = io.BytesIO()
         torch.save(dict(checkpoint.optimizers), buffer)
-        manifest["optimizers.pt"] = write_file(temporary / "optimizers.pt", buffer.getvalue())
-        manifest["rng.safetensors"] = write_file(temporary / "rng.safetensors", tensor_bytes(checkpoint.rng))
-        manifest["state.json"] = write_file(temporary / "state.json", json.dumps(checkpoint.state).encode())
-        write_file(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        manifest["optimizers.pt"] = files.write_file(partial / "optimizers.pt", buffer.getvalue())
+        manifest["rng.safetensors"] = files.write_file(partial / "rng.safetensors", tensor_bytes(checkpoint.rng))
+        manifest["state.json"] = files.write_file(partial / "state.json", json.dumps(checkpoint.state).encode())
+        files.write_file(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

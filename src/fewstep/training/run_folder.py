@@ -4,7 +4,6 @@ recipe.yaml  metrics.jsonl  checkpoints/step_N/  samples/step_N.png  model/  bes
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,14 +11,14 @@ from typing import Any
 
 import yaml
 
+from fewstep import files
 from fewstep.config import parse_yaml
 from fewstep.errors import UserError
 from fewstep.generator import Generator
-from fewstep.training.checkpoint import Checkpoint, Damaged, checkpoints, load_checkpoint, save_checkpoint, tensor_bytes, write_file
+from fewstep.training.checkpoint import Checkpoint, Damaged, checkpoints, load_checkpoint, save_checkpoint, tensor_bytes
 
 # what may differ when a run is resumed: it does not change what was learned so far
 RESUMABLE = ("trainer", "made_by")
-PARTIAL = ".partial"
 
 
 class RunFolder:
@@ -56,7 +55,7 @@ class RunFolder:
             raise UserError(f"--out is {self.path}, which is a file; give a folder")
         if not self.recipe_file.exists():
             # what a kill leaves of a file that was being written does not count
-            if self.path.is_dir() and any(not entry.name.endswith(PARTIAL) for entry in self.path.iterdir()):
+            if self.path.is_dir() and any(not entry.name.endswith(files.PARTIAL) for entry in self.path.iterdir()):
                 raise UserError(f"--out is {self.path}, which holds other files and no run; give a new or an empty folder")
             return
         if not resume:
@@ -77,7 +76,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.recipe_file.exists():
             text = yaml.safe_dump({**recipe, "made_by": dict(made_by)}, sort_keys=False)
-            replace_file(self.recipe_file, text.encode())
+            files.replace_file(self.recipe_file, text.encode())
         self.sample_folder.mkdir(exist_ok=True)
 
     def save_checkpoint(self, step: int, checkpoint: Checkpoint, keep: int) -> None:
@@ -103,8 +102,8 @@ class RunFolder:
         """Replace the model folder's files, each at once: a reader finds the old or the new one. config.json comes last."""
         folder = folder or self.model_folder
         folder.mkdir(exist_ok=True)
-        replace_file(folder / "model.safetensors", tensor_bytes(generator.state_dict()))
-        replace_file(folder / "config.json", json.dumps(generator.config, indent=2).encode())
+        files.replace_file(folder / "model.safetensors", tensor_bytes(generator.state_dict()))
+        files.replace_file(folder / "config.json", json.dumps(generator.config, indent=2).encode())
 
     def model_step(self) -> int | None:
         """The step at which the model folder was written; None where it is not whole."""
@@ -116,22 +115,12 @@ class RunFolder:
 
     def save_best(self, generator: Generator) -> None:
         """Put `generator`, whose ``info["best"]`` says why, into the folder ``best`` in place of what is there, whole or not at all."""
-        partial = self.best_folder.with_name(f".best{PARTIAL}")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
+        with files.replace_folder(self.best_folder) as partial:
             self.save_model(generator, partial)
-            shutil.rmtree(self.best_folder, ignore_errors=True)
-            partial.rename(self.best_folder)
-        except BaseException:
-            if self.best_folder.is_dir():  # else what is being put there is all there is
-                shutil.rmtree(partial, ignore_errors=True)
-            raise
 
     def best(self) -> dict[str, Any] | None:
         """``step``, ``metric`` and ``value`` of the model in ``best``; None where there is none, whole."""
-        partial = self.best_folder.with_name(f".best{PARTIAL}")
-        if not self.best_folder.exists() and (partial / "config.json").is_file():  # killed between taking away the old and naming the new
-            partial.rename(self.best_folder)
+        files.recover_folder(self.best_folder)
         try:
             best = json.loads((self.best_folder / "config.json").read_bytes())["info"]["best"]
             known = (self.best_folder / "model.safetensors").is_file() and {"step", "metric", "value"} <= best.keys()
@@ -166,17 +155,7 @@ class RunFolder:
             if int(folder.name.removeprefix("step_")) > step:
                 shutil.rmtree(folder)
         kept = [record for record in self.metrics() if record["step"] <= step]
-        replace_file(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that it is there whole or not at all. Raises OSError."""
-    temporary = path.with_name(f".{path.name}{PARTIAL}")
-    try:
-        write_file(temporary, content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        files.replace_file(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:

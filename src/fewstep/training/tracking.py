@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fewstep.errors import UserError
+from fewstep.files import replace_file
 
 
 class Tracker(Protocol):
@@ -70,7 +71,7 @@ def _run_id(folder: Path) -> str:
 
     file = folder / "wandb_id"
     if not file.exists():
-        file.write_text(secrets.token_hex(8))
+        replace_file(file, secrets.token_hex(8).encode())
     return file.read_text()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fewstep.files import replace_file
 from fewstep.viz.plots import curves
 
 STYLE = (
@@ -84,4 +85,4 @@ def write_report(
     parts.append(f"<h2>Recipe</h2><pre>{html.escape(recipe)}</pre>")
     if records:
         parts.append(f"<h2>Last record</h2><pre>{html.escape(json.dumps(records[-1], indent=1))}</pre>")
-    path.write_text("".join(parts) + "</html>")
+    replace_file(path, ("".join(parts) + "</html>").encode())

@@ -1,0 +1,135 @@
+"""Files and folders that are there whole or not at all.
+
+What is being written stands beside its place as ``.NAME.partial`` and is moved there when all of it is written. Killed at any moment, a
+process leaves the old or the new; a full disk or another error leaves the old. What a killed process leaves besides is never taken for
+the thing itself, and whoever writes there next sweeps it away.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from fewstep.errors import UserError
+
+PARTIAL = ".partial"  # how the name of what is not whole yet ends
+CHUNK = 1 << 20  # bytes read at once
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file of any size, in hex. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_file(path: Path, content: bytes) -> str:
+    """Write `content` through to the disk and return its SHA-256. Raises OSError, also for a disk that is full.
+
+    Nothing stands in for `path` meanwhile: it is for files of a folder that is moved into place as a whole.
+    """
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(content).hexdigest()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, where it is whole or not at all. One process at a time may do so. Raises OSError."""
+    partial = _beside(path)
+    try:
+        write_file(partial, content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which is at `path` when the block ends, and nowhere if it raises. Raises OSError.
+
+    Each process writes under a name of its own, so that several may write the same file at once, as in a cache: the last one stays.
+    """
+    partial = _beside(path, f".{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_free(out: Path) -> None:
+    """Raise UserError where `out`, given as ``--out``, is neither an empty folder nor the name of a new one."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        kind = "a link" if out.is_symlink() else "a file"
+        raise UserError(f"--out is {out}, which is {kind} and no folder; give the name of a new one")
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"--out is {out}, which holds something already; give an empty folder, or the name of a new one")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder to write into, which is `path` when the block ends, and is gone if it raises.
+
+    `path` is new or empty (see `check_free`): nothing there is ever replaced, and OSError is raised where something has come meanwhile.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _beside(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            path.rmdir()
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `path` when the block ends, and is gone if it raises. Raises OSError.
+
+    The old folder is moved aside, not emptied, before the new one is moved in. Killed between the two a process leaves nothing at
+    `path`, but both beside it; `recover_folder` then brings the new one, and so does the next `replace_folder`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recover_folder(path)
+    partial, old = _beside(path), _beside(path, ".old")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """End what `replace_folder` had not when it was killed: bring to `path` what was to replace it, and sweep the old one.
+
+    It is for whoever writes there, or is about to, and for no one while another process writes. Raises OSError.
+    """
+    partial, old = _beside(path), _beside(path, ".old")
+    if old.exists() and not path.exists():  # the old one is moved aside only when the new one is whole
+        (partial if partial.exists() else old).rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path, mark: str = "") -> Path:
+    return path.with_name(f".{path.name}{mark}{PARTIAL}")
