@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from fewstep import __version__
 from fewstep.config import (
     EXACT,
-    IMAGE_FIGURES,
-    POINT_FIGURES,
     Cifar10Config,
     DDDMConfig,
     DMD2Config,
@@ -53,6 +51,7 @@ from fewstep.generator import Generator, first_line, frozen, load
 from fewstep.maths.kernels import temperature_range
 from fewstep.methods import DDDM, DMD2, Drift, Method, OptimizerSettings, Ramp, Teacher
 from fewstep.metrics.features import PooledPixels, RandomFeatures, TeacherFeatures, feature_network
+from fewstep.metrics.figures import choices
 from fewstep.networks.mlp import CodedMLP
 from fewstep.networks.unet import UNet, num_parameters, zero_output
 
@@ -500,7 +499,7 @@ def train(recipe: Recipe, out: Path, resume: bool = False, title: str = "trainin
         sample_every=trainer.sample_every or often,
         evaluate_every=trainer.evaluate_every,
         keep_best=trainer.keep_best,
-        best_is={**IMAGE_FIGURES, **POINT_FIGURES}[trainer.keep_best] if trainer.keep_best else "least",
+        best_is={**choices("images"), **choices("points")}[trainer.keep_best] if trainer.keep_best else "least",
         checkpoint_every=trainer.checkpoint_every or tenth,
         keep_checkpoints=trainer.keep_checkpoints,
         ema_decay=recipe.method.ema_decay,

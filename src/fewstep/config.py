@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from fewstep.errors import UserError
+from fewstep.metrics.figures import choices
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -22,30 +23,6 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
 EXACT = "exact"  # the teacher that is a closed form
-
-# what a measurement finds, and what is best: the least, the greatest, or the nearest to 1, which is what real data have
-IMAGE_FIGURES: dict[str, Literal["least", "greatest", "nearest 1"]] = {
-    "frechet": "least",
-    "frechet_over_floor": "least",
-    "frechet_train": "least",
-    "kernel": "least",
-    "precision": "greatest",
-    "recall": "greatest",
-    "class_accuracy": "greatest",
-    "within_class_std": "nearest 1",
-    "spacing": "nearest 1",
-    "train_distance": "nearest 1",
-}
-POINT_FIGURES: dict[str, Literal["least", "greatest", "nearest 1"]] = {
-    "energy": "least",
-    "mmd": "least",
-    "sliced_wasserstein": "least",
-    "modes": "greatest",
-    "weight_tv": "least",
-    "inside": "greatest",
-    "variance": "nearest 1",
-    "median_radius": "nearest 1",
-}
 
 
 class Section(BaseModel):
@@ -440,7 +417,7 @@ class Recipe(Section):
             )
         if isinstance(self.method, DMD2Config) and self.method.teacher == EXACT and self.data.name != "toy":
             raise ValueError(f"method.teacher is {EXACT!r}, which only data toy has; name the run folder of a trained one")
-        figures = POINT_FIGURES if points else IMAGE_FIGURES
+        figures = choices("points" if points else "images")
         if (best := self.trainer.keep_best) is not None and best not in figures:
             raise ValueError(f"trainer.keep_best is {best!r}{nearest(best, figures)}; allowed: {', '.join(figures)}")
         if points and self.trainer.evaluate_features is not None:

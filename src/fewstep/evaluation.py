@@ -27,36 +27,11 @@ from fewstep.measurement import (
     suite_for,
     usual_samples,
 )
+from fewstep.metrics.figures import FIGURES
 from fewstep.metrics.point_suite import PointSuite
 from fewstep.metrics.protocol import PRESETS, Preset, departures, differences
 from fewstep.metrics.suite import FEWEST, Suite
 from fewstep.training.run_folder import RunFolder
-
-# in the order in which tables show them: key of a row, heading, format
-COLUMNS = (
-    ("frechet", "FD", "{:.3f}"),
-    ("frechet_over_floor", "FD / floor", "{:.2f}"),
-    ("frechet_mean", "mean of blocks", "{:.3f}"),
-    ("frechet_train", "FD to train", "{:.3f}"),
-    ("kernel_subsets", "KID", "{:.5f}"),
-    ("kernel_subsets_std", "+-", "{:.5f}"),
-    ("class_accuracy", "class asked for", "{:.1%}"),
-    ("precision", "precision", "{:.2f}"),
-    ("recall", "recall", "{:.2f}"),
-    ("within_class_std", "class std", "{:.0%}"),
-    ("spacing", "spacing", "{:.0%}"),
-    ("train_distance", "to train", "{:.0%}"),
-    ("energy", "energy distance", "{:.5f}"),
-    ("mmd", "MMD^2", "{:.5f}"),
-    ("sliced_wasserstein", "SW2", "{:.3f}"),
-    ("modes", "modes", "{:.0f}"),
-    ("weight_tv", "weights, TV", "{:.4f}"),
-    ("inside", "inside", "{:.3f}"),
-    ("variance", "variance", "{:.2f}"),
-    ("median_radius", "radius", "{:.2f}"),
-    ("training_seconds", "trained, s", "{:.0f}"),
-    ("images_per_second", "samples/s", "{:,.0f}"),
-)
 
 
 def run_recipe(path: Path) -> Recipe:
@@ -276,8 +251,8 @@ def _cpu_name() -> str:
 def table(results: dict[str, Any]) -> list[list[str]]:
     """The rows of `results` as text, headings first; a column that no row has is left out."""
     rows = results["rows"]
-    columns = [column for column in COLUMNS if any(column[0] in row for row in rows.values())]
-    lines = [["", *(heading for _, heading, _ in columns)]]
+    columns = [figure for figure in FIGURES if figure.is_column and any(figure.key in row for row in rows.values())]
+    lines = [["", *(figure.heading for figure in columns)]]
     for name, row in rows.items():
-        lines.append([name, *(form.format(row[key]) if key in row else "" for key, _, form in columns)])
+        lines.append([name, *(figure.form.format(row[figure.key]) if figure.key in row else "" for figure in columns)])
     return lines

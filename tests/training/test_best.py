@@ -12,9 +12,10 @@ from linear_method import Linear, Shipped, run_loop
 from same_run import assert_same_run, snapshot
 
 from fewstep import files
-from fewstep.config import IMAGE_FIGURES, POINT_FIGURES, load_recipe
+from fewstep.config import load_recipe
 from fewstep.errors import Interrupted, UserError
 from fewstep.generator import load
+from fewstep.metrics.figures import choices
 from fewstep.training.run_folder import RunFolder
 
 VALUES = {2: 3.0, 4: 1.6, 6: 0.9, 8: 2.0}
@@ -188,7 +189,7 @@ def test_the_figures_that_can_be_chosen_are_those_that_are_measured(teacher_run,
     cadence = ("trainer.evaluate_every=1", "trainer.evaluate_samples=60", "trainer.accelerator=cpu")
     done("train", "teacher/digits", *small, *cadence, "trainer.keep_best=class_accuracy", "--out", tmp_path / "run")
     records = RunFolder(tmp_path / "run").metrics()
-    assert {name.removeprefix("eval.") for name in records[0] if name.startswith("eval.")} == set(IMAGE_FIGURES)
+    assert {name.removeprefix("eval.") for name in records[0] if name.startswith("eval.")} == set(choices("images"))
     found = [record["eval.class_accuracy"] for record in records]
     best = RunFolder(tmp_path / "run").best()
     assert best["value"] == max(found)
@@ -210,7 +211,7 @@ def test_points_too(done, tmp_path):
     cadence = ("trainer.evaluate_every=1", "trainer.evaluate_samples=100", "trainer.accelerator=cpu", "trainer.keep_best=energy")
     done("train", "dddm/ring", *small, *cadence, "--out", tmp_path / "run")
     records = RunFolder(tmp_path / "run").metrics()
-    assert {name.removeprefix("eval.") for name in records[0] if name.startswith("eval.")} <= set(POINT_FIGURES)
+    assert {name.removeprefix("eval.") for name in records[0] if name.startswith("eval.")} <= set(choices("points"))
     assert RunFolder(tmp_path / "run").best()["value"] == pytest.approx(min(record["eval.energy"] for record in records), rel=1e-8)
 
 

@@ -9,6 +9,7 @@ import yaml
 
 from fewstep import __version__
 from fewstep.generator import Generator
+from fewstep.metrics.figures import BY_KEY
 from fewstep.networks.unet import num_parameters
 
 # the Hub's own names (https://huggingface.co/docs/hub/repositories-licenses); any other is `other` with a name of its own
@@ -19,8 +20,6 @@ cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissi
 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 gfdl gpl gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1 lgpl-3.0 mit mpl-2.0 ms-pl ncsa odbl odc-by
 ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql unlicense wtfpl zlib
 """
-# in the name of what a row of results.json says beside quality: how it was drawn, how fast, how certain
-NOT_QUALITY = ("steps", "evaluations", "seconds", "per_second", "error", "_se")
 
 
 def model_card(
@@ -106,7 +105,7 @@ def metadata(generator: Generator, form: str, name: str, licence: str | None, re
                         "task": {"type": "unconditional-image-generation"},
                         "dataset": {"type": results["data"], "name": results["data"]},
                         "metrics": [
-                            {"type": key, "value": value, "name": f"{_heading(key)} ({protocol})"} for key, value in values.items()
+                            {"type": key, "value": value, "name": f"{BY_KEY[key].words} ({protocol})"} for key, value in values.items()
                         ],
                     }
                 ],
@@ -123,12 +122,8 @@ def _quality(results: Mapping[str, Any] | None) -> dict[str, float]:
     return {
         key: float(value)
         for key, value in row.items()
-        if isinstance(value, int | float) and math.isfinite(value) and not any(part in key for part in NOT_QUALITY)
+        if key in BY_KEY and BY_KEY[key].is_quality and isinstance(value, int | float) and math.isfinite(value)
     }
-
-
-def _heading(key: str) -> str:
-    return key.replace("_", " ")
 
 
 def _table(results: Mapping[str, Any] | None) -> list[str]:
@@ -136,7 +131,7 @@ def _table(results: Mapping[str, Any] | None) -> list[str]:
     if not values:
         return ["Not measured when this was exported (`fewstep evaluate` writes what is shown here)."]
     assert results is not None
-    lines = ["| | " + " | ".join(map(_heading, values)) + " |", "|---" * (len(values) + 1) + "|"]
+    lines = ["| | " + " | ".join(BY_KEY[key].words for key in values) + " |", "|---" * (len(values) + 1) + "|"]
     for name, row in results["rows"].items():
         cells = [f"{row[key]:.4g}" if isinstance(row.get(key), int | float) else "" for key in values]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.files import replace_file
+from fewstep.metrics.figures import FIGURES
 from fewstep.viz.plots import curves
 
 STYLE = (
@@ -62,7 +63,7 @@ def write_report(
             "drift": ("drift",),
             "escaped": ("escaped",),
             "calibration (1: the particles spread as the posterior does)": ("calibration", "apart"),
-            "measured": ("frechet_over_floor", "kernel", "energy"),
+            "measured": tuple(figure.key for figure in FIGURES if figure.is_curve),
             "gradient norms": ("grad_norm",),
             "health": ("spread", "shift", "saturation"),
         }

@@ -1,0 +1,263 @@
+"""The figures of an evaluation: what each is, how it is written, and which way is better. Nothing here imports torch.
+
+A key is that of a row of results.json; in metrics.jsonl it is ``eval.KEY``. The standard error of a figure of points is ``KEY_error``.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Best = Literal["least", "greatest", "nearest 1"]
+Family = Literal["images", "points", "cost"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure.
+
+    Attributes:
+        key: its name in results.
+        heading: of its column in a table.
+        form: how `str.format` writes it.
+        family: what it is measured of; "cost" is no quality, but what quality took.
+        best: which value is best; "nearest 1" for ratios to real data. None for what says how certain another figure is.
+        what: one sentence that tells what it is.
+        is_watched: whether it is measured on a cadence while training, too, and not only in an evaluation.
+        is_column: whether an evaluation's table has a column of it.
+        is_curve: whether a run's report draws its way over training.
+
+    """
+
+    key: str
+    heading: str
+    form: str
+    family: Family
+    best: Best | None
+    what: str
+    is_watched: bool = True
+    is_column: bool = True
+    is_curve: bool = False
+
+    @property
+    def words(self) -> str:
+        """Its name in words, for those who do not know the headings."""
+        return self.key.replace("_", " ")
+
+    @property
+    def is_quality(self) -> bool:
+        """Whether it tells something of samples, and not of the time they took."""
+        return self.family != "cost"
+
+
+# in the order in which tables show them
+FIGURES = (
+    Figure(
+        "frechet",
+        "FD",
+        "{:.3f}",
+        "images",
+        "least",
+        "The Frechet distance of the features of samples to those of the reference, squared as in the FID; of several blocks, the least.",
+    ),
+    Figure(
+        "frechet_over_floor",
+        "FD / floor",
+        "{:.2f}",
+        "images",
+        "least",
+        "The Frechet distance in units of the floor, which is that of real images to other real images.",
+        is_curve=True,
+    ),
+    Figure(
+        "frechet_mean",
+        "mean of blocks",
+        "{:.3f}",
+        "images",
+        "least",
+        "The mean of the Frechet distances of the blocks of samples that a protocol asks for.",
+        is_watched=False,
+    ),
+    Figure(
+        "frechet_train",
+        "FD to train",
+        "{:.3f}",
+        "images",
+        "least",
+        "The Frechet distance to the train split: where it is low and that to the reference below the floor, the train split was learned "
+        "by heart.",
+    ),
+    Figure(
+        "frechet_bias",
+        "bias",
+        "{:.3f}",
+        "images",
+        None,
+        "By how much the Frechet distance is too large because samples are few: that of half as many less that of all.",
+        is_watched=False,
+        is_column=False,
+    ),
+    Figure(
+        "kernel",
+        "KID of all pairs",
+        "{:.5f}",
+        "images",
+        "least",
+        "The kernel distance (KID) over all pairs, without bias: 0 in expectation where both are alike, and sometimes below.",
+        is_column=False,
+        is_curve=True,
+    ),
+    Figure(
+        "kernel_subsets",
+        "KID",
+        "{:.5f}",
+        "images",
+        "least",
+        "The kernel distance (KID) as papers report it, a mean over subsets of 1,000.",
+        is_watched=False,
+    ),
+    Figure(
+        "kernel_subsets_std",
+        "+-",
+        "{:.5f}",
+        "images",
+        None,
+        "The standard deviation of the kernel distance over its subsets.",
+        is_watched=False,
+    ),
+    Figure(
+        "class_accuracy",
+        "class asked for",
+        "{:.1%}",
+        "images",
+        "greatest",
+        "The share of samples that show the class they were made for, as a classifier of the features sees it.",
+    ),
+    Figure(
+        "precision",
+        "precision",
+        "{:.2f}",
+        "images",
+        "greatest",
+        "The share of samples that lie within the manifold of real images: whether they look real.",
+    ),
+    Figure(
+        "recall",
+        "recall",
+        "{:.2f}",
+        "images",
+        "greatest",
+        "The share of real images that lie within the manifold of samples: whether all kinds are made.",
+    ),
+    Figure(
+        "within_class_std",
+        "class std",
+        "{:.0%}",
+        "images",
+        "nearest 1",
+        "How far pixels spread about the mean of their class, as a ratio to real images: below 1 classes have collapsed.",
+    ),
+    Figure(
+        "spacing",
+        "spacing",
+        "{:.0%}",
+        "images",
+        "nearest 1",
+        "The mean distance of a sample to the nearest other one, as a ratio to real images: below 1 samples repeat themselves.",
+    ),
+    Figure(
+        "train_distance",
+        "to train",
+        "{:.0%}",
+        "images",
+        "nearest 1",
+        "The mean distance of a sample to the nearest training image, as a ratio to that of held-out images: below 1 is memorising.",
+    ),
+    Figure(
+        "energy",
+        "energy distance",
+        "{:.5f}",
+        "points",
+        "least",
+        "The energy distance to exact samples, or else held-out points, without bias: 0 in expectation where both are alike.",
+        is_curve=True,
+    ),
+    Figure(
+        "mmd",
+        "MMD^2",
+        "{:.5f}",
+        "points",
+        "least",
+        "The squared maximum mean discrepancy to exact samples, or else held-out points, with a Gaussian kernel.",
+    ),
+    Figure(
+        "sliced_wasserstein",
+        "SW2",
+        "{:.3f}",
+        "points",
+        "least",
+        "The 2-Wasserstein distance to exact samples, or else held-out points, along one direction: the root of the mean square over many.",
+    ),
+    Figure(
+        "modes",
+        "modes",
+        "{:.0f}",
+        "points",
+        "greatest",
+        "How many modes are covered: hold at least a fifth of the samples that exact ones would put there.",
+    ),
+    Figure(
+        "weight_tv",
+        "weights, TV",
+        "{:.4f}",
+        "points",
+        "least",
+        "The total variation of the shares of samples near each mode from the true weights.",
+    ),
+    Figure(
+        "inside",
+        "inside",
+        "{:.3f}",
+        "points",
+        "greatest",
+        "The share of samples that lie near some mode.",
+    ),
+    Figure(
+        "variance",
+        "variance",
+        "{:.2f}",
+        "points",
+        "nearest 1",
+        "The mean squared distance of a mode's samples from its centre, as a ratio to exact samples: below 1 modes are too narrow.",
+    ),
+    Figure(
+        "median_radius",
+        "radius",
+        "{:.2f}",
+        "points",
+        "nearest 1",
+        "The median distance of samples from the centre of their mode, as a ratio to exact samples.",
+    ),
+    Figure(
+        "training_seconds",
+        "trained, s",
+        "{:.0f}",
+        "cost",
+        "least",
+        "How long training took, its teacher's included.",
+        is_watched=False,
+    ),
+    Figure(
+        "images_per_second",
+        "samples/s",
+        "{:,.0f}",
+        "cost",
+        "greatest",
+        "How many samples are drawn in a second.",
+        is_watched=False,
+    ),
+)
+BY_KEY = {figure.key: figure for figure in FIGURES}
+
+
+def choices(family: Family) -> dict[str, Best]:
+    """The figures by which the best model of a run can be chosen while it trains, and which value of each is best."""
+    return {figure.key: figure.best for figure in FIGURES if figure.family == family and figure.is_watched and figure.best}
