@@ -21,6 +21,7 @@ from fewstep.generator import Generator, load
 from fewstep.interop import export_diffusers
 from fewstep.interop.export import TOLERANCE, export, verify
 from fewstep.interop.export_diffusers import scheduler_settings
+from fewstep.interop.model_card import model_card
 from fewstep.maths.schedules import karras_sigmas, student_sigmas
 
 UNET = {"name": "unet", "channels": [8, 16], "groups": 4, "head_dim": 8}
@@ -328,6 +329,26 @@ def test_the_licence_is_the_weights_own_or_the_one_given(done, tmp_path, own, gi
     assert {key: data[key] for key in data if key.startswith("license")} == fields
     text = (tmp_path / "out" / "README.md").read_text()
     assert (own or given or "was not stated") in text.split("## Licence")[1]
+
+
+def test_the_fields_that_the_hub_reads():
+    """Written out by hand; what is not known is no field, and a row's costs and errors are no metrics."""
+    points = made({"name": "mlp", "widths": [8]}, (2,), sampler=steps(2), info={"method": "dmd2"})
+    row = {"steps": 2, "evaluations": 2, "energy": 0.25, "energy_error": 0.1, "variance": math.nan, "images_per_second": 9.0}
+    results = {"rows": {"floor": {"energy": 0.0}, "dmd2": row}, "data": "ring", "n": 40, "seed": 0, "reference": "r", "features": "f"}
+    tags = ["fewstep", "few-step-generation", "onnx", "dmd2"]
+    fields = {"license": "mit", "library_name": "onnx", "tags": tags}
+    written = model_card(points, "onnx", "ring", "MIT", 0.0)
+    assert yaml.safe_load(str(written).split("---\n")[1]) == fields
+    task, metric = {"type": "unconditional-image-generation"}, {"type": "energy", "value": 0.25, "name": "energy (40 samples, f)"}
+    index = {"task": task, "dataset": {"type": "ring", "name": "ring"}, "metrics": [metric]}
+    written = model_card(points, "onnx", "ring", "MIT", 0.0, results=results)
+    assert yaml.safe_load(str(written).split("---\n")[1]) == {
+        **fields,
+        "metrics": ["energy"],
+        "model-index": [{"name": "ring", "results": [index]}],
+    }
+    assert "| dmd2 | 0.25 |" in written.text
 
 
 def test_a_licence_cannot_be_taken_off_weights(mistake, tmp_path):

@@ -73,7 +73,7 @@ def export(path: str | Path, form: str, out: Path, licence: str | None = None) -
         difference = verify(generator, known[form].read(folder, generator))
         recipe, results = _records(Path(path), generator)
         card = model_card(generator, form, out.name, own or licence, difference, recipe, results)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        card.save(folder / "README.md")
     return difference
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fewstep import __version__
 from fewstep.generator import Generator
@@ -20,6 +21,7 @@ cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissi
 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 gfdl gpl gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1 lgpl-3.0 mit mpl-2.0 ms-pl ncsa odbl odc-by
 ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql unlicense wtfpl zlib
 """
+TASK = "unconditional-image-generation"  # the Hub's name of it
 
 
 def model_card(
@@ -30,19 +32,18 @@ def model_card(
     difference: float,
     recipe: Mapping[str, Any] | None = None,
     results: Mapping[str, Any] | None = None,
-) -> str:
-    """README.md of `generator` exported as `form` ("diffusers" or "onnx") under `name`.
+) -> ModelCard:
+    """The card of `generator` exported as `form` ("diffusers" or "onnx") under `name`.
 
     `licence` is any name, None where it was not stated; `difference` the largest one to ``Generator.sample`` that was found, in [-1, 1];
     `recipe` and `results` the contents of recipe.yaml and results.json, whose last row is this generator's.
     """
-    header = yaml.safe_dump(metadata(generator, form, name, licence, results), sort_keys=False, allow_unicode=True)
     steps, info = generator.default_steps(), generator.info
     counted = "one step" if steps == 1 else f"{steps} steps"
     classes = info.get("class_names") or []
     made = recipe["method"]["name"] if recipe else info.get("method")
     lines = [
-        f"---\n{header}---\n",
+        f"---\n{card_data(generator, form, name, licence, results)}\n---\n",
         f"# {name}\n",
         f"A generator that draws from noise in {counted}{f', trained with the method {made}' if made else ''} by fewstep {__version__}.\n",
         f"- data: {info.get('data', 'not stated')}; one item has shape {list(generator.shape)}"
@@ -63,7 +64,7 @@ def model_card(
     if recipe:
         text = yaml.safe_dump(_public(recipe), sort_keys=False, allow_unicode=True).rstrip()
         lines += ["\n## Recipe\n", f"```yaml\n{text}\n```"]
-    return "\n".join(lines).rstrip() + "\n"
+    return ModelCard("\n".join(lines).rstrip() + "\n")
 
 
 def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,40 +79,37 @@ def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {key: shown(part) for key, part in recipe.items()}
 
 
-def metadata(generator: Generator, form: str, name: str, licence: str | None, results: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The YAML fields of the card, as the Hub reads them."""
-    steps = generator.default_steps()
+def card_data(generator: Generator, form: str, name: str, licence: str | None, results: Mapping[str, Any] | None) -> ModelCardData:
+    """The fields of the card that the Hub reads."""
     identifier = None if licence is None else licence.strip().lower().replace(" ", "-")
-    fields: dict[str, Any] = {"license": "unknown"}
-    if identifier in LICENCES.split():
-        fields = {"license": identifier}
-    elif licence is not None:
-        fields = {"license": "other", "license_name": identifier}
-    fields |= {"library_name": form, "pipeline_tag": "unconditional-image-generation"}
-    if len(generator.shape) != 3:
-        del fields["pipeline_tag"]
-    tags = ["fewstep", "one-step-generation" if steps == 1 else "few-step-generation", form]
-    fields["tags"] = tags + ([str(generator.info["method"])] if "method" in generator.info else [])
+    is_known = identifier is None or identifier in LICENCES.split()
     values = _quality(results)
-    if values:
-        assert results is not None
-        fields["metrics"] = list(values)
-        protocol = f"{results['n']} samples, {results['features']}"
-        fields["model-index"] = [
-            {
-                "name": name,
-                "results": [
-                    {
-                        "task": {"type": "unconditional-image-generation"},
-                        "dataset": {"type": results["data"], "name": results["data"]},
-                        "metrics": [
-                            {"type": key, "value": value, "name": f"{BY_KEY[key].words} ({protocol})"} for key, value in values.items()
-                        ],
-                    }
-                ],
-            }
-        ]
-    return fields
+    return ModelCardData(
+        license=(identifier or "unknown") if is_known else "other",
+        license_name=None if is_known else identifier,
+        library_name=form,
+        pipeline_tag=TASK if len(generator.shape) == 3 else None,
+        tags=[
+            "fewstep",
+            "one-step-generation" if generator.default_steps() == 1 else "few-step-generation",
+            form,
+            *([str(generator.info["method"])] if "method" in generator.info else []),
+        ],
+        metrics=list(values) or None,
+        model_name=name if values else None,
+        eval_results=[_eval_result(key, value, results) for key, value in values.items()] if results and values else None,
+    )
+
+
+def _eval_result(key: str, value: float, results: Mapping[str, Any]) -> EvalResult:
+    return EvalResult(
+        task_type=TASK,
+        dataset_type=results["data"],
+        dataset_name=results["data"],
+        metric_type=key,
+        metric_value=value,
+        metric_name=f"{BY_KEY[key].words} ({results['n']} samples, {results['features']})",
+    )
 
 
 def _quality(results: Mapping[str, Any] | None) -> dict[str, float]:
