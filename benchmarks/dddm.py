@@ -19,18 +19,21 @@ from typing import Any
 
 import torch
 
-from fewstep import build
-from fewstep.comparison import CONTROL, COUNTS
-from fewstep.config import load_recipe
+from fewstep.build import load_data
+from fewstep.comparison import COUNTS
 from fewstep.data import Mixture, PointData
 from fewstep.denoisers import DistributionalDenoiser, MixturePosterior
 from fewstep.evaluation import machine, run_recipe
 from fewstep.generator import Generator, load
 from fewstep.maths.energy import particle_distances
 from fewstep.measurement import suite_for, usual_samples
+from fewstep.methods.dddm.settings import DDDMSettings
+from fewstep.recipe import load_recipe
+from fewstep.run import train_recipe
 from fewstep.training.run_folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
+CONTROL = next(stands.overrides for stands in DDDMSettings.compared if stands.title == "plain diffusion")
 TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 # study -> title -> (recipe, overrides, factor on the recipe's steps)
@@ -89,10 +92,10 @@ def train_and_measure(arm: Arm, folder: Path, seed: int) -> dict[str, Any]:
     cpu, run = time.process_time(), RunFolder(folder)
     spent = folder / "cpu_seconds.json"
     if run.model_step() != recipe.steps:
-        build.train(recipe, folder, resume=run.recipe_file.exists(), title=folder.name)
+        train_recipe(recipe, folder, resume=run.recipe_file.exists(), title=folder.name)
         before = json.loads(spent.read_text()) if spent.exists() else 0.0
         spent.write_text(json.dumps(before + time.process_time() - cpu))
-    generator, data = load(folder), build.load_data(run_recipe(folder).data, seed)
+    generator, data = load(folder), load_data(run_recipe(folder).data, seed)
     suite = suite_for(data)
     num = usual_samples(isinstance(data, PointData))
     rows = {}

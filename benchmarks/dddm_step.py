@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from fewstep import build
-from fewstep.config import load_recipe
+from fewstep.build import Data, load_data, make_method
 from fewstep.data import ImageData
 from fewstep.evaluation import machine
+from fewstep.recipe import load_recipe
+from fewstep.run import choose_threads
 from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
 from measuring import timed
@@ -40,13 +41,13 @@ def setting(name: str, m: int, folder: Path, precision: str, compiled: bool) -> 
     if name == "cifar10":
         images = torch.randint(0, 256, (512, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         label = torch.arange(len(images)) % 10
-        data: build.Data = ImageData("random", images, images[:64], label, label[:64], 127.5, tuple(map(str, range(10))))
+        data: Data = ImageData("random", images, images[:64], label, label[:64], 127.5, tuple(map(str, range(10))))
         batch = recipe.batch_size if gpu else CPU_BATCH
     else:
-        data, batch = build.load_data(recipe.data), recipe.batch_size
-    method = build.make_method(recipe, data)
+        data, batch = load_data(recipe.data), recipe.batch_size
+    method = make_method(recipe, data)
     if not gpu:
-        torch.set_num_threads(build.choose_threads("auto", method.networks["denoiser"], data.shape))
+        torch.set_num_threads(choose_threads("auto", method.networks["denoiser"], data.shape))
     network = method.networks["denoiser"].network
     if compiled:
         network.compile()

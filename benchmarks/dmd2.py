@@ -18,12 +18,13 @@ from pathlib import Path
 
 import torch
 
-from fewstep import build
-from fewstep.config import load_recipe
+from fewstep.build import load_data
 from fewstep.evaluation import machine
 from fewstep.generator import Generator, load
 from fewstep.measurement import measure, suite_for, usual_samples
 from fewstep.metrics.suite import Suite
+from fewstep.recipe import load_recipe
+from fewstep.run import train_recipe
 from fewstep.training.run_folder import RunFolder
 
 SAMPLINGS = 8
@@ -50,7 +51,7 @@ def train(source: str, folder: Path, *overrides: str) -> float:
     """Train or finish `source` in `folder`; seconds that its training took."""
     run, recipe = RunFolder(folder), load_recipe(source, overrides)
     if run.model_step() != recipe.steps:
-        build.train(recipe, folder, resume=run.recipe_file.exists(), title=folder.name)
+        train_recipe(recipe, folder, resume=run.recipe_file.exists(), title=folder.name)
     return run.metrics()[-1]["seconds"]
 
 
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/dmd2"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    data = build.load_data(load_recipe("dmd2/digits").data)
+    data = load_data(load_recipe("dmd2/digits").data)
     suite, num = suite_for(data), usual_samples(False)
     for seed in arguments.seeds:
         teacher = arguments.folder / f"teacher_{seed}"

@@ -21,11 +21,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep import build
-from fewstep.config import load_recipe
+from fewstep.build import make_method, training_data
 from fewstep.evaluation import machine
 from fewstep.maths.matching import drift_field
 from fewstep.methods import Batch
+from fewstep.recipe import load_recipe
+from fewstep.run import train_recipe
 from fewstep.training.run_folder import RunFolder
 from measuring import peak_mib, timed
 
@@ -61,10 +62,10 @@ def alternate(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str,
 def steps(repeats: int, device: str) -> dict[str, float]:
     """A step of drift/vanilla, N = 512: ours, and the same network and optimiser with the plain field; medians."""
     recipe = load_recipe("drift/vanilla", ["data.size=20000"])
-    data = build.training_data(recipe)
+    data = training_data(recipe)
     rng = torch.Generator(device).manual_seed(0)
     batch = Batch(data.train[: recipe.batch_size].to(device))
-    ours, plain = (build.make_method(recipe, data) for _ in range(2))
+    ours, plain = (make_method(recipe, data) for _ in range(2))
     calls: dict[str, Callable[[], object]] = {}
     for name, method in {"ours": ours, "plain": plain, "plain_cdist": plain, "network": plain}.items():
         network = method.networks["generator"].to(device)
@@ -99,7 +100,7 @@ def dashboard(repeats: int) -> dict[str, float]:
             with tempfile.TemporaryDirectory() as folder:
                 run = RunFolder(Path(folder) / "run")
                 overrides = ["steps=1000", f"trainer.sample_every={cadence}", "trainer.log_every=50"]
-                build.train(load_recipe("drift/ring", overrides), run.path)
+                train_recipe(load_recipe("drift/ring", overrides), run.path)
                 took.append(run.metrics()[-1]["seconds"])
     ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
     return {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios), "repeats": repeats}

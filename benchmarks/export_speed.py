@@ -18,12 +18,12 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from fewstep import build
-from fewstep.config import load_recipe
+from fewstep.build import load_data, make_method
 from fewstep.evaluation import machine
 from fewstep.generator import Generator
 from fewstep.interop.export_onnx import FILE, write_onnx
-from fewstep.networks.unet import num_parameters
+from fewstep.networks.base import num_parameters
+from fewstep.recipe import load_recipe
 from fewstep.samplers import few_step
 from measuring import timed
 
@@ -37,7 +37,7 @@ def generator(name: str) -> Generator:
     torch.manual_seed(0)
     if name == "digits":
         recipe = load_recipe("teacher/digits", [])
-        teacher = build.make_generator(recipe, build.load_data(recipe.data))
+        teacher = make_method(recipe, load_data(recipe.data)).generator
         made = teacher.derive(SAMPLER, {})
     else:
         made = Generator((3, 32, 32), 10, 0.5, {"name": "unet", "channels": [64, 128, 256, 512]}, SAMPLER)

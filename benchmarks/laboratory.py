@@ -13,9 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fewstep import build
-from fewstep.config import load_recipe
 from fewstep.evaluation import evaluate
+from fewstep.recipe import load_recipe
+from fewstep.run import train_recipe
 from fewstep.training.run_folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
@@ -91,7 +91,7 @@ SHOWN = ("energy", "modes", "weight_tv", "inside", "variance", "median_radius", 
 def run(recipe: str, folder: Path, *overrides: str) -> dict[str, Any]:
     """Train or finish one run, measure it, and return what a table needs."""
     done = RunFolder(folder)
-    build.train(load_recipe(recipe, overrides), folder, resume=done.recipe_file.exists(), title=folder.name)
+    train_recipe(load_recipe(recipe, overrides), folder, resume=done.recipe_file.exists(), title=folder.name)
     results = json.loads(done.results_file.read_text()) if done.results_file.exists() else evaluate(folder)
     rows = list(results["rows"].values())
     return {

@@ -28,11 +28,12 @@ import torch
 from lightning_fabric import Fabric
 from PIL import Image
 
-from fewstep import build
-from fewstep.config import load_recipe
+from fewstep.build import make_method
 from fewstep.data import ImageData, cifar10, image_folder
-from fewstep.data.cifar import CLASSES, META, RECORDS, TEST, TRAIN
+from fewstep.data.cifar import CLASSES, META, RECORDS, TEST, TRAIN, cifar10_of
 from fewstep.evaluation import machine
+from fewstep.recipe import load_recipe
+from fewstep.run import choose_threads
 from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
 from measuring import peak_mib, timed
@@ -50,10 +51,10 @@ def batches(repeats: int) -> dict:
     label = torch.arange(NUM) % 10
     data = ImageData("random", images, images[:64], label, label[:64], 127.5, tuple(map(str, range(10))), flip=True)
     recipe = load_recipe("teacher/photos", [f"batch_size={BATCH}"])
-    method = build.make_method(recipe, data)
+    method = make_method(recipe, data)
     fabric = Fabric(accelerator="auto", devices=1)
     if fabric.device.type == "cpu":
-        torch.set_num_threads(build.choose_threads("auto", method.networks["denoiser"], data.shape))
+        torch.set_num_threads(choose_threads("auto", method.networks["denoiser"], data.shape))
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(method, data, fabric, RunFolder(Path(folder)), LoopSettings(steps=10**6, batch_size=BATCH))
         draws = torch.Generator(fabric.device).manual_seed(SEED)
@@ -131,7 +132,7 @@ def prepare(root: Path) -> None:
 def read(root: Path, kind: str, size: str) -> ImageData:
     """One of them."""
     if kind == "archive":
-        return cifar10(str(root / "archive"), md5=(root / "md5").read_text())
+        return cifar10_of(str(root / "archive"), md5=(root / "md5").read_text())
     if kind == "binary":
         return cifar10(str(root / "binary"))
     return image_folder(str(root / (f"{size}.parquet" if kind == "parquet" else f"{size}_folder")), 32, resize="none")

@@ -11,9 +11,9 @@ import argparse
 import json
 from pathlib import Path
 
-from fewstep import build
-from fewstep.config import load_recipe
 from fewstep.evaluation import evaluate
+from fewstep.recipe import load_recipe
+from fewstep.run import train_recipe
 from fewstep.training.run_folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results" / "quality.json"
 def train(source: str, folder: Path, *overrides: str) -> float:
     """Train or finish `source` in `folder`; seconds that its training took."""
     run = RunFolder(folder)
-    build.train(load_recipe(source, overrides), folder, resume=run.recipe_file.exists(), title=f"{source} {folder.name}")
+    train_recipe(load_recipe(source, overrides), folder, resume=run.recipe_file.exists(), title=f"{source} {folder.name}")
     return run.metrics()[-1]["seconds"]
 
 

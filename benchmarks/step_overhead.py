@@ -20,10 +20,11 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from fewstep import build
-from fewstep.config import load_recipe
+from fewstep.build import load_data, make_method
 from fewstep.evaluation import machine
-from fewstep.methods import DMD2
+from fewstep.methods.dmd2 import DMD2
+from fewstep.recipe import load_recipe
+from fewstep.run import choose_threads
 from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
 from measuring import peak_mib, timed
@@ -36,15 +37,15 @@ TURNS = ("teacher", "generator dmd", "generator sid", "fake")
 def setting(network: str, turn: str, folder: Path, precision: str = "32-true") -> tuple[Callable[[], None], Callable[[], None]]:
     """(whole step, bare passes) of one turn."""
     recipe = load_recipe(f"teacher/{network}", ("method.label_dropout=0",))
-    data = build.load_data(recipe.data)
-    teacher = build.make_method(recipe, data)
-    torch.set_num_threads(build.choose_threads("auto", teacher.networks["denoiser"], data.shape))
+    data = load_data(recipe.data)
+    teacher = make_method(recipe, data)
+    torch.set_num_threads(choose_threads("auto", teacher.networks["denoiser"], data.shape))
     method = teacher
     if turn != "teacher":
         settings = load_recipe(f"dmd2/{network}", (f"method.teacher={folder}",))
         RunFolder(folder).save_model(teacher.ship(teacher.networks["denoiser"], 0), folder)
         settings.method.loss = "sid" if turn.endswith("sid") else "dmd"
-        method = build.make_method(settings, data)
+        method = make_method(settings, data)
         assert isinstance(method, DMD2)
         method.turns = tuple(t for t in method.turns if t.name == ("guidance" if turn == "fake" else "generator"))
         method.turns = (type(method.turns[0])(method.turns[0].name, method.turns[0].trains, method.turns[0].optimizer, every=1),)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from fewstep import build
-from fewstep.config import load_recipe
+from fewstep.build import load_data, make_method
 from fewstep.evaluation import machine
+from fewstep.recipe import load_recipe
 
 RESULTS = Path(__file__).parent / "results" / "threads.json"
 
@@ -31,8 +31,8 @@ def spin() -> None:
 def milliseconds(threads: tuple[int, ...], repeats: int = 9) -> dict[int, float]:
     """Median time of a pass for each number of threads, in turn."""
     recipe = load_recipe("teacher/digits")
-    data = build.load_data(recipe.data)
-    network = build.make_generator(recipe, data).denoiser.network
+    data = load_data(recipe.data)
+    network = make_method(recipe, data).generator.denoiser.network
     x, c_noise, label = torch.randn(128, *data.shape), torch.randn(128), torch.randint(10, (128,))
     times: dict[int, list[float]] = {number: [] for number in threads}
     for _ in range(repeats):

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from fewstep import build
-from fewstep.config import load_recipe
+from fewstep.build import load_data, make_method
 from fewstep.evaluation import machine
 from fewstep.measurement import suite_for
 from fewstep.metrics.features import extract
 from fewstep.metrics.frechet import frechet_distance
+from fewstep.recipe import load_recipe
 from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
 
@@ -31,10 +31,11 @@ RESULTS = Path(__file__).parent / "results" / "time_to_quality.json"
 TARGET, SAMPLES = 1.6, 2000
 PUBLISHED = [
     "method.loss=dmd",
-    "method.generator_warmup=0",
-    "method.generator_decay_from=1",
-    "method.generator_final=1",
-    "method.beta2=0.999",
+    "method.generator_optimizer.warmup=0",
+    "method.generator_optimizer.decay_from=1",
+    "method.generator_optimizer.final=1",
+    "method.generator_optimizer.beta2=0.999",
+    "method.guidance_optimizer.beta2=0.999",
     "method.reuse_generator_batch=false",
 ]
 ARMS = {
@@ -43,8 +44,8 @@ ARMS = {
         f"published, ratio {ratio}, lr {lr}": [
             *PUBLISHED,
             f"method.dfake_gen_update_ratio={ratio}",
-            f"method.generator_lr={lr}",
-            f"method.guidance_lr={lr}",
+            f"method.generator_optimizer.lr={lr}",
+            f"method.guidance_optimizer.lr={lr}",
         ]
         for ratio in (10, 5)
         for lr in ("2e-6", "2e-5")
@@ -57,8 +58,8 @@ class Arm:
 
     def __init__(self, overrides: list[str], teacher: Path, folder: Path, seed: int) -> None:
         recipe = load_recipe("dmd2/digits", (*overrides, f"method.teacher={teacher}", f"seed={seed}"))
-        self.data = build.load_data(recipe.data)
-        self.method = build.make_method(recipe, self.data)
+        self.data = load_data(recipe.data)
+        self.method = make_method(recipe, self.data)
         settings = LoopSettings(
             recipe.steps, recipe.batch_size, seed, ema_decay=recipe.method.ema_decay, ema_warmup=recipe.method.ema_warmup
         )
@@ -91,7 +92,7 @@ def main() -> None:
         suite = suite_for(arms["shipped"].data)
 
         def measure(arm: Arm) -> float:
-            samples = arm.method.ship(arm.loop.ema.module, arm.loop.step).sample(SAMPLES, seed=0)
+            samples = arm.loop.state.shipped().sample(SAMPLES, seed=0)
             return frechet_distance(extract(suite.network, samples), suite.heldout_features) / suite.floor
 
         limit = float("inf")
@@ -99,8 +100,8 @@ def main() -> None:
             for name, arm in arms.items():
                 if arm.arrived() is None and arm.seconds < limit:
                     arm.train(arguments.turn)
-                    arm.curve.append((arm.seconds, arm.loop.step, measure(arm)))
-                    print(f"{name:30} {arm.seconds:7.1f} s, step {arm.loop.step:6}, {arm.curve[-1][2]:6.2f} x the floor", flush=True)
+                    arm.curve.append((arm.seconds, arm.loop.state.step, measure(arm)))
+                    print(f"{name:30} {arm.seconds:7.1f} s, step {arm.loop.state.step:6}, {arm.curve[-1][2]:6.2f} x the floor", flush=True)
             if (shipped := arms["shipped"].arrived()) is not None:
                 limit = arguments.factor * shipped
     rows = []
@@ -111,7 +112,7 @@ def main() -> None:
                 "arm": name,
                 "arrived": arrived,
                 "trained": arm.seconds,
-                "steps": arm.loop.step,
+                "steps": arm.loop.state.step,
                 "stood_at": arm.curve[-1][2],
                 "curve": arm.curve,
             }

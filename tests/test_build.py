@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import os
 import shutil
 
 import numpy as np
@@ -9,12 +8,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fewstep import build
-from fewstep.build import choose_threads, load_data, load_teacher, make_generator, make_method
-from fewstep.config import load_recipe
+from fewstep.build import load_data, make_generator, make_method, open_teacher
 from fewstep.data import load_digits
 from fewstep.errors import UserError
 from fewstep.methods import Ramp
+from fewstep.networks.dit.settings import DiTSettings
+from fewstep.recipe import load_recipe
 from fewstep.training.run_folder import RunFolder
 
 
@@ -47,7 +46,7 @@ def refused(recipe, data=None) -> str:
 def test_a_teacher_that_fits(teacher_run):
     recipe = student_recipe(teacher_run)
     for place in (teacher_run, teacher_run / "model"):
-        teacher = load_teacher(student_recipe(place).method, load_digits(), recipe.network.sigma_data)
+        teacher = open_teacher(student_recipe(place).method, load_digits(), recipe.network.sigma_data)
         assert teacher.info["method"] == "teacher"
 
 
@@ -151,14 +150,14 @@ def test_no_teacher_names_the_command_for_ones_own_data(tmp_path):
 def test_the_teachers_copy_in_the_run_folder_comes_first(teacher_run, student_run):
     recipe = student_recipe("/gone/for/ever")
     method = make_method(recipe, load_digits(), student_run / "teacher")
-    original = load_teacher(student_recipe(teacher_run).method, load_digits(), 0.75)
+    original = open_teacher(student_recipe(teacher_run).method, load_digits(), 0.75)
     assert torch.equal(next(method.teacher.parameters()), next(original.parameters()))
 
 
 @pytest.mark.parametrize(("channels", "groups"), [([8, 16], 4), ([12, 24], 6)])
 def test_any_teacher_can_be_given_the_adversarial_head(channels, groups, tmp_path):
     recipe = load_recipe("teacher/digits", [f"network.channels={channels}", f"network.groups={groups}", "network.head_dim=4"])
-    generator = make_generator(recipe, load_digits())
+    generator = make_method(recipe, load_digits()).generator
     RunFolder(tmp_path).save_model(generator, tmp_path / "model")
     method = make_method(student_recipe(tmp_path / "model", "method.gan=true"), load_digits())
     assert "head" in method.networks
@@ -175,7 +174,7 @@ def test_initial_weights_depend_on_the_seed_alone(teacher_overrides):
     data = load_digits()
 
     def initial(*overrides: str) -> torch.Tensor:
-        return weights(make_generator(load_recipe("teacher/digits", [*teacher_overrides, *overrides]), data))
+        return weights(make_method(load_recipe("teacher/digits", [*teacher_overrides, *overrides]), data).generator)
 
     torch.manual_seed(1)
     one = initial()
@@ -185,6 +184,27 @@ def test_initial_weights_depend_on_the_seed_alone(teacher_overrides):
     assert not torch.equal(one, initial("seed=1"))
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), state)  # and the process's random state is left alone
+
+
+def test_a_generator_of_any_kind_can_be_asked_for(teacher_overrides):
+    """What a method of one's own makes itself from: the recipe's network or another, with what it is to take beside."""
+    data, recipe = load_digits(), load_recipe("teacher/digits", [*teacher_overrides, "seed=3"])
+    sampler = {"name": "few_step", "sigmas": [80.0]}
+    generator = make_generator(recipe, data, sampler)
+    assert (generator.sampler, generator.denoiser_config) == (sampler, {"name": "preconditioned"})
+    assert (generator.network_config["channels"], generator.sigma_data, generator.num_classes) == ([8, 32], 0.75, 10)
+    assert generator.info == {"data": "digits", "class_names": [str(k) for k in range(10)]}
+    x = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(generator.denoiser(x, torch.tensor(0.75)), x / 2)  # c_skip x: it starts silent
+    assert torch.equal(weights(generator), weights(make_generator(recipe, data, sampler)))
+    posterior = ({"name": "distributional", "steps": 2, "churn": 1.0}, {"name": "distributional", "output": "edm"})
+    other = make_generator(
+        recipe, data, *posterior, DiTSettings(name="dit", patch=2, width=8, depth=1, heads=2, sigma_data=0.5), xi_channels=3
+    )
+    assert (other.network_config["name"], other.sigma_data, other.denoiser.output) == ("dit", 0.5, "edm")
+    assert other.denoiser.xi_shape == (3, 8, 8)
+    with pytest.raises(UserError, match=r"network\.patch is 3"):
+        make_generator(recipe, data, sampler, network=DiTSettings(name="dit", patch=3))
 
 
 def test_a_head_depends_on_the_seed_alone(teacher_run):
@@ -201,12 +221,11 @@ def test_a_head_depends_on_the_seed_alone(teacher_run):
 def test_the_recipe_reaches_the_method(teacher_run):
     """Every setting of a method arrives where it acts."""
     overrides = "loss=dmd gamma=1.5 guidance_scale=2.5 dfake_gen_update_ratio=4 conditioning_sigma=40. min_step_percent=.1"
-    overrides += " min_step_start=.4 min_step_warmup=.3 generator_decay=cosine table_scale=7."
-    overrides += " max_step_percent=.5 num_train_timesteps=100 sigma_min=.01 sigma_max=50. rho=5. generator_lr=1e-3"
-    overrides += " generator_warmup=3 generator_decay_from=.5 generator_final=.1 guidance_lr=2e-3 beta1=.8 beta2=.95"
-    overrides += (
-        " weight_decay=.03 clip=2. reuse_generator_batch=false gan=true gan_weight_generator=.7 gan_weight_guidance=.3 sid_alpha=1.2"
-    )
+    overrides += " min_step_start=.4 min_step_warmup=.3 generator_optimizer.decay=cosine table_scale=7."
+    overrides += " max_step_percent=.5 num_train_timesteps=100 sigma_min=.01 sigma_max=50. rho=5. generator_optimizer.lr=1e-3"
+    overrides += " generator_optimizer.warmup=3 generator_optimizer.decay_from=.5 generator_optimizer.final=.1 guidance_optimizer.lr=2e-3"
+    overrides += " beta1=.8 beta2=.95 weight_decay=.03 clip=2. reuse_generator_batch=false"  # of an older form: of both
+    overrides += " gan=true gan_weight_generator=.7 gan_weight_guidance=.3 sid_alpha=1.2"
     overrides += (
         " sampler_steps=2 sampler_sigmas=[40.,3.] fake_per_step=false inputs=noised_data fake_min_step_percent=.2 fake_max_step_percent=.9"
     )
@@ -214,52 +233,41 @@ def test_the_recipe_reaches_the_method(teacher_run):
     method = make_method(student_recipe(teacher_run, *(f"method.{o}" for o in overrides.split())), load_digits())
     generator, guidance = method.turns
     assert (generator.every, guidance.every) == (4, 1)
-    common = {"betas": (0.8, 0.95), "weight_decay": 0.03, "clip": 2.0}
-    generators = {"lr": 1e-3, "warmup": 3, "decay_from": 0.5, "final": 0.1, "cosine": True, "scales": {"centres": 7.0, "embeddings": 7.0}}
-    guidances = {"lr": 2e-3, "warmup": 0, "decay_from": 1.0, "final": 1.0, "cosine": False, "scales": {}}
-    assert dataclasses.asdict(generator.optimizer) == generators | common
-    assert dataclasses.asdict(guidance.optimizer) == guidances | common
-    assert (method.loss_name, method.sid_alpha, method.gamma) == ("dmd", 1.2, 1.5)
-    assert (method.guidance_scale, method.sigmas, method.inputs) == (2.5, [40.0, 3.0], "noised_data")
+    common = {"beta1": 0.8, "beta2": 0.95, "weight_decay": 0.03, "clip": 2.0}
+    assert generator.optimizer.model_dump() == {"lr": 1e-3, "warmup": 3, "decay_from": 0.5, "final": 0.1, "decay": "cosine", **common}
+    assert guidance.optimizer.model_dump() == {"lr": 2e-3, "warmup": 0, "decay_from": 1.0, "final": 1.0, "decay": "linear", **common}
+    assert (generator.scales, guidance.scales) == ({"centres": 7.0, "embeddings": 7.0}, {})
+    settings = method.settings
+    assert (settings.loss, settings.sid_alpha, settings.gamma) == ("dmd", 1.2, 1.5)
+    assert (settings.guidance_scale, method.sigmas) == (2.5, [40.0, 3.0])
+    assert (method.generate.sigmas, method.generate.inputs) == ([40.0, 3.0], "noised_data")
     assert not method.stepwise
-    assert (method.fake_first, method.fake_last, method.f_divergence) == (20, 90, "kl")
-    assert (method.gan_features, method.gan_levels, len(method.networks["head"].heads)) == ("teacher", 2, 2)
-    assert (method.r1_weight, method.r1, method.r1_alpha) == (4.0, "exact", 0.2)
+    assert (method.fake_first, method.fake_last) == (20, 90)
+    critic = method.critic
+    assert critic.settings is settings
+    assert (settings.gan_features, settings.gan_levels, len(method.networks["head"].heads)) == ("teacher", 2, 2)
+    assert (settings.r1_weight, settings.r1, settings.r1_alpha, settings.f_divergence) == (4.0, "exact", 0.2, "kl")
     assert method.first == Ramp(0.1, 0.4, 105)  # 0.3 of the 350 generator updates in 1400 steps
     assert (method.last, len(method.levels)) == (50, 100)
     assert method.levels[0].item() == pytest.approx(0.01)
     assert method.levels[-1].item() == pytest.approx(50)
-    assert not method.reuse_generator_batch
-    assert (method.gan_weight_generator, method.gan_weight_guidance, method.auto) == (0.7, 0.3, False)
-
-
-def test_every_part_of_a_batch_has_an_item_for_every_step(teacher_run):
-    message = refused(student_recipe(teacher_run, "method.sampler_steps=4", "batch_size=12", "trainer.devices=2", "trainer.accumulate=2"))
-    assert message.startswith("batch_size is 12, in 4 part(s); with method.sampler_steps 4 ")
-    assert message.endswith("give at least 16")
-    make_method(student_recipe(teacher_run, "method.sampler_steps=4", "batch_size=4"), load_digits())
+    assert not settings.reuse_generator_batch
+    assert (critic.weight, settings.gan_weight_guidance, critic.auto, critic.warmup) == (0.7, 0.3, False, 3)
 
 
 def test_the_recipe_reaches_the_teacher(teacher_overrides):
-    overrides = "sigma_sampling=karras sigma_mean=-1. sigma_std=1.5 num_train_timesteps=50 sigma_min=.01 sigma_max=40. rho=5. lr=1e-2"
-    overrides += (
-        " warmup=5 decay_from=.3 final=.2 label_dropout=.25 sampler=euler sampler_steps=7 beta1=.8 beta2=.95 weight_decay=.03 clip=2."
-    )
+    overrides = "sigma_sampling=karras sigma_mean=-1. sigma_std=1.5 num_train_timesteps=50 sigma_min=.01 sigma_max=40. rho=5."
+    overrides += " label_dropout=.25 sampler=euler sampler_steps=7"
+    optimizer = {"lr": 1e-2, "warmup": 5, "decay_from": 0.3, "final": 0.2, "decay": "linear"}
+    optimizer |= {"beta1": 0.8, "beta2": 0.95, "weight_decay": 0.03, "clip": 2.0}
+    overrides += "".join(f" optimizer.{key}={value}" for key, value in optimizer.items())
     recipe = load_recipe("teacher/digits", [*teacher_overrides, "network.sigma_data=0.6", *(f"method.{o}" for o in overrides.split())])
     method = make_method(recipe, load_digits())
     (turn,) = method.turns
-    assert dataclasses.asdict(turn.optimizer) == {
-        "lr": 1e-2,
-        "betas": (0.8, 0.95),
-        "weight_decay": 0.03,
-        "clip": 2.0,
-        "warmup": 5,
-        "decay_from": 0.3,
-        "final": 0.2,
-        "cosine": False,
-        "scales": {},
-    }
-    assert (method.sigma_sampling, method.sigma_mean, method.sigma_std, method.label_dropout) == ("karras", -1.0, 1.5, 0.25)
+    assert turn.optimizer.model_dump() == optimizer
+    assert (turn.every, turn.scales) == (1, {})
+    settings = method.settings
+    assert (settings.sigma_sampling, settings.sigma_mean, settings.sigma_std, method.label_dropout) == ("karras", -1.0, 1.5, 0.25)
     assert method.generator.sampler == {"name": "euler", "steps": 7, "sigma_min": 0.01, "sigma_max": 40.0, "rho": 5.0}
     assert method.generator.sigma_data == 0.6
     assert len(method.levels) == 50
@@ -280,25 +288,19 @@ def dddm(*overrides: str):
 
 
 def test_the_recipe_reaches_the_distributional_method():
-    overrides = "m=3 beta=.7 lam=.8 lam_warmup=.25 bias=-2. xi_channels=5 output=edm sampler_steps=7 churn=.3 label_dropout=.2 lr=1e-2"
-    overrides += " warmup=5 decay=cosine decay_from=.3 final=.2 beta1=.8 beta2=.95 weight_decay=.03 clip=2."
+    overrides = "m=3 beta=.7 lam=.8 lam_warmup=.25 bias=-2. xi_channels=5 output=edm sampler_steps=7 churn=.3 label_dropout=.2"
+    optimizer = {"lr": 1e-2, "warmup": 5, "decay_from": 0.3, "final": 0.2, "decay": "cosine"}
+    optimizer |= {"beta1": 0.8, "beta2": 0.95, "weight_decay": 0.03, "clip": 2.0}
+    overrides += "".join(f" optimizer.{key}={value}" for key, value in optimizer.items())
     method = dddm(*ON_DIGITS, "steps=400", "network.xi_block=2", "network.sigma_data=.7", *(f"method.{o}" for o in overrides.split()))
     (turn,) = method.turns
-    assert dataclasses.asdict(turn.optimizer) == {
-        "lr": 1e-2,
-        "betas": (0.8, 0.95),
-        "weight_decay": 0.03,
-        "clip": 2.0,
-        "warmup": 5,
-        "decay_from": 0.3,
-        "final": 0.2,
-        "cosine": True,
-        "scales": {},
-    }
-    assert (method.m, method.beta, method.bias, method.label_dropout) == (3, 0.7, -2.0, 0.2)
+    assert turn.optimizer.model_dump() == optimizer
+    assert (turn.every, turn.scales) == (1, {})
+    assert (method.m, method.beta, method.settings.bias, method.label_dropout) == (3, 0.7, -2.0, 0.2)
     assert method.lam == Ramp(0.8, 0.0, 100)  # a quarter of 400 steps
     generator = method.generator
-    assert generator.sampler == {"name": "distributional", "steps": 7, "churn": 0.3, "output": "edm"}
+    assert generator.sampler == {"name": "distributional", "steps": 7, "churn": 0.3}
+    assert generator.denoiser_config == {"name": "distributional", "output": "edm"}
     assert (generator.sigma_data, generator.denoiser.output, generator.denoiser.xi_shape) == (0.7, "edm", (5, 8, 8))
     network = generator.denoiser.network
     assert (network.patch, len(network.blocks), network.blocks[0].heads, network.xi_block) == (2, 3, 2, 2)
@@ -354,29 +356,6 @@ def test_a_diffusion_teacher_may_be_a_transformer():
     torch.testing.assert_close(denoised, x * 0.25 / (0.25 + 0.25))  # c_skip x, for it starts silent
 
 
-def test_a_run_that_draws_is_sampled_in_any_number_of_steps(done, mistake, tmp_path):
-    run, small = tmp_path / "run", ["data.size=500", "network.widths=[8]", "batch_size=16", "steps=2", "method.lam_warmup=.5"]
-    done("train", "dddm/ring", *small, "trainer.accelerator=cpu", "trainer.log_every=1", "trainer.sample_every=2", "--out", run)
-    for name, options, evaluations in (("a", [], 20), ("b", ["--steps", "1"], 1), ("c", ["--steps", "3"], 3)):
-        out = done("sample", run, "-n", "5", "--seed", "1", "--out", tmp_path / f"{name}.npz", *options).out
-        assert f"5 samples, {evaluations} evaluation(s) each" in out
-    made = [np.load(tmp_path / f"{name}.npz")["samples"] for name in "abc"]
-    assert all(np.isfinite(samples).all() and samples.shape == (5, 2) for samples in made)
-    assert not np.allclose(made[0], made[1])
-    for steps in ("0", "-1"):
-        message = mistake("sample", run, "--steps", steps, "--out", tmp_path / "d.npz")
-        assert message == f"error: steps is {steps}; give at least 1\n"
-    assert not (tmp_path / "d.npz").exists()
-    # lambda's ramp is over after the first of two updates, and the particles' distances change their name
-    records = RunFolder(run).metrics()
-    assert [("denoiser.apart" in record, "denoiser.calibration" in record) for record in records] == [(True, False), (False, True)]
-    refusal = refused(
-        load_recipe("dmd2/ring", [f"method.teacher={run}", "data.size=500"]), load_data(load_recipe("dddm/ring", ["data.size=500"]).data)
-    )
-    assert refusal.startswith(f"the teacher {run} does not fit this recipe: ")
-    assert "it draws from the posterior, where a teacher gives its mean" in refusal
-
-
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
@@ -411,34 +390,3 @@ def test_data_of_ones_own_reaches_the_loop(tmp_path):
 def test_photos_that_are_asked_for_too_large():
     with pytest.raises(UserError, match=r"data\.size is 400"):
         load_data(load_recipe("teacher/digits", ["data.name=photos", "data.size=400"]).data)
-
-
-# --- threads ---------------------------------------------------------------------------------------------------------
-
-
-def test_small_networks_get_one_thread_and_large_ones_every_core(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
-    network = nn.Linear(1000, 999)  # a million parameters with the bias
-    parameters = sum(p.numel() for p in network.parameters())
-    assert parameters == 999_999
-    side = 32
-    assert choose_threads("auto", network, (3, side, side)) == 6  # 1e9 multiply-adds and more
-    assert choose_threads("auto", network, (1, 8, 8)) == 1
-    assert choose_threads("auto", network, (64,)) == 1
-    assert choose_threads(3, network, (1, 8, 8)) == 3  # what is asked for is done
-    assert choose_threads(1, network, (3, side, side)) == 1
-
-
-def test_the_shipped_teacher_is_a_small_network(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
-    generator = make_generator(load_recipe("teacher/digits"), load_digits())
-    assert choose_threads("auto", generator.denoiser, generator.shape) == 1
-
-
-def test_threads_are_set_for_a_run(monkeypatch, teacher_overrides, tmp_path):
-    asked = []
-    monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    for threads in ("auto", "3"):
-        recipe = load_recipe("teacher/digits", [*teacher_overrides, "steps=1", f"trainer.threads={threads}"])
-        build.train(recipe, tmp_path / threads)
-    assert asked == [1, 3]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.config import load_recipe, shipped_recipes
+from fewstep.recipe import load_recipe, shipped_recipes
 
 COMMANDS = ("train", "sample", "evaluate", "compare", "demo", "recipes")
 
@@ -28,8 +28,16 @@ def test_help_is_quick_and_names_every_command(fewstep_cli):
         assert re.search(rf"^ +{name} ", outcome.stdout, re.MULTILINE)
 
 
-def test_nothing_heavy_is_imported_before_it_is_needed():
-    code = "import sys, fewstep, fewstep.cli, fewstep.config; print(*sys.modules)"
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import fewstep, fewstep.cli, fewstep.recipe",
+        "from fewstep.recipe import load_recipe, shipped_recipes; [load_recipe(name) for name in shipped_recipes()]",
+        "from fewstep.recipe.reading import schema; schema()",
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(code):
+    code += "; import sys; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     roots = {name.split(".")[0] for name in modules}
     assert "fewstep" in roots
@@ -65,7 +73,7 @@ def test_a_fault_of_ours_keeps_its_traceback_and_exits_1(command, monkeypatch):
     def broken(*arguments, **options):
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("fewstep.build.describe", broken)
+    monkeypatch.setattr("fewstep.run.describe", broken)
     outcome = command("train", "teacher/digits", "--dry-run")
     assert outcome.code == 1
     assert "Traceback" in outcome.err
@@ -75,7 +83,7 @@ def test_a_second_interrupt_exits_130(command, monkeypatch, tmp_path):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fewstep.build.train", interrupted)
+    monkeypatch.setattr("fewstep.run.train_recipe", interrupted)
     outcome = command("train", "teacher/digits", "--out", tmp_path / "run")
     assert outcome.code == 130
     assert "Traceback" not in outcome.err
@@ -111,8 +119,15 @@ def test_recipes_schema_knows_the_keys_and_their_limits(done):
     schema = json.loads(done("recipes", "schema").out)
     assert set(schema["properties"]) == {"method", "data", "network", "trainer", "seed", "steps", "batch_size"}
     assert schema["additionalProperties"] is False
-    assert schema["$defs"]["TeacherConfig"]["properties"]["sigma_sampling"]["enum"] == ["lognormal", "karras"]
-    assert schema["$defs"]["TeacherConfig"]["properties"]["lr"]["exclusiveMinimum"] == 0
+    method = schema["$defs"]["TeacherSettings"]["properties"]
+    assert method["sigma_sampling"]["enum"] == ["lognormal", "karras"]
+    assert method["optimizer"]["$ref"] == "#/$defs/TeacherOptimizer"
+    assert schema["$defs"]["TeacherOptimizer"]["properties"]["lr"]["exclusiveMinimum"] == 0
+    kinds = {section: set(schema["properties"][section]["discriminator"]["mapping"]) for section in ("method", "data", "network")}
+    for recipe in map(load_recipe, shipped_recipes()):
+        assert {section: getattr(recipe, section).name for section in kinds}.items() <= {
+            (section, name) for section, names in kinds.items() for name in names
+        }
 
 
 # --- train -----------------------------------------------------------------------------------------------------------
@@ -121,10 +136,12 @@ def test_recipes_schema_knows_the_keys_and_their_limits(done):
 def test_dry_run_shows_the_resolved_recipe_and_writes_nothing(done, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "run"
-    out = done("train", "teacher/digits", "steps=7", "batch_size=32", "method.lr=1e-4", "--dry-run", "--out", run).out
+    out = done("train", "teacher/digits", "steps=7", "batch_size=32", "method.optimizer.lr=1e-4", "--dry-run", "--out", run).out
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "shown.yaml").write_text(out)  # what is not the recipe is a comment
-    assert load_recipe(str(tmp_path / "shown.yaml")) == load_recipe("teacher/digits", ["steps=7", "batch_size=32", "method.lr=1e-4"])
+    assert load_recipe(str(tmp_path / "shown.yaml")) == load_recipe(
+        "teacher/digits", ["steps=7", "batch_size=32", "method.optimizer.lr=1e-4"]
+    )
     notes = [line for line in out.splitlines() if line.startswith("#")]
     assert "# images to be seen: 224 in 7 steps of 32" in notes
     assert any("1437 training images, 360 held out, shape [1, 8, 8], 10 classes" in line for line in notes)
@@ -224,7 +241,7 @@ def test_a_folder_that_may_not_be_written_to_simulated(mistake, monkeypatch, tmp
     def denied(*arguments, **options):
         raise PermissionError(13, "Permission denied", str(tmp_path / "run"))
 
-    monkeypatch.setattr("fewstep.build.train", denied)
+    monkeypatch.setattr("fewstep.run.train_recipe", denied)
     message = mistake("train", "teacher/digits", "--out", tmp_path / "run")
     assert message == f"error: Permission denied: {tmp_path / 'run'}. Give a folder that you may write to\n"
 

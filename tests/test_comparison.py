@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from fewstep import comparison, measurement, pictures
-from fewstep.build import train
-from fewstep.config import load_recipe
 from fewstep.errors import UserError
+from fewstep.recipe import load_recipe
+from fewstep.run import train_recipe
 from fewstep.training.run_folder import RunFolder
 
 SCALE = 1e-3
@@ -66,11 +66,11 @@ def small(monkeypatch):
 
     def counted(recipe, path, *arguments, **options):
         trained.append((recipe, path))
-        train(recipe, path, *arguments, **options)
+        train_recipe(recipe, path, *arguments, **options)
 
     monkeypatch.setattr(pictures, "Dashboard", NoDashboard)  # the battery looks at these
     monkeypatch.setattr(comparison, "load_recipe", load)
-    monkeypatch.setattr(comparison, "train", counted)
+    monkeypatch.setattr(comparison, "train_recipe", counted)
     monkeypatch.setattr(comparison, "SHOWN", 50)
     monkeypatch.setattr(comparison, "COUNTS", COUNTS)
     monkeypatch.setattr(measurement, "EXACT_SAMPLES", 400)
@@ -145,8 +145,8 @@ def assert_tables(printed, results, floor):
 @pytest.mark.parametrize(
     ("density", "gamma", "titles"),
     [
-        ("ring", 2.0, ["drift", "DMD2, exact teacher", "DMD2, trained teacher"]),  # the others draw p, and not p^2
-        ("bimodal", 1.0, ["drift", "DMD2, exact teacher", "teacher", "DMD2, trained teacher", "DDDM", "plain diffusion"]),
+        ("ring", 2.0, ["DMD2, exact teacher", "DMD2, trained teacher", "drift"]),  # the others draw p, and not p^2
+        ("bimodal", 1.0, ["teacher", "DMD2, exact teacher", "DMD2, trained teacher", "drift", "DDDM", "plain diffusion"]),
     ],
 )
 def test_every_method_on_a_mixture(density, gamma, titles, small, done, tmp_path):
@@ -162,7 +162,7 @@ def test_every_method_on_a_mixture(density, gamma, titles, small, done, tmp_path
         assert "modes" in row
         assert title == EXACT_ROW or row["energy"] > 5 * row["energy_error"] > abs(results["floor"])  # nothing was learned in 3 steps
     assert results["floor"] == results["rows"][EXACT_ROW]["energy"]
-    runs = ["drift", "DMD2, exact teacher", "teacher", "DMD2, trained teacher", "DDDM", "plain diffusion"]
+    runs = ["teacher", "DMD2, exact teacher", "DMD2, trained teacher", "drift", "DDDM", "plain diffusion"]
     assert_trained(small, [title for title in runs if title in (*titles, "teacher")], gamma, out)
     assert {recipe.data.density for recipe, _ in small} == {density}
     assert_tables(printed, results, EXACT_ROW)
@@ -190,22 +190,22 @@ def test_every_method_on_a_mixture(density, gamma, titles, small, done, tmp_path
 def test_a_comparison_that_was_stopped_goes_on_where_it_was(small, done, mistake, tmp_path, monkeypatch):
     """And a density that is no mixture has no exact teacher."""
     out, arguments = tmp_path / "there", ("compare", "toys/moons", "--scale", str(SCALE), "--seed", "3")
-    whole_train = comparison.train
+    whole_train = comparison.train_recipe
 
     def stopped(recipe, path, *arguments, **options):
-        if recipe.method.name == "dmd2":
+        if recipe.method.name == "drift":
             raise UserError("stopped here")
         whole_train(recipe, path, *arguments, **options)
 
-    monkeypatch.setattr(comparison, "train", stopped)
+    monkeypatch.setattr(comparison, "train_recipe", stopped)
     assert "stopped here" in mistake(*arguments, "--out", out)
     assert not (out / "compare.json").exists()
-    titles = ["drift", "teacher", "DMD2, trained teacher", "DDDM", "plain diffusion"]
+    titles = ["teacher", "DMD2, trained teacher", "drift", "DDDM", "plain diffusion"]
     assert_trained(small, titles[:2], 1.0, out)
 
-    monkeypatch.setattr(comparison, "train", whole_train)
-    steps = ["drift", "teacher"]
-    kept = {path: path.read_bytes() for name in steps for path in (out / name / "model").iterdir()}
+    monkeypatch.setattr(comparison, "train_recipe", whole_train)
+    done_already = ["teacher", "dmd2_trained_teacher"]
+    kept = {path: path.read_bytes() for name in done_already for path in (out / name / "model").iterdir()}
     begun = len(small)
     _, results = compared(done, out, "toys/moons")
     assert_trained(small[begun:], titles[2:], 1.0, out)
@@ -228,7 +228,7 @@ def test_runs_of_another_comparison_are_not_measured_as_this_one(small, done, co
 
 def test_every_method_on_digits(small, done, tmp_path):
     out = tmp_path / "there"
-    titles = ["drift", "teacher", "DMD2", "DDDM", "plain diffusion"]
+    titles = ["teacher", "DMD2", "drift", "DDDM", "plain diffusion"]
     printed, results = compared(done, out, "digits")
     assert (results["data"], results["gamma"], results["n"], results["features"]) == ("digits", 1, 40, "digits-v1")
     assert results["reference"] == "360 held-out images"
@@ -256,10 +256,30 @@ def test_every_method_on_digits(small, done, tmp_path):
 
 # --- what each trains ------------------------------------------------------------------------------------------------
 
+TOYS, DIGITS = comparison.entries_for(True, True, 1.0), comparison.entries_for(False, False, 1.0)
+
+
+def test_who_is_compared_on_what():
+    on_toys = ["teacher", "DMD2, exact teacher", "DMD2, trained teacher", "drift", "DDDM", "plain diffusion"]
+    assert [entry.title for entry in TOYS] == on_toys
+    assert [entry.title for entry in DIGITS] == ["teacher", "DMD2", "drift", "DDDM", "plain diffusion"]
+    assert [entry.title for entry in comparison.entries_for(True, False, 1.0)] == [t for t in on_toys if t != "DMD2, exact teacher"]
+    assert {entry.title: entry.teacher for entry in (*TOYS, *DIGITS) if entry.teacher} == {
+        "DMD2, trained teacher": "teacher",
+        "DMD2": "teacher",
+    }
+    for entries in (TOYS, DIGITS):  # one who is taught comes after the one who teaches
+        folders = [entry.folder for entry in entries]
+        assert all(entry.teacher is None or folders.index(entry.teacher) < folders.index(entry.folder) for entry in entries)
+    # of a power only those that can aim at it, and who teaches them
+    assert [entry.title for entry in comparison.entries_for(True, True, 2.0)] == on_toys[:4]
+    assert all(entry.recipe == f"{entry.recipe.split('/')[0]}/ring" for entry in TOYS)
+    assert all(entry.recipe == f"{entry.recipe.split('/')[0]}/digits" for entry in DIGITS)
+
 
 @pytest.mark.parametrize("scale", [1.0, 0.1, 0.0123, 2.0, 1e-9])
 def test_recipes_run_at_their_own_length_times_the_scale(scale, tmp_path):
-    for entries, density in ((comparison.TOYS, "grid25"), (comparison.DIGITS, None)):
+    for entries, density in ((TOYS, "grid25"), (DIGITS, None)):
         recipes = {entry.title: comparison.recipe_of(entry, tmp_path, density, 1.0, scale, 5) for entry in entries}
         shipped = {entry.title: load_recipe(entry.recipe) for entry in entries}
         particles = {"plain diffusion": shipped["DDDM"].method.m}
@@ -270,11 +290,11 @@ def test_recipes_run_at_their_own_length_times_the_scale(scale, tmp_path):
         assert {recipe.seed for recipe in recipes.values()} == {5}
         assert {getattr(recipe.data, "density", None) for recipe in recipes.values()} == {density}
         assert all(recipe.batch_size == shipped[title].batch_size for title, recipe in recipes.items())
-    assert len({entry.folder for entry in comparison.TOYS}) == len(comparison.TOYS)
+    assert len({entry.folder for entry in TOYS}) == len(TOYS)
 
 
 def test_plain_diffusion_is_the_distributional_recipe_in_all_but_its_score(tmp_path):
-    for entries, density in ((comparison.TOYS, "ring"), (comparison.DIGITS, None)):
+    for entries, density in ((TOYS, "ring"), (DIGITS, None)):
         recipes = {entry.title: comparison.recipe_of(entry, tmp_path, density, 1.0, 1.0, 0).model_dump() for entry in entries}
         plain, ours = recipes["plain diffusion"], recipes["DDDM"]
         methods = plain.pop("method"), ours.pop("method")
@@ -284,12 +304,10 @@ def test_plain_diffusion_is_the_distributional_recipe_in_all_but_its_score(tmp_p
 
 
 def test_gamma_reaches_those_that_can_aim_at_it(tmp_path):
-    gammas = {
-        entry.title: getattr(comparison.recipe_of(entry, tmp_path, "ring", 1.7, 1.0, 0).method, "gamma", None) for entry in comparison.TOYS
-    }
+    gammas = {entry.title: getattr(comparison.recipe_of(entry, tmp_path, "ring", 1.7, 1.0, 0).method, "gamma", None) for entry in TOYS}
     aims = {"drift": 1.7, "DMD2, exact teacher": 1.7, "DMD2, trained teacher": 1.7}
     assert gammas == {**dict.fromkeys(("teacher", "DDDM", "plain diffusion")), **aims}
-    assert {entry.title for entry in comparison.TOYS if entry.draws_power} == set(aims)
+    assert {entry.title for entry in TOYS if entry.draws_power} == set(aims)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -373,7 +391,7 @@ def test_what_cannot_be_compared_is_said_before_anything_is_written(arguments, w
     def trained(*arguments, **options):
         raise AssertionError("it should have been refused")
 
-    monkeypatch.setattr(comparison, "train", trained)
+    monkeypatch.setattr(comparison, "train_recipe", trained)
     monkeypatch.chdir(tmp_path)
     message = mistake("compare", *arguments, *place)
     for word in words:

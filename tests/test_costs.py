@@ -2,18 +2,24 @@ import re
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep import build
-from fewstep.config import load_recipe
 from fewstep.costs import ITEMS, Costs, measure
 from fewstep.generator import Generator
-from fewstep.methods import DMD2, Batch, Drift, OptimizerSettings, Teacher
-from fewstep.metrics.features import TeacherFeatures
-from fewstep.networks.unet import num_parameters
+from fewstep.methods import Batch, LossOutput, Method, Optimizer, Turn
+from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.dmd2.settings import DMD2Settings
+from fewstep.methods.drift import Drift
+from fewstep.methods.drift.features import TeacherFeatures
+from fewstep.methods.drift.settings import DriftSettings
+from fewstep.methods.teacher import Teacher
+from fewstep.methods.teacher.settings import TeacherSettings
+from fewstep.networks import num_parameters
+from fewstep.recipe import load_recipe
 
-SETTINGS = OptimizerSettings(1e-3)
 ODE = {"name": "heun", "steps": 18, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 UNET = {"name": "unet", "channels": [8, 16], "groups": 4, "head_dim": 8, "dropout": 0.1}
 EDM = {"name": "edm_unet", "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]}
@@ -21,23 +27,24 @@ DIT = {"name": "dit", "patch": 2, "width": 16, "depth": 2, "heads": 2}
 MLP = {"name": "mlp", "widths": [30, 20], "frequencies": 4}
 
 
-def generator(network, shape=(1, 8, 8), classes=3, sampler=None):
+def generator(network, shape=(1, 8, 8), classes=3, **kind):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Generator(shape, classes, 0.5, network, sampler or ODE, {"label_dropout": 0.1})
+        return Generator(shape, classes, 0.5, network, info={"label_dropout": 0.1}, **(kind or {"sampler": ODE}))
 
 
 def teacher(network=UNET, **options):
-    return Teacher(generator(network, **options), SETTINGS)
+    return Teacher(TeacherSettings(name="teacher", label_dropout=0.0), generator(network, **options))
 
 
 def distilled(**options):
-    return DMD2(generator(UNET), SETTINGS, SETTINGS, loss="sid", **options)
+    return DMD2(DMD2Settings(name="dmd2", loss="sid", **options), generator(UNET))
 
 
 def pushed(features=None):
     latent = {"name": "latent_mlp", "widths": [32, 16], "latent": 4}
-    return Drift(generator(latent, sampler={"name": "push_forward"}), SETTINGS, features=features)
+    push_forward = generator(latent, sampler={"name": "push_forward"}, denoiser={"name": "push_forward"})
+    return Drift(DriftSettings(name="drift"), push_forward, features=features)
 
 
 def spread():
@@ -142,6 +149,57 @@ def test_frozen_networks_have_neither_gradients_nor_moments():
     size = num_parameters(method.networks["teacher"])
     costs = measure(method, (1, 8, 8), 3, 10, 16)
     assert costs.weights == 4 * size * (3 + 2 * 2 + 1 + 1)  # three networks; moments of two; the gradients of one at a time; one average
+
+
+class Adapted(nn.Module):
+    """A linear map of its own on one that it does not learn."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.own = base, nn.Linear(30, 30, bias=False)
+        self.register_buffer("scale", torch.ones(1))
+
+    def learned_parameters(self):
+        return [("own.weight", self.own.weight)]
+
+    def forward(self, x):
+        return self.scale * self.own(self.base(x))
+
+
+class Adapters(Method):
+    """Two of them, on one base, of which each learns in a turn of its own; what ships is `teacher`'s generator, which is not looked at."""
+
+    ships = "one"
+
+    def __init__(self):
+        base = nn.Linear(2, 30, bias=False).requires_grad_(False)
+        self.networks = {"one": Adapted(base), "other": Adapted(base)}
+        self.turns = tuple(Turn(name, (name,), Optimizer()) for name in self.networks)
+        self.generator = teacher(MLP, shape=(2,), classes=None).generator
+
+    @classmethod
+    def make(cls, settings, given):
+        raise NotImplementedError
+
+    def loss(self, turn, networks, batch, rng, scratch):
+        total = networks[turn](batch.x).square().mean()
+        return LossOutput(total, {"total": total.detach()})
+
+    def ship(self, network, step):
+        return self.generator
+
+
+def test_what_is_not_learned_costs_no_gradient_and_what_is_shared_is_there_once():
+    method = Adapters()
+    costs = measure(method, (2,), None, 10, 64)
+    base, own, buffer = 2 * 30, 30 * 30, 1
+    # the base, once; each adapter with its buffer and two moments; the gradient of one at a time; one average, which shares the base
+    assert costs.weights == 4 * (base + 2 * (own + buffer + 2 * own) + own + (own + buffer))
+    # forwards through both maps, and backwards to the adapter's weights alone
+    assert costs.step == 2 * 2 * (base + own + own)
+    assert costs.activations == 4 * 64 * (30 + 30)  # what enters the adapter and what leaves it; not what the base has seen
+    assert not any(p.requires_grad for p in method.networks["one"].base.parameters())
+    assert measure(Adapters(), (2,), None, 10, 64, devices=2).weights == costs.weights + 4 * 2 * own
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def calls():
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "train", spy("train", demo.train))
+        patch.setattr(demo, "train_recipe", spy("train", demo.train_recipe))
         patch.setattr(demo, "evaluate", spy("evaluate", functools.partial(evaluation.evaluate, num=50)))
         yield made
 
@@ -178,7 +178,7 @@ def test_a_file_in_the_place_of_the_folder(mistake, tmp_path):
 def test_a_place_with_signs_that_yaml_knows(tmp_path, monkeypatch):
     """The student's recipe names the teacher by its path."""
     recipes = []
-    monkeypatch.setattr(demo, "train", lambda recipe, *arguments, **options: recipes.append(recipe))
+    monkeypatch.setattr(demo, "train_recipe", lambda recipe, *arguments, **options: recipes.append(recipe))
     monkeypatch.setattr(demo, "evaluate", lambda path: {})
     monkeypatch.setattr(demo, "draw", lambda out, results: None)
     out = tmp_path / "a: b #1"

@@ -12,7 +12,7 @@ from fewstep import measurement
 from fewstep.data import load_digits
 from fewstep.files import sha256_of
 from fewstep.generator import load
-from fewstep.measurement import drawn, labels_for
+from fewstep.measurement import drawn, labels_for, sample_seeds
 from fewstep.metrics import frechet_distance
 from fewstep.metrics.features import DigitClassifier, extract
 from fewstep.metrics.inception import ScriptedFeatures
@@ -53,7 +53,7 @@ def results(folder):
 
 def samples_of(run, num, seed, steps, how="balanced"):
     generator = load(run)
-    return generator.sample(num, labels_for(generator, num, seed, how), seed, steps)
+    return generator.sample(num, labels_for(generator, num, seed, how), sample_seeds(seed, 0, num), steps)
 
 
 def test_the_record_of_how_it_was_measured(done, run):
@@ -122,7 +122,8 @@ def test_the_edm_protocol(chunk, done, run, scripted, monkeypatch):
     real, blocks = network(DIGITS.images("train")), []
     for seed in (0, 50_000, 100_000):
         label = labels_for(generator, 100, seed, "uniform")
-        parts = [generator.sample(min(chunk, 100 - i), label[i : i + chunk], seed + i, 1) for i in range(0, 100, chunk)]
+        seeds = sample_seeds(seed, 0, 100)
+        parts = [generator.sample(min(chunk, 100 - i), label[i : i + chunk], seeds[i : i + chunk], 1) for i in range(0, 100, chunk)]
         blocks.append(frechet_distance(network(torch.cat(parts)), real))
     assert row["frechet_blocks"] == pytest.approx(blocks, rel=1e-6)
     assert row["frechet"] == min(row["frechet_blocks"])
@@ -144,13 +145,13 @@ def test_labels_are_balanced_or_drawn_at_random(run):
     assert (label.bincount(minlength=10) - 1000).abs().max() < 5 * 900**0.5
 
 
-def test_images_are_drawn_in_chunks_with_the_seed_of_the_first(run, monkeypatch):
+def test_images_are_drawn_in_chunks_with_a_seed_each(run, monkeypatch):
     monkeypatch.setattr(measurement, "CHUNK", 30)
     generator = load(run)
     label = labels_for(generator, 70, 5)
     batches = list(drawn(generator, 70, label, 5, 1))
     assert [len(batch) for batch in batches] == [30, 30, 10]
-    assert torch.equal(batches[1], generator.sample(30, label[30:60], 35, 1))
+    assert torch.equal(batches[1], generator.sample(30, label[30:60], sample_seeds(5, 30, 30), 1))
 
 
 def test_real_images_against_real_ones(done, run):

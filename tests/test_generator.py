@@ -1,29 +1,41 @@
+import io
 import json
 import shutil
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import hub_mixin
+from PIL import Image
 
 import fewstep
-from fewstep.denoisers import DistributionalDenoiser
+from fewstep.denoisers import DistributionalDenoiser, ForeignDenoiser, Guided, PreconditionedDenoiser, PushForward
 from fewstep.errors import UserError
 from fewstep.generator import Generator, frozen
 from fewstep.samplers import distributional, euler, few_step, heun
+from fewstep.streams import Noise
 
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 TEACHER = {"name": "heun", "steps": 3, **GRID}
 STUDENT = {"name": "few_step", "sigmas": [80.0, 2.0]}
-DRAWING = {"name": "distributional", "steps": 4, "churn": 1.0, "output": "x0"}
+LEVELS = {"name": "few_step", "levels": [[80.0], [80.0, 2.0], [80.0, 8.0, 1.0]], "steps": 2}
+DRAWING = {"name": "distributional", "steps": 4, "churn": 1.0}
+MAP = {"name": "push_forward"}
+UNET = {"name": "unet", "channels": [8, 16], "groups": 4, "head_dim": 8}
+DDPM = {"name": "ddpm", "prediction": "epsilon", "betas": {"schedule": "linear", "num": 1000, "start": 1e-4, "end": 0.02}}
 
 
-def make(sampler=TEACHER, num_classes=3, label_dropout=0.1, seed=0):
+def make(sampler=TEACHER, num_classes=3, label_dropout=0.1, seed=0, denoiser=None):
     torch.manual_seed(seed)
-    network = {"name": "unet", "channels": [8, 16], "groups": 4, "head_dim": 8}
+    network, info = dict(UNET), {"label_dropout": label_dropout, "method": "none"}
     if sampler["name"] == "distributional":
         network["xi_channels"] = 2
-    return Generator((1, 8, 8), num_classes, 0.6, network, sampler, {"label_dropout": label_dropout, "method": "none"}).eval()
+        denoiser = denoiser or {"name": "distributional"}
+    if sampler["name"] == "push_forward":
+        network["name"] = "latent_unet"
+        denoiser = denoiser or {"name": "push_forward"}
+    return Generator((1, 8, 8), num_classes, 0.6, network, sampler, info, denoiser).eval()
 
 
 @pytest.fixture
@@ -74,7 +86,7 @@ def test_few_step_samples_go_through_the_levels_distilled_for():
     rng = torch.Generator().manual_seed(4)
     latents = torch.randn(5, 1, 8, 8, generator=rng)
     with torch.no_grad():
-        expected = few_step(generator.denoiser, latents, torch.tensor([80.0, 2.0]), torch.tensor([0, 1, 2, 0, 1]), rng)
+        expected = few_step(generator.denoiser, latents, torch.tensor([80.0, 2.0]), torch.tensor([0, 1, 2, 0, 1]), Noise(rng))
     torch.testing.assert_close(generator.sample(5, seed=4), expected.clamp(-1, 1))
     assert torch.equal(generator.sample(5, seed=4, steps=2), generator.sample(5, seed=4))
     assert generator.evaluations() == 2
@@ -93,7 +105,7 @@ def test_guidance_is_passed_on():
     generator = make()
     latents = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
-        expected = heun(generator.denoiser, latents, generator.sigmas(), torch.tensor([0, 1, 2, 0, 1]), guidance_scale=3.0)
+        expected = heun(Guided(generator.denoiser, 3.0), latents, generator.sigmas(), torch.tensor([0, 1, 2, 0, 1]))
     found = generator.sample(5, seed=4, guidance_scale=3.0)
     torch.testing.assert_close(found, expected.clamp(-1, 1))
     assert not torch.allclose(found, generator.sample(5, seed=4))
@@ -113,13 +125,14 @@ def test_sampling_needs_no_dropout_and_leaves_the_mode_alone():
 # --- a denoiser that draws -----------------------------------------------------------------------------------------------
 
 
-def drawn(generator, num=5, seed=4, steps=4, **options):
+def drawn(generator, num=5, seed=4, steps=4, guidance_scale=1.0, **options):
     """What `distributional` makes of the generator's denoiser with the same chance."""
     rng = torch.Generator().manual_seed(seed)
     latents = torch.randn(num, 1, 8, 8, generator=rng)
     times = torch.tensor([k / steps for k in range(steps, 0, -1)], dtype=torch.float64)
     with torch.no_grad():
-        return distributional(generator.denoiser, latents, times, torch.arange(num) % 3, rng, **options).clamp(-1, 1)
+        denoiser = Guided.of(generator.denoiser, guidance_scale)
+        return distributional(denoiser, latents, times, torch.arange(num) % 3, Noise(rng), **options).clamp(-1, 1)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 7])
@@ -167,10 +180,110 @@ def test_which_generators_denoise_and_which_take_any_number_of_steps():
 
 
 @pytest.mark.parametrize("output", ["x0", "edm"])
-def test_a_generator_that_draws_has_the_output_its_sampler_names(output):
-    denoiser = make({**DRAWING, "output": output}).denoiser
+def test_a_generator_that_draws_has_the_output_its_config_names(output):
+    denoiser = make(DRAWING, denoiser={"name": "distributional", "output": output}).denoiser
     assert isinstance(denoiser, DistributionalDenoiser)
     assert (denoiser.output, denoiser.sigma_data, denoiser.num_classes, denoiser.xi_shape) == (output, 0.6, 3, (2, 8, 8))
+
+
+# --- several steps in one generator --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "levels"), [(1, [80.0]), (2, [80.0, 2.0]), (3, [80.0, 8.0, 1.0]), (None, [80.0, 2.0])])
+def test_each_number_of_steps_has_levels_of_its_own(steps, levels):
+    generator, seen = make(LEVELS), []
+    assert (generator.default_steps(), generator.step_counts, generator.any_steps, generator.is_denoiser) == (2, [1, 2, 3], True, False)
+    rng = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        latents = torch.randn(5, 1, 8, 8, generator=rng)
+        expected = few_step(generator.denoiser, latents, torch.tensor(levels), torch.tensor([0, 1, 2, 0, 1]), Noise(rng))
+    generator.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[1].item()))
+    torch.testing.assert_close(generator.sample(5, seed=4, steps=steps), expected.clamp(-1, 1))
+    assert seen == levels == generator.sigmas(steps).tolist()
+    assert generator.evaluations(steps) == len(levels)
+
+
+@pytest.mark.parametrize("steps", [0, 4, -1])
+def test_a_number_of_steps_without_levels_is_refused(steps):
+    with pytest.raises(UserError, match=f"steps is {steps}; this generator was made for 1, 2, 3: give one of these"):
+        make(LEVELS).sample(2, steps=steps)
+
+
+# --- a seed a sample -----------------------------------------------------------------------------------------------------
+
+SEEDS, OF_CLASS = [3, 1, 4, 1, 2**64 - 1], [0, 2, 1, 2, 2]
+WAYS = {
+    "heun": (TEACHER, {}),
+    "euler": (TEACHER, {"sampler": "euler"}),
+    "a student of two steps": (STUDENT, {}),
+    "a student of several": (LEVELS, {"steps": 3}),
+    "a map": (MAP, {}),
+    "posterior draws": (DRAWING, {}),
+    "posterior draws without new noise": (DRAWING, {"churn": 0.0}),
+    "guidance": (DRAWING, {"guidance_scale": 2.0, "steps": 2}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_with_a_seed_each_a_sample_depends_on_its_own_alone(way):
+    """However samples are dealt into calls and batches; the tolerance is of convolutions in other batch sizes, far below what seeds do."""
+    sampler, options = WAYS[way]
+    generator = make(sampler)
+    whole = generator.sample(5, OF_CLASS, SEEDS, **options)
+    assert torch.equal(whole, generator.sample(5, OF_CLASS, SEEDS, **options))
+
+    def same(found, expected):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+    for batch_size in (1, 2, 3, 5):
+        same(generator.sample(5, OF_CLASS, SEEDS, batch_size=batch_size, **options), whole)
+    for i in range(5):
+        same(generator.sample(1, OF_CLASS[i], [SEEDS[i]], **options), whole[i : i + 1])
+    for part in (slice(0, 2), slice(2, 5)):
+        same(generator.sample(len(SEEDS[part]), OF_CLASS[part], SEEDS[part], **options), whole[part])
+    order = [4, 2, 0, 3, 1]
+    same(generator.sample(5, [OF_CLASS[i] for i in order], tuple(SEEDS[i] for i in order), **options), whole[order])
+    same(whole[1], whole[3])  # of one seed and one class
+    for i, j in ((0, 1), (0, 2), (1, 2), (3, 4)):
+        assert (whole[i] - whole[j]).abs().max() > 0.05, (i, j)
+
+
+def test_the_noise_of_later_steps_is_a_sample_s_own_too():
+    """Its latent, then what each step asks for, from one generator a sample; what another sample draws moves nothing."""
+    generator, told = make(STUDENT), []
+    generator.denoiser.register_forward_hook(lambda module, args, output: told.append((args[0], output)))
+    generator.sample(3, 0, [7, 8, 9])
+    (first, x), (second, _) = told
+    for i, seed in enumerate((7, 8, 9)):
+        rng = torch.Generator().manual_seed(seed)
+        latent, noise = torch.randn(1, 8, 8, generator=rng), torch.randn(1, 8, 8, generator=rng)
+        torch.testing.assert_close(first[i], 80.0 * latent)
+        torch.testing.assert_close(second[i], x[i] + 2.0 * noise)
+
+
+def test_seeds_touch_no_other_chance():
+    generator = make(DRAWING)
+    before = torch.get_rng_state()
+    generator.sample(2, seed=[1, 2])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("seed", "says"),
+    [
+        ([1], "there are 1 seeds for 2 samples; give one seed, or one for each sample"),
+        ([1, 2, 3], "there are 3 seeds for 2 samples; give one seed, or one for each sample"),
+        ([], "there are 0 seeds for 2 samples"),
+        (2**64, "seed is 18446744073709551616; allowed are whole numbers of at most 64 bits"),
+        (-(2**63) - 1, "seed is -9223372036854775809; allowed are whole numbers of at most 64 bits"),
+        ([1, 2**64], "seed is 18446744073709551616; allowed"),
+        ([1, 0.5], "seed is 0.5; allowed"),
+        ([None, 1], "seed is None; allowed"),
+    ],
+)
+def test_seeds_that_will_not_do_are_refused(seed, says):
+    with pytest.raises(UserError, match=says):
+        make().sample(2, seed=seed)
 
 
 # --- labels --------------------------------------------------------------------------------------------------------------
@@ -239,12 +352,70 @@ def test_guidance_needs_label_dropout(sampler):
     assert make(sampler, label_dropout=0.0).sample(2, guidance_scale=1.0).isfinite().all()
 
 
+# --- what it says of itself ----------------------------------------------------------------------------------------------
+
+
+def test_it_says_in_one_short_line_what_it_makes_and_how():
+    parameters = sum(p.numel() for p in make().parameters())
+    assert repr(make()) == (
+        f"Generator of 1x8x8 images of 3 classes, made by none: network unet with {parameters:,} parameters, "
+        "sampler heun in 3 steps (5 evaluations a sample), on cpu"
+    )
+    torch.manual_seed(0)
+    points = Generator((2,), None, 1.0, {"name": "mlp", "widths": [4]}, {"name": "few_step", "sigmas": [80.0]})
+    parameters = sum(p.numel() for p in points.parameters())
+    assert repr(points) == (
+        f"Generator of 2 points: network mlp with {parameters:,} parameters, sampler few_step in 1 step (1 evaluation a sample), on cpu"
+    )
+    for sampler in (STUDENT, LEVELS, DRAWING, MAP):
+        assert "\n" not in repr(make(sampler))
+        assert len(repr(make(sampler))) < 200
+        assert str(make(sampler)) == repr(make(sampler))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_samples_as_pictures(channels):
+    """-1 is black and 1 white, and what lies beyond is cut off."""
+    samples = torch.linspace(-1.2, 1.2, 2 * channels * 20).reshape(2, channels, 4, 5)
+    pictures = make().to_pil(samples)
+    assert [(picture.mode, picture.size) for picture in pictures] == [("L" if channels == 1 else "RGB", (5, 4))] * 2
+    for picture, image in zip(pictures, samples, strict=True):
+        found = torch.tensor(list(picture.convert("RGB").getdata())).reshape(4, 5, 3).movedim(2, 0)
+        expected = (image.clamp(-1, 1) + 1) * 127.5
+        assert (found - expected.expand(3, 4, 5)).abs().max() <= 0.5 + 1e-4
+    for wrong in (torch.zeros(3, 2), torch.zeros(3, 2, 4, 4)):
+        with pytest.raises(UserError, match=r"samples have shape .*; pictures are \[N, C, H, W\] of 1 or 3 channels"):
+            make().to_pil(wrong)
+
+
+def test_a_notebook_shows_ten_samples_in_a_row():
+    generator = make(STUDENT)
+    with Image.open(io.BytesIO(generator._repr_png_())) as picture:
+        assert (picture.format, picture.size) == ("PNG", (10 * 64, 64))
+        for k, expected in enumerate(generator.to_pil(generator.sample(10, seed=0))):
+            found = picture.crop((64 * k, 0, 64 * k + 64, 64)).resize((8, 8), Image.Resampling.NEAREST)
+            assert list(found.getdata()) == list(expected.getdata())
+    assert Generator((2,), None, 1.0, {"name": "mlp", "widths": [4]}, STUDENT)._repr_png_() is None
+
+
 # --- saving and loading --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", [TEACHER, STUDENT, DRAWING, {**DRAWING, "output": "edm", "churn": 0.3}])
-def test_saved_and_loaded_it_samples_the_same(tmp_path, sampler):
-    generator = make(sampler)
+@pytest.mark.parametrize(
+    ("sampler", "denoiser"),
+    [
+        (TEACHER, None),
+        (STUDENT, None),
+        (LEVELS, None),
+        (MAP, None),
+        (DRAWING, None),
+        ({**DRAWING, "churn": 0.3}, {"name": "distributional", "output": "edm"}),
+        (TEACHER, DDPM),
+        (STUDENT, DDPM),
+    ],
+)
+def test_saved_and_loaded_it_samples_the_same(tmp_path, sampler, denoiser):
+    generator = make(sampler, denoiser=denoiser)
     expected = generator.sample(5, seed=3)
     generator.save_pretrained(tmp_path / "run" / "model")
     for loaded in (
@@ -254,7 +425,14 @@ def test_saved_and_loaded_it_samples_the_same(tmp_path, sampler):
     ):
         assert torch.equal(loaded.sample(5, seed=3), expected)
         assert loaded.config == generator.config
+        assert type(loaded.denoiser) is type(generator.denoiser)
         assert not loaded.training
+
+
+def test_a_folder_can_be_sampled_at_once(folder):
+    path, samples = folder
+    assert torch.equal(fewstep.sample(path, 5, seed=3), samples)
+    assert torch.equal(fewstep.sample(str(path), 4, labels=[2], seed=3, steps=2), make().sample(4, 2, 3, 2))
 
 
 def test_a_generator_in_channels_last_is_saved_as_it_is(tmp_path):
@@ -285,17 +463,27 @@ def test_loading_from_the_hub_is_the_same_as_from_a_folder(folder, monkeypatch):
     path, samples = folder
     asked = []
 
-    def download(repo_id, filename, **_):
-        asked.append((repo_id, filename))
-        return str(path / filename)
+    def download(repo_id, *, revision, allow_patterns):
+        asked.append((repo_id, revision, sorted(allow_patterns)))
+        return str(path)
 
-    monkeypatch.setattr(hub_mixin, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     before = torch.get_rng_state()
     generator = fewstep.load("someone/digits")
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(generator.sample(5, seed=3), samples)
     assert not generator.training
-    assert set(asked) == {("someone/digits", "config.json"), ("someone/digits", "model.safetensors")}
+    fewstep.load("someone/digits", revision="v2")
+    # and nothing else of what may lie there
+    assert asked == [("someone/digits", revision, ["config.json", "model.safetensors"]) for revision in (None, "v2")]
+
+
+def test_what_the_hub_gives_is_read_like_any_other_folder(folder, monkeypatch):
+    path, _ = folder
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(path))
+    (path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"^someone/digits holds no generator \(config.json not found\)"):
+        fewstep.load("someone/digits")
 
 
 def test_pushing_to_the_hub_uploads_the_folder(monkeypatch, tmp_path):
@@ -324,6 +512,80 @@ def rewrite(path, **change):
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, **change}))
 
+
+# --- older and newer formats ---------------------------------------------------------------------------------------------
+
+
+def old_config(path) -> dict:
+    """The folder's config.json without what version 0.1.0 did not write; what it wrote beside is added by hand."""
+    config = json.loads((path / "config.json").read_text())
+    assert config.pop("format") == 2
+    del config["denoiser"]
+    return config
+
+
+OLD = {
+    "a teacher": (TEACHER, None, {}, PreconditionedDenoiser),
+    "a student": (STUDENT, None, {}, PreconditionedDenoiser),
+    "a map": (MAP, None, {}, PushForward),
+    "posterior draws": (
+        DRAWING,
+        {"name": "distributional", "output": "x0"},
+        {"sampler": {**DRAWING, "output": "x0"}},
+        DistributionalDenoiser,
+    ),
+    "posterior draws by EDM's output": (
+        DRAWING,
+        {"name": "distributional", "output": "edm"},
+        {"sampler": {**DRAWING, "output": "edm"}},
+        DistributionalDenoiser,
+    ),
+    "a foreign teacher": (TEACHER, DDPM, {"parametrization": DDPM}, ForeignDenoiser),
+    "its student": (STUDENT, {**DDPM, "zero_snr": True}, {"parametrization": {**DDPM, "zero_snr": True}}, ForeignDenoiser),
+}
+
+
+@pytest.mark.parametrize("kind", OLD)
+def test_a_folder_of_version_0_1_0_is_brought_forward(kind, tmp_path):
+    sampler, denoiser, written, cls = OLD[kind]
+    generator = make(sampler, denoiser=denoiser)
+    generator.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(old_config(tmp_path) | written))
+    loaded = fewstep.load(tmp_path)
+    assert type(loaded.denoiser) is cls
+    assert loaded.config == generator.config
+    assert torch.equal(loaded.sample(3, seed=1), generator.sample(3, seed=1))
+    loaded.save_pretrained(tmp_path / "again")  # and what is written is of today's form
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == generator.config
+
+
+def test_what_a_drift_of_version_0_1_0_was_trained_in_keeps_its_sense(tmp_path):
+    generator = make(MAP)
+    generator.save_pretrained(tmp_path)
+    config = old_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"info": {**config["info"], "drift_features": "evaluator"}}))
+    assert fewstep.load(tmp_path).info == {**generator.info, "trained_in_features": "evaluator"}
+
+
+def test_an_old_sampler_that_draws_without_saying_what_is_damaged(tmp_path):
+    make(DRAWING).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(old_config(tmp_path)))
+    with pytest.raises(UserError, match=r"cannot be read \('output'\)"):
+        fewstep.load(tmp_path)
+
+
+def test_a_newer_format_is_refused_in_one_sentence(folder):
+    path, _ = folder
+    rewrite(path, format=3)
+    with pytest.raises(
+        UserError, match=r"config\.json is of format 3, and this version of fewstep reads up to 2; install a newer one"
+    ) as caught:
+        fewstep.load(path)
+    assert str(caught.value).startswith(f"the generator in {path} cannot be read (")
+    assert "\n" not in str(caught.value)
+
+
+# --- damage --------------------------------------------------------------------------------------------------------------
 
 DAMAGE = {
     "config is not JSON": lambda path: (path / "config.json").write_text("{"),
@@ -358,9 +620,11 @@ def test_damage_is_told_in_one_sentence_with_the_folder(folder, damage):
         ({"name": "heun", **GRID}, "steps"),
         ({"name": "heun", "steps": 3}, "sigma_min"),
         ({"name": "few_step"}, "sigmas"),
-        ({"name": "distributional", "churn": 1.0, "output": "x0"}, "steps, churn, output"),
-        ({"name": "distributional", "steps": 4, "output": "x0"}, "steps, churn, output"),
-        ({"name": "distributional", "steps": 4, "churn": 1.0}, "steps, churn, output"),
+        ({"name": "few_step", "levels": [[80.0]]}, "give .* sigmas, or levels and steps"),
+        ({"name": "few_step", "levels": [[80.0]], "steps": 2}, "levels for 1 steps, and steps must be one of these"),
+        ({"name": "few_step", "levels": [[80.0], [80.0, 2.0, 1.0]], "steps": 2}, "levels for 1, 3 steps"),
+        ({"name": "distributional", "churn": 1.0}, "steps, churn"),
+        ({"name": "distributional", "steps": 4}, "steps, churn"),
     ],
 )
 def test_a_damaged_sampler_is_told_on_loading(folder, sampler, key):
@@ -373,8 +637,6 @@ def test_a_damaged_sampler_is_told_on_loading(folder, sampler, key):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"output": "nonsense"}, "output is 'nonsense'; allowed: 'x0', 'edm'"),
-        ({"output": None}, "output is None; allowed: 'x0', 'edm'"),
         ({"churn": 2}, "churn lie from 0 to 1"),
         ({"churn": -0.1}, "churn lie from 0 to 1"),
         ({"churn": float("nan")}, "churn lie from 0 to 1"),
@@ -401,6 +663,33 @@ def test_a_distributional_sampler_s_damage_is_told_on_loading(tmp_path, change, 
     assert message.endswith("; write it again, or take another copy")
 
 
+@pytest.mark.parametrize(
+    ("denoiser", "says"),
+    [
+        ({"name": "distributional", "output": "nonsense"}, "output is 'nonsense'; allowed: 'x0', 'edm'"),
+        ({"name": "distributional", "output": None}, "output is None; allowed: 'x0', 'edm'"),
+        ({"name": "distributional", "outputs": "x0"}, "whose settings do not fit it: .*'outputs'"),
+        ({"name": "distribution"}, "give a name of preconditioned, push_forward, distributional, ddpm"),
+        ({"output": "x0"}, "give a name of preconditioned, push_forward, distributional, ddpm"),
+        (
+            {"name": "preconditioned"},
+            "sampler is 'distributional', which does not draw from the denoiser 'preconditioned'; .*heun, euler, few_step",
+        ),
+        ({"name": "push_forward"}, "which does not draw from the denoiser 'push_forward'; give one of push_forward"),
+    ],
+    ids=str,
+)
+def test_a_denoiser_s_damage_is_told_on_loading(tmp_path, denoiser, says):
+    make(DRAWING).save_pretrained(tmp_path)
+    assert fewstep.load(tmp_path).denoiser_config == {"name": "distributional"}
+    rewrite(tmp_path, denoiser=denoiser)
+    with pytest.raises(UserError, match=says) as caught:
+        fewstep.load(tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"the generator in {tmp_path} cannot be read (")
+    assert message.endswith("; write it again, or take another copy")
+
+
 @pytest.mark.parametrize("steps", [2.5, 0, "3", None])
 def test_an_ode_sampler_s_steps_are_checked_too(folder, steps):
     path, _ = folder
@@ -411,7 +700,7 @@ def test_an_ode_sampler_s_steps_are_checked_too(folder, steps):
 
 def test_a_network_without_xi_cannot_be_said_to_draw(folder):
     path, _ = folder
-    rewrite(path, sampler=DRAWING)
+    rewrite(path, sampler=DRAWING, denoiser={"name": "distributional"})
     with pytest.raises(UserError, match="takes no second noise xi; give one with xi_channels"):
         fewstep.load(path)
 
@@ -424,10 +713,10 @@ def test_a_place_that_is_none_is_refused(place, monkeypatch, tmp_path):
 
 
 def test_a_name_that_the_hub_does_not_know_is_refused(monkeypatch):
-    def download(**_):
+    def download(*_, **__):
         raise OSError("no such model\nand a long story")
 
-    monkeypatch.setattr(hub_mixin, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(UserError, match="someone/nothing is neither a folder here nor a model that the Hub gives") as caught:
         fewstep.load("someone/nothing")
     assert "\n" not in str(caught.value)

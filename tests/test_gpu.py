@@ -81,10 +81,10 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(tmp_path):
         "--out",
         str(tmp_path / "run"),
         "steps=40",
-        "method.lr=1e30",
-        "method.warmup=0",
+        "method.optimizer.lr=1e30",
+        "method.optimizer.warmup=0",
     ]
-    command += [*TINY, "method.clip=null", "trainer.log_every=10", "trainer.checkpoint_every=10"]
+    command += [*TINY, "method.optimizer.clip=null", "trainer.log_every=10", "trainer.checkpoint_every=10"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Nothing was overwritten" in done.stderr

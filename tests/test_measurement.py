@@ -9,14 +9,15 @@ import torch
 
 from fewstep import measurement
 from fewstep.build import load_data
-from fewstep.config import load_recipe
 from fewstep.data import PointData, load_digits, toy_data
 from fewstep.errors import UserError
 from fewstep.generator import Generator, load
-from fewstep.measurement import Watch, measure, suite_for, usual_samples
+from fewstep.measurement import Watch, drawn, measure, sample_seeds, suite_for, usual_samples
 from fewstep.metrics import frechet_distance
 from fewstep.metrics.modes import mode_shares
 from fewstep.metrics.two_sample import energy_distance
+from fewstep.recipe import load_recipe
+from fewstep.streams import stream, stream_seed
 from fewstep.training.run_folder import RunFolder
 
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
@@ -37,9 +38,14 @@ def make(kind, seed=0):
     """An untrained generator of points of the plane, or of digits; the points drawn in three steps."""
     torch.manual_seed(seed)
     if kind == "points":
-        sampler = {"name": "distributional", "steps": 3, "churn": 1.0, "output": "x0"}
-        return Generator((2,), None, 2.0, {**POINTS, "xi_channels": 2}, sampler).eval()
+        sampler = {"name": "distributional", "steps": 3, "churn": 1.0}
+        return Generator((2,), None, 2.0, {**POINTS, "xi_channels": 2}, sampler, denoiser={"name": "distributional"}).eval()
     return Generator((1, 8, 8), 10, 0.75, IMAGES, {"name": "heun", "steps": 2, **GRID}).eval()
+
+
+def measured_seeds(kind, num, seed=0):
+    """Of the samples that are measured under `seed`: points from one, images from one each."""
+    return stream_seed(seed, "measured samples") if kind == "points" else sample_seeds(seed, 0, num)
 
 
 def data_of(kind):
@@ -59,20 +65,21 @@ def test_usual_numbers_of_samples(monkeypatch):
 
 @pytest.mark.parametrize(("kind", "usual"), [("points", 400), ("images", 40)])
 def test_a_watch_measures_as_many_as_it_is_told(kind, usual):
-    data, drawn = data_of(kind), []
+    data, asked = data_of(kind), []
 
     class Counting:
         def labels(self, num):
             return None if kind == "points" else torch.arange(num) % 10
 
         def sample(self, num, label, seed, steps=None, sampler=None):
-            drawn.append((num, seed))
-            return torch.randn(num, *data.shape, generator=torch.Generator().manual_seed(seed)).clamp(-1, 1)
+            asked.append((num, seed))
+            one = seed if kind == "points" else seed[0]
+            return torch.randn(num, *data.shape, generator=torch.Generator().manual_seed(one)).clamp(-1, 1)
 
-    for options, expected in (({}, (usual, 0)), ({"num": 50, "seed": 7}, (50, 7))):
+    for options, num, seed in (({}, usual, 0), ({"num": 50, "seed": 7}, 50, 7)):
         Watch(data, **options)(Counting())
-        assert drawn.pop() == expected
-    assert not drawn
+        assert asked.pop() == (num, measured_seeds(kind, num, seed))
+    assert not asked
 
 
 # --- the watch -------------------------------------------------------------------------------------------------------
@@ -171,7 +178,8 @@ def test_exact_samples_are_made_of_other_chance_than_what_is_measured():
     """A generator's latents are drawn with the same seed."""
     data = toy_data("ring", 2000, seed=3)
     suite = suite_for(data, seed=3)
-    assert not torch.equal(suite.target, data.density.sample(400, torch.Generator().manual_seed(3)))
+    for rng in (torch.Generator().manual_seed(3), stream(3, "measured samples")):
+        assert not torch.equal(suite.target, data.density.sample(400, rng))
 
 
 def test_the_power_of_points_of_an_unknown_density_cannot_be_measured():
@@ -192,12 +200,30 @@ def test_a_measurement_says_how_it_was_drawn():
     assert (one["sampler"], one["steps"], one["evaluations"]) == ("distributional", 1, 1)
     assert own["images_per_second"] > 0
     assert "images_per_second" not in one
-    assert one["energy"] == energy_distance(generator.sample(60, seed=1, steps=1), suite.target).value
+    assert one["energy"] == energy_distance(generator.sample(60, seed=measured_seeds("points", 60, 1), steps=1), suite.target).value
     assert one["energy"] != own["energy"]
     images = make("images")
     row = measure(suite_for(load_digits()), images, 40, 1, steps=3, sampler="euler", speed=False)
     assert (row["sampler"], row["steps"], row["evaluations"]) == ("euler", 3, 3)
     assert measure(suite_for(load_digits()), images, 40, 1, speed=False)["evaluations"] == 3  # two of Heun's
+
+
+def test_each_measured_image_has_a_seed_of_its_own_however_they_are_drawn(monkeypatch):
+    """A prefix is a prefix, and the batches that they are drawn in are nobody's affair."""
+    seeds = sample_seeds(5, 0, 40)
+    assert seeds[13:] == sample_seeds(5, 13, 27)
+    assert len({*seeds, *sample_seeds(6, 0, 40)}) == 80
+    assert all(0 <= seed < 2**64 for seed in seeds)
+    generator = make("images")
+    label = generator.labels(40)
+    whole = torch.cat(list(drawn(generator, 40, label, 5)))
+    torch.testing.assert_close(whole, generator.sample(40, label, seeds), rtol=0, atol=1e-3)
+    monkeypatch.setattr(measurement, "CHUNK", 13)
+    batches = list(drawn(generator, 40, label, 5))
+    assert [len(batch) for batch in batches] == [13, 13, 13, 1]
+    torch.testing.assert_close(torch.cat(batches), whole, rtol=0, atol=1e-3)
+    torch.testing.assert_close(torch.cat(list(drawn(generator, 20, label[:20], 5))), whole[:20], rtol=0, atol=1e-3)
+    assert (torch.cat(list(drawn(generator, 40, label, 6))) - whole).abs().mean() > 0.05
 
 
 # --- on a cadence ----------------------------------------------------------------------------------------------------
@@ -276,7 +302,7 @@ def test_a_run_is_measured_in_the_features_that_it_names(done, mistake, tmp_path
     (record,) = RunFolder(tmp_path / "run").metrics()
     assert "eval.class_accuracy" not in record  # which pixels do not tell
     generator = load(tmp_path / "run")
-    pixels = [x.flatten(1) for x in (generator.sample(60, seed=0), load_digits().images("heldout"))]
+    pixels = [x.flatten(1) for x in (generator.sample(60, seed=measured_seeds("images", 60)), load_digits().images("heldout"))]
     assert record["eval.frechet"] == pytest.approx(frechet_distance(*pixels), rel=1e-6)
     message = mistake("train", *usual, "trainer.evaluate_features=pixel", "--out", tmp_path / "other")
     assert "trainer.evaluate_features is 'pixel': there are no features 'pixel'" in message

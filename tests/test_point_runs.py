@@ -9,9 +9,9 @@ from PIL import Image
 
 import fewstep
 from fewstep.build import make_method
-from fewstep.config import load_recipe
 from fewstep.data import toy_data
 from fewstep.methods import Ramp
+from fewstep.recipe import load_recipe
 
 SMALL = ("network.widths=[8]", "batch_size=16", "steps=6", "trainer.accelerator=cpu", "trainer.log_every=2")
 SMALL += ("trainer.checkpoint_every=2", "trainer.sample_every=6")
@@ -166,18 +166,18 @@ def test_beyond_its_bound_the_strict_field_warns(overrides, bound, done):
 def test_the_recipe_reaches_the_drift():
     overrides = "field=two_temperature gamma=2.0 gamma_start=.5 gamma_warmup=.25 gamma_by=field temperatures=[.1,.4] temperature_start=3.0"
     overrides += " temperature_warmup=30 temperature_schedule=log kernel=laplace plan=sinkhorn memory=64 affinity_floor=.01"
-    overrides += " lr=2e-3 warmup=3 decay=cosine decay_from=.5 final=.1 table_scale=4. beta1=.8 beta2=.95 weight_decay=.03 clip=2."
+    optimizer = {"lr": 2e-3, "warmup": 3, "decay_from": 0.5, "final": 0.1, "decay": "cosine"}
+    optimizer |= {"beta1": 0.8, "beta2": 0.95, "weight_decay": 0.03, "clip": 2.0}
+    overrides += " table_scale=4." + "".join(f" optimizer.{key}={value}" for key, value in optimizer.items())
     recipe = load_recipe("drift/ring", ["steps=200", POOL, *(f"method.{o}" for o in overrides.split())])
     method = make_method(recipe, toy_data("ring", 500))
     assert (method.field_name, method.kernel, method.plan, method.memory) == ("two_temperature", "laplace", "sinkhorn", 64)
-    assert (method.affinity_floor, method.guidance_scale, method.features) == (0.01, 1.0, None)
+    assert (method.settings.affinity_floor, method.settings.guidance_scale, method.features) == (0.01, 1.0, None)
     assert method.gamma == Ramp(2.0, 0.5, 50)
     assert method.temperatures == (Ramp(0.1, 3.0, 30, log=True), Ramp(0.4, 3.0, 30, log=True))
     (turn,) = method.turns
-    adam = turn.optimizer
-    assert (adam.lr, adam.warmup, adam.cosine, adam.decay_from, adam.final) == (2e-3, 3, True, 0.5, 0.1)
-    assert (adam.betas, adam.weight_decay, adam.clip) == ((0.8, 0.95), 0.03, 2.0)
-    assert adam.scales == {"centres": 4.0, "embeddings": 4.0}
+    assert turn.optimizer.model_dump() == optimizer
+    assert turn.scales == {"centres": 4.0, "embeddings": 4.0}
 
 
 def test_gamma_by_data_leaves_the_field_at_1():

@@ -4,9 +4,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fewstep.denoisers import MixtureDenoiser
+from fewstep.denoisers import Guided, MixtureDenoiser
 from fewstep.maths.schedules import karras_sigmas, uniform_times
-from fewstep.samplers import SAMPLERS, distributional, euler, evaluations, few_step, heun, push_forward
+from fewstep.samplers import SAMPLERS, distributional, euler, few_step, heun, push_forward
+from fewstep.streams import Noise
 
 MEAN, STD = 0.3, 0.5
 GAUSSIAN = MixtureDenoiser(torch.full((1, 4), MEAN, dtype=torch.float64), STD)
@@ -17,7 +18,7 @@ def counting(denoiser):
     """`denoiser`, and a list of the (sigma, label) that it was called with."""
     calls = []
 
-    def call(x, sigma, label=None):
+    def call(x, sigma, label=None, *told):  # a flow map is also told a second level
         calls.append((float(sigma), label))
         return denoiser(x, sigma, label)
 
@@ -70,18 +71,18 @@ def test_two_heun_steps_by_hand():
 def test_evaluations_are_as_many_as_announced(name, steps, expected):
     denoiser, calls = counting(GAUSSIAN)
     label = torch.zeros(16, dtype=torch.long)
-    SAMPLERS[name](denoiser, LATENTS, karras_sigmas(steps), label)
-    assert len(calls) == evaluations(name, steps) == expected
+    SAMPLERS[name].draw(denoiser, LATENTS, karras_sigmas(steps), label)
+    assert len(calls) == SAMPLERS[name].evaluations(steps) == expected
     assert min(sigma for sigma, _ in calls) > 0
     assert all(seen is label for _, seen in calls)
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("push_forward", "distributional")])
+@pytest.mark.parametrize("name", [name for name, kind in SAMPLERS.items() if kind.of not in ("map", "posterior")])
 def test_guidance_asks_twice_each_time(name):
     denoiser, calls = counting(GAUSSIAN)
-    SAMPLERS[name](denoiser, LATENTS, karras_sigmas(3), torch.zeros(16, dtype=torch.long), guidance_scale=2.0)
-    assert len(calls) == 2 * evaluations(name, 3)
-    assert sum(label is None for _, label in calls) == evaluations(name, 3)
+    SAMPLERS[name].draw(Guided.of(denoiser, 2.0), LATENTS, karras_sigmas(3), torch.zeros(16, dtype=torch.long))
+    assert len(calls) == 2 * SAMPLERS[name].evaluations(3)
+    assert sum(label is None for _, label in calls) == SAMPLERS[name].evaluations(3)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -95,7 +96,7 @@ def test_push_forward_is_one_call_on_the_noise_as_it_is(steps):
     label = torch.zeros(16, dtype=torch.long)
     found = push_forward(denoiser, LATENTS, karras_sigmas(steps), label)
     assert torch.equal(found, 2 * LATENTS)
-    assert len(seen) == evaluations("push_forward", steps) == 1
+    assert len(seen) == SAMPLERS["push_forward"].evaluations(steps) == 1
     assert seen[0][0] is LATENTS
     assert seen[0][1] is label
 
@@ -107,7 +108,7 @@ def test_few_step_with_one_level_is_one_denoising_from_pure_noise():
 
 def test_few_step_noises_and_denoises_level_by_level():
     sigmas = torch.tensor([80.0, 2.0, 0.4], dtype=torch.float64)
-    found = few_step(GAUSSIAN, LATENTS, sigmas, generator=torch.Generator().manual_seed(5))
+    found = few_step(GAUSSIAN, LATENTS, sigmas, noise=Noise(torch.Generator().manual_seed(5)))
     rng = torch.Generator().manual_seed(5)
     x = GAUSSIAN(80 * LATENTS, 80.0)
     for sigma in (2.0, 0.4):
@@ -119,9 +120,10 @@ def test_few_step_noises_and_denoises_level_by_level():
 def test_samples_have_the_latents_dtype_and_draw_on_no_global_chance(name):
     before = torch.get_rng_state()
     rng = torch.Generator().manual_seed(0)
-    denoiser, grid = (ExactPosterior(), uniform_times(4)) if name == "distributional" else (GAUSSIAN, karras_sigmas(4))
-    samples = SAMPLERS[name](denoiser, LATENTS.float(), grid, generator=rng)
-    assert samples.dtype == torch.float32
+    denoiser, grid = (ExactPosterior(), uniform_times(4)) if name == "distributional" else (counting(GAUSSIAN)[0], karras_sigmas(4))
+    for noise in (Noise(rng), None):  # without one, a sampler that needs noise takes new numbers, and still not the process's
+        samples = SAMPLERS[name].draw(denoiser, LATENTS.float(), grid, noise=noise)
+        assert samples.dtype == torch.float32
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -147,7 +149,7 @@ IRREGULAR = (1.0, 0.93, 0.35, 0.34, 0.01)
 def test_distributional_is_exact_on_a_gaussian_for_any_grid(times, churn):
     num, rng = 100_000, torch.Generator().manual_seed(0)
     latents = torch.randn(num, 1, generator=rng, dtype=torch.float64)
-    x = distributional(ExactPosterior((1,)), latents, torch.tensor(times, dtype=torch.float64), generator=rng, churn=churn)
+    x = distributional(ExactPosterior((1,)), latents, torch.tensor(times, dtype=torch.float64), noise=Noise(rng), churn=churn)
     # standard errors: std / sqrt(N) of the mean, std / sqrt(2 N) of the standard deviation; four of each
     assert abs(x.mean().item() - 1) < 4 * 0.5 / math.sqrt(num)
     assert abs(x.std().item() - 0.5) < 4 * 0.5 / math.sqrt(2 * num)
@@ -156,9 +158,9 @@ def test_distributional_is_exact_on_a_gaussian_for_any_grid(times, churn):
 @pytest.mark.parametrize("times", [*(uniform_times(n).tolist() for n in (1, 20)), IRREGULAR], ids=len)
 def test_distributional_asks_once_at_each_time(times):
     denoiser, label = ExactPosterior(), torch.zeros(16, dtype=torch.long)
-    distributional(denoiser, LATENTS, torch.tensor(times, dtype=torch.float64), label, torch.Generator().manual_seed(0))
+    distributional(denoiser, LATENTS, torch.tensor(times, dtype=torch.float64), label, Noise(torch.Generator().manual_seed(0)))
     assert [t for t, _, _ in denoiser.calls] == list(times)
-    assert len(denoiser.calls) == evaluations("distributional", len(times))
+    assert len(denoiser.calls) == SAMPLERS["distributional"].evaluations(len(times))
     assert all(seen is label for _, seen, _ in denoiser.calls)
     assert all(not torch.equal(xi, other) for (_, _, xi), (_, _, other) in pairwise(denoiser.calls))  # fresh each time
 
@@ -174,7 +176,7 @@ def test_distributional_starts_at_the_latents_and_ends_at_a_draw():
             return xi.sum((1, 2))[:, None] + 0 * x
 
     rng = torch.Generator().manual_seed(7)
-    found = distributional(Denoiser(), LATENTS, torch.ones(1), generator=torch.Generator().manual_seed(7))
+    found = distributional(Denoiser(), LATENTS, torch.ones(1), noise=Noise(torch.Generator().manual_seed(7)))
     assert torch.equal(seen[0], LATENTS)
     expected = torch.randn(16, 2, 3, generator=rng).double().sum((1, 2))[:, None].expand(16, 4)
     assert torch.equal(found, expected)  # with no noise of the bridge added at the end
@@ -194,7 +196,7 @@ def test_distributional_s_churn_by_hand(churn):
                 seen.append(x)
                 return torch.zeros_like(x)
 
-        distributional(Nothing(), latents, uniform_times(2), generator=torch.Generator().manual_seed(0), churn=churn)
+        distributional(Nothing(), latents, uniform_times(2), noise=Noise(torch.Generator().manual_seed(0)), churn=churn)
         return seen[1]
 
     num, k = 40_000, 1 - churn**2
@@ -207,7 +209,7 @@ def test_distributional_s_churn_by_hand(churn):
 
 def test_distributional_is_ddpm_s_posterior_unless_asked():
     samples = [
-        distributional(ExactPosterior(), LATENTS, uniform_times(3), generator=torch.Generator().manual_seed(1), **churn)
+        distributional(ExactPosterior(), LATENTS, uniform_times(3), noise=Noise(torch.Generator().manual_seed(1)), **churn)
         for churn in ({}, {"churn": 1.0}, {"churn": 0.9})
     ]
     assert torch.equal(samples[0], samples[1])
@@ -216,7 +218,7 @@ def test_distributional_is_ddpm_s_posterior_unless_asked():
 
 def test_without_churn_nothing_is_drawn_but_xi():
     rng, denoiser = torch.Generator().manual_seed(2), ExactPosterior()
-    distributional(denoiser, LATENTS, uniform_times(3), generator=rng, churn=0.0)
+    distributional(denoiser, LATENTS, uniform_times(3), noise=Noise(rng), churn=0.0)
     replayed = torch.Generator().manual_seed(2)
     for _, _, xi in denoiser.calls:
         assert torch.equal(xi, torch.randn(16, 4, generator=replayed).double())
@@ -235,7 +237,7 @@ def test_distributional_guidance_combines_draws_of_the_same_xi(scale):
             return xi if label is None else 1 + 2 * xi
 
     label = torch.zeros(16, dtype=torch.long)
-    found = distributional(Denoiser(), LATENTS, uniform_times(3), label, torch.Generator().manual_seed(4), guidance_scale=scale)
+    found = distributional(Guided.of(Denoiser(), scale), LATENTS, uniform_times(3), label, Noise(torch.Generator().manual_seed(4)))
     xi = calls[-1][2]
     torch.testing.assert_close(found, xi + scale * (1 + 2 * xi - xi))
     if scale == 1:
@@ -253,7 +255,7 @@ def test_distributional_guidance_combines_draws_of_the_same_xi(scale):
 
 def test_distributional_samples_follow_from_the_seed():
     first, again, other = (
-        distributional(ExactPosterior(), LATENTS, uniform_times(4), generator=torch.Generator().manual_seed(seed), churn=0.5)
+        distributional(ExactPosterior(), LATENTS, uniform_times(4), noise=Noise(torch.Generator().manual_seed(seed)), churn=0.5)
         for seed in (5, 5, 6)
     )
     assert torch.equal(first, again)
@@ -269,7 +271,7 @@ def test_distributional_keeps_the_latents_dtype(dtype):
             return super().__call__(x.float(), t.float(), label, xi.float())
 
     for steps in (1, 3):
-        samples = distributional(Denoiser(), LATENTS.to(dtype), uniform_times(steps), generator=torch.Generator().manual_seed(0))
+        samples = distributional(Denoiser(), LATENTS.to(dtype), uniform_times(steps), noise=Noise(torch.Generator().manual_seed(0)))
         assert samples.dtype == dtype
         assert samples.isfinite().all()
 

@@ -1,24 +1,43 @@
 """One-step and few-step generative models: train, distil, measure and ship them.
 
     import fewstep
-    generator = fewstep.load("runs/demo/student")     # a run folder, its model/ folder, or a Hub id
-    images = generator.sample(64, seed=0)             # [64, C, H, W] in [-1, 1]
+    run = fewstep.train("teacher/digits", "runs/teacher")           # a shipped recipe, or a YAML file; keyword arguments change settings
+    generator = fewstep.load(run)                                   # a run folder, its model/ folder, or a Hub id
+    images = generator.sample(64, seed=0)                           # [64, C, H, W] in [-1, 1]; generator.to_pil(images) are pictures
+    results = fewstep.evaluate(run)                                 # what `fewstep evaluate` writes into results.json
+    fewstep.register("methods", "mine", MyMethod)                   # a room of one's own, by name
 
 Nothing heavy is imported until it is used.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fewstep.generator import Generator, load
+    from fewstep.comparison import compare
+    from fewstep.evaluation import evaluate
+    from fewstep.generator import Generator, load, sample
+    from fewstep.registry import register
+    from fewstep.run import train
 
 __version__ = "0.1.0"
-__all__ = ["Generator", "__version__", "load"]
+__all__ = ["Generator", "__version__", "compare", "evaluate", "load", "register", "sample", "train"]
+_PLACES = {
+    "Generator": "generator",
+    "compare": "comparison",
+    "evaluate": "evaluation",
+    "load": "generator",
+    "register": "registry",
+    "sample": "generator",
+    "train": "run",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Generator", "load"):
-        import fewstep.generator
-
-        return getattr(fewstep.generator, name)
+    if name in _PLACES:
+        return getattr(import_module(f"fewstep.{_PLACES[name]}"), name)
     raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__} - {"Any", "TYPE_CHECKING", "import_module"})

@@ -24,9 +24,24 @@ recipes_app = typer.Typer(no_args_is_help=False, invoke_without_command=True, ri
 app.add_typer(recipes_app, name="recipes", help="List the shipped recipes, or show one.")
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, such as steps=500 method.lr=1e-3")
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, such as steps=500 trainer.log_every=10")
 ]
 Threads = Annotated[str, typer.Option(help="CPU threads; auto is 1 for small networks")]
+
+
+def _allow(context: typer.Context, packages: list[str] | None) -> list[str] | None:
+    """As long as the command runs, folders may name what is in `packages`."""
+    if packages:
+        from fewstep.registry import allowing
+
+        context.with_resource(allowing(packages))
+    return packages
+
+
+Allow = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="PACKAGE", callback=_allow, help="whose networks and methods a folder may name; they run if imported"),
+]
 
 
 def _say(text: str) -> None:
@@ -58,23 +73,24 @@ def train(
     out: Annotated[Path | None, typer.Option(help="folder of the run")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in --out; start if there is none")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the resolved recipe and what it would do, and stop")] = False,
+    allow: Allow = None,
 ) -> None:
     """Train RECIPE into the folder --out."""
-    from fewstep.config import load_recipe
+    from fewstep.recipe import load_recipe, resolved
 
     settings = load_recipe(recipe, overrides or ())
     import yaml
 
-    from fewstep import build
+    from fewstep import run
 
     if dry_run:
-        lines = build.describe(settings)
-        typer.echo(yaml.safe_dump(build.resolved(settings), sort_keys=False).rstrip())
+        lines = run.describe(settings)
+        typer.echo(yaml.safe_dump(resolved(settings), sort_keys=False).rstrip())
         typer.echo("\n".join(f"# {line}" for line in lines))
         return
     if out is None:
         raise UserError("--out is missing; give the folder of the run, such as --out runs/first")
-    build.train(settings, out, resume, title=recipe, after=_report)
+    run.train_recipe(settings, out, resume, title=recipe, after=_report)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         typer.echo(f"trained: {out}\nnext: fewstep evaluate {out}   or   fewstep sample {out} -n 100 --out samples.png")
 
@@ -103,8 +119,11 @@ def sample(
     steps: Annotated[int | None, typer.Option(help="noise levels, for a generator that has a choice")] = None,
     seed: Annotated[int | None, typer.Option(help="the same seed draws the same samples")] = None,
     guidance_scale: Annotated[float, typer.Option(help="classifier-free guidance, for a network trained with label dropout")] = 1.0,
-    churn: Annotated[float | None, typer.Option(help="of a dddm's sampler: 1 is new noise at each step, 0 none")] = None,
+    churn: Annotated[
+        float | None, typer.Option(help="of a sampler that draws from the posterior: 1 is new noise at each step, 0 none")
+    ] = None,
     threads: Threads = "auto",
+    allow: Allow = None,
 ) -> None:
     """Draw samples into a file."""
     if out.suffix not in (".png", ".npz"):
@@ -115,8 +134,8 @@ def sample(
     count = _threads(threads)
     import torch
 
-    from fewstep.build import choose_threads
     from fewstep.generator import load
+    from fewstep.run import choose_threads
 
     generator = load(path, "cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(choose_threads(count, generator.denoiser, generator.shape))
@@ -156,6 +175,7 @@ def evaluate(
     self_test: Annotated[bool, typer.Option("--self-test", help="also measure one half of the real images against the other")] = False,
     beside: Annotated[list[Path] | None, typer.Option(help="another run, measured by the same protocol, for the same table")] = None,
     threads: Threads = "auto",
+    allow: Allow = None,
 ) -> None:
     """Measure a run beside its floor and its teacher; writes results.json into it. RUN/best is the checkpoint that was kept as best."""
     count, counts = _threads(threads), _whole_numbers("--steps", steps, "1,2,4")
@@ -188,7 +208,7 @@ def _footnote(results: dict[str, Any]) -> str:
             "another exact set. Standard errors are in the JSON file"
         )
     protocol = results.get("protocol", {})
-    lines = ["The drift acted on these features: FD flatters it"] * (results.get("drift_features") == "evaluator")
+    lines = ["The training acted on these features: FD flatters it"] * (results.get("trained_in_features") == "evaluator")
     seeds = f"seed {results['seed']}"
     if protocol.get("preset"):
         seeds = f"the least of {len(protocol['seeds'])} blocks, from seeds {', '.join(map(str, protocol['seeds']))}"
@@ -213,12 +233,15 @@ def compare(
     gamma: Annotated[float, typer.Option(help="aim at p^gamma")] = 1.0,
     scale: Annotated[float, typer.Option(help="every recipe at its own length times this")] = 1.0,
     seed: Annotated[int, typer.Option(help="of data, training and samples")] = 0,
+    recipes: Annotated[
+        list[str] | None, typer.Option("--with", metavar="RECIPE", help="a further recipe to compare, such as one of your own method")
+    ] = None,
 ) -> None:
     """Train every method on one data set; quality against the number of steps, one table, one plot."""
     from fewstep import comparison, evaluation
 
     where = out or Path("runs/compare") / data.removeprefix("toys/")
-    results = comparison.compare(data, where, gamma, scale, seed, _say)
+    results = comparison.compare(data, where, gamma, scale, seed, _say, recipes or ())
     typer.echo(f"{'energy distance' if data != 'digits' else 'FD / floor'} by number of steps")
     _print_table(comparison.table_by_steps(results))
     typer.echo("\nall figures, each method at its own number of steps")
@@ -235,11 +258,13 @@ def export(
     licence: Annotated[
         str | None, typer.Option("--licence", "--license", help="of the weights, for the model card, such as mit or cc-by-nc-sa-4.0")
     ] = None,
+    steps: Annotated[int | None, typer.Option(help="numbers of steps to write it for, of a generator that has a choice")] = None,
+    allow: Allow = None,
 ) -> None:
     """Write a one-step or few-step generator for other tools, with a model card; checked pixel for pixel before it is there."""
     from fewstep.interop.export import export as write
 
-    difference = write(path, form, out, licence)
+    difference = write(path, form, out, licence, steps)
     typer.echo(f"exported: {out}, which differs from the generator by {difference:.1e} at most in any pixel of [-1, 1]")
     typer.echo(f"how to use it: {out / 'README.md'}")
 
@@ -263,7 +288,15 @@ def import_(
         _import_edm(file, out)
     else:
         _import_diffusers(source, out, 0.5 if sigma_data is None else sigma_data, null_class)
-    typer.echo(f"imported: {out}\nnext: fewstep sample {out} -n 4 --out samples.png   or   fewstep train dmd2/... method.teacher={out}")
+    typer.echo(f"imported: {out}\nnext: fewstep sample {out} -n 4 --out samples.png")
+    typer.echo(f"or distil it: fewstep train METHOD/DATA method.teacher={out}, with METHOD one of {_taught()}")
+
+
+def _taught() -> str:
+    """The methods that can be given a teacher."""
+    from fewstep import registry
+
+    return ", ".join(name for name in registry.names("methods") if "teacher" in registry.settings("methods", name).model_fields)
 
 
 def _import_edm(file: Path, out: Path) -> None:
@@ -312,7 +345,7 @@ def recipes(context: typer.Context) -> None:
     """List the shipped recipes."""
     if context.invoked_subcommand is not None:
         return
-    from fewstep.config import parse_yaml, shipped_recipes
+    from fewstep.recipe import parse_yaml, shipped_recipes
 
     for name, path in shipped_recipes().items():
         typer.echo(f"{name:26} {parse_yaml(path.read_text())['about']}")
@@ -321,7 +354,8 @@ def recipes(context: typer.Context) -> None:
 @recipes_app.command()
 def show(name: Annotated[str, typer.Argument(help="a shipped recipe")]) -> None:
     """Print a recipe's YAML: the start of one of your own."""
-    from fewstep.config import nearest, shipped_recipes
+    from fewstep.recipe import shipped_recipes
+    from fewstep.recipe.mistakes import nearest
 
     shipped = shipped_recipes()
     if name not in shipped:
@@ -334,9 +368,9 @@ def schema() -> None:
     """Print the JSON schema of recipes, for editors that complete YAML."""
     import json
 
-    from fewstep.config import Recipe
+    from fewstep.recipe.reading import schema as recipe_schema
 
-    typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+    typer.echo(json.dumps(recipe_schema(), indent=2))
 
 
 def main() -> None:

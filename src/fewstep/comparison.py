@@ -2,15 +2,13 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fewstep.build import load_data, resolved, train
-from fewstep.config import DDDMConfig, DigitsConfig, Recipe, ToyConfig, load_recipe, nearest
+from fewstep import registry
+from fewstep.build import load_data
 from fewstep.data import DENSITIES, ImageData, Mixture, PointData
 from fewstep.errors import UserError
 from fewstep.evaluation import heading, machine, usual_counts
@@ -18,6 +16,11 @@ from fewstep.files import replace_file
 from fewstep.generator import Generator, load
 from fewstep.measurement import Row, measure, protocol_record, suite_for, usual_samples
 from fewstep.metrics.suite import Suite
+from fewstep.recipe import Recipe, load_recipe, resolved, shipped_recipes
+from fewstep.recipe.mistakes import nearest
+from fewstep.run import train_recipe
+from fewstep.sections import Compared
+from fewstep.streams import stream, stream_seed
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder
 from fewstep.viz.plots import contact_sheet, quality_by_evaluations, target_panels
@@ -28,49 +31,69 @@ COUNTS = (1, 2, 3, 4, 5, 10, 20, 50)  # steps at which a generator that has a ch
 
 @dataclass(frozen=True)
 class Entry:
-    """A method in the comparison: its recipe, what differs from it, and how it is called. `teacher` names another entry."""
+    """A method in the comparison: how it stands there, the recipe that it trains, and the run that teaches it, if one does."""
 
-    title: str
+    stands: Compared
     recipe: str
-    overrides: tuple[str, ...] = ()
+    draws_power: bool = False
     teacher: str | None = None
-    draws_power: bool = False  # whether it can aim at p^gamma
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return self.stands.title
 
     @property
     def folder(self) -> str:
         """Where under the comparison's folder its run is."""
-        return self.title.lower().replace(", ", "_").replace(" ", "_")
+        return folder_of(self.title)
 
 
-# plain diffusion: one network pass an item, where the distributional recipe makes m
-CONTROL = ("method.lam=0", "method.beta=2", "method.m=1")
-TOYS = (
-    Entry("drift", "drift/ring", draws_power=True),
-    Entry("DMD2, exact teacher", "dmd2/ring", draws_power=True),
-    Entry("teacher", "teacher/ring"),
-    Entry("DMD2, trained teacher", "dmd2/ring", ("network.sigma_data=null",), teacher="teacher", draws_power=True),
-    Entry("DDDM", "dddm/ring"),
-    Entry("plain diffusion", "dddm/ring", CONTROL),
-)
-DIGITS = (
-    Entry("drift", "drift/digits"),
-    Entry("teacher", "teacher/digits"),
-    Entry("DMD2", "dmd2/digits", teacher="teacher"),
-    Entry("DDDM", "dddm/digits"),
-    Entry("plain diffusion", "dddm/digits", CONTROL),
-)
+def folder_of(title: str) -> str:
+    """A title as the name of a folder."""
+    return title.lower().replace(", ", "_").replace(" ", "_")
+
+
+def entries_for(points: bool, mixture: bool, gamma: float, recipes: Sequence[str] = ()) -> list[Entry]:
+    """What is compared on points (a `mixture` of Gaussians or not) or on digits: each method that has a recipe for them, and `recipes`.
+
+    Where `gamma` is not 1, methods that only draw p are left out, but for the one that teaches the others.
+    """
+    items, ground = ("points", "ring") if points else ("images", "digits")
+    rooms: list[tuple[Any, str]] = []
+    for name in registry.names("methods"):
+        if (recipe := f"{name}/{ground}") in shipped_recipes():
+            rooms.append((registry.settings("methods", name), recipe))
+    rooms += [(type(load_recipe(recipe).method), recipe) for recipe in recipes]
+    teaching = next((settings.compared[0].title for settings, _ in rooms if settings.teaches), None)
+    entries = []
+    for settings, recipe in rooms:
+        for stands in settings.compared or (Compared(load_recipe(recipe).method.name),):
+            if items in stands.items and (mixture or not stands.needs_mixture):
+                taught = stands.taught or load_recipe(recipe).network.role == "copy"
+                teacher = folder_of(teaching) if taught and teaching else None
+                entries.append(Entry(stands, recipe, settings.draws_power, teacher))
+    if gamma != 1.0:
+        teachers = {entry.teacher for entry in entries}
+        entries = [entry for entry in entries if entry.draws_power or entry.folder in teachers]
+    return entries
 
 
 def compare(
-    data: str, out: Path, gamma: float = 1.0, scale: float = 1.0, seed: int = 0, say: Callable[[str], None] = print
+    data: str,
+    out: Path,
+    gamma: float = 1.0,
+    scale: float = 1.0,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+    recipes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train every method on `data` (``toys/NAME`` or ``digits``) and measure each at every number of steps that it can serve.
 
-    Each recipe runs for its own number of steps times `scale`, but for plain diffusion, which is the distributional recipe with
-    lambda 0 and beta 2: it makes one network pass an item instead of m, and runs m times as long. Runs go to folders under `out`, and
-    are gone on with if they are there already. Writes ``compare.json``, ``compare.png`` (samples) and ``steps.png`` (quality over
-    evaluations) there, and returns the first. The exact teacher is left out for a density that is no mixture, and what only draws p
-    where `gamma` is not 1. Raises UserError as `train` does.
+    Each recipe runs for its own number of steps times `scale`, and what stands in the comparison at the cost of several items a step
+    as many times as long. Runs go to folders under `out`, and are gone on with if they are there already. `recipes` are further ones, of
+    methods of one's own. Writes ``compare.json``, ``compare.png`` (samples) and ``steps.png`` (quality over evaluations) there, and
+    returns the first. What only draws p is left out where `gamma` is not 1. Raises UserError as `train` does.
     """
     density = None if data == "digits" else _density(data)
     if not 0 < scale < math.inf:
@@ -79,12 +102,9 @@ def compare(
         raise UserError(f"--gamma is {gamma}; it must be positive and finite")
     if density is None and gamma != 1.0:
         raise UserError(f"--gamma is {gamma}; powers of a density are for toys/NAME, digits have 1")
-    ground = load_data(ToyConfig(name="toy", density=density) if density else DigitsConfig(name="digits"), seed)
+    ground = _ground(density, seed)
     mixture = isinstance(ground, PointData) and isinstance(ground.density, Mixture)
-    entries = [entry for entry in (TOYS if density else DIGITS) if mixture or entry.title != "DMD2, exact teacher"]
-    if gamma != 1.0:
-        teachers = {entry.teacher for entry in entries}
-        entries = [entry for entry in entries if entry.draws_power or entry.title in teachers]
+    entries = entries_for(density is not None, mixture, gamma, recipes)
     for number, entry in enumerate(entries, start=1):
         recipe = recipe_of(entry, out, density, gamma, scale, seed)
         run = RunFolder(out / entry.folder)
@@ -93,21 +113,21 @@ def compare(
             run.check(resolved(recipe), resume=True)  # the same run, and not one of another seed, gamma or density
         if run.model_step() == recipe.steps and checkpoints(run.checkpoint_folder):
             continue
-        train(recipe, run.path, resume=run.recipe_file.exists(), title=entry.title)
+        train_recipe(recipe, run.path, resume=run.recipe_file.exists(), title=entry.title)
 
     suite = suite_for(ground, gamma, seed)
     num = usual_samples(density is not None)
     floor = "exact samples" if density else "real train split"
     rows: dict[str, Row] = {floor: dict(suite.floor_row())}
-    seconds = {entry.title: RunFolder(out / entry.folder).metrics()[-1]["seconds"] for entry in entries}
+    seconds = {entry.folder: RunFolder(out / entry.folder).metrics()[-1]["seconds"] for entry in entries}
     generators: dict[str, Generator] = {}
     for entry in entries:
         if gamma != 1.0 and not entry.draws_power:
             continue
         generator = generators[entry.title] = load(out / entry.folder)
-        counts = sorted({*COUNTS, generator.default_steps()}) if generator.any_steps else [generator.default_steps()]
+        counts = generator.step_counts or sorted({*COUNTS, generator.default_steps()})
         say(f"measuring {entry.title}, {', '.join(map(str, counts))} step{'s' * (counts != [1])}")
-        took = seconds[entry.title] + (seconds[entry.teacher] if entry.teacher else 0.0)
+        took = seconds[entry.folder] + (seconds[entry.teacher] if entry.teacher else 0.0)
         for count in counts:
             own = count == generator.default_steps()
             row = measure(suite, generator, num, seed, count, speed=own)
@@ -128,25 +148,28 @@ def compare(
         "machine": machine(),
     }
     replace_file(out / "compare.json", json.dumps(results, indent=1).encode())
-    draw(ground, gamma, generators, rows, out / "compare.png", seed)
+    means = {entry.title for entry in entries if not entry.stands.one_step}
+    draw(ground, gamma, generators, rows, out / "compare.png", seed, means)
     figure = ("energy", "energy distance") if density else ("frechet_over_floor", "Frechet distance / floor")
     error = rows[floor].get("energy_error", 0.0)
     quality_by_evaluations(curves(rows, figure[0]), f"{data}: quality and network evaluations", figure[1], out / "steps.png", error)
     return results
 
 
+def _ground(density: str | None, seed: int) -> ImageData | PointData:
+    """The data that all are measured on."""
+    name, settings = ("toy", {"density": density}) if density else ("digits", {})
+    return load_data(registry.settings("data", name)(name=name, **settings), seed)  # type: ignore[arg-type,call-arg]
+
+
 def recipe_of(entry: Entry, out: Path, density: str | None, gamma: float, scale: float, seed: int) -> Recipe:
-    """What `entry` trains: its recipe on `density`, at its own length times `scale`; the control with m times as many steps."""
-    overrides = [*entry.overrides, f"seed={seed}", *([f"data.density={density}"] if density else [])]
+    """What `entry` trains: its recipe on `density`, at its own length times `scale` and what it costs."""
+    overrides = [*entry.stands.overrides, f"seed={seed}", *([f"data.density={density}"] if density else [])]
     overrides += [f"method.gamma={gamma}"] * entry.draws_power
     overrides += [f"method.teacher={json.dumps(str(out / entry.teacher))}"] if entry.teacher else []
     recipe = load_recipe(entry.recipe, overrides)
-    particles = 1
-    if entry.overrides == CONTROL:
-        whole = load_recipe(entry.recipe).method
-        assert isinstance(whole, DDDMConfig)
-        particles = whole.m
-    return recipe.model_copy(update={"steps": max(1, round(recipe.steps * scale)) * particles})
+    costs = entry.stands.costs(load_recipe(entry.recipe).method)
+    return recipe.model_copy(update={"steps": max(1, round(recipe.steps * scale)) * costs})
 
 
 def curves(rows: Mapping[str, Row], key: str) -> dict[str, tuple[list[int], list[float]]]:
@@ -190,18 +213,25 @@ def _density(data: str) -> str:
 
 
 def draw(
-    data: ImageData | PointData, gamma: float, generators: Mapping[str, Generator], rows: Mapping[str, Row], path: Path, seed: int
+    data: ImageData | PointData,
+    gamma: float,
+    generators: Mapping[str, Generator],
+    rows: Mapping[str, Row],
+    path: Path,
+    seed: int,
+    means: Collection[str] = (),
 ) -> None:
-    """Samples of each method at the numbers of steps that an evaluation measures, with their figures."""
+    """Samples of each method at the numbers of steps that an evaluation measures, with their figures; of `means` not at one step."""
     shown = [(title, generator, count) for title, generator in generators.items() for count in usual_counts(generator)]
-    shown = [entry for entry in shown if entry[0] != "plain diffusion" or entry[2] > 1]  # at one step it is the mean, a point
+    shown = [(title, generator, count) for title, generator, count in shown if count > 1 or title not in means]
     if isinstance(data, PointData):
         assert data.density is not None
         target = data.density.power(gamma)
-        panels = [("exact samples", "", _figures(rows["exact samples"]), target.sample(SHOWN, torch.Generator().manual_seed(seed)))]
+        panels = [("exact samples", "", _figures(rows["exact samples"]), target.sample(SHOWN, stream(seed, "pictures of the data")))]
         for title, generator, count in shown:
             name = heading(title, generator.evaluations(count))
-            panels.append((title, name.removeprefix(f"{title}, "), _figures(rows[name]), generator.sample(SHOWN, seed=seed, steps=count)))
+            samples = generator.sample(SHOWN, seed=stream_seed(seed, "pictures"), steps=count)
+            panels.append((title, name.removeprefix(f"{title}, "), _figures(rows[name]), samples))
         target_panels(target, panels, path)
         return
     labels, heldout = [k for k in range(10) for _ in range(2)], data.labels("heldout")
@@ -210,7 +240,7 @@ def draw(
     blocks = [("real digits", "held out", data.images("heldout")[[next(real[k]) for k in labels]])]
     for title, generator, count in shown:
         name = heading(title, generator.evaluations(count))
-        blocks.append((name, _figures(rows[name]), generator.sample(20, labels, seed, count)))
+        blocks.append((name, _figures(rows[name]), generator.sample(20, labels, stream_seed(seed, "pictures"), count)))
     contact_sheet(blocks, path, 20)
 
 

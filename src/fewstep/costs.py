@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from fewstep.methods import Batch, Method, Turn
+from fewstep.methods.base import Batch, Method, Turn
+from fewstep.training.learned import learned, set_learning
 
 ITEMS = (2, 3)  # of the two batches that are measured: the first number with which samples can repel each other, and another
 ADAM_MOMENTS = 2  # numbers that AdamW keeps for each one that it trains
@@ -83,11 +84,11 @@ def measure(
     the first ones do. On several devices the copies of gradients that DistributedDataParallel exchanges are part of the memory.
     """
     for turn in method.turns:
-        for _ in range(-(-steps // turn.every)):
+        for _ in range(turn.updates(steps)):
             method.after_update(turn.name)
     with _apart(method):
         generator = method.ship(method.networks[method.ships], 0)
-        shortest = 1 if generator.any_steps else None
+        shortest = min(generator.step_counts or [1]) if generator.any_steps else None
         with _Counted() as counter:
             generator.sample(1, seed=0, steps=shortest)
         evaluation = counter.flops / generator.evaluations(shortest)
@@ -95,10 +96,11 @@ def measure(
         # a student of several steps may learn at a random one of them, after as many evaluations as that takes
         others = [_step(method, shape, num_classes, ITEMS[0], seed) for seed in range(1, generator.evaluations(shortest))]
     walks = [(more, ITEMS[1]), *((walk, ITEMS[0]) for walk in (few, *others))]
-    step = sum(f.flops / (items * turn.every) for walk, items in walks for f, turn in zip(walk, method.turns, strict=True)) / len(walks)
+    shares = [turn.updates(steps) / steps for turn in method.turns]
+    step = sum(f.flops / items * share for walk, items in walks for f, share in zip(walk, shares, strict=True)) / len(walks)
 
     def size(*names: str) -> int:
-        return sum(_bytes(p) for name in names for p in method.networks[name].parameters())
+        return sum(_bytes(p) for name in names for p in learned(method.networks[name]).values())
 
     needed = []  # (gradients, activations) of each turn; what is kept whatever the batch is, such as foreign weights, is kept once
     for turn, small, large in zip(method.turns, few, more, strict=True):
@@ -107,8 +109,9 @@ def measure(
         needed.append((size(*turn.trains), kept))
     gradients, activations = max(needed, key=sum)
     trained = size(*{name for turn in method.turns for name in turn.trains})
-    held = [*method.networks.values(), method.networks[method.ships]]  # the last stands for the average
-    fixed = sum(_bytes(tensor) for network in held for tensor in _tensors(network))
+    held = {id(tensor): tensor for network in method.networks.values() for tensor in _tensors(network)}  # what is shared counts once
+    average = size(method.ships) + sum(_bytes(buffer) for buffer in method.networks[method.ships].buffers())
+    fixed = sum(_bytes(tensor) for tensor in held.values()) + average
     weights = fixed + ADAM_MOMENTS * trained + gradients + (trained if devices > 1 else 0)
     return Costs(evaluation, generator.evaluations(), step, weights, round(activations))
 
@@ -133,11 +136,11 @@ def _turn(method: Method, turn: Turn, batch: Batch, rng: torch.Generator, scratc
         return tensor
 
     for name, network in networks.items():
-        network.requires_grad_(name in turn.trains)
+        set_learning(network, name in turn.trains)
     with _Counted() as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = method.loss(turn.name, networks, batch, rng, scratch).loss
-        learning = [p for name in turn.trains for p in networks[name].parameters()]
+        learning = [p for name in turn.trains for p in learned(networks[name]).values()]
         torch.autograd.grad(loss, learning, allow_unused=True)
     return _Found(counter.flops, sum(kept.values()))
 
@@ -145,11 +148,11 @@ def _turn(method: Method, turn: Turn, batch: Batch, rng: torch.Generator, scratc
 @contextlib.contextmanager
 def _apart(method: Method) -> Iterator[None]:
     """What is done to the networks in here, and the random numbers that dropout draws, leave no trace."""
-    learned = {name: [p.requires_grad for p in network.parameters()] for name, network in method.networks.items()}
+    flags = {name: [p.requires_grad for p in network.parameters()] for name, network in method.networks.items()}
     with torch.random.fork_rng(devices=[]):
         yield
     for name, network in method.networks.items():
-        for p, flag in zip(network.parameters(), learned[name], strict=True):
+        for p, flag in zip(network.parameters(), flags[name], strict=True):
             p.requires_grad_(flag)
 
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fewstep.build import resolved, train
-from fewstep.config import load_recipe
 from fewstep.errors import UserError
 from fewstep.evaluation import evaluate, run_recipe, table
 from fewstep.generator import load
+from fewstep.recipe import load_recipe, resolved
+from fewstep.run import train_recipe
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder
 
@@ -39,7 +39,7 @@ def demo(out: Path, overrides: tuple[str, ...] = (), say: Callable[[str], None] 
             continue
         what = "a diffusion teacher learns real digits" if name == "teacher" else "DMD2 distils it into one step"
         say(f"{number}/3 {what} ({source}, {recipe.steps} steps)")
-        train(recipe, folder.path, resume=folder.recipe_file.exists(), title=name)
+        train_recipe(recipe, folder.path, resume=folder.recipe_file.exists(), title=name)
         folder.results_file.unlink(missing_ok=True)
     student = RunFolder(out / "student")
     if student.results_file.exists():

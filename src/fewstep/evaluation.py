@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from fewstep import __version__
-from fewstep.build import choose_threads, load_data
-from fewstep.config import Recipe, validated
+from fewstep.build import load_data
 from fewstep.data import ImageData, PointData
 from fewstep.errors import UserError
 from fewstep.files import replace_file
@@ -31,13 +30,14 @@ from fewstep.metrics.figures import FIGURES
 from fewstep.metrics.point_suite import PointSuite
 from fewstep.metrics.protocol import PRESETS, Preset, departures, differences
 from fewstep.metrics.suite import FEWEST, Suite
+from fewstep.recipe import Recipe, validated
+from fewstep.run import choose_threads
 from fewstep.training.run_folder import RunFolder
 
 
 def run_recipe(path: Path) -> Recipe:
     """The recipe of the run in `path`. Raises UserError."""
     tree = RunFolder(path).recipe()
-    tree.pop("made_by", None)
     return validated(tree, str(path / "recipe.yaml"))
 
 
@@ -94,7 +94,7 @@ def evaluate(
     say("measuring the floor")
     reference: str | Path = options.reference or (preset.reference if preset else "heldout")
     features = options.features or (preset.features_option if preset else None)
-    suite = suite_for(data, recipe.power, seed, features, reference, device, say)
+    suite = suite_for(data, recipe.power(points), seed, features, reference, device, say)
     labels, seeds = (preset.labels, preset.seeds) if preset else ("balanced", (seed,))
     protocol = protocol_record(suite, num, generator.num_classes is not None, seeds, labels)
     if preset is not None:
@@ -121,9 +121,9 @@ def evaluate(
     results = {
         "recipe": f"{recipe.method.name}/{data.name}",
         "data": data.name,
-        "reference": _reference(data, suite, recipe.power, options.reference),
+        "reference": _reference(data, suite, recipe.power(points), options.reference),
         "features": suite.network.name if isinstance(suite, Suite) else "the points themselves",
-        "drift_features": generator.info.get("drift_features"),
+        "trained_in_features": generator.info.get("trained_in_features"),
         "n": num,
         "seed": seed,
         "protocol": protocol,
@@ -184,7 +184,7 @@ def _warnings(protocol: Mapping[str, Any], rows: Mapping[str, Row], recipe: Reci
         )
     if protocol.get("departures"):
         found.append(f"this is not the protocol {protocol['preset']}: {'; '.join(protocol['departures'])}")
-    if teacher := getattr(recipe.method, "teacher", None):
+    if teacher := recipe.method.teacher_path:
         try:
             theirs = read_results(Path(teacher))
         except UserError:
@@ -196,13 +196,13 @@ def _warnings(protocol: Mapping[str, Any], rows: Mapping[str, Row], recipe: Reci
 
 
 def usual_counts(model: Generator) -> list[int]:
-    """Where nothing else is asked: its own number of steps, and of what has a choice one; of a distributional denoiser 4, too."""
-    few = [1] if model.is_denoiser else [4, 1] if model.any_steps else []
-    return list(dict.fromkeys([model.default_steps(), *few]))
+    """Where nothing else is asked: its own number of steps, and where it has a choice those that its sampler is known by."""
+    more = model.step_counts or model.kind.also if model.any_steps else []
+    return list(dict.fromkeys([model.default_steps(), *more]))
 
 
 def heading(name: str, evaluations: int) -> str:
-    """What a row of a table is called: ``dddm, 4 evaluations``."""
+    """What a row of a table is called: ``distilled, 4 evaluations``."""
     return f"{name}, {evaluations} evaluation{'s' * (evaluations > 1)}"
 
 

@@ -1,12 +1,12 @@
 """What is shipped: a denoiser with the sampler that belongs to it, in a folder that loads alone.
 
-A model folder holds ``config.json`` (the arguments of `Generator`) and ``model.safetensors``; there is no pickle in it.
+A model folder holds ``config.json`` (the arguments of `Generator`, and the number of the format) and ``model.safetensors``; there is no
+pickle in it. Import paths in the config are followed only where `fewstep.registry` permits it.
 """
 
 import copy
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,15 @@ import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from fewstep.denoisers import DistributionalDenoiser, ForeignDenoiser, PreconditionedDenoiser, PushForward
+from fewstep import registry
+from fewstep.denoisers import Guided
 from fewstep.errors import UserError
-from fewstep.maths.schedules import karras_sigmas, uniform_times
-from fewstep.networks import make_network
-from fewstep.samplers import ODE_SAMPLERS, SAMPLERS, evaluations
+from fewstep.model_config import FORMAT, brought_forward, checked_sampler, denoiser_class
+from fewstep.networks.base import make_network, num_parameters
+from fewstep.samplers import SAMPLERS
+from fewstep.streams import Noise, Seed, seeded
+
+SHOWN = 10  # samples in a notebook's picture
 
 
 class Generator(
@@ -36,14 +40,15 @@ class Generator(
         shape: shape of one item, (C, H, W) for images.
         num_classes: number of classes, or None.
         sigma_data: standard deviation of the data that the network was trained for; a push-forward's unit of output.
-        network: the network's name and arguments (see `fewstep.networks.make_network`).
-        sampler: ``{"name": "heun" or "euler", "steps", "sigma_min", "sigma_max", "rho"}``, where `steps` is a default, or
-            ``{"name": "few_step", "sigmas": [...]}``, the levels the student was distilled at, or ``{"name": "push_forward"}`` for a
-            network that maps a latent to data, or ``{"name": "distributional", "steps", "churn", "output"}`` for a denoiser that
-            samples the posterior (`output` as in `fewstep.denoisers.DistributionalDenoiser`).
+        network: the network's name and arguments (see `fewstep.networks`).
+        sampler: its ``name`` and what that needs (see `fewstep.samplers.SAMPLERS`): of "heun" and "euler" ``steps``, a default, and the
+            grid ``sigma_min``, ``sigma_max``, ``rho``; of "few_step" ``sigmas``, or ``levels``, a list for each number of steps, with
+            ``steps``; of "distributional" ``steps`` and ``churn``; of "push_forward" nothing.
         info: anything worth keeping: method, recipe, step, whether labels were dropped in training.
-        parametrization: what the network predicts, where that is not EDM's preconditioned output: ``{"name": "ddpm", "prediction",
-            "betas", "zero_snr"}``, see `fewstep.denoisers.ForeignDenoiser`.
+        denoiser: its ``name`` and settings (see `fewstep.denoisers.DENOISERS`); None is ``{"name": "preconditioned"}``.
+
+    Raises:
+        ValueError: for a name that is not known, and for settings that are missing or do not go together.
 
     """
 
@@ -55,56 +60,71 @@ class Generator(
         network: Mapping[str, Any],
         sampler: Mapping[str, Any],
         info: Mapping[str, Any] | None = None,
-        parametrization: Mapping[str, Any] | None = None,
+        denoiser: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        needs = {"few_step": ("sigmas",), "push_forward": (), "distributional": ("steps", "churn", "output")}
-        wanted = needs.get(sampler.get("name", ""), ("steps", "sigma_min", "sigma_max", "rho"))
-        if sampler.get("name") not in SAMPLERS or any(key not in sampler for key in wanted):
-            raise ValueError(f"sampler is {dict(sampler)}; give a name of {', '.join(SAMPLERS)}, and {', '.join(wanted)}")
-        steps, churn = sampler.get("steps", 1), sampler.get("churn", 1.0)
-        if not isinstance(steps, int) or steps < 1 or not isinstance(churn, int | float) or not 0 <= churn <= 1:
-            raise ValueError(f"sampler is {dict(sampler)}; steps must be a whole number from 1, churn lie from 0 to 1")
         self.shape = tuple(shape)
         self.num_classes = num_classes
         self.network_config = dict(network)
+        self.denoiser_config = {"name": "preconditioned"} if denoiser is None else dict(denoiser)
         self.sampler = dict(sampler)
         self.info = dict(info or {})
-        self.parametrization = None if parametrization is None else dict(parametrization)
+        self.kind = checked_sampler(sampler)
+        cls, settings = denoiser_class(self.denoiser_config)
+        if getattr(cls, "draws", "denoiser") != self.kind.of:
+            fitting = [name for name, kind in SAMPLERS.items() if kind.of == getattr(cls, "draws", "denoiser")]
+            raise ValueError(
+                f"the sampler is {self.sampler['name']!r}, which does not draw from the denoiser {self.denoiser_config['name']!r}; "
+                f"give one of {', '.join(fitting)}"
+            )
         made = make_network(network, self.shape, num_classes)
-        self.denoiser: PreconditionedDenoiser | PushForward | DistributionalDenoiser | ForeignDenoiser
-        if parametrization is not None:
-            self.denoiser = ForeignDenoiser(made, sigma_data, num_classes, **_foreign(parametrization, sampler["name"]))
-        elif sampler["name"] == "distributional":
-            self.denoiser = DistributionalDenoiser(made, sigma_data, num_classes, sampler["output"])
-        else:
-            kind = PushForward if sampler["name"] == "push_forward" else PreconditionedDenoiser
-            self.denoiser = kind(made, sigma_data, num_classes)
+        try:
+            self.denoiser: nn.Module = cls(made, sigma_data, num_classes, **settings)
+        except TypeError as error:
+            raise ValueError(f"denoiser is {self.denoiser_config}, whose settings do not fit it: {error}") from error
 
     @property
     def sigma_data(self) -> float:
         """Standard deviation of the data that the network was trained for."""
-        return self.denoiser.sigma_data
+        return float(self.denoiser.sigma_data)  # type: ignore[arg-type]
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of the noise that one item is made of."""
-        return self.denoiser.latent_shape if isinstance(self.denoiser, PushForward) else self.shape
+        shape = getattr(self.denoiser, "latent_shape", self.shape)
+        return tuple(shape)
 
     @property
     def is_denoiser(self) -> bool:
         """Whether it denoises at every noise level, and so may be a teacher."""
-        return self.sampler["name"] in ODE_SAMPLERS
+        return self.kind.every_level
 
     @property
     def any_steps(self) -> bool:
-        """Whether it can be sampled with any number of steps, of which its sampler names the default."""
+        """Whether it can be sampled with several numbers of steps, of which its sampler names the default."""
         return "steps" in self.sampler
+
+    @property
+    def step_counts(self) -> list[int] | None:
+        """The numbers of steps that it can be sampled with; None for any."""
+        return self.kind.counts(self.sampler)
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
+
+    def __repr__(self) -> str:
+        """What it makes, how, and of what size."""
+        steps, name = self.default_steps(), self.info.get("method")
+        items = f"{'x'.join(map(str, self.shape))} {'images' if len(self.shape) == 3 else 'points'}"
+        classes = f" of {self.num_classes} classes" if self.num_classes else ""
+        evaluations = self.evaluations()
+        return (
+            f"Generator of {items}{classes}{f', made by {name}' if name else ''}: network {self.network_config['name']} with "
+            f"{num_parameters(self):,} parameters, sampler {self.sampler['name']} in {steps} step{'s' * (steps > 1)} "
+            f"({evaluations} evaluation{'s' * (evaluations > 1)} a sample), on {self.device}"
+        )
 
     def _save_pretrained(self, save_directory: Path) -> None:
         from safetensors.torch import save_file
@@ -113,6 +133,11 @@ class Generator(
         save_file({k: v.detach().contiguous() for k, v in self.state_dict().items()}, str(save_directory / "model.safetensors"))
         # the mix-in's own config.json would hold the defaults of arguments that were not given
         (save_directory / "config.json").write_text(json.dumps(self.config, indent=2))
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Generator":
+        """What ``from_pretrained`` calls: `load`, so that a folder of the Hub is read like any other."""
+        return load(model_id, options.get("map_location", "cpu"), options.get("allow", ()), options.get("revision"))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card that goes with a model folder to the Hub; what was imported keeps its own licence there, or none."""
@@ -123,48 +148,70 @@ class Generator(
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments that make this generator again, as plain values: what config.json holds."""
+        """What config.json holds: the arguments that make this generator again, as plain values, and the format's number."""
+        return {"format": FORMAT, **self.arguments}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that make this generator again, as plain values."""
         return {
             "shape": list(self.shape),
             "num_classes": self.num_classes,
             "sigma_data": self.sigma_data,
             "network": self.network_config,
+            "denoiser": self.denoiser_config,
             "sampler": self.sampler,
             "info": self.info,
-            **({} if self.parametrization is None else {"parametrization": self.parametrization}),
         }
 
     def derive(self, sampler: Mapping[str, Any], info: Mapping[str, Any], denoiser: nn.Module | None = None) -> "Generator":
         """A generator of the same kind with another sampler: a copy of this one's weights, or of those of `denoiser`."""
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away
-            other = Generator(**{**self.config, "sampler": dict(sampler), "info": dict(info)})
+            other = Generator(**{**self.arguments, "sampler": dict(sampler), "info": dict(info)})
         other.denoiser.load_state_dict((denoiser or self.denoiser).state_dict())
         return other.to(self.device).eval()
 
+    def reworked(self, sampler: Mapping[str, Any], denoiser: Mapping[str, Any], **network: Any) -> "Generator":
+        """A generator with this one's weights under another sampler and denoiser, its network made with further arguments.
+
+        Weights that only the new network has are as it makes them. Raises ValueError where weights of this one have no place in it.
+        """
+        with torch.random.fork_rng(devices=[]):
+            arguments = {
+                **self.arguments,
+                "network": {**self.network_config, **network},
+                "sampler": dict(sampler),
+                "denoiser": dict(denoiser),
+            }
+            other = Generator(**arguments)
+        found = other.denoiser.load_state_dict(self.denoiser.state_dict(), strict=False)
+        if found.unexpected_keys:
+            raise ValueError(f"the network {self.network_config['name']} loses {found.unexpected_keys[0]} when it is made with {network}")
+        return other.to(self.device)
+
     def default_steps(self) -> int:
         """Number of noise levels that `sample` uses where none is asked for."""
-        return self.sampler["steps"] if self.any_steps else len(self.sampler.get("sigmas", [0]))
+        return self.sampler["steps"] if self.any_steps else (self.step_counts or [1])[0]
 
     def evaluations(self, steps: int | None = None, sampler: str | None = None) -> int:
         """How many network evaluations one sample costs (without guidance)."""
-        return evaluations(sampler or self.sampler["name"], steps or self.default_steps())
+        kind = SAMPLERS[sampler] if sampler else self.kind
+        return kind.evaluations(steps or self.default_steps())
 
     def sigmas(self, steps: int | None = None) -> Tensor:
         """The noise levels for `steps` (times, for "distributional"), float64 [steps], descending.
 
         Raises UserError where the generator has no such grid.
         """
-        default = self.default_steps()
+        default, counts = self.default_steps(), self.step_counts
         steps = default if steps is None else steps
-        if not self.any_steps:
-            if steps != default:
-                raise UserError(f"steps is {steps}; this generator was made for {default}: leave steps out, or give {default}")
-            return torch.tensor(self.sampler.get("sigmas", [math.inf]), dtype=torch.float64)
-        if steps < 1:
+        if steps < 1 and counts is None:
             raise UserError(f"steps is {steps}; give at least 1")
-        if not self.is_denoiser:
-            return uniform_times(steps)
-        return karras_sigmas(steps, self.sampler["sigma_min"], self.sampler["sigma_max"], self.sampler["rho"])
+        if counts is not None and steps not in counts:
+            if len(counts) > 1:
+                raise UserError(f"steps is {steps}; this generator was made for {', '.join(map(str, counts))}: give one of these")
+            raise UserError(f"steps is {steps}; this generator was made for {default}: leave steps out, or give {default}")
+        return self.kind.sigmas(self.sampler, steps)
 
     def labels(self, num: int, labels: int | Sequence[int] | Tensor | None = None) -> Tensor | None:
         """Labels int64 [num] for `sample`: those given, repeated to length, or 0, 1, 2, ... in turn; None if there are no classes.
@@ -182,12 +229,39 @@ class Generator(
             raise UserError(f"labels are {wanted.tolist()}; allowed are whole numbers from 0 to {self.num_classes - 1}")
         return wanted.long()[torch.arange(num) % len(wanted)]
 
+    def to_pil(self, samples: Tensor) -> list[Any]:
+        """One `PIL.Image.Image` for each of `samples` [N, C, H, W] in [-1, 1], of one channel or three. Raises UserError for points."""
+        from PIL import Image
+
+        if samples.ndim != 4 or samples.shape[1] not in (1, 3):
+            raise UserError(f"samples have shape {list(samples.shape)}; pictures are [N, C, H, W] of 1 or 3 channels")
+        pixels = ((samples.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: a row of samples from seed 0, of images; None for points."""
+        from io import BytesIO
+
+        from PIL import Image
+
+        if len(self.shape) != 3 or self.shape[0] not in (1, 3):
+            return None
+        images = self.to_pil(self.sample(SHOWN, seed=0))
+        scale = max(1, 64 // max(images[0].size))
+        width, height = (side * scale for side in images[0].size)
+        row = Image.new(images[0].mode, (width * SHOWN, height))
+        for place, image in enumerate(images):
+            row.paste(image.resize((width, height), Image.Resampling.NEAREST), (place * width, 0))
+        buffer = BytesIO()
+        row.save(buffer, format="png")
+        return buffer.getvalue()
+
     @torch.no_grad()
     def sample(
         self,
         num: int,
         labels: int | Sequence[int] | Tensor | None = None,
-        seed: int | None = None,
+        seed: Seed = None,
         steps: int | None = None,
         sampler: str | None = None,
         guidance_scale: float = 1.0,
@@ -199,105 +273,102 @@ class Generator(
         Args:
             num: how many.
             labels: class of each sample, [num] or shorter (then repeated); default 0, 1, 2, ... in turn.
-            seed: the same seed, `num` and `batch_size` give the same noise on every device; None draws a new one.
-            steps: noise levels; a distilled student only has the number it was distilled for.
+            seed: one seed, and the same seed, `num` and `batch_size` give the same noise on every device; or one for each sample, which
+                then depends on its own seed alone, however samples are dealt into calls and batches; None draws a new one.
+            steps: noise levels; a distilled student only has the numbers it was distilled for.
             sampler: "heun" or "euler", for a generator that integrates an ODE.
             guidance_scale: classifier-free guidance; needs a network trained with label dropout.
             batch_size: samples a network evaluation; 256 images or 10,000 points if None.
             churn: of a distributional denoiser's bridge, from 0 (no new noise) to 1 (DDPM's posterior); None for its own.
 
         Raises:
-            UserError: (a ValueError) for a number, batch size, label, step count, sampler, churn or guidance that this generator
+            UserError: (a ValueError) for a number, seed, batch size, label, step count, sampler, churn or guidance that this generator
                 cannot serve.
 
         """
         if num < 1:
             raise UserError(f"num is {num}; give at least 1")
-        if seed is not None and not -(2**63) <= seed < 2**64:
-            raise UserError(f"seed is {seed}; allowed are whole numbers of at most 64 bits")
         if batch_size is None:
             batch_size = 256 if len(self.shape) == 3 else 10_000
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; give at least 1")
         name = sampler or self.sampler["name"]
-        allowed = ODE_SAMPLERS if self.is_denoiser else (self.sampler["name"],)
+        allowed = [key for key, kind in SAMPLERS.items() if kind.every_level] if self.is_denoiser else [self.sampler["name"]]
         if name not in allowed:
             raise UserError(f"sampler is {name!r}; allowed for this generator: {' or '.join(allowed)}")
         if guidance_scale != 1.0 and not self.info.get("label_dropout"):
             raise UserError(f"guidance_scale is {guidance_scale}, but this network was trained without label dropout; only 1 is allowed")
-        options = {}
-        if self.sampler["name"] == "distributional":
-            options["churn"] = self.sampler["churn"] if churn is None else churn
-            if not 0 <= options["churn"] <= 1:
+        options = {key: self.sampler[key] for key in self.kind.options}
+        if churn is not None:
+            if "churn" not in options:
+                raise UserError(f"churn is {churn}, but this generator's sampler {name} has none; leave it out")
+            if not 0 <= churn <= 1:
                 raise UserError(f"churn is {churn}; allowed are values from 0 to 1")
-        elif churn is not None:
-            raise UserError(f"churn is {churn}, but this generator's sampler {name} has none; leave it out")
+            options["churn"] = churn
         sigmas, all_labels = self.sigmas(steps), self.labels(num, labels)
-        rng = torch.Generator()
-        if seed is None:
-            rng.seed()
-        else:
-            rng.manual_seed(seed)
+        draw = SAMPLERS[name].draw if name in SAMPLERS else self.kind.draw
+        denoiser, sources = Guided.of(self.denoiser, guidance_scale), seeded(seed, num)
         training = self.training
         self.eval()
         batches = []
         for start in range(0, num, batch_size):
-            count = min(batch_size, num - start)
-            latents = torch.randn(count, *self.latent_shape, generator=rng).to(self.device)
-            label = None if all_labels is None else all_labels[start : start + count].to(self.device)
-            batches.append(SAMPLERS[name](self.denoiser, latents, sigmas, label, rng, guidance_scale, **options))
+            part = slice(start, min(start + batch_size, num))
+            noise = Noise(sources if isinstance(sources, torch.Generator) else sources[part])
+            latents = noise((part.stop - start, *self.latent_shape), torch.empty((), device=self.device))
+            label = None if all_labels is None else all_labels[part].to(self.device)
+            batches.append(draw(denoiser, latents, sigmas, label, noise, **options))
         self.train(training)
         samples = torch.cat(batches)
         return samples.clamp_(-1, 1) if len(self.shape) == 3 else samples
 
 
-def _foreign(parametrization: Mapping[str, Any], sampler: str) -> dict[str, Any]:
-    """The arguments of a `ForeignDenoiser` in `parametrization`. Raises ValueError for one that is not known, or not for `sampler`."""
-    arguments = dict(parametrization)
-    name, allowed = arguments.pop("name", None), (*ODE_SAMPLERS, "few_step")
-    if name != "ddpm" or sampler not in allowed or not {"prediction", "betas"} <= arguments.keys() <= {"prediction", "betas", "zero_snr"}:
-        raise ValueError(
-            f"parametrization is {dict(parametrization)} with sampler {sampler}; give the name ddpm, a prediction, betas and perhaps "
-            f"zero_snr, and one of the samplers {', '.join(allowed)}"
-        )
-    return arguments
+def sample(path: str | Path, num: int, **options: Any) -> Tensor:
+    """`num` samples [num, *shape] of the generator at `path`: ``load(path).sample(num, **options)``."""
+    return load(path).sample(num, **options)
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> Generator:
+def load(path: str | Path, device: str | torch.device = "cpu", allow: Iterable[str] = (), revision: str | None = None) -> Generator:
     """The generator in a run folder, in its model/ folder, or on the Hugging Face Hub under that id, in eval mode.
 
-    Raises UserError where there is none, or where its files do not fit together.
+    A network of somebody's own is a module of theirs, which runs when it is imported: it is, where it is installed as an entry point,
+    registered, or in one of the packages that are in `allow`. Raises UserError where it is not, where there is no generator, or where its
+    files do not fit together.
     """
     folder = Path(path)
     if (folder / "model").is_dir():
         folder = folder / "model"
-    if folder.is_dir():
-        return _load_folder(folder).to(device).eval()
-    if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
-        raise UserError(f"{path} is not a folder; give a run folder, a model folder, or a Hub id (owner/name)")
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return Generator.from_pretrained(str(path), strict=True).to(device).eval()
-    except Exception as error:  # from three libraries, each with exceptions of its own
-        raise UserError(f"{path} is neither a folder here nor a model that the Hub gives: {first_line(error)}") from error
+    with registry.allowing(allow):
+        if folder.is_dir():
+            return _load_folder(folder, str(folder)).to(device).eval()
+        if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
+            raise UserError(f"{path} is not a folder; give a run folder, a model folder, or a Hub id (owner/name)")
+        from huggingface_hub import snapshot_download
+
+        try:
+            fetched = snapshot_download(str(path), revision=revision, allow_patterns=["config.json", "model.safetensors"])
+        except Exception as error:  # from three libraries, each with exceptions of its own
+            raise UserError(f"{path} is neither a folder here nor a model that the Hub gives: {first_line(error)}") from error
+        return _load_folder(Path(fetched), str(path)).to(device).eval()
 
 
-def _load_folder(folder: Path) -> Generator:
-    """The generator in a model folder. Raises UserError."""
+def _load_folder(folder: Path, name: str) -> Generator:
+    """The generator in a model folder called `name`. Raises UserError."""
     from safetensors.torch import load_file
 
-    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+    missing = [file for file in ("config.json", "model.safetensors") if not (folder / file).is_file()]
     if missing:
         raise UserError(
-            f"{folder} holds no generator ({' and '.join(missing)} not found); give a run folder that has reached its first "
+            f"{name} holds no generator ({' and '.join(missing)} not found); give a run folder that has reached its first "
             "checkpoint, or a model folder"
         )
     try:
         with torch.random.fork_rng(devices=[]):
-            generator = Generator(**json.loads((folder / "config.json").read_bytes()))
+            generator = Generator(**brought_forward(json.loads((folder / "config.json").read_bytes())))
         generator.load_state_dict(load_file(folder / "model.safetensors"))
+    except UserError as error:  # a room that may not be had: nothing is wrong with the folder
+        raise UserError(f"{name}: {error}") from error
     except Exception as error:  # torch, safetensors, json and the network each have their own
-        raise UserError(f"the generator in {folder} cannot be read ({first_line(error)}); write it again, or take another copy") from error
+        raise UserError(f"the generator in {name} cannot be read ({first_line(error)}); write it again, or take another copy") from error
     return generator
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,15 +17,14 @@ from fewstep.metrics.point_suite import PointSuite, split
 from fewstep.metrics.protocol import Preset, differences
 from fewstep.metrics.statistics import load_statistics
 from fewstep.metrics.suite import Suite, images_per_second
+from fewstep.streams import stream, stream_seed
 from fewstep.training.progress import Progress
 
 Row = dict[str, Any]
 
 EXACT_SAMPLES = 10_000  # of a density, in each of two sets
 IMAGE_SAMPLES = 2_000
-CHUNK = 2_500  # images drawn at once, with one seed
-MEASURING = 1  # marks the stream of what is measured against
-LABELS = 2  # and that of labels drawn at random
+CHUNK = 2_500  # images drawn at once
 FEWEST_POINTS = 80  # held out: two halves of 40, below which standard errors mean nothing
 FEWEST_IMAGES = 5  # held out: a manifold of nearest neighbours needs as many
 
@@ -62,8 +60,7 @@ def suite_for(
     if isinstance(data, PointData):
         if features is not None or reference != "heldout":
             raise UserError("features and statistics are for images; points are measured as they are, against others: leave them out")
-        # hashed, so that exact samples share no stream with the noise that samples are made of, nor with the data
-        rng = torch.Generator().manual_seed(_hashed(seed, MEASURING))
+        rng = stream(seed, "exact samples")  # no stream of the noise that samples are made of, nor of the data
         if data.density is None:
             if gamma != 1.0:
                 raise UserError(f"method.gamma is {gamma}, and p^gamma of {data.name} is not known: only gamma 1 can be measured")
@@ -106,8 +103,9 @@ def _check_fit(network: FeatureNetwork, data: ImageData) -> None:
         ) from error
 
 
-def _hashed(seed: int, stream: int) -> int:
-    return int(np.random.SeedSequence([seed % 2**64, stream]).generate_state(1, np.uint64)[0])
+def sample_seeds(seed: int, first: int, num: int) -> list[int]:
+    """A seed for each of `num` samples from number `first` on that are measured under `seed`: any split gives the same ones."""
+    return [stream_seed(seed, "measured samples", number) for number in range(first, first + num)]
 
 
 def tracked(batches: Iterable[Tensor], total: int, title: str) -> Iterator[Tensor]:
@@ -171,7 +169,7 @@ def labels_for(generator: Generator, num: int, seed: int, how: str = "balanced")
     """Labels int64 [num] of samples to be measured: the classes in turn, or with `how` "uniform" drawn at random from `seed`."""
     if how == "balanced" or generator.num_classes is None:
         return generator.labels(num)
-    rng = torch.Generator().manual_seed(_hashed(seed, LABELS))
+    rng = stream(seed, "measured labels")
     return torch.randint(generator.num_classes, (num,), generator=rng)
 
 
@@ -184,14 +182,15 @@ def drawn(
     sampler: str | None = None,
     title: str = "sampling",
 ) -> Iterator[Tensor]:
-    """`num` images in batches [n, C, H, W] on the CPU; each batch of `CHUNK` is drawn with the seed of its first image."""
+    """`num` images in batches [n, C, H, W] on the CPU, each image from a seed of its own (`sample_seeds`)."""
     starts = range(0, num, CHUNK)
     progress = Progress(title, len(starts), quiet=len(starts) == 1)
     try:
         progress.begin()
         for start in starts:
             part = None if label is None else label[start : start + CHUNK]
-            batch = generator.sample(min(CHUNK, num - start), part, seed + start, steps, sampler).cpu()
+            count = min(CHUNK, num - start)
+            batch = generator.sample(count, part, sample_seeds(seed, start, count), steps, sampler).cpu()
             progress.advance()
             yield batch
     finally:
@@ -222,7 +221,7 @@ def measure(
     if isinstance(suite, Suite):
         row |= suite.measure_batches(drawn(generator, num, label, seed, steps, sampler), label, slow)
     else:
-        row |= suite.measure(generator.sample(num, label, seed, steps, sampler).cpu(), label)
+        row |= suite.measure(generator.sample(num, label, stream_seed(seed, "measured samples"), steps, sampler).cpu(), label)
     if speed:
         batch = min(num, 256 if isinstance(suite, Suite) else 10_000)
         # on the CPU at the end, for a GPU returns before it is done
@@ -286,5 +285,5 @@ class Watch:
         if isinstance(self.suite, Suite):
             row = self.suite.measure_batches(drawn(generator, self.num, label, self.seed), label)
         else:
-            row = self.suite.measure(generator.sample(self.num, label, self.seed).cpu(), label)
+            row = self.suite.measure(generator.sample(self.num, label, stream_seed(self.seed, "measured samples")).cpu(), label)
         return {f"eval.{name}": value for name, value in row.items() if not name.endswith("_error")}

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.config import Recipe
 from fewstep.data import Density, Mixture, PointData
 from fewstep.generator import Generator
-from fewstep.methods import Method
+from fewstep.methods.base import Method
 from fewstep.metrics.modes import mode_counts
+from fewstep.recipe import Recipe
+from fewstep.streams import stream, stream_seed
 from fewstep.training.run_folder import RunFolder
 from fewstep.viz.dashboard import Dashboard, Frame, Scene
 from fewstep.viz.plots import image_grid, scatter
@@ -27,7 +28,7 @@ class ImagePictures:
     """A grid of samples on each call, two rows of all classes."""
 
     def __init__(self, recipe: Recipe, data: Any, run: RunFolder) -> None:
-        self.run, self.seed, self.classes = run, recipe.seed, data.num_classes or 10
+        self.run, self.seed, self.classes = run, stream_seed(recipe.seed, "pictures"), data.num_classes or 10
 
     def __call__(self, generator: Generator, step: int) -> Path:
         """The picture's file."""
@@ -44,13 +45,13 @@ class PointPictures:
     """The dashboard for points in the plane; the first two coordinates of others."""
 
     def __init__(self, recipe: Recipe, data: PointData, run: RunFolder, method: Method, total: int) -> None:
-        self.run, self.data, self.method, self.total, self.seed = run, data, method, total, recipe.seed
-        self.gamma = recipe.power
-        self.shown_gamma = self.gamma if hasattr(recipe.method, "gamma") else math.nan
+        self.run, self.data, self.method, self.total, self.seed = run, data, method, total, stream_seed(recipe.seed, "pictures")
+        self.gamma = recipe.power(points=True)
+        self.shown_gamma = self.gamma if recipe.method.draws_power else math.nan
         self.target = data.density.power(self.gamma) if data.density else None
         self.mixture = isinstance(data.density, Mixture)
         self.low, self.high = _limits(data, self.target)
-        self.rng = torch.Generator().manual_seed(recipe.seed)
+        self.rng = stream(recipe.seed, "pictures of the data")
         ticks = torch.linspace(self.low, self.high, GRID + 2)[1:-1]
         self.points = torch.cartesian_prod(ticks, ticks)
         self.dashboard = Dashboard(run.dashboard_folder, self._scene(recipe)) if data.shape == (2,) else None
@@ -86,7 +87,7 @@ class PointPictures:
         where, field = known or (self.points[:0], self.points[:0])
         now = self.method.settings_now()
         records = [record for record in self.run.metrics() if record["step"] <= step]
-        loss = _main_loss(records)
+        loss = _curve(records, self.method.main)
         self.dashboard.record(
             Frame(
                 step,
@@ -129,11 +130,10 @@ def _histogram(points: Tensor, low: float, high: float) -> np.ndarray:
     return counts / max(1.0, counts.max())
 
 
-def _main_loss(records: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of the loss that a person would look at: of the generator, or of the denoiser."""
-    for name in ("generator.loss", "generator.dm", "denoiser.denoising", "denoiser.score"):
-        points = [(record["step"], record[name]) for record in records if record.get(name, 0) > 0]
-        if points:
-            steps, values = zip(*points, strict=True)
-            return np.asarray(steps), np.asarray(values)
-    return np.zeros(0), np.zeros(0)
+def _curve(records: list[dict[str, Any]], name: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the logged term `name`, where it is above 0."""
+    points = [(record["step"], record[name]) for record in records if record.get(name, 0) > 0] if name else []
+    if not points:
+        return np.zeros(0), np.zeros(0)
+    steps, values = zip(*points, strict=True)
+    return np.asarray(steps), np.asarray(values)

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from fewstep.build import load_data
-from fewstep.config import load_recipe
 from fewstep.data import DataError, cifar10, cifar10_of_the_hub
+from fewstep.data.cifar import cifar10_of
 from fewstep.errors import UserError
+from fewstep.recipe import load_recipe
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 TRAIN = [f"data_batch_{k}.bin" for k in range(1, 6)]
@@ -74,8 +75,8 @@ def test_the_folder_itself_and_the_one_that_holds_it(folder):
 
 def test_the_archive_is_read_without_unpacking(archive):
     path, md5 = archive
-    check(cifar10(str(path), md5=md5))
-    check(cifar10(str(path.parent), md5=md5))
+    check(cifar10_of(str(path), md5=md5))
+    check(cifar10_of(str(path.parent), md5=md5))
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -89,7 +90,7 @@ def test_a_broken_archive_is_refused(tmp_path, archive):
     path = tmp_path / "cifar-10-binary.tar.gz"
     path.write_bytes(archive[0].read_bytes()[:100_000])
     with pytest.raises(DataError, match=r"cifar-10-binary.tar.gz cannot be read \(") as error:
-        cifar10(str(tmp_path), md5=hashlib.md5(path.read_bytes()).hexdigest())
+        cifar10_of(str(tmp_path), md5=hashlib.md5(path.read_bytes()).hexdigest())
     assert "data.dir" in str(error.value)
 
 

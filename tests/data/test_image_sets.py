@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from fewstep.build import load_data
-from fewstep.config import load_recipe
 from fewstep.data import DataError, image_folder
 from fewstep.errors import UserError
+from fewstep.recipe import load_recipe
 
 NAMES = ["ant", "bee"]
 FEATURES = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})

@@ -5,6 +5,7 @@ from torch import nn
 from fewstep.denoisers import DistributionalDenoiser
 from fewstep.networks.mlp import MLP
 from fewstep.samplers import distributional
+from fewstep.streams import Noise
 
 
 class Recorder(nn.Module):
@@ -143,7 +144,7 @@ def test_gradient_reaches_every_parameter():
 def test_the_sampler_draws_xi_of_the_network_s_shape():
     denoiser = DistributionalDenoiser(mlp(4), 0.5, 4)
     label, rng = torch.tensor([0, 3, 1]), torch.Generator().manual_seed(3)
-    found = distributional(denoiser, X, torch.ones(1, dtype=torch.float64), label, rng)
+    found = distributional(denoiser, X, torch.ones(1, dtype=torch.float64), label, Noise(rng))
     xi = torch.randn(3, 7, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(found, denoiser(X, 1.0, label, xi))
-    assert distributional(denoiser, X, torch.tensor([1.0, 0.4], dtype=torch.float64), label, rng).shape == X.shape
+    assert distributional(denoiser, X, torch.tensor([1.0, 0.4], dtype=torch.float64), label, Noise(rng)).shape == X.shape

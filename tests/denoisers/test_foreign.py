@@ -23,7 +23,7 @@ class GaussianNet(nn.Module):
         self.prediction = prediction
         self.nothing = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x_t, timestep, label, features):
+    def forward(self, x_t, timestep, label):
         t = timestep.double().numpy()
         sigma = np.exp(np.interp(t, np.arange(1000), SIGMAS.log().numpy()))
         alpha = torch.from_numpy(1 / np.sqrt(1 + sigma**2)).view(-1, 1, 1, 1)
@@ -41,9 +41,13 @@ class Recorder(nn.Module):
         self.weight = nn.Parameter(torch.tensor(2.0, dtype=dtype))
         self.null_class = null_class
 
-    def forward(self, x_t, timestep, label, features):
+    def forward(self, x_t, timestep, label):
         self.x_t, self.timestep, self.label = x_t, timestep, label
-        return [-x_t] * features if features else self.weight * x_t
+        return self.weight * x_t
+
+    def features(self, x_t, timestep, label, levels):
+        self.x_t, self.timestep, self.label = x_t, timestep, label
+        return [-x_t] * levels
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -114,10 +118,26 @@ def test_labels():
 
 
 def test_features_are_the_network_s_own():
-    denoiser = ForeignDenoiser(Recorder(), 0.5, betas=LINEAR)
-    features = denoiser(X, 1.0, features=2)
+    denoiser = ForeignDenoiser(Recorder(), 0.5, 7, betas=LINEAR)
+    denoiser(X, 1.0)
+    told = denoiser.network.x_t, denoiser.network.timestep, denoiser.network.label
+    features = denoiser.features(X, 1.0, None, 2)
     assert len(features) == 2
     assert torch.equal(features[0], -denoiser.network.x_t)
+    assert all(map(torch.equal, told, (denoiser.network.x_t, denoiser.network.timestep, denoiser.network.label)))
+
+
+def test_features_need_a_label_where_there_is_no_null_class():
+    denoiser = ForeignDenoiser(Recorder(null_class=False), 0.5, 7, betas=LINEAR)
+    with pytest.raises(ValueError, match="label is None, but this network has 7 classes and no null class; give labels"):
+        denoiser.features(X, 1.0, None, 1)
+
+
+def test_feature_shapes_are_the_network_s_own():
+    denoiser = ForeignDenoiser(Recorder(), 0.5, betas=LINEAR)
+    assert denoiser.feature_shapes == []  # of a network without
+    denoiser.network.feature_shapes = [(16, (2, 2))]
+    assert denoiser.feature_shapes == [(16, (2, 2))]
 
 
 def test_in_half_precision_only_the_network_is():

@@ -10,6 +10,7 @@ from fewstep.maths.schedules import uniform_times
 from fewstep.metrics.modes import mode_counts, mode_report, mode_shares
 from fewstep.metrics.two_sample import energy_distance
 from fewstep.samplers import distributional
+from fewstep.streams import Noise
 
 MEANS = torch.tensor([[-1.0, 0.5], [2.0, 0.0], [0.3, -1.2]], dtype=torch.float64)
 STDS = torch.tensor([0.3, 0.7, 1.1], dtype=torch.float64)
@@ -186,7 +187,7 @@ def test_sampled_in_any_number_of_steps_the_mixture_comes_out(steps, churn):
     num, rng = 3000, torch.Generator().manual_seed(17)
     posterior = MixturePosterior(APART, NARROW, HEAVY)
     latents = torch.randn(num, 2, generator=rng)
-    x = distributional(posterior, latents, uniform_times(steps), generator=rng, churn=churn)
+    x = distributional(posterior, latents, uniform_times(steps), noise=Noise(rng), churn=churn)
     exact = draws(posterior, torch.zeros(1, 2, dtype=torch.float64), 1.0, num, seed=5)[0]
     distance = energy_distance(x, exact)
     assert abs(distance.value) < 4 * distance.error

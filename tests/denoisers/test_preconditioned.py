@@ -12,9 +12,13 @@ class Recorder(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(scale, dtype=dtype))
 
-    def forward(self, x, c_noise, label, features):
+    def forward(self, x, c_noise, label):
         self.x, self.c_noise, self.label = x, c_noise, label
-        return [-x] * features if features else self.scale * x + 1
+        return self.scale * x + 1
+
+    def features(self, x, c_noise, label, levels):
+        self.x, self.c_noise, self.label = x, c_noise, label
+        return [-x] * levels
 
 
 X = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -62,10 +66,20 @@ def test_without_classes_a_label_is_not_passed_on():
 
 
 def test_features_are_the_network_s_own():
-    denoiser = PreconditionedDenoiser(Recorder(), 0.5)
-    features = denoiser(X, SIGMA, features=2)
+    denoiser = PreconditionedDenoiser(Recorder(), 0.5, num_classes=7)
+    denoiser(X, SIGMA)
+    told = denoiser.network.x, denoiser.network.c_noise, denoiser.network.label
+    features = denoiser.features(X, SIGMA, None, 2)
     assert len(features) == 2
     assert torch.equal(features[0], -denoiser.network.x)
+    assert all(map(torch.equal, told, (denoiser.network.x, denoiser.network.c_noise, denoiser.network.label)))
+
+
+def test_feature_shapes_are_the_network_s_own():
+    denoiser = PreconditionedDenoiser(Recorder(), 0.5)
+    assert denoiser.feature_shapes == []  # of a network without
+    denoiser.network.feature_shapes = [(16, (2, 2)), (8, (4, 4))]
+    assert denoiser.feature_shapes == [(16, (2, 2)), (8, (4, 4))]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

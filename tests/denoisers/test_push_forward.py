@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fewstep.denoisers import PushForward
-from fewstep.samplers import evaluations, push_forward
+from fewstep.samplers import SAMPLERS, push_forward
 
 
 class Network(nn.Module):
@@ -44,6 +44,15 @@ def test_labels_reach_a_network_with_classes_alone(num_classes):
     assert label is (None if num_classes is None else LABEL)
 
 
+def test_a_map_with_classes_is_not_asked_without_one():
+    denoiser = PushForward(Network(), 1.0, 2)
+    for arguments in ((Z,), (Z, math.inf), (Z, math.inf, None)):
+        with pytest.raises(ValueError, match="label is None, but this map has 2 classes and none that means no class; give labels"):
+            denoiser(*arguments)
+    assert denoiser.network.seen == []
+    PushForward(Network(), 1.0, None)(Z, math.inf, None)  # and one without needs none
+
+
 def test_noise_takes_the_network_s_type_and_items_are_float32():
     denoiser = PushForward(Network(torch.bfloat16), 1.0)
     assert denoiser(Z).dtype == torch.float32
@@ -63,4 +72,4 @@ def test_the_sampler_calls_it_once_with_the_noise_as_it_is():
     ((z, label),) = denoiser.network.seen
     assert torch.equal(z, Z)  # not multiplied by sigma, which is infinite
     assert label is LABEL
-    assert evaluations("push_forward", 1) == 1
+    assert SAMPLERS["push_forward"].evaluations(1) == 1

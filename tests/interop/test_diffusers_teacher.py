@@ -10,12 +10,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import fewstep
-from fewstep.build import load_teacher, make_method
-from fewstep.config import load_recipe
+from fewstep.build import make_method, open_teacher
 from fewstep.data import load_digits
 from fewstep.errors import UserError
 from fewstep.generator import Generator
 from fewstep.interop.diffusers import diffusers_folder, import_diffusers, read_teacher
+from fewstep.recipe import load_recipe
 from fewstep.samplers import euler
 
 CASES = [  # prediction, schedule, classes
@@ -158,8 +158,8 @@ def test_where_things_lie(tmp_path):
     """A pipeline's folder, the oldest ones with all in one place, a model's own with its scheduler beside it or in the pipeline above."""
     path = pipeline(tmp_path / "a", unet(), scheduler_of("v_prediction", {"beta_schedule": "sigmoid"}, DDPMScheduler))
     expected = read_teacher(path)
-    assert expected.parametrization["prediction"] == "v_prediction"
-    assert expected.parametrization["betas"] == {"schedule": "sigmoid", "start": 1e-4, "end": 0.02, "num": 1000}
+    assert expected.denoiser_config["prediction"] == "v_prediction"
+    assert expected.denoiser_config["betas"] == {"schedule": "sigmoid", "start": 1e-4, "end": 0.02, "num": 1000}
     flat = tmp_path / "flat"
     flat.mkdir()
     for file in (*path.glob("unet/*"), *path.glob("scheduler/*"), path / "model_index.json"):
@@ -168,7 +168,7 @@ def test_where_things_lie(tmp_path):
     (bare / "model_index.json").unlink()
     for place in (flat, bare, path / "unet"):
         found = read_teacher(place)
-        assert found.parametrization == expected.parametrization
+        assert found.denoiser_config == expected.denoiser_config
         assert "assumed" not in found.info
         assert torch.equal(found.sample(2, seed=0, steps=2), expected.sample(2, seed=0, steps=2))
 
@@ -177,7 +177,7 @@ def test_a_model_without_a_scheduler_is_taken_for_ddpm_s_and_says_so(tmp_path):
     unet().save_pretrained(tmp_path / "bare")
     found = read_teacher(tmp_path / "bare")
     told = read_teacher(pipeline(tmp_path / "pipeline", unet(), DDPMScheduler()))
-    assert found.parametrization == told.parametrization
+    assert found.denoiser_config == told.denoiser_config
     assert f"there is no scheduler_config.json in {tmp_path / 'bare'}; taken to be DDPM's: epsilon" in found.info["assumed"]
 
 
@@ -422,22 +422,30 @@ def test_features_of_every_kind_of_block(down, up, options, tmp_path):
     out = network(x, t, label)
     torch.testing.assert_close(out, model(x, t, class_labels=label).sample)
     expected = [seen[-1], *seen[:-1]]
-    found = network(x, t, label, features=3)
+    found = network.features(x, t, label, 3)
     assert len(found) == len(expected) == 3
     assert all(map(torch.equal, found, expected))
     assert [(f.shape[1], tuple(f.shape[2:])) for f in found] == network.feature_shapes
 
 
 def test_a_generator_says_what_it_cannot_be_made_of(tmp_path):
-    config = read_teacher(pipeline(tmp_path / "a", unet(num_classes=3))).config
+    config = read_teacher(pipeline(tmp_path / "a", unet(num_classes=3))).arguments
+    assert config["denoiser"]["name"] == "ddpm"
     with pytest.raises(ValueError, match="num_class_embeds is 3; with 5 classes it must be as many, or one more"):
         Generator(**{**config, "num_classes": 5})
     with pytest.raises(ValueError, match=r"in_channels and out_channels are \(3, 3\), which does not fit images of 1 channels"):
         Generator(**{**config, "shape": [1, 8, 8]})
-    for change in ({"name": "edm"}, {"sigma": 3}):
-        with pytest.raises(ValueError, match=r"parametrization is .* give the name ddpm"):
-            Generator(**{**config, "parametrization": {**config["parametrization"], **change}})
-    with pytest.raises(ValueError, match="with sampler push_forward"):
+    for change, says in (
+        ({"name": "edm"}, r"denoiser is .*'edm'.*; give a name of preconditioned, .*ddpm"),
+        ({"sigma": 3}, r"denoiser is .*'ddpm'.*, whose settings do not fit it: .*'sigma'"),
+        ({"betas": []}, "betas are .* give at least 2 between 0 and 1"),
+        ({"prediction": "flow"}, "prediction is 'flow'; allowed: epsilon, v_prediction, sample"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            Generator(**{**config, "denoiser": {**config["denoiser"], **change}})
+    with pytest.raises(
+        ValueError, match="sampler is 'push_forward', which does not draw from the denoiser 'ddpm'; give one of heun, euler, few_step"
+    ):
         Generator(**{**config, "sampler": {"name": "push_forward"}})
 
 
@@ -463,7 +471,7 @@ def test_a_teacher_s_noise_levels_bound_the_recipe_s(tmp_path):
     table = 1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     assert 0 <= math.sqrt(1 / table.prod().item() - 1) - float(limit) < 1e-4
     levels = [f"method.{key}={limit}" for key in ("sigma_max", "conditioning_sigma")]
-    teacher = load_teacher(recipe_of(path, *levels).method, load_digits(), 0.75)
+    teacher = open_teacher(recipe_of(path, *levels).method, load_digits(), 0.75)
     assert teacher.sigma_data == 0.75  # the recipe's, for the folder has none
     with pytest.raises(UserError, match=r"method\.conditioning_sigma is 15"):
         make_method(recipe_of(path, *levels, "method.conditioning_sigma=15"), load_digits())
@@ -471,9 +479,9 @@ def test_a_teacher_s_noise_levels_bound_the_recipe_s(tmp_path):
 
 def test_what_was_assumed_is_said_when_it_is_used(tmp_path, capsys):
     unet(num_classes=10, channels=1).save_pretrained(tmp_path / "bare")
-    load_teacher(recipe_of(tmp_path / "bare").method, load_digits(), 0.75)
+    open_teacher(recipe_of(tmp_path / "bare").method, load_digits(), 0.75)
     assert "warning: method.teacher: there is no scheduler_config.json in" in capsys.readouterr().err
-    load_teacher(recipe_of(digits_teacher(tmp_path / "a")).method, load_digits(), 0.75)
+    open_teacher(recipe_of(digits_teacher(tmp_path / "a")).method, load_digits(), 0.75)
     assert capsys.readouterr().err == ""
 
 
@@ -489,7 +497,7 @@ def test_one_step_from_noise_alone(case):
     """What a student of any such teacher is before it has learned: the formula, at the conditioning level."""
     path, _, _ = case
     teacher = read_teacher(path)
-    prediction, sigma = teacher.parametrization["prediction"], min(80.0, teacher.denoiser.sigma_max)
+    prediction, sigma = teacher.denoiser_config["prediction"], min(80.0, teacher.denoiser.sigma_max)
     student = teacher.derive({"name": "few_step", "sigmas": [sigma]}, teacher.info)
     n = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(5))
     label = None if student.num_classes is None else torch.arange(3)
@@ -517,7 +525,7 @@ def test_distilled_from_its_folder(tmp_path, done):
                 Image.fromarray(rng.integers(120 * k, 120 * k + 90, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     path = pipeline(tmp_path / "teacher", unet(num_classes=2), scheduler_of("v_prediction", {}, DDPMScheduler))
     recipe = {
-        "method": {"name": "dmd2", "teacher": str(path), "gan": True, "dfake_gen_update_ratio": 1, "generator_lr": 1e-3},
+        "method": {"name": "dmd2", "teacher": str(path), "gan": True, "dfake_gen_update_ratio": 1, "generator_optimizer": {"lr": 1e-3}},
         "data": {"name": "images", "path": str(tmp_path / "images"), "size": 8},
         "network": {"name": "teacher", "sigma_data": 0.6},
         "trainer": {"accelerator": "cpu", "checkpoint_every": 1},
@@ -528,7 +536,7 @@ def test_distilled_from_its_folder(tmp_path, done):
     run = tmp_path / "run"
     done("train", tmp_path / "recipe.yaml", "--out", run)
     student, teacher = fewstep.load(run), fewstep.load(run / "teacher")
-    assert teacher.parametrization == student.parametrization == read_teacher(path).parametrization
+    assert teacher.denoiser_config == student.denoiser_config == read_teacher(path).denoiser_config
     assert teacher.sigma_data == student.sigma_data == 0.6
     assert student.sampler == {"name": "few_step", "sigmas": [80.0]}
     moved = [not torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters(), strict=True)]

@@ -97,6 +97,7 @@ def test_weights_and_settings_arrive(protocol, bring):
     assert set(state) == set(weights)
     assert all(torch.equal(state[name], weights[name]) for name in weights)
     assert generator.config == {
+        "format": 2,
         "shape": [1, 8, 8],
         "num_classes": 10,
         "sigma_data": 0.5,
@@ -110,6 +111,7 @@ def test_weights_and_settings_arrive(protocol, bring):
             "dropout": 0.13,
             "augment_dim": 2,
         },
+        "denoiser": {"name": "preconditioned"},
         "sampler": {"name": "heun", "steps": 18, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0},
         "info": {
             "method": "teacher",

@@ -208,7 +208,7 @@ def saved(tmp_path, **arguments):
     return tmp_path / "model"
 
 
-PUSH = {"network": {"name": "latent_mlp", "widths": [16]}, "sampler": {"name": "push_forward"}}
+PUSH = {"network": {"name": "latent_mlp", "widths": [16]}, "sampler": {"name": "push_forward"}, "denoiser": {"name": "push_forward"}}
 BETAS = torch.linspace(1e-4, 0.02, 100).tolist()
 
 
@@ -220,7 +220,7 @@ BETAS = torch.linspace(1e-4, 0.02, 100).tolist()
         ({"network": {"name": "mlp", "widths": [8]}, "shape": (2,)}, "points of shape"),
         ({"network": ONE_LEVEL, "shape": (1, 8, 4)}, "images of 8x4"),
         ({"network": ONE_LEVEL, "sampler": {"name": "few_step", "sigmas": [80.0, 20.0, 5.0]}}, "noise levels 80, 20, 5"),
-        ({"network": ONE_LEVEL, "parametrization": {"name": "ddpm", "prediction": "epsilon", "betas": BETAS}}, "ForeignDenoiser"),
+        ({"network": ONE_LEVEL, "denoiser": {"name": "ddpm", "prediction": "epsilon", "betas": BETAS}}, "ForeignDenoiser"),
     ],
 )
 def test_what_the_stock_pipeline_cannot_hold_is_refused_with_the_other_form(mistake, tmp_path, arguments, said):
@@ -234,7 +234,7 @@ def test_what_the_stock_pipeline_cannot_hold_is_refused_with_the_other_form(mist
 def test_only_few_step_generators_are_exported(mistake, teacher_run, dddm_run, tmp_path, form):
     said = mistake("export", teacher_run, "--format", form, "--out", tmp_path / "out")
     assert "sampled with heun" in said
-    assert "dmd2" in said
+    assert "distil it first: give it to a recipe as method.teacher" in said
     assert "fewstep sample" in mistake("export", dddm_run, "--format", form, "--out", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

@@ -3,13 +3,18 @@ import math
 import pytest
 import torch
 
+from fewstep.errors import UserError
 from fewstep.generator import Generator
-from fewstep.methods import DDDM, Batch, OptimizerSettings, Ramp
+from fewstep.methods import Batch
 from fewstep.methods.base import hidden_labels
+from fewstep.methods.dddm import DDDM
+from fewstep.methods.dddm.settings import DDDMOptimizer, DDDMSettings
+from fewstep.recipe import load_recipe
 from fewstep.samplers import distributional
+from fewstep.streams import Noise
 
-ADAM = OptimizerSettings(1e-3)
-SAMPLER = {"name": "distributional", "steps": 4, "churn": 1.0, "output": "x0"}
+SAMPLER = {"name": "distributional", "steps": 4, "churn": 1.0}
+DENOISER = {"name": "distributional", "output": "x0"}
 POINTS = {"name": "mlp", "widths": [16, 16], "activation": "silu"}
 NETWORKS = {
     (2,): {**POINTS, "xi_channels": 3},
@@ -24,15 +29,21 @@ def seeded(seed=0):
 
 def make_generator(shape=(2,), num_classes=3, output="x0", seed=0, sigma_data=0.6):
     torch.manual_seed(seed)
-    generator = Generator(shape, num_classes, sigma_data, NETWORKS[shape], {**SAMPLER, "output": output}, {"data": "none"})
+    generator = Generator(shape, num_classes, sigma_data, NETWORKS[shape], SAMPLER, {"data": "none"}, {**DENOISER, "output": output})
     with torch.no_grad():  # a DiT starts at 0
         for p in generator.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=seeded(seed)))
     return generator
 
 
+def dddm(generator, steps=0, label_dropout=0.0, **options):
+    settings = DDDMSettings(name="dddm", **options)
+    # 1 too, which no recipe may ask for
+    return DDDM(settings.model_copy(update={"label_dropout": label_dropout}), generator, steps)
+
+
 def make(shape=(2,), num_classes=3, **options):
-    return DDDM(make_generator(shape, num_classes), ADAM, **options)
+    return dddm(make_generator(shape, num_classes), **options)
 
 
 def batch(shape=(2,), num=NUM, classes=3):
@@ -120,7 +131,7 @@ def test_loss_is_the_weighted_score_with_the_same_chance(shape, classes, options
 @pytest.mark.parametrize("output", ["x0", "edm"])
 def test_beta_two_without_pairs_is_plain_diffusion(output):
     generator, data = make_generator(output=output), batch(num=50)
-    found = loss_of(DDDM(generator, ADAM, m=1, beta=2.0, lam=0.0, bias=0.5), data)
+    found = loss_of(dddm(generator, m=1, beta=2.0, lam=0.0, bias=0.5), data)
     rng = seeded(3)
     t, eps = torch.rand(50, generator=rng), torch.randn(50, 2, generator=rng)
     xi = torch.randn(50, 1, 3, generator=rng)
@@ -190,7 +201,7 @@ def test_draws_from_the_posterior_are_calibrated_and_score_best():
     """The closed form in place of the network: calibration 1 and the lowest score; half the spread shows as half."""
     num, m = 4000, 4
     data = Batch(MU + S * torch.randn(num, 1, generator=seeded(5)))
-    method = DDDM(Generator((1,), None, S, {**POINTS, "xi_channels": 1}, SAMPLER), ADAM, m=m)
+    method = dddm(Generator((1,), None, S, {**POINTS, "xi_channels": 1}, SAMPLER, None, DENOISER), m=m)
 
     def drawn(spread=1.0, shift=0.0):
         def call(x, t, label, xi):
@@ -228,8 +239,15 @@ def test_label_dropout_hides_its_share_of_labels():
 
 def test_without_labels_none_are_made_up():
     networks, calls = recording(ignoring)
-    loss_of(make(num_classes=None, label_dropout=0.5), batch(classes=None), networks=networks)
-    assert calls[0][2] is None
+    for num_classes in (None, 3):
+        loss_of(make(num_classes=num_classes, label_dropout=0.5), batch(classes=None), networks=networks)
+    assert [label for _, _, label, _ in calls] == [None, None]
+
+
+@pytest.mark.parametrize(("num_classes", "dropout"), [(None, 0.0), (3, 0.5)])
+def test_what_has_no_classes_was_trained_without_label_dropout(num_classes, dropout):
+    method = make(num_classes=num_classes, label_dropout=0.5)
+    assert method.label_dropout == method.ship(method.generator.denoiser, 1).info["label_dropout"] == dropout
 
 
 def test_labels_are_hidden_before_anything_else_is_drawn():
@@ -268,7 +286,7 @@ def test_samples_are_shown_where_they_should_be_like_the_data():
 
 
 def test_lambda_rises_with_the_updates():
-    method, data = make(m=3, lam=Ramp(1.0, 0.0, 4)), batch()
+    method, data = make(m=3, lam_warmup=0.5, steps=8), batch()
     fixed = {lam: loss_of(make(m=3, lam=lam), data).loss.item() for lam in (0.0, 0.25, 0.5, 0.75, 1.0)}
     seen = []
     for _ in range(6):
@@ -284,10 +302,10 @@ def test_lambda_rises_with_the_updates():
 
 
 def test_a_resumed_ramp_goes_on_where_it_was():
-    method, data = make(m=3, lam=Ramp(1.0, 0.0, 4)), batch()
+    method, data = make(m=3, lam_warmup=0.5, steps=8), batch()
     method.after_update("denoiser")
     method.after_update("denoiser")
-    resumed = make(m=3, lam=Ramp(1.0, 0.0, 4))
+    resumed = make(m=3, lam_warmup=0.5, steps=8)
     resumed.load_state_dict(method.state_dict())
     assert resumed.state_dict() == method.state_dict() == {"updates": 2}
     assert loss_of(resumed, data).loss == loss_of(method, data).loss == loss_of(make(m=3, lam=0.5), data).loss
@@ -304,20 +322,23 @@ def test_a_lambda_that_stays_is_no_setting_to_show():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"beta": 0.0}, r"method\.beta is 0.0; allowed are values above 0, up to 2"),
-        ({"beta": -1.0}, r"method\.beta is -1.0; .* above 0, up to 2"),
-        ({"beta": 2.5}, r"method\.beta is 2.5; .* above 0, up to 2"),
+        ({"beta": 0.0}, r"method\.beta is 0.0; allowed: greater than 0 and less than or equal to 2"),
+        ({"beta": -1.0}, r"method\.beta is -1.0; .* greater than 0 and less than or equal to 2"),
+        ({"beta": 2.5}, r"method\.beta is 2.5; .* greater than 0 and less than or equal to 2"),
         ({"beta": math.nan}, r"method\.beta is nan"),
-        ({"lam": -0.1}, r"method\.lam is -0.1; .* from 0 to 1"),
-        ({"lam": 1.1}, r"method\.lam is 1.1; .* from 0 to 1"),
-        ({"lam": Ramp(1.1, 0.0, 5)}, r"method\.lam is 1.1; .* from 0 to 1"),
-        ({"m": 1}, r"method\.m is 1 with method\.lam 1.0; give m of at least 2, or lam 0"),
-        ({"m": 1, "lam": Ramp(1.0, 0.0, 5)}, r"method\.m is 1 with method\.lam 1.0"),
-        ({"m": 0, "lam": 0.0}, r"method\.m is 0 .* m of at least 1"),
+        ({"lam": -0.1}, r"method\.lam is -0.1; .* 0 and less than or equal to 1"),
+        ({"lam": 1.1}, r"method\.lam is 1.1; .* 0 and less than or equal to 1"),
+        ({"lam": 1.1, "lam_warmup": 0.5}, r"method\.lam is 1.1; .* 0 and less than or equal to 1"),
+        ({"m": 1}, r"method: m is 1 with lam 1.0; .* m of at least 2 \(or lam 0"),
+        ({"m": 1, "lam_warmup": 0.5}, r"method: m is 1 with lam 1.0"),
+        ({"m": 0, "lam": 0.0}, r"method\.m is 0; allowed: greater than 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(options, says):
-    with pytest.raises(ValueError, match=says):
+    overrides = [f"method.{key}={'.nan' if value != value else value}" for key, value in options.items()]
+    with pytest.raises(UserError, match=says):
+        load_recipe("dddm/ring", overrides)
+    with pytest.raises(ValueError, match=next(iter(options))):
         make(**options)
 
 
@@ -327,15 +348,16 @@ def test_settings_at_the_edge_are_allowed(options):
 
 
 def test_a_generator_that_draws_nothing_is_refused(make_generator):
-    with pytest.raises(ValueError, match="sampler is 'heun'; DDDM trains one with 'distributional'"):
-        DDDM(make_generator(), ADAM)
+    with pytest.raises(ValueError, match="denoiser is 'preconditioned'; DDDM trains a 'distributional' one"):
+        dddm(make_generator())
 
 
 def test_what_ships_is_the_network_given_with_the_generator_s_sampler():
     generator = make_generator()
-    method = DDDM(generator, ADAM, label_dropout=0.2)
+    adam = DDDMOptimizer(lr=3e-4, beta2=0.9)
+    method = dddm(generator, label_dropout=0.2, optimizer=adam)
     (turn,) = method.turns
-    assert (turn.name, turn.trains, turn.every, turn.optimizer) == ("denoiser", ("denoiser",), 1, ADAM)
+    assert (turn.name, turn.trains, turn.every, turn.optimizer, turn.scales) == ("denoiser", ("denoiser",), 1, adam, {})
     assert method.networks[method.ships] is generator.denoiser
     average = make_generator(seed=1).denoiser
     shipped = method.ship(average, 17)
@@ -345,7 +367,7 @@ def test_what_ships_is_the_network_given_with_the_generator_s_sampler():
     rng = seeded(8)
     latents, times = torch.randn(5, 2, generator=rng), torch.tensor([1.0, 0.75, 0.5, 0.25])
     with torch.no_grad():
-        expected = distributional(average, latents, times, torch.tensor([0, 1, 2, 0, 1]), rng)
+        expected = distributional(average, latents, times, torch.tensor([0, 1, 2, 0, 1]), Noise(rng))
     torch.testing.assert_close(shipped.sample(5, seed=8), expected)
     assert shipped.sample(2, guidance_scale=2.0).isfinite().all()  # it was trained with labels hidden
 
@@ -356,8 +378,9 @@ def test_what_ships_is_the_network_given_with_the_generator_s_sampler():
 def learned(steps, batch_size, **options):
     """The denoiser of N(MU, S^2) after `steps` of Adam; the bias makes times near 1 count as well."""
     torch.manual_seed(0)
-    generator = Generator((1,), None, S, {"name": "mlp", "widths": [32, 32], "activation": "silu", "xi_channels": 1}, SAMPLER)
-    method = DDDM(generator, ADAM, bias=-4.0, **options)
+    network = {"name": "mlp", "widths": [32, 32], "activation": "silu", "xi_channels": 1}
+    generator = Generator((1,), None, S, network, SAMPLER, None, DENOISER)
+    method = dddm(generator, bias=-4.0, **options)
     optimizer, rng = torch.optim.Adam(generator.parameters(), 1e-2), seeded()
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):

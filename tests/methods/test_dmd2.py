@@ -10,7 +10,11 @@ from torch.nn.functional import softplus
 from fewstep.denoisers import MixtureDenoiser
 from fewstep.generator import Generator
 from fewstep.maths.schedules import student_sigmas
-from fewstep.methods import DMD2, Batch, OptimizerSettings, Ramp
+from fewstep.methods import Batch
+from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.dmd2.critic import Critic
+from fewstep.methods.dmd2.settings import DMD2Optimizer, DMD2Settings
+from fewstep.methods.dmd2.steps import simulated
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NUM = 6
@@ -27,11 +31,11 @@ def seeded(seed=2):
 
 @pytest.fixture
 def make_method(make_generator):
-    """``make(perturbed, **arguments) -> DMD2``; `perturbed` moves generator and fake network away from the teacher."""
+    """``make(perturbed, **settings) -> DMD2``; `perturbed` moves generator and fake network away from the teacher."""
 
-    def make(perturbed=True, warmup=0, label_dropout=0.0, **arguments):
-        generator_optimizer = OptimizerSettings(1e-3, warmup=warmup)
-        method = DMD2(make_generator(label_dropout=label_dropout), generator_optimizer, OptimizerSettings(1e-3), **arguments)
+    def make(perturbed=True, warmup=0, label_dropout=0.0, steps=0, real=None, student=None, **arguments):
+        settings = DMD2Settings(name="dmd2", generator_optimizer=DMD2Optimizer(warmup=warmup), **arguments)
+        method = DMD2(settings, make_generator(label_dropout=label_dropout), steps, real, student)
         if perturbed:
             with torch.no_grad():
                 for seed, name in enumerate(("generator", "fake")):
@@ -89,7 +93,7 @@ def dm_term(networks, x, rng, name):
 
 def gan_logits(networks, x, rng):
     x_s, s = noised(x, 0, 999, rng)
-    return networks["head"].heads[0](networks["fake"](x_s, s, batch().label, features=1)[0])
+    return networks["head"].heads[0](networks["fake"].features(x_s, s, batch().label, 1)[0])
 
 
 def assert_same_gradients(method, mine, theirs, *names):
@@ -239,8 +243,9 @@ def test_levels_lie_between_the_two_percentages_of_the_ascending_grid(make_metho
 
 
 def test_the_lowest_level_comes_down_over_the_generators_updates(make_method):
-    ramp = Ramp(0.25, 0.5, steps=4)  # binary fractions: no rounding to think of
-    method = make_method(num_train_timesteps=64, min_step_percent=ramp, max_step_percent=0.625)
+    # over half of 8 updates, which 40 steps have; binary fractions: no rounding to think of
+    ramp = {"min_step_percent": 0.25, "min_step_start": 0.5, "min_step_warmup": 0.5, "dfake_gen_update_ratio": 5}
+    method = make_method(num_train_timesteps=64, max_step_percent=0.625, steps=40, **ramp)
     networks = {"generator": lambda noise, sigma, label: noise, "teacher": lambda x, s, label: x}
     for update, lowest in enumerate([32, 28, 24, 20, 16, 16]):
         seen = []
@@ -359,9 +364,13 @@ def test_gradients_reach_the_turn_s_own_networks_alone(make_method, name, gan, t
 
 
 def test_turns_are_declared_as_published(make_method):
-    generator, guidance = make_method(dfake_gen_update_ratio=7, gan=True).turns
+    method = make_method(dfake_gen_update_ratio=7, gan=True, warmup=3, table_scale=4.0)
+    generator, guidance = method.turns
     assert (generator.name, generator.every, generator.trains) == ("generator", 7, ("generator",))  # first: its samples are reused
     assert (guidance.name, guidance.every, guidance.trains) == ("guidance", 1, ("fake", "head"))
+    assert (generator.optimizer.warmup, guidance.optimizer.warmup) == (3, 0)
+    assert guidance.optimizer is method.settings.guidance_optimizer
+    assert (generator.scales, guidance.scales) == ({"centres": 4.0, "embeddings": 4.0}, {})
 
 
 @pytest.mark.parametrize("name", ["dmd", "sid"])
@@ -414,7 +423,7 @@ def updated(method, seed):
 
 
 def test_automatic_gan_weight_is_the_mean_ratio_after_warmup_and_is_then_held(make_method, monkeypatch):
-    monkeypatch.setattr(DMD2, "AUTO_UPDATES", 3)
+    monkeypatch.setattr(Critic, "AUTO_UPDATES", 3)
     method = make_method(gan=True, gan_weight_generator="auto", warmup=2)
     ratios = [ratio_of_gradients(method, seed) for seed in range(7)]
     outputs = [updated(method, seed) for seed in range(7)]
@@ -426,7 +435,7 @@ def test_automatic_gan_weight_is_the_mean_ratio_after_warmup_and_is_then_held(ma
 
 
 def test_state_goes_round_and_the_measurement_goes_on(make_method, monkeypatch):
-    monkeypatch.setattr(DMD2, "AUTO_UPDATES", 4)
+    monkeypatch.setattr(Critic, "AUTO_UPDATES", 4)
     first, second = (make_method(gan=True, gan_weight_generator="auto", warmup=1) for _ in range(2))
     second.networks["head"].load_state_dict(first.networks["head"].state_dict())
     for seed in range(3):
@@ -459,7 +468,7 @@ def test_what_ships_is_a_one_step_generator_of_the_weights_given(make_method):
 def push_forward_student(num_classes=3):
     torch.manual_seed(3)
     network = {"name": "latent_mlp", "widths": [16], "latent": 5, "embedding": 4}
-    return Generator((1, 8, 8), num_classes, 0.5, network, {"name": "push_forward"}, {"mine": 1})
+    return Generator((1, 8, 8), num_classes, 0.5, network, {"name": "push_forward"}, {"mine": 1}, {"name": "push_forward"})
 
 
 def test_student_is_trained_in_place_from_noise_of_its_own_shape(make_method):
@@ -503,6 +512,13 @@ def test_real_denoiser_takes_the_teacher_s_place_and_not_the_fake_s(make_method)
     torch.testing.assert_close(method.networks["fake"](x, s, None), method.teacher.denoiser(x, s, None))
     assert method.networks["teacher"] is not real
     assert loss(method, "generator").loss > 0  # for the fake network is not that one
+    assert method.kept_teacher is None  # a closed form comes with the data
+    trained = make_method()
+    assert trained.kept_teacher is trained.teacher
+
+
+def test_a_part_of_a_batch_holds_an_item_for_every_step(make_method):
+    assert [make_method(sampler_steps=steps).least_items for steps in (1, 4)] == [1, 4]
 
 
 # --- several steps -------------------------------------------------------------------------------------------------------
@@ -553,7 +569,7 @@ def test_a_later_step_starts_where_the_generator_s_own_steps_lead(make_method, t
 
 def test_steps_are_dealt_alike_on_every_device_and_go_on_after_a_resume(make_method):
     methods = [make_method(sampler_steps=4) for _ in range(2)]
-    orders = [[method._dealt_steps(3).tolist() for _ in range(2000)] for method in methods]
+    orders = [[method.generate.dealt(3).tolist() for _ in range(2000)] for method in methods]
     assert orders[0] == orders[1]
     firsts = torch.tensor(orders[0])[:, 0]
     assert (firsts.bincount(minlength=4) - 500).abs().max() < 4 * (2000 * 3 / 16) ** 0.5  # four standard deviations of a binomial
@@ -561,7 +577,7 @@ def test_steps_are_dealt_alike_on_every_device_and_go_on_after_a_resume(make_met
     assert (firsts[2:] == firsts[:-2]).sum() < 500 + 4 * 20  # nor the one before that: turns alternate
     resumed = make_method(sampler_steps=4)
     resumed.load_state_dict(json.loads(json.dumps(methods[1].state_dict())))
-    assert [resumed._dealt_steps(3).tolist() for _ in range(5)] == [methods[0]._dealt_steps(3).tolist() for _ in range(5)]
+    assert [resumed.generate.dealt(3).tolist() for _ in range(5)] == [methods[0].generate.dealt(3).tolist() for _ in range(5)]
 
 
 def test_noised_data_is_the_shortcut_and_has_to_be_named(make_method):
@@ -573,7 +589,7 @@ def test_noised_data_is_the_shortcut_and_has_to_be_named(make_method):
         torch.testing.assert_close(seen, sigma * n + torch.where(sigma == 80, 0.0, 1.0) * batch().x)
         assert with_gradient
         assert sorted(set(sigma.flatten().tolist()), reverse=True) == LEVELS
-    assert make_method(sampler_steps=3).inputs == "backward_simulation"
+    assert make_method(sampler_steps=3).generate.inputs == "backward_simulation"
 
 
 def told_apart(method):
@@ -596,7 +612,7 @@ def test_each_step_has_a_fake_network_of_its_own(make_method):
     assert sorted(step.tolist()) == [0, 0, 1, 1, 2, 2]
     levels = {0: 80.0, 1: 12.0, 2: 1.5}
     rng = seeded(4)
-    x = method._simulated({"generator": generator}, 80 * torch.randn(NUM, 1, 8, 8, generator=rng), torch.tensor(LEVELS), step, None, rng)
+    x = simulated(generator, 80 * torch.randn(NUM, 1, 8, 8, generator=rng), torch.tensor(LEVELS), step, None, rng)
     x = x / (1 + torch.tensor([levels[s] for s in step.tolist()]))[:, None, None, None]
     torch.testing.assert_close(output.samples, x)
     x_s, s = noised(x, 20, 980, rng)
@@ -640,7 +656,7 @@ def test_heads_see_real_data_through_the_same_fake_networks(make_method, feature
     x_s, s = noised(batch().x, 0, 999, rng)
 
     def logits(x_s, s):
-        return networks["head"](networks[features](x_s, s, batch().label, features=1, **told))
+        return networks["head"](networks[features].features(x_s, s, batch().label, 1, **told))
 
     real = logits(x_s, s)
     perturbed = logits(x_s + 0.1 * torch.randn(x_s.shape, generator=rng), s)
@@ -657,7 +673,7 @@ def test_a_student_of_several_steps_ships_with_its_levels_and_is_sampled_as_it_w
     assert shipped.evaluations() == 4
     label, rng = torch.arange(NUM) % 3, seeded(11)
     x = 40 * torch.randn(NUM, 1, 8, 8, generator=rng)
-    before = method._simulated(method.networks, x, shipped.sigmas().float(), torch.full((NUM,), 3), label, rng)
+    before = simulated(method.networks["generator"], x, shipped.sigmas().float(), torch.full((NUM,), 3), label, rng)
     with torch.no_grad():
         made = method.networks["generator"](before, shipped.sigmas()[3].float(), label)
     torch.testing.assert_close(shipped.sample(NUM, label, seed=11), made.clamp(-1, 1))
@@ -713,7 +729,7 @@ def test_heads_see_every_level_of_the_network_that_was_named(make_method, featur
     logits = []
     for x in (batch().x, torch.zeros(NUM, 1, 8, 8)):
         x_s, s = noised(x, 0, 999, rng)
-        maps = networks[features](x_s, s, batch().label, features=2)
+        maps = networks[features].features(x_s, s, batch().label, 2)
         assert [tuple(m.shape[1:]) for m in maps] == [(16, 4, 4), (8, 8, 8)]
         logits.append([head(m) for head, m in zip(networks["head"].heads, maps, strict=True)])
     expected = sum(softplus(-a).mean() + softplus(b).mean() for a, b in zip(*logits, strict=True)) / 2
@@ -730,7 +746,7 @@ def test_generator_is_led_by_the_teacher_s_features_too(make_method):
     x = generated(networks, rng)
     noised(x, 20, 980, rng)  # the DM term's
     x_s, s = noised(x, 0, 999, rng)
-    gan = softplus(-networks["head"](networks["teacher"](x_s, s, batch().label, features=2))).mean()
+    gan = softplus(-networks["head"](networks["teacher"].features(x_s, s, batch().label, 2))).mean()
     torch.testing.assert_close(output.terms["gan"], gan.detach())
     without = make_method(gan=True, gan_features="teacher", gan_levels=2, gan_weight_generator=0.0)
     without.networks["head"].load_state_dict(networks["head"].state_dict())
@@ -755,7 +771,7 @@ def test_r1_holds_the_slope_at_real_data(make_method, kind):
     networks = {name: copy.deepcopy(networks[name]).double() for name in ("fake", "head")}
 
     def logits(x):
-        return networks["head"](networks["fake"].network(*preconditioned(x, s), batch().label, 2))
+        return networks["head"](networks["fake"].network.features(*preconditioned(x, s), batch().label, 2))
 
     def preconditioned(x, s):
         return x.double() / (s.double() ** 2 + 0.25).sqrt()[:, None, None, None], s.double().log() / 4

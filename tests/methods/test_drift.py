@@ -5,14 +5,16 @@ import pytest
 import torch
 
 from fewstep.build import make_method, training_data
-from fewstep.config import load_recipe
 from fewstep.data import power_data, toy_data
+from fewstep.errors import UserError
 from fewstep.generator import Generator
 from fewstep.maths.matching import drift_field, drifting_loss, toy_drift_field
-from fewstep.methods import Batch, Drift, OptimizerSettings, Ramp
+from fewstep.methods import Batch, Optimizer
+from fewstep.methods.drift import Drift
+from fewstep.methods.drift.settings import DriftSettings
+from fewstep.recipe import load_recipe
 
 NUM = 24
-OPTIMIZER = OptimizerSettings(1e-3)
 FIELDS = pytest.mark.parametrize(
     "options",
     [
@@ -42,11 +44,17 @@ def normal(*shape, seed=0):
 def make_generator(dims=2, num_classes=None, sigma_data=1.0, widths=()):
     torch.manual_seed(0)
     network = {"name": "latent_mlp", "widths": list(widths), "latent": dims, "embedding": 4}
-    return Generator((dims,), num_classes, sigma_data, network, {"name": "push_forward"})
+    return Generator((dims,), num_classes, sigma_data, network, {"name": "push_forward"}, None, {"name": "push_forward"})
+
+
+def drift(generator, steps=0, features=None, limits=None, **options):
+    if isinstance(options.get("temperatures"), tuple):
+        options["temperatures"] = list(options["temperatures"])
+    return Drift(DriftSettings(name="drift", **options), generator, steps, features, limits)
 
 
 def make(num_classes=None, dims=2, **options):
-    return Drift(make_generator(dims, num_classes), OPTIMIZER, **options)
+    return drift(make_generator(dims, num_classes), **options)
 
 
 def given(x):
@@ -139,14 +147,46 @@ def test_field_acts_on_features_and_its_gradient_passes_through_them():
 
 def test_gamma_and_temperature_are_those_of_the_update():
     x, y = normal(NUM, 2), normal(NUM, 2, seed=1)
-    method = make(gamma=Ramp(1.5, 0.5, 4), temperatures=(Ramp(0.1, 1.6, 4, log=True), 0.7))
+    ramps = {"gamma": 1.5, "gamma_start": 0.5, "gamma_warmup": 4}
+    ramps |= {"temperatures": [0.1, 0.7], "temperature_start": 1.6, "temperature_warmup": 4, "temperature_schedule": "log"}
+    method = make(**ramps)
     for update in range(6):
         gamma = 0.5 + min(1, update / 4)
-        temperature = 1.6 * (1 / 2) ** min(4, update)
+        temperature, other = 1.6 * (1 / 2) ** min(4, update), 1.6 * (0.7 / 1.6) ** min(1, update / 4)
         assert method.settings_now() == pytest.approx({"gamma": gamma, "temperature": temperature})
-        expected = expected_field(x, y, (temperature, 0.7), "strict", gamma)
+        expected = expected_field(x, y, (temperature, other), "strict", gamma)
         torch.testing.assert_close(gradient(method, x, y)[1], expected, rtol=1e-4, atol=1e-5)
         method.after_update("generator")
+
+
+def test_a_ramp_may_be_a_fraction_of_the_run():
+    ramps = {"gamma": 1.5, "gamma_start": 0.5, "gamma_warmup": 0.2, "temperatures": [0.2], "temperature_start": 1.0}
+    method = make(steps=20, temperature_warmup=0.4, **ramps)
+    seen = []
+    for _ in range(10):
+        seen.append(tuple(method.settings_now().values()))
+        method.after_update("generator")
+    expected = [(0.5 + min(1, update / 4), 1 - 0.8 * min(1, update / 8)) for update in range(10)]  # in straight lines
+    assert seen == [pytest.approx(pair) for pair in expected]
+
+
+def test_temperatures_that_are_left_to_the_data_lie_between_its_limits():
+    both = make(temperatures="auto", temperature_start="auto", temperature_warmup=2, limits=(4.0, 0.25))
+    start, end = (
+        make(**{**options, "temperature_warmup": 2}, limits=(4.0, 0.25))
+        for options in ({"temperatures": [0.5], "temperature_start": "auto"}, {"temperatures": "auto", "temperature_start": 1.0})
+    )
+    ramps = [[ramp(update) for update in range(4)] for method in (both, start, end) for ramp in method.temperatures]
+    assert ramps == [[4.0, 2.125, 0.25, 0.25], [4.0, 2.25, 0.5, 0.5], [1.0, 0.625, 0.25, 0.25]]
+    assert make(temperatures="auto", limits=(4.0, 0.25)).settings_now()["temperature"] == 0.25  # without a ramp
+
+
+@pytest.mark.parametrize("field", ["strict", "toy"])
+def test_gamma_that_comes_from_the_data_is_none_of_the_field_s(field):
+    method = make(field=field, gamma=2.0, gamma_start=0.5, gamma_by="data")
+    assert (method.gamma(0), method.gamma(10**6)) == (1.0, 1.0)
+    assert (method.settings.aims_at, method.settings.data_power) == (2.0, 2.0)
+    assert (make(gamma=2.0).settings.aims_at, make(gamma=2.0).settings.data_power) == (2.0, None)
 
 
 # --- classes
@@ -328,7 +368,7 @@ def test_field_between_the_samples(field):
 
 
 def test_state_goes_round_and_the_ramps_go_on():
-    first, second = (make(gamma=Ramp(1.5, 0.5, 4)) for _ in range(2))
+    first, second = (make(gamma=1.5, gamma_start=0.5, gamma_warmup=4) for _ in range(2))
     for _ in range(3):
         first.after_update("generator")
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
@@ -350,9 +390,11 @@ def test_what_is_shipped_is_a_push_forward_with_the_weights_given():
 
 
 def test_one_network_learns_in_one_turn():
-    method = make()
+    optimizer = Optimizer(lr=3e-4, beta2=0.9)
+    method = make(optimizer=optimizer, table_scale=4.0)
     (turn,) = method.turns
     assert (turn.name, turn.trains, turn.every, method.ships) == ("generator", ("generator",), 1, "generator")
+    assert (turn.optimizer, turn.scales) == (optimizer, {"centres": 4.0, "embeddings": 4.0})
     assert method.networks == {"generator": method.generator.denoiser}
     method.loss("generator", method.networks, Batch(normal(NUM, 2)), seeded(), {}).loss.backward()
     assert all(p.grad.abs().sum() > 0 for p in method.networks["generator"].parameters())
@@ -361,9 +403,8 @@ def test_one_network_learns_in_one_turn():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"field": "loose"}, "method.field is 'loose'; allowed: strict, two_temperature, toy, drifting"),
         ({"field": "toy", "gamma": 1.5}, "method.gamma is 1.5, which the field 'toy' does not know"),
-        ({"field": "drifting", "gamma": Ramp(1.0, 0.5, 10)}, "method.gamma is .*, which the field 'drifting' does not know"),
+        ({"field": "drifting", "gamma_start": 0.5, "gamma_warmup": 10}, "method.gamma is .*, which the field 'drifting' does not know"),
         ({"field": "strict", "guidance_scale": 2.0}, "method.guidance_scale is 2.0; it needs method.field=drifting"),
         ({"field": "drifting", "guidance_scale": 2.0}, "and data with classes"),
         ({"field": "toy", "plan": "sinkhorn"}, "method.plan is 'sinkhorn', which the field 'toy' does not know"),
@@ -374,12 +415,19 @@ def test_what_does_not_go_together_is_refused(options, message):
         make(**options)
 
 
+def test_a_field_that_there_is_not():
+    with pytest.raises(UserError, match=r"method\.field is 'loose'; allowed: 'strict', 'two_temperature', 'toy' or 'drifting'"):
+        load_recipe("drift/ring", ["method.field=loose"])
+    with pytest.raises(ValueError, match="loose"):
+        make(field="loose")
+
+
 # --- where it comes to rest
 
 
 def variance_at_rest(generator, draw, steps, batch_size, lr, seed, **options):
     """Variance per dimension of an affine generator that has followed the drift, averaged over the last half of `steps`."""
-    method, rng = Drift(generator, OPTIMIZER, **options), seeded(seed)
+    method, rng = drift(generator, **options), seeded(seed)
     network = method.networks["generator"]
     optimizer, variances = torch.optim.SGD(network.parameters(), lr), []
     for _ in range(steps):
@@ -440,7 +488,7 @@ def test_a_gaussian_s_power_through_the_weights_of_its_points(gamma, seed):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 1.5, 2.0])
 def test_the_shipped_recipe_ends_at_the_power_of_one_gaussian(gamma, seed, tmp_path):
-    from fewstep.build import make_fabric
+    from fewstep.run import make_fabric
     from fewstep.training.loop import Loop, LoopSettings
     from fewstep.training.run_folder import RunFolder
 
@@ -453,6 +501,6 @@ def test_the_shipped_recipe_ends_at_the_power_of_one_gaussian(gamma, seed, tmp_p
     settings = LoopSettings(recipe.steps, recipe.batch_size, seed, ema_decay=recipe.method.ema_decay, sample_every=10**6)
     loop = Loop(method, data, make_fabric(recipe.trainer), run, settings)
     loop.train()
-    x = method.ship(loop.ema.module, recipe.steps).sample(50_000, seed=seed)
+    x = method.ship(loop.state.ema.module, recipe.steps).sample(50_000, seed=seed)
     # 50,000 samples in the plane know their variance to 0.45 %, the 50,000 points, weighted, to 0.6 %
     assert x.var(0).mean().item() == pytest.approx(0.25 / gamma, rel=0.03)

@@ -3,10 +3,14 @@ import math
 import pytest
 import torch
 
-from fewstep.methods import Batch, OptimizerSettings, Teacher
-from fewstep.networks.unet import zero_output
+from fewstep.methods import Batch
+from fewstep.methods.teacher import Teacher
+from fewstep.methods.teacher.settings import TeacherSettings
 
-ADAM = OptimizerSettings(1e-3)
+
+def teacher(generator, label_dropout=0.0, **options):
+    settings = TeacherSettings(name="teacher", **options)
+    return Teacher(settings.model_copy(update={"label_dropout": label_dropout}), generator)  # 1 too, which no recipe may ask for
 
 
 def batch(num=6, classes=3):
@@ -28,9 +32,8 @@ def recording(denoiser):
 @pytest.mark.parametrize("sampling", ["lognormal", "karras"])
 def test_loss_is_edm_s_with_the_same_chance(make_generator, sampling):
     generator, data = make_generator(), batch()
-    method = Teacher(
-        generator, ADAM, sampling, sigma_mean=-0.5, sigma_std=0.8, num_train_timesteps=40, sigma_min=0.01, sigma_max=20.0, rho=5.0
-    )
+    levels = {"num_train_timesteps": 40, "sigma_min": 0.01, "sigma_max": 20.0, "rho": 5.0}
+    method = teacher(generator, sigma_sampling=sampling, sigma_mean=-0.5, sigma_std=0.8, **levels)
     found = method.loss("denoiser", method.networks, data, torch.Generator().manual_seed(2), {})
 
     rng = torch.Generator().manual_seed(2)
@@ -53,7 +56,7 @@ def test_loss_is_edm_s_with_the_same_chance(make_generator, sampling):
 
 
 def test_every_level_of_the_karras_grid_is_drawn(make_generator):
-    method = Teacher(make_generator(), ADAM, "karras", num_train_timesteps=5)
+    method = teacher(make_generator(), sigma_sampling="karras", num_train_timesteps=5)
     networks, calls = recording(lambda x, sigma, label: x)
     method.loss("denoiser", networks, batch(400), torch.Generator().manual_seed(0), {})
     assert set(calls[0][1].tolist()) == set(method.levels.float().tolist())  # (4/5)^400: none is missed by chance
@@ -62,9 +65,9 @@ def test_every_level_of_the_karras_grid_is_drawn(make_generator):
 def test_an_untrained_network_loses_one(make_generator):
     """Its residual is Gaussian of unit variance for Gaussian data of standard deviation sigma_data, at every noise level."""
     generator, num = make_generator(), 512
-    zero_output(generator.denoiser.network)
+    generator.denoiser.network.zero_output()
     x = 0.5 * torch.randn(num, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    method = Teacher(generator, ADAM)
+    method = teacher(generator)
     with torch.no_grad():
         loss = method.loss("denoiser", method.networks, Batch(x), torch.Generator().manual_seed(0), {}).loss.item()
     assert abs(loss - 1) < 4 * math.sqrt(2 / (num * 64))  # four standard errors of a mean of squared normals
@@ -74,7 +77,7 @@ def test_label_dropout_hides_its_share_of_labels(make_generator):
     data, num = batch(4000), 4000
     networks, calls = recording(lambda x, sigma, label: x)
     for dropout in (0.0, 0.3, 1.0):
-        Teacher(make_generator(), ADAM, label_dropout=dropout).loss("denoiser", networks, data, torch.Generator().manual_seed(0), {})
+        teacher(make_generator(), label_dropout=dropout).loss("denoiser", networks, data, torch.Generator().manual_seed(0), {})
     kept, some, none = (label for _, _, label in calls)
     assert torch.equal(kept, data.label)
     assert (none == 3).all()  # the null class
@@ -85,12 +88,19 @@ def test_label_dropout_hides_its_share_of_labels(make_generator):
 
 def test_without_labels_none_are_made_up(make_generator):
     networks, calls = recording(lambda x, sigma, label: x)
-    Teacher(make_generator(None), ADAM, label_dropout=0.5).loss("denoiser", networks, Batch(batch().x), torch.Generator(), {})
-    assert calls[0][2] is None
+    for num_classes in (None, 3):
+        teacher(make_generator(num_classes), label_dropout=0.5).loss("denoiser", networks, Batch(batch().x), torch.Generator(), {})
+    assert [label for _, _, label in calls] == [None, None]
+
+
+@pytest.mark.parametrize(("num_classes", "dropout"), [(None, 0.0), (3, 0.5)])
+def test_what_has_no_classes_was_trained_without_label_dropout(make_generator, num_classes, dropout):
+    method = teacher(make_generator(num_classes), label_dropout=0.5)
+    assert method.label_dropout == method.ship(method.generator.denoiser, 1).info["label_dropout"] == dropout
 
 
 def test_loss_draws_on_its_generator_alone(make_generator):
-    method = Teacher(make_generator(), ADAM, label_dropout=0.5)
+    method = teacher(make_generator(), label_dropout=0.5)
     before = torch.get_rng_state()
     losses = [method.loss("denoiser", method.networks, batch(), torch.Generator().manual_seed(seed), {}).loss.item() for seed in (1, 1, 2)]
     assert losses[0] == losses[1] != losses[2]
@@ -99,7 +109,7 @@ def test_loss_draws_on_its_generator_alone(make_generator):
 
 def test_what_ships_is_the_network_given_with_the_ode_sampler(make_generator):
     generator = make_generator()
-    method = Teacher(generator, ADAM, label_dropout=0.2)
+    method = teacher(generator, label_dropout=0.2)
     average = make_generator().denoiser
     with torch.no_grad():
         for p in average.parameters():

@@ -6,9 +6,10 @@ import sys
 import pytest
 import torch
 
-from fewstep.networks import make_network
-from fewstep.networks.dit import FREQUENCIES, Block, DiT, position_code, sinusoids
-from fewstep.networks.unet import num_parameters
+from fewstep.denoisers import PreconditionedDenoiser
+from fewstep.networks import make_network, num_parameters
+from fewstep.networks.dit.network import FREQUENCIES, Block, DiT, position_code, sinusoids
+from fewstep.networks.heads import feature_shapes
 
 SHAPE, CLASSES, NUM = (2, 4, 6), 3, 5
 SIZES = {"patch": 2, "width": 8, "depth": 3, "heads": 2}
@@ -370,8 +371,8 @@ def test_sizes_that_do_not_fit_name_their_key(change, says):
 
 
 def test_it_has_no_inner_features():
-    with pytest.raises(ValueError, match=r"no resolution levels .* U-Net"):
-        make()(*inputs(), features=1)
+    with pytest.raises(ValueError, match=r"DiT, which has no resolution levels; .* U-Net"):
+        feature_shapes(PreconditionedDenoiser(make(), 0.5, CLASSES), 1)
 
 
 def test_make_network_passes_everything_on():

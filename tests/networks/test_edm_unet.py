@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fewstep.config import load_recipe
 from fewstep.denoisers import PreconditionedDenoiser
 from fewstep.errors import UserError
 from fewstep.generator import load
 from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.maths.schedules import karras_sigmas
-from fewstep.networks import make_network
+from fewstep.networks import make_network, num_parameters
 from fewstep.networks.edm_unet import EDMUNet
-from fewstep.networks.unet import feature_shapes, num_parameters
+from fewstep.networks.heads import feature_shapes
+from fewstep.recipe import load_recipe
 from fewstep.samplers import heun
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -152,7 +152,7 @@ def test_features_are_the_encoder_s_last_of_each_level(form):
     for block in network.model.dec.values():
         block.register_forward_pre_hook(lambda *_: pytest.fail("the decoder ran"))
     for count in (1, 2, 3):
-        features = network(*inputs, features=count)
+        features = network.features(*inputs, count)
         assert len(features) == count
         assert all(map(torch.equal, features, expected))
         assert [(f.shape[1], tuple(f.shape[2:])) for f in features] == feature_shapes(network, count)
@@ -236,7 +236,8 @@ def test_compiles_into_one_graph(form):
     x, c_noise, label = torch.randn(2, 1, 8, 8), torch.tensor([-1.0, 0.5]), torch.tensor([0, 3])
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     agree(compiled(x, c_noise, label), network(x, c_noise, label), 1e-5)
-    assert torch.equal(compiled(x, c_noise, label, features=1)[0], network(x, c_noise, label, features=1)[0])
+    features = torch.compile(network.features, backend="eager", fullgraph=True)
+    assert torch.equal(features(x, c_noise, label, 1)[0], network.features(x, c_noise, label, 1)[0])
 
 
 # --- arguments and recipes -------------------------------------------------------------------------------------------

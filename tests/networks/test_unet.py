@@ -3,8 +3,10 @@ import torch
 from diffusers import UNet2DModel
 
 from fewstep.denoisers import PushForward
-from fewstep.networks import make_network
-from fewstep.networks.unet import LatentUNet, UNet, feature_shapes, num_parameters, zero_output
+from fewstep.errors import UserError
+from fewstep.networks import make_network, num_parameters
+from fewstep.networks.heads import feature_shapes
+from fewstep.networks.unet import LatentUNet, UNet
 
 CASES = [
     ((1, 8, 8), None, [False, False]),
@@ -53,11 +55,11 @@ def test_features_are_what_leaves_the_stock_model_s_middle_and_its_levels(case):
     stock(x, 1000 * c_noise, class_labels=label)
     seen = [seen[-1], *seen[:-1]]
     levels = len(stock.down_blocks)
-    features = ours(x, c_noise, label, features=levels)
+    features = ours.features(x, c_noise, label, levels)
     assert len(features) == len(seen) == levels
     assert all(map(torch.equal, features, seen))
     assert [(f.shape[1], tuple(f.shape[2:])) for f in features] == feature_shapes(ours, levels)
-    assert torch.equal(ours(x, c_noise, label, features=1)[0], features[0])
+    assert torch.equal(ours.features(x, c_noise, label, 1)[0], features[0])
     with pytest.raises(ValueError, match=rf"method\.gan_levels is {levels + 1}, but the network has {levels}"):
         feature_shapes(ours, levels + 1)
 
@@ -65,7 +67,7 @@ def test_features_are_what_leaves_the_stock_model_s_middle_and_its_levels(case):
 def test_features_do_not_pay_for_the_decoder():
     ours, _, x, c_noise, label = made(*CASES[0])
     ours.unet.up_blocks.register_forward_pre_hook(lambda *_: pytest.fail("the decoder ran"))
-    ours(x, c_noise, label, features=1)[0].sum().backward()
+    ours.features(x, c_noise, label, 1)[0].sum().backward()
     without = {name.split(".")[1] for name, p in ours.named_parameters() if p.grad is None}
     assert without == {"up_blocks", "conv_norm_out", "conv_out"}
 
@@ -91,8 +93,8 @@ def test_a_head_wider_than_a_level_without_attention_is_fine():
     assert UNet((1, 8, 8), channels=[8, 16], groups=4, head_dim=16).unet.config.attention_head_dim == 16
 
 
-def test_unknown_network_is_refused_by_its_key():
-    with pytest.raises(ValueError, match=r"network.name is 'unett'; allowed: 'unet'"):
+def test_unknown_network_is_refused_by_its_name():
+    with pytest.raises(UserError, match=r"'unett' is no network; did you mean 'unet'\?; known are unet, "):
         make_network({"name": "unett"}, (1, 8, 8), None)
 
 
@@ -113,7 +115,7 @@ def test_a_network_without_levels_has_no_shapes_of_them():
 def test_zero_output_silences_the_network():
     ours, _, x, c_noise, label = made(*CASES[1])
     assert ours(x, c_noise, label).abs().max() > 0.01
-    zero_output(ours)
+    ours.zero_output()
     assert torch.equal(ours(x, c_noise, label), torch.zeros_like(x))
 
 

@@ -8,7 +8,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from fewstep.methods import LossOutput, Method, OptimizerSettings, Turn
+from fewstep.methods import LossOutput, Method, Optimizer, Turn
 from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
 
@@ -48,10 +48,10 @@ class Linear(Method):
         every: int = 2,
         noise: float = 0.0,
         dropout: float = 0.0,
-        optimizer: OptimizerSettings | None = None,
+        optimizer: Optimizer | None = None,
         before: Callable[[str, int], Tensor | None] = lambda turn, call: None,
     ) -> None:
-        optimizer = optimizer or OptimizerSettings(lr=0.05, warmup=2, decay_from=0.5, final=0.1)
+        optimizer = optimizer or Optimizer(lr=0.05, beta2=0.999, warmup=2, decay_from=0.5, final=0.1)
         with torch.random.fork_rng():
             torch.manual_seed(1)
             self.networks = {
@@ -61,6 +61,10 @@ class Linear(Method):
         self.noise, self.before = noise, before
         self.calls = {"first": 0, "second": 0}
         self.seen: list[dict[str, Any]] = []
+
+    @classmethod
+    def make(cls, settings, given):
+        raise NotImplementedError
 
     def loss(self, turn, networks, batch, rng, scratch):
         self.calls[turn] += 1

@@ -1,14 +1,21 @@
 import re
-from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-from fewstep.config import DDDMConfig, DMD2Config, DriftConfig, LatentMLPConfig, Recipe, TeacherConfig, UNetConfig
-from fewstep.methods import DDDM, Drift
-from fewstep.training.health import RULES, alarms, sample_figures
+from fewstep import registry
+from fewstep.methods.dddm import DDDM
+from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.drift import Drift
+from fewstep.methods.teacher import Teacher
+from fewstep.recipe import Recipe, Trainer
+from fewstep.sections import Section
+from fewstep.training.health import COMMON, alarms, sample_figures
 from fewstep.training.run_folder import RunFolder
+
+METHODS = [registry.room("methods", name) for name in registry.names("methods")]
+EVERY = [rule for method in METHODS for rule in method.alarms]
 
 
 def data(num=64, classes=4, seed=0):
@@ -71,48 +78,57 @@ HEALTHY = {
     "denoiser.denoising": 0.4,
 }
 ILL = [
-    ("collapse", "health.spread", 0.5, "50%.*diversity.*dfake_gen_update_ratio.*guidance_lr"),
-    ("noise", "health.spread", 1.6, "160%.*noise.*generator_lr"),
-    ("drift", "health.shift", 0.4, "0.40 standard deviations.*sigma_data.*guidance_scale"),
-    ("saturation", "health.saturation", 0.2, "20% of the pixels.*guidance_scale.*gamma"),
-    ("disagreement", "generator.gap", 2.5, "2.5 times.*guidance_lr.*dfake_gen_update_ratio"),
-    ("escape", "generator.escaped", 0.7, "70% of the samples.*temperature_start"),
-    ("overconfident", "denoiser.calibration", 0.2, "20% as far .*xi is being ignored.*method.lam.*method.m"),
-    ("untrained", "denoiser.denoising", 0.97, "0.97.*sigma_data.*method.lr"),
+    (DMD2, "collapse", "health.spread", 0.5, r"50%.*diversity.*dfake_gen_update_ratio.*guidance_optimizer\.lr"),
+    (DMD2, "noise", "health.spread", 1.6, r"160%.*noise.*generator_optimizer\.lr"),
+    (DMD2, "drift", "health.shift", 0.4, "0.40 standard deviations.*sigma_data.*guidance_scale"),
+    (DMD2, "saturation", "health.saturation", 0.2, "20% of the pixels.*guidance_scale.*gamma"),
+    (DMD2, "disagreement", "generator.gap", 2.5, r"2.5 times.*guidance_optimizer\.lr.*dfake_gen_update_ratio"),
+    (Drift, "escape", "generator.escaped", 0.7, "70% of the samples.*temperature_start"),
+    (DDDM, "overconfident", "denoiser.calibration", 0.2, "20% as far .*xi is being ignored.*method.lam.*method.m"),
+    (Teacher, "untrained", "denoiser.denoising", 0.97, r"0.97.*sigma_data.*method\.optimizer\.lr"),
 ]
 
 
-@pytest.mark.parametrize(("name", "figure", "value", "says"), ILL)
-def test_each_illness_raises_its_alarm_alone_and_names_its_cause(name, figure, value, says):
-    raised = alarms({**HEALTHY, figure: value}, 0.5)
+@pytest.mark.parametrize(("method", "name", "figure", "value", "says"), ILL, ids=[row[1] for row in ILL])
+def test_each_illness_raises_its_alarm_alone_and_names_its_cause(method, name, figure, value, says):
+    raised = alarms({**HEALTHY, figure: value}, 0.5, method.alarms, method.advice)
     assert [alarm.name for alarm in raised] == [name]
     assert re.search(says, raised[0].message)
-    assert [alarm.name for alarm in alarms({figure: value}, 0.5)] == [name]  # figures that are not there raise nothing
+    assert [alarm.name for alarm in alarms({**HEALTHY, figure: value}, 0.5, EVERY)] == [name]  # nor any other method's
+    assert [alarm.name for alarm in alarms({figure: value}, 0.5, EVERY)] == [name]  # figures that are not there raise nothing
 
 
 def test_health_raises_nothing_and_a_figure_that_is_no_number_does():
-    assert alarms(HEALTHY, 1.0) == []
+    assert alarms(HEALTHY, 1.0, EVERY) == []
     assert {alarm.name for alarm in alarms({"health.shift": float("nan")}, 1.0)} == {"drift"}
+    assert {alarm.name for alarm in alarms({"generator.gap": float("nan")}, 1.0, DMD2.alarms)} == {"disagreement"}
+
+
+def test_an_alarm_of_one_method_is_not_another_s():
+    assert alarms({"generator.gap": 2.5, "denoiser.calibration": 0.2}, 1.0) == []
+    assert alarms({"denoiser.calibration": 0.2}, 1.0, DMD2.alarms, DMD2.advice) == []
+    assert alarms({"generator.gap": 2.5}, 1.0, DDDM.alarms, DDDM.advice) == []
 
 
 def test_the_first_fifth_of_a_run_is_left_alone():
-    ill = {"health.spread": 0.1, "health.shift": 3.0}
-    assert alarms(ill, 0.19) == []
+    ill = {"health.spread": 0.1, "health.shift": 3.0, "generator.gap": 2.5}
+    assert alarms(ill, 0.19, DMD2.alarms) == []
+    assert len(alarms(ill, 0.2, DMD2.alarms)) == 3
     assert len(alarms(ill, 0.2)) == 2
 
 
 @pytest.mark.parametrize(("calibration", "names"), [(0.499, ["overconfident"]), (0.5, []), (1.0, []), (1.3, [])])
 def test_particles_are_overconfident_below_half_of_the_spread_of_the_posterior(calibration, names):
     figures = {"denoiser.calibration": calibration}
-    assert [alarm.name for alarm in alarms(figures, 0.2)] == names
-    assert alarms(figures, 0.199) == []
-    assert alarms({"denoiser.apart": calibration}, 1.0) == []  # of particles that nothing asks to spread
+    assert [alarm.name for alarm in alarms(figures, 0.2, DDDM.alarms)] == names
+    assert alarms(figures, 0.199, DDDM.alarms) == []
+    assert alarms({"denoiser.apart": calibration}, 1.0, DDDM.alarms) == []  # of particles that nothing asks to spread
 
 
 @pytest.mark.parametrize("lam", [0, 1])
 def test_a_run_that_asks_for_no_spread_is_never_overconfident(lam, done, tmp_path):
     """A U-Net starts silent, whatever xi is, and at this rate stays so: told of lambda 1, and of lambda 0 nothing."""
-    overrides = ["network.channels=[8]", "network.groups=4", "network.head_dim=8", "batch_size=8", "steps=10", "method.lr=1e-9"]
+    overrides = ["network.channels=[8]", "network.groups=4", "network.head_dim=8", "batch_size=8", "steps=10", "method.optimizer.lr=1e-9"]
     overrides += ["method.m=2", f"method.lam={lam}", "method.sampler_steps=1", "trainer.accelerator=cpu", "trainer.log_every=1"]
     overrides += ["trainer.sample_every=10", "trainer.checkpoint_every=10"]
     outcome = done("train", "dddm/digits", *overrides, "--out", tmp_path / "run")
@@ -126,39 +142,59 @@ def test_a_run_that_asks_for_no_spread_is_never_overconfident(lam, done, tmp_pat
 @pytest.mark.parametrize(
     ("method", "name", "figures", "usual_words", "own_words"),
     [
-        (Drift, "collapse", {"health.spread": 0.5}, "dfake_gen_update_ratio", "temperature_start"),
-        (DDDM, "collapse", {"health.spread": 0.5}, "dfake_gen_update_ratio", "method.lam"),
-        (DDDM, "noise", {"health.spread": 1.5}, "generator_lr", "lower method.lr"),
-        (DDDM, "drift", {"health.shift": 0.5}, "guidance_scale", "network.sigma_data"),
+        (DMD2, "collapse", {"health.spread": 0.5}, "train longer", "dfake_gen_update_ratio"),
+        (DMD2, "noise", {"health.spread": 1.5}, "lower the learning rate", "lower method.generator_optimizer.lr"),
+        (DMD2, "drift", {"health.shift": 0.5}, "train longer", "method.guidance_scale"),
+        (DMD2, "saturation", {"health.saturation": 0.5}, "or the guidance", "method.gamma"),
+        (Drift, "collapse", {"health.spread": 0.5}, "train longer", "temperature_start"),
+        (DDDM, "collapse", {"health.spread": 0.5}, "lower the learning rate", "method.lam"),
+        (DDDM, "noise", {"health.spread": 1.5}, "lower the learning rate", "lower method.optimizer.lr"),
     ],
 )
 def test_a_method_gives_advice_of_its_own(method, name, figures, usual_words, own_words):
-    usual, own = (alarms(figures, 0.5, advice) for advice in (None, method.advice))
+    usual, own = (alarms(figures, 0.5, (), advice) for advice in (None, method.advice))
     assert [alarm.name for alarm in usual] == [alarm.name for alarm in own] == [name]
     usual, own = usual[0].message, own[0].message
     assert usual.split(":")[0].split(". ")[0] == own.split(":")[0].split(". ")[0]  # what is seen is the same
     assert usual_words in usual
     assert own_words in own
     assert usual_words not in own
-    assert set(method.advice) <= {rule.name for rule in RULES}
+    assert set(method.advice) <= {rule.name for rule in COMMON}
+
+
+def test_what_has_no_guidance_in_training_is_not_told_of_it():
+    message = alarms({"health.shift": 0.5}, 0.5, DDDM.alarms, DDDM.advice)[0].message
+    assert "network.sigma_data" in message
+    assert "guidance_scale" not in message
 
 
 def test_what_is_only_distributional_advises_its_own_settings():
     """The rule of calibration is for one method, whose keys its usual advice may name."""
-    message = alarms({"denoiser.calibration": 0.1}, 0.5, DDDM.advice)[0].message
+    message = alarms({"denoiser.calibration": 0.1}, 0.5, DDDM.alarms, DDDM.advice)[0].message
     named = re.findall(r"method\.(\w+)", message)
-    assert {"lam", "m"} <= set(named) <= set(DDDMConfig.model_fields)
+    assert {"lam", "m"} <= set(named) <= set(DDDM.Settings.model_fields)
+
+
+def has(section, keys):
+    """Whether a section of this class has the setting at ``keys``, such as ("optimizer", "lr")."""
+    if keys[0] not in section.model_fields:
+        return False
+    inner = section.model_fields[keys[0]].annotation
+    return len(keys) == 1 or (isinstance(inner, type) and issubclass(inner, Section) and has(inner, keys[1:]))
 
 
 def test_every_key_that_an_alarm_recommends_exists():
-    methods = (TeacherConfig, DMD2Config, DriftConfig, DDDMConfig)
-    kinds = {"method": methods, "network": (UNetConfig, LatentMLPConfig), "data": (), "trainer": ()}
-    for advice in (*(rule.advice for rule in RULES), *Drift.advice.values(), *DDDM.advice.values()):
-        for section, key in re.findall(r"\b(method|network|data|trainer)\.(\w+)", advice):
-            assert any(key in kind.model_fields for kind in kinds[section]), f"{section}.{key}"
+    networks, data = ([registry.settings(kind, name) for name in registry.names(kind)] for kind in ("networks", "data"))
+    assert {Teacher, DMD2, Drift, DDDM} <= set(METHODS)
+    for method in METHODS:  # a method advises what it has itself
+        kinds = {"method": [method.Settings], "network": networks, "data": data, "trainer": [Trainer]}
+        told = [method.advice.get(rule.name, rule.advice) for rule in COMMON] + [rule.advice for rule in method.alarms]
+        for advice in told:
+            for section, keys in re.findall(r"\b(method|network|data|trainer)((?:\.\w+)+)", advice):
+                assert any(has(kind, keys.split(".")[1:]) for kind in kinds[section]), f"{method.__name__}: {section}{keys}"
+    assert not has(DMD2.Settings, ["optimizer", "lr"])
+    assert not has(Teacher.Settings, ["optimizer", "rate"])  # or nothing has been proved
     assert "batch_size" in Recipe.model_fields
-    assert {rule.name for rule in RULES} == {name for name, *_ in ILL}
-    assert get_args(Recipe.model_fields["method"].annotation) == methods
-    for method, config in ((Drift, DriftConfig), (DDDM, DDDMConfig)):  # a method advises what it has itself
-        named = re.findall(r"\bmethod\.(\w+)", " ".join(method.advice.values()))
-        assert set(named) <= set(config.model_fields)
+    assert {rule.name for rule in (*COMMON, *EVERY)} == {name for _, name, *_ in ILL}
+    for method in METHODS:  # an alarm of a method's own has a name that no common one has
+        assert not {rule.name for rule in method.alarms} & {rule.name for rule in COMMON}

@@ -8,12 +8,14 @@ from lightning_fabric import Fabric
 from linear_method import Data, Linear, run_loop
 from same_run import snapshot
 
-from fewstep.config import load_recipe
-from fewstep.errors import UserError
-from fewstep.methods import OptimizerSettings
+from fewstep.errors import Interrupted, UserError
+from fewstep.methods import Optimizer
+from fewstep.recipe import load_recipe
+from fewstep.training.batches import Shuffled
 from fewstep.training.checkpoint import load_checkpoint
-from fewstep.training.loop import Interrupted, Loop, LoopSettings, Shuffled, Window
+from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
+from fewstep.training.window import Window
 
 # --- the parts -------------------------------------------------------------------------------------------------------
 
@@ -58,12 +60,12 @@ def test_a_batch_depends_on_the_seed_and_the_step_alone():
     ],
 )
 def test_learning_rate_schedule(settings, updates, expected):
-    optimizer = OptimizerSettings(lr=3.0, **settings)
+    optimizer = Optimizer(lr=3.0).model_copy(update=settings)  # a rise too, which no recipe may ask for
     assert [optimizer.lr_at(u, updates) for u in range(updates)] == pytest.approx([3 * e for e in expected])
 
 
 def test_learning_rate_stays_at_its_end_beyond_the_last_update():
-    assert OptimizerSettings(lr=1.0, decay_from=0.5, final=0.25).lr_at(50, 10) == pytest.approx(0.25)
+    assert Optimizer(lr=1.0, decay_from=0.5, final=0.25).lr_at(50, 10) == pytest.approx(0.25)
 
 
 def test_window_means_are_over_each_names_own_records():
@@ -243,7 +245,7 @@ def test_the_batches_are_those_of_the_shuffle(tmp_path):
 
 def test_the_record_holds_means_norms_and_rates(tmp_path):
     """One turn, plain arithmetic beside it: AdamW by hand, the loss and the gradient norm at each step."""
-    optimizer = OptimizerSettings(lr=0.1, betas=(0.9, 0.99), weight_decay=0.02, clip=0.3, warmup=2, decay_from=0.5, final=0.1)
+    optimizer = Optimizer(lr=0.1, beta1=0.9, beta2=0.99, weight_decay=0.02, clip=0.3, warmup=2, decay_from=0.5, final=0.1)
     method = Linear(every=1, optimizer=optimizer)
     layer = method.networks["model"][0]
     weights = [layer.weight.detach().clone(), layer.bias.detach().clone()]
@@ -277,7 +279,7 @@ def test_the_record_holds_means_norms_and_rates(tmp_path):
 
 def test_the_rate_falls_over_a_turns_own_updates(tmp_path):
     """Seven steps are four updates of a turn that is due at every second one."""
-    optimizer = OptimizerSettings(lr=1e-2, decay_from=0.0, final=0.0)
+    optimizer = Optimizer(lr=1e-2, decay_from=0.0, final=0.0)
     run = run_loop(tmp_path / "run", Linear(every=2, optimizer=optimizer), steps=7, log_every=1)
     rates = [(record["first.lr"], record["second.lr"]) for record in run.metrics()]
     assert [first for first, _ in rates] == pytest.approx([1e-2 * k / 4 for k in (4, 4, 3, 3, 2, 2, 1)])
@@ -365,6 +367,7 @@ def test_a_loss_that_is_not_finite_stops_and_overwrites_nothing(value, turn, cal
     message = str(error.value)
     assert message.startswith(f"step {step}: {turn}.added is {value}. Nothing was overwritten; the last good checkpoint is step 4. ")
     assert "method.*lr" in message
+    assert "method.*clip" in message
     assert {name: torch.equal(tensor, method.networks["critic"].state_dict()[name]) for name, tensor in last_good.items()} == {
         "0.weight": True,
         "0.bias": True,
@@ -390,7 +393,7 @@ def test_a_loss_that_is_bad_while_its_terms_are_not(tmp_path):
 @pytest.mark.parametrize("clip", [10.0, None])
 def test_a_gradient_that_is_not_finite_never_reaches_what_is_kept(clip, tmp_path):
     """The loss is finite, its gradient is not: sqrt at 0."""
-    method = Linear(every=1, optimizer=OptimizerSettings(lr=0.01, clip=clip))
+    method = Linear(every=1, optimizer=Optimizer(lr=0.01, clip=clip))
 
     def before(turn: str, call: int) -> torch.Tensor:
         weight = method.networks["critic"][0].weight
@@ -416,7 +419,7 @@ def test_after_a_bad_loss_the_last_good_checkpoint_goes_on(tmp_path):
 
 def test_an_absurd_learning_rate_is_told_at_the_command_line(mistake, teacher_overrides, tmp_path):
     run = tmp_path / "run"
-    message = mistake("train", "teacher/digits", *teacher_overrides, "method.lr=1e30", "trainer.checkpoint_every=1", "--out", run)
+    message = mistake("train", "teacher/digits", *teacher_overrides, "method.optimizer.lr=1e30", "trainer.checkpoint_every=1", "--out", run)
     assert message.startswith("error: step 2: denoiser.denoising is nan. Nothing was overwritten; the last good checkpoint is step 1. ")
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_1"]
     assert load_checkpoint(run / "checkpoints" / "step_1").state["step"] == 1
@@ -459,7 +462,7 @@ def test_a_signal_at_the_last_step_changes_nothing(tmp_path):
 
 
 def test_sigterm_at_the_command_line_exits_130_with_everything_saved(command, teacher_overrides, tmp_path, monkeypatch):
-    from fewstep.methods import Teacher
+    from fewstep.methods.teacher import Teacher
 
     loss, calls = Teacher.loss, []
 
@@ -480,7 +483,7 @@ def test_sigterm_at_the_command_line_exits_130_with_everything_saved(command, te
 
 
 def test_the_cadences_default_to_a_tenth_of_the_run(monkeypatch, tmp_path):
-    from fewstep import build
+    from fewstep.run import train_recipe
 
     settings = []
 
@@ -495,6 +498,6 @@ def test_the_cadences_default_to_a_tenth_of_the_run(monkeypatch, tmp_path):
     for steps in (1000, 5):
         recipe = load_recipe("teacher/digits", [f"steps={steps}", "trainer.accelerator=cpu", "trainer.log_every=7", "method.ema_warmup=3"])
         with pytest.raises(StopHereError):
-            build.train(recipe, tmp_path / str(steps))
+            train_recipe(recipe, tmp_path / str(steps))
     found = [(s.steps, s.sample_every, s.checkpoint_every, s.log_every, s.ema_warmup, s.evaluate_every) for s in settings]
     assert found == [(1000, 100, 100, 7, 3, None), (5, 1, 1, 7, 3, None)]  # measuring is asked for

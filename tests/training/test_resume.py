@@ -384,12 +384,12 @@ def test_resuming_a_finished_run_changes_nothing(method, teacher_run, student_ru
 
 def test_a_resumed_run_with_another_recipe_names_what_differs(teacher_run, teacher_overrides, mistake):
     before = snapshot(teacher_run)
-    changes = ["method.lr=1e-4", "seed=7", "network.channels=[16,32]"]
+    changes = ["method.optimizer.lr=1e-4", "seed=7", "network.channels=[16,32]"]
     message = mistake("train", "teacher/digits", *teacher_overrides, *changes, "--out", teacher_run, "--resume")
     lines = message.splitlines()
     assert str(teacher_run) in lines[0]
     assert sorted(line.strip() for line in lines[1:4]) == [
-        "method.lr was 0.002, now 0.0001",
+        "method.optimizer.lr was 0.002, now 0.0001",
         "network.channels was [8, 32], now [16, 32]",
         "seed was 0, now 7",
     ]

@@ -34,7 +34,12 @@ LABEL = Kind(f"record{{s}} with a label above {CLASSES - 1}", f"unpack {ARCHIVE}
 NAMES = Kind(f"file{{s}} without {CLASSES} class names", f"unpack {ARCHIVE} anew")
 
 
-def cifar10(path: str, flip: bool = False, md5: str = MD5) -> ImageData:
+def cifar10(dir: str | None = None, flip: bool = False) -> ImageData:
+    """CIFAR-10: from the official archive in the folder `dir` (see `cifar10_of`), or from the Hugging Face Hub. Raises DataError."""
+    return cifar10_of_the_hub(flip) if dir is None else cifar10_of(dir, flip)
+
+
+def cifar10_of(path: str, flip: bool = False, md5: str = MD5) -> ImageData:
     """CIFAR-10: 50,000 training images and 10,000 held out, RGB, 32 x 32, 10 classes.
 
     `path` is the official archive, the folder that it lies in, the folder that it unpacks to, or the one which that lies in. The archive is

@@ -46,6 +46,16 @@ class ImageData:
         """Number of classes, or None."""
         return len(self.class_names) or None
 
+    @property
+    def mixture(self) -> None:
+        """None: the density of images is not known."""
+        return None
+
+    def some(self, num: int, seed: int) -> Tensor:
+        """`num` training images [num, C, H, W], or all if there are fewer, drawn with `seed`, as they are trained on."""
+        rng = torch.Generator().manual_seed(seed)
+        return self.batch(torch.randperm(len(self.train), generator=rng)[:num], rng, torch.device("cpu"))[0]
+
     def images(self, split: str) -> Tensor:
         """All images of split "train" or "heldout", float32 [N, C, H, W] in [-1, 1]."""
         return self._scaled(self.train if split == "train" else self.heldout)

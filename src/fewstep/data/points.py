@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewstep.data.density import Density
 from fewstep.data.errors import DataError
+from fewstep.data.mixtures import Mixture
 
 
 def check_points(x: Tensor) -> None:
@@ -56,6 +57,16 @@ class PointData:
     def class_names(self) -> tuple[str, ...]:
         """Empty."""
         return ()
+
+    @property
+    def mixture(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Means [K, D], standard deviations [K] and weights [K], float64, where the density is a mixture of Gaussians; else None."""
+        return (self.density.modes, self.density.mode_stds, self.density.mode_weights) if isinstance(self.density, Mixture) else None
+
+    def some(self, num: int, seed: int) -> Tensor:
+        """`num` training points [num, D], or all if there are fewer, drawn with `seed`, as they are trained on."""
+        rng = torch.Generator().manual_seed(seed)
+        return self.batch(torch.randperm(len(self.train), generator=rng)[:num], rng, torch.device("cpu"))[0]
 
     def images(self, split: str) -> Tensor:
         """All points of split "train" or "heldout", float32 [N, D]."""

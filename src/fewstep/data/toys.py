@@ -136,17 +136,19 @@ def make_density(name: str) -> Density:
     return DENSITIES[name]()
 
 
-def toy_data(name_or_density: str | Density, size: int = 20_000, seed: int = 0) -> PointData:
-    """`size` points to train and 10,000 held out, drawn from `seed`; the held-out points do not depend on `size`.
+def toy_data(density: str | Density, size: int = 20_000, seed: int = 0) -> PointData:
+    """`size` points of a density, or of the one of that name, to train and 10,000 held out, drawn from `seed`.
+
+    The held-out points do not depend on `size`.
 
     Raises DataError for a name that is unknown and for a size below 2.
     """
     if size < 2:
         raise DataError(f"data.size is {size}; at least 2 points are needed to train, choose a larger data.size")
-    density = make_density(name_or_density) if isinstance(name_or_density, str) else name_or_density
+    law = make_density(density) if isinstance(density, str) else density
     # hashed, so that neither split shares a stream with the noise of a loop that is seeded with the same number
     streams = np.random.SeedSequence(seed % 2**64).generate_state(2, np.uint64)
     train, heldout = (
-        density.sample(num, torch.Generator().manual_seed(int(stream))) for num, stream in zip((size, HELDOUT), streams, strict=True)
+        law.sample(num, torch.Generator().manual_seed(int(stream))) for num, stream in zip((size, HELDOUT), streams, strict=True)
     )
-    return PointData(density.name, train, heldout, density)
+    return PointData(law.name, train, heldout, law)

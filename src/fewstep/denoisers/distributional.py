@@ -25,6 +25,8 @@ class DistributionalDenoiser(nn.Module):
 
     """
 
+    draws = "posterior"
+
     def __init__(self, network: nn.Module, sigma_data: float, num_classes: int | None = None, output: Literal["x0", "edm"] = "x0") -> None:
         super().__init__()
         if output not in ("x0", "edm"):

@@ -33,7 +33,7 @@ class ForeignDenoiser(nn.Module):
     and what is built on this denoiser must keep to `sigma_max`. The estimate is not clipped, as some samplers do.
 
     Args:
-        network: called with x_t, t (float32 [B]), label and features; its attribute ``null_class``, where it has one, says whether it
+        network: called with x_t, t (float32 [B]) and label; its attribute ``null_class``, where it has one, says whether it
             knows a null class.
         sigma_data: standard deviation of the data. It weighs losses; D does not depend on it.
         num_classes: number of classes, or None.
@@ -46,6 +46,9 @@ class ForeignDenoiser(nn.Module):
         ValueError: for another prediction, and for betas that make no table.
 
     """
+
+    draws = "denoiser"
+    forward_methods = ("features",)
 
     def __init__(
         self,
@@ -84,12 +87,31 @@ class ForeignDenoiser(nn.Module):
         state = torch.float32 if sigma.device.type == "mps" else torch.float64
         return fractional_timestep(sigma, self.sigmas.to(sigma.device, state))
 
-    def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None, features: int = 0) -> Any:
-        """The estimate of x0, like `x` [B, ...], in float32; or with `features` the network's inner ones, a list of so many.
+    @property
+    def feature_shapes(self) -> list[tuple[int, tuple[int, int]]]:
+        """(channels, (height, width)) of each level of the network's features, the coarsest first; empty for a network without."""
+        return list(getattr(self.network, "feature_shapes", []))
+
+    def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+        """The estimate of x0, like `x` [B, ...], in float32.
 
         `sigma` is [B] or [], positive. `label` is int64 [B]; None asks for no class. Raises ValueError where it is None, and the network
         has classes but no null class.
         """
+        alpha, sigma_t, x_t, *told = self._told(x, sigma, label)
+        f = self.network(*told).float()
+        if self.prediction == "sample":
+            return f
+        return (x0_from_epsilon if self.prediction == "epsilon" else x0_from_v)(x_t, f, alpha, sigma_t)
+
+    def features(self, x: Tensor, sigma: Tensor, label: Tensor | None, levels: int) -> list[Tensor]:
+        """So many `levels` of the network's inner features, the coarsest first; arguments and errors as of `forward`."""
+        *_, x_t, timestep, label = self._told(x, sigma, label)
+        network: Any = self.network
+        return network.features(x_t, timestep, label, levels)
+
+    def _told(self, x: Tensor, sigma: Tensor, label: Tensor | None) -> tuple[Any, ...]:
+        """(alpha, sigma_t, x_t, x_t as the network has it, timestep, label): coefficients, and what the network is told."""
         if label is None and self.num_classes is not None and not self.null_class:
             raise ValueError(f"label is None, but this network has {self.num_classes} classes and no null class; give labels")
         x = x.float()
@@ -98,9 +120,4 @@ class ForeignDenoiser(nn.Module):
         alpha, sigma_t = (expand_like(c, x) for c in ddpm_coefficients(sigma))
         x_t = alpha * x
         # the timestep stays in float32: bfloat16 has no 999
-        f = self.network(x_t.to(next(self.network.parameters()).dtype), self.timestep(sigma), label, features)
-        if features:
-            return f
-        if self.prediction == "sample":
-            return f.float()
-        return (x0_from_epsilon if self.prediction == "epsilon" else x0_from_v)(x_t, f.float(), alpha, sigma_t)
+        return alpha, sigma_t, x_t, x_t.to(next(self.network.parameters()).dtype), self.timestep(sigma), label

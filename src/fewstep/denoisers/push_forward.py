@@ -14,6 +14,8 @@ class PushForward(nn.Module):
     shape of one z, or its length.
     """
 
+    draws = "map"
+
     def __init__(self, network: nn.Module, sigma_data: float, num_classes: int | None = None) -> None:
         super().__init__()
         self.network = network
@@ -27,6 +29,8 @@ class PushForward(nn.Module):
         return (latent,) if isinstance(latent, int) else tuple(cast(Sequence[int], latent))
 
     def forward(self, z: Tensor, sigma: Tensor | float = torch.inf, label: Tensor | None = None) -> Tensor:
-        """Items [B, ...] in float32 for z [B, *latent]; `label` int64 [B] where there are classes."""
+        """Items [B, ...] in float32 for z [B, *latent]; `label` int64 [B] where there are classes, of which none means no class."""
+        if label is None and self.num_classes is not None:
+            raise ValueError(f"label is None, but this map has {self.num_classes} classes and none that means no class; give labels")
         dtype = next(self.network.parameters()).dtype
         return self.sigma_data * self.network(z.to(dtype), None if self.num_classes is None else label).float()

@@ -1,6 +1,7 @@
 """A denoiser of samples that were made in different ways, told which."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,19 +16,29 @@ class StepwiseDenoiser(nn.Module):
     through one copy only, so a pass costs what one denoiser's does; memory grows with the steps.
     """
 
+    forward_methods = ("features",)
+
     def __init__(self, denoiser: nn.Module, steps: int) -> None:
         super().__init__()
         self.copies = nn.ModuleList(copy.deepcopy(denoiser) for _ in range(steps))
 
-    def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None, features: int = 0, step: Tensor | None = None) -> Any:
-        """The estimate of x0, like `x` [B, ...], or the network's inner `features`, for samples of `step`, int64 [B]."""
-        assert step is not None
+    def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None, step: Tensor) -> Tensor:
+        """The estimate of x0, like `x` [B, ...], for samples of `step`, int64 [B]."""
+        parts, back = self._by_step(lambda denoiser, *told: denoiser(*told), x, sigma, label, step)
+        return torch.cat(parts)[back]
+
+    def features(self, x: Tensor, sigma: Tensor, label: Tensor | None, levels: int, step: Tensor) -> list[Tensor]:
+        """So many `levels` of the inner features of the denoiser of each item's `step`, the coarsest first."""
+        parts, back = self._by_step(lambda denoiser, *told: denoiser.features(*told, levels), x, sigma, label, step)
+        return [torch.cat(maps)[back] for maps in zip(*parts, strict=True)]
+
+    def _by_step(self, ask: Callable[..., Any], x: Tensor, sigma: Tensor, label: Tensor | None, step: Tensor) -> tuple[list[Any], Tensor]:
+        """What `ask` gives for the items of each step that occurs, and the order that puts the items back in their places."""
         sigma = torch.as_tensor(sigma, device=x.device).expand(x.shape[0])
         groups = [(step == number).nonzero().flatten() for number in range(len(self.copies))]
         parts = [
-            denoiser(x[group], sigma[group], None if label is None else label[group], features)
+            ask(denoiser, x[group], sigma[group], None if label is None else label[group])
             for denoiser, group in zip(self.copies, groups, strict=True)
             if len(group)
         ]
-        back = torch.cat(groups).argsort()
-        return [torch.cat(maps)[back] for maps in zip(*parts, strict=True)] if features else torch.cat(parts)[back]
+        return parts, torch.cat(groups).argsort()

@@ -18,7 +18,7 @@ from fewstep.denoisers import ForeignDenoiser
 from fewstep.errors import UserError
 from fewstep.files import check_free, whole_folder
 from fewstep.generator import Generator, first_line
-from fewstep.networks.unet import num_parameters
+from fewstep.networks.base import num_parameters
 
 # what diffusers' DDPMScheduler takes where its file is silent, and what Ho et al. (arXiv 2006.11239) trained with
 DDPM = {"prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}

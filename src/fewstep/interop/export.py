@@ -38,7 +38,7 @@ def formats() -> dict[str, Format]:
     }
 
 
-def export(path: str | Path, form: str, out: Path, licence: str | None = None) -> float:
+def export(path: str | Path, form: str, out: Path, licence: str | None = None, steps: int | None = None) -> float:
     """Write the generator at `path` into the folder `out` with its model card, and return how far it is from ``Generator.sample``.
 
     It is written beside `out`, read back by diffusers or onnxruntime, and drawn from with the seeds of `PROBES`; `out` is there when every
@@ -49,6 +49,7 @@ def export(path: str | Path, form: str, out: Path, licence: str | None = None) -
         form: "diffusers", for `ConsistencyModelPipeline`, or "onnx", for onnxruntime.
         out: a new or an empty folder.
         licence: of the weights, for the card; None where it is not known. A generator that came with one keeps it.
+        steps: the number of steps that it is written for; None for the generator's own default.
 
     Raises:
         UserError: for an unknown format, a folder that is not empty, a generator that the format cannot hold, a licence that is not the
@@ -60,10 +61,14 @@ def export(path: str | Path, form: str, out: Path, licence: str | None = None) -
         raise UserError(f"--format is {form!r}; allowed: {', '.join(known)}")
     check_free(out)
     generator = load(path)
-    if generator.sampler["name"] not in ("few_step", "push_forward"):
-        name = generator.sampler["name"]
-        instead = "distil it first, with method.teacher of a dmd2 recipe" if generator.is_denoiser else "draw from it with fewstep sample"
+    name = generator.sampler["name"]
+    if name not in ("few_step", "push_forward"):
+        instead = "distil it first: give it to a recipe as method.teacher" if generator.is_denoiser else "draw from it with fewstep sample"
         raise UserError(f"{path} is sampled with {name}, and only few_step and push_forward generators can be exported; {instead}")
+    if steps is not None:
+        sigmas = generator.sigmas(steps).tolist()
+        if generator.any_steps:
+            generator = generator.derive({"name": name, "sigmas": sigmas}, generator.info)
     known[form].check(generator)
     own = generator.info.get("licence")
     if own is not None and licence not in (None, own):

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from fewstep import __version__
 from fewstep.generator import Generator
 from fewstep.metrics.figures import BY_KEY
-from fewstep.networks.unet import num_parameters
+from fewstep.networks.base import num_parameters
 
 # the Hub's own names (https://huggingface.co/docs/hub/repositories-licenses); any other is `other` with a name of its own
 LICENCES = """

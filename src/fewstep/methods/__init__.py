@@ -1,9 +1,37 @@
-"""One file a method: each reads like the algorithm box of its paper and knows nothing of loops, files or devices."""
+"""Methods: each a room of its own, which reads like the algorithm box of its paper and knows nothing of loops, files or devices.
 
-from fewstep.methods.base import Batch, LossOutput, Method, OptimizerSettings, Ramp, Turn
-from fewstep.methods.dddm import DDDM
-from fewstep.methods.dmd2 import DMD2
-from fewstep.methods.drift import Drift
-from fewstep.methods.teacher import Teacher
+A method of one's own derives from `Method`, and its settings from `MethodSettings` (docs/own_method.md). Nothing heavy is imported until
+it is used: settings are read without torch.
+"""
 
-__all__ = ["DDDM", "DMD2", "Batch", "Drift", "LossOutput", "Method", "OptimizerSettings", "Ramp", "Teacher", "Turn"]
+from typing import TYPE_CHECKING, Any
+
+from fewstep.sections import Compared, Grid, MethodSettings, Optimizer, Section
+
+if TYPE_CHECKING:
+    from fewstep.methods.base import Alarm, Batch, Data, Given, LossOutput, Method, Networks, Ramp, Turn
+
+__all__ = [
+    "Alarm",
+    "Batch",
+    "Compared",
+    "Data",
+    "Given",
+    "Grid",
+    "LossOutput",
+    "Method",
+    "MethodSettings",
+    "Networks",
+    "Optimizer",
+    "Ramp",
+    "Section",
+    "Turn",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        import fewstep.methods.base
+
+        return getattr(fewstep.methods.base, name)
+    raise AttributeError(f"module 'fewstep.methods' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What a method declares, and what the training loop may ask of it.
+"""What a method declares, and what it is given to make itself from.
 
 A method owns named networks and declares *turns*: which of them train together, how often, with which optimiser. At each
 step the loop takes the turns that are due, in order, and asks for their losses.
@@ -8,12 +8,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from fewstep.denoisers import MixtureDenoiser
 from fewstep.generator import Generator
+from fewstep.sections import EXACT, MethodSettings, NetworkSettings, Optimizer
 
 Networks = Mapping[str, Callable[..., Any]]
 
@@ -24,36 +26,6 @@ class Batch:
 
     x: Tensor
     label: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """AdamW and its learning rate over a turn's own updates (not steps of the loop).
-
-    `lr` is reached linearly over `warmup` updates, held until the fraction `decay_from` of all updates, then taken to
-    ``final * lr``, linearly or along half a cosine. `clip` is the largest gradient norm over the turn's networks; None leaves it
-    alone. Parameters whose name ends in a key of `scales` learn that many times as fast.
-    """
-
-    lr: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.01
-    clip: float | None = 10.0
-    warmup: int = 0
-    decay_from: float = 1.0
-    final: float = 1.0
-    cosine: bool = False
-    scales: Mapping[str, float] = field(default_factory=dict)
-
-    def lr_at(self, update: int, updates: int) -> float:
-        """The learning rate of update number `update` (from 0) out of `updates`."""
-        warm = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
-        start = self.decay_from * updates
-        progress = (update - start) / max(1.0, updates - start) if update > start else 0.0
-        progress = min(1.0, progress)
-        if self.cosine:
-            progress = (1 - math.cos(math.pi * progress)) / 2
-        return self.lr * warm * (1 + progress * (self.final - 1))
 
 
 @dataclass(frozen=True)
@@ -75,12 +47,31 @@ class Ramp:
 
 @dataclass(frozen=True)
 class Turn:
-    """Networks that train together: every `every`-th step, starting with the first."""
+    """Networks that train together: every `every`-th step, from the share `begins` of the run up to `ends`.
+
+    Parameters whose name ends in a key of `scales` learn that many times as fast as `optimizer` says.
+    """
 
     name: str
     trains: tuple[str, ...]
-    optimizer: OptimizerSettings
+    optimizer: Optimizer
     every: int = 1
+    scales: Mapping[str, float] = field(default_factory=dict)
+    begins: float = 0.0
+    ends: float = 1.0
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether it is this turn at `step`, from 0, of a run of `steps`."""
+        first, last = self._between(steps)
+        return first <= step < last and step % self.every == 0
+
+    def updates(self, steps: int) -> int:
+        """How many updates it makes in a run of `steps`."""
+        first, last = self._between(steps)
+        return -(-last // self.every) + (-first // self.every)
+
+    def _between(self, steps: int) -> tuple[int, int]:
+        return round(self.begins * steps), round(self.ends * steps)
 
 
 @dataclass(frozen=True)
@@ -96,6 +87,85 @@ class LossOutput:
     label: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Alarm:
+    """Raise the alarm `name` when `figure`, a logged term, leaves the range from `low` to `high`.
+
+    `message` says what is seen, with ``{value}`` where the figure goes; `advice` says why, and what to change.
+    """
+
+    name: str
+    figure: str
+    message: str
+    advice: str
+    low: float = -math.inf
+    high: float = math.inf
+
+
+class Data(Protocol):
+    """What a method may ask of its data set when it is made."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one item: (C, H, W) of images, (D,) of points."""
+        ...
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, or None."""
+        ...
+
+    @property
+    def mixture(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Means [K, D], standard deviations [K] and weights [K] of the mixture of Gaussians that it was drawn from; None if unknown."""
+        ...
+
+    def some(self, num: int, seed: int) -> Tensor:
+        """`num` training items [num, ...] drawn with `seed`, as they are trained on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a method makes itself from, beside its own settings.
+
+    Attributes:
+        data: the training data.
+        network: settings of the network that the recipe names.
+        seed, steps, batch_size: of the recipe.
+        teacher: the generator that is to teach, opened and held against the data; None where none was asked for, or there is a closed form.
+        make_generator: an untrained generator from the recipe's network and ``(sampler, denoiser, network=..., **network_arguments)``; its
+            weights depend on the seed alone. `network` takes other settings than the recipe's.
+        feature_network: feature networks for images by name, as ``trainer.evaluate_features`` has them; "" is the data's own.
+        open_generator: the generator in a run or model folder.
+
+    """
+
+    data: Data
+    network: NetworkSettings
+    seed: int
+    steps: int
+    batch_size: int
+    teacher: Generator | None
+    make_generator: Callable[..., Generator]
+    feature_network: Callable[[str], Callable[[Tensor], Tensor]]
+    open_generator: Callable[[str], Generator]
+
+
+def exact_denoiser(data: Data) -> MixtureDenoiser:
+    """The closed form of the denoiser of `data`. Raises ValueError for data that is no known mixture."""
+    if data.mixture is None:
+        raise ValueError(
+            f"method.teacher is {EXACT!r}, but the data {data.name} is no mixture of Gaussians; name the run folder of a trained one"
+        )
+    return MixtureDenoiser(*data.mixture)
+
+
 def hidden_labels(label: Tensor | None, share: float, null: int | None, rng: torch.Generator) -> Tensor | None:
     """`label` [B] with each entry replaced by the null class `null` with probability `share`: what guidance needs in training."""
     if label is None or not share:
@@ -105,12 +175,36 @@ def hidden_labels(label: Tensor | None, share: float, null: int | None, rng: tor
 
 
 class Method(ABC):
-    """Networks, turns and losses. `networks[ships]` is what the EMA follows and what `ship` makes a `Generator` of."""
+    """Networks, turns and losses. `networks[ships]` is what the EMA follows and what `ship` makes a `Generator` of.
+
+    Class attributes:
+        Settings: the method's settings, a `MethodSettings` class.
+        ships: the name of the network that ships.
+        shown: terms that stand beside the progress bar, such as "loss", by what comes after the dot of their logged names.
+        main: the logged term that a person would look at, such as "generator.loss": a picture's curve.
+        drawn: curves of the report, a heading for each family and its terms; the loop's own (gradient norms, health) come by themselves.
+        alarms: what is alarming in the method's own terms.
+        advice: what to do about a common alarm (`fewstep.training.health`), by its name.
+    """
+
+    Settings: ClassVar[type[MethodSettings]] = MethodSettings
+    ships: ClassVar[str]
+    shown: ClassVar[tuple[str, ...]] = ("loss",)
+    main: ClassVar[str | None] = None
+    drawn: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    alarms: ClassVar[tuple[Alarm, ...]] = ()
+    advice: ClassVar[Mapping[str, str]] = {}
 
     networks: dict[str, nn.Module]
     turns: tuple[Turn, ...]
-    ships: str
-    advice: ClassVar[Mapping[str, str]] = {}  # what to do about an alarm (`fewstep.training.health`), where it is not the usual
+
+    @classmethod
+    @abstractmethod
+    def make(cls, settings: Any, given: Given) -> "Method":
+        """The method, with all its networks, from its `settings` and what it is `given`.
+
+        Raises ValueError, one sentence, for settings that do not go with the data or the networks.
+        """
 
     @abstractmethod
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
@@ -124,6 +218,21 @@ class Method(ABC):
     @abstractmethod
     def ship(self, network: nn.Module, step: int) -> Generator:
         """The generator to save: `network`, weights like ``networks[ships]``, with its sampler."""
+
+    @property
+    def least_items(self) -> int:
+        """The fewest items that a part of a batch must hold, a part being what one process learns from at once."""
+        return 1
+
+    @property
+    def best_from(self) -> float:
+        """The share of the run from which on its best model may be chosen: what a schedule has not yet settled is no guide."""
+        return 0.0
+
+    @property
+    def kept_teacher(self) -> Generator | None:
+        """A teacher that has to stay in the run folder, so that the run can be resumed and measured beside it; or None."""
+        return None
 
     def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor] | None:
         """(where, V): how the method would move samples that lie at `points` [M, D], given generated `samples` and `real` ones.

@@ -85,44 +85,6 @@ class PooledPixels:
         return adaptive_avg_pool2d(images, 8).flatten(1)
 
 
-class RandomFeatures(nn.Module):
-    """A small convolutional network that was never trained, seed 0: [N, 2 width + pixels]. A baseline for learned features."""
-
-    name = "random"
-
-    def __init__(self, shape: tuple[int, ...], width: int = 64) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.first = nn.Conv2d(shape[0], width, 3, padding=1)
-            self.second = nn.Conv2d(width, width, 3, padding=1, stride=2)
-        self.requires_grad_(False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Means over the image of two layers, and the pixels themselves: float32 [N, D]."""
-        first = nn.functional.silu(self.first(images))
-        second = nn.functional.silu(self.second(first))
-        return torch.cat([first.mean((2, 3)), second.mean((2, 3)), images.flatten(1)], 1)
-
-
-class TeacherFeatures:
-    """The hidden state of a diffusion teacher at its bottleneck, with the pixels beside it (arXiv 2605.07327).
-
-    `denoiser` takes (x, sigma, label, features=1); the images are seen at one noise level, without noise.
-    """
-
-    name = "teacher"
-
-    def __init__(self, denoiser: nn.Module, sigma: float = 0.2) -> None:
-        self.denoiser, self.sigma = denoiser, sigma
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Features [N, D] of images [N, C, H, W]."""
-        sigma = torch.tensor(self.sigma, device=images.device)
-        hidden = self.denoiser.to(images.device)(images, sigma, None, features=1)[0]
-        return torch.cat([hidden.flatten(1), images.flatten(1)], 1)
-
-
 def feature_network(data_name: str) -> FeatureNetwork:
     """The feature network for a data set: the digit classifier for "digits", pooled pixels for anything else."""
     return DigitClassifier.load() if data_name == "digits" else PooledPixels()

@@ -1,43 +1,32 @@
-"""Raw networks ``F(x, c_noise, label)``, made by name from plain arguments."""
+"""Raw networks, each a room of its own: its settings, which need no torch, and the module.
 
-from collections.abc import Mapping
+A network is an ``nn.Module`` made as ``Net(shape, num_classes, **its own settings)``, of one of three roles (`fewstep.sections.Role`):
+
+    denoiser    ``F(x, c_noise, label)``: like x [B, *shape] for c_noise [B] (``ln(sigma) / 4``) and label int64 [B], or None
+                without classes; label ``num_classes`` means "no class"
+    map         ``G(z, label)``: items [B, *shape] of noise z [B, latent], with an attribute ``latent``, its shape or length
+    copy        the teacher's own network, which no class makes
+
+What a denoiser's network can be given besides, it names in its settings' ``takes``:
+
+    xi          a second noise: ``forward(..., xi=...)``, an attribute ``xi_shape``, made with an argument ``xi_channels``
+    condition   a vector: ``forward(..., condition=...)`` [B, K], made with an argument ``condition`` = K; it enters with weight 0 at
+                first, so that a network without one can give it its weights
+    features    a method ``features(x, c_noise, label, levels)`` and an attribute ``feature_shapes``
+
+A method ``zero_output()``, where there is one, makes an untrained network silent.
+"""
+
 from typing import Any
 
-from torch import nn
+from fewstep.sections import NetworkSettings
+
+__all__ = ["NetworkSettings", "make_network", "num_parameters"]
 
 
-def make_network(config: Mapping[str, Any], shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
-    """Build the network that `config` names (key ``name``; the other keys are its arguments) for data [B, *shape].
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        import fewstep.networks.base
 
-    Raises ValueError for an unknown name or arguments that do not fit together.
-    """
-    arguments = dict(config)
-    name = arguments.pop("name")
-    if name == "unet":
-        from fewstep.networks.unet import UNet
-
-        return UNet(shape, num_classes, **arguments)
-    if name == "edm_unet":
-        from fewstep.networks.edm_unet import EDMUNet
-
-        return EDMUNet(shape, num_classes, **arguments)
-    if name == "unet2d":
-        from fewstep.networks.unet2d import UNet2D
-
-        return UNet2D(shape, num_classes, **arguments)
-    if name == "latent_unet":
-        from fewstep.networks.unet import LatentUNet
-
-        return LatentUNet(shape, num_classes, **arguments)
-    if name == "dit":
-        from fewstep.networks.dit import DiT
-
-        return DiT(shape, num_classes, **arguments)
-    from fewstep.networks import mlp
-
-    kinds = {"mlp": mlp.MLP, "latent_mlp": mlp.LatentMLP, "coded_mlp": mlp.CodedMLP}
-    if name in kinds:
-        return kinds[name](shape, num_classes, **arguments)
-    raise ValueError(
-        f"network.name is {name!r}; allowed: 'unet', 'latent_unet', 'edm_unet', 'unet2d', 'dit', {', '.join(map(repr, kinds))}"
-    )
+        return getattr(fewstep.networks.base, name)
+    raise AttributeError(f"module 'fewstep.networks' has no attribute {name!r}")

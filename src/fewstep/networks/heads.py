@@ -46,3 +46,17 @@ class LevelHeads(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Logits [B, heads] from one feature map [B, channels, height, width] a head."""
         return torch.stack([head(feature) for head, feature in zip(self.heads, features, strict=True)], 1)
+
+
+def feature_shapes(denoiser: nn.Module, levels: int) -> list[tuple[int, tuple[int, int]]]:
+    """(channels, (height, width)) of so many `levels` of features of a `fewstep.denoisers.FeatureDenoiser`, the coarsest first.
+
+    Raises ValueError for a denoiser without them, or with fewer levels.
+    """
+    shapes = list(getattr(denoiser, "feature_shapes", []))
+    if not shapes:
+        network = getattr(denoiser, "network", denoiser)
+        raise ValueError(f"the network is a {type(network).__name__}, which has no resolution levels; method.gan needs a U-Net")
+    if levels > len(shapes):
+        raise ValueError(f"method.gan_levels is {levels}, but the network has {len(shapes)}; give at most that many")
+    return shapes[:levels]

@@ -3,18 +3,18 @@
 import torch
 from torch import nn
 
-from fewstep.generator import frozen
+from fewstep.training.learned import average_of, learned
 
 
 class EMA:
-    """An average of `module`'s parameters: at update u (from 1) the old average keeps ``min(decay, u / (u + warmup))``.
+    """An average of what `module` learns: at update u (from 1) the old average keeps ``min(decay, u / (u + warmup))``.
 
     With `decay` 1 the average always spans the same share of the updates made so far, about ``1 / warmup``; with `warmup` 0
     it is the usual constant decay.
     """
 
     def __init__(self, module: nn.Module, decay: float = 0.9999, warmup: float = 20.0) -> None:
-        self.module = frozen(module)
+        self.module = average_of(module)
         self.decay, self.warmup, self.updates = decay, warmup, 0
 
     @torch.no_grad()
@@ -22,6 +22,7 @@ class EMA:
         """Move the average towards the parameters of `module`; its buffers are copied."""
         self.updates += 1
         keep = min(self.decay, self.updates / (self.updates + self.warmup))
-        torch._foreach_lerp_(list(self.module.parameters()), [p.detach() for p in module.parameters()], 1 - keep)
-        for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
-            mine.copy_(theirs)
+        theirs = [parameter.detach() for parameter in learned(module).values()]
+        torch._foreach_lerp_(list(learned(self.module).values()), theirs, 1 - keep)
+        for mine, others in zip(self.module.buffers(), module.buffers(), strict=True):
+            mine.copy_(others)

@@ -4,11 +4,13 @@ A distillation loss says little: it is the disagreement of two networks, and may
 is the samples beside real data of the same batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from fewstep.methods.base import Alarm
 
 
 @torch.no_grad()
@@ -40,104 +42,57 @@ def _within_class_variance(x: Tensor, label: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Alarm:
+class Raised:
     """Something is wrong: `name` in one word, and a sentence that says what, why, and what to change."""
 
     name: str
     message: str
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Raise `name` when `figure` leaves the range from `low` to `high`; `message` says what is seen, `advice` why and what to change."""
-
-    name: str
-    figure: str
-    low: float
-    high: float
-    message: str
-    advice: str
-
-
-RULES = (
-    Rule(
+# what any method's samples can suffer from; a method says in its own words what to do about it, and has alarms of its own beside these
+COMMON = (
+    Alarm(
         "collapse",
         "health.spread",
-        0.8,
-        float("inf"),
         "samples of a class differ {value:.0%} as much as real ones: diversity is being lost",
-        "The fake network lags behind the generator, or the batch is very small: raise method.dfake_gen_update_ratio or "
-        "method.guidance_lr, or batch_size",
+        "Raise batch_size, lower the learning rate, or train longer",
+        low=0.8,
     ),
-    Rule(
+    Alarm(
         "noise",
         "health.spread",
-        0.0,
-        1.3,
         "samples of a class differ {value:.0%} as much as real ones: they still hold noise, or training is unstable",
-        "Early on this passes; later, lower method.generator_lr",
+        "Early on this passes; later, lower the learning rate",
+        high=1.3,
     ),
-    Rule(
+    Alarm(
         "drift",
         "health.shift",
-        0.0,
-        0.25,
         "the samples' mean is {value:.2f} standard deviations from the data's",
-        "The teacher does not fit the data (sigma_data, pixel range), or guidance is too strong: check the teacher's own samples, "
-        "lower method.guidance_scale",
+        "Check network.sigma_data and the pixel range, or train longer",
+        high=0.25,
     ),
-    Rule(
+    Alarm(
         "saturation",
         "health.saturation",
-        0.0,
-        0.15,
         "{value:.0%} of the pixels lie beyond the data's range",
-        "Guidance or gamma is too strong, or the learning rate too high: lower method.guidance_scale, method.gamma or method.generator_lr",
-    ),
-    Rule(
-        "disagreement",
-        "generator.gap",
-        0.0,
-        1.5,
-        "the teacher and the fake network disagree {value:.1f} times as much as the teacher misses the sample",
-        "The fake network does not follow: raise method.guidance_lr or method.dfake_gen_update_ratio, or lower method.generator_lr",
-    ),
-    Rule(
-        "escape",
-        "generator.escaped",
-        0.0,
-        0.5,
-        "{value:.0%} of the samples lie where real ones hardly are, and the field may not bring them back",
-        "Raise method.temperature_start or method.temperatures",
-    ),
-    Rule(
-        "overconfident",
-        "denoiser.calibration",
-        0.5,
-        float("inf"),
-        "particles lie {value:.0%} as far from each other as from the truth (100% for draws from the posterior): xi is being ignored",
-        "Raise method.lam (1 asks for the whole spread) or method.m, or lower method.lr; samples from few steps will be blurred until then",
-    ),
-    Rule(
-        "untrained",
-        "denoiser.denoising",
-        0.0,
-        0.9,
-        "the denoising loss is {value:.2f} (about 1 for a network that knows nothing)",
-        "Check network.sigma_data against the data's standard deviation, and method.lr",
+        "Lower the learning rate, or the guidance",
+        high=0.15,
     ),
 )
 
 
-def alarms(figures: Mapping[str, float], progress: float, advice: Mapping[str, str] | None = None) -> list[Alarm]:
+def alarms(
+    figures: Mapping[str, float], progress: float, own: Sequence[Alarm] = (), advice: Mapping[str, str] | None = None
+) -> list[Raised]:
     """The alarms that `figures` raise at `progress` (0 to 1) of the run; none in its first fifth, when all is unsettled.
 
-    `advice` replaces a rule's own, by its name.
+    `own` are the method's, and `advice` replaces that of a common one, by its name.
     """
     if progress < 0.2:
         return []
     return [
-        Alarm(rule.name, f"{rule.message.format(value=figures[rule.figure])}. {(advice or {}).get(rule.name, rule.advice)}")
-        for rule in RULES
+        Raised(rule.name, f"{rule.message.format(value=figures[rule.figure])}. {(advice or {}).get(rule.name, rule.advice)}")
+        for rule in (*COMMON, *own)
         if rule.figure in figures and not rule.low <= figures[rule.figure] <= rule.high
     ]

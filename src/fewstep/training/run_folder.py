@@ -12,13 +12,13 @@ from typing import Any
 import yaml
 
 from fewstep import files
-from fewstep.config import parse_yaml
 from fewstep.errors import UserError
 from fewstep.generator import Generator
+from fewstep.recipe import FORMAT, parse_yaml, resolved, validated
 from fewstep.training.checkpoint import Checkpoint, Damaged, checkpoints, load_checkpoint, save_checkpoint, tensor_bytes
 
 # what may differ when a run is resumed: it does not change what was learned so far
-RESUMABLE = ("trainer", "made_by")
+RESUMABLE = ("trainer", "made_by", "format")
 
 
 class RunFolder:
@@ -50,7 +50,10 @@ class RunFolder:
         return tree
 
     def check(self, recipe: Mapping[str, Any], resume: bool) -> None:
-        """Raise UserError where this folder cannot take a run of `recipe`: another one is in it, or is to be resumed as a different one."""
+        """Raise UserError where this folder cannot take a run of `recipe`: another one is in it, or is to be resumed as a different one.
+
+        What is there may be of an older form, and silent about settings that are younger: both are compared with all of them filled in.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out is {self.path}, which is a file; give a folder")
         if not self.recipe_file.exists():
@@ -60,7 +63,7 @@ class RunFolder:
             return
         if not resume:
             raise UserError(f"{self.path} already holds a run; go on with it by --resume, or give another folder")
-        before = self.recipe()
+        before = _filled_in(self.recipe())
         differing = _differences(
             {k: v for k, v in before.items() if k not in RESUMABLE}, {k: v for k, v in recipe.items() if k not in RESUMABLE}
         )
@@ -75,7 +78,7 @@ class RunFolder:
         """Make the folder, and write recipe.yaml if there is none yet."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.recipe_file.exists():
-            text = yaml.safe_dump({**recipe, "made_by": dict(made_by)}, sort_keys=False)
+            text = yaml.safe_dump({"format": FORMAT, **recipe, "made_by": dict(made_by)}, sort_keys=False)
             files.replace_file(self.recipe_file, text.encode())
         self.sample_folder.mkdir(exist_ok=True)
 
@@ -156,6 +159,14 @@ class RunFolder:
                 shutil.rmtree(folder)
         kept = [record for record in self.metrics() if record["step"] <= step]
         files.replace_file(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+
+def _filled_in(tree: dict[str, Any]) -> dict[str, Any]:
+    """`tree`, a recipe of any form, in today's, with every default; as it is where that cannot be had."""
+    try:
+        return resolved(validated(tree, "recipe.yaml"))
+    except UserError:
+        return tree
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:

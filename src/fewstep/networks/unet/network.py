@@ -23,7 +23,9 @@ class UNet(nn.Module):
         groups: groups of every GroupNorm; must divide each width.
         head_dim: channels of one attention head.
         dropout: probability, inside the residual blocks.
+        time_scale: the timestep is ``time_scale * c_noise``; 1000 is what diffusers' pipeline gives, smaller is smoother in time.
         xi_channels: channels of a second noise xi [B, m, xi_channels, H, W] that the network also sees; 0 for a network without.
+        condition: numbers of a condition [B, condition] that is added to the embedding, at first with weight 0; 0 for a network without.
 
     Raises:
         ValueError: for widths, sizes or groups that do not fit together.
@@ -40,10 +42,12 @@ class UNet(nn.Module):
         groups: int = 32,
         head_dim: int = 64,
         dropout: float = 0.0,
+        time_scale: float = 1000.0,
         xi_channels: int = 0,
+        condition: int = 0,
     ) -> None:
         super().__init__()
-        self.xi_shape = (xi_channels, *shape[1:])
+        self.xi_shape, self.time_scale = (xi_channels, *shape[1:]), time_scale
         from diffusers.models.unets.unet_2d import UNet2DModel
 
         attention = list(attention) if attention is not None else [False] * len(channels)
@@ -75,24 +79,64 @@ class UNet(nn.Module):
             resnet_time_scale_shift="scale_shift",
             num_class_embeds=None if num_classes is None else num_classes + 1,
         )
+        self.condition_size = condition
+        if condition:
+            width = self.unet.time_embedding.linear_2.out_features
+            self.unet.class_embedding = LabelAndCondition(self.unet.class_embedding, condition, width)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, features: int = 0, xi: Tensor | None = None) -> Any:
-        """The network's output, like `x` [B, C, H, W]; or a list of so many `features` [B, C', h, w], the coarsest first.
+    def forward(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, xi: Tensor | None = None, condition: Tensor | None = None
+    ) -> Tensor:
+        """The network's output, like `x` [B, C, H, W], for `c_noise` [B] and `label` int64 [B], or None for an unconditional network.
 
-        `c_noise` is [B], `label` int64 [B] or None for an unconditional network. With `xi` [B, m, xi_channels, H, W] the output is
-        [B, m, C, H, W]; every convolution sees xi, so each of the m costs a whole pass. Features are the bottleneck's, then the
-        encoder's last of each finer level, of the shapes in `feature_shapes`; they skip the decoder, so a discriminator pays for half
-        the network.
+        With `xi` [B, m, xi_channels, H, W] the output is [B, m, C, H, W]; every convolution sees xi, so each of the m costs a whole pass.
+        `condition` is [B, condition], where the network has one; None stands for zeros.
         """
-        if features:
-            return encoder_features(self.unet, x, 1000 * c_noise, label)[:features]
         if xi is None:
-            return self.unet(x, 1000 * c_noise, class_labels=label, return_dict=False)[0]
+            if self.condition_size and condition is None:
+                condition = x.new_zeros(len(x), self.condition_size)
+            told: Any = label if condition is None else (label, condition)
+            return self.unet(x, self.time_scale * c_noise, class_labels=told, return_dict=False)[0]
         m = xi.shape[1]
         label = None if label is None else label.repeat_interleave(m)
         both = torch.cat([x[:, None].expand(-1, m, -1, -1, -1), xi], 2).flatten(0, 1)
-        out = self.unet(both, 1000 * c_noise.repeat_interleave(m), class_labels=label, return_dict=False)[0]
+        out = self.unet(both, self.time_scale * c_noise.repeat_interleave(m), class_labels=label, return_dict=False)[0]
         return out.view(*xi.shape[:2], *x.shape[1:])
+
+    def features(self, x: Tensor, c_noise: Tensor, label: Tensor | None, levels: int) -> list[Tensor]:
+        """So many `levels` of inner features [B, C', h, w]: the bottleneck's, then the encoder's last of each finer level.
+
+        They are of the shapes in `feature_shapes`, and skip the decoder, so a discriminator pays for half the network.
+        """
+        return encoder_features(self.unet, x, self.time_scale * c_noise, label)[:levels]
+
+    @torch.no_grad()
+    def zero_output(self) -> None:
+        """Set the last convolution to zero, so that an untrained denoiser starts as ``c_skip x``."""
+        nn.init.zeros_(self.unet.conv_out.weight)
+        assert self.unet.conv_out.bias is not None
+        nn.init.zeros_(self.unet.conv_out.bias)
+
+
+class LabelAndCondition(nn.Module):
+    """What a label and a condition add to the embedding of the noise level: in the place of the label's own table.
+
+    diffusers hands whatever it is given as ``class_labels`` to that table: a label [B] (or None), or a pair of it and a condition.
+    """
+
+    def __init__(self, table: nn.Embedding | None, condition: int, width: int) -> None:
+        super().__init__()
+        self.weight = None if table is None else table.weight  # under the name that it has without a condition
+        self.from_condition = nn.Linear(condition, width, bias=False)
+        nn.init.zeros_(self.from_condition.weight)
+
+    def forward(self, told: Tensor | tuple[Tensor | None, Tensor]) -> Tensor:
+        """[B, width] for a label [B], or for (label or None, condition [B, condition])."""
+        label, condition = told if isinstance(told, tuple) else (told, None)
+        parts = [] if self.weight is None or label is None else [nn.functional.embedding(label, self.weight)]
+        if condition is not None:
+            parts.append(self.from_condition(condition.to(self.from_condition.weight.dtype)))
+        return sum(parts[1:], parts[0])
 
 
 def encoder_features(unet: Any, x: Tensor, timestep: Tensor, label: Tensor | None) -> list[Tensor]:
@@ -125,34 +169,8 @@ class LatentUNet(nn.Module):
         super().__init__()
         self.latent = tuple(shape)
         self.inner = UNet(shape, num_classes, **arguments)
-        zero_output(self.inner)
+        self.inner.zero_output()
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Items like z [B, C, H, W]; `label` int64 [B] where there are classes."""
         return z + self.inner(z, z.new_zeros(z.shape[0]), label)
-
-
-def feature_shapes(network: nn.Module, levels: int) -> list[tuple[int, tuple[int, int]]]:
-    """(channels, (height, width)) of the features that ``features=levels`` gives, the coarsest first.
-
-    Raises ValueError for a network without them, or with fewer levels.
-    """
-    shapes = getattr(network, "feature_shapes", [])
-    if not shapes:
-        raise ValueError(f"the network is a {type(network).__name__}, which has no resolution levels; method.gan needs a U-Net")
-    if levels > len(shapes):
-        raise ValueError(f"method.gan_levels is {levels}, but the network has {len(shapes)}; give at most that many")
-    return shapes[:levels]
-
-
-def num_parameters(module: nn.Module) -> int:
-    """Number of parameters of `module`, trainable or frozen."""
-    return sum(p.numel() for p in module.parameters())
-
-
-@torch.no_grad()
-def zero_output(network: UNet) -> None:
-    """Set the last convolution to zero, so that an untrained denoiser starts as ``c_skip x``."""
-    nn.init.zeros_(network.unet.conv_out.weight)
-    assert network.unet.conv_out.bias is not None
-    nn.init.zeros_(network.unet.conv_out.bias)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.networks.unet import encoder_features
+from fewstep.networks.unet.network import encoder_features
 
 
 class UNet2D(nn.Module):
@@ -56,11 +56,10 @@ class UNet2D(nn.Module):
         self.null_class = num_classes is not None and rows == num_classes + 1
         self.feature_shapes = [(width, (shape[1] >> level, shape[2] >> level)) for level, width in enumerate(widths)][::-1]
 
-    def forward(self, x: Tensor, timestep: Tensor, label: Tensor | None = None, features: int = 0) -> Any:
-        """The prediction, like `x` [B, C, H, W]; or a list of so many `features` [B, C', h, w], the coarsest first.
-
-        `timestep` is float [B], `label` int64 [B] where there are classes. Features are as in `fewstep.networks.unet.UNet`.
-        """
-        if features:
-            return encoder_features(self.unet, x, timestep, label)[:features]
+    def forward(self, x: Tensor, timestep: Tensor, label: Tensor | None = None) -> Tensor:
+        """The prediction, like `x` [B, C, H, W]; `timestep` is float [B], `label` int64 [B] where there are classes."""
         return self.unet(x, timestep, class_labels=label, return_dict=False)[0][:, : self.channels]
+
+    def features(self, x: Tensor, timestep: Tensor, label: Tensor | None, levels: int) -> list[Tensor]:
+        """So many `levels` of inner features [B, C', h, w], the coarsest first, as `fewstep.networks.unet.UNet` has them."""
+        return encoder_features(self.unet, x, timestep, label)[:levels]

@@ -19,58 +19,66 @@ from fewstep.generator import Generator
 from fewstep.maths.energy import calibration, energy_score_of, particle_distances
 from fewstep.maths.parametrization import expand_like
 from fewstep.maths.schedules import linear_path, sigmoid_weight
-from fewstep.methods.base import Batch, LossOutput, Method, Networks, OptimizerSettings, Ramp, Turn, hidden_labels
+from fewstep.methods.base import Alarm, Batch, Given, LossOutput, Method, Networks, Ramp, Turn, hidden_labels
+from fewstep.methods.dddm.settings import DDDMSettings
 
 
 class DDDM(Method):
     """Train `generator`'s distributional denoiser on data (Algorithm 1).
 
     Args:
-        generator: untrained, with the sampler "distributional".
-        optimizer: settings of AdamW.
-        m: particles an item.
-        beta: power of the distance, in (0, 2].
-        lam: weight of the term between particles, in [0, 1]; a number, or a `Ramp` over updates. Only 1 is strictly proper.
-        bias: of the sigmoid weighting of times; below 0 moves weight towards noise.
-        label_dropout: probability that an item's label is replaced by the null class, which guidance needs.
+        settings: of the method.
+        generator: untrained, of a distributional denoiser.
+        steps: of the run, over a fraction of which lambda rises.
 
     Raises:
-        ValueError: for values outside these ranges, or m below 2 where lam is above 0.
+        ValueError: for a generator of another kind.
 
     """
 
+    Settings = DDDMSettings
     ships = "denoiser"
+    shown = ("score", "calibration")
+    main = "denoiser.score"
+    drawn: ClassVar = {
+        "losses": ("score", "error"),
+        "calibration (1: the particles spread as the posterior does)": ("calibration", "apart"),
+    }
+    alarms: ClassVar = (
+        Alarm(
+            "overconfident",
+            "denoiser.calibration",
+            "particles lie {value:.0%} as far from each other as from the truth (100% for draws from the posterior): xi is being ignored",
+            "Raise method.lam (1 asks for the whole spread) or method.m, or lower method.optimizer.lr; samples from few steps will be "
+            "blurred until then",
+            low=0.5,
+        ),
+    )
     advice: ClassVar = {
         "collapse": "The posterior is drawn too narrow: check that method.lam is 1, raise method.m, or train longer",
-        "noise": "Early on this passes; later, lower method.lr",
+        "noise": "Early on this passes; later, lower method.optimizer.lr",
         "drift": "Check network.sigma_data and the pixel range, or train longer",
     }
 
-    def __init__(
-        self,
-        generator: Generator,
-        optimizer: OptimizerSettings,
-        m: int = 8,
-        beta: float = 1.0,
-        lam: Ramp | float = 1.0,
-        bias: float = 0.0,
-        label_dropout: float = 0.0,
-    ) -> None:
-        self.lam = lam if isinstance(lam, Ramp) else Ramp(lam)
+    def __init__(self, settings: DDDMSettings, generator: Generator, steps: int = 0) -> None:
         if not isinstance(generator.denoiser, DistributionalDenoiser):
-            raise ValueError(f"the generator's sampler is {generator.sampler['name']!r}; DDDM trains one with 'distributional'")
-        if not 0 < beta <= 2:
-            raise ValueError(f"method.beta is {beta}; allowed are values above 0, up to 2")
-        ends = (self.lam.end, self.lam.end if self.lam.start is None else self.lam.start)
-        if not all(0 <= end <= 1 for end in ends):
-            raise ValueError(f"method.lam is {max(ends, key=abs)}; allowed are values from 0 to 1")
-        if m < 1 or (m < 2 and max(ends) > 0):
-            raise ValueError(f"method.m is {m} with method.lam {max(ends)}; give m of at least 2, or lam 0 and m of at least 1")
-        self.generator, self.xi_shape = generator, generator.denoiser.xi_shape
+            raise ValueError(f"the generator's denoiser is {generator.denoiser_config['name']!r}; DDDM trains a 'distributional' one")
+        self.settings, self.generator = settings, generator
+        self.xi_shape = generator.denoiser.xi_shape
         self.networks = {"denoiser": generator.denoiser}
-        self.turns = (Turn("denoiser", ("denoiser",), optimizer),)
-        self.m, self.beta, self.bias, self.label_dropout = m, beta, bias, label_dropout
+        self.turns = (Turn("denoiser", ("denoiser",), settings.optimizer),)
+        self.m, self.beta = settings.m, settings.beta
+        self.lam = Ramp(settings.lam, 0.0 if settings.lam_warmup else None, round(settings.lam_warmup * steps))
+        self.label_dropout = settings.label_dropout if generator.num_classes else 0.0
         self.updates = 0
+
+    @classmethod
+    def make(cls, settings: DDDMSettings, given: Given) -> "DDDM":
+        """A distributional denoiser of the data, whose network also takes xi, of as many channels as the data has or the settings say."""
+        sampler = {"name": "distributional", "steps": settings.sampler_steps, "churn": settings.churn}
+        denoiser = {"name": "distributional", "output": settings.output}
+        generator = given.make_generator(sampler, denoiser, xi_channels=settings.xi_channels or given.data.shape[0])
+        return cls(settings, generator, given.steps)
 
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
         """The weighted generalised energy score of the batch.
@@ -87,7 +95,7 @@ class DDDM(Method):
         alpha, sigma = (expand_like(c, x0) for c in linear_path(t))
         xhat = networks["denoiser"](alpha * x0 + sigma * eps, t, label, xi)
         errors, pairs = particle_distances(x0, xhat)
-        score = (sigmoid_weight(t, self.bias) * energy_score_of(errors, pairs, self.beta, lam)).mean()
+        score = (sigmoid_weight(t, self.settings.bias) * energy_score_of(errors, pairs, self.beta, lam)).mean()
         terms = {"score": score.detach(), "error": errors.detach().mean() / (self.generator.sigma_data * x0[0].numel() ** 0.5)}
         if self.m > 1:
             settled = lam == self.lam.end and lam > 0

@@ -24,8 +24,10 @@ class DiT(nn.Module):
         depth: number of blocks.
         heads: of the attention.
         mlp_ratio: hidden width of a block's two layers, as a multiple of `width`.
+        xi_block: blocks that run before a second noise xi is added, once an item whatever m is.
+        time_scale: the noise level is embedded as ``time_scale * c_noise``; smaller is smoother in time.
         xi_channels: channels of a second noise xi [B, m, xi_channels, H, W] that the network also sees; 0 for a network without.
-        xi_block: blocks that run before xi is added, once an item whatever m is.
+        condition: numbers of a condition [B, condition] that is added to the embedding, at first with weight 0; 0 for a network without.
 
     Raises:
         ValueError: for sizes that do not fit together.
@@ -41,8 +43,10 @@ class DiT(nn.Module):
         depth: int = 8,
         heads: int = 6,
         mlp_ratio: float = 4.0,
-        xi_channels: int = 0,
         xi_block: int = 0,
+        time_scale: float = 1000.0,
+        xi_channels: int = 0,
+        condition: int = 0,
     ) -> None:
         super().__init__()
         channels, height, wide = shape
@@ -60,7 +64,9 @@ class DiT(nn.Module):
         self.position: Tensor
         self.register_buffer("position", position_code(*self.grid, width), persistent=False)
         self.level = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.time_scale = time_scale
         self.label = None if num_classes is None else nn.Embedding(num_classes + 1, width)
+        self.from_condition = nn.Linear(condition, width, bias=False) if condition else None
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulate = nn.Linear(width, 2 * width)
@@ -77,28 +83,29 @@ class DiT(nn.Module):
         for name, weight in self.named_parameters():
             if name in ("level.0.weight", "level.2.weight", "label.weight"):
                 nn.init.normal_(weight, std=0.02)
-            elif name.endswith("modulate.weight") or name == "out.weight":
+            elif name.endswith("modulate.weight") or name in ("out.weight", "from_condition.weight"):
                 nn.init.zeros_(weight)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, features: int = 0, xi: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, xi: Tensor | None = None, condition: Tensor | None = None
+    ) -> Tensor:
         """The network's output, like `x` [B, C, H, W] for `c_noise` [B], or [B, m, C, H, W] for `xi` [B, m, xi_channels, H, W].
 
-        The conditioning, with every block's modulation, and the first `xi_block` blocks are worked out once an item, not once a
-        particle. There are no inner features to ask for (ValueError).
+        The conditioning, with every block's modulation, and the first `xi_block` blocks are worked out once an item, not once a particle.
         """
-        if features:
-            raise ValueError("a DiT has no resolution levels to take features from; leave method.gan out, or take a U-Net")
-        condition = self.level(sinusoids(1000 * c_noise).to(x.dtype))
+        level = self.level(sinusoids(self.time_scale * c_noise).to(x.dtype))
         if self.label is not None:
-            condition = condition + self.label(label)
-        condition = functional.silu(condition)[:, None, None]  # [B, 1, 1, W], broadcast over particles and tokens
+            level = level + self.label(label)
+        if self.from_condition is not None and condition is not None:
+            level = level + self.from_condition(condition.to(x.dtype))
+        modulation = functional.silu(level)[:, None, None]  # [B, 1, 1, W], broadcast over particles and tokens
         tokens = (self.embed(self._patches(x)) + self.position.to(x.dtype))[:, None]  # [B, 1, T, W]
         for number, block in enumerate(self.blocks):
             if self.embed_xi is not None and number == self.xi_block:
                 assert xi is not None
                 tokens = tokens + self.embed_xi(self._patches(xi))
-            tokens = block(tokens, condition)
-        shift, scale = self.modulate(condition).chunk(2, -1)
+            tokens = block(tokens, modulation)
+        shift, scale = self.modulate(modulation).chunk(2, -1)
         out = self._image(self.out(self.norm(tokens) * (1 + scale) + shift))
         return out if self.embed_xi is not None else out[:, 0]
 

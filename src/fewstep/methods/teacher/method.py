@@ -7,7 +7,7 @@
 A label is hidden now and then, so that the network also learns to do without one.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -15,48 +15,53 @@ from torch import nn
 from fewstep.generator import Generator
 from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.maths.schedules import karras_sigmas, level_sigmas, lognormal_sigmas
-from fewstep.methods.base import Batch, LossOutput, Method, Networks, OptimizerSettings, Turn, hidden_labels
+from fewstep.methods.base import Alarm, Batch, Given, LossOutput, Method, Networks, Turn, hidden_labels
+from fewstep.methods.teacher.settings import TeacherSettings
 
 
 class Teacher(Method):
     """Train `generator`'s denoiser on data with EDM's loss.
 
     Args:
+        settings: of the method.
         generator: untrained, with the sampler that the trained one is to have.
-        optimizer: settings of AdamW.
-        sigma_sampling: "lognormal" with `sigma_mean` and `sigma_std`, or "karras", uniform over the `num_train_timesteps`
-            levels of the grid from `sigma_min` to `sigma_max`.
-        label_dropout: probability that an item's label is replaced by the null class, which guidance needs.
 
     """
 
+    Settings = TeacherSettings
     ships = "denoiser"
+    shown = ("denoising",)
+    main = "denoiser.denoising"
+    drawn: ClassVar = {"losses": ("denoising",)}
+    alarms: ClassVar = (
+        Alarm(
+            "untrained",
+            "denoiser.denoising",
+            "the denoising loss is {value:.2f} (about 1 for a network that knows nothing)",
+            "Check network.sigma_data against the data's standard deviation, and method.optimizer.lr",
+            high=0.9,
+        ),
+    )
 
-    def __init__(
-        self,
-        generator: Generator,
-        optimizer: OptimizerSettings,
-        sigma_sampling: Literal["lognormal", "karras"] = "lognormal",
-        sigma_mean: float = -1.2,
-        sigma_std: float = 1.2,
-        num_train_timesteps: int = 1000,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-        rho: float = 7.0,
-        label_dropout: float = 0.0,
-    ) -> None:
-        self.generator = generator
+    def __init__(self, settings: TeacherSettings, generator: Generator) -> None:
+        self.settings, self.generator = settings, generator
         self.networks = {"denoiser": generator.denoiser}
-        self.turns = (Turn("denoiser", ("denoiser",), optimizer),)
-        self.sigma_sampling, self.sigma_mean, self.sigma_std = sigma_sampling, sigma_mean, sigma_std
-        self.levels = karras_sigmas(num_train_timesteps, sigma_min, sigma_max, rho)
-        self.label_dropout = label_dropout
+        self.turns = (Turn("denoiser", ("denoiser",), settings.optimizer),)
+        self.levels = karras_sigmas(settings.num_train_timesteps, settings.sigma_min, settings.sigma_max, settings.rho)
+        self.label_dropout = settings.label_dropout if generator.num_classes else 0.0
+
+    @classmethod
+    def make(cls, settings: TeacherSettings, given: Given) -> "Teacher":
+        """A preconditioned denoiser of the data, to be sampled along the probability-flow ODE."""
+        grid = {name: getattr(settings, name) for name in ("sigma_min", "sigma_max", "rho")}
+        sampler = {**grid, "name": settings.sampler, "steps": settings.sampler_steps}
+        return cls(settings, given.make_generator(sampler))
 
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
         """EDM's weighted denoising loss; the term is called ``denoising`` and is about 1 at the start."""
         x0, label = batch.x, batch.label
-        if self.sigma_sampling == "lognormal":
-            sigma = lognormal_sigmas(len(x0), self.sigma_mean, self.sigma_std, rng, x0.device)
+        if self.settings.sigma_sampling == "lognormal":
+            sigma = lognormal_sigmas(len(x0), self.settings.sigma_mean, self.settings.sigma_std, rng, x0.device)
         else:
             sigma = level_sigmas(self.levels.to(x0.device), len(x0), 0, len(self.levels) - 1, rng)
         label = hidden_labels(label, self.label_dropout, self.generator.num_classes, rng)

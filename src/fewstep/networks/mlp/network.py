@@ -44,6 +44,7 @@ class MLP(nn.Module):
         frequencies: of the Fourier features of ``c_noise``.
         activation: "relu" or "silu".
         xi_channels: entries of a second noise xi [B, m, xi_channels]; 0 for a network without.
+        condition: numbers of a condition [B, condition] that the first layer sees, at first with weight 0; 0 for a network without.
 
     """
 
@@ -55,6 +56,7 @@ class MLP(nn.Module):
         activation: str = "relu",
         frequencies: int = 8,
         xi_channels: int = 0,
+        condition: int = 0,
     ) -> None:
         super().__init__()
         self.shape, size = shape, math.prod(shape)
@@ -64,19 +66,26 @@ class MLP(nn.Module):
         self.layers = _layers([size + 2 * frequencies, *widths, size], activation)
         self.embedding = None if num_classes is None else nn.Embedding(num_classes + 1, size + 2 * frequencies)
         self.from_xi = nn.Linear(xi_channels, widths[0], bias=False) if xi_channels else None
+        self.from_condition = nn.Linear(condition, widths[0], bias=False) if condition else None
+        if self.from_condition is not None:
+            nn.init.zeros_(self.from_condition.weight)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, features: int = 0, xi: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, xi: Tensor | None = None, condition: Tensor | None = None
+    ) -> Tensor:
         """Output like `x` [B, *shape] for `c_noise` [B], or [B, m, *shape] for `xi` [B, m, xi_channels].
 
-        What the first layer makes of x, the noise level and the label is worked out once an item, not once a particle. There are no
-        inner features to ask for (ValueError).
+        `condition` is [B, condition], where the network has one; None stands for zeros.
+
+        What the first layer makes of x, the noise level and the label is worked out once an item, not once a particle.
         """
-        if features:
-            raise ValueError("an MLP has no resolution levels to take features from; leave method.gan out")
         angle = math.pi * c_noise[:, None] * self.frequencies
         inputs = torch.cat([x.flatten(1), angle.sin(), angle.cos()], 1)
         if self.embedding is not None and label is not None:
             inputs = inputs + self.embedding(label)
+        if self.from_condition is not None and condition is not None:
+            hidden = self.layers[0](inputs) + self.from_condition(condition.to(x.dtype))
+            return self.layers[1:](hidden).view_as(x)
         if self.from_xi is None:
             return self.layers(inputs).view_as(x)
         assert xi is not None
@@ -143,8 +152,6 @@ class CodedMLP(nn.Module):
         spread: standard deviation of the centres at initialisation.
 
     """
-
-    tables = ("centres", "embeddings")  # one row learns from one item in 2^bits, and so needs a higher rate
 
     def __init__(
         self,

@@ -33,6 +33,8 @@ class EDMUNet(nn.Module):
         dropout: probability, inside the residual blocks.
         augment_dim: numbers that would describe an augmentation to the network, which is always told that there is none; 0 for a
             checkpoint without them.
+        condition: numbers of a condition [B, condition] that is added to what describes the noise level, at first with weight 0; 0 for a
+            network without.
 
     Raises:
         ValueError: for a form, sizes or widths that do not fit together.
@@ -50,6 +52,7 @@ class EDMUNet(nn.Module):
         attention: Sequence[int] = (16,),
         dropout: float = 0.13,
         augment_dim: int = 9,
+        condition: int = 0,
     ) -> None:
         super().__init__()
         factor = 2 ** (len(multipliers) - 1)
@@ -66,20 +69,29 @@ class EDMUNet(nn.Module):
         sizes = [(width, (shape[1] >> level, shape[2] >> level)) for level, width in enumerate(widths)]
         self.feature_shapes = list(reversed(sizes))
         self.model = _Body(tuple(shape), num_classes or 0, form, channels, widths, blocks, tuple(attention), dropout, augment_dim)
+        self.from_condition = nn.Linear(condition, self.model.map_layer0.in_features, bias=False) if condition else None
+        if self.from_condition is not None:
+            nn.init.zeros_(self.from_condition.weight)
         self._register_load_state_dict_pre_hook(_with_prefix)  # the public name is younger than the oldest torch allowed
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, features: int = 0) -> Any:
-        """The network's output, like `x` [B, C, H, W]; or a list of so many `features` [B, C', h, w], the coarsest first.
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+        """The network's output, like `x` [B, C, H, W]; `c_noise` is [B], `label` int64 [B], or None for no class.
 
-        `c_noise` is [B]; `label` int64 [B], or None for no class. Features are the encoder's last of each level, of the shapes in
-        `feature_shapes`, the first being the bottleneck's; the decoder is left out, so a discriminator pays for half the network.
+        `condition` is [B, condition], where the network has one; None stands for zeros.
         """
-        embedding = self.model.embed(c_noise, label)
-        skips = self.model.encode(x, embedding)
-        if features:
-            last = {skip.shape[2]: skip for skip in skips}  # of each height
-            return list(reversed(last.values()))[:features]
-        return self.model.decode(skips, embedding)
+        added = None if self.from_condition is None or condition is None else self.from_condition(condition.to(x.dtype))
+        embedding = self.model.embed(c_noise, label, added)
+        return self.model.decode(self.model.encode(x, embedding), embedding)
+
+    def features(self, x: Tensor, c_noise: Tensor, label: Tensor | None, levels: int) -> list[Tensor]:
+        """So many `levels` of inner features [B, C', h, w], the coarsest first: the encoder's last of each level.
+
+        They are of the shapes in `feature_shapes`, the first being the bottleneck's; the decoder is left out, so a discriminator pays for
+        half the network.
+        """
+        skips = self.model.encode(x, self.model.embed(c_noise, label))
+        last = {skip.shape[2]: skip for skip in skips}  # of each height
+        return list(reversed(last.values()))[:levels]
 
 
 class _Body(nn.Module):
@@ -148,8 +160,8 @@ class _Body(nn.Module):
                 ends = layer in ("conv1", "proj") or layer.endswith("aux_conv")
                 nn.init.xavier_uniform_(weight, NEARLY_ZERO if ends else 0.2**0.5 if layer == "qkv" else 1.0)
 
-    def embed(self, c_noise: Tensor, label: Tensor | None) -> Tensor:
-        """The embedding [B, W] of `c_noise` [B] and `label` [B], in the precision of the weights."""
+    def embed(self, c_noise: Tensor, label: Tensor | None, added: Tensor | None = None) -> Tensor:
+        """The embedding [B, W] of `c_noise` [B] and `label` [B], in the precision of the weights; `added` [B, D] joins in."""
         dtype = self.map_layer0.weight.dtype
         described = self.map_noise(c_noise.float()).to(dtype)
         if self.map_label is not None:
@@ -160,6 +172,8 @@ class _Body(nn.Module):
             described = described + self.map_label(one_hot * classes**0.5)
         if self.map_augment is not None:  # no augmentation, yet its weight has a gradient, of 0: DDP waits for every parameter's
             described = described + self.map_augment(described.new_zeros(1, self.map_augment.in_features))
+        if added is not None:
+            described = described + added
         return functional.silu(self.map_layer1(functional.silu(self.map_layer0(described))))
 
     def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:

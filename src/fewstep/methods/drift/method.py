@@ -11,83 +11,109 @@ field of its 2D notebook. Each class drifts by itself. The field may act on feat
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.generator import Generator
-from fewstep.maths.kernels import log_kernel_sum
+from fewstep.maths.kernels import log_kernel_sum, temperature_range
 from fewstep.maths.matching import drift_field, drifting_loss, toy_drift_field
-from fewstep.methods.base import Batch, LossOutput, Method, Networks, OptimizerSettings, Ramp, Turn
+from fewstep.methods.base import Alarm, Batch, Data, Given, LossOutput, Method, Networks, Ramp, Turn
+from fewstep.methods.drift.features import features_named
+from fewstep.methods.drift.settings import DriftSettings
 
-FIELDS = ("strict", "two_temperature", "toy", "drifting")
+TABLES = ("centres", "embeddings")  # of a coded latent: one row learns from one item in 2^bits, and so needs a higher rate
 
 
 class Drift(Method):
     """Train `generator`, a push-forward, by a drift field.
 
+    With gamma other than 1 through the field, "strict" rests at a *blurred* p^gamma, and "two_temperature" is right in variance and wrong
+    in the weights of unequal modes.
+
     Args:
-        generator: with the sampler "push_forward".
-        optimizer: settings of AdamW.
-        field: one of `FIELDS`.
-        gamma: the power of the data's density to aim at, through the field. Other than 1 only for "strict", whose rest is a
-            *blurred* p^gamma, and "two_temperature", which is right in variance and wrong in the weights of unequal modes.
-        temperatures: of the kernel; the fields of several are added up.
-        kernel: "gaussian" or "laplace" ("strict", "two_temperature"; the others have the Laplace kernel).
-        plan: "softmax", or "sinkhorn" for transport plans, which cost about ten times as much.
-        affinity_floor: of "drifting"; the released code has 1e-3.
-        guidance_scale: of "drifting": classifier-free guidance by weighted unconditional negatives.
-        memory: so many of the last real samples attract, and not only the batch's: a less noisy field. Forgotten when a run is resumed.
+        settings: of the method.
+        generator: a push-forward.
+        steps: of the run, which ramps may be fractions of.
         features: maps items [B, ...] to [B, F], with a gradient; the field then acts on these. None for the items themselves.
+        limits: where each temperature starts and ends if the settings leave that to the data: (high, low).
 
     Raises:
         ValueError: for a field, gamma or guidance that do not go together.
 
     """
 
+    Settings = DriftSettings
     ships = "generator"
-    advice: ClassVar[Mapping[str, str]] = {
+    shown = ("drift",)
+    main = "generator.loss"
+    drawn: ClassVar = {"losses": ("loss",), "drift": ("drift",), "escaped": ("escaped",)}
+    alarms: ClassVar = (
+        Alarm(
+            "escape",
+            "generator.escaped",
+            "{value:.0%} of the samples lie where real ones hardly are, and the field may not bring them back",
+            "Raise method.temperature_start or method.temperatures",
+            high=0.5,
+        ),
+    )
+    advice: ClassVar = {
         "collapse": "Too few real samples pull: raise method.temperature_start (coverage comes from there), batch_size or method.memory",
-        "noise": "Early on this passes; later, lower method.lr, or give the field more samples (batch_size)",
+        "noise": "Early on this passes; later, lower method.optimizer.lr, or give the field more samples (batch_size)",
         "drift": "The temperature is too low for far samples to feel each other: raise method.temperature_start or method.temperatures",
-        "saturation": "Lower method.lr or network.gain",
+        "saturation": "Lower method.optimizer.lr or network.gain",
     }
     LOOK = 10  # updates between looks at the overlap of real and generated samples
 
     def __init__(
         self,
+        settings: DriftSettings,
         generator: Generator,
-        optimizer: OptimizerSettings,
-        field: str = "strict",
-        gamma: Ramp | float = 1.0,
-        temperatures: Sequence[Ramp | float] = (0.1,),
-        kernel: str = "gaussian",
-        plan: str = "softmax",
-        affinity_floor: float = 0.0,
-        guidance_scale: float = 1.0,
+        steps: int = 0,
         features: Callable[[Tensor], Tensor] | None = None,
-        memory: int = 0,
+        limits: tuple[float, float] | None = None,
     ) -> None:
-        self.gamma = gamma if isinstance(gamma, Ramp) else Ramp(gamma)
-        self.temperatures = tuple(t if isinstance(t, Ramp) else Ramp(t) for t in temperatures)
-        if field not in FIELDS:
-            raise ValueError(f"method.field is {field!r}; allowed: {', '.join(FIELDS)}")
-        if field in ("toy", "drifting") and (self.gamma.end != 1.0 or self.gamma.start not in (None, 1.0)):
-            raise ValueError(f"method.gamma is {self.gamma.end}, which the field {field!r} does not know; use 1, or method.gamma_by=data")
-        if guidance_scale != 1.0 and (field != "drifting" or generator.num_classes is None):
-            raise ValueError(f"method.guidance_scale is {guidance_scale}; it needs method.field=drifting and data with classes")
-        if plan == "sinkhorn" and field == "toy":
+        self.settings, self.generator, self.features = settings, generator, features
+        self.field_name, self.plan, self.memory = settings.field, settings.plan, settings.memory
+        self.gamma, self.temperatures = _ramps(settings, steps, limits)
+        if self.field_name in ("toy", "drifting") and (self.gamma.end != 1.0 or self.gamma.start not in (None, 1.0)):
+            raise ValueError(
+                f"method.gamma is {self.gamma.end}, which the field {self.field_name!r} does not know; use 1, or method.gamma_by=data"
+            )
+        if settings.guidance_scale != 1.0 and (self.field_name != "drifting" or generator.num_classes is None):
+            raise ValueError(f"method.guidance_scale is {settings.guidance_scale}; it needs method.field=drifting and data with classes")
+        if self.plan == "sinkhorn" and self.field_name == "toy":
             raise ValueError("method.plan is 'sinkhorn', which the field 'toy' does not know; use another method.field")
-        self.generator, self.field_name, self.plan = generator, field, plan
-        self.kernel = "laplace" if field in ("toy", "drifting") else kernel
-        self.affinity_floor, self.guidance_scale, self.features = affinity_floor, guidance_scale, features
-        self.memory = memory
+        self.kernel = "laplace" if self.field_name in ("toy", "drifting") else settings.kernel
         self.kept: tuple[Tensor, Tensor | None] | None = None
         self.networks = {"generator": generator.denoiser}
-        self.turns = (Turn("generator", ("generator",), optimizer),)
+        scales = dict.fromkeys(TABLES, settings.table_scale)
+        self.turns = (Turn("generator", ("generator",), settings.optimizer, scales=scales),)
         self.updates = 0
+
+    @classmethod
+    def make(cls, settings: DriftSettings, given: Given) -> "Drift":
+        """A map from noise to the data, with features and temperatures found where the settings leave them to the data."""
+        if given.batch_size < 2:  # before distances inside a batch are asked for
+            raise ValueError(f"batch_size is {given.batch_size}; drift needs at least 2 samples a step, for each leaves itself out")
+        limits = None
+        if "auto" in (settings.temperatures, settings.temperature_start):
+            limits = temperature_range(given.data.some(given.batch_size, given.seed).flatten(1), settings.temperature_neighbours)
+            if not limits[1] > 0:
+                raise ValueError("method.temperatures is 'auto', but most points of a batch coincide; give numbers, or data without copies")
+        if settings.gamma_by == "field" and settings.field == "strict":
+            _warn_of_bound(settings, min(_ends(settings, limits)), given.data)
+        generator = given.make_generator({"name": "push_forward"}, {"name": "push_forward"})
+        generator.info["trained_in_features"] = settings.features
+        return cls(settings, generator, given.steps, features_named(settings.features, given), limits)
+
+    @property
+    def least_items(self) -> int:
+        """Two samples, for each leaves itself out."""
+        return 2
 
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
         """The regression onto x + V. Terms: ``loss``; ``drift``, the field's root mean square; now and then ``escaped``.
@@ -151,10 +177,12 @@ class Drift(Method):
             if len(gen) < 2:
                 continue
             neg = weight = None
-            if self.guidance_scale != 1.0:
+            if self.settings.guidance_scale != 1.0:
                 neg = y
-                weight = y.new_full((len(y),), (len(gen) - 1) * (self.guidance_scale - 1) / len(y))
-            loss, info = drifting_loss(gen, pos, neg, temperatures, weight_neg=weight, affinity_floor=self.affinity_floor, plan=plan)
+                weight = y.new_full((len(y),), (len(gen) - 1) * (self.settings.guidance_scale - 1) / len(y))
+            loss, info = drifting_loss(
+                gen, pos, neg, temperatures, weight_neg=weight, affinity_floor=self.settings.affinity_floor, plan=plan
+            )
             losses = losses + loss * len(gen)
             drifts = drifts + torch.stack([v for k, v in info.items() if k.startswith("drift_")]).mean() * len(gen)
             total += len(gen)
@@ -205,6 +233,39 @@ class Drift(Method):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.updates = state["updates"]
+
+
+def _ends(settings: DriftSettings, limits: tuple[float, float] | None) -> Sequence[float]:
+    """Where each temperature ends."""
+    if isinstance(settings.temperatures, str):
+        assert limits is not None
+        return [limits[1]]
+    return settings.temperatures
+
+
+def _ramps(settings: DriftSettings, steps: int, limits: tuple[float, float] | None) -> tuple[Ramp, tuple[Ramp, ...]]:
+    """Gamma and the temperatures over a run of `steps` updates."""
+    start = settings.temperature_start
+    if isinstance(start, str):
+        assert limits is not None
+        start = limits[0]
+    long = [round(w * steps) if isinstance(w, float) else w for w in (settings.gamma_warmup, settings.temperature_warmup)]
+    gamma = Ramp(settings.gamma, settings.gamma_start, long[0]) if settings.gamma_by == "field" else Ramp(1.0)
+    log = settings.temperature_schedule == "log"
+    return gamma, tuple(Ramp(end, start, long[1], log) for end in _ends(settings, limits))
+
+
+def _warn_of_bound(settings: DriftSettings, temperature: float, data: Data) -> None:
+    """Say so where the strict field cannot reach p^gamma: a mode of variance s^2 ends at (s^2 + h^2) / gamma - h^2 (MATHS 3.1)."""
+    if data.mixture is None or settings.kernel != "gaussian":
+        return
+    variance = data.mixture[1].min().item() ** 2
+    bound = 1 + 2 * variance / temperature
+    if settings.gamma >= bound:
+        sys.stderr.write(
+            f"warning: method.gamma is {settings.gamma}, and with the strict field at temperature {temperature:g} a mode of {data.name} "
+            f"becomes a point from gamma {bound:.3g} on (1 + 2 std^2 / T); drift/ring (method.gamma_by=data) has no such bound\n"
+        )
 
 
 def _apart(x: Tensor, label: Tensor, y: Tensor, y_label: Tensor, temperature: float, kernel: str) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,79 @@
+"""Settings of the data sets that are built in."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from fewstep.sections import DataSettings
+
+
+class Digits(DataSettings):
+    """scikit-learn's 1,797 digits, 8x8, grey, 10 classes."""
+
+    name: Literal["digits"]
+
+    points: ClassVar = False
+
+
+class Photos(DataSettings):
+    """Crops of scikit-learn's two sample photographs, RGB."""
+
+    name: Literal["photos"]
+    size: PositiveInt = 32
+    stride: PositiveInt = Field(8, description="pixels between neighbouring crops")
+
+    points: ClassVar = False
+
+
+class Images(DataSettings):
+    """Images of your own: a folder (class = sub-folder), parquet, a save_to_disk folder, or a data set of the Hugging Face Hub."""
+
+    name: Literal["images"]
+    path: str = Field(description="folder, .parquet file, or Hub id such as owner/name")
+    config: str | None = Field(None, description="one of several configurations of a data set of the Hub")
+    size: PositiveInt = Field(32, description="images become size x size")
+    resize: Literal["fit", "stretch", "pad", "none"] = Field(
+        "fit",
+        description="fit: shorter side to size, then centre crop; stretch: both sides; pad: centred on -1; none: must be size x size",
+    )
+    channels: Literal[1, 3] = 3
+    image_column: str | None = Field(None, description="column of the images; null for the first of that type")
+    label_column: str | None = Field(None, description="column of the labels; null finds one, none is for no classes")
+    holdout: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="fraction held out where the data has no test split")
+    flip: bool = Field(False, description="mirror half of the training images")
+
+    points: ClassVar = False
+
+
+class Cifar10(DataSettings):
+    """CIFAR-10, from the binary archive that its authors publish, or from the Hugging Face Hub."""
+
+    name: Literal["cifar10"]
+    dir: str | None = Field(
+        None, description="folder of cifar-10-binary.tar.gz, or what it unpacks to; null reads uoft-cs/cifar10 of the Hub"
+    )
+    flip: bool = Field(False, description="mirror half of the training images")
+
+    points: ClassVar = False
+
+
+class Toy(DataSettings):
+    """A density on which everything is known, sampled into a pool."""
+
+    name: Literal["toy"]
+    density: str = Field(
+        description="ring, grid25, unequal, mixture8d, gaussian, bimodal, checkerboard, swiss_roll, moons, spirals, pinwheel"
+    )
+    size: Annotated[int, Field(ge=2)] = Field(50_000, description="points to train on; 10,000 others are held out")
+
+    points: ClassVar = True
+
+
+class Points(DataSettings):
+    """Points of your own: a .npy file of shape [N, D]."""
+
+    name: Literal["points"]
+    path: str = Field(description="a .npy file")
+    holdout: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="fraction held out")
+
+    points: ClassVar = True

@@ -1,0 +1,67 @@
+"""A denoiser that is also told where its estimate will be used: a flow map's ``X(x, sigma, rho)`` (MATHS 5c).
+
+Symbols: one Euler step from sigma to rho, ``0 <= rho <= sigma``, is ``f = (rho / sigma) x + (1 - rho / sigma) X``; the gap is
+``g = 1 - rho / sigma``.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.denoisers.protocol import label_or_null
+from fewstep.maths.parametrization import edm_coefficients, expand_like
+
+CONDITION = 8  # numbers that describe the gap
+
+
+def gap_features(sigma: Tensor, rho: Tensor, sigma_data: float) -> Tensor:
+    """[B, 8] numbers that describe the gap between `sigma` and `rho` [B], all 0 where they are equal.
+
+    They are g, and d in [0, 1], the difference of the angles ``atan(sigma / sigma_data)`` and ``atan(rho / sigma_data)`` over a right
+    one; the square of each, and sines and cosines (less 1) of one and two half turns of d.
+    """
+    g = 1 - rho / sigma
+    d = (torch.atan(sigma / sigma_data) - torch.atan(rho / sigma_data)) / (math.pi / 2)
+    waves = [(k * math.pi * d).sin() for k in (1, 2)] + [1 - (k * math.pi * d).cos() for k in (1, 2)]
+    return torch.stack([g, g.square(), d, d.square(), *waves], 1)
+
+
+class TwoTimeDenoiser(nn.Module):
+    """``X(x, sigma, label, rho) = c_skip x + c_out F(c_in x, c_noise, label, gap)``: EDM's preconditioning, with the gap as F's condition.
+
+    At rho = sigma the gap is 0, and X is the denoiser ``D(x, sigma, label)`` whose weights F has. `num_classes` None makes it
+    unconditional; otherwise a missing label becomes the null class, ``num_classes``.
+
+    Args:
+        network: takes a condition of `CONDITION` numbers.
+        sigma_data: standard deviation of the data.
+        num_classes: number of classes, or None.
+
+    """
+
+    draws = "flow_map"
+
+    def __init__(self, network: nn.Module, sigma_data: float, num_classes: int | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.sigma_data = sigma_data
+        self.num_classes = num_classes
+
+    def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None, rho: Tensor | None = None) -> Tensor:
+        """The point that one Euler step from `sigma` to `rho` must aim at, like `x` [B, ...], in float32.
+
+        `sigma` and `rho` are [B] or [], sigma positive; None for rho is sigma itself. `label` is int64 [B]; None, or the entry
+        ``num_classes``, asks for no class.
+        """
+        x = x.float()
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
+        label = label_or_null(label, self.num_classes, x)
+        c_skip, c_out, c_in, c_noise = (expand_like(c, x) for c in edm_coefficients(sigma, self.sigma_data))
+        condition = None
+        if rho is not None:
+            rho = torch.as_tensor(rho, dtype=torch.float32, device=x.device).expand(x.shape[0])
+            condition = gap_features(sigma, rho, self.sigma_data)
+        dtype = next(self.network.parameters()).dtype
+        f = self.network((c_in * x).to(dtype), c_noise.flatten().to(dtype), label, condition=condition)
+        return c_skip * x + c_out * f.float()

@@ -1,0 +1,95 @@
+"""The discriminator of DMD2: heads on the features of the fake network or of the teacher, and what is made of their logits.
+
+Symbols: ``h`` a head's logit, positive where an item looks real; ``r = p_real / p_fake``, of which exp(h) is an estimate.
+"""
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fewstep.maths.adversarial import approximate_r1, r1_penalty
+from fewstep.maths.matching import density_ratio, f_divergence_weight, ratio_means
+from fewstep.methods.base import Networks
+from fewstep.methods.dmd2.settings import DMD2Settings
+
+
+class Critic:
+    """What the heads say of noised samples.
+
+    Args:
+        settings: of the method.
+        levels: the ascending grid of noise levels, float64 [K].
+        warmup: generator updates before the weight of its GAN term is measured, where that is "auto".
+
+    """
+
+    AUTO_UPDATES = 20
+    RATIO_GROUPS = 10
+    RATIO_DECAY = 0.9
+
+    def __init__(self, settings: DMD2Settings, levels: Tensor, warmup: int) -> None:
+        self.settings, self.levels, self.warmup = settings, levels, warmup
+        self.ratio_means = [1.0] * self.RATIO_GROUPS
+        self.auto = settings.gan_weight_generator == "auto"
+        self.weight = 0.0 if isinstance(settings.gan_weight_generator, str) else float(settings.gan_weight_generator)
+        self.measurements = 0
+
+    def logits(self, networks: Networks, x_s: Tensor, s: Tensor, label: Tensor | None, told: dict[str, Tensor]) -> Tensor:
+        """The heads' verdicts on noised samples: [B, heads]. Real ones are seen by the fake network of the same step as the fakes."""
+        denoiser: Any = networks[self.settings.gan_features]
+        told = told if self.settings.gan_features == "fake" else {}
+        return networks["head"](denoiser.features(x_s, s, label, self.settings.gan_levels, **told))
+
+    def real_logits(
+        self, networks: Networks, x_s: Tensor, s: Tensor, label: Tensor | None, told: dict[str, Tensor], rng: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """The heads' verdicts on noised real data, and the penalty on their slope there, where it weighs anything."""
+        if not self.settings.r1_weight:
+            return self.logits(networks, x_s, s, label, told), None
+        exact = self.settings.r1 == "exact"
+        # fused attention has no second gradient
+        with sdpa_kernel(SDPBackend.MATH) if exact else contextlib.nullcontext():
+            if exact:
+                x_s = x_s.detach().requires_grad_()
+            logits = self.logits(networks, x_s, s, label, told)
+            if exact:
+                return logits, r1_penalty(logits, x_s)
+        perturbed = x_s + self.settings.r1_alpha * torch.randn(x_s.shape, generator=rng, device=x_s.device)
+        return logits, approximate_r1(logits, self.logits(networks, perturbed, s, label, told))
+
+    @torch.no_grad()
+    def divergence_weight(
+        self, networks: Networks, x_s: Tensor, s: Tensor, label: Tensor | None, told: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """(h(r) with mean 1, [B]; the mean of r as the heads have it) at noised samples `x_s`: the weight of f-distill.
+
+        r is divided by its running mean over fake samples at about the same noise level, one of `RATIO_GROUPS`.
+        """
+        ratio = density_ratio(self.logits(networks, x_s, s, label, told))
+        level = torch.searchsorted(self.levels, s.to(self.levels)).clamp_max(len(self.levels) - 1)
+        group = level * self.RATIO_GROUPS // len(self.levels)
+        means = torch.tensor(self.ratio_means, dtype=torch.float64, device=x_s.device)
+        means = mean_over_devices(ratio_means(means, ratio, group, self.RATIO_DECAY))
+        self.ratio_means = means.tolist()
+        weight = f_divergence_weight(ratio / means[group].to(ratio), self.settings.f_divergence)
+        return weight / weight.mean(), ratio.mean()
+
+    def measure_weight(self, dm: Tensor, gan: Tensor, x: Tensor, updates: int) -> None:
+        """Where the weight is "auto": the running mean of |d dm/dx| / |d gan/dx| over `AUTO_UPDATES` updates after warm-up, then held."""
+        if not self.auto or not 0 <= updates - self.warmup < self.AUTO_UPDATES:
+            return
+        (grad_dm,), (grad_gan,) = (torch.autograd.grad(term, x, retain_graph=True) for term in (dm, gan))
+        ratio = mean_over_devices(grad_dm.norm() / grad_gan.norm().clamp_min(1e-12))
+        self.measurements += 1
+        self.weight += (ratio.item() - self.weight) / self.measurements
+
+
+def mean_over_devices(value: Tensor) -> Tensor:
+    """`value` averaged over all processes, where there are several."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value)
+        value = value / torch.distributed.get_world_size()
+    return value

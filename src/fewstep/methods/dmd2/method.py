@@ -1,0 +1,279 @@
+"""DMD2: distil a diffusion teacher into a generator of one or a few steps (Yin et al. 2024, arXiv 2405.14867).
+
+    x      = G(sigma_1 n, sigma_1, label)                           one step, from pure noise; or
+    x      = G(x' + sigma_j n, sigma_j, label)                      step j of several, x' from the generator's own earlier steps
+    generator, every k-th step:
+        x_s  = x + s n'                                             s from the middle of the Karras grid
+        loss = L_dm(x, D_real(x_s, s), D_fake(x_s, s))              the DMD or the SiD loss, or DMD's weighted by h(p_real / p_fake)
+             + w_g softplus(-h(features at x_s'))                   optional GAN term
+    fake ("guidance"), every step:
+        loss = mean w(s) (D_fake(x_s, s) - stop_gradient(x))^2      s from a range of its own
+             + w_d [softplus(h(fake_s')) + softplus(-h(real_s')) + w_r R1]
+
+D_real is the frozen teacher; G and D_fake start from its weights. With several steps there is a D_fake for each: one score for the
+mixture of their samples leaves the first step too narrow and the last too wide (docs/dmd2.md). With the DMD loss no gradient passes
+through either denoiser; with the SiD loss (arXiv 2404.04057) it passes through both, their weights held still.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.denoisers import Guided, StepwiseDenoiser
+from fewstep.generator import Generator, frozen
+from fewstep.maths.adversarial import discriminator_loss, generator_loss
+from fewstep.maths.matching import dmd_gradient, dmd_loss, sid_loss
+from fewstep.maths.parametrization import edm_weight, expand_like
+from fewstep.maths.schedules import karras_sigmas, level_sigmas
+from fewstep.methods.base import Alarm, Batch, Given, LossOutput, Method, Networks, Ramp, Turn, exact_denoiser
+from fewstep.methods.dmd2.critic import Critic
+from fewstep.methods.dmd2.settings import DMD2Settings
+from fewstep.methods.dmd2.steps import StudentSteps, student_levels
+from fewstep.networks.heads import LevelHeads, feature_shapes
+from fewstep.networks.mlp.settings import MLPSettings
+
+TABLES = ("centres", "embeddings")  # of a coded latent: one row learns from one item in 2^bits, and so needs a higher rate
+
+
+class DMD2(Method):
+    """Distil `teacher` into a generator that needs one evaluation, or a few.
+
+    Args:
+        settings: of the method.
+        teacher: any `Generator` with an ODE sampler; it is copied three times and not changed.
+        steps: of the run, over a fraction of which a ramp of noise levels goes.
+        real: a denoiser of real data to use instead of the teacher's, such as a closed form; `teacher` then only is where the generator
+            and the fake network start.
+        student: a push-forward generator to train instead of a copy of the teacher's network; it is trained in place, for one step.
+
+    Raises:
+        ValueError: where guidance is asked of a teacher trained without label dropout, or levels, steps or terms do not fit together.
+
+    """
+
+    Settings = DMD2Settings
+    ships = "generator"
+    shown = ("dm", "fake", "gan")
+    main = "generator.dm"
+    drawn: ClassVar = {"losses": ("dm", "fake", "gan"), "agreement": ("gap",)}
+    alarms: ClassVar = (
+        Alarm(
+            "disagreement",
+            "generator.gap",
+            "the teacher and the fake network disagree {value:.1f} times as much as the teacher misses the sample",
+            "The fake network does not follow: raise method.guidance_optimizer.lr or method.dfake_gen_update_ratio, or lower "
+            "method.generator_optimizer.lr",
+            high=1.5,
+        ),
+    )
+    advice: ClassVar = {
+        "collapse": "The fake network lags behind the generator, or the batch is very small: raise method.dfake_gen_update_ratio or "
+        "method.guidance_optimizer.lr, or batch_size",
+        "noise": "Early on this passes; later, lower method.generator_optimizer.lr",
+        "drift": "The teacher does not fit the data (sigma_data, pixel range), or guidance is too strong: check the teacher's own samples, "
+        "lower method.guidance_scale",
+        "saturation": "Guidance or gamma is too strong, or the learning rate too high: lower method.guidance_scale, method.gamma or "
+        "method.generator_optimizer.lr",
+    }
+
+    def __init__(
+        self, settings: DMD2Settings, teacher: Generator, steps: int = 0, real: nn.Module | None = None, student: Generator | None = None
+    ) -> None:
+        _check(settings, teacher, student)
+        self.settings, self.teacher, self.real, self.student = settings, teacher, real, student
+        fake = frozen(teacher.denoiser).requires_grad_(True).train()
+        self.stepwise = settings.sampler_steps > 1 and settings.fake_per_step
+        self.networks = {
+            "teacher": frozen(real or teacher.denoiser),
+            "generator": student.denoiser if student else frozen(teacher.denoiser).requires_grad_(True).train(),
+            "fake": StepwiseDenoiser(fake, settings.sampler_steps) if self.stepwise else fake,
+        }
+        guidance: tuple[str, ...] = ("fake",)
+        if settings.gan:
+            self.networks["head"] = LevelHeads(feature_shapes(teacher.denoiser, settings.gan_levels))
+            guidance = ("fake", "head")
+        self.turns = (
+            Turn(
+                "generator",
+                ("generator",),
+                settings.generator_optimizer,
+                settings.dfake_gen_update_ratio,
+                dict.fromkeys(TABLES, settings.table_scale),
+            ),
+            Turn("guidance", guidance, settings.guidance_optimizer),
+        )
+        self.sigmas = student_levels(settings.conditioning_sigma, settings.sampler_steps, settings.sampler_sigmas)
+        self.generate = StudentSteps(self.sigmas, settings.inputs, student.latent_shape if student else None)
+        num = settings.num_train_timesteps
+        self.levels = karras_sigmas(num, settings.sigma_min, settings.sigma_max, settings.rho).flip(0)  # ascending, as published
+        updates = -(-steps // settings.dfake_gen_update_ratio)
+        self.first = Ramp(settings.min_step_percent, settings.min_step_start, round(settings.min_step_warmup * updates))
+        self.last = min(int(settings.max_step_percent * num), num - 1)
+        self.fake_first = min(round(settings.fake_min_step_percent * num), num - 1)
+        self.fake_last = min(int(settings.fake_max_step_percent * num), num - 1)
+        if self.fake_first > self.fake_last:
+            raise ValueError(
+                f"method.fake_min_step_percent {settings.fake_min_step_percent} must not exceed method.fake_max_step_percent "
+                f"{settings.fake_max_step_percent}"
+            )
+        self.critic = Critic(settings, self.levels, settings.generator_optimizer.warmup)
+        self.generator_updates = 0
+
+    @classmethod
+    def make(cls, settings: DMD2Settings, given: Given) -> "DMD2":
+        """A student of the given teacher, or of the closed form of the data, with a map from noise where the recipe names one."""
+        # a network of its own, or None for a copy of the teacher's
+        student = given.make_generator({"name": "push_forward"}, {"name": "push_forward"}) if given.network.role == "map" else None
+        real = None
+        if settings.exact:
+            assert student is not None
+            real, teacher = exact_denoiser(given.data), _untrained(settings, given, student.sigma_data)
+        else:
+            assert given.teacher is not None
+            teacher = given.teacher
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(given.seed)  # the head is drawn
+            return cls(settings, teacher, given.steps, real, student)
+
+    @property
+    def least_items(self) -> int:
+        """An item for every step of the student."""
+        return self.settings.sampler_steps
+
+    @property
+    def kept_teacher(self) -> Generator | None:
+        """The trained teacher; a closed form comes with the data."""
+        return self.teacher if self.real is None else None
+
+    def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
+        """The generator's loss (terms ``dm``, ``gap``, ``gan``) or the guidance's (terms ``fake``, ``gan``, ``r1``)."""
+        if self.levels.device != batch.x.device:
+            self.levels = self.critic.levels = self.levels.to(batch.x.device)
+        if turn == "generator":
+            return self._generator_loss(networks, batch, rng, scratch)
+        return self._guidance_loss(networks, batch, rng, scratch)
+
+    def _noised(self, x: Tensor, first: int, last: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(x + s n, s) with each item's s uniform over ``levels[first..last]``: [B, ...] and [B]."""
+        s = level_sigmas(self.levels, len(x), first, last, rng)
+        return x + expand_like(s, x) * torch.randn(x.shape, generator=rng, device=x.device), s
+
+    def _noised_anyhow(self, x: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The same over the whole grid, for the heads."""
+        return self._noised(x, 0, len(self.levels) - 1, rng)
+
+    def _told(self, step: Tensor | None) -> dict[str, Tensor]:
+        """What the fake denoiser is told beside the label: the step [B], where there is a network for each."""
+        return {"step": step} if self.stepwise and step is not None else {}
+
+    def _generator_loss(self, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
+        x, step = self.generate(networks["generator"], batch, rng)
+        label, told, sid = batch.label, self._told(step), self.settings.loss == "sid"
+        scratch["x"], scratch["step"] = x.detach(), step
+        with torch.set_grad_enabled(sid):
+            first = round(self.first(self.generator_updates) * len(self.levels))
+            x_s, s = self._noised(x, min(first, self.last), self.last, rng)
+            x0_real = Guided.of(networks["teacher"], self.settings.guidance_scale)(x_s, s, label)
+            x0_fake = networks["fake"](x_s, s, label, **told)
+        terms: dict[str, Tensor] = {}
+        if sid:
+            dm = sid_loss(x, x0_real, x0_fake, self.settings.sid_alpha, self.settings.gamma, x_s)
+        else:
+            grad = dmd_gradient(x, x0_real, x0_fake, self.settings.gamma, x_s)
+            if self.settings.f_divergence != "reverse_kl":
+                weight, terms["ratio"] = self.critic.divergence_weight(networks, x_s, s, label, told)
+                grad = expand_like(weight, grad) * grad
+            dm = dmd_loss(x, grad)
+        with torch.no_grad():
+            gap = (x0_real - x0_fake).abs().mean() / (x - x0_real).abs().mean()
+        terms |= {"dm": dm.detach(), "gap": gap}
+        total = dm
+        if self.settings.gan:
+            gan = generator_loss(self.critic.logits(networks, *self._noised_anyhow(x, rng), label, told))
+            self.critic.measure_weight(dm, gan, x, self.generator_updates)
+            total = dm + self.critic.weight * gan
+            terms |= {"gan": gan.detach(), "gan_weight": torch.tensor(self.critic.weight)}
+        return LossOutput(total, terms, scratch["x"], label)
+
+    def _guidance_loss(self, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
+        label = batch.label
+        x, step = (scratch.get("x"), scratch.get("step")) if self.settings.reuse_generator_batch else (None, None)
+        if x is None:
+            with torch.no_grad():
+                x, step = self.generate(networks["generator"], batch, rng)
+        told = self._told(step)
+        x_s, s = self._noised(x, self.fake_first, self.fake_last, rng)
+        weight = expand_like(edm_weight(s, self.teacher.sigma_data), x)
+        fake = (weight * (networks["fake"](x_s, s, label, **told) - x).square()).mean()
+        terms, total = {"fake": fake.detach()}, fake
+        if self.settings.gan:
+            real_logits, r1 = self.critic.real_logits(networks, *self._noised_anyhow(batch.x, rng), label, told, rng)
+            fake_logits = self.critic.logits(networks, *self._noised_anyhow(x, rng), label, told)
+            gan = discriminator_loss(real_logits, fake_logits)
+            total = fake + self.settings.gan_weight_guidance * gan
+            terms["gan"] = gan.detach()
+            if r1 is not None:
+                total = total + self.settings.gan_weight_guidance * self.settings.r1_weight * r1
+                terms["r1"] = r1.detach()
+        return LossOutput(total, terms)
+
+    def after_update(self, turn: str) -> None:
+        """Count the generator's updates."""
+        self.generator_updates += turn == "generator"
+
+    def ship(self, network: nn.Module, step: int) -> Generator:
+        """The generator, to be sampled at the noise levels it was trained for."""
+        info = {**self.teacher.info, "method": "dmd2", "step": step, "label_dropout": 0.0}
+        if self.student:
+            return self.student.derive(self.student.sampler, info, network)
+        return self.teacher.derive({"name": "few_step", "sigmas": self.sigmas}, info, network)
+
+    @torch.no_grad()
+    def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """``gamma D_real - D_fake - (gamma - 1) x`` at `points`, seen at the middle level: where samples there have to go."""
+        sigma = self.levels[len(self.levels) // 2].to(points)
+        x0_real, x0_fake = (self.networks[name](points, sigma, None) for name in ("teacher", "fake"))
+        return points, x0_real - x0_fake + (self.settings.gamma - 1) * (x0_real - points)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been measured so far and from how many measurements, and how many updates and batches there have been."""
+        return {
+            "gan_weight_generator": self.critic.weight,
+            "gan_measurements": self.critic.measurements,
+            "generator_updates": self.generator_updates,
+            "batches_made": self.generate.batches_made,
+            "ratio_means": self.critic.ratio_means,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.critic.weight, self.critic.measurements = state["gan_weight_generator"], state["gan_measurements"]
+        self.generator_updates, self.generate.batches_made = state["generator_updates"], state["batches_made"]
+        self.critic.ratio_means = list(state["ratio_means"])
+
+
+def _check(settings: DMD2Settings, teacher: Generator, student: Generator | None) -> None:
+    """Raise ValueError for settings that do not fit the teacher, the student or each other."""
+    if settings.guidance_scale != 1.0 and not teacher.info.get("label_dropout"):
+        raise ValueError(
+            f"method.guidance_scale is {settings.guidance_scale}, but the teacher was trained without label dropout and has no "
+            "unconditional estimate; use 1, or a teacher trained with method.label_dropout above 0"
+        )
+    if settings.f_divergence != "reverse_kl" and not (settings.gan and settings.loss == "dmd"):
+        raise ValueError(
+            f"method.f_divergence is {settings.f_divergence!r}, which weighs the DMD loss by the discriminator's density ratio; "
+            "set method.gan=true and method.loss=dmd, or leave it at 'reverse_kl'"
+        )
+    if student is not None and settings.sampler_steps > 1:
+        raise ValueError(
+            f"method.sampler_steps is {settings.sampler_steps}, but a map from noise to data has one step; give 1, or a network that "
+            "denoises"
+        )
+
+
+def _untrained(settings: DMD2Settings, given: Given, sigma_data: float) -> Generator:
+    """Where the fake network of points starts when there is no trained teacher to start from."""
+    network = MLPSettings(name="mlp", sigma_data=sigma_data, widths=settings.fake_widths)
+    sampler = {"name": "heun", "steps": 18, "sigma_min": settings.sigma_min, "sigma_max": settings.sigma_max, "rho": settings.rho}
+    return given.make_generator(sampler, network=network)

@@ -1,0 +1,97 @@
+"""Settings of DMD2."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from fewstep.sections import Compared, Fraction, Grid, NonNegativeFloat, Optimizer, Role, TaughtSettings
+
+
+class DMD2Optimizer(Optimizer):
+    """AdamW of the generator, or of the fake network with the heads."""
+
+    lr: PositiveFloat = 2e-6
+
+
+class DMD2Settings(Grid, TaughtSettings):
+    """Distribution matching distillation of a teacher into a generator of one or a few steps."""
+
+    name: Literal["dmd2"]
+    loss: Literal["dmd", "sid"] = "dmd"
+    sid_alpha: float = Field(1.0, description="alpha of the SiD loss")
+    gamma: PositiveFloat = Field(1.0, description="match p_real^gamma")
+    guidance_scale: NonNegativeFloat = Field(1.0, description="classifier-free guidance of the teacher")
+    dfake_gen_update_ratio: PositiveInt = Field(5, description="the generator learns at every so many-th step, the fake network at each")
+    conditioning_sigma: PositiveFloat = Field(80.0, description="noise level of the student's first input")
+    sampler_steps: PositiveInt = Field(1, description="steps that the student is made for")
+    sampler_sigmas: Annotated[list[PositiveFloat], Field(min_length=1)] | None = Field(
+        None, description="their noise levels, from conditioning_sigma down; null for levels that diffusers' scheduler can name"
+    )
+    fake_per_step: bool = Field(
+        True, description="a fake network for each of several steps; false is one for all, as published, which holds only the mixture"
+    )
+    inputs: Literal["backward_simulation", "noised_data"] = Field(
+        "backward_simulation", description="what later steps learn from; noised_data is a shortcut, and a known mistake"
+    )
+    min_step_percent: Fraction = Field(
+        0.02, description="share of the ascending grid from which the DM term draws its levels; coarse ones settle how much mass goes where"
+    )
+    max_step_percent: Fraction = Field(0.98, description="and up to which it does")
+    min_step_start: Fraction | None = Field(None, description="where min_step_percent begins; null for no ramp")
+    min_step_warmup: Annotated[float, Field(gt=0, lt=1)] = Field(0.6, description="its ramp, a fraction of the run")
+    fake_min_step_percent: Fraction = Field(0.0, description="as min_step_percent, of the fake network's loss")
+    fake_max_step_percent: Fraction = Field(1.0, description="as max_step_percent, of the fake network's loss")
+    generator_optimizer: DMD2Optimizer = Field(default_factory=DMD2Optimizer)
+    guidance_optimizer: DMD2Optimizer = Field(default_factory=DMD2Optimizer, description="of the fake network, with the heads")
+    table_scale: PositiveFloat = Field(10.0, description="how many times as fast the tables of a coded latent learn")
+    fake_widths: list[PositiveInt] = Field([256, 256, 256], min_length=1, description="of the fake network, beside an exact teacher")
+    reuse_generator_batch: bool = Field(True, description="the fake network learns from the generator turn's samples, where there are any")
+    gan: bool = Field(False, description="add the adversarial heads")
+    gan_weight_generator: NonNegativeFloat | Literal["auto"] = Field(
+        3e-3, description="auto: the ratio of the two terms' gradient norms at the image, over the first updates after warm-up"
+    )
+    gan_weight_guidance: NonNegativeFloat = 1e-2
+    gan_features: Literal["fake", "teacher"] = Field("fake", description="whose features the heads see")
+    gan_levels: PositiveInt = Field(1, description="at how many resolutions, from the bottleneck up; a head at each")
+    r1_weight: NonNegativeFloat = Field(0.0, description="of the penalty on the heads' slope at real data")
+    r1: Literal["approximate", "exact"] = Field("approximate", description="that slope by a finite difference, or by a second gradient")
+    r1_alpha: PositiveFloat = Field(0.1, description="length of the finite difference")
+    f_divergence: Literal["reverse_kl", "softened_reverse_kl", "js", "hellinger", "kl", "jeffreys", "neyman"] = Field(
+        "reverse_kl", description="f-distill: weigh the DMD loss by the heads' density ratio"
+    )
+
+    draws_power: ClassVar = True
+    compared: ClassVar = (
+        Compared("DMD2, exact teacher", items=("points",), needs_mixture=True),
+        Compared("DMD2, trained teacher", taught=True, items=("points",)),
+        Compared("DMD2", taught=True, items=("images",)),
+    )
+    moved: ClassVar = {
+        **{f"generator_{key}": (f"generator_optimizer.{key}",) for key in ("lr", "warmup", "decay_from", "final", "decay")},
+        "guidance_lr": ("guidance_optimizer.lr",),
+        **{key: (f"generator_optimizer.{key}", f"guidance_optimizer.{key}") for key in ("beta1", "beta2", "weight_decay", "clip")},
+    }
+
+    @model_validator(mode="after")
+    def _levels(self) -> "DMD2Settings":
+        if self.min_step_percent > self.max_step_percent:
+            raise ValueError(f"min_step_percent {self.min_step_percent} must not exceed max_step_percent {self.max_step_percent}")
+        if self.r1_weight and not self.gan:
+            raise ValueError(f"r1_weight is {self.r1_weight}, but there is no discriminator to hold; set gan to true, or r1_weight to 0")
+        return self
+
+    @property
+    def taught(self) -> bool:
+        """Whether a trained teacher has to be opened."""
+        return not self.exact
+
+    def roles_on(self, points: bool) -> tuple[Role, ...]:
+        """A copy of the teacher's network; on points also a map from noise, which is all there can be beside a closed form."""
+        if not points:
+            return ("copy",)
+        return ("map",) if self.exact else ("copy", "map")
+
+    @property
+    def aims_at(self) -> float:
+        """Gamma."""
+        return self.gamma

@@ -1,0 +1,80 @@
+"""What a student of one or several steps makes while it learns: its samples, each with a gradient through one step alone.
+
+Symbols: ``n`` standard normal noise, noise levels ``sigma_1 > sigma_2 > ...``, one a step; ``x'`` what a sample's earlier steps have left.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fewstep.maths.parametrization import expand_like
+from fewstep.maths.schedules import student_sigmas
+from fewstep.methods.base import Batch
+
+
+def student_levels(conditioning_sigma: float, steps: int, sigmas: Sequence[float] | None) -> list[float]:
+    """The noise levels of a student's steps, descending. Raises ValueError where those given do not fit the other two settings."""
+    if sigmas is None:
+        return student_sigmas(steps, conditioning_sigma).tolist()
+    falling = all(a > b > 0 for a, b in itertools.pairwise(sigmas))
+    if len(sigmas) != steps or sigmas[0] != conditioning_sigma or not falling:
+        raise ValueError(
+            f"method.sampler_sigmas is {list(sigmas)}; with method.sampler_steps {steps} and method.conditioning_sigma "
+            f"{conditioning_sigma} give {steps} levels that fall from {conditioning_sigma}"
+        )
+    return list(sigmas)
+
+
+class StudentSteps:
+    """Draws training samples from a generator as it stands.
+
+    Args:
+        sigmas: noise levels of its steps, descending.
+        inputs: what a later step starts from: "backward_simulation", the generator's own earlier steps, as it will be sampled; or
+            "noised_data", real data, which it will never see there.
+        latent_shape: shape of one latent of a map from noise to data, which has one step; None for a denoiser.
+
+    """
+
+    def __init__(
+        self, sigmas: Sequence[float], inputs: Literal["backward_simulation", "noised_data"], latent_shape: tuple[int, ...] | None
+    ) -> None:
+        self.sigmas, self.inputs, self.latent_shape = list(sigmas), inputs, latent_shape
+        self.batches_made = 0
+
+    def __call__(self, generator: Callable[..., Any], batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """(x, step): what `generator` makes at one of its steps, dealt to the items in turn, [B, ...] and int64 [B] (None of one step)."""
+        shape = self.latent_shape or batch.x.shape[1:]
+        n = torch.randn(len(batch.x), *shape, generator=rng, device=batch.x.device)
+        if self.latent_shape:
+            return generator(n, math.inf, batch.label), None
+        sigmas = torch.tensor(self.sigmas, device=n.device)
+        if len(sigmas) == 1:
+            return generator(sigmas[0] * n, sigmas[0], batch.label), None
+        step = self.dealt(len(n)).to(n.device)
+        if self.inputs == "noised_data":
+            x = expand_like(sigmas[step], n) * n + expand_like((step > 0).to(n), n) * batch.x
+        else:
+            x = simulated(generator, sigmas[0] * n, sigmas, step, batch.label, rng)
+        return generator(x, sigmas[step], batch.label), step
+
+    def dealt(self, num: int) -> Tensor:
+        """The step that each of `num` items trains, int64 [num]: in turn from a random first one, which is the same on every device."""
+        self.batches_made += 1
+        first = torch.randint(len(self.sigmas), (), generator=torch.Generator().manual_seed(self.batches_made))
+        return (first + torch.arange(num)) % len(self.sigmas)
+
+
+@torch.no_grad()
+def simulated(generator: Callable[..., Any], x: Tensor, sigmas: Tensor, step: Tensor, label: Tensor | None, rng: torch.Generator) -> Tensor:
+    """Backward simulation: each item of `x` [B, ...] as its own earlier steps have left it before step ``step[i]``, like x."""
+    for done, (sigma, below) in enumerate(itertools.pairwise(sigmas)):
+        on = (step > done).nonzero().flatten()  # the items that take step number `done` and go on
+        if len(on):
+            x0 = generator(x[on], sigma, None if label is None else label[on])
+            x = x.index_copy(0, on, x0 + below * torch.randn(x0.shape, generator=rng, device=x.device))
+    return x

@@ -1,0 +1,65 @@
+"""What config.json of a model folder says of a generator's denoiser and sampler, in any of its formats."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fewstep import registry
+from fewstep.denoisers import DENOISERS
+from fewstep.samplers import SAMPLERS, SamplerKind
+
+FORMAT = 2  # of config.json; 1 is version 0.1.0's, which had no number
+
+
+def checked_sampler(config: Mapping[str, Any]) -> SamplerKind:
+    """The kind of sampler that `config` describes. Raises ValueError for one that is not known, or not whole."""
+    name = config.get("name")
+    kind: Any = SAMPLERS.get(str(name))
+    if kind is None and isinstance(name, str) and registry.is_import_path(name):
+        kind = registry.room("samplers", name)
+    few = name == "few_step"
+    missing = few and ("steps" not in config if "levels" in config else "sigmas" not in config)
+    if kind is None or missing or any(key not in config for key in kind.needs):
+        needs = "steps, sigma_min, sigma_max, rho" if kind is None else "sigmas, or levels and steps" if few else ", ".join(kind.needs)
+        raise ValueError(f"sampler is {dict(config)}; give a name of {', '.join(SAMPLERS)}, and {needs}")
+    steps, churn = config.get("steps", 1), config.get("churn", 1.0)
+    if not isinstance(steps, int) or steps < 1 or not isinstance(churn, int | float) or not 0 <= churn <= 1:
+        raise ValueError(f"sampler is {dict(config)}; steps must be a whole number from 1, churn lie from 0 to 1")
+    counts = kind.counts(config)
+    if counts is not None and "steps" in config and steps not in counts:
+        raise ValueError(
+            f"sampler is {dict(config)}; it has levels for {', '.join(map(str, counts))} steps, and steps must be one of these"
+        )
+    return kind
+
+
+def denoiser_class(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The class that `config` names, and its settings. Raises ValueError."""
+    settings = dict(config)
+    name = settings.pop("name", None)
+    if name in DENOISERS:
+        return DENOISERS[name], settings
+    if isinstance(name, str) and registry.is_import_path(name):
+        return registry.room("denoisers", name), settings
+    raise ValueError(f"denoiser is {dict(config)}; give a name of {', '.join(DENOISERS)}")
+
+
+def brought_forward(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments in a config.json of any format. Raises ValueError for one of a newer version."""
+    arguments = dict(config)
+    number = arguments.pop("format", 1)
+    if number == 1:  # the sampler's name told the denoiser, or else its parametrisation did
+        sampler, parametrization = dict(arguments["sampler"]), arguments.pop("parametrization", None)
+        denoiser: dict[str, Any] = {"name": "preconditioned"}
+        if parametrization is not None:
+            denoiser = dict(parametrization)
+        elif sampler.get("name") == "push_forward":
+            denoiser = {"name": "push_forward"}
+        elif sampler.get("name") == "distributional":
+            denoiser = {"name": "distributional", "output": sampler.pop("output")}
+        info = dict(arguments.get("info") or {})
+        if "drift_features" in info:
+            info["trained_in_features"] = info.pop("drift_features")
+        arguments |= {"sampler": sampler, "denoiser": denoiser, "info": info}
+    elif number != FORMAT:
+        raise ValueError(f"config.json is of format {number}, and this version of fewstep reads up to {FORMAT}; install a newer one")
+    return arguments

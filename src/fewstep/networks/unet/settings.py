@@ -1,0 +1,35 @@
+"""Settings of the image U-Net, as a denoiser's network and as a map from noise."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from fewstep.sections import NetworkSettings, Share
+
+
+class UNetSettings(NetworkSettings):
+    """diffusers' UNet2DModel."""
+
+    name: Literal["unet"]
+    sigma_data: PositiveFloat = Field(0.5, description="standard deviation of the data in [-1, 1]")
+    channels: list[PositiveInt] = Field([64, 128, 256, 512], min_length=1, description="width of each resolution level")
+    attention: list[bool] | None = Field(None, description="one flag a level; null for none but the bottleneck's")
+    layers_per_block: PositiveInt = 1
+    groups: PositiveInt = Field(32, description="groups of each GroupNorm")
+    head_dim: PositiveInt = Field(64, description="channels of an attention head")
+    dropout: Share = 0.0
+    time_scale: PositiveFloat = Field(
+        1000.0, description="the timestep is time_scale ln(sigma)/4; an export to diffusers needs 1000, less is smoother in time"
+    )
+
+    items: ClassVar = ("images",)
+    takes: ClassVar = frozenset({"xi", "features", "condition"})
+
+
+class LatentUNetSettings(UNetSettings):
+    """The same U-Net as a map from noise of the data's shape to data, for drift on images."""
+
+    name: Literal["latent_unet"]  # type: ignore[assignment]
+
+    role: ClassVar = "map"
+    takes: ClassVar = frozenset()

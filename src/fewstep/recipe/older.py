@@ -1,0 +1,62 @@
+"""Recipes of older forms, brought forward: keys that have moved are taken to their new place, and it is said."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fewstep import registry
+from fewstep.errors import UserError
+
+KINDS = {"method": "methods", "network": "networks", "data": "data"}
+
+
+def moved_keys(section: str, name: Any) -> Mapping[str, tuple[str, ...]]:
+    """Where the keys of an older `section` are now, by the name of its room; nothing for a room that is not known."""
+    if section not in KINDS or not isinstance(name, str):
+        return {}
+    try:
+        return getattr(registry.settings(KINDS[section], name), "moved", {})
+    except UserError:  # told when the section itself is read
+        return {}
+
+
+def bring_forward(tree: dict[str, Any]) -> list[str]:
+    """Move the keys of an older recipe `tree` to where they are now, in place; ``old -> new`` for each."""
+    said = []
+    for section in KINDS:
+        inner = tree.get(section)
+        if not isinstance(inner, dict):
+            continue
+        for old, new in moved_keys(section, inner.get("name")).items():
+            if old in inner:
+                value = inner.pop(old)
+                for path in new:
+                    put(inner, path.split("."), value)
+                said.append(_moved(f"{section}.{old}", [f"{section}.{path}" for path in new]))
+    return said
+
+
+def forward_key(key: str, tree: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Where an override's dotted `key` belongs in a recipe `tree`, and what is to be said of it, if it has moved."""
+    section, _, rest = key.partition(".")
+    inner = tree.get(section)
+    new = moved_keys(section, inner.get("name")).get(rest) if isinstance(inner, Mapping) else None
+    if new is None:
+        return [key], []
+    paths = [f"{section}.{path}" for path in new]
+    return paths, [_moved(key, paths)]
+
+
+def _moved(old: str, new: list[str]) -> str:
+    return f"{old} -> {' and '.join(new)}"
+
+
+def put(tree: dict[str, Any], path: Iterable[str], value: Any) -> str | None:
+    """Set the value at `path` in nested mappings; the name on the way that is no mapping, if one is not."""
+    *outer, last = path
+    node: Any = tree
+    for part in outer:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            return part
+    node[last] = value
+    return None

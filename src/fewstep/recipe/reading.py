@@ -1,0 +1,164 @@
+"""From YAML and ``key=value`` to a `Recipe`, or to all of its mistakes at once."""
+
+import copy
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError, create_model
+
+from fewstep import registry
+from fewstep.errors import UserError
+from fewstep.recipe.mistakes import explain, nearest
+from fewstep.recipe.older import KINDS, bring_forward, forward_key, put
+from fewstep.recipe.recipe import Recipe
+from fewstep.sections import Section
+
+NO_SETTINGS = ("about", "made_by", "format")  # what a file holds beside its sections
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's floats (PyYAML reads ``1e-4`` as a string otherwise), and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping, or a YAMLError for a key that is given twice."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML with 1.2's floats, plain containers only. Raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Names of the recipes inside the package, such as ``teacher/digits``, and their files."""
+    root = Path(str(files("fewstep"))) / "recipes"
+    return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.glob("*/*.yaml"))}
+
+
+def load_recipe(source: str, overrides: Iterable[str | tuple[str, Any]] = ()) -> Recipe:
+    """The recipe called `source` (a shipped name, or a path of a YAML file) with overrides: ``steps=500``, or ``("steps", 500)``.
+
+    What it names is the user's own choice: import paths in it are imported, also from the file's folder. Raises UserError with every
+    mistake of the file and the overrides, one a line.
+    """
+    shipped = shipped_recipes()
+    path = shipped.get(source, Path(source))
+    if not path.is_file():
+        raise UserError(
+            f"there is no recipe {source!r}{nearest(source, shipped)}; shipped are {', '.join(shipped)}, or give the path of a YAML file"
+        )
+    try:
+        tree = parse_yaml(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{source} holds {type(tree).__name__}; a recipe has the keys {', '.join(Recipe.model_fields)}")
+    return _with_overrides(tree, source, list(overrides), path.parent)
+
+
+def _with_overrides(tree: dict[str, Any], source: str, overrides: list[str | tuple[str, Any]], folder: Path) -> Recipe:
+    pairs, mistakes = [], []
+    for override in overrides:
+        pair = _parsed(override) if isinstance(override, str) else override
+        if isinstance(pair, str):
+            mistakes.append(pair)
+        else:
+            pairs.append(pair)
+    final = copy.deepcopy(tree)
+    for key, value in pairs:  # which rooms there will be decides what an older key means
+        put(final, key.split("."), value)
+    for section in KINDS:
+        named = final[section].get("name") if isinstance(final.get(section), dict) else None
+        if isinstance(named, str) and registry.is_import_path(named):
+            registry.trust(named, folder)
+    said = bring_forward(tree)
+    for key, value in pairs:
+        paths, moved = forward_key(key, final)
+        said += moved
+        for path in paths:
+            if (part := put(tree, path.split("."), copy.deepcopy(value))) is not None:
+                mistakes.append(f"{key} cannot be set: {part} is not a section")
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    said += bring_forward(tree)  # of a section that an override has given whole
+    if said:
+        sys.stderr.write(f"note: keys of an older form, taken to where they are now: {', '.join(dict.fromkeys(said))}\n")
+    return validated(tree, source)
+
+
+def validated(tree: Mapping[str, Any], source: str) -> Recipe:
+    """`tree` as a Recipe, or a UserError that lists every mistake in it. Keys of older forms are moved without a word."""
+    plain = copy.deepcopy({key: value for key, value in tree.items() if key not in NO_SETTINGS})
+    bring_forward(plain)
+    kinds: dict[str, Any] = {}
+    lines = []
+    for section, kind in KINDS.items():
+        found = _settings(section, kind, plain.get(section))
+        kinds[section] = (Any if isinstance(found, str) else found, ...)
+        lines += [found] * isinstance(found, str)
+    model = create_model("Recipe", __base__=Recipe, **kinds)
+    try:
+        recipe = model.model_validate(plain)
+    except ValidationError as error:
+        lines += explain(error.errors(), model)
+    if lines:
+        raise UserError(f"{source} has {len(lines)} mistake{'s' * (len(lines) > 1)}:\n" + "\n".join(f"  {line}" for line in lines))
+    return Recipe.model_construct(**{name: getattr(recipe, name) for name in Recipe.model_fields})
+
+
+def _settings(section: str, kind: str, inner: Any) -> type[Section] | str:
+    """The settings class that `inner` names, or what is wrong with the name."""
+    if not isinstance(inner, dict):  # missing, or no section: said like any other mistake
+        return registry.SETTINGS[kind]
+    known = registry.names(kind)
+    name = inner.get("name")
+    if name is None:
+        return f"{section}.name is missing; allowed: {' or '.join(map(repr, known))}, or package.module:Name"
+    if name not in known and not (isinstance(name, str) and registry.is_import_path(name)):
+        close = nearest(str(name), known)
+        return f"{section}.name is {name!r}{close}; allowed: {', '.join(map(repr, known))}, or package.module:Name"
+    try:
+        return registry.settings(kind, name)
+    except UserError as error:
+        return f"{section}.name: {error}"
+
+
+def _parsed(override: str) -> tuple[str, Any] | str:
+    """(key, value) of one ``a.b=value``, or what is wrong with it."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not all(key.split(".")):
+        return f"{override!r} is not of the form key=value, such as steps=500 or trainer.log_every=10"
+    try:
+        return key, parse_yaml(text) if text else None
+    except yaml.YAMLError as error:
+        return f"the value of {override!r} is not YAML ({' '.join(str(error).split())}); put quotes round it"
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of recipes with every room that is known, for editors that complete YAML."""
+    from typing import Annotated, Union
+
+    from pydantic import Field
+
+    kinds: dict[str, Any] = {}
+    for section, kind in KINDS.items():
+        classes = tuple(registry.settings(kind, name) for name in registry.names(kind) if name in registry.BUILT_IN[kind])
+        kinds[section] = (Annotated[Union[classes], Field(discriminator="name")], ...)  # noqa: UP007 - a tuple of classes
+    return create_model("Recipe", __base__=Recipe, **kinds).model_json_schema()

@@ -1,0 +1,99 @@
+"""What a recipe is: a method, a data set and a network, each a room with settings of its own, and how they are trained."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, SerializeAsAny, model_validator
+
+from fewstep import registry
+from fewstep.metrics.figures import choices
+from fewstep.recipe.mistakes import nearest
+from fewstep.sections import DataSettings, MethodSettings, NetworkSettings, Section
+
+FORMAT = 2  # of recipe.yaml in a run folder; 1 is version 0.1.0's, which had no number
+
+
+class Trainer(Section):
+    """The engine and the cadences. Nothing here changes what is learned, except precision and the number of devices."""
+
+    accelerator: str = Field("auto", description="what lightning-fabric offers: auto, cpu, cuda, mps, ...")
+    devices: PositiveInt | Literal["auto"] = Field(1, description="devices a node; batch_size is divided among all")
+    num_nodes: PositiveInt = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    threads: PositiveInt | Literal["auto"] = Field("auto", description="CPU threads; auto is 1 for small networks")
+    accumulate: PositiveInt = Field(1, description="parts of a batch whose gradients are added up, to save memory")
+    log_every: PositiveInt = 50
+    sample_every: PositiveInt | None = Field(None, description="steps between sample grids; null for a tenth of the run")
+    evaluate_every: PositiveInt | None = Field(None, description="steps between measurements while training; null for none")
+    evaluate_samples: Annotated[int, Field(ge=40)] | None = Field(
+        None, description="samples a measurement; null for 2,000 images or 10,000 points"
+    )
+    evaluate_features: str | None = Field(
+        None, description="of images: inception, digits-v1, pixels-8x8 or a TorchScript file; null for what belongs to the data"
+    )
+    keep_best: str | None = Field(None, description="a figure, such as frechet, whose best checkpoint is kept in best/; null for none")
+    checkpoint_every: PositiveInt | None = Field(None, description="steps between checkpoints; null for a tenth of the run")
+    keep_checkpoints: PositiveInt = 2
+    tracker: Literal["none", "wandb", "tensorboard"] = "none"
+
+    @property
+    def known_devices(self) -> int:
+        """Devices on all nodes, as far as the recipe says: "auto" counts as one a node."""
+        return self.num_nodes * (1 if self.devices == "auto" else self.devices)
+
+    @model_validator(mode="after")
+    def _measured(self) -> "Trainer":
+        for key in ("keep_best", "evaluate_features"):
+            if getattr(self, key) is not None and self.evaluate_every is None:
+                raise ValueError(f"{key} is {getattr(self, key)!r}, but nothing is measured while training; give evaluate_every, too")
+        return self
+
+
+class Recipe(Section):
+    """Everything that a training run depends on."""
+
+    method: SerializeAsAny[MethodSettings]
+    data: SerializeAsAny[DataSettings]
+    network: SerializeAsAny[NetworkSettings]
+    trainer: Trainer = Field(default_factory=Trainer)
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    steps: PositiveInt = 1000
+    batch_size: PositiveInt = Field(128, description="items a step, over all devices")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Recipe":
+        # a section whose kind is not known has been told of already
+        known = ((self.method, MethodSettings), (self.data, DataSettings), (self.network, NetworkSettings))
+        if all(isinstance(section, kind) for section, kind in known) and self.data.points is not None:
+            self.check_fit(self.data.points)
+        return self
+
+    def check_fit(self, points: bool) -> None:
+        """Raise ValueError where the sections do not go with each other, the data being points or images."""
+        method, network, items = self.method, self.network, "points" if points else "images"
+        roles = method.roles_on(points)
+        if network.role not in roles or items not in network.items or not method.needs <= network.takes:
+            allowed = [name for name in registry.names("networks") if _fits(name, roles, items, method.needs)]
+            raise ValueError(
+                f"network.name is {network.name!r}; with method {method.name} on {items} it must be {' or '.join(map(repr, allowed))}"
+            )
+        method.check(self.data, points)
+        best, figures = self.trainer.keep_best, choices("points" if points else "images")
+        if best is not None and best not in figures:
+            raise ValueError(f"trainer.keep_best is {best!r}{nearest(best, figures)}; allowed: {', '.join(figures)}")
+        if points and self.trainer.evaluate_features is not None:
+            raise ValueError("trainer.evaluate_features is for images; points are measured as they are: leave it out")
+
+    def power(self, points: bool) -> float:
+        """The gamma of the density ``p^gamma`` that samples are measured against: the method's for points, 1 for images."""
+        return float(self.method.aims_at) if points else 1.0
+
+
+def _fits(name: str, roles: tuple[str, ...], items: str, needs: frozenset[str]) -> bool:
+    settings: Any = registry.settings("networks", name)
+    return settings.role in roles and items in settings.items and needs <= settings.takes
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, every default filled in."""
+    return recipe.model_dump(mode="json")

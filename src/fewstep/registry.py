@@ -1,0 +1,285 @@
+"""From a name to a room: methods, networks, data sets, denoisers and samplers, built in or one's own.
+
+A *room* is what a recipe or a model folder names: a method's class, a network's class, what loads a data set. Its *settings* are a class of
+their own, which is read without torch: a mistake in a recipe is told before anything heavy is imported. A name is looked up among
+
+    built in        the tables below: one line a room
+    registered      ``fewstep.register("methods", "mine", MyMethod)`` in this process
+    installed       entry points ``fewstep.methods``, ``fewstep.networks``, ``fewstep.data`` of any package
+    import path     ``package.module:Name``, where the module may be imported
+
+Importing a module runs it. What a *user* names (`trust`) is imported; what a model folder or somebody else's run folder names is imported
+only where it is built in, registered, installed, or allowed by whoever opens the folder (`allowing`).
+"""
+
+import contextlib
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import UserError
+from fewstep.sections import DataSettings, MethodSettings, NetworkSettings, Section, section_from_signature
+
+OWN = "fewstep"  # the package whose modules a folder may always name
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a room is, as import paths: the room, and its settings, which need no torch.
+
+    `offered` is False for a room that model folders name and recipes do not.
+    """
+
+    room: str
+    settings: str
+    offered: bool = True
+
+
+def _method(name: str, cls: str) -> Place:
+    return Place(f"fewstep.methods.{name}.method:{cls}", f"fewstep.methods.{name}.settings:{cls}Settings")
+
+
+def _network(package: str, cls: str, offered: bool = True) -> Place:
+    return Place(f"fewstep.networks.{package}.network:{cls}", f"fewstep.networks.{package}.settings:{cls}Settings", offered)
+
+
+def _data(function: str, settings: str) -> Place:
+    return Place(f"fewstep.data.{function}", f"fewstep.data.settings:{settings}")
+
+
+BUILT_IN: Mapping[str, Mapping[str, Place]] = {
+    "methods": {
+        "teacher": _method("teacher", "Teacher"),
+        "dmd2": _method("dmd2", "DMD2"),
+        "drift": _method("drift", "Drift"),
+        "dddm": _method("dddm", "DDDM"),
+    },
+    "networks": {
+        "unet": _network("unet", "UNet"),
+        "edm_unet": _network("edm_unet", "EDMUNet"),
+        "dit": _network("dit", "DiT"),
+        "mlp": _network("mlp", "MLP"),
+        "latent_unet": _network("unet", "LatentUNet"),
+        "latent_mlp": _network("mlp", "LatentMLP"),
+        "coded_mlp": _network("mlp", "CodedMLP"),
+        "teacher": Place("", "fewstep.networks.settings:CopySettings"),
+        "unet2d": _network("unet2d", "UNet2D", offered=False),
+    },
+    "data": {
+        "digits": _data("images:load_digits", "Digits"),
+        "photos": _data("images:photo_crops", "Photos"),
+        "images": _data("image_sets:image_folder", "Images"),
+        "cifar10": _data("cifar:cifar10", "Cifar10"),
+        "toy": _data("toys:toy_data", "Toy"),
+        "points": _data("points:point_file", "Points"),
+    },
+    "denoisers": {},
+    "samplers": {},
+}
+SINGULAR = {"methods": "method", "networks": "network", "data": "data set", "denoisers": "denoiser", "samplers": "sampler"}
+
+SETTINGS: Mapping[str, type[Section]] = {"methods": MethodSettings, "networks": NetworkSettings, "data": DataSettings}
+# by name: the classes themselves need torch
+BASE_CLASSES = {"methods": "fewstep.methods.base.Method", "networks": "torch.nn.modules.module.Module"}
+DERIVED_FROM = {"methods": "fewstep.methods.Method", "networks": "torch.nn.Module"}
+
+_registered: dict[str, dict[str, Any]] = {kind: {} for kind in BUILT_IN}
+_trusted: set[str] = set()
+_folders: list[str] = []
+_allowed: ContextVar[tuple[str, ...]] = ContextVar("allowed", default=())
+
+
+def register(kind: str, name: str, room: Any) -> None:
+    """Make `room` known under `name` in this process; model folders may name it from then on.
+
+    Args:
+        kind: "methods", "networks", "data", "denoisers" or "samplers"; the singular will do.
+        name: what recipes call it. A name that is taken is given to the new room, unless it is built in.
+        room: a `fewstep.methods.Method` class; a network's class; a data set's class or a function that gives one.
+
+    Raises:
+        UserError: for another kind, and for a name that is built in or has a colon.
+
+    """
+    kind = next((k for k, one in SINGULAR.items() if kind in (k, one, one.split()[0])), kind)
+    if kind not in BUILT_IN:
+        raise UserError(f"kind is {kind!r}; allowed: {', '.join(BUILT_IN)}")
+    if not name or ":" in name or name in BUILT_IN[kind]:
+        raise UserError(f"name is {name!r}; give a word without a colon that is no built-in {SINGULAR[kind]} ({', '.join(BUILT_IN[kind])})")
+    _registered[kind][name] = room
+
+
+@contextlib.contextmanager
+def allowing(modules: Iterable[str]) -> Iterator[None]:
+    """Inside, a folder may name import paths in `modules` (packages, or modules), which are then imported and so run."""
+    token = _allowed.set((*_allowed.get(), *modules))
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def trust(path: str, folder: Path | None = None) -> None:
+    """The import path `path` was named by the user: its module may be imported, from the working folder or `folder`, too."""
+    _trusted.add(path.partition(":")[0])
+    if folder is not None and str(folder.resolve()) not in _folders:
+        _folders.append(str(folder.resolve()))
+
+
+def names(kind: str, offered: bool = True) -> list[str]:
+    """The names that are known: built in, then registered, then installed; with `offered` only what a recipe can name."""
+    built_in = [name for name, place in BUILT_IN[kind].items() if place.offered or not offered]
+    return list(dict.fromkeys([*built_in, *_registered[kind], *_installed(kind)]))
+
+
+def is_import_path(name: str) -> bool:
+    """Whether `name` has the form ``package.module:Name``."""
+    return ":" in name
+
+
+def settings(kind: str, name: str) -> type[Section]:
+    """The settings class of the room called `name`: read without torch where the room is built in.
+
+    Raises UserError where there is no such room, or it cannot be imported, or is of the wrong kind.
+    """
+    place = BUILT_IN[kind].get(name)
+    if place is not None:
+        return _object(place.settings)
+    return settings_of(kind, name, room(kind, name))
+
+
+def room(kind: str, name: str) -> Any:
+    """The room called `name`. Raises UserError as `settings` does."""
+    place = BUILT_IN[kind].get(name)
+    if place is not None:
+        return _object(place.room)
+    if name in _registered[kind]:
+        found = _registered[kind][name]
+    elif name in (installed := _installed(kind)):
+        found = _loaded(kind, name, installed[name].load)
+    elif is_import_path(name):
+        found = _imported(kind, name)
+    else:
+        raise UserError(unknown(kind, name))
+    _check_kind(kind, name, found)
+    return found
+
+
+def unknown(kind: str, name: str) -> str:
+    """What is said of a name that is not known."""
+    close = difflib.get_close_matches(name, names(kind), 1, 0.5)
+    return (
+        f"{name!r} is no {SINGULAR[kind]}{f'; did you mean {close[0]!r}?' if close else ''}; known are {', '.join(names(kind))}, "
+        "and one's own by an import path such as package.module:Name"
+    )
+
+
+def _object(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@cache
+def _installed(kind: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=f"fewstep.{kind}") if point.name not in BUILT_IN[kind]}
+
+
+def _imported(kind: str, path: str) -> Any:
+    module, _, name = path.partition(":")
+    if not _may_import(module):
+        top = module.split(".")[0]
+        raise UserError(
+            f"{path!r} is asked for as a {SINGULAR[kind]}; importing it would run the module {module}, which the folder may not ask for by "
+            f"itself. If you trust it, allow it: --allow {top} on the command line, or allow=[{top!r}] in Python"
+        )
+
+    def load() -> Any:
+        if not module or not name:
+            raise UserError(f"the import path {path!r} is not of the form package.module:Name")
+        return _attribute(_module(module, path), name, path)
+
+    return _loaded(kind, path, load)
+
+
+def _may_import(module: str) -> bool:
+    permitted = (*_trusted, *_allowed.get(), OWN)
+    return any(module == name or module.startswith(f"{name}.") for name in permitted)
+
+
+def _module(module: str, path: str) -> Any:
+    added = [folder for folder in (*_folders, str(Path.cwd())) if folder not in sys.path]
+    sys.path.extend(added)  # behind everything else: a file of one's own does not hide an installed package
+    try:
+        importlib.invalidate_caches()  # the file may be younger than the last look into its folder
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
+            raise
+        where = f" (searched beside the installed packages: {', '.join(dict.fromkeys([*_folders, str(Path.cwd())]))})"
+        raise UserError(
+            f"there is no module {error.name!r}, which {path!r} asks for{where}; check the name, or run from its folder"
+        ) from None
+
+
+def _attribute(module: Any, name: str, path: str) -> Any:
+    found = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            public = [key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module.__name__]
+            close = difflib.get_close_matches(name, public, 1, 0.5)
+            raise UserError(
+                f"{path!r}: the module {module.__name__} has no {name!r}{f'; did you mean {close[0]!r}?' if close else ''}; "
+                f"classes in it: {', '.join(public) or 'none'}"
+            )
+        found = getattr(found, part)
+    return found
+
+
+def _loaded(kind: str, name: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except UserError:
+        raise
+    except Exception as error:  # whatever somebody's module does when it is imported
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(f"the {SINGULAR[kind]} {name!r} cannot be imported ({type(error).__name__}: {line}); mend its module") from error
+
+
+def _check_kind(kind: str, name: str, found: Any) -> None:
+    """Raise UserError where `found` is no room of this kind."""
+    base = BASE_CLASSES.get(kind)
+    if base is None:
+        if not callable(found):
+            raise UserError(f"{name!r} is {_what(found)}; a {SINGULAR[kind]} is a class or a function")
+        return
+    if not isinstance(found, type) or base not in (f"{c.__module__}.{c.__qualname__}" for c in found.__mro__):
+        raise UserError(f"{name!r} is {_what(found)}; a {SINGULAR[kind]} is a class derived from {DERIVED_FROM[kind]}")
+    if inspect.isabstract(found):
+        raise UserError(
+            f"the {SINGULAR[kind]} {name!r} does not define {', '.join(sorted(vars(found)['__abstractmethods__']))}; define what is named"
+        )
+
+
+def _what(found: Any) -> str:
+    return f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+
+
+def settings_of(kind: str, name: str, found: Any) -> type[Section]:
+    """The settings class of a room of one's own: its attribute ``Settings``, or its constructor's annotated arguments. Raises UserError."""
+    base = SETTINGS[kind]
+    own = getattr(found, "Settings", None)
+    if own is not None:
+        if not (isinstance(own, type) and issubclass(own, base)):
+            raise UserError(f"{name!r}: its Settings is {_what(own)}; derive it from fewstep.sections.{base.__name__}")
+        return own
+    if kind == "methods":
+        return base
+    return section_from_signature(found, base, name)

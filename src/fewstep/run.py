@@ -1,0 +1,232 @@
+"""A run is started: the engine, the threads, the folder, what is drawn and measured on the way, and the loop."""
+
+import contextlib
+import math
+import os
+import subprocess
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fewstep import __version__
+from fewstep.build import Data, load_data, make_method, training_data
+from fewstep.data import ImageData
+from fewstep.errors import UserError
+from fewstep.generator import Generator, first_line
+from fewstep.methods.base import Method
+from fewstep.metrics.figures import choices
+from fewstep.networks.base import num_parameters
+from fewstep.recipe import Recipe, Trainer, load_recipe, resolved
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+# below this many multiply-adds an image, a second CPU thread costs more than it brings (measured: README, "Threads")
+THREADS_FROM = 1e9
+
+
+def choose_threads(threads: int | str, network: nn.Module, shape: tuple[int, ...]) -> int:
+    """CPU threads for `network` on items of `shape`: `threads` itself, or for "auto" 1 if the network is small, else all cores."""
+    if isinstance(threads, int):
+        return threads
+    work = num_parameters(network) * math.prod(shape[1:])  # bounds a convolutional network's multiply-adds from above
+    if work < THREADS_FROM:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former not on macOS
+
+
+def make_fabric(trainer: Trainer) -> "Fabric":
+    """lightning-fabric as the trainer section says. Raises UserError for what this machine does not offer."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    several = trainer.strategy == "ddp" or trainer.devices != 1 or trainer.num_nodes > 1
+    strategy = DDPStrategy(broadcast_buffers=False) if several else "auto"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a GPU lies idle, when the user asked for the CPU
+            return Fabric(
+                accelerator=trainer.accelerator,
+                devices=trainer.devices,
+                strategy=strategy,
+                precision=trainer.precision,
+                num_nodes=trainer.num_nodes,
+            )
+    except Exception as error:  # Fabric raises several kinds for what a machine lacks
+        raise UserError(
+            f"trainer: this machine cannot run {trainer.accelerator} with precision {trainer.precision}: {first_line(error)}"
+        ) from error
+
+
+def made_by() -> dict[str, Any]:
+    """Version of the package, of torch, and the git commit that the package stands at (None outside a checkout)."""
+    commit = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=5).stdout.strip() or None
+    return {"fewstep": __version__, "torch": str(torch.__version__), "commit": commit}
+
+
+def check_parts(recipe: Recipe, method: Method, devices: int) -> None:
+    """Raise UserError unless a batch can be dealt out in equal parts that hold what `method` needs at once."""
+    from fewstep.training.loop import check_batch_size
+
+    check_batch_size(recipe.batch_size, devices, recipe.trainer.accumulate)
+    parts, least = devices * recipe.trainer.accumulate, method.least_items
+    if recipe.batch_size // parts < least:
+        raise UserError(
+            f"batch_size is {recipe.batch_size}, in {parts} part(s) of {recipe.batch_size // parts}; method {recipe.method.name} needs "
+            f"{least} items in each: give at least {parts * least}"
+        )
+
+
+def describe(recipe: Recipe) -> list[str]:
+    """What a run of `recipe` would be, for --dry-run: parameters, images to be seen, FLOPs, memory. Raises UserError as the run would."""
+    from fewstep.costs import measure
+    from fewstep.training.learned import learned
+
+    trainer = recipe.trainer
+    devices = trainer.known_devices
+    data = training_data(recipe)
+    method = make_method(recipe, data)
+    check_parts(recipe, method, devices)
+    classes = f"{data.num_classes or 'no'} classes"
+    items = "points" if len(data.shape) == 1 else "images"
+    lines = [f"data: {len(data.train)} training {items}, {len(data.heldout)} held out, shape {list(data.shape)}, {classes}"]
+    for name, network in method.networks.items():
+        turn = next((turn for turn in method.turns if name in turn.trains), None)
+        does = f"learns every {turn.every} steps" if turn and turn.every > 1 else "learns every step" if turn else "frozen"
+        if turn and (turn.begins, turn.ends) != (0.0, 1.0):
+            does += f" from {turn.begins:.0%} to {turn.ends:.0%} of the run"
+        learns = sum(parameter.numel() for parameter in learned(network).values())
+        some = f" ({learns:,} of them)" if turn and learns < num_parameters(network) else ""
+        lines.append(f"network {name}: {num_parameters(network):,} parameters, {does}{some}")
+    seen = recipe.steps * recipe.batch_size
+    lines.append(f"{items} to be seen: {seen:,} in {recipe.steps:,} steps of {recipe.batch_size}")
+    lines.append(f"CPU threads: {choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)}")
+    costs = measure(method, data.shape, data.num_classes, recipe.steps, recipe.batch_size, devices, trainer.accumulate)
+    return [*lines, *costs.lines(items[:-1], seen)]
+
+
+def _measured_elsewhere(generator: Generator) -> Mapping[str, float]:
+    """What stands for the watch in all processes but the first, which alone measures."""
+    raise AssertionError("only the first process measures")
+
+
+def _data_in_turn(recipe: Recipe, fabric: "Fabric") -> Data:
+    """`training_data`, first in one process of each machine, which downloads and writes the cache that the others then read."""
+    with fabric.rank_zero_first(local=True):
+        try:
+            data: Data | UserError = training_data(recipe)
+        except UserError as error:  # told when nobody waits for this process any more
+            data = error
+    if isinstance(data, UserError):
+        raise data
+    return data
+
+
+def _watch(recipe: Recipe, data: Data, fabric: "Fabric") -> Callable[[Generator], Mapping[str, float]] | None:
+    """What measures on the evaluation cadence, if anything does. Raises UserError for what cannot be measured."""
+    from fewstep.measurement import Watch
+
+    trainer = recipe.trainer
+    if trainer.evaluate_every is None:
+        return None
+    # points may have been reweighted for the method; images are as they came
+    measured = data if isinstance(data, ImageData) else load_data(recipe.data, recipe.seed)
+    if not fabric.is_global_zero:
+        return _measured_elsewhere
+    power = recipe.power(len(data.shape) == 1)
+    return Watch(measured, trainer.evaluate_samples, power, features=trainer.evaluate_features, device=fabric.device)
+
+
+def train_recipe(
+    recipe: Recipe, out: Path, resume: bool = False, title: str = "training", after: Callable[[Path], None] | None = None
+) -> None:
+    """Train `recipe` into the folder `out`; `after` is called with it at the end, in one process.
+
+    Raises:
+        UserError: for a folder, data set, teacher or machine that will not do, and for a loss that is not finite.
+        Interrupted: after SIGINT or SIGTERM, everything saved.
+
+    """
+    from fewstep.pictures import ImagePictures, PointPictures
+    from fewstep.training.loop import Loop, LoopSettings
+    from fewstep.training.run_folder import RunFolder
+    from fewstep.training.tracking import check_tracker, make_tracker
+
+    run = RunFolder(out)
+    fabric = make_fabric(recipe.trainer)
+    if fabric.is_global_zero:
+        run.check(resolved(recipe), resume)
+    fabric.launch()
+    data = _data_in_turn(recipe, fabric)
+    method = make_method(recipe, data, run.teacher_folder if run.has_teacher() else None)
+    threads = choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)
+    torch.set_num_threads(max(1, threads // fabric.world_size) if fabric.device.type == "cpu" else threads)
+    check_parts(recipe, method, fabric.world_size)
+    check_tracker(recipe.trainer.tracker)
+    watch = _watch(recipe, data, fabric)
+    fabric.barrier()  # all have read what the folder holds, and found no mistake: now it may be written to
+    if fabric.is_global_zero:
+        run.open(resolved(recipe), made_by())
+        if method.kept_teacher is not None and not run.has_teacher():
+            run.save_model(method.kept_teacher, run.teacher_folder)
+    fabric.barrier()
+
+    images = isinstance(data, ImageData)
+    pictures = ImagePictures(recipe, data, run) if isinstance(data, ImageData) else PointPictures(recipe, data, run, method, recipe.steps)
+    trainer, tenth = recipe.trainer, max(1, recipe.steps // 10)
+    often = tenth if images else max(1, recipe.steps // 40)  # a frame of the dashboard costs training little
+    settings = LoopSettings(
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        accumulate=trainer.accumulate,
+        log_every=trainer.log_every,
+        sample_every=trainer.sample_every or often,
+        evaluate_every=trainer.evaluate_every,
+        keep_best=trainer.keep_best,
+        best_is={**choices("images"), **choices("points")}[trainer.keep_best] if trainer.keep_best else "least",
+        checkpoint_every=trainer.checkpoint_every or tenth,
+        keep_checkpoints=trainer.keep_checkpoints,
+        ema_decay=recipe.method.ema_decay,
+        ema_warmup=recipe.method.ema_warmup,
+    )
+    tracker = make_tracker(trainer.tracker if fabric.is_global_zero else "none", out, resolved(recipe))
+    try:
+        Loop(method, data, fabric, run, settings, tracker, pictures, title, watch).train(resume)
+    finally:
+        pictures.close()
+    if fabric.is_global_zero and after is not None:
+        after(out)
+
+
+def train(recipe: str | Path | Recipe, out: str | Path, resume: bool = False, **overrides: Any) -> Path:
+    """Train `recipe` into the run folder `out`, and return it.
+
+    Args:
+        recipe: a shipped one, such as "teacher/digits", a YAML file, or one that was loaded.
+        out: a new or an empty folder; or with `resume` one that holds a run of the same recipe, which is gone on with.
+        resume: go on from the last checkpoint in `out`, or begin where there is none.
+        overrides: settings to change, such as ``steps=500`` or ``data={"name": "points", "path": "x.npy"}``; one inside a section by a key
+            with dots: ``**{"method.optimizer.lr": 1e-3}``.
+
+    Raises:
+        UserError: (a ValueError) for mistakes in the recipe, and for what stands in the way of the run.
+        Interrupted: after SIGINT or SIGTERM, everything saved.
+
+    """
+    folder = Path(out)
+    if isinstance(recipe, Recipe):
+        if overrides:
+            raise UserError(f"overrides are {', '.join(overrides)}, but the recipe is loaded already; give them to load_recipe")
+        settings, title = recipe, recipe.method.name
+    else:
+        settings, title = load_recipe(str(recipe), list(overrides.items())), str(recipe)
+    train_recipe(settings, folder, resume, title=title)
+    return folder

@@ -1,0 +1,278 @@
+"""What the sections of a recipe are made of: strict typed settings, and what each kind of room declares beside them.
+
+Nothing here imports torch: a recipe is validated before anything heavy is.
+"""
+
+import inspect
+import math
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, PydanticUserError, create_model, model_validator
+
+from fewstep.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]  # of what must not be all
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+Role = Literal["denoiser", "map", "copy"]
+"""What a network is for: ``F(x, c_noise, label)``, a map from noise ``G(z, label)``, or a copy of the teacher's own."""
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, and no value is bent to fit."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Grid(Section):
+    """The Karras grid of noise levels that a method trains on."""
+
+    num_train_timesteps: PositiveInt = Field(1000, description="levels of the grid")
+    sigma_min: PositiveFloat = 0.002
+    sigma_max: PositiveFloat = 80.0
+    rho: PositiveFloat = 7.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Grid":
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min} must be below sigma_max {self.sigma_max}")
+        return self
+
+
+class Optimizer(Section):
+    """AdamW and its learning rate over a turn's own updates (not steps of the loop).
+
+    `lr` is reached linearly over `warmup` updates, held until the fraction `decay_from` of all updates, then taken to ``final * lr``.
+    """
+
+    lr: PositiveFloat = 1e-3
+    warmup: NonNegativeInt = Field(0, description="updates over which the learning rate rises")
+    decay_from: Fraction = Field(1.0, description="fraction of the updates after which it falls")
+    final: Fraction = Field(1.0, description="what it falls to, as a fraction of lr")
+    decay: Literal["linear", "cosine"] = Field("linear", description="along a straight line, or half a cosine")
+    beta1: Share = 0.9
+    beta2: Share = 0.99
+    weight_decay: NonNegativeFloat = 0.01
+    clip: PositiveFloat | None = Field(10.0, description="largest gradient norm; null for no clipping")
+
+    def lr_at(self, update: int, updates: int) -> float:
+        """The learning rate of update number `update` (from 0) out of `updates`."""
+        warm = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
+        start = self.decay_from * updates
+        progress = (update - start) / max(1.0, updates - start) if update > start else 0.0
+        progress = min(1.0, progress)
+        if self.decay == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return self.lr * warm * (1 + progress * (self.final - 1))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A method as it stands in a comparison.
+
+    Attributes:
+        title: what it is called there.
+        overrides: what differs from its recipe for the data.
+        taught: whether it is given a run that teaches, made from the same data.
+        items: of what it stands in one, "images" or "points".
+        needs_mixture: whether it only goes with a mixture of Gaussians, whose closed form it knows.
+        costs: how many times as long its recipe runs.
+        one_step: whether its samples at one step are worth a picture, where it is no few-step generator.
+
+    """
+
+    title: str
+    overrides: tuple[str, ...] = ()
+    taught: bool = False
+    items: tuple[str, ...] = ("images", "points")
+    needs_mixture: bool = False
+    costs: Callable[[Any], int] = lambda settings: 1
+    one_step: bool = True
+
+
+class MethodSettings(Section):
+    """The settings of a method; derive your own from it. A recipe's section ``method`` is one of these.
+
+    Class attributes, each with a default that will do for a first method:
+        roles: which networks its own may be (`Role`).
+        needs: what those have to take beside ``(x, c_noise, label)``, such as "xi" (see `NetworkSettings.takes`).
+        teaches: whether what it ships denoises at every noise level, and so can teach.
+        draws_power: whether a setting ``gamma`` makes it aim at ``p^gamma``.
+        compared: how it stands in ``fewstep compare``; empty where it does not.
+        moved: keys of older recipes, and where they are now.
+    """
+
+    name: str
+    ema_decay: Fraction = Field(0.9999, description="largest decay of the weight average")
+    ema_warmup: NonNegativeFloat = Field(20.0, description="the decay at update u is min(ema_decay, u / (u + ema_warmup))")
+
+    roles: ClassVar[tuple[Role, ...]] = ("denoiser",)
+    needs: ClassVar[frozenset[str]] = frozenset()
+    teaches: ClassVar[bool] = False
+    draws_power: ClassVar[bool] = False
+    compared: ClassVar[tuple[Compared, ...]] = ()
+    moved: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    def roles_on(self, points: bool) -> tuple[Role, ...]:
+        """The roles of networks that are allowed on points, or on images."""
+        return self.roles
+
+    def check(self, data: "DataSettings", points: bool) -> None:
+        """Raise ValueError for a recipe's other sections that do not go with these settings; the message is a whole sentence."""
+
+    @property
+    def teacher_path(self) -> str | None:
+        """The generator that is to teach, a run folder, a model folder or a Hub id; None where none is given."""
+        return getattr(self, "teacher", None)
+
+    @property
+    def taught(self) -> bool:
+        """Whether a trained teacher has to be opened before the method can be made."""
+        return self.teacher_path is not None
+
+    def other_teachers(self, mixture: bool) -> str:
+        """What can be said where a teacher is missing, such as ``, or ...``; `mixture`: whether the data is a mixture of Gaussians."""
+        return ""
+
+    @property
+    def aims_at(self) -> float:
+        """The gamma of ``p^gamma`` that points are to come out as."""
+        return 1.0
+
+    @property
+    def data_power(self) -> float | None:
+        """The power of their own density that points are reweighted to before training; None for points as they are."""
+        return None
+
+
+EXACT = "exact"  # the teacher that is a closed form
+
+
+class TaughtSettings(MethodSettings):
+    """The settings of a method that a teacher may teach: a trained one, or the closed form of a mixture of Gaussians."""
+
+    teacher: str | None = Field(None, description="run folder, model folder or Hub id; or exact, the closed form of toy mixtures")
+
+    @property
+    def exact(self) -> bool:
+        """Whether the teacher is the closed form of a mixture."""
+        return self.teacher == EXACT
+
+    @property
+    def taught(self) -> bool:
+        """Whether a trained teacher has to be opened."""
+        return self.teacher is not None and not self.exact
+
+    def other_teachers(self, mixture: bool) -> str:
+        """The closed form, of a mixture."""
+        return f", or method.teacher={EXACT} for the closed form" if mixture else ""
+
+    def check(self, data: "DataSettings", points: bool) -> None:
+        """Raise ValueError for a closed form that the data has not."""
+        if self.exact and not getattr(data, "density", None):
+            raise ValueError(f"method.teacher is {EXACT!r}, which only data toy has; name the run folder of a trained one")
+
+
+class OwnOptimizer(Optimizer):
+    """AdamW of a teacher of one's own."""
+
+    lr: PositiveFloat = 2e-3
+    warmup: NonNegativeInt = Field(50, description="updates over which the learning rate rises")
+    decay_from: Fraction = Field(0.4, description="fraction of the updates after which it falls")
+    final: Fraction = Field(0.02, description="what it falls to, as a fraction of lr")
+
+
+class SelfTaughtSettings(TaughtSettings):
+    """The settings of a method whose student may first learn a teacher of its own, and then goes through stages."""
+
+    own_teacher: Share = Field(0.0, description="share of the run in which a teacher of its own learns to denoise, where none is given")
+    own_optimizer: OwnOptimizer = Field(default_factory=OwnOptimizer)
+    own_sigma_mean: float = Field(-1.2, description="mean of ln(sigma) that it learns at")
+    own_sigma_std: PositiveFloat = Field(1.2, description="standard deviation of ln(sigma) that it learns at")
+    stages: PositiveInt = Field(6, description="of equal length; each halves the gap between a noise level and the next")
+    first_stage: NonNegativeInt = Field(0, description="0 begins with denoising, which a student that starts from a teacher knows already")
+    gap_k: NonNegativeFloat = Field(8.0, description="the gap is (1 + gap_k sigmoid(-gap_b sigma)) / 2^stage, at most 1")
+    gap_b: NonNegativeFloat = 1.0
+    label_dropout: Share = Field(0.0, description="share of labels hidden, which guidance needs")
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> "SelfTaughtSettings":
+        if self.own_teacher and self.teacher is not None:
+            raise ValueError(
+                f"own_teacher is {self.own_teacher}, but teacher is {self.teacher!r}; set own_teacher to 0, or give no teacher"
+            )
+        return self
+
+
+class NetworkSettings(Section):
+    """The settings of a network; derive your own from it, or let the constructor's annotated arguments stand for them.
+
+    Class attributes:
+        role: what it is for, see `Role`.
+        items: the data it can be of, of "images" and "points".
+        takes: what it can be given beside ``(x, c_noise, label)``: "xi", "condition", "features" (see `fewstep.networks`).
+    """
+
+    name: str
+    sigma_data: PositiveFloat | None = Field(None, description="standard deviation of the data; null measures it")
+
+    role: ClassVar[Role] = "denoiser"
+    items: ClassVar[tuple[str, ...]] = ("images", "points")
+    takes: ClassVar[frozenset[str]] = frozenset()
+
+    def arguments(self) -> dict[str, Any]:
+        """What the network's class is made with, beside the data's shape and classes: ``name`` first."""
+        return self.model_dump(exclude={"sigma_data"})
+
+
+class DataSettings(Section):
+    """The settings of a data set; derive your own from it, or let the constructor's annotated arguments stand for them.
+
+    Class attributes:
+        points: whether its items are points [D]; None where that is not known before it is opened.
+    """
+
+    name: str
+
+    points: ClassVar[bool | None] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """What the data set is made with."""
+        return self.model_dump(exclude={"name"})
+
+
+GIVEN = ("self", "shape", "num_classes", "seed", "xi_channels", "condition")  # arguments that whoever makes a room gives
+
+
+def section_from_signature(room: Callable[..., Any], base: type[Section], name: str) -> type[Section]:
+    """The settings that the annotated arguments of `room` stand for, as a class derived from `base`.
+
+    Raises UserError for an argument without an annotation, or of a type that no recipe can hold.
+    """
+    try:
+        parameters = inspect.signature(room).parameters.values()
+        made_by: Any = getattr(room, "__init__") if isinstance(room, type) else room  # noqa: B009 - a class's own
+        hints = typing.get_type_hints(made_by, include_extras=True)
+    except (TypeError, ValueError, NameError) as error:
+        raise UserError(f"{name!r}: its arguments cannot be read ({error}); give it a class Settings beside it") from error
+    fields: dict[str, Any] = {}
+    for parameter in parameters:
+        if parameter.name in GIVEN or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.name not in hints:
+            raise UserError(f"{name!r}: its argument {parameter.name!r} has no type; annotate it, or give the class a Settings of its own")
+        fields[parameter.name] = (hints[parameter.name], ... if parameter.default is parameter.empty else parameter.default)
+    attributes = {key: getattr(room, key) for key in ("role", "items", "takes", "points") if hasattr(room, key)}
+    try:
+        made = create_model(f"{getattr(room, '__name__', 'Own')}Settings", __base__=base, **fields)
+    except (PydanticUserError, NameError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{name!r}: its arguments make no settings ({reason}); give it a class Settings beside it") from error
+    for key, value in attributes.items():
+        setattr(made, key, value)
+    return made

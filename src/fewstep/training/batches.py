@@ -1,0 +1,89 @@
+"""Which items each step learns from: a function of the seed and the step, so that a run that was stopped goes on with the same ones."""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fewstep.methods.base import Batch
+
+
+class TrainingData(Protocol):
+    """A data set in memory, as the loop asks for it."""
+
+    @property
+    def train(self) -> Tensor:
+        """All training items [N, ...]."""
+        ...
+
+    def batch(self, index: Tensor, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Data [B, ...] and labels for `index` [B], on `device`."""
+        ...
+
+
+class Batches(Protocol):
+    """What a step learns from, for one of several processes."""
+
+    def __call__(self, step: int) -> list[Batch]:
+        """The share of this process in the batch of `step`, from 0, in as many parts as gradients are accumulated over."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, as plain numbers; empty where the step tells it all."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        ...
+
+
+class Shuffled:
+    """Indices of each step's batch: one permutation after another, a function of the seed and the step alone."""
+
+    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.epoch, self.order = -1, torch.empty(0, dtype=torch.long)
+
+    def __call__(self, step: int) -> Tensor:
+        """Indices int64 [batch_size]; an item comes again only when all others have come."""
+        parts, position, end = [], step * self.batch_size, (step + 1) * self.batch_size
+        while position < end:
+            epoch, offset = divmod(position, self.size)
+            if epoch != self.epoch:
+                rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                self.epoch, self.order = epoch, torch.randperm(self.size, generator=rng)
+            parts.append(self.order[offset : offset + end - position])
+            position += len(parts[-1])
+        return torch.cat(parts)
+
+
+class InMemory:
+    """Batches of data that lies in memory: rows of tensors, put on the device as they are asked for.
+
+    Args:
+        data: where the rows come from; it may draw from `rng`, such as which images are mirrored.
+        indices: of the whole batch of a step.
+        rank, world_size: of this process among all.
+        accumulate: parts.
+        rng: the loop's own stream.
+        device: where the batches go.
+
+    """
+
+    def __init__(
+        self, data: TrainingData, indices: Shuffled, rank: int, world_size: int, accumulate: int, rng: torch.Generator, device: torch.device
+    ) -> None:
+        self.data, self.indices, self.rank, self.world_size = data, indices, rank, world_size
+        self.accumulate, self.rng, self.device = accumulate, rng, device
+
+    def __call__(self, step: int) -> list[Batch]:
+        """The share of this process in the batch of `step`, in parts."""
+        index = self.indices(step)[self.rank :: self.world_size]
+        return [Batch(*self.data.batch(part, self.rng, self.device)) for part in index.chunk(self.accumulate)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the step tells it all."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to take back."""

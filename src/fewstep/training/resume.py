@@ -1,0 +1,170 @@
+"""All that a run is at one step, and how it goes into a checkpoint and comes back: bit for bit, on as many processes."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricOptimizer
+from torch import Tensor
+
+from fewstep.generator import Generator
+from fewstep.methods.base import Method
+from fewstep.training.batches import Batches
+from fewstep.training.checkpoint import Checkpoint
+from fewstep.training.ema import EMA
+from fewstep.training.learned import learned_state, load_learned
+from fewstep.training.run_folder import RunFolder
+from fewstep.training.window import Window
+
+Better = Literal["least", "greatest", "nearest 1"]
+
+
+@dataclass
+class State:
+    """A run between two steps.
+
+    Attributes:
+        method: with its networks, of which those in `trained` learn.
+        batches: what the next steps learn from.
+        ema: the average of the network that ships.
+        optimizers, updates: of each turn, and how many it has made.
+        rng: the loop's stream in this process; `seed` is the run's.
+        window: what was logged since the last record.
+        step: steps made.
+        began: the moment at which the run would have begun, had it never been stopped.
+        raised: names of the alarms so far.
+        best: step, metric and value of the best so far, if one is kept.
+
+    """
+
+    method: Method
+    trained: tuple[str, ...]
+    batches: Batches
+    ema: EMA
+    optimizers: Mapping[str, _FabricOptimizer]
+    updates: dict[str, int]
+    rng: torch.Generator
+    seed: int
+    window: Window = field(default_factory=Window)
+    step: int = 0
+    began: float = field(default_factory=time.monotonic)
+    raised: set[str] = field(default_factory=set)
+    best: dict[str, Any] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been training."""
+        return time.monotonic() - self.began
+
+    def shipped(self) -> Generator:
+        """The generator as it would be saved now."""
+        return self.method.ship(self.ema.module, self.step)
+
+
+def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
+    """Write a checkpoint, of which the newest `keep` stay, and then the model folder. All processes call it; the first writes."""
+    rng = {"loop": state.rng.get_state(), "torch": torch.get_rng_state()}
+    if fabric.device.type == "cuda":
+        rng["cuda"] = torch.cuda.get_rng_state(fabric.device)
+    gathered = {
+        name: cast(Tensor, fabric.all_gather(numbers.to(fabric.device))).cpu().reshape(-1, len(numbers)) for name, numbers in rng.items()
+    }
+    if fabric.is_global_zero:
+        record = {
+            "step": state.step,
+            "seconds": state.seconds,
+            "updates": state.updates,
+            "ema_updates": state.ema.updates,
+            "window": state.window.state_dict(),
+            "method": state.method.state_dict(),
+            "alarms": sorted(state.raised),
+            "best": state.best,
+        }
+        if cursor := state.batches.state_dict():
+            record["batches"] = cursor
+        # only what learns: a frozen network is in the run folder once, as the model folder that it came from
+        networks = {name: learned_state(state.method.networks[name]) for name in state.trained}
+        optimizers = {name: optimizer.state_dict() for name, optimizer in state.optimizers.items()}
+        checkpoint = Checkpoint(networks | {"ema": learned_state(state.ema.module)}, optimizers, gathered, record)
+        run.save_checkpoint(state.step, checkpoint, keep)
+        run.save_model(state.shipped())
+    fabric.barrier()
+
+
+def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], None]) -> bool:
+    """Bring `state` to where the newest whole checkpoint was, and the folder with it; False where there is none yet.
+
+    Raises UserError where all checkpoints are damaged.
+    """
+    checkpoint, damaged = run.latest_checkpoint()
+    for line in damaged:
+        say(f"{line}; going on from the one before")
+    step = checkpoint.state["step"] if checkpoint else 0
+    if fabric.is_global_zero:
+        run.forget_after(step)
+    fabric.barrier()
+    if checkpoint is None:
+        return False
+    record = checkpoint.state
+    for name in state.trained:
+        load_learned(state.method.networks[name], checkpoint.networks[name])
+    load_learned(state.ema.module, checkpoint.networks["ema"])
+    for name, optimizer in state.optimizers.items():
+        optimizer.load_state_dict(checkpoint.optimizers[name])
+    state.step, state.began, state.updates = step, time.monotonic() - record["seconds"], dict(record["updates"])
+    state.ema.updates = record["ema_updates"]
+    state.window.load_state_dict(record["window"], fabric.device)
+    state.method.load_state_dict(record["method"])
+    state.batches.load_state_dict(record.get("batches", {}))
+    state.raised, state.best = set(record["alarms"]), record.get("best")
+    rank, states = fabric.global_rank, checkpoint.rng
+    if len(states["loop"]) == fabric.world_size:
+        # a copy of the row: torch 2.13 reads a row of a stacked tensor beyond its storage
+        state.rng.set_state(states["loop"][rank].clone())
+        torch.set_rng_state(states["torch"][rank].clone())
+        if "cuda" in states and fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"][rank].clone(), fabric.device)
+    else:
+        state.rng.manual_seed((state.seed * 1_000_003 + rank) ^ (step << 20))
+        say("the number of processes has changed: going on with other random numbers")
+    if fabric.is_global_zero and run.model_step() != step:  # killed before it was written
+        run.save_model(state.shipped())
+    return True
+
+
+def keep_if_best(
+    state: State, run: RunFolder, metric: str | None, better: Better, generator: Generator, figures: Mapping[str, float]
+) -> None:
+    """Put `generator` into the run's folder ``best`` if no other was better by the figure `metric`; the first of equals stays."""
+    value = figures.get(f"eval.{metric}", math.nan)  # a figure may not be defined yet
+    if metric is None or not math.isfinite(value):
+        return
+    if state.best is None or _distance_from_best(value, better) < _distance_from_best(state.best["value"], better):
+        state.best = {"step": state.step, "metric": metric, "value": value}
+        generator.info["best"] = dict(state.best)
+        run.save_best(generator)
+
+
+def restore_best(state: State, run: RunFolder, metric: str | None, say: Callable[[str], None]) -> None:
+    """Go on comparing with the model in the folder ``best``, which may have come after the checkpoint that `state` was restored from.
+
+    It was found by the `metric` that is chosen now, or else comparing begins anew.
+    """
+    saved, state.best = state.best, None
+    if metric is None:
+        return
+    found = run.best()
+    if found is not None and found["metric"] == metric:
+        state.best = found
+    elif found is not None:
+        say(f"best/ was chosen by {found['metric']}; it will be replaced by the best by {metric} from here")
+    elif saved is not None:
+        say(f"best/ (of step {saved['step']}) is not there any more; it will hold the best from here")
+
+
+def _distance_from_best(value: float, better: Better) -> float:
+    return {"least": value, "greatest": -value, "nearest 1": abs(value - 1)}[better]

@@ -1,0 +1,106 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fewstep.build import load_data, make_method
+from fewstep.data import load_digits
+from fewstep.errors import UserError
+from fewstep.recipe import load_recipe
+from fewstep.run import choose_threads, describe, train_recipe
+from fewstep.training.run_folder import RunFolder
+
+# --- parts of a batch ------------------------------------------------------------------------------------------------
+
+
+def test_every_part_of_a_batch_has_an_item_for_every_step(teacher_run, tmp_path):
+    few = [f"method.teacher={teacher_run}", "method.sampler_steps=4", "batch_size=12", "steps=1", "trainer.accelerator=cpu"]
+    with pytest.raises(UserError) as error:
+        describe(load_recipe("dmd2/digits", [*few, "trainer.devices=2", "trainer.accumulate=2"]))
+    assert str(error.value) == "batch_size is 12, in 4 part(s) of 3; method dmd2 needs 4 items in each: give at least 16"
+    with pytest.raises(UserError) as error:
+        train_recipe(load_recipe("dmd2/digits", [*few, "trainer.accumulate=4"]), tmp_path / "run")
+    assert str(error.value).startswith("batch_size is 12, in 4 part(s) of 3; ")
+    assert not (tmp_path / "run").exists()
+    describe(load_recipe("dmd2/digits", [*few, "batch_size=4"]))
+
+
+def test_every_part_of_a_batch_has_two_samples_of_a_drift():
+    """Each leaves itself out, of the field as of the temperatures that the recipe finds by itself."""
+    few = ["data.size=500", "network.widths=[8]", "steps=1", "trainer.accelerator=cpu"]
+    for recipe in ("drift/ring", "drift/vanilla"):
+        with pytest.raises(UserError, match=r"batch_size is 4, in 4 part\(s\) of 1; method drift needs 2 items in each: give at least 8"):
+            describe(load_recipe(recipe, [*few, "batch_size=4", "trainer.accumulate=4"]))
+        with pytest.raises(UserError, match="batch_size is 1; drift needs at least 2 samples a step"):
+            describe(load_recipe(recipe, [*few, "batch_size=1"]))
+
+
+@pytest.mark.parametrize("batch_size", [10, 2])
+def test_a_batch_that_cannot_be_dealt_out_is_refused_before_anything_is_written(batch_size, teacher_overrides, tmp_path):
+    recipe = load_recipe("teacher/digits", [*teacher_overrides, f"batch_size={batch_size}", "trainer.accumulate=4"])
+    for start in (describe, lambda recipe: train_recipe(recipe, tmp_path / "run")):
+        with pytest.raises(UserError, match=f"batch_size is {batch_size}, which does not divide by 1 device"):
+            start(recipe)
+    assert not (tmp_path / "run").exists()
+
+
+# --- a run that draws ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_draws_is_sampled_in_any_number_of_steps(done, mistake, tmp_path):
+    run, small = tmp_path / "run", ["data.size=500", "network.widths=[8]", "batch_size=16", "steps=2", "method.lam_warmup=.5"]
+    done("train", "dddm/ring", *small, "trainer.accelerator=cpu", "trainer.log_every=1", "trainer.sample_every=2", "--out", run)
+    for name, options, evaluations in (("a", [], 20), ("b", ["--steps", "1"], 1), ("c", ["--steps", "3"], 3)):
+        out = done("sample", run, "-n", "5", "--seed", "1", "--out", tmp_path / f"{name}.npz", *options).out
+        assert f"5 samples, {evaluations} evaluation(s) each" in out
+    made = [np.load(tmp_path / f"{name}.npz")["samples"] for name in "abc"]
+    assert all(np.isfinite(samples).all() and samples.shape == (5, 2) for samples in made)
+    assert not np.allclose(made[0], made[1])
+    for steps in ("0", "-1"):
+        message = mistake("sample", run, "--steps", steps, "--out", tmp_path / "d.npz")
+        assert message == f"error: steps is {steps}; give at least 1\n"
+    assert not (tmp_path / "d.npz").exists()
+    # lambda's ramp is over after the first of two updates, and the particles' distances change their name
+    records = RunFolder(run).metrics()
+    assert [("denoiser.apart" in record, "denoiser.calibration" in record) for record in records] == [(True, False), (False, True)]
+    with pytest.raises(UserError) as error:
+        make_method(
+            load_recipe("dmd2/ring", [f"method.teacher={run}", "data.size=500"]),
+            load_data(load_recipe("dddm/ring", ["data.size=500"]).data),
+        )
+    refusal = str(error.value)
+    assert refusal.startswith(f"the teacher {run} does not fit this recipe: ")
+    assert "it draws from the posterior, where a teacher gives its mean" in refusal
+
+
+# --- threads ---------------------------------------------------------------------------------------------------------
+
+
+def test_small_networks_get_one_thread_and_large_ones_every_core(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    network = nn.Linear(1000, 999)  # a million parameters with the bias
+    parameters = sum(p.numel() for p in network.parameters())
+    assert parameters == 999_999
+    side = 32
+    assert choose_threads("auto", network, (3, side, side)) == 6  # 1e9 multiply-adds and more
+    assert choose_threads("auto", network, (1, 8, 8)) == 1
+    assert choose_threads("auto", network, (64,)) == 1
+    assert choose_threads(3, network, (1, 8, 8)) == 3  # what is asked for is done
+    assert choose_threads(1, network, (3, side, side)) == 1
+
+
+def test_the_shipped_teacher_is_a_small_network(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    generator = make_method(load_recipe("teacher/digits"), load_digits()).generator
+    assert choose_threads("auto", generator.denoiser, generator.shape) == 1
+
+
+def test_threads_are_set_for_a_run(monkeypatch, teacher_overrides, tmp_path):
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    for threads in ("auto", "3"):
+        recipe = load_recipe("teacher/digits", [*teacher_overrides, "steps=1", f"trainer.threads={threads}"])
+        train_recipe(recipe, tmp_path / threads)
+    assert asked == [1, 3]
