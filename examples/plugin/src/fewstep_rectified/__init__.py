@@ -1,0 +1,1 @@
+"""Rooms of one's own for fewstep: a method, a network and a data set."""
