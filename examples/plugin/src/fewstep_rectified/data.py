@@ -3,8 +3,9 @@
 import math
 
 import torch
-from fewstep.data import DataError, PointData
 from torch import Tensor
+
+from fewstep.data import DataError, PointData
 
 HELD_OUT = 4000
 

@@ -10,10 +10,11 @@ fewstep's denoisers are told ``x0 + sigma n``, which is ``x_t / (1 - t)`` at ``s
 from typing import Any, ClassVar, Literal
 
 import torch
-from fewstep.generator import Generator
-from fewstep.methods import Alarm, Batch, Compared, Given, LossOutput, Method, MethodSettings, Networks, Optimizer, Turn
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
+
+from fewstep.generator import Generator
+from fewstep.methods import Alarm, Batch, Compared, Given, LossOutput, Method, MethodSettings, Networks, Optimizer, Turn
 
 
 class RectifiedSettings(MethodSettings):
