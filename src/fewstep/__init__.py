@@ -13,6 +13,8 @@ Nothing heavy is imported until it is used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fewstep.version import __version__
+
 if TYPE_CHECKING:
     from fewstep.comparison import compare
     from fewstep.evaluation import evaluate
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from fewstep.registry import register
     from fewstep.run import train
 
-__version__ = "0.1.0"
 __all__ = ["Generator", "__version__", "compare", "evaluate", "load", "register", "sample", "train"]
 _PLACES = {
     "Generator": "generator",

@@ -130,8 +130,7 @@ def sample(
         raise UserError(f"--out is {out}; allowed are a name that ends in .png (a grid) or .npz (arrays)")
     if not out.parent.is_dir():
         raise UserError(f"--out is {out}, but there is no folder {out.parent}; make it first")
-    wanted = _whole_numbers("--labels", labels, "0,1,2")
-    count = _threads(threads)
+    count, wanted = _threads(threads), _whole_numbers("--labels", labels, "0,1,2")
     import torch
 
     from fewstep.generator import load
@@ -296,7 +295,7 @@ def _taught() -> str:
     """The methods that can be given a teacher."""
     from fewstep import registry
 
-    return ", ".join(name for name in registry.names("methods") if "teacher" in registry.settings("methods", name).model_fields)
+    return ", ".join(name for name, settings in registry.readable("methods").items() if "teacher" in settings.model_fields)
 
 
 def _import_edm(file: Path, out: Path) -> None:

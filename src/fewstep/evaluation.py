@@ -2,14 +2,14 @@
 
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fewstep import __version__
+from fewstep import registry
 from fewstep.build import load_data
 from fewstep.data import ImageData, PointData
 from fewstep.errors import UserError
@@ -33,6 +33,7 @@ from fewstep.metrics.suite import FEWEST, Suite
 from fewstep.recipe import Recipe, validated
 from fewstep.run import choose_threads
 from fewstep.training.run_folder import RunFolder
+from fewstep.version import __version__
 
 
 def run_recipe(path: Path) -> Recipe:
@@ -62,21 +63,35 @@ class Options:
 
 
 def evaluate(
-    path: Path,
+    path: str | Path,
     num: int | None = None,
     seed: int = 0,
     threads: int | str = "auto",
     say: Callable[[str], None] = lambda text: None,
     steps: Sequence[int] | None = None,
     options: Options = Options(),
+    allow: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Measure the run in `path`, or the model in its folder ``best``; write results.json there, and return it.
 
     A distilled run is measured beside its teacher. What can be sampled with any number of steps is measured at its own and at
     one, a distributional denoiser at 4 too; or at `steps`. `say` is told what is being done. Raises UserError for a folder that
     holds no run or no model yet, for too small a `num`, for `steps` that nothing in the run can serve, for `options` that cannot be
-    met, and for runs beside it that were measured otherwise.
+    met, for runs beside it that were measured otherwise, and for parts of somebody's own that are not in one of the packages in `allow`.
     """
+    with registry.allowing(allow):
+        return _evaluate(Path(path), num, seed, threads, say, steps, options)
+
+
+def _evaluate(
+    path: Path,
+    num: int | None,
+    seed: int,
+    threads: int | str,
+    say: Callable[[str], None],
+    steps: Sequence[int] | None,
+    options: Options,
+) -> dict[str, Any]:
     run, model_folder = _run_and_model(path)
     recipe = run_recipe(run.path)
     generator = load(model_folder)

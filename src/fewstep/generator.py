@@ -322,9 +322,9 @@ class Generator(
         return samples.clamp_(-1, 1) if len(self.shape) == 3 else samples
 
 
-def sample(path: str | Path, num: int, **options: Any) -> Tensor:
-    """`num` samples [num, *shape] of the generator at `path`: ``load(path).sample(num, **options)``."""
-    return load(path).sample(num, **options)
+def sample(path: str | Path, num: int, allow: Iterable[str] = (), **options: Any) -> Tensor:
+    """`num` samples [num, *shape] of the generator at `path`: ``load(path, allow=allow).sample(num, **options)``."""
+    return load(path, allow=allow).sample(num, **options)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", allow: Iterable[str] = (), revision: str | None = None) -> Generator:

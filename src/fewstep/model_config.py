@@ -14,7 +14,7 @@ def checked_sampler(config: Mapping[str, Any]) -> SamplerKind:
     """The kind of sampler that `config` describes. Raises ValueError for one that is not known, or not whole."""
     name = config.get("name")
     kind: Any = SAMPLERS.get(str(name))
-    if kind is None and isinstance(name, str) and registry.is_import_path(name):
+    if kind is None and isinstance(name, str) and (registry.is_import_path(name) or name in registry.names("samplers")):
         kind = registry.room("samplers", name)
     few = name == "few_step"
     missing = few and ("steps" not in config if "levels" in config else "sigmas" not in config)
@@ -38,7 +38,7 @@ def denoiser_class(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     name = settings.pop("name", None)
     if name in DENOISERS:
         return DENOISERS[name], settings
-    if isinstance(name, str) and registry.is_import_path(name):
+    if isinstance(name, str) and (registry.is_import_path(name) or name in registry.names("denoisers")):
         return registry.room("denoisers", name), settings
     raise ValueError(f"denoiser is {dict(config)}; give a name of {', '.join(DENOISERS)}")
 

@@ -9,7 +9,8 @@ their own, which is read without torch: a mistake in a recipe is told before any
     import path     ``package.module:Name``, where the module may be imported
 
 Importing a module runs it. What a *user* names (`trust`) is imported; what a model folder or somebody else's run folder names is imported
-only where it is built in, registered, installed, or allowed by whoever opens the folder (`allowing`).
+only where it is built in, registered, installed, or allowed by whoever opens the folder (`allowing`). And only what such a module itself
+defines is a room then: what it has imported, such as a function that starts a program, is nothing that a folder may call.
 """
 
 import contextlib
@@ -28,7 +29,8 @@ from typing import Any
 from fewstep.errors import UserError
 from fewstep.sections import DataSettings, MethodSettings, NetworkSettings, Section, section_from_signature
 
-OWN = "fewstep"  # the package whose modules a folder may always name
+# a folder may always name our own modules, for a class that none of the tables below has; but no function, such as one that trains
+OURS, OURS_OF = "fewstep", ("methods", "networks", "denoisers", "samplers")
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,16 @@ SINGULAR = {"methods": "method", "networks": "network", "data": "data set", "den
 
 SETTINGS: Mapping[str, type[Section]] = {"methods": MethodSettings, "networks": NetworkSettings, "data": DataSettings}
 # by name: the classes themselves need torch
-BASE_CLASSES = {"methods": "fewstep.methods.base.Method", "networks": "torch.nn.modules.module.Module"}
-DERIVED_FROM = {"methods": "fewstep.methods.Method", "networks": "torch.nn.Module"}
+BASE_CLASSES = {
+    "methods": "fewstep.methods.base.Method",
+    "networks": "torch.nn.modules.module.Module",
+    "denoisers": "torch.nn.modules.module.Module",
+}
+DERIVED_FROM = {"methods": "fewstep.methods.Method", "networks": "torch.nn.Module", "denoisers": "torch.nn.Module"}
+SAMPLER_KIND = "fewstep.samplers.SamplerKind"
 
 _registered: dict[str, dict[str, Any]] = {kind: {} for kind in BUILT_IN}
-_trusted: set[str] = set()
+_trusted: set[str] = set()  # import paths
 _folders: list[str] = []
 _allowed: ContextVar[tuple[str, ...]] = ContextVar("allowed", default=())
 
@@ -129,7 +136,7 @@ def allowing(modules: Iterable[str]) -> Iterator[None]:
 
 def trust(path: str, folder: Path | None = None) -> None:
     """The import path `path` was named by the user: its module may be imported, from the working folder or `folder`, too."""
-    _trusted.add(path.partition(":")[0])
+    _trusted.add(path)
     if folder is not None and str(folder.resolve()) not in _folders:
         _folders.append(str(folder.resolve()))
 
@@ -143,6 +150,20 @@ def names(kind: str, offered: bool = True) -> list[str]:
 def is_import_path(name: str) -> bool:
     """Whether `name` has the form ``package.module:Name``."""
     return ":" in name
+
+
+def is_own(kind: str, name: str) -> bool:
+    """Whether the room called `name` is somebody's own, and not built in."""
+    return name not in BUILT_IN[kind]
+
+
+def readable(kind: str) -> dict[str, Any]:
+    """The settings class of every known room by name; an installed one that cannot be imported is left out."""
+    found = {}
+    for name in names(kind):
+        with contextlib.suppress(UserError):
+            found[name] = settings(kind, name)
+    return found
 
 
 def settings(kind: str, name: str) -> type[Section]:
@@ -194,7 +215,8 @@ def _installed(kind: str) -> dict[str, EntryPoint]:
 
 def _imported(kind: str, path: str) -> Any:
     module, _, name = path.partition(":")
-    if not _may_import(module):
+    permitted = _permitted(kind)
+    if path not in _trusted and path not in _known_paths(kind) and not within(module, permitted):
         top = module.split(".")[0]
         raise UserError(
             f"{path!r} is asked for as a {SINGULAR[kind]}; importing it would run the module {module}, which the folder may not ask for by "
@@ -206,12 +228,30 @@ def _imported(kind: str, path: str) -> Any:
             raise UserError(f"the import path {path!r} is not of the form package.module:Name")
         return _attribute(_module(module, path), name, path)
 
-    return _loaded(kind, path, load)
+    found = _loaded(kind, path, load)
+    home = getattr(found, "__module__", None)
+    if path not in _trusted and path not in _known_paths(kind) and not (isinstance(home, str) and within(home, permitted)):
+        raise UserError(
+            f"{path!r} is not defined in {module}, but in {home}; a folder may only name what the allowed module itself defines"
+        )
+    return found
 
 
-def _may_import(module: str) -> bool:
-    permitted = (*_trusted, *_allowed.get(), OWN)
-    return any(module == name or module.startswith(f"{name}.") for name in permitted)
+def _permitted(kind: str) -> tuple[str, ...]:
+    """The modules, with all in them, that a folder may name for rooms of this `kind`."""
+    ours = (OURS,) if kind in OURS_OF else ()
+    return (*(path.partition(":")[0] for path in _trusted), *_allowed.get(), *ours)
+
+
+def _known_paths(kind: str) -> set[str]:
+    """Import paths of what is registered or installed, which a folder may name in this way, too."""
+    registered = {f"{getattr(room, '__module__', '')}:{getattr(room, '__qualname__', '')}" for room in _registered[kind].values()}
+    return registered | {point.value for point in _installed(kind).values()}
+
+
+def within(module: str, names: Iterable[str]) -> bool:
+    """Whether `module` is one of `names`, or lies in one."""
+    return any(module == name or module.startswith(f"{name}.") for name in names)
 
 
 def _module(module: str, path: str) -> Any:
@@ -256,9 +296,11 @@ def _loaded(kind: str, name: str, load: Callable[[], Any]) -> Any:
 def _check_kind(kind: str, name: str, found: Any) -> None:
     """Raise UserError where `found` is no room of this kind."""
     base = BASE_CLASSES.get(kind)
+    if kind == "samplers" and f"{type(found).__module__}.{type(found).__qualname__}" != SAMPLER_KIND:
+        raise UserError(f"{name!r} is {_what(found)}; a sampler is a {SAMPLER_KIND}")
+    if kind == "data" and not callable(found):
+        raise UserError(f"{name!r} is {_what(found)}; a {SINGULAR[kind]} is a class or a function")
     if base is None:
-        if not callable(found):
-            raise UserError(f"{name!r} is {_what(found)}; a {SINGULAR[kind]} is a class or a function")
         return
     if not isinstance(found, type) or base not in (f"{c.__module__}.{c.__qualname__}" for c in found.__mro__):
         raise UserError(f"{name!r} is {_what(found)}; a {SINGULAR[kind]} is a class derived from {DERIVED_FROM[kind]}")

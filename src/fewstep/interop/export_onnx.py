@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep import __version__
 from fewstep.errors import UserError
 from fewstep.generator import Generator
 from fewstep.networks.base import num_parameters
+from fewstep.version import __version__
 
 FILE = "model.onnx"
 EXAMPLE = 3  # items the graph is traced with; 1 would be taken for a constant

@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from fewstep import __version__
 from fewstep.generator import Generator
 from fewstep.metrics.figures import BY_KEY
 from fewstep.networks.base import num_parameters
+from fewstep.version import __version__
 
 # the Hub's own names (https://huggingface.co/docs/hub/repositories-licenses); any other is `other` with a name of its own
 LICENCES = """

@@ -73,7 +73,8 @@ class Recipe(Section):
         method, network, items = self.method, self.network, "points" if points else "images"
         roles = method.roles_on(points)
         if network.role not in roles or items not in network.items or not method.needs <= network.takes:
-            allowed = [name for name in registry.names("networks") if _fits(name, roles, items, method.needs)]
+            known = registry.readable("networks").items()
+            allowed = [name for name, own in known if own.role in roles and items in own.items and method.needs <= own.takes]
             raise ValueError(
                 f"network.name is {network.name!r}; with method {method.name} on {items} it must be {' or '.join(map(repr, allowed))}"
             )
@@ -87,11 +88,6 @@ class Recipe(Section):
     def power(self, points: bool) -> float:
         """The gamma of the density ``p^gamma`` that samples are measured against: the method's for points, 1 for images."""
         return float(self.method.aims_at) if points else 1.0
-
-
-def _fits(name: str, roles: tuple[str, ...], items: str, needs: frozenset[str]) -> bool:
-    settings: Any = registry.settings("networks", name)
-    return settings.role in roles and items in settings.items and needs <= settings.takes
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
