@@ -1,6 +1,5 @@
 """A recipe becomes data, a teacher, networks and a method: short, because each room makes itself."""
 
-import contextlib
 import inspect
 import math
 import sys
@@ -16,6 +15,7 @@ from fewstep.errors import UserError
 from fewstep.generator import Generator, load
 from fewstep.methods.base import Given, Method
 from fewstep.metrics.features import feature_network, named_features
+from fewstep.own_parts import check_method, check_network
 from fewstep.recipe import Recipe, shipped_recipes
 from fewstep.sections import DataSettings, MethodSettings, NetworkSettings
 
@@ -82,7 +82,7 @@ def open_teacher(settings: MethodSettings, data: Data, sigma_data: float | None,
 
 def _no_teacher(settings: MethodSettings, data: Data) -> str:
     """What is said where a teacher is missing: how to come by one."""
-    taught = (f"{name}/{data.name}" for name in registry.names("methods") if _teaches(name))
+    taught = (f"{name}/{data.name}" for name, known in registry.readable("methods").items() if known.teaches)
     recipe = next((name for name in taught if name in shipped_recipes()), "your-teacher.yaml")
     otherwise = settings.other_teachers(data.mixture is not None)
     rgb = len(data.shape) == 3 and data.shape[0] == 3
@@ -91,11 +91,6 @@ def _no_teacher(settings: MethodSettings, data: Data) -> str:
         f"method.teacher is missing. Train one with\n  fewstep train {recipe} --out runs/teacher\n{published}"
         f"then add method.teacher=runs/teacher{otherwise}"
     )
-
-
-def _teaches(name: str) -> bool:
-    settings: Any = registry.settings("methods", name)
-    return settings.teaches
 
 
 def _generator_at(path: str | Path, sigma_data: float | None) -> Generator:
@@ -134,8 +129,11 @@ def make_generator(
             generator = Generator(data.shape, data.num_classes, sigma_data, config, sampler, info, denoiser)
         except ValueError as error:
             raise UserError(str(error)) from error
-    with contextlib.suppress(AttributeError):  # a network that has no way to start silent
-        generator.denoiser.network.zero_output()  # type: ignore[operator,union-attr]
+    made: Any = generator.denoiser.network
+    if hasattr(made, "zero_output"):
+        made.zero_output()
+    if registry.is_own("networks", network.name):
+        check_network(network.name, generator)
     return generator
 
 
@@ -169,4 +167,6 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
         method: Method = room.make(settings, given)
     except ValueError as error:
         raise UserError(str(error)) from error
+    if registry.is_own("methods", settings.name):
+        check_method(settings.name, method)
     return method

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from fewstep.methods.base import Batch, Method, Turn
+from fewstep.own_parts import check_output
 from fewstep.training.learned import learned, set_learning
 
 ITEMS = (2, 3)  # of the two batches that are measured: the first number with which samples can repel each other, and another
@@ -139,9 +140,10 @@ def _turn(method: Method, turn: Turn, batch: Batch, rng: torch.Generator, scratc
         set_learning(network, name in turn.trains)
     with _Counted() as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = method.loss(turn.name, networks, batch, rng, scratch).loss
+            output = method.loss(turn.name, networks, batch, rng, scratch)
+        check_output(method, turn, output)
         learning = [p for name in turn.trains for p in learned(networks[name]).values()]
-        torch.autograd.grad(loss, learning, allow_unused=True)
+        torch.autograd.grad(output.loss, learning, allow_unused=True)
     return _Found(counter.flops, sum(kept.values()))
 
 

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import subprocess
+import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,18 +13,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fewstep import __version__
 from fewstep.build import Data, load_data, make_method, training_data
 from fewstep.data import ImageData
 from fewstep.errors import UserError
+from fewstep.files import replace_file
 from fewstep.generator import Generator, first_line
 from fewstep.methods.base import Method
 from fewstep.metrics.figures import choices
 from fewstep.networks.base import num_parameters
+from fewstep.own_parts import named_faults
 from fewstep.recipe import Recipe, Trainer, load_recipe, resolved
+from fewstep.training.checkpoint import checkpoints
+from fewstep.training.run_folder import RunFolder
+from fewstep.version import __version__
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+    from fewstep.training.loop import Loop
 
 # below this many multiply-adds an image, a second CPU thread costs more than it brings (measured: README, "Threads")
 THREADS_FROM = 1e9
@@ -91,8 +98,9 @@ def describe(recipe: Recipe) -> list[str]:
 
     trainer = recipe.trainer
     devices = trainer.known_devices
-    data = training_data(recipe)
-    method = make_method(recipe, data)
+    with named_faults(recipe, lambda error: "nothing was trained"):
+        data = training_data(recipe)
+        method = make_method(recipe, data)
     check_parts(recipe, method, devices)
     classes = f"{data.num_classes or 'no'} classes"
     items = "points" if len(data.shape) == 1 else "images"
@@ -108,7 +116,8 @@ def describe(recipe: Recipe) -> list[str]:
     seen = recipe.steps * recipe.batch_size
     lines.append(f"{items} to be seen: {seen:,} in {recipe.steps:,} steps of {recipe.batch_size}")
     lines.append(f"CPU threads: {choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)}")
-    costs = measure(method, data.shape, data.num_classes, recipe.steps, recipe.batch_size, devices, trainer.accumulate)
+    with named_faults(recipe, lambda error: "that was in a step on a few random items, to count its costs"):
+        costs = measure(method, data.shape, data.num_classes, recipe.steps, recipe.batch_size, devices, trainer.accumulate)
     return [*lines, *costs.lines(items[:-1], seen)]
 
 
@@ -121,7 +130,8 @@ def _data_in_turn(recipe: Recipe, fabric: "Fabric") -> Data:
     """`training_data`, first in one process of each machine, which downloads and writes the cache that the others then read."""
     with fabric.rank_zero_first(local=True):
         try:
-            data: Data | UserError = training_data(recipe)
+            with named_faults(recipe, lambda error: "nothing was trained"):
+                data: Data | UserError = training_data(recipe)
         except UserError as error:  # told when nobody waits for this process any more
             data = error
     if isinstance(data, UserError):
@@ -144,6 +154,18 @@ def _watch(recipe: Recipe, data: Data, fabric: "Fabric") -> Callable[[Generator]
     return Watch(measured, trainer.evaluate_samples, power, features=trainer.evaluate_features, device=fabric.device)
 
 
+def _kept(loop: "Loop", run: RunFolder, error: BaseException) -> str:
+    """What is said of a run that a part of one's own has ended: when, and what is left. The whole traceback goes into the run folder."""
+    if loop.fabric.is_global_zero:
+        text = "".join(traceback.format_exception(error))
+        with contextlib.suppress(OSError):  # a disk that is full is told of already
+            replace_file(run.fault_file, text.encode())
+    kept = checkpoints(run.checkpoint_folder)
+    left = f"the checkpoint {kept[0].name} is untouched" if kept else "no checkpoint had been written yet"
+    step = loop.state.step + any(frame.f_code is type(loop).advance.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+    return f"that was at step {step}, and {left}: mend it, and go on with --resume. The whole traceback is in {run.fault_file}"
+
+
 def train_recipe(
     recipe: Recipe, out: Path, resume: bool = False, title: str = "training", after: Callable[[Path], None] | None = None
 ) -> None:
@@ -156,7 +178,6 @@ def train_recipe(
     """
     from fewstep.pictures import ImagePictures, PointPictures
     from fewstep.training.loop import Loop, LoopSettings
-    from fewstep.training.run_folder import RunFolder
     from fewstep.training.tracking import check_tracker, make_tracker
 
     run = RunFolder(out)
@@ -165,7 +186,8 @@ def train_recipe(
         run.check(resolved(recipe), resume)
     fabric.launch()
     data = _data_in_turn(recipe, fabric)
-    method = make_method(recipe, data, run.teacher_folder if run.has_teacher() else None)
+    with named_faults(recipe, lambda error: "nothing was trained"):
+        method = make_method(recipe, data, run.teacher_folder if run.has_teacher() else None)
     threads = choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)
     torch.set_num_threads(max(1, threads // fabric.world_size) if fabric.device.type == "cpu" else threads)
     check_parts(recipe, method, fabric.world_size)
@@ -199,7 +221,9 @@ def train_recipe(
     )
     tracker = make_tracker(trainer.tracker if fabric.is_global_zero else "none", out, resolved(recipe))
     try:
-        Loop(method, data, fabric, run, settings, tracker, pictures, title, watch).train(resume)
+        loop = Loop(method, data, fabric, run, settings, tracker, pictures, title, watch)
+        with named_faults(recipe, lambda error: _kept(loop, run, error)):
+            loop.train(resume)
     finally:
         pictures.close()
     if fabric.is_global_zero and after is not None:

@@ -1,5 +1,6 @@
 """Networks by name, from plain arguments."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,15 @@ def make_network(config: Mapping[str, Any], shape: tuple[int, ...], num_classes:
     Raises ValueError for an unknown name or arguments that do not fit together.
     """
     arguments = dict(config)
-    return registry.room("networks", arguments.pop("name"))(shape, num_classes, **arguments)
+    name = arguments.pop("name")
+    network = registry.room("networks", name)
+    if registry.is_own("networks", name):
+        try:
+            inspect.signature(network).bind(shape, num_classes, **arguments)
+        except TypeError as error:
+            given = "".join(f", {key}=..." for key in arguments)
+            raise ValueError(f"the network {name!r} cannot be made as {network.__name__}(shape, num_classes{given}): {error}") from None
+    return network(shape, num_classes, **arguments)
 
 
 def num_parameters(module: nn.Module) -> int:

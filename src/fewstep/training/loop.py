@@ -21,6 +21,7 @@ from torch import Tensor
 from fewstep.errors import Interrupted, UserError
 from fewstep.generator import Generator
 from fewstep.methods.base import LossOutput, Method, Turn
+from fewstep.own_parts import check_output
 from fewstep.training.batches import InMemory, Shuffled, TrainingData
 from fewstep.training.ema import EMA
 from fewstep.training.health import alarms, sample_figures
@@ -221,7 +222,8 @@ class Loop:
     # --- what can go wrong -------------------------------------------------------------------------------------------
 
     def _check(self, turn: Turn, output: LossOutput) -> None:
-        """Stop before a loss that is not finite can reach the weights."""
+        """Stop before a loss that is none, or is not finite, can reach the weights."""
+        check_output(self.method, turn, output)
         if self.at_once and not torch.isfinite(output.loss):
             bad = [name for name, value in output.terms.items() if not torch.isfinite(value)]
             self._fail(self.state.step + 1, f"{turn.name}.{bad[0]}" if bad else f"the loss of {turn.name}", output.loss.item())

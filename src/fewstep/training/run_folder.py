@@ -1,6 +1,7 @@
 """A run folder: from it alone everything about a run can be made again.
 
 recipe.yaml  metrics.jsonl  checkpoints/step_N/  samples/step_N.png  model/  best/  teacher/  results.json  report.html  dashboard/
+traceback.txt (of a part of one's own that failed)
 """
 
 import json
@@ -36,6 +37,7 @@ class RunFolder:
         self.results_file = path / "results.json"
         self.report_file = path / "report.html"
         self.dashboard_folder = path / "dashboard"
+        self.fault_file = path / "traceback.txt"  # of a part of one's own
 
     def recipe(self) -> dict[str, Any]:
         """What recipe.yaml says. Raises UserError where there is none."""
