@@ -34,6 +34,20 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def registry_apart(monkeypatch):
+    """Nothing is registered, installed, trusted or allowed but what the test does, and nothing of it stays; gives the registry."""
+    from fewstep import registry
+
+    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.BUILT_IN})
+    monkeypatch.setattr(registry, "_trusted", set())
+    monkeypatch.setattr(registry, "_folders", [])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    registry._installed.cache_clear()
+    yield registry
+    registry._installed.cache_clear()
+
+
 class Outcome(NamedTuple):
     """What a command did."""
 

@@ -22,16 +22,16 @@ class RectifiedSettings(MethodSettings):
 
     optimizer: Optimizer = Field(default_factory=lambda: Optimizer(lr=2e-3, warmup=50, decay_from=0.5, final=0.05, weight_decay=0.0))
     time: Literal["uniform", "logit_normal"] = Field("logit_normal", description="of t; logit_normal as in arXiv 2403.03206, Sec. 3.1")
-    sampler_steps: PositiveInt = Field(16, description="noise levels, an evaluation each")
+    sampler_steps: PositiveInt = Field(12, description="noise levels; 12 of Heun's are 23 evaluations")
     sigma_min: PositiveFloat = 0.01
-    sigma_max: PositiveFloat = 40.0
+    sigma_max: PositiveFloat = 20.0
 
     teaches: ClassVar = True  # what it ships denoises at every noise level
     compared: ClassVar = (Compared("rectified flow", items=("points",), one_step=False),)
 
 
 class Rectified(Method):
-    """Regress the velocity of straight lines from data to noise; draw by Euler's method."""
+    """Regress the velocity of straight lines from data to noise; draw by Heun's method."""
 
     Settings = RectifiedSettings
     ships = "denoiser"
@@ -57,7 +57,7 @@ class Rectified(Method):
     def make(cls, settings: RectifiedSettings, given: Given) -> "Rectified":
         """From an untrained denoiser of the data."""
         grid = {"sigma_min": settings.sigma_min, "sigma_max": settings.sigma_max, "rho": 7.0}
-        return cls(settings, given.make_generator({"name": "euler", "steps": settings.sampler_steps, **grid}))
+        return cls(settings, given.make_generator({"name": "heun", "steps": settings.sampler_steps, **grid}))
 
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
         """The mean squared error of the velocity."""
