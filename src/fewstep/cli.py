@@ -96,18 +96,9 @@ def train(
 
 
 def _report(path: Path) -> None:
-    """Write report.html from what lies in the run folder."""
-    import json
+    from fewstep.evaluation import report
 
-    from fewstep.evaluation import table
-    from fewstep.training.run_folder import RunFolder
-    from fewstep.viz.report import write_report
-
-    run = RunFolder(path)
-    stills = [path for path in (run.dashboard_folder / "dashboard.png",) if path.exists()]
-    pictures = stills + sorted(run.sample_folder.glob("step_*.png"), key=lambda p: int(p.stem.removeprefix("step_")))
-    results = table(json.loads(run.results_file.read_text())) if run.results_file.exists() else []
-    write_report(run.report_file, str(path), run.metrics(), pictures, results, run.recipe_file.read_text())
+    report(path)
 
 
 @app.command()

@@ -37,7 +37,7 @@ def demo(out: Path, overrides: tuple[str, ...] = (), say: Callable[[str], None] 
         if _finished(folder, recipe.steps):
             folder.check(resolved(recipe), resume=True)
             continue
-        what = "a diffusion teacher learns real digits" if name == "teacher" else "DMD2 distils it into one step"
+        what = "a diffusion teacher learns real digits" if name == "teacher" else "it is distilled into one step"
         say(f"{number}/3 {what} ({source}, {recipe.steps} steps)")
         train_recipe(recipe, folder.path, resume=folder.recipe_file.exists(), title=name)
         folder.results_file.unlink(missing_ok=True)

@@ -42,7 +42,7 @@ def own_parts(recipe: Recipe) -> list[Part]:
             room = registry.room(kind, settings.name)
             module = getattr(room, "__module__", type(room).__module__)
             parts.append(Part(f"the {registry.SINGULAR[kind]} {settings.name!r}", module, kind != "data"))
-    return [part for part in parts if part.package != registry.OURS]
+    return [part for part in parts if part.package != registry.OWN]
 
 
 @contextlib.contextmanager

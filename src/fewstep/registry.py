@@ -30,7 +30,7 @@ from fewstep.errors import UserError
 from fewstep.sections import DataSettings, MethodSettings, NetworkSettings, Section, section_from_signature
 
 # a folder may always name our own modules, for a class that none of the tables below has; but no function, such as one that trains
-OURS, OURS_OF = "fewstep", ("methods", "networks", "denoisers", "samplers")
+OWN, OWN_KINDS = "fewstep", ("methods", "networks", "denoisers", "samplers")
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def _imported(kind: str, path: str) -> Any:
 
 def _permitted(kind: str) -> tuple[str, ...]:
     """The modules, with all in them, that a folder may name for rooms of this `kind`."""
-    ours = (OURS,) if kind in OURS_OF else ()
+    ours = (OWN,) if kind in OWN_KINDS else ()
     return (*(path.partition(":")[0] for path in _trusted), *_allowed.get(), *ours)
 
 

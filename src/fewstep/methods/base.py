@@ -183,6 +183,7 @@ class Method(ABC):
         shown: terms that stand beside the progress bar, such as "loss", by what comes after the dot of their logged names.
         main: the logged term that a person would look at, such as "generator.loss": a picture's curve.
         drawn: curves of the report, a heading for each family and its terms; the loop's own (gradient norms, health) come by themselves.
+        logarithmic: the headings of those that are drawn on a log scale.
         alarms: what is alarming in the method's own terms.
         advice: what to do about a common alarm (`fewstep.training.health`), by its name.
     """
@@ -192,6 +193,7 @@ class Method(ABC):
     shown: ClassVar[tuple[str, ...]] = ("loss",)
     main: ClassVar[str | None] = None
     drawn: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    logarithmic: ClassVar[tuple[str, ...]] = ()
     alarms: ClassVar[tuple[Alarm, ...]] = ()
     advice: ClassVar[Mapping[str, str]] = {}
 

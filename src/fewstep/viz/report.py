@@ -3,7 +3,7 @@
 import base64
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,19 @@ def html_table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def write_report(
-    path: Path, title: str, records: Sequence[dict[str, Any]], pictures: Sequence[Path], results: Sequence[Sequence[str]], recipe: str
+    path: Path,
+    title: str,
+    records: Sequence[dict[str, Any]],
+    pictures: Sequence[Path],
+    results: Sequence[Sequence[str]],
+    recipe: str,
+    drawn: Mapping[str, Sequence[str]],
+    logarithmic: Collection[str] = (),
 ) -> None:
     """Write the report of a run to `path`.
 
     `records` are the lines of metrics.jsonl, `pictures` its sample grids in order, `results` the evaluation's table or empty,
-    `recipe` the text of recipe.yaml.
+    `recipe` the text of recipe.yaml. `drawn` are families of the method's terms by heading, those in `logarithmic` on a log scale.
     """
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
     parts = [head + f"<h1>{html.escape(title)}</h1>"]
@@ -58,11 +65,7 @@ def write_report(
         last = records[-1]
         parts.append(f"<h2>Training</h2><p>Step {last['step']:,}, {last['seconds']:,.0f} s, {last['images_seen']:,} images seen.</p>")
         families = {
-            "losses": ("denoising", "dm", "fake", "gan", "loss", "score", "error"),
-            "agreement": ("gap",),
-            "drift": ("drift",),
-            "escaped": ("escaped",),
-            "calibration (1: the particles spread as the posterior does)": ("calibration", "apart"),
+            **drawn,
             "measured": tuple(figure.key for figure in FIGURES if figure.is_curve),
             "gradient norms": ("grad_norm",),
             "health": ("spread", "shift", "saturation"),
@@ -76,7 +79,7 @@ def write_report(
                             records,
                             chosen,
                             family,
-                            log=family in ("gradient norms", "drift") or "generator.loss" in chosen,
+                            log=family == "gradient norms" or family in logarithmic,
                         ),
                         family,
                     )

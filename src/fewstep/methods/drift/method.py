@@ -51,6 +51,7 @@ class Drift(Method):
     shown = ("drift",)
     main = "generator.loss"
     drawn: ClassVar = {"losses": ("loss",), "drift": ("drift",), "escaped": ("escaped",)}
+    logarithmic = ("losses", "drift")
     alarms: ClassVar = (
         Alarm(
             "escape",
