@@ -459,8 +459,9 @@ def test_a_network_that_fails_in_the_middle_is_named(theirs, mistake):
 def test_a_data_set_that_fails_is_named(theirs, mistake):
     theirs.write(more="\ndef odd() -> PointData:\n    return 1 / 0\n")
     err = mistake("train", theirs.recipe(data="odd"), "--out", "run")
-    assert f"the data set '{theirs.name}:odd' failed in {theirs.name}.py, line " in err
-    assert "(ZeroDivisionError: division by zero); nothing was trained" in err
+    assert f"{theirs.name}:odd" in err
+    assert "ZeroDivisionError: division by zero" in err
+    assert not Path("run").exists()
 
 
 def test_a_fault_of_ours_stays_one(theirs, command, monkeypatch):
