@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,10 @@ import torch
 
 from fewstep import registry
 from fewstep.data import DataError, ImageData, PointData, power_data
+from fewstep.data.items import in_words
+from fewstep.data.own import ForeignData
+from fewstep.data.protocol import Data as AnyData
+from fewstep.data.rooms import opened
 from fewstep.errors import UserError
 from fewstep.generator import Generator, load
 from fewstep.methods.base import Given, Method
@@ -19,22 +24,50 @@ from fewstep.own_parts import check_method, check_network
 from fewstep.recipe import Recipe, shipped_recipes
 from fewstep.sections import DataSettings, MethodSettings, NetworkSettings
 
-Data = ImageData | PointData
+Data = ImageData | PointData | ForeignData
 
 
 def load_data(settings: DataSettings, seed: int = 0) -> Data:
     """The data set that a recipe's data section names; what it draws it draws from `seed`. Raises UserError."""
     room = registry.room("data", settings.name)
     seeded = {"seed": seed} if "seed" in inspect.signature(room).parameters else {}
+
+    def made(settings: DataSettings) -> Any:
+        try:
+            return room(**settings.arguments(), **seeded)
+        except (DataError, UserError):
+            raise
+        except Exception as error:  # whatever somebody's code raises; our own is left to be seen
+            if settings.name in registry.BUILT_IN["data"]:
+                raise
+            raise DataError(f"the data set {settings.name} raised {in_words(error)} when it was made") from error
+
     try:
-        return room(**settings.arguments(), **seeded)
+        return opened(settings, made, _note)
     except DataError as error:
         raise UserError(str(error)) from error
+
+
+def in_memory(data: AnyData) -> ImageData | PointData:
+    """Both parts of `data`, or a bounded share of each, as they are measured and drawn. Raises UserError where they cannot be read."""
+    try:
+        return data.excerpt()
+    except DataError as error:
+        raise UserError(str(error)) from error
+
+
+def _note(text: str) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # once, however many processes there are
+        sys.stderr.write(f"note: {text}\n")
 
 
 def training_data(recipe: Recipe) -> Data:
     """The data of `recipe` as its method is to see it: reweighted to a power of its density where it asks for that. Raises UserError."""
     data, power = load_data(recipe.data, recipe.seed), recipe.method.data_power
+    if power is not None and isinstance(data, ForeignData):
+        raise UserError(
+            f"method.gamma_by is 'data', which takes points in memory, and {data.name} is read item by item; save them as data: points"
+        )
     if power is not None and isinstance(data, PointData):
         try:
             return power_data(data, power, recipe.seed)
@@ -120,7 +153,7 @@ def make_generator(
     network = network or recipe.network
     sigma_data = network.sigma_data
     if sigma_data is None:  # of points, whose scale is their own
-        sigma_data = round(data.images("train").var(0).mean().sqrt().item(), 4)
+        sigma_data = round(in_memory(data).images("train").var(0).mean().sqrt().item(), 4)
     info = {"data": data.name, "class_names": list(data.class_names)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep import registry
-from fewstep.build import load_data
+from fewstep.build import in_memory, load_data
 from fewstep.data import DENSITIES, ImageData, Mixture, PointData
 from fewstep.errors import UserError
 from fewstep.evaluation import heading, machine, usual_counts
@@ -159,7 +159,7 @@ def compare(
 def _ground(density: str | None, seed: int) -> ImageData | PointData:
     """The data that all are measured on."""
     name, settings = ("toy", {"density": density}) if density else ("digits", {})
-    return load_data(registry.settings("data", name)(name=name, **settings), seed)  # type: ignore[arg-type,call-arg]
+    return in_memory(load_data(registry.settings("data", name)(name=name, **settings), seed))  # type: ignore[arg-type,call-arg]
 
 
 def recipe_of(entry: Entry, out: Path, density: str | None, gamma: float, scale: float, seed: int) -> Recipe:

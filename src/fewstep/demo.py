@@ -56,10 +56,10 @@ def demo(out: Path, overrides: tuple[str, ...] = (), say: Callable[[str], None] 
 
 def draw(out: Path, results: dict[str, Any], per_class: int = 4) -> None:
     """The contact sheet ``demo.png``: real digits, the teacher at its full step count and at one, the student at one."""
-    from fewstep.build import load_data
+    from fewstep.build import in_memory, load_data
     from fewstep.viz.plots import contact_sheet
 
-    data = load_data(run_recipe(out / "student").data)
+    data = in_memory(load_data(run_recipe(out / "student").data))
     teacher, student = load(out / "student" / "teacher"), load(out / "student")
     columns = 20
     labels = [k for k in range(10) for _ in range(columns // 10)] * (per_class * 10 // columns)

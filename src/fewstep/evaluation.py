@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fewstep import registry
-from fewstep.build import load_data
+from fewstep.build import in_memory, load_data
 from fewstep.data import ImageData, PointData
 from fewstep.errors import UserError
 from fewstep.files import replace_file
@@ -104,7 +104,7 @@ def _evaluate(
     models: dict[str, Generator] = {recipe.method.name: generator} if teacher is None else {"teacher": teacher, "student": generator}
     counts = _step_counts(models, steps)
     others = {other: read_results(other) for other in options.beside}
-    data = load_data(recipe.data, recipe.seed)
+    data = in_memory(load_data(recipe.data, recipe.seed))
     torch.set_num_threads(choose_threads(threads, generator.denoiser, data.shape))
     device = "cuda" if torch.cuda.is_available() and not points else "cpu"
     say("measuring the floor")

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.build import in_memory
 from fewstep.data import ImageData, Mixture, PointData
+from fewstep.data.protocol import Data
 from fewstep.errors import UserError
 from fewstep.generator import Generator, first_line
 from fewstep.metrics.features import FeatureNetwork, feature_network, named_features
@@ -42,7 +44,7 @@ def check_samples(num: int, key: str, points: bool, num_classes: int | None) -> 
 
 
 def suite_for(
-    data: ImageData | PointData,
+    data: Data,
     gamma: float = 1.0,
     seed: int = 0,
     features: str | None = None,
@@ -57,6 +59,7 @@ def suite_for(
     "train" or the statistics in a file. What a scripted network finds in the data is kept in the cache. Raises UserError for features
     or a reference that cannot be had or do not fit.
     """
+    data = in_memory(data)
     if isinstance(data, PointData):
         if features is not None or reference != "heldout":
             raise UserError("features and statistics are for images; points are measured as they are, against others: leave them out")
@@ -264,14 +267,14 @@ class Watch:
 
     def __init__(
         self,
-        data: ImageData | PointData,
+        data: Data,
         num: int | None = None,
         gamma: float = 1.0,
         seed: int = 0,
         features: str | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        points = isinstance(data, PointData)
+        points = len(data.shape) == 1
         self.num = num or usual_samples(points)
         check_samples(self.num, "trainer.evaluate_samples", points, data.num_classes)
         try:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.sections import DataSettings, MethodSettings, NetworkSettings, Section, section_from_signature
+from fewstep.sections import DataSettings, MethodSettings, NetworkSettings, OwnData, Section, section_from_signature
 
 # a folder may always name our own modules, for a class that none of the tables below has; but no function, such as one that trains
 OWN, OWN_KINDS = "fewstep", ("methods", "networks", "denoisers", "samplers")
@@ -82,6 +82,7 @@ BUILT_IN: Mapping[str, Mapping[str, Place]] = {
         "cifar10": _data("cifar:cifar10", "Cifar10"),
         "toy": _data("toys:toy_data", "Toy"),
         "points": _data("points:point_file", "Points"),
+        "stream": _data("stream:image_stream", "Stream"),
     },
     "denoisers": {},
     "samplers": {},
@@ -301,6 +302,8 @@ def _check_kind(kind: str, name: str, found: Any) -> None:
     if kind == "data" and not callable(found):
         raise UserError(f"{name!r} is {_what(found)}; a {SINGULAR[kind]} is a class or a function")
     if base is None:
+        if kind == "data" and isinstance(found, type) and not _holds_items(found):
+            raise UserError(f"{name!r} is {_what(found)}; a data set has __len__ and __getitem__, or __iter__")
         return
     if not isinstance(found, type) or base not in (f"{c.__module__}.{c.__qualname__}" for c in found.__mro__):
         raise UserError(f"{name!r} is {_what(found)}; a {SINGULAR[kind]} is a class derived from {DERIVED_FROM[kind]}")
@@ -308,6 +311,12 @@ def _check_kind(kind: str, name: str, found: Any) -> None:
         raise UserError(
             f"the {SINGULAR[kind]} {name!r} does not define {', '.join(sorted(vars(found)['__abstractmethods__']))}; define what is named"
         )
+
+
+def _holds_items(found: type) -> bool:
+    """Whether the class `found` has items, by number or one after another, or is one of ours."""
+    ours = any(c.__module__.startswith(f"{OWN}.data.") for c in found.__mro__)
+    return ours or hasattr(found, "__iter__") or (hasattr(found, "__len__") and hasattr(found, "__getitem__"))
 
 
 def _what(found: Any) -> str:
@@ -324,4 +333,4 @@ def settings_of(kind: str, name: str, found: Any) -> type[Section]:
         return own
     if kind == "methods":
         return base
-    return section_from_signature(found, base, name)
+    return section_from_signature(found, OwnData if kind == "data" else base, name)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fewstep.build import Data, load_data, make_method, training_data
-from fewstep.data import ImageData
+from fewstep.build import Data, in_memory, load_data, make_method, training_data
+from fewstep.data import PointData
 from fewstep.errors import UserError
 from fewstep.files import replace_file
 from fewstep.generator import Generator, first_line
@@ -104,7 +104,8 @@ def describe(recipe: Recipe) -> list[str]:
     check_parts(recipe, method, devices)
     classes = f"{data.num_classes or 'no'} classes"
     items = "points" if len(data.shape) == 1 else "images"
-    lines = [f"data: {len(data.train)} training {items}, {len(data.heldout)} held out, shape {list(data.shape)}, {classes}"]
+    training = f"a stream of {items}" if data.train_size is None else f"{data.train_size} training {items}"
+    lines = [f"data: {training}, {data.heldout_size} held out, shape {list(data.shape)}, {classes}"]
     for name, network in method.networks.items():
         turn = next((turn for turn in method.turns if name in turn.trains), None)
         does = f"learns every {turn.every} steps" if turn and turn.every > 1 else "learns every step" if turn else "frozen"
@@ -146,11 +147,11 @@ def _watch(recipe: Recipe, data: Data, fabric: "Fabric") -> Callable[[Generator]
     trainer = recipe.trainer
     if trainer.evaluate_every is None:
         return None
-    # points may have been reweighted for the method; images are as they came
-    measured = data if isinstance(data, ImageData) else load_data(recipe.data, recipe.seed)
     if not fabric.is_global_zero:
         return _measured_elsewhere
     power = recipe.power(len(data.shape) == 1)
+    # points may have been reweighted for the method
+    measured = load_data(recipe.data, recipe.seed) if recipe.method.data_power is not None else data
     return Watch(measured, trainer.evaluate_samples, power, features=trainer.evaluate_features, device=fabric.device)
 
 
@@ -200,8 +201,10 @@ def train_recipe(
             run.save_model(method.kept_teacher, run.teacher_folder)
     fabric.barrier()
 
-    images = isinstance(data, ImageData)
-    pictures = ImagePictures(recipe, data, run) if isinstance(data, ImageData) else PointPictures(recipe, data, run, method, recipe.steps)
+    images = len(data.shape) == 3
+    pictures: ImagePictures | PointPictures = ImagePictures(recipe, data, run)
+    if not images and isinstance(points := in_memory(data), PointData):
+        pictures = PointPictures(recipe, points, run, method, recipe.steps)
     trainer, tenth = recipe.trainer, max(1, recipe.steps // 10)
     often = tenth if images else max(1, recipe.steps // 40)  # a frame of the dashboard costs training little
     settings = LoopSettings(
@@ -209,6 +212,7 @@ def train_recipe(
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         accumulate=trainer.accumulate,
+        workers=trainer.workers,
         log_every=trainer.log_every,
         sample_every=trainer.sample_every or often,
         evaluate_every=trainer.evaluate_every,

@@ -245,6 +245,38 @@ class DataSettings(Section):
         """What the data set is made with."""
         return self.model_dump(exclude={"name"})
 
+    def around(self) -> dict[str, Any]:
+        """What is to be done with the data set that was made, as far as the recipe says; see `OwnData`."""
+        return {}
+
+
+class OwnData(DataSettings):
+    """What a recipe can say of a data set of one's own, beside the arguments that it is made with.
+
+    Where the data set takes an argument of such a name itself, it is given that, and the key does not mean what it means here.
+    """
+
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="fraction of the items held out, where there is no held-out part; null for 0.1"
+    )
+    heldout: dict[str, Any] | None = Field(
+        None, description="arguments that give the held-out part, such as {split: test}; null where there is none"
+    )
+    heldout_items: PositiveInt | None = Field(None, description="of an iterable: items held out; null for 2,000")
+    num_classes: NonNegativeInt | None = Field(None, description="0 leaves labels alone; null finds the classes")
+    buffer: PositiveInt | None = Field(None, description="of an iterable: items shuffled together; null for 1,000")
+
+    its_own: ClassVar[frozenset[str]] = frozenset()  # keys that the data set takes itself
+
+    def arguments(self) -> dict[str, Any]:
+        """What the data set is made with."""
+        return self.model_dump(exclude={"name", *(OwnData.model_fields.keys() - self.its_own)})
+
+    def around(self) -> dict[str, Any]:
+        """What the recipe says of the keys above."""
+        keys = OwnData.model_fields.keys() - self.its_own - {"name"}
+        return {key: getattr(self, key) for key in sorted(keys) if getattr(self, key) is not None}
+
 
 GIVEN = ("self", "shape", "num_classes", "seed", "xi_channels", "condition")  # arguments that whoever makes a room gives
 
@@ -260,9 +292,10 @@ def section_from_signature(room: Callable[..., Any], base: type[Section], name: 
         hints = typing.get_type_hints(made_by, include_extras=True)
     except (TypeError, ValueError, NameError) as error:
         raise UserError(f"{name!r}: its arguments cannot be read ({error}); give it a class Settings beside it") from error
+    given = ("self", "seed") if issubclass(base, DataSettings) else GIVEN
     fields: dict[str, Any] = {}
     for parameter in parameters:
-        if parameter.name in GIVEN or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        if parameter.name in given or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if parameter.name not in hints:
             raise UserError(f"{name!r}: its argument {parameter.name!r} has no type; annotate it, or give the class a Settings of its own")
@@ -273,6 +306,8 @@ def section_from_signature(room: Callable[..., Any], base: type[Section], name: 
     except (PydanticUserError, NameError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{name!r}: its arguments make no settings ({reason}); give it a class Settings beside it") from error
+    if issubclass(made, OwnData):
+        attributes["its_own"] = frozenset(fields)
     for key, value in attributes.items():
         setattr(made, key, value)
     return made

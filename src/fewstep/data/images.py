@@ -19,9 +19,9 @@ class ImageData:
 
     Attributes:
         name: what it is called in tables.
-        train, heldout: uint8 [N, C, H, W] and [M, C, H, W].
+        train, heldout: uint8 [N, C, H, W] and [M, C, H, W]; or floats in [-1, 1].
         train_label, heldout_label: int64 [N] and [M], or None without classes.
-        half: the byte that means 0, so that ``pixels / half - 1`` lies in [-1, 1].
+        half: the byte that means 0, so that ``pixels / half - 1`` lies in [-1, 1]; None for floats.
         class_names: one for each label; empty without classes.
         flip: whether a training image may be mirrored left to right.
 
@@ -32,7 +32,7 @@ class ImageData:
     heldout: Tensor
     train_label: Tensor | None
     heldout_label: Tensor | None
-    half: float
+    half: float | None
     class_names: tuple[str, ...]
     flip: bool = False
 
@@ -50,6 +50,20 @@ class ImageData:
     def mixture(self) -> None:
         """None: the density of images is not known."""
         return None
+
+    @property
+    def train_size(self) -> int:
+        """Images to train on."""
+        return len(self.train)
+
+    @property
+    def heldout_size(self) -> int:
+        """Images held out."""
+        return len(self.heldout)
+
+    def excerpt(self) -> "ImageData":
+        """All of it: it lies in memory."""
+        return self
 
     def some(self, num: int, seed: int) -> Tensor:
         """`num` training images [num, C, H, W], or all if there are fewer, drawn with `seed`, as they are trained on."""
@@ -76,7 +90,7 @@ class ImageData:
         return x, None if self.train_label is None else self.train_label[index].to(device)
 
     def _scaled(self, pixels: Tensor) -> Tensor:
-        return pixels.float() / self.half - 1
+        return pixels.float() if self.half is None else pixels.float() / self.half - 1
 
 
 def stratified_split(labels: Any, num: int, fraction: float) -> tuple[Tensor, Tensor]:

@@ -63,6 +63,20 @@ class PointData:
         """Means [K, D], standard deviations [K] and weights [K], float64, where the density is a mixture of Gaussians; else None."""
         return (self.density.modes, self.density.mode_stds, self.density.mode_weights) if isinstance(self.density, Mixture) else None
 
+    @property
+    def train_size(self) -> int:
+        """Points to train on."""
+        return len(self.train)
+
+    @property
+    def heldout_size(self) -> int:
+        """Points held out."""
+        return len(self.heldout)
+
+    def excerpt(self) -> "PointData":
+        """All of it: it lies in memory."""
+        return self
+
     def some(self, num: int, seed: int) -> Tensor:
         """`num` training points [num, D], or all if there are fewer, drawn with `seed`, as they are trained on."""
         rng = torch.Generator().manual_seed(seed)

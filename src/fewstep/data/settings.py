@@ -77,3 +77,25 @@ class Points(DataSettings):
     holdout: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="fraction held out")
 
     points: ClassVar = True
+
+
+class Stream(DataSettings):
+    """Images that are read as they are asked for, from shards of parquet or WebDataset, however many there are."""
+
+    name: Literal["stream"]
+    path: str = Field(description="a pattern such as data/*.parquet or shards/*.tar, a folder of such files, a URL, or a Hub id")
+    config: str | None = Field(None, description="one of several configurations of a data set of the Hub")
+    split: str = Field("train", description="of a data set of the Hub")
+    heldout_split: str | None = Field(None, description="another split, which is held out; null holds out the first items")
+    size: PositiveInt = Field(32, description="images become size x size")
+    resize: Literal["fit", "stretch", "pad", "none"] = Field("fit", description="as in data: images")
+    channels: Literal[1, 3] = 3
+    image_column: str | None = Field(None, description="column of the images; null for the first of that type")
+    label_column: str | None = Field(None, description="column of the labels; null finds one, none is for no classes")
+    num_classes: PositiveInt | None = Field(None, description="of labels that are numbers and do not say it")
+    class_names: list[str] | None = Field(None, description="of labels that are words: all of them")
+    heldout_items: PositiveInt = Field(2000, description="items held out, in memory")
+    buffer: PositiveInt = Field(1000, description="items shuffled together")
+    flip: bool = Field(False, description="mirror half of the training images")
+
+    points: ClassVar = False

@@ -33,7 +33,7 @@ def table_splits(
     """
     splits = _open(path, config, mistakes)
     features = (splits.get(TRAIN) or next(iter(splits.values()))).features
-    image, label = _image_column(mistakes.source, features, image_column), _label_column(mistakes.source, features, label_column)
+    image, label = find_image_column(mistakes.source, features, image_column), find_label_column(mistakes.source, features, label_column)
     used = _choose(mistakes.source, splits, image, label)
     return used, image, *_classes(used, label, mistakes)
 
@@ -154,7 +154,7 @@ def _choose(source: str, splits: dict[str, Split], image: str, label: str | None
     return [train]
 
 
-def _image_column(source: str, features: Any, wanted: str | None) -> str:
+def find_image_column(source: str, features: Any, wanted: str | None) -> str:
     """The column `wanted`, or the first that holds encoded images: as `datasets` marks them, as a struct of bytes and path, or bare."""
     import datasets
 
@@ -172,7 +172,7 @@ def _image_column(source: str, features: Any, wanted: str | None) -> str:
     return wanted or min(ranks, key=lambda name: ranks[name])
 
 
-def _label_column(source: str, features: Any, wanted: str | None) -> str | None:
+def find_label_column(source: str, features: Any, wanted: str | None) -> str | None:
     """The column `wanted`, or the first ClassLabel, or integers or words of a usual name, or None."""
     import datasets
 

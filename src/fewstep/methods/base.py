@@ -8,11 +8,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fewstep.data.protocol import Data as Data
 from fewstep.denoisers import MixtureDenoiser
 from fewstep.generator import Generator
 from fewstep.sections import EXACT, MethodSettings, NetworkSettings, Optimizer
@@ -100,34 +101,6 @@ class Alarm:
     advice: str
     low: float = -math.inf
     high: float = math.inf
-
-
-class Data(Protocol):
-    """What a method may ask of its data set when it is made."""
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one item: (C, H, W) of images, (D,) of points."""
-        ...
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes, or None."""
-        ...
-
-    @property
-    def mixture(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Means [K, D], standard deviations [K] and weights [K] of the mixture of Gaussians that it was drawn from; None if unknown."""
-        ...
-
-    def some(self, num: int, seed: int) -> Tensor:
-        """`num` training items [num, ...] drawn with `seed`, as they are trained on."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, SerializeAsAny, model_validator
 from fewstep import registry
 from fewstep.metrics.figures import choices
 from fewstep.recipe.mistakes import nearest
-from fewstep.sections import DataSettings, MethodSettings, NetworkSettings, Section
+from fewstep.sections import DataSettings, MethodSettings, NetworkSettings, NonNegativeInt, Section
 
 FORMAT = 2  # of recipe.yaml in a run folder; 1 is version 0.1.0's, which had no number
 
@@ -22,6 +22,7 @@ class Trainer(Section):
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     threads: PositiveInt | Literal["auto"] = Field("auto", description="CPU threads; auto is 1 for small networks")
     accumulate: PositiveInt = Field(1, description="parts of a batch whose gradients are added up, to save memory")
+    workers: NonNegativeInt = Field(0, description="processes a device that read ahead, for data that does not lie in memory")
     log_every: PositiveInt = 50
     sample_every: PositiveInt | None = Field(None, description="steps between sample grids; null for a tenth of the run")
     evaluate_every: PositiveInt | None = Field(None, description="steps between measurements while training; null for none")

@@ -25,15 +25,26 @@ class Batches(Protocol):
     """What a step learns from, for one of several processes."""
 
     def __call__(self, step: int) -> list[Batch]:
-        """The share of this process in the batch of `step`, from 0, in as many parts as gradients are accumulated over."""
+        """The share of this process in the batch of `step`, from 0, in as many parts as gradients are accumulated over.
+
+        Raises DataError where the data set fails; it then stands where it stood.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands, as plain numbers; empty where the step tells it all."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+    def load_state_dict(self, states: list[dict[str, Any]]) -> str | None:
+        """Take back what `state_dict` gave in each of the processes; what is to be said where that cannot be done exactly."""
+        ...
+
+    def spare(self) -> list[Batch]:
+        """Something of the right shape, for a step whose batch could not be read while other processes wait."""
+        ...
+
+    def close(self) -> None:
+        """End what was begun."""
         ...
 
 
@@ -85,5 +96,13 @@ class InMemory:
         """Nothing: the step tells it all."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, states: list[dict[str, Any]]) -> str | None:
         """Nothing to take back."""
+        return None
+
+    def spare(self) -> list[Batch]:
+        """Never needed: rows of a tensor can always be read."""
+        raise AssertionError("data in memory does not fail")
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -18,14 +18,17 @@ from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor
 
+from fewstep.data.errors import DataError
+from fewstep.data.own import ForeignData
 from fewstep.errors import Interrupted, UserError
 from fewstep.generator import Generator
-from fewstep.methods.base import LossOutput, Method, Turn
+from fewstep.methods.base import Batch, LossOutput, Method, Turn
 from fewstep.own_parts import check_output
-from fewstep.training.batches import InMemory, Shuffled, TrainingData
+from fewstep.training.batches import TrainingData
 from fewstep.training.ema import EMA
 from fewstep.training.health import alarms, sample_figures
 from fewstep.training.learned import learned, set_learning
+from fewstep.training.loading import dealt_to, make_batches
 from fewstep.training.progress import Progress
 from fewstep.training.resume import Better, State, keep_if_best, restore, restore_best, save
 from fewstep.training.run_folder import RunFolder
@@ -42,6 +45,7 @@ class LoopSettings:
     batch_size: int
     seed: int = 0
     accumulate: int = 1
+    workers: int = 0
     log_every: int = 50
     sample_every: int = 1000
     evaluate_every: int | None = None
@@ -68,7 +72,7 @@ class Loop:
 
     Args:
         method: its networks are moved to Fabric's device and trained in place.
-        data: indexed by the loop, see `TrainingData`.
+        data: in memory, or read as it is asked for; see `fewstep.training.loading`.
         fabric: launched already.
         run: where everything goes; opened already.
         settings: how long and how often.
@@ -82,7 +86,7 @@ class Loop:
     def __init__(
         self,
         method: Method,
-        data: TrainingData,
+        data: TrainingData | ForeignData,
         fabric: Fabric,
         run: RunFolder,
         settings: LoopSettings,
@@ -100,18 +104,19 @@ class Loop:
         trained = tuple(sorted({name for turn in method.turns for name in turn.trains}))
         self.wrapped: dict[str, _FabricModule] = {name: self._wrapped(name) for name in trained}
         optimizers = {turn.name: cast(_FabricOptimizer, fabric.setup_optimizers(self._optimizer(turn))) for turn in method.turns}
-        self.indices = Shuffled(len(data.train), settings.batch_size, settings.seed)
         rng = torch.Generator(fabric.device).manual_seed(settings.seed * 1_000_003 + fabric.global_rank)
-        batches = InMemory(data, self.indices, fabric.global_rank, fabric.world_size, settings.accumulate, rng, fabric.device)
+        dealt = dealt_to(fabric, settings.batch_size, settings.seed, settings.accumulate, settings.workers)
+        batches = make_batches(data, dealt, rng, fabric.device)
         self.state = State(method, trained, batches, ema, optimizers, dict.fromkeys(optimizers, 0), rng, settings.seed)
         self.first_bad = torch.full((), math.inf, device=fabric.device)
+        self.unread: tuple[int, DataError] | None = None  # the first step whose batch this process could not read, while others waited
         self.at_once = fabric.device.type == "cpu" and fabric.world_size == 1  # looking costs nothing, and no process waits for another
 
     def train(self, resume: bool = False) -> None:
         """Train to the last step, saving on the way.
 
         Raises:
-            UserError: for a loss that is not finite, with the step, the term and the last good checkpoint.
+            UserError: for a loss that is not finite, with the step, the term and the last good checkpoint; for a data set that fails.
             Interrupted: after SIGINT or SIGTERM, everything saved.
 
         """
@@ -128,6 +133,7 @@ class Loop:
                     self.progress.begin(state.step)
                     self._train()
         finally:
+            state.batches.close()
             self.progress.close()
             self.tracker.close()
 
@@ -154,7 +160,7 @@ class Loop:
     def advance(self) -> None:
         """One step: all turns that are due, on one batch in `accumulate` parts. Nothing is logged or saved."""
         state = self.state
-        batches = state.batches(state.step)
+        batches = self._batches()
         scratches: list[dict[str, Any]] = [{} for _ in batches]
         for turn in self.method.turns:
             if not turn.is_due(state.step, self.settings.steps):
@@ -240,9 +246,34 @@ class Loop:
 
     def _check_noted(self) -> None:
         """Stop if a value was not finite since the last look."""
-        if math.isfinite(step := self._reduced([self.first_bad.item()], "min")[0]):
+        unread = math.inf if self.unread is None else float(self.unread[0])
+        step, unread = self._reduced([self.first_bad.item(), unread], "min")
+        if math.isfinite(unread):
+            why = str(self.unread[1]) if self.unread else "the data set could not be read in another process"
+            raise UserError(self._unread(int(unread), why))
+        if math.isfinite(step):
             bad = [name for name, value in self.state.window.means().items() if not math.isfinite(value)]
             self._fail(int(step), bad[0] if bad else "a loss", math.nan)
+
+    def _batches(self) -> list[Batch]:
+        """What this step learns from; where it cannot be had, the run ends with everything saved.
+
+        Several processes end together, when they next look at what was noted, and go back to the last checkpoint.
+        """
+        state = self.state
+        try:
+            return state.batches(state.step)
+        except DataError as error:
+            if self.fabric.world_size > 1:
+                self.unread = self.unread or (state.step + 1, error)
+                return state.batches.spare()
+            self._check_noted()
+            if state.step and not (self.run.checkpoint_folder / f"step_{state.step}").exists():
+                save(state, self.run, self.fabric, self.settings.keep_checkpoints)
+            raise UserError(self._unread(state.step + 1, str(error))) from error
+
+    def _unread(self, step: int, why: str) -> str:
+        return f"step {step}: {why}. Nothing is lost: {self._last_good()}; mend the data set, and go on with --resume"
 
     def _fail(self, step: int, name: str, value: float) -> None:
         raise UserError(

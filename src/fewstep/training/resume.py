@@ -17,6 +17,7 @@ from fewstep.training.batches import Batches
 from fewstep.training.checkpoint import Checkpoint
 from fewstep.training.ema import EMA
 from fewstep.training.learned import learned_state, load_learned
+from fewstep.training.loading import cursors
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.window import Window
 
@@ -73,6 +74,7 @@ def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
     gathered = {
         name: cast(Tensor, fabric.all_gather(numbers.to(fabric.device))).cpu().reshape(-1, len(numbers)) for name, numbers in rng.items()
     }
+    stands = cursors(state.batches.state_dict(), fabric)
     if fabric.is_global_zero:
         record = {
             "step": state.step,
@@ -84,8 +86,8 @@ def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
             "alarms": sorted(state.raised),
             "best": state.best,
         }
-        if cursor := state.batches.state_dict():
-            record["batches"] = cursor
+        if any(stands):
+            record["batches"] = stands
         # only what learns: a frozen network is in the run folder once, as the model folder that it came from
         networks = {name: learned_state(state.method.networks[name]) for name in state.trained}
         optimizers = {name: optimizer.state_dict() for name, optimizer in state.optimizers.items()}
@@ -119,7 +121,8 @@ def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], N
     state.ema.updates = record["ema_updates"]
     state.window.load_state_dict(record["window"], fabric.device)
     state.method.load_state_dict(record["method"])
-    state.batches.load_state_dict(record.get("batches", {}))
+    if (changed := state.batches.load_state_dict(record.get("batches", []))) is not None:
+        say(changed)
     state.raised, state.best = set(record["alarms"]), record.get("best")
     rank, states = fabric.global_rank, checkpoint.rng
     if len(states["loop"]) == fabric.world_size:

@@ -1,0 +1,131 @@
+"""Data that comes one item after another, with a held-out part in memory: from any iterable, such as a `datasets.IterableDataset`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.data.errors import DataError
+from fewstep.data.items import Pair, Spec, chance, first_spec
+from fewstep.data.own import EXCERPT, LOOKED_AT, ForeignData, Items, Say, class_names, is_map_style, most_items
+from fewstep.data.shares import SPREAD, Shards, Share
+
+HELD_OUT = 2_000  # items, where nobody says
+BUFFER = 1_000
+EXCERPT_TIMES = 5  # as many training items as held-out ones are measured
+
+
+class StreamData(ForeignData):
+    """Items that come one after another.
+
+    Args:
+        shards: of the source.
+        spec: of its items.
+        class_names: one for each class.
+        buffer: items that are shuffled together.
+        heldout: where the held-out items come from, and how many of them; None for those that `shards` passes over.
+        flip: whether a training image may be mirrored left to right.
+
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        spec: Spec,
+        class_names: tuple[str, ...],
+        buffer: int,
+        heldout: tuple[Shards | Items, int] | None = None,
+        flip: bool = False,
+    ) -> None:
+        super().__init__(spec, class_names, flip)
+        self.shards, self.buffer, self.heldout = shards, buffer, heldout
+
+    @property
+    def train_size(self) -> None:
+        """None: a stream does not say."""
+        return None
+
+    @property
+    def heldout_size(self) -> int:
+        """Items held out."""
+        return self.heldout[1] if self.heldout else sum(self.shards.heldout.values())
+
+    def share(self, number: int, readers: int, seed: int) -> Share:
+        """What reader `number` of `readers` reads."""
+        return Share(self.shards, self.spec, number, readers, seed, self.buffer)
+
+    def some(self, num: int, seed: int) -> Tensor:
+        """`num` training items [num, ...] of those that `excerpt` holds, or all of them, drawn with `seed`."""
+        return self.excerpt().some(num, seed)
+
+    def _read_excerpt(self) -> tuple[Pair, Pair]:
+        """The training items are the first of some shards, behind those that are held out."""
+        own = self.shards.heldout
+        more = self.shards.spread(min(EXCERPT, EXCERPT_TIMES * self.heldout_size, most_items(self.spec)))
+        train: list[tuple[str, Any]] = []
+        held: list[tuple[str, Any]] = []
+        with chance(0):
+            for shard in sorted({*own, *more}):
+                items = self.shards.first(shard, own.get(shard, 0) + more.get(shard, 0))
+                held += items[: own.get(shard, 0)]
+                train += items[own.get(shard, 0) :]
+            if self.heldout and isinstance(self.heldout[0], Shards):
+                for shard, num in self.heldout[0].spread(self.heldout[1]).items():
+                    held += self.heldout[0].first(shard, num)
+        for items, what in ((train, "train on"), (held, "hold out")):
+            if not items and not (what == "hold out" and self.heldout and isinstance(self.heldout[0], Items)):
+                raise DataError(
+                    f"the data set {self.name} has too few items to {what}, {self.heldout_size} held out; lower data.heldout_items"
+                )
+        if self.heldout and isinstance(self.heldout[0], Items):
+            return self._together(train), self.heldout[0].excerpt(0, self.heldout[1])
+        return self._together(train), self._together(held)
+
+    def _together(self, items: list[tuple[str, Any]]) -> Pair:
+        return self.spec.batch([item for _, item in items], [place for place, _ in items])
+
+
+def stream_data(
+    source: Any,
+    name: str,
+    heldout: Any = None,
+    num_classes: int | None = None,
+    heldout_items: int | None = None,
+    buffer: int | None = None,
+    convert: Callable[[Any], Any] = lambda item: item,
+    names: tuple[str, ...] | None = None,
+    flip: bool = False,
+    say: Say = lambda text: None,
+) -> StreamData:
+    """An iterable `source` of somebody's, as the package wants it.
+
+    Its held-out part is `heldout`, another data set, or its own attribute ``heldout``: of either the first `heldout_items` (2,000); or
+    else as many of its own first items, which are then not trained on. So many as `buffer` (1,000) are shuffled together. Its classes are
+    `names`, or `num_classes` (0: labels are left alone), or what its attributes say as in `item_data`. `say` is told what was taken for
+    granted. Raises DataError, one sentence, for what will not do.
+    """
+    other = heldout if heldout is not None else getattr(source, "heldout", None)
+    held = HELD_OUT if heldout_items is None else heldout_items
+    shards = Shards(source, name, convert, 0 if other is not None else held)
+    with chance(0):
+        first = [item for _, item in shards.first(0, LOOKED_AT)]
+    if not first:
+        raise DataError(f"the data set {name} has no items")
+    places = range(len(first))
+    spec = first_spec(name, first, places, getattr(source, "shape", None))
+    if names is None:
+        names = class_names(source, name, first[0], num_classes, lambda: None)
+    spec = Spec(name, spec.shape, spec.bytes, len(names) or None)
+    spec.batch(first, places)
+    if spec.bytes:
+        say(f"{name}: images are bytes; 0 to 255 is taken to [-1, 1]")
+    kept: tuple[Shards | Items, int] | None = None
+    if other is not None and is_map_style(other):
+        kept = (Items(other, spec), min(held, len(other)))
+    elif other is not None:
+        if not hasattr(other, "__iter__"):
+            raise DataError(f"the data set {name}: its heldout is a {type(other).__name__}; give a data set")
+        kept = (Shards(other, f"{name}, its held-out part,", convert), held)
+    else:
+        say(f"{name}: the first {held:,} items of {shards.num} shard(s) (of {SPREAD} of them at most) are held out")
+    return StreamData(shards, spec, names, BUFFER if buffer is None else buffer, kept, flip)

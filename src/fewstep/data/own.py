@@ -1,0 +1,321 @@
+"""A data set of one's own, whose items are read as they are asked for: map-style, from any place, and larger than memory if need be.
+
+`ItemData` has items by number, any ``torch.utils.data.Dataset`` with a length; iterables are `fewstep.data.shares.StreamData`. What both
+are for the loop is `fewstep.training.loading`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.data.errors import DataError
+from fewstep.data.images import ImageData
+from fewstep.data.items import HALF, Pair, Spec, chance, first_spec, in_words, parted
+from fewstep.data.points import PointData
+from fewstep.data.tables import LABELS
+
+HOLDOUT = 0.1  # of items, where the data set has no held-out part
+LOOKED_AT = 8  # first items, which say what all are
+EXCERPT = 10_000  # items of a part that is measured, in memory
+EXCERPT_BYTES = 2**29  # and no more than this
+READ = 500  # at a time
+
+Say = Callable[[str], None]
+
+
+class Items:
+    """Some of the items of a map-style `dataset`: all, or those of `index` int64 [N]; each as `spec` says."""
+
+    def __init__(self, dataset: Any, spec: Spec, index: Tensor | None = None) -> None:
+        self.dataset, self.spec, self.index = dataset, spec, index
+
+    def __len__(self) -> int:
+        return len(self.dataset) if self.index is None else len(self.index)
+
+    def read(self, rows: Sequence[int], seed: int) -> Pair:
+        """The items `rows` as bytes or float32 [B, ...] and labels; chance in the data set depends on `seed`. Raises DataError."""
+        places = list(rows) if self.index is None else self.index[torch.as_tensor(rows)].tolist()
+        with chance(seed):
+            items = fetched(self.dataset, self.spec.name, places)
+        return self.spec.batch(items, places)
+
+    def excerpt(self, seed: int, num: int | None = None) -> Pair:
+        """A random `num` of the items, or as many as are measured at most; all, in their own order, if there are no more."""
+        num = min(len(self), most_items(self.spec) if num is None else num)
+        order = torch.arange(num) if num == len(self) else torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:num]
+        x = torch.empty((num, *self.spec.shape), dtype=torch.uint8 if self.spec.bytes else torch.float32)
+        label = None if self.spec.num_classes is None else torch.empty(num, dtype=torch.long)
+        for first in range(0, num, READ):  # into their place: a list to be joined would hold all of them twice
+            part, its_label = self.read(order[first : first + READ].tolist(), seed + first)
+            x[first : first + READ] = part
+            if label is not None and its_label is not None:
+                label[first : first + READ] = its_label
+        return x, label
+
+
+def fetched(dataset: Any, name: str, places: Sequence[int]) -> list[Any]:
+    """The items at `places`, together where the data set can (``__getitems__``). Raises DataError for whatever it raises."""
+    together = getattr(dataset, "__getitems__", None)
+    if together is not None:
+        try:
+            return list(together(list(places)))
+        except Exception as error:
+            raise DataError(f"the data set {name} raised {in_words(error)}, at items {places[0]} to {places[-1]}") from error
+    items = []
+    for place in places:
+        try:
+            items.append(dataset[place])
+        except Exception as error:  # whatever somebody's code raises
+            raise DataError(f"the data set {name} raised {in_words(error)}, at item {place}") from error
+    return items
+
+
+def most_items(spec: Spec) -> int:
+    """How many items of a part are held in memory to be measured."""
+    size = (1 if spec.bytes else 4) * torch.Size(spec.shape).numel()
+    return max(100, min(EXCERPT, EXCERPT_BYTES // size))
+
+
+class ForeignData(ABC):
+    """What a data set of one's own is for the rest of the package; see `fewstep.data.protocol.Data`.
+
+    Args:
+        spec: of its items.
+        class_names: one for each class.
+        flip: whether a training image may be mirrored left to right.
+
+    """
+
+    def __init__(self, spec: Spec, class_names: tuple[str, ...], flip: bool = False) -> None:
+        self.spec, self.class_names, self.flip = spec, class_names, flip
+        self._excerpt: ImageData | PointData | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+        return self.spec.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of images, (D,) of points."""
+        return self.spec.shape
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, or None."""
+        return self.spec.num_classes
+
+    @property
+    def mixture(self) -> None:
+        """None: the density is not known."""
+        return None
+
+    @property
+    @abstractmethod
+    def train_size(self) -> int | None:
+        """Items to train on, where that is known."""
+
+    @property
+    @abstractmethod
+    def heldout_size(self) -> int:
+        """Items held out."""
+
+    @abstractmethod
+    def some(self, num: int, seed: int) -> Tensor:
+        """`num` training items [num, ...], or all if there are fewer, drawn with `seed`, as they are trained on."""
+
+    def placed(self, pair: Pair, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """A batch as it was read, on `device` as it is trained on: float32 [B, ...] and labels."""
+        x, label = pair
+        x = x.to(device, non_blocking=True)
+        if self.spec.bytes:
+            x = x.float() / HALF - 1
+        if self.flip:
+            mirrored = torch.rand(len(x), generator=rng, device=device) < 0.5
+            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        return x, None if label is None else label.to(device, non_blocking=True)
+
+    def excerpt(self) -> ImageData | PointData:
+        """Both parts in memory, of each at most 10,000 items and 512 MiB: what is measured against. Read once. Raises DataError."""
+        if self._excerpt is None:
+            (x, label), (held, held_label) = self._read_excerpt()
+            if len(self.shape) == 1:
+                self._excerpt = PointData(self.name, x, held)
+            else:
+                half = HALF if self.spec.bytes else None
+                self._excerpt = ImageData(self.name, x, held, label, held_label, half, self.class_names, self.flip)
+        return self._excerpt
+
+    @abstractmethod
+    def _read_excerpt(self) -> tuple[Pair, Pair]:
+        """Items to train on and held-out ones."""
+
+
+class ItemData(ForeignData):
+    """Items by number, in two parts: `train` and `heldout`."""
+
+    def __init__(self, train: Items, heldout: Items, class_names: tuple[str, ...], flip: bool = False) -> None:
+        super().__init__(train.spec, class_names, flip)
+        self.train, self.heldout = train, heldout
+
+    @property
+    def train_size(self) -> int:
+        """Items to train on."""
+        return len(self.train)
+
+    @property
+    def heldout_size(self) -> int:
+        """Items held out."""
+        return len(self.heldout)
+
+    def some(self, num: int, seed: int) -> Tensor:
+        """`num` training items [num, ...], or all if there are fewer, drawn with `seed`, as they are trained on."""
+        rng = torch.Generator().manual_seed(seed)
+        return self.placed(self.train.excerpt(seed, num), rng, torch.device("cpu"))[0]
+
+    def _read_excerpt(self) -> tuple[Pair, Pair]:
+        return self.train.excerpt(0), self.heldout.excerpt(0)
+
+
+def item_data(
+    dataset: Any,
+    name: str,
+    heldout: Any = None,
+    holdout: float | None = None,
+    num_classes: int | None = None,
+    say: Say = lambda text: None,
+) -> ItemData:
+    """A map-style `dataset` of somebody's, as the package wants it.
+
+    Its held-out part is `heldout`, another such data set, or its own attribute ``heldout``, or else the fraction `holdout` (.1) of its
+    items, chosen by seed 0. Its classes are `num_classes` (0: labels are left alone), or what its attributes say (``class_names``,
+    ``classes``, ``num_classes``), or else are found in its labels (attributes ``targets`` or ``labels``), for which all items are read
+    if need be. `say` is told what was taken for granted. Raises DataError, one sentence, for what will not do.
+    """
+    other = heldout if heldout is not None else getattr(dataset, "heldout", None)
+    _check_length(dataset, name)
+    places = range(min(LOOKED_AT, len(dataset)))
+    with chance(0):
+        first = fetched(dataset, name, places)
+    spec = first_spec(name, first, places, getattr(dataset, "shape", None))
+    names = class_names(dataset, name, first[0], num_classes, lambda: _labels(dataset, name, say))
+    spec = Spec(name, spec.shape, spec.bytes, len(names) or None)
+    spec.batch(first, places)
+    if spec.bytes:
+        say(f"{name}: images are bytes; 0 to 255 is taken to [-1, 1]")
+    elif len(spec.shape) == 3 and min(parted(item)[0].min().item() for item in first) >= 0:
+        say(f"{name}: no pixel of its first images is below 0; images are to lie in [-1, 1]")
+    if other is not None:
+        if holdout is not None:
+            raise DataError(f"data.holdout is {holdout}, and the data set {name} has a held-out part of its own; leave the key out")
+        if not is_map_style(other):
+            raise DataError(f"the data set {name}: its heldout is a {type(other).__name__}; give a data set with __len__ and __getitem__")
+        _check_length(other, f"{name}, its held-out part,")
+        train, held = Items(dataset, spec), Items(other, spec)
+    else:
+        train, held = _split(dataset, spec, HOLDOUT if holdout is None else holdout)
+    held.read(range(min(LOOKED_AT, len(held))), 0)
+    if len(train) > most_items(spec):
+        say(f"{name}: measuring looks at {most_items(spec):,} of its {len(train):,} training items, at random")
+    return ItemData(train, held, names)
+
+
+def _split(dataset: Any, spec: Spec, holdout: float) -> tuple[Items, Items]:
+    held = round(holdout * len(dataset))
+    if not 0 < held < len(dataset):
+        raise DataError(
+            f"the data set {spec.name} has {len(dataset)} item(s), of which data.holdout {holdout} takes {held}; each part needs one"
+        )
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    return Items(dataset, spec, order[held:].sort().values), Items(dataset, spec, order[:held].sort().values)
+
+
+def _check_length(dataset: Any, name: str) -> None:
+    try:
+        num = len(dataset)
+    except Exception as error:
+        raise DataError(f"the data set {name} raised {in_words(error)}, asked for its length") from error
+    if not num:
+        raise DataError(f"the data set {name} has no items")
+
+
+def is_map_style(dataset: Any) -> bool:
+    """Whether a data set has items by number."""
+    iterable = isinstance(dataset, torch.utils.data.IterableDataset)
+    return hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not iterable and not isinstance(dataset, str | dict)
+
+
+def class_names(
+    dataset: Any, name: str, first: Any, num_classes: int | None, labels: Callable[[], Sequence[Any] | None]
+) -> tuple[str, ...]:
+    """The names of the classes; empty without. `labels` finds them where nobody says, or gives None. Raises DataError."""
+    label = parted(first)[1]
+    if num_classes == 0 or (label is None and num_classes is None and _declared(dataset) is None):
+        return ()
+    declared = _declared(dataset)
+    found: int | tuple[str, ...] | None = declared if num_classes is None else num_classes
+    if isinstance(declared, tuple) and found == len(declared):
+        found = declared
+    if label is None:
+        count = found if isinstance(found, int) else len(found or ())
+        raise DataError(
+            f"the data set {name} has {count} classes, and its items have no label; give (tensor, label), or data.num_classes: 0"
+        )
+    if found is None:
+        values = labels()
+        if values is None:
+            raise DataError(
+                f"the data set {name} has labels, and does not say of how many classes; give data.num_classes (0: without classes)"
+            )
+        found = max(values) + 1
+        if min(values) < 0:
+            raise DataError(f"the data set {name} has the label {min(values)}; labels are whole numbers from 0")
+    return found if isinstance(found, tuple) else tuple(map(str, range(found)))
+
+
+def _declared(dataset: Any) -> int | tuple[str, ...] | None:
+    """Names or number of the classes, as attributes say, or the features of a data set of the library `datasets`."""
+    for attribute in ("class_names", "classes", "num_classes"):
+        value = getattr(dataset, attribute, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+        if isinstance(value, list | tuple) and value:
+            return tuple(map(str, value))
+    features = getattr(dataset, "features", None)
+    if isinstance(features, dict):
+        for key in LABELS:
+            if names := getattr(features.get(key), "names", None):
+                return tuple(map(str, names))
+    return None
+
+
+def _labels(dataset: Any, name: str, say: Say) -> list[int]:
+    """The labels of all items: from an attribute that has as many, else from the items themselves."""
+    for attribute in ("targets", "labels"):
+        values = getattr(dataset, attribute, None)
+        if values is not None and hasattr(values, "__len__") and len(values) == len(dataset):
+            try:
+                return [parted((torch.zeros(1), value))[1] or 0 for value in (values.tolist() if hasattr(values, "tolist") else values)]
+            except DataError as error:
+                raise DataError(f"the data set {name}: an item {error}") from None
+    say(
+        f"{name}: reading the labels of all {len(dataset):,} items, for it does not say its classes; data.num_classes, or an attribute "
+        "num_classes or class_names, saves that"
+    )
+    found: list[int] = []
+    for first in range(0, len(dataset), READ):
+        places = range(first, min(first + READ, len(dataset)))
+        with chance(0):
+            items = fetched(dataset, name, places)
+        for item, place in zip(items, places, strict=True):
+            try:
+                label = parted(item)[1]
+            except DataError as error:
+                raise DataError(f"the data set {name}: item {place} {error}") from None
+            if label is None:
+                raise DataError(f"the data set {name}: item {place} has no label, and others have; give all items one")
+            found.append(label)
+    return found

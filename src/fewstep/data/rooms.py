@@ -1,0 +1,62 @@
+"""From what a room of one's own gives to data: a data set of ours as it is, a map-style one and an iterable read as they are asked for."""
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from fewstep.data.errors import DataError
+from fewstep.data.images import ImageData
+from fewstep.data.iterables import stream_data
+from fewstep.data.own import ForeignData, Say, is_map_style, item_data
+from fewstep.data.points import PointData
+from fewstep.sections import DataSettings
+
+OF_ITEMS, OF_STREAMS = ("holdout",), ("heldout_items", "buffer")
+
+
+def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say) -> ImageData | PointData | ForeignData:
+    """The data that `make` gives for `settings`; `say` is told what was taken for granted. Raises DataError.
+
+    A data set whose argument ``split`` can be "heldout" (``Literal["train", "heldout"]``) is made once more for that.
+    """
+    made, around = make(settings), settings.around()
+    name = settings.name.rpartition(":")[2]
+    if isinstance(made, ImageData | PointData | ForeignData):
+        if around:
+            raise DataError(f"data.{next(iter(around))} is given, and {settings.name} says that itself; leave the key out")
+        return made
+    iterable = not is_map_style(made)
+    if iterable and (not hasattr(made, "__iter__") or isinstance(made, str | dict)):
+        raise DataError(
+            f"the data set {settings.name} gives a {type(made).__name__}; a data set has __len__ and __getitem__, or __iter__"
+            + ("; give one of its splits" if isinstance(made, dict) else "")
+        )
+    for key in OF_ITEMS if iterable else OF_STREAMS:
+        if key in around:
+            kind = "an iterable" if iterable else "a data set with a length"
+            instead = "data.heldout_items" if iterable else "data.holdout"
+            raise DataError(f"data.{key} is {around[key]}, and {settings.name} is {kind}; leave the key out, or give {instead}")
+    other = _heldout_arguments(settings, around)
+    heldout = None if other is None else make(_changed(settings, other))
+    rest = {key: value for key, value in around.items() if key != "heldout"}
+    return stream_data(made, name, heldout, **rest, say=say) if iterable else item_data(made, name, heldout, **rest, say=say)
+
+
+def _heldout_arguments(settings: DataSettings, around: dict[str, Any]) -> dict[str, Any] | None:
+    """The arguments that give the held-out part; None where there are none."""
+    if "heldout" in around:
+        return dict(around["heldout"])
+    split = type(settings).model_fields.get("split")
+    if split is not None and "heldout" in get_args(split.annotation) and getattr(settings, "split", None) != "heldout":
+        return {"split": "heldout"}
+    return None
+
+
+def _changed(settings: DataSettings, arguments: dict[str, Any]) -> DataSettings:
+    try:
+        return type(settings).model_validate({**settings.model_dump(), **arguments})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"data.heldout is {arguments}, whose key {where} will not do: {first['msg']}") from None

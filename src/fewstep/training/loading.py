@@ -1,0 +1,268 @@
+"""Batches of data that is read as it is asked for: by this process, or by others that read ahead of it.
+
+What a step learns from is the same with any number of workers: the indices are those that a set in memory would get, and what a data set
+draws at random is seeded by the step. The workers of an iterable each read a share of their own, and where each stands goes into the
+checkpoint.
+"""
+
+import contextlib
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from fewstep.data.errors import DataError
+from fewstep.data.items import in_words
+from fewstep.data.iterables import StreamData
+from fewstep.data.own import ForeignData, ItemData, Items
+from fewstep.data.shares import Share
+from fewstep.methods.base import Batch
+from fewstep.streams import stream_seed
+from fewstep.training.batches import Batches, InMemory, Shuffled, TrainingData
+
+AHEAD = 2  # batches that each worker has ready
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """How batches are dealt out: `rank` of `world_size` processes, in `accumulate` parts, with `workers` a process."""
+
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    accumulate: int = 1
+    workers: int = 0
+
+
+def make_batches(data: TrainingData | ForeignData, dealt: Dealt, rng: torch.Generator, device: torch.device) -> Batches:
+    """Batches of `data`, wherever it lies; `rng` is the loop's own stream, and `device` where they go."""
+    if isinstance(data, ItemData):
+        return Loaded(data, dealt, rng, device)
+    if isinstance(data, StreamData):
+        return Streamed(data, dealt, rng, device)
+    memory = cast(TrainingData, data)
+    indices = Shuffled(len(memory.train), dealt.batch_size, dealt.seed)
+    return InMemory(memory, indices, dealt.rank, dealt.world_size, dealt.accumulate, rng, device)
+
+
+def dealt_to(fabric: Fabric, batch_size: int, seed: int, accumulate: int, workers: int) -> Dealt:
+    """What falls to this process."""
+    return Dealt(batch_size, seed, fabric.global_rank, fabric.world_size, accumulate, workers)
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """Stands for a batch that could not be read, and says why: an exception from a worker would come with that process's traceback."""
+
+    why: str
+
+
+class _Reading:
+    """What `Loaded` and `Streamed` share: a `DataLoader` that is begun, read from and ended."""
+
+    def __init__(self, data: ForeignData, dealt: Dealt, rng: torch.Generator, device: torch.device) -> None:
+        self.foreign, self.dealt, self.rng, self.device = data, dealt, rng, device
+        self.iterator: Iterator[Any] | None = None
+
+    def _begin(self, source: Dataset[Any], keys: Iterable[Any] | None = None) -> None:
+        self.close()
+        workers = self.dealt.workers
+        loader = DataLoader(
+            source,
+            batch_size=None,  # what comes are batches already
+            sampler=keys,
+            num_workers=workers,
+            prefetch_factor=AHEAD if workers else None,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_deaf,
+            generator=torch.Generator().manual_seed(0),  # or else it draws from the process's own
+        )
+        self.iterator = iter(loader)
+
+    def _next(self) -> Any:
+        assert self.iterator is not None
+        try:
+            found = next(self.iterator)
+        except RuntimeError as error:  # a worker that has died
+            raise DataError(f"the data set {self.foreign.name}: a worker has died ({in_words(error)})") from error
+        if isinstance(found, _Failed):
+            raise DataError(found.why)
+        return found
+
+    def spare(self) -> list[Batch]:
+        """Stands for the batch of a step that could not be read, where other processes wait for this one."""
+        size = self.dealt.batch_size // self.dealt.world_size // self.dealt.accumulate
+        label = None if self.foreign.num_classes is None else torch.zeros(size, dtype=torch.long, device=self.device)
+        x = torch.randn((size, *self.foreign.shape), generator=self.rng, device=self.device)
+        return [Batch(x, label)] * self.dealt.accumulate
+
+    def close(self) -> None:
+        """End the workers, also those that hang."""
+        iterator, self.iterator = self.iterator, None
+        workers = list(getattr(iterator, "_workers", ()))
+        if workers:
+            with contextlib.suppress(Exception):
+                cast(Any, iterator)._shutdown_workers()
+            for worker in workers:
+                if worker.is_alive():
+                    worker.kill()  # deaf to anything less
+                    worker.join(5)
+
+
+def _deaf(number: int) -> None:
+    """A worker lives as long as its process wants: a signal that asks a run to stop is for that one, which finishes its step."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+
+
+class _Parts(Dataset[Any]):
+    """Batches by (step, part, rows)."""
+
+    def __init__(self, items: Items, seed: int, rank: int) -> None:
+        self.items, self.seed, self.rank = items, seed, rank
+
+    def __getitem__(self, key: tuple[int, int, list[int]]) -> Any:
+        step, part, rows = key
+        try:
+            return self.items.read(rows, stream_seed(self.seed, "items", step, self.rank, part))
+        except DataError as error:
+            return _Failed(str(error))
+
+
+class _Steps:
+    """The keys of all parts of all steps from `step` on."""
+
+    def __init__(self, indices: Shuffled, dealt: Dealt, step: int) -> None:
+        self.indices, self.dealt, self.step = indices, dealt, step
+
+    def __iter__(self) -> Iterator[tuple[int, int, list[int]]]:
+        step = self.step
+        while True:
+            index = self.indices(step)[self.dealt.rank :: self.dealt.world_size]
+            for part, rows in enumerate(index.chunk(self.dealt.accumulate)):
+                yield step, part, rows.tolist()
+            step += 1
+
+
+class Loaded(_Reading):
+    """Batches of items by number: the rows of each step are those that `InMemory` would take.
+
+    Args:
+        data: where the items come from.
+        dealt: how.
+        rng: the loop's own stream.
+        device: where the batches go.
+
+    """
+
+    def __init__(self, data: ItemData, dealt: Dealt, rng: torch.Generator, device: torch.device) -> None:
+        super().__init__(data, dealt, rng, device)
+        self.data, self.at = data, -1
+
+    def __call__(self, step: int) -> list[Batch]:
+        """The share of this process in the batch of `step`, in parts. Raises DataError."""
+        if self.iterator is None or step != self.at:
+            indices = Shuffled(len(self.data.train), self.dealt.batch_size, self.dealt.seed)
+            self._begin(_Parts(self.data.train, self.dealt.seed, self.dealt.rank), _Steps(indices, self.dealt, step))
+        self.at = -1  # unless all goes well
+        found = [self._next() for _ in range(self.dealt.accumulate)]
+        self.at = step + 1
+        return [Batch(*self.data.placed(pair, self.rng, self.device)) for pair in found]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the step tells it all."""
+        return {}
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> str | None:
+        """Nothing to take back."""
+        return None
+
+
+class _Shares(IterableDataset[Any]):
+    """Batches without end, each with where its share stands after it; in a worker those of that worker's share alone."""
+
+    def __init__(self, shares: list[Share], states: list[dict[str, Any]], size: int) -> None:
+        self.shares, self.states, self.size = shares, states, size
+
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        number = 0
+        if info is not None:
+            number = info.id
+            # the share is this worker's already: a data set that looks at the worker's number would deal it out a second time
+            torch.utils.data._utils.worker._worker_info = None
+        share = self.shares[number]
+        try:
+            share.go_on(self.states[number])
+            while True:
+                x, label = share.take(self.size)
+                yield x, label, share.state()
+        except DataError as error:
+            yield _Failed(str(error))
+
+
+class Streamed(_Reading):
+    """Batches of an iterable: each worker of each process reads a share of its own, and batches come from the workers in turn.
+
+    Args:
+        data: where the items come from.
+        dealt: how.
+        rng: the loop's own stream.
+        device: where the batches go.
+
+    """
+
+    def __init__(self, data: StreamData, dealt: Dealt, rng: torch.Generator, device: torch.device) -> None:
+        super().__init__(data, dealt, rng, device)
+        self.data, self.count = data, max(1, dealt.workers)
+        self.size = dealt.batch_size // dealt.world_size // dealt.accumulate
+        self.turn = 0  # whose batch is next
+        self.epoch = 0
+        self.states: list[dict[str, Any]] = [{} for _ in range(self.count)]
+
+    def __call__(self, step: int) -> list[Batch]:
+        """The share of this process in the batch of `step`, in parts. Raises DataError."""
+        if self.iterator is None:
+            # the first worker gives the first batch, whichever share it is the turn of
+            order = [(self.turn + number) % self.count for number in range(self.count)]
+            readers = self.count * self.dealt.world_size
+            shares = [self.data.share(self.dealt.rank * self.count + number, readers, self.dealt.seed) for number in order]
+            for share in shares:
+                share.begin_epoch(self.epoch)
+            self._begin(_Shares(shares, [self.states[number] for number in order], self.size))
+        turn, states, found = self.turn, list(self.states), []
+        for _ in range(self.dealt.accumulate):
+            x, label, states[turn] = self._next()
+            turn = (turn + 1) % self.count
+            found.append((x, label))
+        self.turn, self.states = turn, states  # only now: a step that fails leaves everything where it was
+        return [Batch(*self.data.placed(pair, self.rng, self.device)) for pair in found]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the shares of this process stand."""
+        return {"turn": self.turn, "epoch": self.epoch, "states": self.states}
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> str | None:
+        """Stand where the processes stood; with other processes or workers the shares are others, and a new epoch is begun."""
+        self.close()
+        if len(states) == self.dealt.world_size and all(len(state["states"]) == self.count for state in states):
+            mine: Mapping[str, Any] = states[self.dealt.rank]
+            self.turn, self.epoch, self.states = mine["turn"], mine["epoch"], list(mine["states"])
+            return None
+        epochs = [inner.get("epoch", state["epoch"]) for state in states for inner in state["states"]]
+        self.turn, self.epoch, self.states = 0, 1 + max(epochs, default=0), [{} for _ in range(self.count)]
+        return f"{self.data.name} is read by other processes or workers than before: going on at the beginning of epoch {self.epoch + 1}"
+
+
+def cursors(state: dict[str, Any], fabric: Fabric) -> list[dict[str, Any]]:
+    """The states of all processes, in their order; one that is empty is so in all of them."""
+    if fabric.world_size == 1 or not state:
+        return [state]
+    states: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(states, state)
+    return states
