@@ -1,5 +1,6 @@
 """Data sets as somebody from outside would write them: no import of fewstep."""
 
+import os
 import random
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -21,8 +22,6 @@ class Patches(Dataset):
         return self.size
 
     def __getitem__(self, k: int):
-        if self.fail and Path(self.fail).exists() and k % 7 == 3:
-            raise OSError(f"the disk is gone\nat {k}")
         level = (k * 37) % 256
         if self.kind == "bytes":
             return torch.full((1, 8, 8), level, dtype=torch.uint8), int(level > 127)
@@ -121,3 +120,23 @@ def shards(folder: str):
 
     files = sorted(str(file) for file in Path(folder).glob("*.parquet"))
     return datasets.load_dataset("parquet", data_files=files, split="train", streaming=True).with_format("torch")
+
+
+class OneFails(Patches):
+    """In the second of several processes an item cannot be read."""
+
+    def __getitem__(self, k: int):
+        if os.environ.get("LOCAL_RANK") == "1" and k == 30:
+            raise OSError("the disk is gone")
+        return super().__getitem__(k)
+
+
+class FailsLater(Patches):
+    """In the fourth step of a run, if the file `fail` is there: it knows the step by what is drawn there for the first time."""
+
+    def __getitems__(self, places: list[int]):
+        from fewstep.streams import stream_seed
+
+        if self.fail and Path(self.fail).exists() and torch.initial_seed() == stream_seed(0, "items", 3, 0, 0):
+            raise OSError("the disk is gone")
+        return [super(FailsLater, self).__getitem__(k) for k in places]

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from fewstep.data.errors import DataError
 from fewstep.data.items import Pair, Spec, chance, first_spec
-from fewstep.data.own import EXCERPT, LOOKED_AT, ForeignData, Items, Say, class_names, is_map_style, most_items
-from fewstep.data.shares import SPREAD, Shards, Share
+from fewstep.data.own import EXCERPT, LOOKED_AT, ForeignData, Items, class_names, is_map_style, most_items
+from fewstep.data.shares import Shards, Share
 
 HELD_OUT = 2_000  # items, where nobody says
 BUFFER = 1_000
@@ -49,6 +49,14 @@ class StreamData(ForeignData):
     def heldout_size(self) -> int:
         """Items held out."""
         return self.heldout[1] if self.heldout else sum(self.shards.heldout.values())
+
+    @property
+    def note(self) -> str | None:
+        """What a reader should know of the held-out items, if they are the first ones."""
+        if self.heldout is not None:
+            return None
+        spread = f", spread over {len(self.shards.heldout)} of its {self.shards.num} shards," if self.shards.num > 1 else ""
+        return f"{self.name}: its first {self.heldout_size:,} items{spread} are held out"
 
     def share(self, number: int, readers: int, seed: int) -> Share:
         """What reader `number` of `readers` reads."""
@@ -95,14 +103,13 @@ def stream_data(
     convert: Callable[[Any], Any] = lambda item: item,
     names: tuple[str, ...] | None = None,
     flip: bool = False,
-    say: Say = lambda text: None,
 ) -> StreamData:
     """An iterable `source` of somebody's, as the package wants it.
 
     Its held-out part is `heldout`, another data set, or its own attribute ``heldout``: of either the first `heldout_items` (2,000); or
     else as many of its own first items, which are then not trained on. So many as `buffer` (1,000) are shuffled together. Its classes are
-    `names`, or `num_classes` (0: labels are left alone), or what its attributes say as in `item_data`. `say` is told what was taken for
-    granted. Raises DataError, one sentence, for what will not do.
+    `names`, or `num_classes` (0: labels are left alone), or what its attributes say as in `item_data`.
+    Raises DataError, one sentence, for what will not do.
     """
     other = heldout if heldout is not None else getattr(source, "heldout", None)
     held = HELD_OUT if heldout_items is None else heldout_items
@@ -117,8 +124,6 @@ def stream_data(
         names = class_names(source, name, first[0], num_classes, lambda: None)
     spec = Spec(name, spec.shape, spec.bytes, len(names) or None)
     spec.batch(first, places)
-    if spec.bytes:
-        say(f"{name}: images are bytes; 0 to 255 is taken to [-1, 1]")
     kept: tuple[Shards | Items, int] | None = None
     if other is not None and is_map_style(other):
         kept = (Items(other, spec), min(held, len(other)))
@@ -126,6 +131,4 @@ def stream_data(
         if not hasattr(other, "__iter__"):
             raise DataError(f"the data set {name}: its heldout is a {type(other).__name__}; give a data set")
         kept = (Shards(other, f"{name}, its held-out part,", convert), held)
-    else:
-        say(f"{name}: the first {held:,} items of {shards.num} shard(s) (of {SPREAD} of them at most) are held out")
     return StreamData(shards, spec, names, BUFFER if buffer is None else buffer, kept, flip)

@@ -204,10 +204,6 @@ def item_data(
     names = class_names(dataset, name, first[0], num_classes, lambda: _labels(dataset, name, say))
     spec = Spec(name, spec.shape, spec.bytes, len(names) or None)
     spec.batch(first, places)
-    if spec.bytes:
-        say(f"{name}: images are bytes; 0 to 255 is taken to [-1, 1]")
-    elif len(spec.shape) == 3 and min(parted(item)[0].min().item() for item in first) >= 0:
-        say(f"{name}: no pixel of its first images is below 0; images are to lie in [-1, 1]")
     if other is not None:
         if holdout is not None:
             raise DataError(f"data.holdout is {holdout}, and the data set {name} has a held-out part of its own; leave the key out")
@@ -218,6 +214,8 @@ def item_data(
     else:
         train, held = _split(dataset, spec, HOLDOUT if holdout is None else holdout)
     held.read(range(min(LOOKED_AT, len(held))), 0)
+    if len(spec.shape) == 3 and not spec.bytes and min(parted(item)[0].min().item() for item in first) >= 0:
+        say(f"{name}: no pixel of its first images is below 0, and images are to lie in [-1, 1]; look whether they are to be scaled")
     if len(train) > most_items(spec):
         say(f"{name}: measuring looks at {most_items(spec):,} of its {len(train):,} training items, at random")
     return ItemData(train, held, names)

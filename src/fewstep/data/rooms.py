@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from fewstep.data.errors import DataError
 from fewstep.data.images import ImageData
-from fewstep.data.iterables import stream_data
+from fewstep.data.iterables import StreamData, stream_data
 from fewstep.data.own import ForeignData, Say, is_map_style, item_data
 from fewstep.data.points import PointData
 from fewstep.sections import DataSettings
@@ -25,6 +25,8 @@ def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say
     if isinstance(made, ImageData | PointData | ForeignData):
         if around:
             raise DataError(f"data.{next(iter(around))} is given, and {settings.name} says that itself; leave the key out")
+        if isinstance(made, StreamData) and made.note:
+            say(made.note)
         return made
     iterable = not is_map_style(made)
     if iterable and (not hasattr(made, "__iter__") or isinstance(made, str | dict)):
@@ -40,7 +42,17 @@ def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say
     other = _heldout_arguments(settings, around)
     heldout = None if other is None else make(_changed(settings, other))
     rest = {key: value for key, value in around.items() if key != "heldout"}
-    return stream_data(made, name, heldout, **rest, say=say) if iterable else item_data(made, name, heldout, **rest, say=say)
+    if iterable:
+        stream = stream_data(made, name, heldout, **rest)
+        notes = [stream.note] if stream.note else []
+        data: ForeignData = stream
+    else:
+        notes, data = [], item_data(made, name, heldout, **rest, say=say)
+    if data.spec.bytes:
+        notes.append(f"{name}: images are bytes; 0 to 255 is taken to [-1, 1]")
+    for note in notes:
+        say(note)
+    return data
 
 
 def _heldout_arguments(settings: DataSettings, around: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,8 +1,9 @@
 """Data that comes one item after another: a data set that can only be iterated, dealt out to readers, shuffled, and gone on with exactly.
 
 A source is an iterable; one with ``num_shards`` and ``shard(num_shards=, index=)``, as a `datasets.IterableDataset` of parquet files has
-them, is read a shard at a time. Each of several readers (processes times workers) takes shards of its own, or, where there are fewer shards
-than readers, items of its own: every k-th of a shard that k of them read. Nothing comes twice in an epoch of a reader.
+them, is read a shard at a time. Each of several readers (processes times workers) takes as many shards of its own as all can have; of those
+left over, which all of them read, each takes items of its own, every k-th for k readers. So nothing comes twice in an epoch, and all
+readers come to the end of it together where the shards are of one size.
 
 Shuffling is by blocks: the next `buffer` items, in a random order of their own, while the block after it is read as fast as this one is
 used up. So the content of the buffer need not be kept: where it began, and how far it was used, says it all. A state is a few plain
@@ -117,11 +118,8 @@ class Share:
 
     def __init__(self, shards: Shards, spec: Spec, number: int, readers: int, seed: int, buffer: int) -> None:
         self.shards, self.spec, self.number, self.seed, self.buffer = shards, spec, number, seed, buffer
-        if shards.num >= readers:
-            self.mine, self.every, self.first = list(range(number, shards.num, readers)), 1, 0
-        else:  # of the shard's items, counted from 0 behind those held out
-            shard = number % shards.num
-            self.mine, self.every, self.first = [shard], len(range(shard, readers, shards.num)), number // shards.num
+        self.readers, self.whole = readers, shards.num // readers * readers  # shards below `whole` are dealt out, others read by all
+        self.mine = [*range(number, self.whole, readers), *range(self.whole, shards.num)]
         self.epoch = self.place = self.given = 0
         self.order: tuple[int, list[int]] | None = None
         self.file: tuple[Any, Iterator[Any]] | None = None
@@ -198,10 +196,11 @@ class Share:
                 self._open(None)
             assert self.file is not None
             held = self.shards.heldout.get(shard, 0)
+            every, first = (1, 0) if shard < self.whole else (self.readers, (self.number + shard) % self.readers)
             with chance(stream_seed(self.seed, "stream items", self.number, self.epoch, self.place, self.count)):
                 for item in self.file[1]:
                     self.count += 1
-                    if self.count > held and (self.count - held - 1) % self.every == self.first:
+                    if self.count > held and (self.count - held - 1) % every == first:
                         self.given += 1
                         return self.shards.place(self.count - 1, shard), item
             self.place, self.file = self.place + 1, None

@@ -259,8 +259,8 @@ class Streamed(_Reading):
         return f"{self.data.name} is read by other processes or workers than before: going on at the beginning of epoch {self.epoch + 1}"
 
 
-def cursors(state: dict[str, Any], fabric: Fabric) -> list[dict[str, Any]]:
-    """The states of all processes, in their order; one that is empty is so in all of them."""
+def from_all(state: dict[str, Any], fabric: Fabric) -> list[dict[str, Any]]:
+    """The `state` of each process, in their order; one that is empty is so in all of them."""
     if fabric.world_size == 1 or not state:
         return [state]
     states: list[Any] = [None] * fabric.world_size

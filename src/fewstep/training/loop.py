@@ -28,7 +28,7 @@ from fewstep.training.batches import TrainingData
 from fewstep.training.ema import EMA
 from fewstep.training.health import alarms, sample_figures
 from fewstep.training.learned import learned, set_learning
-from fewstep.training.loading import dealt_to, make_batches
+from fewstep.training.loading import dealt_to, from_all, make_batches
 from fewstep.training.progress import Progress
 from fewstep.training.resume import Better, State, keep_if_best, restore, restore_best, save
 from fewstep.training.run_folder import RunFolder
@@ -249,8 +249,9 @@ class Loop:
         unread = math.inf if self.unread is None else float(self.unread[0])
         step, unread = self._reduced([self.first_bad.item(), unread], "min")
         if math.isfinite(unread):
-            why = str(self.unread[1]) if self.unread else "the data set could not be read in another process"
-            raise UserError(self._unread(int(unread), why))
+            # each says all of it: the process that knows may be ended before it has spoken
+            told = from_all({"why": str(self.unread[1]) if self.unread else ""}, self.fabric)
+            raise UserError(self._unread(int(unread), next(state["why"] for state in told if state["why"])))
         if math.isfinite(step):
             bad = [name for name, value in self.state.window.means().items() if not math.isfinite(value)]
             self._fail(int(step), bad[0] if bad else "a loss", math.nan)

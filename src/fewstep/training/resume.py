@@ -17,7 +17,7 @@ from fewstep.training.batches import Batches
 from fewstep.training.checkpoint import Checkpoint
 from fewstep.training.ema import EMA
 from fewstep.training.learned import learned_state, load_learned
-from fewstep.training.loading import cursors
+from fewstep.training.loading import from_all
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.window import Window
 
@@ -74,7 +74,7 @@ def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
     gathered = {
         name: cast(Tensor, fabric.all_gather(numbers.to(fabric.device))).cpu().reshape(-1, len(numbers)) for name, numbers in rng.items()
     }
-    stands = cursors(state.batches.state_dict(), fabric)
+    stands = from_all(state.batches.state_dict(), fabric)
     if fabric.is_global_zero:
         record = {
             "step": state.step,

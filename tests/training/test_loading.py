@@ -1,0 +1,229 @@
+"""Batches of data that does not lie in memory: the same with any number of workers, nothing twice, exact when gone on with."""
+
+import itertools
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parent.parent / "data"))
+from own_sets import Feed, Noisy, Plain, Plane, shards
+
+from fewstep.data import DataError, PointData
+from fewstep.data.iterables import stream_data
+from fewstep.data.own import item_data
+from fewstep.training.loading import Dealt, make_batches
+
+CPU = torch.device("cpu")
+
+
+def batches_of(data, **dealt):
+    return make_batches(data, Dealt(**{"batch_size": 12, "seed": 3, **dealt}), torch.Generator().manual_seed(0), CPU)
+
+
+def numbers(batches, steps) -> list[list[int]]:
+    """First coordinates of what each of `steps` learns from, parts one after another."""
+    try:
+        return [[int(x) for part in batches(step) for x in part.x[:, 0]] for step in steps]
+    finally:
+        batches.close()
+
+
+# --- items by number -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("workers", "world_size", "accumulate"), [(0, 1, 1), (0, 2, 3), (2, 2, 2)])
+def test_rows_are_those_that_a_set_in_memory_would_get(workers, world_size, accumulate):
+    data = item_data(Plane(50), "plane", holdout=0.2)
+    memory = PointData("plane", torch.stack([data.train.dataset[k] for k in data.train.index.tolist()]), torch.zeros(1, 2))
+    for rank in range(world_size):
+        dealt = {"rank": rank, "world_size": world_size, "accumulate": accumulate}
+        assert numbers(batches_of(data, workers=workers, **dealt), range(9)) == numbers(batches_of(memory, **dealt), range(9))
+
+
+def test_no_item_comes_twice_in_an_epoch():
+    data = item_data(Plane(100), "plane", holdout=0.04)  # 96 to train on: eight steps an epoch
+    seen = [numbers(batches_of(data, rank=rank, world_size=2, workers=2), range(16)) for rank in range(2)]
+    held = set(data.heldout.index.tolist())
+    for epoch in range(2):
+        items = list(itertools.chain.from_iterable(step for rank in seen for step in rank[8 * epoch : 8 * epoch + 8]))
+        assert sorted(items) == sorted(set(range(100)) - held)
+    assert seen[0][:8] != seen[0][8:]
+
+
+def test_what_items_draw_at_random_depends_on_the_step_alone():
+    """Not on workers, nor on where the run was begun; and the process's own generators stay where they are."""
+    data = item_data(Noisy(40), "noisy")
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    whole = batches_of(data)
+    expected = [whole(step)[0] for step in range(5)]
+    for workers in (0, 2):
+        later = batches_of(data, workers=workers)
+        for step in (3, 4):
+            (batch,) = later(step)
+            assert torch.equal(batch.x, expected[step].x)
+            assert torch.equal(batch.label, expected[step].label)
+        later.close()
+    assert not torch.equal(expected[0].x[0], expected[1].x[0])
+    assert random.getstate() == states[0]
+    assert (np.random.get_state()[1] == states[1]).all()
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_set_that_fails_is_named_and_can_be_asked_again(workers, tmp_path):
+    class Fails(Plane):
+        def __getitem__(self, k):
+            if (tmp_path / "gone").exists():
+                raise OSError("the disk is gone\nand more")
+            return super().__getitem__(k)
+
+    batches = batches_of(item_data(Fails(40), "fails"), workers=workers)
+    expected = batches(0)[0].x
+    (tmp_path / "gone").touch()
+    with pytest.raises(DataError, match=r"^the data set fails raised OSError: the disk is gone, at item \d+$"):
+        for step in range(1, 9):  # workers read ahead
+            batches(step)
+    (tmp_path / "gone").unlink()
+    assert torch.equal(batches(0)[0].x, expected)
+    batches.close()
+
+
+def test_a_worker_that_dies_is_told_in_one_sentence():
+    class Dies(Plane):
+        def __getitem__(self, k):
+            if torch.utils.data.get_worker_info() is not None:
+                import os
+
+                os._exit(3)
+            return super().__getitem__(k)
+
+    batches = batches_of(item_data(Dies(40), "dies"), workers=2)
+    with pytest.raises(DataError, match="^the data set dies: a worker has died"):
+        batches(0)
+    batches.close()
+
+
+# --- one after another -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory) -> str:
+    """Five shards of 24 numbered points."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("shards")
+    for shard in range(5):
+        rows = {"x": [[float(24 * shard + k), 0.0] for k in range(24)]}
+        datasets.Dataset.from_dict(rows).to_parquet(folder / f"{shard}.parquet")
+    return str(folder)
+
+
+def stream_of(kind, parquet, **options):
+    source = shards(parquet) if kind == "shards" else kind(120)
+    return stream_data(source, "feed", **{"heldout_items": 10, "buffer": 16, **options})
+
+
+KINDS = pytest.mark.parametrize("kind", [Feed, Plain, "shards"])
+
+
+@KINDS
+@pytest.mark.parametrize(("workers", "world_size"), [(0, 1), (0, 2), (2, 2), (3, 2)])
+def test_readers_share_a_stream_without_repeats(kind, workers, world_size, parquet):
+    """Two epochs: each of the items that are not held out comes once in each, whoever reads it."""
+    readers = max(1, workers) * world_size
+    data = stream_of(kind, parquet)
+    held = {int(x) for x in data.excerpt().heldout[:, 0]}
+    assert len(held) == 10
+    items, sizes = [], []
+    for number in range(readers):
+        share = data.share(number, readers, seed=1)
+        each, left = (22, range(share.whole, 5)) if kind == "shards" else (110, range(share.whole, 1))
+        size = each * (share.whole // readers) + sum(len(range((number + shard) % readers, each, readers)) for shard in left)
+        epochs = [[int(x) for x in share.take(size)[0][:, 0]] for _ in range(2)]
+        assert sorted(epochs[0]) == sorted(epochs[1])
+        assert epochs[0] != epochs[1]
+        items += epochs[0]
+        sizes.append(size)
+    assert max(sizes) - min(sizes) <= 1  # they come to the end together
+    assert sorted(items) == sorted(set(range(120)) - held)
+    # and through the loader, workers and all
+    for rank in range(world_size):
+        first = numbers(batches_of(data, rank=rank, world_size=world_size, workers=workers), range(3))
+        shares = [data.share(rank * max(1, workers) + w, readers, seed=3) for w in range(max(1, workers))]
+        assert first == [[int(x) for x in shares[step % len(shares)].take(12 // world_size)[0][:, 0]] for step in range(3)]
+
+
+@KINDS
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_goes_on_where_it_stood(kind, workers, parquet):
+    """After every step, in every epoch, as a new process would from a checkpoint; and again from a checkpoint soon after that."""
+    dealt = {"workers": workers, "batch_size": 7, "accumulate": 1}
+    whole = batches_of(stream_of(kind, parquet), **dealt)
+    steps = 40  # of 110 items: past the second epoch
+    states, expected = [], []
+    for step in range(steps):
+        expected += numbers_of(whole, step)
+        states.append(whole.state_dict())
+    whole.close()
+    for stop in (0, 1, 2, 9, 15, 16, 23, 31):
+        state = states[stop]
+        for more in (1, 2):  # a second checkpoint may come before the block ends
+            later = batches_of(stream_of(kind, parquet), **dealt)
+            assert later.load_state_dict([state]) is None
+            found = [numbers_of(later, step)[0] for step in range(stop + 1, stop + 1 + more)]
+            assert found == expected[stop + 1 : stop + 1 + more]
+            state, stop = later.state_dict(), stop + more
+            later.close()
+
+
+def numbers_of(batches, step) -> list[list[int]]:
+    return [[int(x) for part in batches(step) for x in part.x[:, 0]]]
+
+
+def test_parts_of_a_stream_and_other_readers_than_before(parquet):
+    data = stream_of("shards", parquet)
+    one, parts = batches_of(data), batches_of(data, accumulate=3)
+    for step in range(4):
+        assert numbers_of(one, step) == numbers_of(parts, step)
+    said = batches_of(data, workers=2).load_state_dict([one.state_dict()])
+    assert said == "feed is read by other processes or workers than before: going on at the beginning of epoch 2"
+
+
+def test_order_within_a_stream_is_a_function_of_the_seed(parquet):
+    data = stream_of("shards", parquet)
+    one, again, other = (numbers(batches_of(data, seed=seed), range(3)) for seed in (1, 1, 2))
+    assert one == again != other
+    assert one[0] != sorted(one[0])
+
+
+def test_a_stream_that_ends_in_a_mistake_says_where(parquet, tmp_path):
+    class Bad(Plain):
+        def __iter__(self):
+            for k in range(40):
+                yield torch.tensor([float(k), float("nan") if k == 30 else 0.0])
+
+    batches = batches_of(stream_data(Bad(), "bad", heldout_items=2, buffer=5))
+    with pytest.raises(DataError, match="^the data set bad: item 30 holds NaN"):
+        for step in range(4):
+            batches(step)
+
+
+def test_a_state_that_a_checkpoint_cannot_hold():
+    class Tensors(Feed):
+        def state_dict(self):
+            return {"position": torch.tensor(self.position)}
+
+    with pytest.raises(DataError, match=r"the data set feed: its state_dict\(\) holds more than"):
+        stream_data(Tensors(), "feed")
+
+
+def test_more_held_out_than_there_are_items():
+    data = stream_data(Plain(20), "plain", heldout_items=30)
+    with pytest.raises(DataError, match=r"plain has too few items to train on, 30 held out; lower data\.heldout_items"):
+        data.excerpt()
+    with pytest.raises(DataError, match="no item is left for reader 1"):
+        batches_of(data)(0)
