@@ -291,7 +291,7 @@ def own(repeats: int) -> dict:
                 f"memory-mapped, {num:7,} images ({row['file_mib']:.0f} MiB), {workers} workers: private memory at most "
                 f"{row['private_peak_mib']:.0f} MiB, {row['images_per_second']:,.0f} images/s"
             )
-    return {"batches": batches, "streams": streams, "mapped": sets}
+    return {"load": round(os.getloadavg()[0], 1), "batches": batches, "streams": streams, "mapped": sets}
 
 
 def all_readings() -> list[dict]:

@@ -43,7 +43,7 @@ def load_data(settings: DataSettings, seed: int = 0) -> Data:
             raise DataError(f"the data set {settings.name} raised {in_words(error)} when it was made") from error
 
     try:
-        return opened(settings, made, _note)
+        return opened(settings, made, note)
     except DataError as error:
         raise UserError(str(error)) from error
 
@@ -56,7 +56,8 @@ def in_memory(data: AnyData) -> ImageData | PointData:
         raise UserError(str(error)) from error
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
+    """Say what was taken for granted."""
     if os.environ.get("LOCAL_RANK", "0") == "0":  # once, however many processes there are
         sys.stderr.write(f"note: {text}\n")
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fewstep.build import Data, in_memory, load_data, make_method, training_data
+from fewstep.build import Data, in_memory, load_data, make_method, note, training_data
 from fewstep.data import PointData
+from fewstep.data.own import ForeignData
 from fewstep.errors import UserError
 from fewstep.files import replace_file
 from fewstep.generator import Generator, first_line
@@ -187,6 +188,8 @@ def train_recipe(
         run.check(resolved(recipe), resume)
     fabric.launch()
     data = _data_in_turn(recipe, fabric)
+    if recipe.trainer.workers and not isinstance(data, ForeignData):
+        note(f"trainer.workers is {recipe.trainer.workers}, and {data.name} lies in memory: none is started")
     with named_faults(recipe, lambda error: "nothing was trained"):
         method = make_method(recipe, data, run.teacher_folder if run.has_teacher() else None)
     threads = choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)

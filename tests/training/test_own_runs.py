@@ -109,6 +109,11 @@ def test_a_stream_read_by_other_workers_than_before_says_so(parquet, done, tmp_p
     assert "shards is read by other processes or workers than before: going on at the beginning of epoch 2" in err
 
 
+def test_workers_for_data_in_memory_are_not_started(teacher_overrides, done, tmp_path):
+    err = done("train", "teacher/digits", *teacher_overrides, "steps=1", "trainer.workers=2", "--out", tmp_path / "run").err
+    assert "note: trainer.workers is 2, and digits lies in memory: none is started" in err
+
+
 # --- two processes ---------------------------------------------------------------------------------------------------
 
 # each run whole; then without its last checkpoint, gone on with; then one that fails in one of the processes
@@ -139,9 +144,8 @@ def test_two_processes(parquet, teacher_overrides, tmp_path):
     commands.append(["train", *fails, "--out", str(tmp_path / "fails")])
     (tmp_path / "commands.json").write_text(json.dumps(commands))
     (tmp_path / "script.py").write_text(TWO)
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "commands.json")], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "commands.json")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         _, err = process.communicate(timeout=240)
     except subprocess.TimeoutExpired:

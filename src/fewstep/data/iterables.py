@@ -103,17 +103,18 @@ def stream_data(
     convert: Callable[[Any], Any] = lambda item: item,
     names: tuple[str, ...] | None = None,
     flip: bool = False,
+    drawn: bool = True,
 ) -> StreamData:
     """An iterable `source` of somebody's, as the package wants it.
 
     Its held-out part is `heldout`, another data set, or its own attribute ``heldout``: of either the first `heldout_items` (2,000); or
     else as many of its own first items, which are then not trained on. So many as `buffer` (1,000) are shuffled together. Its classes are
-    `names`, or `num_classes` (0: labels are left alone), or what its attributes say as in `item_data`.
-    Raises DataError, one sentence, for what will not do.
+    `names`, or `num_classes` (0: labels are left alone), or what its attributes say as in `item_data`. `drawn` as in
+    `Shards`. Raises DataError, one sentence, for what will not do.
     """
     other = heldout if heldout is not None else getattr(source, "heldout", None)
     held = HELD_OUT if heldout_items is None else heldout_items
-    shards = Shards(source, name, convert, 0 if other is not None else held)
+    shards = Shards(source, name, convert, 0 if other is not None else held, drawn)
     with chance(0):
         first = [item for _, item in shards.first(0, LOOKED_AT)]
     if not first:

@@ -11,7 +11,9 @@ numbers, and going on reads a block again at most. A source with ``state_dict`` 
 is read again from the beginning of the shard, and what had come is passed over.
 """
 
+import contextlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -33,11 +35,14 @@ class Shards:
         name: for messages.
         convert: from what comes to an item; it raises DataError with the end of a sentence.
         heldout: items that are held out, the first of up to `SPREAD` shards; readers pass over them.
+        drawn: whether the source may draw from torch, numpy or random, which is then made to depend on the item's place alone.
 
     """
 
-    def __init__(self, source: Any, name: str, convert: Callable[[Any], Any] = lambda item: item, heldout: int = 0) -> None:
-        self.source, self.name, self.convert = source, name, convert
+    def __init__(
+        self, source: Any, name: str, convert: Callable[[Any], Any] = lambda item: item, heldout: int = 0, drawn: bool = True
+    ) -> None:
+        self.source, self.name, self.convert, self.drawn = source, name, convert, drawn
         self.sharded = hasattr(source, "shard") and hasattr(source, "num_shards")
         self.num = max(1, int(source.num_shards)) if self.sharded else 1
         self.heldout = self.spread(heldout)
@@ -92,10 +97,10 @@ class Shards:
             )
         return json.loads(text)
 
-    def items(self, number: int, skip: int = 0, part: Any = None) -> Iterator[Any]:
-        """What comes from shard `number`, or from it as `part`, without the first `skip`. Raises DataError for whatever goes wrong."""
+    def items(self, number: int, part: Any = None) -> Iterator[Any]:
+        """What comes from shard `number`, or from it as `part`. Raises DataError for whatever goes wrong."""
         try:
-            yield from islice(self.part(number) if part is None else part, skip, None)
+            yield from self.part(number) if part is None else part
         except DataError:
             raise
         except Exception as error:  # whatever somebody's code, a network or a damaged file raises
@@ -197,7 +202,7 @@ class Share:
             assert self.file is not None
             held = self.shards.heldout.get(shard, 0)
             every, first = (1, 0) if shard < self.whole else (self.readers, (self.number + shard) % self.readers)
-            with chance(stream_seed(self.seed, "stream items", self.number, self.epoch, self.place, self.count)):
+            with self._chance():
                 for item in self.file[1]:
                     self.count += 1
                     if self.count > held and (self.count - held - 1) % every == first:
@@ -219,6 +224,12 @@ class Share:
             self.order = (self.epoch, [self.mine[k] for k in order.tolist()])
         return self.order[1]
 
+    def _chance(self) -> contextlib.AbstractContextManager[None]:
+        """What the next item is drawn with."""
+        if not self.shards.drawn:
+            return contextlib.nullcontext()
+        return chance(stream_seed(self.seed, "stream items", self.number, self.epoch, self.place, self.count))
+
     def _position(self) -> dict[str, Any]:
         file = None if self.file is None else {"count": self.count, "source": self.shards.state(self.file[0])}
         return {"epoch": self.epoch, "place": self.place, "given": self.given, "file": file}
@@ -231,4 +242,8 @@ class Share:
         source = state["source"] if state else None
         if source is not None:
             part.load_state_dict(source)
-        self.file = (part, self.shards.items(shard, 0 if source is not None else self.count, part))
+        items = self.shards.items(shard, part)
+        if source is None and self.count:
+            with chance(0):  # what these draw is no matter: each item is drawn anew
+                deque(islice(items, self.count), 0)
+        self.file = (part, items)

@@ -89,8 +89,10 @@ class _Reading:
         try:
             found = next(self.iterator)
         except RuntimeError as error:  # a worker that has died
+            self.close()
             raise DataError(f"the data set {self.foreign.name}: a worker has died ({in_words(error)})") from error
         if isinstance(found, _Failed):
+            self.close()  # whoever asks again begins where it stood
             raise DataError(found.why)
         return found
 

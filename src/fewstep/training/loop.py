@@ -262,11 +262,13 @@ class Loop:
         Several processes end together, when they next look at what was noted, and go back to the last checkpoint.
         """
         state = self.state
+        if self.unread is not None:
+            return state.batches.spare()
         try:
             return state.batches(state.step)
         except DataError as error:
             if self.fabric.world_size > 1:
-                self.unread = self.unread or (state.step + 1, error)
+                self.unread = (state.step + 1, error)
                 return state.batches.spare()
             self._check_noted()
             if state.step and not (self.run.checkpoint_folder / f"step_{state.step}").exists():
