@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoisers.protocol import Denoiser, FlowMap, PosteriorDenoiser
+from fewstep.denoisers.protocol import Denoiser, PosteriorDenoiser, TwoTime
 from fewstep.maths.schedules import bridge, karras_sigmas, uniform_times
 from fewstep.streams import Noise
 
@@ -95,7 +95,7 @@ def distributional(
     return x
 
 
-def flow_map(denoiser: FlowMap, latents: Tensor, sigmas: Tensor, label: Tensor | None = None, noise: Noise | None = None) -> Tensor:
+def two_time(denoiser: TwoTime, latents: Tensor, sigmas: Tensor, label: Tensor | None = None, noise: Noise | None = None) -> Tensor:
     """Euler steps from level to level that land on the flow itself, and not on its tangent (MATHS 5c): ``S`` evaluations.
 
     ``x <- (rho / sigma) x + (1 - rho / sigma) X(x, sigma, rho)``, down to rho = 0, where X is the sample.
@@ -172,7 +172,7 @@ SAMPLERS: dict[str, SamplerKind] = {
         evaluations=lambda steps: 1,
         of="map",
     ),
-    "flow_map": SamplerKind(flow_map, ("steps", "sigma_max", "middle"), _arc, of="flow_map", also=(1, 2, 4)),
+    "two_time": SamplerKind(two_time, ("steps", "sigma_max", "middle"), _arc, of="two_time", also=(1, 2, 4)),
     "distributional": SamplerKind(
         distributional, ("steps", "churn"), lambda config, steps: uniform_times(steps), options=("churn",), of="posterior", also=(4, 1)
     ),

@@ -8,7 +8,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from fewstep.config import load_recipe
 from PIL import Image
 
 from fewstep.build import load_data

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fewstep.config import load_recipe
 from PIL import Image
 
 from fewstep.build import load_data

@@ -116,7 +116,12 @@ SHARE = FROM_0 + "less than or equal to 1"  # both ends are told, whichever was 
         ("trainer.precision='16'", "trainer.precision", "'16'", "'32-true', '16-mixed' or 'bf16-mixed'"),
         ("trainer.tracker=wndb", "trainer.tracker", "'wndb'", "'none', 'wandb' or 'tensorboard'"),
         ("data.name=mnist", "data.name", "'mnist'", "'digits', 'photos', 'images', 'cifar10', 'toy', 'points', or package.module:Name"),
-        ("method.name=dmd3", "method.name", "'dmd3'; did you mean 'dmd2'?", f"{', '.join(map(repr, registry.names('methods')))}, or package.module:Name"),
+        (
+            "method.name=dmd3",
+            "method.name",
+            "'dmd3'; did you mean 'dmd2'?",
+            f"{', '.join(map(repr, registry.names('methods')))}, or package.module:Name",
+        ),
         ("method=teacher", "method", "'teacher'", "a section with keys of its own"),
         ("trainer=", "trainer", "None", "a section with keys of its own"),
     ],

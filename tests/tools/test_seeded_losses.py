@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-
 from fewstep.config import load_recipe, shipped_recipes
+from safetensors.torch import save_file
 
 TOOL = Path(__file__).parents[2] / "tools" / "seeded_losses.py"
 

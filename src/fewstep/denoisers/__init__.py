@@ -9,10 +9,10 @@ from fewstep.denoisers.preconditioned import PreconditionedDenoiser
 from fewstep.denoisers.protocol import (
     Denoiser,
     FeatureDenoiser,
-    FlowMap,
     Guided,
     PosteriorDenoiser,
     StepDenoiser,
+    TwoTime,
 )
 from fewstep.denoisers.push_forward import PushForward
 from fewstep.denoisers.stepwise import StepwiseDenoiser
@@ -32,7 +32,6 @@ __all__ = [
     "Denoiser",
     "DistributionalDenoiser",
     "FeatureDenoiser",
-    "FlowMap",
     "ForeignDenoiser",
     "Guided",
     "MixtureDenoiser",
@@ -42,5 +41,6 @@ __all__ = [
     "PushForward",
     "StepDenoiser",
     "StepwiseDenoiser",
+    "TwoTime",
     "TwoTimeDenoiser",
 ]

@@ -53,7 +53,7 @@ class StepDenoiser(Protocol):
         ...
 
 
-class FlowMap(Protocol):
+class TwoTime(Protocol):
     """A denoiser that is also told where its estimate will be used: at which lower noise level the next point is to lie (MATHS 5c)."""
 
     def __call__(self, x: Tensor, sigma: Tensor, label: Tensor | None, rho: Tensor) -> Tensor:

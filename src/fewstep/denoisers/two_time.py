@@ -40,7 +40,7 @@ class TwoTimeDenoiser(nn.Module):
 
     """
 
-    draws = "flow_map"
+    draws = "two_time"
 
     def __init__(self, network: nn.Module, sigma_data: float, num_classes: int | None = None) -> None:
         super().__init__()

@@ -39,20 +39,20 @@ def check_pipeline(generator: Generator) -> None:
         raise UserError(f"this generator makes points of shape {list(generator.shape)}, and diffusers' pipelines make images; {otherwise}")
     if type(denoiser) is not PreconditionedDenoiser:
         raise UserError(
-            f"this generator's network is parametrised by {type(denoiser).__name__}, and diffusers' consistency pipeline knows EDM's "
+            f"this generator's network is parametrised by {type(denoiser).__name__}, and diffusers' ConsistencyModelPipeline knows EDM's "
             f"preconditioning only; {otherwise}"
         )
     if type(denoiser.network) is not UNet:
-        raise UserError(f"this generator's network is {name}, and diffusers' consistency pipeline takes a unet only; {otherwise}")
+        raise UserError(f"this generator's network is {name}, and diffusers' ConsistencyModelPipeline takes a unet only; {otherwise}")
     if generator.shape[1] != generator.shape[2]:
         height, width = generator.shape[1:]
         raise UserError(
-            f"this generator makes images of {height}x{width}, and diffusers' consistency pipeline square ones only; {otherwise}"
+            f"this generator makes images of {height}x{width}, and diffusers' ConsistencyModelPipeline square ones only; {otherwise}"
         )
     sigmas = generator.sigmas().tolist()
     if scheduler_settings(sigmas) is None:
         levels = ", ".join(f"{sigma:g}" for sigma in sigmas)
-        raise UserError(f"no setting of diffusers' consistency scheduler visits this generator's noise levels {levels}; {otherwise}")
+        raise UserError(f"no setting of CMStochasticIterativeScheduler of diffusers visits the noise levels {levels}; {otherwise}")
 
 
 def scheduler_settings(sigmas: Sequence[float]) -> dict[str, Any] | None:
