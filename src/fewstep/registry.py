@@ -63,6 +63,7 @@ BUILT_IN: Mapping[str, Mapping[str, Place]] = {
         "dmd2": _method("dmd2", "DMD2"),
         "drift": _method("drift", "Drift"),
         "dddm": _method("dddm", "DDDM"),
+        "consistency": _method("consistency", "Consistency"),
     },
     "networks": {
         "unet": _network("unet", "UNet"),

@@ -1,0 +1,124 @@
+"""Consistency models (Song et al. 2023, arXiv 2303.01469), trained as ECT is (Geng et al. 2024, arXiv 2406.14548).
+
+    f(x, s) = D(x, s)                 EDM's preconditioning, so that f(x, 0) = x by itself
+    x_s  = x0 + s n                   ln s ~ N(mean, std^2), folded below sigma_max
+    r    = s (1 - gap)                gap = min(1, n(s) / 2^stage), halved at each stage of the run; 1 is denoising
+    x_r  = x0 + r n                   the same noise; or with a teacher its ODE step from x_s to r, which is consistency distillation
+    loss = mean w(s) / gap |f(x_s, s) - stop_gradient f(x_r, r)|^2,   w = (s^2 + sd^2) / (s sd)^2
+
+A stage can be in the way of what the next one learns: figures in the middle of the run are no guide, and the best model is looked for in
+its last third.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.denoisers import Guided
+from fewstep.generator import Generator
+from fewstep.maths.flow import folded_lognormal, ode_step, stage_gap, towards
+from fewstep.maths.parametrization import edm_weight, expand_like
+from fewstep.methods.base import Alarm, Batch, Given, LossOutput, Networks, exact_denoiser
+from fewstep.methods.consistency.settings import ConsistencySettings
+from fewstep.methods.self_taught import SelfTaught
+
+
+class Consistency(SelfTaught):
+    """Train the student's denoiser to be constant along the paths of the probability flow.
+
+    Args as of `SelfTaught`; whoever teaches leads from a level to the next, and where nobody does both levels have the same noise.
+
+    Raises:
+        ValueError: for guidance of a teacher that was trained without label dropout.
+
+    """
+
+    Settings = ConsistencySettings
+    shown = ("consistency", "denoising")
+    main = "student.consistency"
+    drawn: ClassVar = {"losses": ("consistency", "denoising"), "gap": ("gap",)}
+    alarms: ClassVar = (
+        Alarm(
+            "unlearned",
+            "student.consistency",
+            "the consistency loss is {value:.2f}, as large as for a network that knows nothing",
+            "Check network.sigma_data against the data's standard deviation, and method.optimizer.lr",
+            high=1.5,
+        ),
+    )
+
+    def __init__(
+        self,
+        settings: ConsistencySettings,
+        student: Generator,
+        steps: int = 1,
+        teacher: Generator | None = None,
+        real: nn.Module | None = None,
+    ) -> None:
+        if settings.guidance_scale != 1.0 and (teacher is None or not teacher.info.get("label_dropout")):
+            raise ValueError(
+                f"method.guidance_scale is {settings.guidance_scale}, which guides a teacher that was trained with label dropout; "
+                "use 1, or give such a teacher"
+            )
+        super().__init__(settings, student, steps, teacher, real)
+        self.dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in student.denoiser.modules())
+
+    @classmethod
+    def make(cls, settings: ConsistencySettings, given: Given) -> "Consistency":
+        """A student with a network of its own, or with a copy of the teacher's network and weights."""
+        sampler = {"name": "few_step", "levels": settings.levels, "steps": settings.sampler_steps}
+        if given.network.role == "copy":
+            assert given.teacher is not None
+            student = given.teacher.derive(sampler, given.teacher.info)
+        else:
+            student = given.make_generator(sampler)
+        return cls(settings, student, given.steps, given.teacher, exact_denoiser(given.data) if settings.exact else None)
+
+    def student_loss(self, networks: Networks, batch: Batch, rng: torch.Generator) -> LossOutput:
+        """The weighted distance between a level and the next; terms ``consistency`` and ``gap``."""
+        s, x0, label = self.settings, batch.x, batch.label
+        sigma = folded_lognormal(len(x0), s.sigma_mean, s.sigma_std, s.sigma_min, s.sigma_max, rng, x0.device)
+        n = torch.randn(x0.shape, generator=rng, device=x0.device)
+        gap = stage_gap(sigma, self.stage, s.gap_k, s.gap_b)
+        x_s, r = x0 + expand_like(sigma, x0) * n, sigma * (1 - gap)
+        target = self._target(networks, x0, x_s, sigma, r, label)
+        out = networks["student"](x_s, sigma, label)
+        if s.distance == "squared":
+            weight = edm_weight(sigma, self.student.sigma_data) / gap
+            loss = (weight * (out - target).square().flatten(1).mean(1)).mean()
+        else:
+            distance = (out - target).square().flatten(1).sum(1)
+            loss = (((distance + s.huber_c**2).sqrt() - s.huber_c) / (sigma - r)).mean()
+        return LossOutput(loss, {"consistency": loss.detach(), "gap": gap.mean()})
+
+    @torch.no_grad()
+    def _target(self, networks: Networks, x0: Tensor, x_s: Tensor, sigma: Tensor, r: Tensor, label: Tensor | None) -> Tensor:
+        """What f is to give at `x_s`: its own value at the next level, and at level 0 the point that was reached, like `x0`."""
+        if "teacher" not in networks or self.settings.solver == "none":
+            x_r = towards(x_s, x0, sigma, r)
+        else:
+            teacher = Guided.of(networks["teacher"], self.settings.guidance_scale)
+            x_r = ode_step(lambda x, level: teacher(x, level, label), x_s, sigma, r, self.settings.solver == "heun")
+        if self.dropout:  # the same for both, hence on the whole batch, and from the same random numbers
+            with torch.random.fork_rng([x0.device] if x0.device.type == "cuda" else []):
+                there = networks["student"](x_r, r.clamp(min=1e-4), label)
+            return torch.where(expand_like(r, x0) > 0, there, x_r)
+        on = (r > 0).nonzero().flatten()
+        if len(on):
+            x_r[on] = networks["student"](x_r[on], r[on], None if label is None else label[on])
+        return x_r
+
+    def settings_now(self) -> dict[str, float]:
+        """The stage."""
+        return {"stage": float(self.stage)}
+
+    @torch.no_grad()
+    def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Where a point at the middle level is taken at once, less the point itself."""
+        sigma = torch.full((), self.student.sigma_data).to(points)
+        return points, self.networks["student"](points, sigma, None) - points
+
+    def ship(self, network: nn.Module, step: int) -> Generator:
+        """The student, to be sampled in any number of steps that it has levels for."""
+        return self.shipped(network, "consistency", step)
