@@ -64,6 +64,7 @@ BUILT_IN: Mapping[str, Mapping[str, Place]] = {
         "drift": _method("drift", "Drift"),
         "dddm": _method("dddm", "DDDM"),
         "consistency": _method("consistency", "Consistency"),
+        "flow_map": _method("flow_map", "FlowMap"),
     },
     "networks": {
         "unet": _network("unet", "UNet"),

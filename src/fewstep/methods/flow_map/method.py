@@ -1,0 +1,206 @@
+"""Flow maps: a network that goes from any noise level to any lower one (MeanFlow, arXiv 2505.13447; here ``X(x, sigma, rho)``, MATHS 5c).
+
+    x    = x0 + sigma n               ln sigma ~ N(mean, std^2), folded below sigma_max; rho <= sigma: 0, sigma, or between
+    A    = x0, or the student's own X(x, sigma, sigma) where rho < sigma, or the teacher's D(x, sigma)
+           guided: w A + (1 - w) X(x, sigma, sigma | no class)
+    discrete form, s = max(sigma (1 - gap), rho), the gap halved at each stage:
+        x_s    = A + (s / sigma) (x - A)
+        target = lam A + (1 - lam) X(x_s, s, rho)
+        loss   = mean w_EDM(sigma) (1 - rho / sigma) / (1 - s / sigma) |X(x, sigma, rho) - stop_gradient(target)|^2
+    derivative form:
+        target = X - [ (rho / sigma) (X - A) + (sigma - rho) dX/dsigma ],   loss = mean w_EDM(sigma) |X - stop_gradient(target)|^2
+
+At rho = sigma this is denoising, and at rho = 0 a consistency model. The derivative is by `torch.func.jvp` or a central difference; through
+a time embedding as rough as ``1000 ln(sigma) / 4`` the exact one is mostly noise (network.time_scale).
+"""
+
+import sys
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.denoisers import Guided, PreconditionedDenoiser
+from fewstep.denoisers.two_time import CONDITION
+from fewstep.generator import Generator
+from fewstep.maths.flow import folded_lognormal, stage_gap, towards
+from fewstep.maths.parametrization import edm_weight, expand_like
+from fewstep.methods.base import Alarm, Batch, Given, LossOutput, Networks, exact_denoiser
+from fewstep.methods.flow_map.equations import (
+    derivative_residual,
+    discrete_weight,
+    drawn_rho,
+    forward_differentiable,
+    share_of_estimate,
+    time_derivative,
+)
+from fewstep.methods.flow_map.settings import FlowMapSettings
+from fewstep.methods.self_taught import SelfTaught
+
+
+class FlowMap(SelfTaught):
+    """Train the student's two-time denoiser to be the map of the probability flow.
+
+    Args as of `SelfTaught`; whoever teaches gives the flow's slope, and where nobody does the data gives it, or the student itself.
+
+    Raises:
+        ValueError: for guidance that neither classes nor a teacher trained with label dropout can give.
+
+    """
+
+    Settings = FlowMapSettings
+    shown = ("flow", "denoising")
+    main = "student.flow"
+    drawn: ClassVar = {"losses": ("flow", "denoising"), "gap": ("gap",)}
+    alarms: ClassVar = (
+        Alarm(
+            "unlearned",
+            "student.flow",
+            "the loss is {value:.2f}, as large as for a network that knows nothing",
+            "Check network.sigma_data against the data's standard deviation, and method.optimizer.lr",
+            high=1.5,
+        ),
+    )
+
+    def __init__(
+        self,
+        settings: FlowMapSettings,
+        student: Generator,
+        steps: int = 1,
+        teacher: Generator | None = None,
+        real: nn.Module | None = None,
+    ) -> None:
+        super().__init__(settings, student, steps, teacher, real)
+        self.velocity = settings.velocity
+        if self.velocity == "auto":
+            self.velocity = "teacher" if "teacher" in self.networks else "data"
+        if settings.guidance_scale != 1.0:
+            knows = teacher.info.get("label_dropout") if teacher is not None and self.velocity == "teacher" else settings.label_dropout
+            if student.num_classes is None or not knows:
+                raise ValueError(
+                    f"method.guidance_scale is {settings.guidance_scale}; it needs data with classes, and labels that are hidden now and "
+                    "then (method.label_dropout, or a teacher that was trained with it)"
+                )
+        self.how = self._derivative() if settings.form == "derivative" else "difference"
+
+    @classmethod
+    def make(cls, settings: FlowMapSettings, given: Given) -> "FlowMap":
+        """A student with a network of its own, or with a copy of the teacher's network and weights and an entrance for the second time."""
+        sampler = {"name": "two_time", "steps": settings.sampler_steps, "sigma_max": settings.first_level}
+        denoiser = {"name": "two_time"}
+        if given.network.role == "copy":
+            assert given.teacher is not None
+            if type(given.teacher.denoiser) is not PreconditionedDenoiser:
+                raise ValueError(
+                    f"the teacher's denoiser is {given.teacher.denoiser_config['name']}; a flow map copies one with EDM's preconditioning: "
+                    "give another teacher, or a network of its own"
+                )
+            sampler["middle"] = settings.middle or given.teacher.sigma_data
+            student = given.teacher.reworked(sampler, denoiser, condition=CONDITION)
+        else:
+            student = given.make_generator({**sampler, "middle": settings.middle or 1.0}, denoiser, condition=CONDITION)
+            student.sampler["middle"] = settings.middle or student.sigma_data
+        return cls(settings, student, given.steps, given.teacher, exact_denoiser(given.data) if settings.exact else None)
+
+    @property
+    def best_from(self) -> float:
+        """The last third of the stages; form derivative has none."""
+        return super().best_from if self.settings.form == "discrete" else self.settings.own_teacher
+
+    def denoise(self, network: Any, x: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
+        """X at rho = sigma, like `x`."""
+        return network(x, sigma, label, sigma)
+
+    def student_loss(self, networks: Networks, batch: Batch, rng: torch.Generator) -> LossOutput:
+        """The weighted distance to the target of either form; terms ``flow``, and ``gap`` of the discrete one."""
+        s, x0, label, sigma_data = self.settings, batch.x, batch.label, self.student.sigma_data
+        sigma = folded_lognormal(len(x0), s.sigma_mean, s.sigma_std, s.sigma_min, s.sigma_max, rng, x0.device)
+        x = x0 + expand_like(sigma, x0) * torch.randn(x0.shape, generator=rng, device=x0.device)
+        rho = drawn_rho(sigma, sigma_data, s.zero, s.anchor, rng)
+        x0_hat = self._estimate(networks, x0, x, sigma, rho, label)
+        terms = {}
+        if s.form == "discrete":
+            gap = stage_gap(sigma, self.stage, s.gap_k, s.gap_b)
+            low = torch.maximum(sigma * (1 - gap), rho)
+            target = self._discrete_target(networks, x, x0_hat, sigma, low, rho, label)
+            weight = discrete_weight(sigma, low, rho, sigma_data)
+            terms["gap"] = gap.mean()
+        else:
+            target, weight = self._derivative_target(x, x0_hat, sigma, rho, label), edm_weight(sigma, sigma_data)
+        out = networks["student"](x, sigma, label, rho)
+        loss = (weight * (out - target).square().flatten(1).mean(1)).mean()
+        return LossOutput(loss, {"flow": loss.detach(), **terms})
+
+    @torch.no_grad()
+    def _estimate(self, networks: Networks, x0: Tensor, x: Tensor, sigma: Tensor, rho: Tensor, label: Tensor | None) -> Tensor:
+        """MATHS' A, like `x`: where the flow at `x` points, guided if it is to be.
+
+        The student's own estimate is learned where it denoises, at rho = sigma, from the items themselves. The derivative form takes it for
+        the slope alone (iMF), see `_derivative_target`.
+        """
+        w = self.settings.guidance_scale
+        if self.velocity == "teacher":
+            return Guided.of(networks["teacher"], w)(x, sigma, label)
+        if self.velocity == "own" and self.settings.form == "discrete":
+            own = networks["student"](x, sigma, label, sigma)
+            x0 = torch.where(expand_like(rho < sigma, x), own, x0)
+        if w == 1.0:
+            return x0
+        return networks["student"](x, sigma, None, sigma).lerp(x0, w)
+
+    @torch.no_grad()
+    def _discrete_target(
+        self, networks: Networks, x: Tensor, x0_hat: Tensor, sigma: Tensor, s: Tensor, rho: Tensor, label: Tensor | None
+    ) -> Tensor:
+        """``lam x0_hat + (1 - lam) X(x_s, s, rho)``, like `x`; X is asked only where s lies above rho."""
+        target, on = x0_hat.clone(), (s > rho).nonzero().flatten()
+        if len(on):
+            x_s = towards(x[on], x0_hat[on], sigma[on], s[on])
+            there = networks["student"](x_s, s[on], None if label is None else label[on], rho[on])
+            lam = expand_like(share_of_estimate(sigma[on], s[on], rho[on]), x)
+            target[on] = lam * x0_hat[on] + (1 - lam) * there
+        return target
+
+    @torch.no_grad()
+    def _derivative_target(self, x: Tensor, x0_hat: Tensor, sigma: Tensor, rho: Tensor, label: Tensor | None) -> Tensor:
+        """``X - B``, like `x`, of the network itself: no gradient passes, so no engine has to know."""
+        network = self.networks["student"]
+
+        def student(y: Tensor, level: Tensor, low: Tensor) -> Tensor:
+            return network(y, level, label, low)
+
+        denoised = student(x, sigma, sigma) if self.velocity == "own" else x0_hat
+        value = student(x, sigma, rho)
+        with forward_differentiable(network):
+            slope = time_derivative(student, x, sigma, rho, denoised, self.how, self.settings.step_in_log)
+        return value - derivative_residual(value, slope, x0_hat, sigma, rho)
+
+    def _derivative(self) -> Literal["jvp", "difference"]:
+        """How the derivative is taken: as asked, or by what the network allows."""
+        if self.settings.derivative != "auto":
+            return self.settings.derivative
+        x, ones = torch.zeros(2, *self.student.shape, device=self.student.device), torch.ones(2, device=self.student.device)
+        label = None if self.student.num_classes is None else torch.zeros(2, dtype=torch.long, device=x.device)
+        try:
+            network = self.networks["student"]
+            with torch.no_grad(), forward_differentiable(network), torch.random.fork_rng(devices=[]):
+                time_derivative(lambda y, a, b: network(y, a, label, b), x, ones, ones / 2, x, "jvp", 0.1)
+        except (RuntimeError, NotImplementedError) as error:
+            reason = str(error).strip().splitlines()[0][:100]
+            sys.stderr.write(f"note: method.derivative is a central difference, for the network allows no torch.func.jvp ({reason})\n")
+            return "difference"
+        return "jvp"
+
+    def settings_now(self) -> dict[str, float]:
+        """The stage, where there are some."""
+        return {"stage": float(self.stage)} if self.settings.form == "discrete" else {}
+
+    @torch.no_grad()
+    def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Where a point at the middle level is taken at once, less the point itself."""
+        sigma = torch.full((), self.student.sigma_data).to(points)
+        return points, self.networks["student"](points, sigma, None, sigma * 0) - points
+
+    def ship(self, network: nn.Module, step: int) -> Generator:
+        """The student, to be sampled in any number of steps."""
+        return self.shipped(network, "flow_map", step)
