@@ -382,7 +382,7 @@ def test_to_try_a_network_leaves_no_trace(theirs, registry_apart):
             super().__init__(shape, num_classes)
             self.norm, self.drop = nn.BatchNorm1d(shape[0]), nn.Dropout(0.5)
         def forward(self, x, c_noise, label=None):
-            return self.drop(self.norm(super().forward(x, c_noise, label)))
+            return self.drop(self.norm(super().forward(x, c_noise, label))) + 0 * torch.rand(())  # chance that a loop would fork, too
     """
     theirs.write(more=more)
     from fewstep.build import load_data, make_generator
