@@ -71,6 +71,14 @@ class Optimizer(Section):
         return self.lr * warm * (1 + progress * (self.final - 1))
 
 
+class DenoiserOptimizer(Optimizer):
+    """AdamW of a denoiser that learns from data: a short rise, and a fall over the last three fifths of the run."""
+
+    warmup: NonNegativeInt = Field(50, description="updates over which the learning rate rises")
+    decay_from: Fraction = Field(0.4, description="fraction of the updates after which it falls")
+    final: Fraction = Field(0.02, description="what it falls to, as a fraction of lr")
+
+
 @dataclass(frozen=True)
 class Compared:
     """A method as it stands in a comparison.
@@ -178,18 +186,27 @@ class TaughtSettings(MethodSettings):
             raise ValueError(f"method.teacher is {EXACT!r}, which only data toy has; name the run folder of a trained one")
 
 
-class OwnOptimizer(Optimizer):
+class OwnOptimizer(DenoiserOptimizer):
     """AdamW of a teacher of one's own."""
 
     lr: PositiveFloat = 2e-3
-    warmup: NonNegativeInt = Field(50, description="updates over which the learning rate rises")
-    decay_from: Fraction = Field(0.4, description="fraction of the updates after which it falls")
-    final: Fraction = Field(0.02, description="what it falls to, as a fraction of lr")
+
+
+class StudentOptimizer(Optimizer):
+    """AdamW of a student: half a cosine over the whole of its part of the run."""
+
+    lr: PositiveFloat = 1e-3
+    warmup: NonNegativeInt = Field(20, description="updates over which the learning rate rises")
+    decay_from: Fraction = Field(0.0, description="fraction of the updates after which it falls")
+    final: Fraction = Field(0.0, description="what it falls to, as a fraction of lr")
+    decay: Literal["linear", "cosine"] = "cosine"
+    weight_decay: NonNegativeFloat = 0.0
 
 
 class SelfTaughtSettings(TaughtSettings):
     """The settings of a method whose student may first learn a teacher of its own, and then goes through stages."""
 
+    optimizer: StudentOptimizer = Field(default_factory=StudentOptimizer)
     own_teacher: Share = Field(0.0, description="share of the run in which a teacher of its own learns to denoise, where none is given")
     own_optimizer: OwnOptimizer = Field(default_factory=OwnOptimizer)
     own_sigma_mean: float = Field(-1.2, description="mean of ln(sigma) that it learns at")

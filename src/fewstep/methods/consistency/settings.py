@@ -5,27 +5,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from fewstep.sections import Compared, Fraction, NonNegativeFloat, NonNegativeInt, Optimizer, SelfTaughtSettings
+from fewstep.sections import Compared, NonNegativeFloat, SelfTaughtSettings
 
 Levels = list[Annotated[list[PositiveFloat], Field(min_length=1)]]
-
-
-class ConsistencyOptimizer(Optimizer):
-    """AdamW of the student: half a cosine over the whole run."""
-
-    lr: PositiveFloat = 1e-3
-    warmup: NonNegativeInt = Field(20, description="updates over which the learning rate rises")
-    decay_from: Fraction = Field(0.0, description="fraction of the updates after which it falls")
-    final: Fraction = Field(0.0, description="what it falls to, as a fraction of lr")
-    decay: Literal["linear", "cosine"] = "cosine"
-    weight_decay: NonNegativeFloat = 0.0
 
 
 class ConsistencySettings(SelfTaughtSettings):
     """A consistency model: a denoiser that gives the same sample all along a path of the flow; from a teacher, or from data alone."""
 
     name: Literal["consistency"]
-    optimizer: ConsistencyOptimizer = Field(default_factory=ConsistencyOptimizer)
     solver: Literal["euler", "heun", "none"] = Field(
         "euler", description="how the teacher steps from a level to the next; none: the same noise, the teacher is where the student starts"
     )

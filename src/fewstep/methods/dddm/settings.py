@@ -2,25 +2,16 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from fewstep.sections import Compared, Fraction, MethodSettings, NonNegativeInt, Optimizer, Share
-
-
-class DDDMOptimizer(Optimizer):
-    """AdamW of the denoiser."""
-
-    lr: PositiveFloat = 1e-3
-    warmup: NonNegativeInt = Field(50, description="updates over which the learning rate rises")
-    decay_from: Fraction = Field(0.4, description="fraction of the updates after which it falls")
-    final: Fraction = Field(0.02, description="what it falls to, as a fraction of lr")
+from fewstep.sections import Compared, DenoiserOptimizer, Fraction, MethodSettings, Share
 
 
 class DDDMSettings(MethodSettings):
     """Distributional diffusion: a denoiser that samples the posterior, trained with a scoring rule; no teacher."""
 
     name: Literal["dddm"]
-    optimizer: DDDMOptimizer = Field(default_factory=DDDMOptimizer)
+    optimizer: DenoiserOptimizer = Field(default_factory=DenoiserOptimizer)
     m: PositiveInt = Field(8, description="particles an item")
     beta: Annotated[float, Field(gt=0, le=2)] = Field(1.0, description="power of the distance; 2 with lam 0 is plain diffusion")
     lam: Fraction = Field(1.0, description="weight of the term between particles; only 1 is strictly proper")

@@ -4,25 +4,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from fewstep.sections import Compared, Fraction, NonNegativeFloat, NonNegativeInt, Optimizer, SelfTaughtSettings
-
-
-class FlowMapOptimizer(Optimizer):
-    """AdamW of the student: half a cosine over the whole run."""
-
-    lr: PositiveFloat = 1e-3
-    warmup: NonNegativeInt = Field(20, description="updates over which the learning rate rises")
-    decay_from: Fraction = Field(0.0, description="fraction of the updates after which it falls")
-    final: Fraction = Field(0.0, description="what it falls to, as a fraction of lr")
-    decay: Literal["linear", "cosine"] = "cosine"
-    weight_decay: NonNegativeFloat = 0.0
+from fewstep.sections import Compared, Fraction, NonNegativeFloat, SelfTaughtSettings
 
 
 class FlowMapSettings(SelfTaughtSettings):
     """A flow map: from any noise level to any lower one in one evaluation, and so to data in one; from a teacher, or from data alone."""
 
     name: Literal["flow_map"]
-    optimizer: FlowMapOptimizer = Field(default_factory=FlowMapOptimizer)
     form: Literal["discrete", "derivative"] = Field(
         "discrete", description="a target a finite gap away, halved at each stage; or the derivative in time, as published"
     )

@@ -4,23 +4,14 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from fewstep.sections import Compared, Fraction, Grid, MethodSettings, NonNegativeInt, Optimizer, Share
-
-
-class TeacherOptimizer(Optimizer):
-    """AdamW of the denoiser."""
-
-    lr: PositiveFloat = 1e-3
-    warmup: NonNegativeInt = Field(50, description="updates over which the learning rate rises")
-    decay_from: Fraction = Field(0.4, description="fraction of the updates after which it falls")
-    final: Fraction = Field(0.02, description="what it falls to, as a fraction of lr")
+from fewstep.sections import Compared, DenoiserOptimizer, Grid, MethodSettings, Share
 
 
 class TeacherSettings(Grid, MethodSettings):
     """EDM training of a diffusion teacher."""
 
     name: Literal["teacher"]
-    optimizer: TeacherOptimizer = Field(default_factory=TeacherOptimizer)
+    optimizer: DenoiserOptimizer = Field(default_factory=DenoiserOptimizer)
     sigma_sampling: Literal["lognormal", "karras"] = Field("lognormal", description="karras: uniform over the levels of the grid")
     sigma_mean: float = Field(-1.2, description="mean of ln(sigma), with lognormal")
     sigma_std: PositiveFloat = Field(1.2, description="standard deviation of ln(sigma), with lognormal")
