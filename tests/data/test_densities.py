@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate
-from tabulated import CHI, OVERLAP, SIGMAS, cells, chi_square, density, masses, seeded, tabulated
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from fewstep.data.curves import Pinwheel
@@ -16,6 +15,7 @@ from fewstep.data.errors import DataError
 from fewstep.data.mixtures import Mixture
 from fewstep.data.toys import DENSITIES, make_density
 from fewstep.denoisers import MixtureDenoiser
+from tabulated import CHI, OVERLAP, SIGMAS, cells, chi_square, density, masses, seeded, tabulated
 
 PLANE = [name for name in DENSITIES if name != "mixture8d"]
 MIXTURES = ["ring", "grid25", "unequal", "mixture8d", "gaussian", "bimodal"]

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from tabulated import CHI, CROWD, OVERLAP, SIGMAS, cells, chi_square, density, masses, seeded, tabulated
 
 from fewstep.data.errors import DataError
 from fewstep.data.mixtures import Mixture
 from fewstep.data.powers import _log_bound, product_proposal
 from fewstep.data.toys import DENSITIES, make_density
+from tabulated import CHI, CROWD, OVERLAP, SIGMAS, cells, chi_square, density, masses, seeded, tabulated
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tabulated import OVERLAP, seeded
 
 from fewstep.data.errors import DataError
 from fewstep.data.powers import Power
 from fewstep.data.toys import DENSITIES, make_density, toy_data
+from tabulated import OVERLAP, seeded
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_and_with_all():

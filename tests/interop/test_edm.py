@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from official_edm import Persistent, official_arguments, official_bytes, official_content, official_network, scattered
 from safetensors.torch import load_file
 
 import fewstep
 from fewstep.errors import UserError
 from fewstep.interop.edm import import_edm
 from fewstep.networks.edm_unet import EDMUNet
+from official_edm import Persistent, official_arguments, official_bytes, official_content, official_network, scattered
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = {"model_channels": 4, "channel_mult": [1, 2], "num_blocks": 1, "img_resolution": 8, "img_channels": 1, "augment_dim": 2}

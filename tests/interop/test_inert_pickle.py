@@ -16,13 +16,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from official_edm import EasyDict, Persistent, official_arguments, official_bytes, official_content, official_network, scattered
 from safetensors.torch import save
 
 from fewstep.errors import UserError
 from fewstep.interop import inert_pickle
 from fewstep.interop.edm import import_edm
 from fewstep.networks.edm_unet import EDMUNet
+from official_edm import EasyDict, Persistent, official_arguments, official_bytes, official_content, official_network, scattered
 
 EVENTS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pickle.find_class", "exec", "compile", "open", "import")
 watching, seen = [], []

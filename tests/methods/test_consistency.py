@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from exact_flows import EXACT, draws, gaussian_flow, rms
 from fewstep.generator import Generator
 from fewstep.maths.flow import ode_step
 from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.methods.base import Batch
 from fewstep.methods.consistency import Consistency
 from fewstep.methods.consistency.settings import ConsistencySettings
-from flows import EXACT, draws, gaussian_flow, rms
 
 NUM = 8
 

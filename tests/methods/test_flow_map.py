@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from exact_flows import EXACT, draws, rms
 from fewstep.denoisers.two_time import CONDITION, gap_features
 from fewstep.generator import Generator
 from fewstep.maths.flow import towards
@@ -21,7 +22,6 @@ from fewstep.methods.flow_map.equations import (
 )
 from fewstep.methods.flow_map.settings import FlowMapSettings
 from fewstep.samplers import two_time
-from flows import EXACT, draws, rms
 
 NUM = 8
 HEUN = {"name": "heun", "steps": 3, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}

@@ -9,12 +9,12 @@ from http.server import HTTPServer, SimpleHTTPRequestHandler
 
 import pytest
 import torch
-from scripted import Small, script
 from torch import Tensor, nn
 
 from fewstep.metrics import inception
 from fewstep.metrics.features import named_features
 from fewstep.metrics.inception import FeatureError, ScriptedFeatures, cache_folder, fetch, to_bytes
+from scripted import Small, script
 
 
 @pytest.fixture

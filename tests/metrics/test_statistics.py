@@ -5,11 +5,11 @@ import os
 import numpy as np
 import pytest
 import torch
-from scripted import script
 
 from fewstep.metrics.features import PooledPixels
 from fewstep.metrics.inception import FeatureError, ScriptedFeatures
 from fewstep.metrics.statistics import describe, in_random_order, load_statistics, pixel_sha256, real_features, save_statistics
+from scripted import script
 
 PIXELS = torch.randint(256, (30, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 KEY = {"version": 0}

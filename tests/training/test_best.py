@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from linear_method import Linear, Shipped, run_loop
-from same_run import assert_same_run, snapshot
 
 from fewstep import files
 from fewstep.errors import Interrupted, UserError
@@ -17,6 +15,8 @@ from fewstep.generator import load
 from fewstep.metrics.figures import choices
 from fewstep.recipe import load_recipe
 from fewstep.training.run_folder import RunFolder
+from linear_method import Linear, Shipped, run_loop
+from same_run import assert_same_run, snapshot
 
 VALUES = {2: 3.0, 4: 1.6, 6: 0.9, 8: 2.0}
 

@@ -6,12 +6,12 @@ import pickle
 
 import pytest
 import torch
-from same_run import snapshot
 
 from fewstep import files
 from fewstep.errors import UserError
 from fewstep.training.checkpoint import Checkpoint, Damaged, checkpoints, load_checkpoint, save_checkpoint
 from fewstep.training.run_folder import RunFolder
+from same_run import snapshot
 
 
 def make(step: int) -> Checkpoint:

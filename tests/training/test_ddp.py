@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from linear_method import Linear, run_loop
 
 from fewstep import load
 from fewstep.training.checkpoint import load_checkpoint
 from fewstep.training.run_folder import RunFolder
+from linear_method import Linear, run_loop
 
 TWO = ("trainer.devices=2", "trainer.accelerator=cpu")
 

@@ -6,11 +6,11 @@ import shutil
 import subprocess
 
 import pytest
-from same_run import assert_same_run, snapshot
 
 from fewstep import files
 from fewstep.training.checkpoint import load_checkpoint
 from fewstep.training.run_folder import RunFolder
+from same_run import assert_same_run, snapshot
 
 
 def check_message(message: str) -> None:

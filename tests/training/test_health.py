@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from fewstep import registry
+from fewstep.methods.consistency import Consistency
 from fewstep.methods.dddm import DDDM
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.drift import Drift
+from fewstep.methods.flow_map import FlowMap
 from fewstep.methods.teacher import Teacher
 from fewstep.recipe import Recipe, Trainer
 from fewstep.sections import Section
@@ -76,6 +78,8 @@ HEALTHY = {
     "generator.escaped": 0.02,
     "denoiser.calibration": 0.9,
     "denoiser.denoising": 0.4,
+    "student.consistency": 0.3,
+    "student.flow": 0.3,
 }
 ILL = [
     (DMD2, "collapse", "health.spread", 0.5, r"50%.*diversity.*dfake_gen_update_ratio.*guidance_optimizer\.lr"),
@@ -86,10 +90,12 @@ ILL = [
     (Drift, "escape", "generator.escaped", 0.7, "70% of the samples.*temperature_start"),
     (DDDM, "overconfident", "denoiser.calibration", 0.2, "20% as far .*xi is being ignored.*method.lam.*method.m"),
     (Teacher, "untrained", "denoiser.denoising", 0.97, r"0.97.*sigma_data.*method\.optimizer\.lr"),
+    (Consistency, "unlearned", "student.consistency", 1.6, r"1.60.*knows nothing.*sigma_data.*method\.optimizer\.lr"),
+    (FlowMap, "unlearned", "student.flow", 1.6, r"1.60.*knows nothing.*sigma_data.*method\.optimizer\.lr"),
 ]
 
 
-@pytest.mark.parametrize(("method", "name", "figure", "value", "says"), ILL, ids=[row[1] for row in ILL])
+@pytest.mark.parametrize(("method", "name", "figure", "value", "says"), ILL, ids=[row[2] for row in ILL])
 def test_each_illness_raises_its_alarm_alone_and_names_its_cause(method, name, figure, value, says):
     raised = alarms({**HEALTHY, figure: value}, 0.5, method.alarms, method.advice)
     assert [alarm.name for alarm in raised] == [name]
@@ -185,7 +191,7 @@ def has(section, keys):
 
 def test_every_key_that_an_alarm_recommends_exists():
     networks, data = ([registry.settings(kind, name) for name in registry.names(kind)] for kind in ("networks", "data"))
-    assert {Teacher, DMD2, Drift, DDDM} <= set(METHODS)
+    assert {Teacher, DMD2, Drift, DDDM, Consistency, FlowMap} <= set(METHODS)
     for method in METHODS:  # a method advises what it has itself
         kinds = {"method": [method.Settings], "network": networks, "data": data, "trainer": [Trainer]}
         told = [method.advice.get(rule.name, rule.advice) for rule in COMMON] + [rule.advice for rule in method.alarms]

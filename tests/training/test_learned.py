@@ -7,14 +7,14 @@ import signal
 
 import pytest
 import torch
-from linear_method import WIDTH, Linear, run_loop
-from same_run import assert_same_run
 from torch import nn
 
 from fewstep.errors import Interrupted
 from fewstep.training.checkpoint import load_checkpoint
 from fewstep.training.ema import EMA
 from fewstep.training.learned import average_of, learned, learned_state, load_learned, set_learning
+from linear_method import WIDTH, Linear, run_loop
+from same_run import assert_same_run
 
 
 class Adapted(nn.Module):

@@ -13,12 +13,11 @@ import torch
 
 sys.path.append(str(Path(__file__).parent.parent / "data"))
 import own_sets
-from own_sets import Feed, Noisy, Plain, Plane, shards
-
 from fewstep.data import DataError, PointData
 from fewstep.data.iterables import stream_data
 from fewstep.data.own import item_data
 from fewstep.training.loading import Dealt, make_batches
+from own_sets import Feed, Noisy, Plain, Plane, shards
 
 CPU = torch.device("cpu")
 

@@ -5,8 +5,6 @@ import signal
 import pytest
 import torch
 from lightning_fabric import Fabric
-from linear_method import Data, Linear, run_loop
-from same_run import snapshot
 
 from fewstep.errors import Interrupted, UserError
 from fewstep.methods import Optimizer
@@ -16,6 +14,8 @@ from fewstep.training.checkpoint import load_checkpoint
 from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.window import Window
+from linear_method import Data, Linear, run_loop
+from same_run import snapshot
 
 # --- the parts -------------------------------------------------------------------------------------------------------
 

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from same_run import assert_same_run, truncate
 
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder
+from same_run import assert_same_run, truncate
 
 OWN = Path(__file__).parent.parent / "data"
 SMALL = ("network.widths=[8]", "batch_size=12", "trainer.accelerator=cpu", "trainer.log_every=2", "trainer.checkpoint_every=2")

@@ -10,13 +10,13 @@ import time
 
 import pytest
 import torch
-from linear_method import Linear, run_loop
-from same_run import assert_same_run, snapshot, truncate
 
 from fewstep import files, measurement
 from fewstep.errors import Interrupted
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder
+from linear_method import Linear, run_loop
+from same_run import assert_same_run, snapshot, truncate
 
 
 def assert_left_in_the_middle(run, last: int) -> None:

@@ -1,4 +1,5 @@
 import pytest
+
 from dashboard_frames import make_scene
 
 

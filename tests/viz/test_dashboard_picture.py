@@ -2,9 +2,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from dashboard_frames import WEIGHTS, make_frame, pixels, shown
 from PIL import Image
 
+from dashboard_frames import WEIGHTS, make_frame, pixels, shown
 from fewstep.viz.dashboard.picture import Picture
 from fewstep.viz.dashboard.scene import DPI, HEIGHT, Reading
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dashboard_frames import WEIGHTS, make_frame, pixels, shown
 from PIL import Image
 
+from dashboard_frames import WEIGHTS, make_frame, pixels, shown
 from fewstep.viz.dashboard import Dashboard, Frame, Scene, recording
 from fewstep.viz.dashboard.animation import earlier, saved_frames, step_of
 from fewstep.viz.dashboard.messages import messages, pack
