@@ -121,8 +121,8 @@ def test_recipes_schema_knows_the_keys_and_their_limits(done):
     assert schema["additionalProperties"] is False
     method = schema["$defs"]["TeacherSettings"]["properties"]
     assert method["sigma_sampling"]["enum"] == ["lognormal", "karras"]
-    assert method["optimizer"]["$ref"] == "#/$defs/TeacherOptimizer"
-    assert schema["$defs"]["TeacherOptimizer"]["properties"]["lr"]["exclusiveMinimum"] == 0
+    assert method["optimizer"]["$ref"] == "#/$defs/DenoiserOptimizer"
+    assert schema["$defs"]["DenoiserOptimizer"]["properties"]["lr"]["exclusiveMinimum"] == 0
     kinds = {section: set(schema["properties"][section]["discriminator"]["mapping"]) for section in ("method", "data", "network")}
     for recipe in map(load_recipe, shipped_recipes()):
         assert {section: getattr(recipe, section).name for section in kinds}.items() <= {

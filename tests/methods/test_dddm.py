@@ -8,9 +8,10 @@ from fewstep.generator import Generator
 from fewstep.methods import Batch
 from fewstep.methods.base import hidden_labels
 from fewstep.methods.dddm import DDDM
-from fewstep.methods.dddm.settings import DDDMOptimizer, DDDMSettings
+from fewstep.methods.dddm.settings import DDDMSettings
 from fewstep.recipe import load_recipe
 from fewstep.samplers import distributional
+from fewstep.sections import DenoiserOptimizer
 from fewstep.streams import Noise
 
 SAMPLER = {"name": "distributional", "steps": 4, "churn": 1.0}
@@ -354,7 +355,7 @@ def test_a_generator_that_draws_nothing_is_refused(make_generator):
 
 def test_what_ships_is_the_network_given_with_the_generator_s_sampler():
     generator = make_generator()
-    adam = DDDMOptimizer(lr=3e-4, beta2=0.9)
+    adam = DenoiserOptimizer(lr=3e-4, beta2=0.9)
     method = dddm(generator, label_dropout=0.2, optimizer=adam)
     (turn,) = method.turns
     assert (turn.name, turn.trains, turn.every, turn.optimizer, turn.scales) == ("denoiser", ("denoiser",), 1, adam, {})

@@ -169,3 +169,22 @@ def test_as_a_map_from_noise_it_starts_as_the_noise_and_adds_what_the_u_net_says
     expected = 0.6 * (z + network.inner.unet(z, torch.zeros(2), class_labels=label).sample)
     torch.testing.assert_close(generator(z, torch.inf, label), expected)
     assert (expected - 0.6 * z).abs().mean() > 0.1
+
+
+@pytest.mark.parametrize("num_classes", [None, 3])
+def test_a_condition_adds_to_the_embedding_with_particles_and_in_features_too(num_classes):
+    torch.manual_seed(0)
+    network = UNet((1, 8, 8), num_classes, [8, 16], groups=4, head_dim=8, xi_channels=1, condition=2)
+    x, c_noise, xi = torch.randn(2, 1, 8, 8), torch.tensor([-1.0, 0.5]), torch.randn(2, 3, 1, 8, 8)
+    label = None if num_classes is None else torch.tensor([1, 3])
+    condition = torch.randn(2, 2)
+    at_first = network(x, c_noise, label, xi)
+    torch.testing.assert_close(network(x, c_noise, label, xi, condition), at_first)  # its weight is 0
+    torch.nn.init.normal_(network.unet.class_embedding.from_condition.weight)
+    told = network(x, c_noise, label, xi, condition)
+    assert not torch.allclose(told, at_first)
+    for j in range(3):
+        torch.testing.assert_close(network(x, c_noise, label, xi[:, j : j + 1], condition)[:, 0], told[:, j])
+    torch.testing.assert_close(network(x, c_noise, label, xi), at_first)  # None stands for zeros
+    plain = UNet((1, 8, 8), num_classes, [8, 16], groups=4, head_dim=8, condition=2)
+    assert [tuple(level.shape[1:]) for level in plain.features(x, c_noise, label, 2)] == [(16, 4, 4), (8, 8, 8)]

@@ -57,6 +57,16 @@ def test_a_module_that_says_nothing_learns_all():
     assert not {id(p) for p in average.parameters()} & {id(p) for p in module.parameters()}
 
 
+def test_a_module_inside_is_asked_and_a_shared_parameter_counts_once():
+    around = nn.ModuleDict({"inner": made(), "head": nn.Linear(2, 2)})
+    around["twice"] = around["head"]
+    assert sorted(learned(around)) == ["head.bias", "head.weight", *(f"inner.{name}" for name in OWN)]
+    tied = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    tied[1].weight = tied[0].weight
+    assert learned(tied) == dict(tied.named_parameters())
+    assert list(learned(tied)) == [name for name, _ in tied.named_parameters()]
+
+
 def test_what_it_says_is_what_it_learns():
     module = made()
     assert sorted(learned(module)) == OWN

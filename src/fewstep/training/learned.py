@@ -6,15 +6,24 @@ otherwise by a method ``learned_parameters()`` that gives names and parameters l
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
 
 def learned(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that `module` learns, by their names in it."""
+    """The parameters that `module` learns, by their names in it; a module inside it that tells of its own is asked."""
+    names = {id(parameter): name for name, parameter in reversed(list(_told(module, "")))}  # of two names the first
+    return {name: parameter for name, parameter in _told(module, "") if names[id(parameter)] == name}
+
+
+def _told(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:
     told = getattr(module, "learned_parameters", None)
-    return dict(told() if callable(told) else module.named_parameters())
+    for name, parameter in told() if callable(told) else module.named_parameters(recurse=False):
+        yield prefix + name, parameter
+    if not callable(told):
+        for name, child in module.named_children():
+            yield from _told(child, f"{prefix}{name}.")
 
 
 def set_learning(module: nn.Module, on: bool) -> None:

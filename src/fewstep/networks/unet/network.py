@@ -93,22 +93,26 @@ class UNet(nn.Module):
         `condition` is [B, condition], where the network has one; None stands for zeros.
         """
         if xi is None:
-            if self.condition_size and condition is None:
-                condition = x.new_zeros(len(x), self.condition_size)
-            told: Any = label if condition is None else (label, condition)
-            return self.unet(x, self.time_scale * c_noise, class_labels=told, return_dict=False)[0]
+            return self.unet(x, self.time_scale * c_noise, class_labels=self._told(x, label, condition), return_dict=False)[0]
         m = xi.shape[1]
-        label = None if label is None else label.repeat_interleave(m)
+        label, condition = (None if told is None else told.repeat_interleave(m, 0) for told in (label, condition))
         both = torch.cat([x[:, None].expand(-1, m, -1, -1, -1), xi], 2).flatten(0, 1)
-        out = self.unet(both, self.time_scale * c_noise.repeat_interleave(m), class_labels=label, return_dict=False)[0]
+        told = self._told(both, label, condition)
+        out = self.unet(both, self.time_scale * c_noise.repeat_interleave(m), class_labels=told, return_dict=False)[0]
         return out.view(*xi.shape[:2], *x.shape[1:])
+
+    def _told(self, x: Tensor, label: Tensor | None, condition: Tensor | None) -> Any:
+        """What the embedding is told beside the noise level: the label, or the label and the condition of a network that has one."""
+        if not self.condition_size:
+            return label
+        return label, x.new_zeros(len(x), self.condition_size) if condition is None else condition
 
     def features(self, x: Tensor, c_noise: Tensor, label: Tensor | None, levels: int) -> list[Tensor]:
         """So many `levels` of inner features [B, C', h, w]: the bottleneck's, then the encoder's last of each finer level.
 
         They are of the shapes in `feature_shapes`, and skip the decoder, so a discriminator pays for half the network.
         """
-        return encoder_features(self.unet, x, self.time_scale * c_noise, label)[:levels]
+        return encoder_features(self.unet, x, self.time_scale * c_noise, self._told(x, label, None))[:levels]
 
     @torch.no_grad()
     def zero_output(self) -> None:
@@ -121,7 +125,7 @@ class UNet(nn.Module):
 class LabelAndCondition(nn.Module):
     """What a label and a condition add to the embedding of the noise level: in the place of the label's own table.
 
-    diffusers hands whatever it is given as ``class_labels`` to that table: a label [B] (or None), or a pair of it and a condition.
+    diffusers hands whatever it is given as ``class_labels`` to that table, here a pair of a label and a condition.
     """
 
     def __init__(self, table: nn.Embedding | None, condition: int, width: int) -> None:
@@ -130,19 +134,17 @@ class LabelAndCondition(nn.Module):
         self.from_condition = nn.Linear(condition, width, bias=False)
         nn.init.zeros_(self.from_condition.weight)
 
-    def forward(self, told: Tensor | tuple[Tensor | None, Tensor]) -> Tensor:
-        """[B, width] for a label [B], or for (label or None, condition [B, condition])."""
-        label, condition = told if isinstance(told, tuple) else (told, None)
-        parts = [] if self.weight is None or label is None else [nn.functional.embedding(label, self.weight)]
-        if condition is not None:
-            parts.append(self.from_condition(condition.to(self.from_condition.weight.dtype)))
-        return sum(parts[1:], parts[0])
+    def forward(self, told: tuple[Tensor | None, Tensor]) -> Tensor:
+        """[B, width] for a label int64 [B], or None where there are no classes, and a condition [B, condition]."""
+        label, condition = told
+        added: Tensor = self.from_condition(condition.to(self.from_condition.weight.dtype))
+        return added if self.weight is None or label is None else nn.functional.embedding(label, self.weight) + added
 
 
-def encoder_features(unet: Any, x: Tensor, timestep: Tensor, label: Tensor | None) -> list[Tensor]:
+def encoder_features(unet: Any, x: Tensor, timestep: Tensor, label: Any) -> list[Tensor]:
     """What leaves the bottleneck of a `UNet2DModel`, and the last of each finer level before it is halved, coarsest first.
 
-    `x` is [B, C, H, W], `timestep` float [B], `label` int64 [B] where there are classes.
+    `x` is [B, C, H, W], `timestep` float [B], `label` what the table of classes takes: int64 [B], or None where there are none.
     """
     embedding = unet.time_embedding(unet.time_proj(timestep).to(x.dtype))
     if unet.class_embedding is not None:
