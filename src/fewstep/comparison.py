@@ -68,9 +68,12 @@ def entries_for(points: bool, mixture: bool, gamma: float, recipes: Sequence[str
     teaching = next((settings.compared[0].title for settings, _ in rooms if settings.teaches), None)
     entries = []
     for settings, recipe in rooms:
-        for stands in settings.compared or (Compared(load_recipe(recipe).method.name),):
+        whole = load_recipe(recipe)
+        # where there is no closed form to learn from, the run that teaches stands in for it
+        needs_one = whole.network.role == "copy" or (getattr(whole.method, "exact", False) and not mixture)
+        for stands in settings.compared or (Compared(whole.method.name),):
             if items in stands.items and (mixture or not stands.needs_mixture):
-                taught = stands.taught or load_recipe(recipe).network.role == "copy"
+                taught = stands.taught or needs_one
                 teacher = folder_of(teaching) if taught and teaching else None
                 entries.append(Entry(stands, recipe, settings.draws_power, teacher))
     if gamma != 1.0:
