@@ -25,9 +25,13 @@ FOLDERS = {
     "DMD2": "dmd2",
     "DDDM": "dddm",
     "plain diffusion": "plain_diffusion",
+    "consistency": "consistency",
+    "flow map": "flow_map",
 }
+FLOWS = ("consistency", "flow map")
 # evaluations of each method at COUNTS and its own number of steps, the own one last: one step, Heun's 2 k - 1, and k
 EVALUATIONS = {**dict.fromkeys(FOLDERS, (1,)), "teacher": (1, 3, 7, 35), "DDDM": (1, 2, 4, 20), "plain diffusion": (1, 2, 4, 20)}
+EVALUATIONS |= {"consistency": (2, 1), "flow map": (2, 4, 1)}
 
 
 def heading(title, evaluations):
@@ -60,7 +64,7 @@ def small(monkeypatch):
             sizes += ["network.widths=[16]", "data.size=500"] + ["method.fake_widths=[16]"] * source.startswith("dmd2")
         elif source.startswith("drift"):
             sizes += ["network.widths=[16]"]
-        elif not source.startswith("dmd2"):  # whose network is the teacher's
+        elif load_recipe(source).network.role != "copy":  # whose network is the teacher's
             sizes += ["network.channels=[8]", "network.groups=4", "network.head_dim=4"]
         return load_recipe(source, [*sizes, *overrides])
 
@@ -89,7 +93,7 @@ def figures(results):
     return [{key: value for key, value in row.items() if key != "images_per_second"} for row in results["rows"].values()]
 
 
-def assert_rows(results, floor, titles, out):
+def assert_rows(results, floor, titles, out, taught=("DMD2, trained teacher",)):
     """Every method at every number of steps that it serves, in order, with its own marked and all seconds that it cost."""
     calls = [(title, count) for title in titles for count in sorted(EVALUATIONS[title])]
     assert list(results["rows"]) == [floor, *(heading(*call) for call in calls)]
@@ -101,7 +105,7 @@ def assert_rows(results, floor, titles, out):
         assert row["steps"] == ((count + 1) // 2 if title == "teacher" else count)
         assert row["own_steps"] == (count == EVALUATIONS[title][-1])
         assert ("images_per_second" in row) == row["own_steps"]  # which is timed once a method
-        whole = seconds[title] + (seconds["teacher"] if title in ("DMD2", "DMD2, trained teacher") else 0)
+        whole = seconds[title] + (seconds["teacher"] if title in taught else 0)
         assert row["training_seconds"] == pytest.approx(whole)
     for row in results["rows"].values():
         assert all(math.isfinite(value) for value in row.values() if isinstance(value, int | float))
@@ -121,8 +125,11 @@ def assert_trained(trained, titles, gamma, out):
             assert recipe.steps == length(whole, SCALE)
         if title == "DDDM":
             assert method == whole.method
-        if method.name == "dmd2":
-            assert method.teacher == ("exact" if title == "DMD2, exact teacher" else str(out / "teacher"))
+        if title in ("DMD2", "DMD2, exact teacher", "DMD2, trained teacher", *FLOWS):
+            closed_form = title == "DMD2, exact teacher" or (
+                title in FLOWS and getattr(recipe.data, "density", None) in ("ring", "bimodal")
+            )
+            assert method.teacher == ("exact" if closed_form else str(out / "teacher"))
         if hasattr(method, "gamma"):
             assert method.gamma == gamma
         assert recipe.seed == 3
@@ -146,7 +153,7 @@ def assert_tables(printed, results, floor):
     ("density", "gamma", "titles"),
     [
         ("ring", 2.0, ["DMD2, exact teacher", "DMD2, trained teacher", "drift"]),  # the others draw p, and not p^2
-        ("bimodal", 1.0, ["teacher", "DMD2, exact teacher", "DMD2, trained teacher", "drift", "DDDM", "plain diffusion"]),
+        ("bimodal", 1.0, ["teacher", "DMD2, exact teacher", "DMD2, trained teacher", "drift", "DDDM", "plain diffusion", *FLOWS]),
     ],
 )
 def test_every_method_on_a_mixture(density, gamma, titles, small, done, tmp_path):
@@ -162,7 +169,7 @@ def test_every_method_on_a_mixture(density, gamma, titles, small, done, tmp_path
         assert "modes" in row
         assert title == EXACT_ROW or row["energy"] > 5 * row["energy_error"] > abs(results["floor"])  # nothing was learned in 3 steps
     assert results["floor"] == results["rows"][EXACT_ROW]["energy"]
-    runs = ["teacher", "DMD2, exact teacher", "DMD2, trained teacher", "drift", "DDDM", "plain diffusion"]
+    runs = ["teacher", "DMD2, exact teacher", "DMD2, trained teacher", "drift", "DDDM", "plain diffusion", *FLOWS]
     assert_trained(small, [title for title in runs if title in (*titles, "teacher")], gamma, out)
     assert {recipe.data.density for recipe, _ in small} == {density}
     assert_tables(printed, results, EXACT_ROW)
@@ -170,7 +177,8 @@ def test_every_method_on_a_mixture(density, gamma, titles, small, done, tmp_path
 
     for name in ("compare.png", "steps.png", "compare.json"):
         assert str(out / name) in printed
-    panels = 1 + len(titles) + 4 * ("DDDM" in titles)  # the teacher at one step too, DDDM at 4 and 1, plain diffusion at 4
+    # the teacher at one step too, DDDM at 4 and 1, plain diffusion at 4, consistency at 2, the flow map at 2 and 4
+    panels = 1 + len(titles) + 7 * ("DDDM" in titles)
     with Image.open(out / "compare.png") as picture:
         picture.load()
         across, down = min(6, panels), -(-panels // 6)
@@ -188,7 +196,7 @@ def test_every_method_on_a_mixture(density, gamma, titles, small, done, tmp_path
 
 
 def test_a_comparison_that_was_stopped_goes_on_where_it_was(small, done, mistake, tmp_path, monkeypatch):
-    """And a density that is no mixture has no exact teacher."""
+    """And a density that is no mixture has no exact teacher: those who would have it learn from the trained one."""
     out, arguments = tmp_path / "there", ("compare", "toys/moons", "--scale", str(SCALE), "--seed", "3")
     whole_train = comparison.train_recipe
 
@@ -200,7 +208,7 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(small, done, mistake
     monkeypatch.setattr(comparison, "train_recipe", stopped)
     assert "stopped here" in mistake(*arguments, "--out", out)
     assert not (out / "compare.json").exists()
-    titles = ["teacher", "DMD2, trained teacher", "drift", "DDDM", "plain diffusion"]
+    titles = ["teacher", "DMD2, trained teacher", "drift", "DDDM", "plain diffusion", *FLOWS]
     assert_trained(small, titles[:2], 1.0, out)
 
     monkeypatch.setattr(comparison, "train_recipe", whole_train)
@@ -210,7 +218,7 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(small, done, mistake
     _, results = compared(done, out, "toys/moons")
     assert_trained(small[begun:], titles[2:], 1.0, out)
     assert {path: path.read_bytes() for path in kept} == kept
-    assert_rows(results, EXACT_ROW, titles, out)
+    assert_rows(results, EXACT_ROW, titles, out, taught=("DMD2, trained teacher", *FLOWS))
     assert not any("modes" in row for row in results["rows"].values())
     assert not (out / "dmd2_exact_teacher").exists()
 
@@ -228,11 +236,11 @@ def test_runs_of_another_comparison_are_not_measured_as_this_one(small, done, co
 
 def test_every_method_on_digits(small, done, tmp_path):
     out = tmp_path / "there"
-    titles = ["teacher", "DMD2", "drift", "DDDM", "plain diffusion"]
+    titles = ["teacher", "DMD2", "drift", "DDDM", "plain diffusion", *FLOWS]
     printed, results = compared(done, out, "digits")
     assert (results["data"], results["gamma"], results["n"], results["features"]) == ("digits", 1, 40, "digits-v1")
     assert results["reference"] == "360 held-out images"
-    assert_rows(results, REAL_ROW, titles, out)
+    assert_rows(results, REAL_ROW, titles, out, taught=("DMD2", *FLOWS))
     assert_trained(small, titles, 1.0, out)
     assert_tables(printed, results, REAL_ROW)
     assert printed.startswith("FD / floor by number of steps")
@@ -240,9 +248,9 @@ def test_every_method_on_digits(small, done, tmp_path):
     assert all(row["frechet_over_floor"] > 10 for name, row in results["rows"].items() if name != REAL_ROW)
     with Image.open(out / "compare.png") as picture:
         pixels = picture.convert("L")
-    # two of each class in a row of 20, five times enlarged, under a line of words: real ones, one row a method, and four of fewer steps
-    assert pixels.size == (20 * 42 + 2, (1 + 5 + 4) * (44 + 46))
-    contrast = [statistics.pstdev(pixels.crop((0, top + 46, 842, top + 90)).getdata()) for top in range(0, 900, 90)]
+    # two of each class in a row of 20, five times enlarged, under a line of words: real ones, one row a method, and seven of other steps
+    assert pixels.size == (20 * 42 + 2, (1 + 7 + 7) * (44 + 46))
+    contrast = [statistics.pstdev(pixels.crop((0, top + 46, 842, top + 90)).getdata()) for top in range(0, pixels.height, 90)]
     assert contrast[0] > 50  # digits
     assert min(contrast) > 5
     with Image.open(out / "steps.png") as picture:
@@ -260,15 +268,19 @@ TOYS, DIGITS = comparison.entries_for(True, True, 1.0), comparison.entries_for(F
 
 
 def test_who_is_compared_on_what():
-    on_toys = ["teacher", "DMD2, exact teacher", "DMD2, trained teacher", "drift", "DDDM", "plain diffusion"]
+    on_toys = ["teacher", "DMD2, exact teacher", "DMD2, trained teacher", "drift", "DDDM", "plain diffusion", *FLOWS]
     assert [entry.title for entry in TOYS] == on_toys
-    assert [entry.title for entry in DIGITS] == ["teacher", "DMD2", "drift", "DDDM", "plain diffusion"]
-    assert [entry.title for entry in comparison.entries_for(True, False, 1.0)] == [t for t in on_toys if t != "DMD2, exact teacher"]
-    assert {entry.title: entry.teacher for entry in (*TOYS, *DIGITS) if entry.teacher} == {
-        "DMD2, trained teacher": "teacher",
-        "DMD2": "teacher",
-    }
-    for entries in (TOYS, DIGITS):  # one who is taught comes after the one who teaches
+    assert [entry.title for entry in DIGITS] == ["teacher", "DMD2", "drift", "DDDM", "plain diffusion", *FLOWS]
+    no_mixture = comparison.entries_for(True, False, 1.0)
+    assert [entry.title for entry in no_mixture] == [title for title in on_toys if title != "DMD2, exact teacher"]
+    for entries, taught in (
+        (TOYS, ["DMD2, trained teacher"]),
+        (no_mixture, ["DMD2, trained teacher", *FLOWS]),  # which learn from a closed form where there is one
+        (DIGITS, ["DMD2", *FLOWS]),
+    ):
+        assert [entry.title for entry in entries if entry.teacher] == taught
+        assert {entry.teacher for entry in entries} == {None, "teacher"}
+    for entries in (TOYS, DIGITS, no_mixture):  # one who is taught comes after the one who teaches
         folders = [entry.folder for entry in entries]
         assert all(entry.teacher is None or folders.index(entry.teacher) < folders.index(entry.folder) for entry in entries)
     # of a power only those that can aim at it, and who teaches them
@@ -306,7 +318,7 @@ def test_plain_diffusion_is_the_distributional_recipe_in_all_but_its_score(tmp_p
 def test_gamma_reaches_those_that_can_aim_at_it(tmp_path):
     gammas = {entry.title: getattr(comparison.recipe_of(entry, tmp_path, "ring", 1.7, 1.0, 0).method, "gamma", None) for entry in TOYS}
     aims = {"drift": 1.7, "DMD2, exact teacher": 1.7, "DMD2, trained teacher": 1.7}
-    assert gammas == {**dict.fromkeys(("teacher", "DDDM", "plain diffusion")), **aims}
+    assert gammas == {**dict.fromkeys(("teacher", "DDDM", "plain diffusion", *FLOWS)), **aims}
     assert {entry.title for entry in TOYS if entry.draws_power} == set(aims)
 
 

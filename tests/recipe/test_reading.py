@@ -115,7 +115,12 @@ SHARE = FROM_0 + "less than or equal to 1"  # both ends are told, whichever was 
         ("trainer.devices=many", "trainer.devices", "'many'", "an integer or 'auto'"),
         ("trainer.precision='16'", "trainer.precision", "'16'", "'32-true', '16-mixed' or 'bf16-mixed'"),
         ("trainer.tracker=wndb", "trainer.tracker", "'wndb'", "'none', 'wandb' or 'tensorboard'"),
-        ("data.name=mnist", "data.name", "'mnist'", "'digits', 'photos', 'images', 'cifar10', 'toy', 'points', or package.module:Name"),
+        (
+            "data.name=mnist",
+            "data.name",
+            "'mnist'",
+            "'digits', 'photos', 'images', 'cifar10', 'toy', 'points', 'stream', or package.module:Name",
+        ),
         (
             "method.name=dmd3",
             "method.name",
