@@ -417,3 +417,18 @@ def test_a_number_of_steps_is_none_of_its_options(command):
     assert outcome.code == 2
     assert "--steps" in outcome.err
     assert "Usage" in outcome.err
+
+
+def test_further_recipes_of_one_method_stand_apart(tmp_path):
+    (tmp_path / "a").mkdir()
+    paths = [tmp_path / "mine.yaml", tmp_path / "a" / "mine.yaml"]
+    for path in paths:
+        path.write_text("method: {name: drift}\ndata: {name: toy, density: ring}\nnetwork: {name: latent_mlp}\nsteps: 9\n")
+    entries = comparison.entries_for(True, True, 1.0, [*map(str, paths), "drift/vanilla"])
+    assert [entry.title for entry in entries if entry.title.startswith("drift")] == [
+        "drift",
+        "drift, mine",
+        "drift, mine 2",
+        "drift, vanilla",
+    ]
+    assert len({entry.folder for entry in entries}) == len(entries)

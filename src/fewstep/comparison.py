@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def entries_for(points: bool, mixture: bool, gamma: float, recipes: Sequence[str
             rooms.append((registry.settings("methods", name), recipe))
     rooms += [(type(load_recipe(recipe).method), recipe) for recipe in recipes]
     teaching = next((settings.compared[0].title for settings, _ in rooms if settings.teaches), None)
-    entries = []
+    entries: list[Entry] = []
     for settings, recipe in rooms:
         whole = load_recipe(recipe)
         # where there is no closed form to learn from, the run that teaches stands in for it
@@ -75,11 +75,18 @@ def entries_for(points: bool, mixture: bool, gamma: float, recipes: Sequence[str
             if items in stands.items and (mixture or not stands.needs_mixture):
                 taught = stands.taught or needs_one
                 teacher = folder_of(teaching) if taught and teaching else None
+                stands = replace(stands, title=_unlike(stands.title, {entry.title for entry in entries}, recipe))
                 entries.append(Entry(stands, recipe, settings.draws_power, teacher))
     if gamma != 1.0:
         teachers = {entry.teacher for entry in entries}
         entries = [entry for entry in entries if entry.draws_power or entry.folder in teachers]
     return entries
+
+
+def _unlike(title: str, taken: Collection[str], recipe: str) -> str:
+    """`title`, or where the same method is there by another recipe one with that of `recipe`, which may need a number."""
+    names = (title, f"{title}, {Path(recipe).stem}", *(f"{title}, {Path(recipe).stem} {number}" for number in range(2, len(taken) + 2)))
+    return next(name for name in names if name not in taken)
 
 
 def compare(
