@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -100,3 +101,19 @@ def test_seeds_become_one_generator_or_one_for_each_sample():
     ):
         with pytest.raises(UserError, match=says):
             seeded(seed, 3)
+
+
+def test_whole_numbers_of_numpy_and_torch_are_seeds():
+    def drawn(seed, num=2):
+        return Noise(seeded(seed, num))((num, 3), torch.zeros(()))
+
+    for one in (np.int64(7), np.uint8(7), torch.tensor(7)):
+        assert torch.equal(drawn(one), drawn(7))
+    for several in (np.array([7, 8]), torch.tensor([7, 8]), [np.int64(7), torch.tensor(8)], range(7, 9), (7, 8)):
+        assert torch.equal(drawn(several), drawn([7, 8]))
+
+
+@pytest.mark.parametrize("seed", [True, 1.0, "7", [7, False], [7, 8.0], torch.tensor([7.0, 8.0]), np.array([0.5, 1]), 2**64, {"a": 1}])
+def test_what_is_no_seed_is_named(seed):
+    with pytest.raises(UserError, match="allowed are whole numbers of at most 64 bits"):
+        seeded(seed, 2)

@@ -4,15 +4,18 @@ Training's own streams are a function of the seed, the process and the epoch, an
 """
 
 import hashlib
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
 
 Seed = int | Sequence[int] | None
-"""One seed for all samples, one for each, or None for a new one."""
+"""One seed for all samples, one for each, or None for a new one; numpy's and torch's whole numbers will do."""
 
 
 def stream_seed(seed: int, purpose: str, *numbers: int) -> int:
@@ -52,12 +55,21 @@ def seeded(seed: Seed, num: int) -> torch.Generator | list[torch.Generator]:
         rng = torch.Generator()
         rng.seed()
         return rng
-    seeds = [seed] if isinstance(seed, int) else list(seed)
-    wrong = [one for one in seeds if not isinstance(one, int) or not -(2**63) <= one < 2**64]
-    if wrong:
-        raise UserError(f"seed is {wrong[0]}; allowed are whole numbers of at most 64 bits")
-    if isinstance(seed, int):
-        return torch.Generator().manual_seed(seed)
+    given: Any = seed.tolist() if isinstance(seed, Tensor | np.ndarray | np.generic) else seed
+    several = isinstance(given, Iterable) and not isinstance(given, str | Tensor)
+    seeds = [_whole(one) for one in given] if several else [_whole(given)]
+    if not several:
+        return torch.Generator().manual_seed(seeds[0])
     if len(seeds) != num:
         raise UserError(f"there are {len(seeds)} seeds for {num} samples; give one seed, or one for each sample")
     return [torch.Generator().manual_seed(one) for one in seeds]
+
+
+def _whole(seed: Any) -> int:
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = 2**64
+    if isinstance(seed, bool) or not -(2**63) <= number < 2**64:
+        raise UserError(f"seed is {seed!r}; allowed are whole numbers of at most 64 bits")
+    return number
