@@ -570,7 +570,7 @@ def test_what_a_drift_of_version_0_1_0_was_trained_in_keeps_its_sense(tmp_path):
 def test_an_old_sampler_that_draws_without_saying_what_is_damaged(tmp_path):
     make(DRAWING).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(old_config(tmp_path)))
-    with pytest.raises(UserError, match=r"cannot be read \('output'\)"):
+    with pytest.raises(UserError, match=r"cannot be read \(sampler is .*; give output, too\)"):
         fewstep.load(tmp_path)
 
 
@@ -669,6 +669,8 @@ def test_a_distributional_sampler_s_damage_is_told_on_loading(tmp_path, change, 
         ({"name": "distributional", "output": "nonsense"}, "output is 'nonsense'; allowed: 'x0', 'edm'"),
         ({"name": "distributional", "output": None}, "output is None; allowed: 'x0', 'edm'"),
         ({"name": "distributional", "outputs": "x0"}, "whose settings do not fit it: .*'outputs'"),
+        ({"name": "ddpm"}, "give prediction and betas, too"),
+        ({"name": "ddpm", "betas": DDPM["betas"]}, "give prediction, too"),
         ({"name": "distribution"}, "give a name of preconditioned, push_forward, distributional, ddpm"),
         ({"output": "x0"}, "give a name of preconditioned, push_forward, distributional, ddpm"),
         (

@@ -37,7 +37,10 @@ def denoiser_class(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     settings = dict(config)
     name = settings.pop("name", None)
     if name in DENOISERS:
-        return DENOISERS[name], settings
+        cls = DENOISERS[name]
+        if missing := [key for key in getattr(cls, "needs", ()) if key not in settings]:
+            raise ValueError(f"denoiser is {dict(config)}; give {' and '.join(missing)}, too")
+        return cls, settings
     if isinstance(name, str) and (registry.is_import_path(name) or name in registry.names("denoisers")):
         return registry.room("denoisers", name), settings
     raise ValueError(f"denoiser is {dict(config)}; give a name of {', '.join(DENOISERS)}")
@@ -55,6 +58,8 @@ def brought_forward(config: Mapping[str, Any]) -> dict[str, Any]:
         elif sampler.get("name") == "push_forward":
             denoiser = {"name": "push_forward"}
         elif sampler.get("name") == "distributional":
+            if "output" not in sampler:
+                raise ValueError(f"sampler is {sampler}; give output, too")
             denoiser = {"name": "distributional", "output": sampler.pop("output")}
         info = dict(arguments.get("info") or {})
         if "drift_features" in info:

@@ -234,9 +234,8 @@ def _imported(kind: str, path: str) -> Any:
     found = _loaded(kind, path, load)
     home = getattr(found, "__module__", None)
     if path not in _trusted and path not in _known_paths(kind) and not (isinstance(home, str) and within(home, permitted)):
-        raise UserError(
-            f"{path!r} is not defined in {module}, but in {home}; a folder may only name what the allowed module itself defines"
-        )
+        elsewhere = "" if home is None else f", but in {home}"
+        raise UserError(f"{path!r} is not defined in {module}{elsewhere}; a folder may only name what the allowed module itself defines")
     return found
 
 

@@ -48,6 +48,7 @@ class ForeignDenoiser(nn.Module):
     """
 
     draws = "denoiser"
+    needs = ("prediction", "betas")  # that a model's config.json has to name
     forward_methods = ("features",)
 
     def __init__(
