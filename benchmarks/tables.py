@@ -1,4 +1,4 @@
-"""Write the tables of README.md, docs/dmd2.md, docs/drift.md and docs/dddm.md from the result files.
+"""Write the tables of README.md, docs/dmd2.md, docs/drift.md, docs/dddm.md and docs/flows.md from the result files.
 
     python benchmarks/tables.py
 
@@ -285,6 +285,39 @@ def dmd2_steps() -> str:
     return markdown(lines) + source(content, note)
 
 
+def flows(points: bool) -> str:
+    """Consistency models and flow maps by evaluations: on digits, or on the ring."""
+    content = result("flows")
+    runs = [run for run in content["runs"] if ("energy" in run["rows"]["1"]) == points]
+    headings = ["", "training, CPU s"]
+    shown = [("frechet_over_floor", "FD / floor", "{:.2f}"), ("train_distance", "to train", "{:.0%}")]
+    if points:
+        shown = [("modes", "modes", "{:.0f}"), ("inside", "inside", "{:.3f}"), ("energy", "energy distance", "{:.4f}")]
+    counts = list(dict.fromkeys(count for run in runs for count in run["rows"]))
+    headings += [f"{heading}, {count} evaluation{'s' * (count != '1')}" for count in counts for _, heading, _ in shown]
+    lines = [headings]
+    for title in dict.fromkeys(run["title"] for run in runs):
+        group = [run for run in runs if run["title"] == title]
+        some = (
+            ""
+            if len(group) == len({run["training_seed"] for run in runs})
+            else f" (seeds {', '.join(str(r['training_seed']) for r in group)})"
+        )
+        cells = [title + some, ranged([run["cpu_seconds"] for run in group], "{:.0f}")]
+        for count in counts:
+            rows = [run["rows"][count] for run in group if count in run["rows"]]
+            cells += [ranged([row[key] for row in rows], form) if rows else "" for key, _, form in shown]
+        lines.append(cells)
+    seeds = sorted({run["training_seed"] for run in runs})
+    sets = "one set of samples" if points else f"mean of {len(runs[0]['seeds'])} sets of samples"
+    note = f" Mean over training seeds {', '.join(map(str, seeds))}, the range in brackets; n = {runs[0]['n']}, {sets}."
+    if points:
+        note += f" Two exact sets have an energy distance of {runs[0]['floor']:.4f}."
+    else:
+        note += f" The floor, an FD of {runs[0]['floor']:.3f}, is that of the train split. A teacher's own training time is apart."
+    return markdown(lines) + source(content, note)
+
+
 def export_speed() -> str:
     """Onnxruntime beside torch."""
     content = result("export_speed")
@@ -327,8 +360,10 @@ TABLES = {
     "dmd2_steps": dmd2_steps,
     "dmd2_digits": lambda: digits("dmd2_digits"),
     "drift_step": drift_step,
+    "flows": lambda: flows(points=False),
+    "flows_ring": lambda: flows(points=True),
 }
-PAGES = (README, *(README.parent / "docs" / name for name in ("dmd2.md", "drift.md", "dddm.md")))
+PAGES = (README, *(README.parent / "docs" / name for name in ("dmd2.md", "drift.md", "dddm.md", "flows.md")))
 
 
 def main() -> None:
