@@ -2,9 +2,9 @@
 
 This needs revision 034b449, the last of 0.1.0, and is not meant to be run with any other:
 
-    git worktree add --detach /tmp/old 034b449
-    PYTHONPATH=/tmp/old/src OMP_NUM_THREADS=1 python tests/old_runs/make.py
-    git worktree remove /tmp/old
+    git worktree add --detach ../old 034b449
+    PYTHONPATH=../old/src OMP_NUM_THREADS=1 python tests/old_runs/make.py
+    git worktree remove ../old
 
 A run is stopped by a SIGTERM that it sends to itself when it logs step 2. What a resume and a load need is packed into
 NAME/run.tar.xz. Then the run goes on to step 4, and NAME/expected.json keeps how that went.
