@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 def learned(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that `module` learns, by their names in it; a module inside it that tells of its own is asked."""
-    names = {id(parameter): name for name, parameter in reversed(list(_told(module, "")))}  # of two names the first
-    return {name: parameter for name, parameter in _told(module, "") if names[id(parameter)] == name}
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for name, parameter in _told(module, ""):
+        found.setdefault(id(parameter), (name, parameter))  # of two names the first
+    return dict(found.values())
 
 
 def _told(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:
