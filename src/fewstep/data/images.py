@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from fewstep.data.errors import DataError
+from fewstep.data.parts import InMemory
 
 
 @dataclass(frozen=True)
-class ImageData:
+class ImageData(InMemory):
     """A data set in two splits.
 
     Attributes:
@@ -50,25 +51,6 @@ class ImageData:
     def mixture(self) -> None:
         """None: the density of images is not known."""
         return None
-
-    @property
-    def train_size(self) -> int:
-        """Images to train on."""
-        return len(self.train)
-
-    @property
-    def heldout_size(self) -> int:
-        """Images held out."""
-        return len(self.heldout)
-
-    def excerpt(self) -> "ImageData":
-        """All of it: it lies in memory."""
-        return self
-
-    def some(self, num: int, seed: int) -> Tensor:
-        """`num` training images [num, C, H, W], or all if there are fewer, drawn with `seed`, as they are trained on."""
-        rng = torch.Generator().manual_seed(seed)
-        return self.batch(torch.randperm(len(self.train), generator=rng)[:num], rng, torch.device("cpu"))[0]
 
     def images(self, split: str) -> Tensor:
         """All images of split "train" or "heldout", float32 [N, C, H, W] in [-1, 1]."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from fewstep.data.errors import DataError
 from fewstep.data.images import ImageData
 from fewstep.data.items import HALF, Pair, Spec, chance, first_spec, in_words, parted
+from fewstep.data.parts import TwoParts
 from fewstep.data.points import PointData
 from fewstep.data.tables import LABELS
 
@@ -154,22 +155,12 @@ class ForeignData(ABC):
         """Items to train on and held-out ones."""
 
 
-class ItemData(ForeignData):
+class ItemData(TwoParts, ForeignData):
     """Items by number, in two parts: `train` and `heldout`."""
 
     def __init__(self, train: Items, heldout: Items, class_names: tuple[str, ...], flip: bool = False) -> None:
         super().__init__(train.spec, class_names, flip)
         self.train, self.heldout = train, heldout
-
-    @property
-    def train_size(self) -> int:
-        """Items to train on."""
-        return len(self.train)
-
-    @property
-    def heldout_size(self) -> int:
-        """Items held out."""
-        return len(self.heldout)
 
     def some(self, num: int, seed: int) -> Tensor:
         """`num` training items [num, ...], or all if there are fewer, drawn with `seed`, as they are trained on."""

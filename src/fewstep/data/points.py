@@ -11,6 +11,7 @@ from torch import Tensor
 from fewstep.data.density import Density
 from fewstep.data.errors import DataError
 from fewstep.data.mixtures import Mixture
+from fewstep.data.parts import InMemory
 
 
 def check_points(x: Tensor) -> None:
@@ -21,7 +22,7 @@ def check_points(x: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class PointData:
+class PointData(InMemory):
     """Points in two splits, for the training loop.
 
     Attributes:
@@ -62,25 +63,6 @@ class PointData:
     def mixture(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Means [K, D], standard deviations [K] and weights [K], float64, where the density is a mixture of Gaussians; else None."""
         return (self.density.modes, self.density.mode_stds, self.density.mode_weights) if isinstance(self.density, Mixture) else None
-
-    @property
-    def train_size(self) -> int:
-        """Points to train on."""
-        return len(self.train)
-
-    @property
-    def heldout_size(self) -> int:
-        """Points held out."""
-        return len(self.heldout)
-
-    def excerpt(self) -> "PointData":
-        """All of it: it lies in memory."""
-        return self
-
-    def some(self, num: int, seed: int) -> Tensor:
-        """`num` training points [num, D], or all if there are fewer, drawn with `seed`, as they are trained on."""
-        rng = torch.Generator().manual_seed(seed)
-        return self.batch(torch.randperm(len(self.train), generator=rng)[:num], rng, torch.device("cpu"))[0]
 
     def images(self, split: str) -> Tensor:
         """All points of split "train" or "heldout", float32 [N, D]."""
