@@ -276,6 +276,16 @@ def test_half_a_folder_is_not_taken_for_a_whole_one(tmp_path):
     assert [name.name for name in tmp_path.iterdir()] == ["thing"]
 
 
+def test_what_killed_writers_left_is_swept(tmp_path):
+    (tmp_path / "whole").write_bytes(b"theirs")
+    for number in range(2):
+        at_the_change(number, lambda: by_whole_file(tmp_path / "frame"), kill)
+        at_the_change(number, lambda: by_replace_file(tmp_path / "frame"), kill)
+    assert len(list(tmp_path.iterdir())) > 1
+    files.sweep(tmp_path)
+    assert tree(tmp_path) == {"whole": b"theirs"}
+
+
 def test_a_new_folder_takes_the_place_of_nothing_that_holds_something(tmp_path):
     path = tmp_path / "deep" / "thing"
 
@@ -306,13 +316,13 @@ def test_only_a_new_or_an_empty_folder_is_free(tmp_path):
 def test_the_ground_is_light(tmp_path):
     code = "import sys, json, fewstep.files; print(json.dumps(list(sys.modules)))"
     found = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    assert {name for name in found if name.startswith("fewstep")} == {"fewstep", "fewstep.errors", "fewstep.files"}
+    assert {name for name in found if name.startswith("fewstep")} == {"fewstep", "fewstep.errors", "fewstep.files", "fewstep.version"}
     assert not {"torch", "numpy", "yaml", "pydantic"} & set(found)
 
 
 def test_no_other_file_writes_so_by_itself():
-    """Nothing else in the package renames, syncs or makes temporary folders; only the dashboard has its own way still."""
+    """Nothing else in the package renames, syncs or makes temporary folders."""
     words = ("os.replace", "os.rename", ".rename(", "fsync", "TemporaryDirectory", '.partial"')
     texts = {path.name: path.read_text() for path in Path(files.__file__).parent.rglob("*.py")}
     found = {name for name, text in texts.items() if any(word in text for word in words)}
-    assert found - {"dashboard.py"} == {"files.py"}
+    assert found == {"files.py"}

@@ -131,5 +131,11 @@ def recover_folder(path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove the files in `folder` that killed writers had not finished; no one may be writing there. Raises OSError."""
+    for path in folder.glob(f"*{PARTIAL}"):
+        path.unlink()
+
+
 def _beside(path: Path, mark: str = "") -> Path:
     return path.with_name(f".{path.name}{mark}{PARTIAL}")

@@ -1,14 +1,15 @@
 """The frames on disk, the readings in them, and the loop that is made of them at the end."""
 
 import contextlib
+import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fewstep.files import replace_file
 from fewstep.viz.dashboard.scene import GRID, HEIGHT, INK, MODES, ORANGE, SAMPLE, SOFT, WIDTH, Reading
 
 GIF_FRAMES, GIF_BYTES, GIF_SECONDS, GIF_HOLD = 60, 4_000_000, 8.0, 1.5  # at most; the last frame's seconds are among them
@@ -47,7 +48,6 @@ def make_gif(pictures: Sequence[Path], path: Path) -> None:
     chosen = [pictures[i] for i in sorted({round(i) for i in np.linspace(0, len(pictures) - 1, min(len(pictures), GIF_FRAMES))})]
     each = int(np.clip((GIF_SECONDS - GIF_HOLD) / max(1, len(chosen) - 1), 0.02, 0.25) * 100) * 10
     durations = [each] * (len(chosen) - 1) + [int(GIF_HOLD * 1000)]
-    partial = path.with_name(path.name + ".partial")
     for width in (1200, 1000, 800, 600):
 
         def small(picture: Path, size: tuple[int, int] = (width, round(width * HEIGHT / WIDTH))) -> Image.Image:
@@ -62,10 +62,11 @@ def make_gif(pictures: Sequence[Path], path: Path) -> None:
         for image in indexed:
             image.putpalette(colours.ravel().tolist())
         first, *rest = indexed
-        first.save(partial, format="gif", save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
-        if partial.stat().st_size < GIF_BYTES:
+        content = io.BytesIO()
+        first.save(content, format="gif", save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
+        if content.tell() < GIF_BYTES:
             break
-    os.replace(partial, path)
+    replace_file(path, content.getvalue())
 
 
 def _colours(image: Any) -> np.ndarray:

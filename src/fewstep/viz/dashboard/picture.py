@@ -1,12 +1,13 @@
 """The picture of a scene at one step: a header, three squares of the plane, and below them the curves over the steps."""
 
+import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from fewstep.files import replace_file
 from fewstep.viz.dashboard.charts import Coverage, Loss, Shares
 from fewstep.viz.dashboard.scene import BLUE, DPI, GRID, INK, Frame, Reading, Scene
 from fewstep.viz.dashboard.sheet import Sheet
@@ -49,17 +50,17 @@ class Picture:
         """Write what `show` drew to `path` (PNG), which either appears whole or not at all; `readings` go into the file."""
         from PIL import Image, PngImagePlugin
 
-        partial = path.with_name(path.name + ".partial")
+        content = io.BytesIO()
         if dpi == DPI:
             text = PngImagePlugin.PngInfo()
             rows = [(r.step, None if r.shares is None else np.asarray(r.shares, np.float64).tolist(), r.inside) for r in readings]
             text.add_text("readings", json.dumps(rows))
             pixels = np.asarray(self.sheet.canvas.buffer_rgba())[..., :3]
-            Image.fromarray(np.ascontiguousarray(pixels)).save(partial, format="png", compress_level=1, pnginfo=text)
+            Image.fromarray(np.ascontiguousarray(pixels)).save(content, format="png", compress_level=1, pnginfo=text)
         else:
-            self.sheet.figure.savefig(partial, format="png", dpi=dpi)
+            self.sheet.figure.savefig(content, format="png", dpi=dpi)
             self.sheet.background = None
-        os.replace(partial, path)
+        replace_file(path, content.getvalue())
 
 
 class Header:

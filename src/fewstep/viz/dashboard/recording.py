@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fewstep import files
 from fewstep.viz.dashboard.animation import make_gif, saved_frames, step_of
 from fewstep.viz.dashboard.messages import pack
 from fewstep.viz.dashboard.process import SAYS, say, start, window_wanted
@@ -51,8 +52,9 @@ class Dashboard:
         """
         assert self.thread is None, "forget_after comes before the first record"
         stale = [path for path in saved_frames(self.frames) if step_of(path) > step]
-        for path in [*stale, *self.frames.glob("*.partial")]:
+        for path in stale:
             path.unlink()
+        files.sweep(self.frames)
         if stale:
             for name in ("dashboard.gif", "dashboard.png"):
                 (self.folder / name).unlink(missing_ok=True)
