@@ -292,7 +292,7 @@ def flows(points: bool) -> str:
     headings = ["", "training, CPU s"]
     shown = [("frechet_over_floor", "FD / floor", "{:.2f}"), ("train_distance", "to train", "{:.0%}")]
     if points:
-        shown = [("modes", "modes", "{:.0f}"), ("inside", "inside", "{:.3f}"), ("energy", "energy distance", "{:.4f}")]
+        shown = [("modes", "modes", "{:.0f}"), ("inside", "inside", "{:.3f}"), ("energy", "energy distance", "{:z.4f}")]
     counts = list(dict.fromkeys(count for run in runs for count in run["rows"]))
     headings += [f"{heading}, {count} evaluation{'s' * (count != '1')}" for count in counts for _, heading, _ in shown]
     lines = [headings]

@@ -211,6 +211,28 @@ def test_the_discrete_loss_by_hand(taught, guidance):
     torch.testing.assert_close(loss(method, data).loss, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_teacher_s_heun_step_aims_where_its_two_slopes_point_together():
+    s = settings(teacher="runs/teacher", solver="heun", gap_k=0.0, first_stage=2, anchor=0.3)
+    guide = teacher()
+    method = FlowMap(s, student(3), 600, guide)
+    net, data = method.networks["student"].eval(), batch(3)
+    sigma, x, rho = drawn_by_hand(s, data.x)
+    low = torch.maximum(0.75 * sigma, rho)
+    share = expand_like(low / sigma, x)
+    with torch.no_grad():
+        first = guide.denoiser(x, sigma, data.label)
+        euler = share * x + (1 - share) * first
+        second = guide.denoiser(euler, low, data.label)
+        slope = ((x - first) / expand_like(sigma, x) + (euler - second) / expand_like(low, x)) / 2
+        x_s = x + expand_like(low - sigma, x) * slope
+        lam = expand_like(share_of_estimate(sigma, low, rho), x)
+        aim = x - expand_like(sigma, x) * slope
+        target = torch.where(expand_like(low > rho, x), lam * aim + (1 - lam) * net(x_s, low, data.label, rho), aim)
+    weight = discrete_weight(sigma, low, rho, 0.5)
+    expected = (weight * (net(x, sigma, data.label, rho) - target).square().flatten(1).mean(1)).mean()
+    torch.testing.assert_close(loss(method, data).loss, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_its_own_estimate_is_learned_from_the_items_and_followed_elsewhere():
     """velocity "own": at rho = sigma the target is the item itself, below it is what the student makes of it there."""
     s = settings(gap_k=0.0, first_stage=0, velocity="own", anchor=0.5)
@@ -319,6 +341,9 @@ def test_stages_are_a_matter_of_the_discrete_form():
         ({"first_level": 40.0}, "must be sigma_max 30.0 at most"),
         ({"velocity": "teacher"}, "there is none"),
         ({"velocity": "own"}, "anchor is 0"),
+        ({"solver": "heun"}, "solver is 'heun', by which a teacher steps"),
+        ({"solver": "heun", "teacher": "runs/teacher", "form": "derivative"}, "solver is 'heun', by which a teacher steps"),
+        ({"solver": "heun", "teacher": "runs/teacher", "velocity": "data"}, "solver is 'heun', by which a teacher steps"),
         ({"guidance_scale": 2.0}, "no label is ever hidden"),
         ({"sigma_min": 50.0}, "must be below"),
     ],

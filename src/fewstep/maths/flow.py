@@ -40,15 +40,19 @@ def towards(x: Tensor, target: Tensor, sigma: Tensor, s: Tensor) -> Tensor:
     return target + expand_like(s / sigma, x) * (x - target)
 
 
-def ode_step(denoise: Denoise, x: Tensor, sigma: Tensor, s: Tensor, second_order: bool = False) -> Tensor:
-    """The probability flow from `sigma` down to `s` [B], like `x` [B, ...]: one step of Euler's, or of Heun's method where s is not 0.
+def step_aim(denoise: Denoise, x: Tensor, sigma: Tensor, s: Tensor, second_order: bool = False) -> Tensor:
+    """What one step of the flow from `sigma` down to `s` [B] aims at, like `x` [B, ...]: ``x - sigma v``, v by Euler's or by Heun's method.
 
-    With s = 0 it is Euler's, which lands on ``D(x, sigma)`` itself.
+    Euler's aims at ``D(x, sigma)``, and so does Heun's where s is 0.
     """
     x0 = denoise(x, sigma)
-    y = towards(x, x0, sigma, s)
     if not second_order:
-        return y
-    low = s.clamp(min=1e-3)
-    slope = (x - x0) / expand_like(sigma, x) + (y - denoise(y, low)) / expand_like(low, x)
-    return torch.where(expand_like(s, x) > 1e-3, x + expand_like(s - sigma, x) * slope / 2, y)
+        return x0
+    y, low = towards(x, x0, sigma, s), s.clamp(min=1e-3)
+    slope = ((x - x0) / expand_like(sigma, x) + (y - denoise(y, low)) / expand_like(low, x)) / 2
+    return torch.where(expand_like(s, x) > 1e-3, x - expand_like(sigma, x) * slope, x0)
+
+
+def ode_step(denoise: Denoise, x: Tensor, sigma: Tensor, s: Tensor, second_order: bool = False) -> Tensor:
+    """The probability flow from `sigma` down to `s` [B], like `x` [B, ...]: one step towards `step_aim`."""
+    return towards(x, step_aim(denoise, x, sigma, s, second_order), sigma, s)

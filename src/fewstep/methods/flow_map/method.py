@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fewstep.denoisers import Guided, PreconditionedDenoiser
 from fewstep.denoisers.two_time import CONDITION
 from fewstep.generator import Generator
-from fewstep.maths.flow import folded_lognormal, stage_gap, towards
+from fewstep.maths.flow import folded_lognormal, stage_gap, step_aim, towards
 from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.methods.base import Alarm, Batch, Given, LossOutput, Networks, exact_denoiser
 from fewstep.methods.flow_map.equations import (
@@ -117,11 +117,11 @@ class FlowMap(SelfTaught):
         sigma = folded_lognormal(len(x0), s.sigma_mean, s.sigma_std, s.sigma_min, s.sigma_max, rng, x0.device)
         x = x0 + expand_like(sigma, x0) * torch.randn(x0.shape, generator=rng, device=x0.device)
         rho = drawn_rho(sigma, sigma_data, s.zero, s.anchor, rng)
-        x0_hat = self._estimate(networks, x0, x, sigma, rho, label)
+        gap = stage_gap(sigma, self.stage, s.gap_k, s.gap_b)
+        low = torch.maximum(sigma * (1 - gap), rho)
+        x0_hat = self._estimate(networks, x0, x, sigma, low, rho, label)
         terms = {}
         if s.form == "discrete":
-            gap = stage_gap(sigma, self.stage, s.gap_k, s.gap_b)
-            low = torch.maximum(sigma * (1 - gap), rho)
             target = self._discrete_target(networks, x, x0_hat, sigma, low, rho, label)
             weight = discrete_weight(sigma, low, rho, sigma_data)
             terms["gap"] = gap.mean()
@@ -132,15 +132,16 @@ class FlowMap(SelfTaught):
         return LossOutput(loss, {"flow": loss.detach(), **terms})
 
     @torch.no_grad()
-    def _estimate(self, networks: Networks, x0: Tensor, x: Tensor, sigma: Tensor, rho: Tensor, label: Tensor | None) -> Tensor:
-        """MATHS' A, like `x`: where the flow at `x` points, guided if it is to be.
+    def _estimate(self, networks: Networks, x0: Tensor, x: Tensor, sigma: Tensor, s: Tensor, rho: Tensor, label: Tensor | None) -> Tensor:
+        """MATHS' A, like `x`: where the flow at `x` points, guided if it is to be; of a teacher's Heun step to `s`, by both its slopes.
 
         The student's own estimate is learned where it denoises, at rho = sigma, from the items themselves. The derivative form takes it for
         the slope alone (iMF), see `_derivative_target`.
         """
         w = self.settings.guidance_scale
         if self.velocity == "teacher":
-            return Guided.of(networks["teacher"], w)(x, sigma, label)
+            teacher = Guided.of(networks["teacher"], w)
+            return step_aim(lambda y, level: teacher(y, level, label), x, sigma, s, self.settings.solver == "heun")
         if self.velocity == "own" and self.settings.form == "discrete":
             own = networks["student"](x, sigma, label, sigma)
             x0 = torch.where(expand_like(rho < sigma, x), own, x0)

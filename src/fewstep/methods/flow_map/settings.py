@@ -19,6 +19,9 @@ class FlowMapSettings(SelfTaughtSettings):
         description="what the flow's slope is taken from: the noised item (MeanFlow), the student's own estimate (iMF), the teacher (AYF); "
         "auto is the teacher where there is one, else the data",
     )
+    solver: Literal["euler", "heun"] = Field(
+        "euler", description="how the teacher steps in form discrete; heun asks it twice, and errs less while the gap is wide"
+    )
     derivative: Literal["auto", "jvp", "difference"] = Field(
         "auto", description="of form derivative: by torch.func.jvp, or a central difference; auto is the former where the network allows it"
     )
@@ -53,6 +56,8 @@ class FlowMapSettings(SelfTaughtSettings):
             )
         if self.velocity == "teacher" and self.teacher is None:
             raise ValueError("velocity is 'teacher', but there is none; name it in teacher, or leave velocity at 'auto'")
+        if self.solver == "heun" and (self.teacher is None or self.form == "derivative" or self.velocity not in ("auto", "teacher")):
+            raise ValueError("solver is 'heun', by which a teacher steps in form discrete; give a teacher for the slope, or use 'euler'")
         if self.guidance_scale != 1.0 and not self.label_dropout and self.velocity != "teacher" and self.teacher is None:
             raise ValueError(f"guidance_scale is {self.guidance_scale}, but no label is ever hidden; give label_dropout, such as 0.1")
         return self
