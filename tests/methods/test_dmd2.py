@@ -370,7 +370,7 @@ def test_turns_are_declared_as_published(make_method):
     assert (guidance.name, guidance.every, guidance.trains) == ("guidance", 1, ("fake", "head"))
     assert (generator.optimizer.warmup, guidance.optimizer.warmup) == (3, 0)
     assert guidance.optimizer is method.settings.guidance_optimizer
-    assert (generator.scales, guidance.scales) == ({"centres": 4.0, "embeddings": 4.0}, {})
+    assert (generator.scales, guidance.scales) == ({}, {})  # for a U-Net has no tables
 
 
 @pytest.mark.parametrize("name", ["dmd", "sid"])
@@ -465,10 +465,15 @@ def test_what_ships_is_a_one_step_generator_of_the_weights_given(make_method):
 # --- a student of its own, a closed form for a teacher --------------------------------------------------------------------
 
 
-def push_forward_student(num_classes=3):
+def push_forward_student(num_classes=3, **changes):
     torch.manual_seed(3)
-    network = {"name": "latent_mlp", "widths": [16], "latent": 5, "embedding": 4}
+    network = {"name": "latent_mlp", "widths": [16], "latent": 5, "embedding": 4, **changes}
     return Generator((1, 8, 8), num_classes, 0.5, network, {"name": "push_forward"}, {"mine": 1}, {"name": "push_forward"})
+
+
+def test_tables_of_a_student_learn_at_their_own_rate(make_method):
+    generator, guidance = make_method(student=push_forward_student(name="coded_mlp", bits=2), table_scale=4.0).turns
+    assert (generator.scales, guidance.scales) == ({"centres": 4.0, "embeddings": 4.0}, {})
 
 
 def test_student_is_trained_in_place_from_noise_of_its_own_shape(make_method):

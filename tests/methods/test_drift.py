@@ -394,10 +394,17 @@ def test_one_network_learns_in_one_turn():
     method = make(optimizer=optimizer, table_scale=4.0)
     (turn,) = method.turns
     assert (turn.name, turn.trains, turn.every, method.ships) == ("generator", ("generator",), 1, "generator")
-    assert (turn.optimizer, turn.scales) == (optimizer, {"centres": 4.0, "embeddings": 4.0})
+    assert (turn.optimizer, turn.scales) == (optimizer, {})
     assert method.networks == {"generator": method.generator.denoiser}
     method.loss("generator", method.networks, Batch(normal(NUM, 2)), seeded(), {}).loss.backward()
     assert all(p.grad.abs().sum() > 0 for p in method.networks["generator"].parameters())
+
+
+def test_tables_of_the_network_learn_at_their_own_rate():
+    coded = {"name": "coded_mlp", "widths": [8], "latent": 4, "bits": 2, "embedding": 2}
+    generator = Generator((2,), None, 1.0, coded, {"name": "push_forward"}, None, {"name": "push_forward"})
+    (turn,) = drift(generator, table_scale=4.0).turns
+    assert turn.scales == {"centres": 4.0, "embeddings": 4.0}
 
 
 @pytest.mark.parametrize(

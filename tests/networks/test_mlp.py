@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from fewstep.denoisers import PreconditionedDenoiser
-from fewstep.methods.dmd2.method import TABLES as DISTILLED
-from fewstep.methods.drift.method import TABLES as DRIFTED
+from fewstep.networks import tables_of
 from fewstep.networks.heads import feature_shapes
 from fewstep.networks.mlp.network import GAINS, MLP, CodedMLP, LatentMLP
 
@@ -140,8 +139,7 @@ def test_x_jumps_on_the_hyperplanes_of_coded_coordinates_and_on_no_others():
 def test_each_class_learns_its_own_tables():
     network = coded(num_classes=3)
     network(normal(200, LATENT), torch.ones(200, dtype=torch.long)).square().sum().backward()
-    assert DISTILLED == DRIFTED  # what methods call the tables, and let learn at a rate of their own
-    for table in DRIFTED:
+    for table in tables_of(coded()):
         gradient = dict(network.named_parameters())[table].grad.abs().sum(1).view(3, 8)
         assert (gradient[1] > 0).all()
         assert gradient[0].sum() == gradient[2].sum() == 0
@@ -259,3 +257,11 @@ def test_without_xi_a_network_is_as_it_was():
     without.load_state_dict({name: p for name, p in with_xi.state_dict().items() if name != "from_xi.weight"})
     torch.testing.assert_close(with_xi(x, c_noise, label, xi=torch.zeros(6, 2, 5))[:, 1], without(x, c_noise, label))
     assert (without.xi_shape, with_xi.xi_shape) == ((0,), (5,))
+
+
+def test_a_network_says_which_of_its_parameters_are_tables():
+    assert tables_of(coded(num_classes=3)) == ("centres", "embeddings")
+    assert tables_of(nn.Sequential(nn.Linear(2, 2), coded())) == ("centres", "embeddings")
+    assert tables_of(nn.Linear(2, 2)) == ()
+    rows = {name: getattr(coded(num_classes=3), name).shape[0] for name in tables_of(coded())}
+    assert rows == {"centres": 3 * 2**BITS, "embeddings": 3 * 2**BITS}

@@ -14,14 +14,15 @@ What a denoiser's network can be given besides, it names in its settings' ``take
                 first, so that a network without one can give it its weights
     features    a method ``features(x, c_noise, label, levels)`` and an attribute ``feature_shapes``
 
-A method ``zero_output()``, where there is one, makes an untrained network silent.
+A method ``zero_output()``, where there is one, makes an untrained network silent. An attribute ``tables`` names the parameters of which one
+item teaches a row alone, and which a method may have learn faster.
 """
 
 from typing import Any
 
 from fewstep.sections import NetworkSettings
 
-__all__ = ["NetworkSettings", "make_network", "num_parameters"]
+__all__ = ["NetworkSettings", "make_network", "num_parameters", "tables_of"]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,3 +29,8 @@ def make_network(config: Mapping[str, Any], shape: tuple[int, ...], num_classes:
 def num_parameters(module: nn.Module) -> int:
     """Number of parameters of `module`, trainable or frozen."""
     return sum(p.numel() for p in module.parameters())
+
+
+def tables_of(module: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters of which one item teaches a row alone, as the networks in `module` tell in their attribute ``tables``."""
+    return tuple(dict.fromkeys(name for part in module.modules() for name in getattr(part, "tables", ())))

@@ -30,10 +30,9 @@ from fewstep.methods.base import Alarm, Batch, Given, LossOutput, Method, Networ
 from fewstep.methods.dmd2.critic import Critic
 from fewstep.methods.dmd2.settings import DMD2Settings
 from fewstep.methods.dmd2.steps import StudentSteps, student_levels
+from fewstep.networks import tables_of
 from fewstep.networks.heads import LevelHeads, feature_shapes
 from fewstep.networks.mlp.settings import MLPSettings
-
-TABLES = ("centres", "embeddings")  # of a coded latent: one row learns from one item in 2^bits, and so needs a higher rate
 
 
 class DMD2(Method):
@@ -99,7 +98,7 @@ class DMD2(Method):
                 ("generator",),
                 settings.generator_optimizer,
                 settings.dfake_gen_update_ratio,
-                dict.fromkeys(TABLES, settings.table_scale),
+                dict.fromkeys(tables_of(self.networks["generator"]), settings.table_scale),
             ),
             Turn("guidance", guidance, settings.guidance_optimizer),
         )

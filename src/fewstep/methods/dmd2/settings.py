@@ -43,7 +43,9 @@ class DMD2Settings(Grid, TaughtSettings):
     fake_max_step_percent: Fraction = Field(1.0, description="as max_step_percent, of the fake network's loss")
     generator_optimizer: DMD2Optimizer = Field(default_factory=DMD2Optimizer)
     guidance_optimizer: DMD2Optimizer = Field(default_factory=DMD2Optimizer, description="of the fake network, with the heads")
-    table_scale: PositiveFloat = Field(10.0, description="how many times as fast the tables of a coded latent learn")
+    table_scale: PositiveFloat = Field(
+        10.0, description="how many times as fast the tables of a network learn, such as those of a coded latent"
+    )
     fake_widths: list[PositiveInt] = Field([256, 256, 256], min_length=1, description="of the fake network, beside an exact teacher")
     reuse_generator_batch: bool = Field(True, description="the fake network learns from the generator turn's samples, where there are any")
     gan: bool = Field(False, description="add the adversarial heads")

@@ -24,8 +24,7 @@ from fewstep.maths.matching import drift_field, drifting_loss, toy_drift_field
 from fewstep.methods.base import Alarm, Batch, Data, Given, LossOutput, Method, Networks, Ramp, Turn
 from fewstep.methods.drift.features import features_named
 from fewstep.methods.drift.settings import DriftSettings
-
-TABLES = ("centres", "embeddings")  # of a coded latent: one row learns from one item in 2^bits, and so needs a higher rate
+from fewstep.networks import tables_of
 
 
 class Drift(Method):
@@ -91,7 +90,7 @@ class Drift(Method):
         self.kernel = "laplace" if self.field_name in ("toy", "drifting") else settings.kernel
         self.kept: tuple[Tensor, Tensor | None] | None = None
         self.networks = {"generator": generator.denoiser}
-        scales = dict.fromkeys(TABLES, settings.table_scale)
+        scales = dict.fromkeys(tables_of(generator.denoiser), settings.table_scale)
         self.turns = (Turn("generator", ("generator",), settings.optimizer, scales=scales),)
         self.updates = 0
 

@@ -40,7 +40,9 @@ class DriftSettings(MethodSettings):
     memory: NonNegativeInt = Field(
         0, description="so many of the last real samples attract, where that is more than a batch; forgotten when a run is resumed"
     )
-    table_scale: PositiveFloat = Field(10.0, description="how many times as fast the tables of a coded latent learn")
+    table_scale: PositiveFloat = Field(
+        10.0, description="how many times as fast the tables of a network learn, such as those of a coded latent"
+    )
 
     roles: ClassVar = ("map",)
     draws_power: ClassVar = True

@@ -153,6 +153,8 @@ class CodedMLP(nn.Module):
 
     """
 
+    tables = ("centres", "embeddings")  # one item in 2^bits is of a row
+
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -163,7 +165,7 @@ class CodedMLP(nn.Module):
         embedding: int = 16,
         activation: str = "silu",
         gain: float = 0.1,
-        spread: float = 2.0,
+        spread: float = 1.0,
     ) -> None:
         super().__init__()
         if not 0 < bits < latent:
