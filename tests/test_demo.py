@@ -118,6 +118,16 @@ def test_the_contact_sheet_shows_real_digits_and_three_ways_to_sample(first):
         assert (pixels[number * block : number * block + caption] < 100).sum() > 200  # a title and its figures
 
 
+def test_a_run_beside_is_no_part_of_the_picture(first, tmp_path):
+    """Its row may be of another shape and number of steps: of this demo's generators none draws it."""
+    out = shutil.copytree(first[0], tmp_path / "demo")
+    results = json.loads((out / "student" / "results.json").read_text())
+    before = (out / "demo.png").read_bytes()
+    beside = {**results["rows"]["student, 1 evaluation"], "role": "beside", "run": "other", "steps": 7}
+    demo.draw(out, {**results, "rows": {**results["rows"], "other: student, 7 evaluations": beside}})
+    assert (out / "demo.png").read_bytes() == before
+
+
 def test_a_second_call_only_shows_it(again, first):
     before = snapshot(first[0])
     outcome, calls = again()

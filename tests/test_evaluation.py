@@ -167,7 +167,12 @@ def test_results_of_one_protocol_stand_in_one_table(done, mistake, run, tmp_path
     out = done("evaluate", run, "-n", 60, "--steps", 1, "--beside", other).out
     rows = results(run)["rows"]
     assert list(rows) == ["real train split", "teacher, 1 evaluation", f"{other}: teacher, 1 evaluation"]
-    assert rows[f"{other}: teacher, 1 evaluation"] == {**results(other)["rows"]["teacher, 1 evaluation"], "run": str(other)}
+    assert rows[f"{other}: teacher, 1 evaluation"] == {
+        **results(other)["rows"]["teacher, 1 evaluation"],
+        "role": "beside",
+        "run": str(other),
+    }
+    assert [row["role"] for row in rows.values()] == ["floor", "own", "beside"]
     assert f"{other}: teacher, 1 evaluation" in out
     before = (run / "results.json").read_bytes()
     message = mistake("evaluate", run, "-n", 70, "--steps", 1, "--beside", other)

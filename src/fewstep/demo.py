@@ -9,6 +9,7 @@ from typing import Any
 from fewstep.errors import UserError
 from fewstep.evaluation import evaluate, run_recipe, table
 from fewstep.generator import load
+from fewstep.metrics.rows import row_roles
 from fewstep.recipe import load_recipe, resolved
 from fewstep.run import train_recipe
 from fewstep.training.checkpoint import checkpoints
@@ -67,11 +68,12 @@ def draw(out: Path, results: dict[str, Any], per_class: int = 4) -> None:
     assert heldout_label is not None
     taken = {k: iter((heldout_label == k).nonzero().flatten().tolist()) for k in range(10)}
     real = heldout[[next(taken[k]) for k in labels]]
-    pictures = {"real train split": real}
-    for name, row in results["rows"].items():
-        if name != "real train split":
-            model = teacher if name.startswith("teacher") else student
-            pictures[name] = model.sample(len(labels), labels, seed=0, steps=row["steps"])
+    pictures, models = {}, {"teacher": teacher, "own": student}
+    for name, role in row_roles(results).items():
+        if role == "floor":
+            pictures[name] = real
+        elif role in models:
+            pictures[name] = models[role].sample(len(labels), labels, seed=0, steps=results["rows"][name]["steps"])
     blocks = []
     for name, images in pictures.items():
         row = results["rows"][name]

@@ -29,6 +29,7 @@ from fewstep.measurement import (
 from fewstep.metrics.figures import FIGURES
 from fewstep.metrics.point_suite import PointSuite
 from fewstep.metrics.protocol import PRESETS, Preset, departures, differences
+from fewstep.metrics.rows import row_roles
 from fewstep.metrics.suite import FEWEST, Suite
 from fewstep.recipe import Recipe, validated
 from fewstep.run import choose_threads
@@ -120,20 +121,21 @@ def _evaluate(
     floor = (
         "exact samples" if points and isinstance(data, PointData) and data.density else "held-out half" if points else _floor_name(suite)
     )
-    rows: dict[str, Row] = {floor: dict(suite.floor_row())}
+    rows: dict[str, Row] = {floor: {"role": "floor", **suite.floor_row()}}
     for name, model in models.items():
         model.to(device)
         for count in counts[name]:
             title = heading(name, model.evaluations(count))
             say(f"measuring {title}")
+            role = "own" if model is generator else "teacher"
             if preset is not None:
                 assert isinstance(suite, Suite)
-                rows[title] = measure_by(preset, suite, model, num, count)
+                rows[title] = {"role": role, **measure_by(preset, suite, model, num, count)}
             else:
-                rows[title] = measure(suite, model, num, seed, count, slow=True)
+                rows[title] = {"role": role, **measure(suite, model, num, seed, count, slow=True)}
     for other, theirs in others.items():
-        mine = {title: row for title, row in theirs["rows"].items() if title != theirs.get("floor_of") and "run" not in row}
-        rows |= {f"{other}: {title}": {**row, "run": str(other)} for title, row in mine.items()}
+        mine = [title for title, role in row_roles(theirs).items() if role in ("teacher", "own")]
+        rows |= {f"{other}: {title}": {**theirs["rows"][title], "role": "beside", "run": str(other)} for title in mine}
     results = {
         "recipe": f"{recipe.method.name}/{data.name}",
         "data": data.name,
@@ -190,7 +192,7 @@ def _floor_name(suite: Suite | PointSuite) -> str:
 def _warnings(protocol: Mapping[str, Any], rows: Mapping[str, Row], recipe: Recipe) -> list[str]:
     """What a reader of the figures must know; nothing about points, whose measures have no bias to speak of."""
     found = []
-    biases = [row["frechet_bias"] for row in rows.values() if "frechet_bias" in row and "run" not in row]
+    biases = [row["frechet_bias"] for row in rows.values() if "frechet_bias" in row and row["role"] != "beside"]
     if biases and protocol["n"] < FEWEST:
         low, high = min(biases), max(biases)
         size = f"{high:.3g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.3g} to {high:.3g}"

@@ -335,7 +335,8 @@ def test_the_fields_that_the_hub_reads():
     """Written out by hand; what is not known is no field, and a row's costs and errors are no metrics."""
     points = made({"name": "mlp", "widths": [8]}, (2,), sampler=steps(2), info={"method": "dmd2"})
     row = {"steps": 2, "evaluations": 2, "energy": 0.25, "energy_error": 0.1, "variance": math.nan, "images_per_second": 9.0}
-    results = {"rows": {"floor": {"energy": 0.0}, "dmd2": row}, "data": "ring", "n": 40, "seed": 0, "reference": "r", "features": "f"}
+    results = {"rows": {"floor": {"energy": 0.0}, "dmd2": row}, "floor_of": "floor", "data": "ring", "n": 40}
+    results |= {"seed": 0, "reference": "r", "features": "f"}
     tags = ["fewstep", "few-step-generation", "onnx", "dmd2"]
     fields = {"license": "mit", "library_name": "onnx", "tags": tags}
     written = model_card(points, "onnx", "ring", "MIT", 0.0)
@@ -351,6 +352,29 @@ def test_the_fields_that_the_hub_reads():
     assert "| dmd2 | 0.25 |" in written.text
 
 
+def rows_of(*, told, **energies):
+    """Rows of results.json by title, at two steps; with roles, or as version 0.1.0 wrote them."""
+    roles = {"floor": "floor", "teacher, 2 evaluations": "teacher", "student, 2 evaluations": "own", "student, 1 evaluation": "own"}
+    rows = {}
+    for title, role in roles.items():
+        rows[title] = {"energy": energies[role], "steps": 1 if "1 eval" in title else 2} | ({"role": role} if told else {})
+    rows["student, 1 evaluation"]["energy"] = energies["once"]
+    beside = {"energy": 9.0, "steps": 2, "run": "/home/me/other"} | ({"role": "beside"} if told else {})
+    return {"rows": {**rows, "/home/me/other: student, 2 evaluations": beside}, "floor_of": "floor", "data": "ring", "n": 40}
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["with roles", "of 0.1.0"])
+@pytest.mark.parametrize(("count", "energy"), [(2, 0.25), (1, 0.5), (3, None)])
+def test_the_card_has_the_figures_of_its_own_generator_at_its_own_steps(count, energy, told):
+    points = made({"name": "mlp", "widths": [8]}, (2,), sampler=steps(count), info={"method": "dmd2"})
+    results = rows_of(told=told, floor=0.0, teacher=0.1, own=0.25, once=0.5) | {"seed": 0, "reference": "r", "features": "f"}
+    found = model_card(points, "onnx", "ring", "MIT", 0.0, results=results)
+    assert [result.metric_value for result in found.data.eval_results or []] == ([] if energy is None else [energy])
+    assert "other" not in str(found)  # another run's folder is nobody's business
+    assert ("| student, 2 evaluations | 0.25 |" in str(found)) == (energy is not None)
+    assert ("Not measured at 3 steps" in str(found)) == (energy is None)
+
+
 def test_a_licence_cannot_be_taken_off_weights(mistake, tmp_path):
     model = saved(tmp_path, network=ONE_LEVEL, info={"licence": "CC BY-NC-SA 4.0"})
     said = mistake("export", model, "--format", "diffusers", "--out", tmp_path / "out", "--licence", "mit")
@@ -362,6 +386,8 @@ def test_the_card_says_what_was_trained_and_measured(done, student_run, tmp_path
     run = tmp_path / "run"
     shutil.copytree(student_run, run, ignore=shutil.ignore_patterns("checkpoints"))
     done("evaluate", run, "-n", "20")
+    other = shutil.copytree(run, tmp_path / "other")
+    done("evaluate", run, "-n", "20", "--beside", other)
     results = json.loads((run / "results.json").read_text())
     done("export", run, "--format", "diffusers", "--out", tmp_path / "out")
     made_card = card(tmp_path / "out")
@@ -384,7 +410,8 @@ def test_the_card_says_what_was_trained_and_measured(done, student_run, tmp_path
     assert "20 samples (seed 0) against 360 held-out images" in made_card.text
     lines = [line.split("|")[1:-1] for line in made_card.text.splitlines() if line.startswith("|")]
     assert {len(line) for line in lines} == {len(values) + 1}
-    assert [line[0].strip() for line in lines[2:]] == list(results["rows"])
+    assert [line[0].strip() for line in lines[2:]] == [title for title, row in results["rows"].items() if row["role"] != "beside"]
+    assert str(other) not in str(made_card)
 
     # a run that was trained on since: its figures are another generator's
     (run / "results.json").write_text(json.dumps(results | {"step": 3}))

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fewstep.generator import Generator
 from fewstep.metrics.figures import BY_KEY
+from fewstep.metrics.rows import row_roles
 from fewstep.networks.base import num_parameters
 from fewstep.version import __version__
 
@@ -36,7 +37,7 @@ def model_card(
     """The card of `generator` exported as `form` ("diffusers" or "onnx") under `name`.
 
     `licence` is any name, None where it was not stated; `difference` the largest one to ``Generator.sample`` that was found, in [-1, 1];
-    `recipe` and `results` the contents of recipe.yaml and results.json, whose last row is this generator's.
+    `recipe` and `results` the contents of recipe.yaml and results.json, of which the figures at this generator's number of steps are shown.
     """
     steps, info = generator.default_steps(), generator.info
     counted = "one step" if steps == 1 else f"{steps} steps"
@@ -59,7 +60,7 @@ def model_card(
         "\nChecked when it was written: from the same noise, samples agree with `Generator.sample` of fewstep "
         f"to {difference:.1e} in every {unit}.\n"
     )
-    lines += ["## Quality\n", *_table(results)]
+    lines += ["## Quality\n", *_table(results, steps)]
     lines += ["\n## Licence\n", _licence_text(licence)]
     if recipe:
         text = yaml.safe_dump(_public(recipe), sort_keys=False, allow_unicode=True).rstrip()
@@ -83,7 +84,7 @@ def card_data(generator: Generator, form: str, name: str, licence: str | None, r
     """The fields of the card that the Hub reads."""
     identifier = None if licence is None else licence.strip().lower().replace(" ", "-")
     is_known = identifier is None or identifier in LICENCES.split()
-    values = _quality(results)
+    values = _quality(results, steps := generator.default_steps())
     return ModelCardData(
         license=(identifier or "unknown") if is_known else "other",
         license_name=None if is_known else identifier,
@@ -91,7 +92,7 @@ def card_data(generator: Generator, form: str, name: str, licence: str | None, r
         pipeline_tag=TASK if len(generator.shape) == 3 else None,
         tags=[
             "fewstep",
-            "one-step-generation" if generator.default_steps() == 1 else "few-step-generation",
+            "one-step-generation" if steps == 1 else "few-step-generation",
             form,
             *([str(generator.info["method"])] if "method" in generator.info else []),
         ],
@@ -112,25 +113,30 @@ def _eval_result(key: str, value: float, results: Mapping[str, Any]) -> EvalResu
     )
 
 
-def _quality(results: Mapping[str, Any] | None) -> dict[str, float]:
-    """The figures of quality of this generator, by their key in results.json."""
-    if not results:
-        return {}
-    row = list(results["rows"].values())[-1]
-    return {
-        key: float(value)
-        for key, value in row.items()
-        if key in BY_KEY and BY_KEY[key].is_quality and isinstance(value, int | float) and math.isfinite(value)
-    }
+def _quality(results: Mapping[str, Any] | None, steps: int) -> dict[str, float]:
+    """The figures of quality of this generator at `steps` steps, by their key in results.json; none where it was not measured so."""
+    roles = row_roles(results) if results else {}
+    for title, role in roles.items():
+        row = results["rows"][title] if results else {}
+        if role == "own" and row.get("steps", steps) == steps:
+            return {
+                key: float(value)
+                for key, value in row.items()
+                if key in BY_KEY and BY_KEY[key].is_quality and isinstance(value, int | float) and math.isfinite(value)
+            }
+    return {}
 
 
-def _table(results: Mapping[str, Any] | None) -> list[str]:
-    values = _quality(results)
-    if not values:
-        return ["Not measured when this was exported (`fewstep evaluate` writes what is shown here)."]
-    assert results is not None
+def _table(results: Mapping[str, Any] | None, steps: int) -> list[str]:
+    values = _quality(results, steps)
+    if not results or not values:
+        how = f" at {steps} step{'s' * (steps > 1)}" if results else ""
+        return [f"Not measured{how} when this was exported (`fewstep evaluate` writes what is shown here)."]
     lines = ["| | " + " | ".join(BY_KEY[key].words for key in values) + " |", "|---" * (len(values) + 1) + "|"]
-    for name, row in results["rows"].items():
+    for name, role in row_roles(results).items():
+        row = results["rows"][name]
+        if role == "beside":  # another run, which is nobody's business here
+            continue
         cells = [f"{row[key]:.4g}" if isinstance(row.get(key), int | float) else "" for key in values]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines.append(
