@@ -158,8 +158,7 @@ def quality_by_evaluations(
             label=name,
         )
     if floor:
-        axes.axhline(floor, color="#777777", linewidth=0.8)
-        axes.text(1, floor, " standard error of measuring; lower values are drawn here", fontsize=8, color="#555555", va="bottom")
+        axes.axhline(floor, color="#777777", linewidth=0.8, label="standard error of measuring,\nand what lies below it")
     ticks = [value for value in (1, 2, 3, 5, 10, 20, 50, 100) if value <= 1.2 * max(max(x) for x, _ in found.values())]
     axes.set(xscale="log", yscale="log", title=title, xlabel="network evaluations a sample", ylabel=quantity)
     axes.set_xticks(ticks, [str(value) for value in ticks])
