@@ -134,6 +134,14 @@ def teacher_run(done, teacher_overrides, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def still_teacher(done, tmp_path_factory) -> Path:
+    """A finished tiny ``teacher/digits`` without dropout, so that no chance is left but what the loop gives. Read only."""
+    path = tmp_path_factory.mktemp("runs") / "still"
+    done("train", "teacher/digits", *NETWORK, "network.dropout=0", *COMMON, "steps=2", "--out", path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def student_overrides(teacher_run) -> tuple[str, ...]:
     """A distillation of `teacher_run` in six steps, with two adversarial heads that measure the weight, the slope and the density ratio."""
     return (f"method.teacher={teacher_run}", *GAN, *COMMON)

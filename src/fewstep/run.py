@@ -52,22 +52,29 @@ def make_fabric(trainer: Trainer) -> "Fabric":
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
 
+    from fewstep.training.precision import MIXED, Mixed
+
     several = trainer.strategy == "ddp" or trainer.devices != 1 or trainer.num_nodes > 1
     strategy = DDPStrategy(broadcast_buffers=False) if several else "auto"
+    mixed = Mixed() if trainer.precision == MIXED else None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a GPU lies idle, when the user asked for the CPU
-            return Fabric(
+            fabric = Fabric(
                 accelerator=trainer.accelerator,
                 devices=trainer.devices,
                 strategy=strategy,
-                precision=trainer.precision,
+                precision=None if mixed else trainer.precision,
+                plugins=mixed,
                 num_nodes=trainer.num_nodes,
             )
     except Exception as error:  # Fabric raises several kinds for what a machine lacks
         raise UserError(
             f"trainer: this machine cannot run {trainer.accelerator} with precision {trainer.precision}: {first_line(error)}"
         ) from error
+    if mixed is not None:
+        mixed.device = fabric.device.type
+    return fabric
 
 
 def made_by() -> dict[str, Any]:

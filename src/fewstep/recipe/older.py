@@ -32,6 +32,10 @@ def bring_forward(tree: dict[str, Any]) -> list[str]:
                 for path in new:
                     put(inner, path.split("."), value)
                 said.append(_moved(f"{section}.{old}", [f"{section}.{path}" for path in new]))
+    trainer = tree.get("trainer")
+    if isinstance(trainer, dict) and trainer.get("precision") == "16-mixed":
+        trainer["precision"] = "bf16-mixed"  # float16 had to scale its losses, and what it scaled by was in no checkpoint
+        said.append(_moved("trainer.precision 16-mixed", ["bf16-mixed"]))
     return said
 
 

@@ -19,7 +19,7 @@ class Trainer(Section):
     devices: PositiveInt | Literal["auto"] = Field(1, description="devices a node; batch_size is divided among all")
     num_nodes: PositiveInt = 1
     strategy: Literal["auto", "ddp"] = "auto"
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="bf16-mixed: the networks' layers work in bfloat16")
     threads: PositiveInt | Literal["auto"] = Field("auto", description="CPU threads; auto is 1 for small networks")
     accumulate: PositiveInt = Field(1, description="parts of a batch whose gradients are added up, to save memory")
     workers: NonNegativeInt = Field(0, description="processes a device that read ahead, for data that does not lie in memory")

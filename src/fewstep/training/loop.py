@@ -29,6 +29,7 @@ from fewstep.training.ema import EMA
 from fewstep.training.health import alarms, sample_figures
 from fewstep.training.learned import learned, set_learning
 from fewstep.training.loading import dealt_to, from_all, make_batches
+from fewstep.training.precision import in_precision
 from fewstep.training.progress import Progress
 from fewstep.training.resume import Better, State, keep_if_best, restore, restore_best, save
 from fewstep.training.run_folder import RunFolder
@@ -103,6 +104,10 @@ class Loop:
         ema = EMA(method.networks[method.ships], settings.ema_decay, settings.ema_warmup)
         trained = tuple(sorted({name for turn in method.turns for name in turn.trains}))
         self.wrapped: dict[str, _FabricModule] = {name: self._wrapped(name) for name in trained}
+        self.standing, self.learning = (  # as they are called while they do not learn, and while they do
+            {name: in_precision(module, fabric.strategy.precision) for name, module in modules.items()}
+            for modules in (method.networks, self.wrapped)
+        )
         optimizers = {turn.name: cast(_FabricOptimizer, fabric.setup_optimizers(self._optimizer(turn))) for turn in method.turns}
         rng = torch.Generator(fabric.device).manual_seed(settings.seed * 1_000_003 + fabric.global_rank)
         dealt = dealt_to(fabric, settings.batch_size, settings.seed, settings.accumulate, settings.workers)
@@ -170,14 +175,13 @@ class Loop:
                     set_learning(module, False)
             for name in turn.trains:
                 set_learning(self.method.networks[name], True)
-            networks = {name: self.wrapped[name] if name in turn.trains else module for name, module in self.method.networks.items()}
+            networks = {name: self.learning[name] if name in turn.trains else self.standing[name] for name in self.method.networks}
             for part, (batch, scratch) in enumerate(zip(batches, scratches, strict=True)):
                 with contextlib.ExitStack() as stack:
                     if part < len(batches) - 1:
                         for name in turn.trains:
                             stack.enter_context(self.fabric.no_backward_sync(self.wrapped[name]))
-                    with self.fabric.autocast():
-                        output = self.method.loss(turn.name, networks, batch, state.rng, scratch)
+                    output = self.method.loss(turn.name, networks, batch, state.rng, scratch)
                     self._check(turn, output)
                     self.fabric.backward(output.loss / len(batches) if len(batches) > 1 else output.loss)
                 state.window.add({f"{turn.name}.{name}": value for name, value in output.terms.items()})
@@ -240,7 +244,7 @@ class Loop:
         if self.at_once:
             if not torch.isfinite(value):
                 self._fail(self.state.step + 1, name, value.item())
-        elif self.fabric._precision.precision != "16-mixed":  # whose scaler meets infinities and skips them
+        else:
             step = torch.full_like(self.first_bad, self.state.step + 1)
             self.first_bad = torch.minimum(self.first_bad, torch.where(torch.isfinite(value), math.inf, step))
 
