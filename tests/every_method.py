@@ -42,6 +42,7 @@ CASES = {
     "drift, toy": Case("drift/ring", (*CODED, *FIXED, "method.field=toy")),
     "drift, drifting": Case("drift/digits", ("method.field=drifting", "method.guidance_scale=2.0")),
     "drift, sinkhorn": Case("drift/digits", ("method.plan=sinkhorn",)),
+    "drift, memory": Case("drift/digits", ("method.field=drifting", "method.memory=60")),
     "drift, features": Case("drift/digits", ("method.features=random", "method.field=drifting", "method.temperatures=[.02, .2]")),
     "dddm": Case("dddm/digits", (*UNET, "method.m=2", "method.label_dropout=.5")),
     "dddm of points": Case("dddm/ring", (*POINTS, "method.m=3")),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fewstep import registry
 from fewstep.errors import UserError
 from fewstep.generator import Generator
-from fewstep.methods.base import LossOutput, Method, Turn
+from fewstep.methods.base import LossOutput, Method, Ratio, Turn
 from fewstep.recipe import Recipe
 
 
@@ -151,7 +151,7 @@ def check_output(method: Method, turn: Turn, output: Any) -> None:
 
 
 def _is_scalar(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.numel() == 1
+    return all(map(_is_scalar, value)) if isinstance(value, Ratio) else isinstance(value, Tensor) and value.numel() == 1
 
 
 def _what(value: Any) -> str:

@@ -91,6 +91,12 @@ def check_parts(recipe: Recipe, method: Method, devices: int) -> None:
     from fewstep.training.loop import check_batch_size
 
     check_batch_size(recipe.batch_size, devices, recipe.trainer.accumulate)
+    reason = method.needs_whole_batch
+    if recipe.trainer.accumulate > 1 and reason is not None:
+        raise UserError(
+            f"trainer.accumulate is {recipe.trainer.accumulate}, but method {recipe.method.name} learns from a batch as a whole: {reason}. "
+            "Set it to 1, and batch_size to what fits into memory; several devices (trainer.devices) share one batch"
+        )
     parts, least = devices * recipe.trainer.accumulate, method.least_items
     if recipe.batch_size // parts < least:
         raise UserError(

@@ -213,13 +213,13 @@ def test_draws_from_the_posterior_are_calibrated_and_score_best():
 
     exact = drawn()
     # |x0 - xhat| and |xhat - xhat'| have a relative deviation of 0.76; 4,000 items with 4 errors and 6 pairs each, hardly independent
-    assert exact.terms["calibration"].item() == pytest.approx(1, abs=4 * 0.76 * math.sqrt(2 / num))
+    assert exact.terms["calibration"].value.item() == pytest.approx(1, abs=4 * 0.76 * math.sqrt(2 / num))
     for worse in (drawn(0.6), drawn(1.5), drawn(1.0, 0.4), drawn(0.0)):
         assert worse.loss > exact.loss
-    assert drawn(0.0).terms["calibration"].item() == pytest.approx(0, abs=1e-4)
+    assert drawn(0.0).terms["calibration"].value.item() == pytest.approx(0, abs=1e-4)
     # with spread c the error's variance is 1 + c^2, the pairs' 2 c^2
     for c in (0.5, 2.0):
-        assert drawn(c).terms["calibration"].item() == pytest.approx(c * math.sqrt(2 / (1 + c**2)), rel=0.08)
+        assert drawn(c).terms["calibration"].value.item() == pytest.approx(c * math.sqrt(2 / (1 + c**2)), rel=0.08)
 
 
 # --- labels

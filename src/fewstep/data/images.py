@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewstep.data.errors import DataError
 from fewstep.data.parts import InMemory
+from fewstep.streams import uniform
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class ImageData(InMemory):
             pixels = pixels.pin_memory()  # a copy that training need not wait for
         x = self._scaled(pixels.to(device, non_blocking=device.type == "cuda"))
         if self.flip:
-            mirrored = torch.rand(len(x), generator=rng, device=device) < 0.5
+            mirrored = uniform((len(x),), rng).to(device) < 0.5
             x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
         return x, None if self.train_label is None else self.train_label[index].to(device)
 

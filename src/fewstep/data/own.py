@@ -17,6 +17,7 @@ from fewstep.data.items import HALF, Pair, Spec, chance, first_spec, in_words, p
 from fewstep.data.parts import TwoParts
 from fewstep.data.points import PointData
 from fewstep.data.tables import LABELS
+from fewstep.streams import uniform
 
 HOLDOUT = 0.1  # of items, where the data set has no held-out part
 LOOKED_AT = 8  # first items, which say what all are
@@ -135,7 +136,7 @@ class ForeignData(ABC):
         if self.spec.bytes:
             x = x.float() / HALF - 1
         if self.flip:
-            mirrored = torch.rand(len(x), generator=rng, device=device) < 0.5
+            mirrored = uniform((len(x),), rng).to(device) < 0.5
             x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
         return x, None if label is None else label.to(device, non_blocking=True)
 

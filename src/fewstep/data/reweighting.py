@@ -20,6 +20,7 @@ from torch import Tensor
 from fewstep.data.density import checked_gamma
 from fewstep.data.errors import DataError
 from fewstep.data.points import PointData, check_points
+from fewstep.streams import uniform
 
 NEIGHBOURS = 20  # k
 NEAR = 100  # neighbours that bandwidths are smoothed over, and that p_hat is summed over
@@ -81,7 +82,7 @@ class PowerData(PointData):
 
     def batch(self, index: Tensor, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """As many weighted draws as `index` [B] has entries, float32 [B, D] on `device`, and None; chance from `rng`."""
-        u = torch.rand(len(index), generator=rng, device=rng.device, dtype=torch.float64).cpu()
+        u = uniform((len(index),), rng, torch.float64).cpu()
         drawn = torch.searchsorted(self.cumulative, u).clamp_(max=len(self.train) - 1)
         return self.train[drawn].to(device), None
 

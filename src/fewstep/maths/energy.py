@@ -58,11 +58,11 @@ def generalized_energy_score(x0: Tensor, samples: Tensor, beta: float, lam: floa
     return energy_score_of(*particle_distances(x0, samples), beta, lam)
 
 
-def calibration(errors: Tensor, pairs: Tensor) -> Tensor:
-    """Mean distance of two particles over the mean distance of a particle from the truth: a scalar.
+def calibration(errors: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean distance of two particles, and, never 0, that of a particle from the truth: scalars, whose ratio is the calibration.
 
-    1 where the particles are draws from the posterior, as the truth is; 0 where they coincide, whatever the noise they were made of.
+    It is 1 where the particles are draws from the posterior, as the truth is; 0 where they coincide, whatever the noise they were made of.
     """
     m = errors.shape[1]
     apart = pairs.masked_fill(torch.eye(m, dtype=torch.bool, device=pairs.device), 0.0).sum() / (len(pairs) * m * (m - 1))
-    return apart / errors.mean().clamp_min(TINY)
+    return apart, errors.mean().clamp_min(TINY)

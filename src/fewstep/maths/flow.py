@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.maths.parametrization import expand_like
+from fewstep.streams import normal
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """``denoise(x, sigma)``: the estimate of x0, like x [B, ...], for sigma [B]."""
@@ -28,9 +29,9 @@ def stage_at(progress: float, stages: int, first: int = 0) -> int:
     return first + min(stages - 1, math.floor(progress * stages))
 
 
-def folded_lognormal(num: int, mean: float, std: float, low: float, high: float, rng: torch.Generator, device: torch.device) -> Tensor:
+def folded_lognormal(num: int, mean: float, std: float, low: float, high: float, rng: torch.Generator) -> Tensor:
     """Noise levels float32 [num], ln sigma ~ N(mean, std^2), with what lies above `high` folded back below it, none below `low`."""
-    log = mean + std * torch.randn(num, generator=rng, device=device)
+    log = mean + std * normal((num,), rng)
     top = math.log(high)
     return torch.where(log > top, 2 * top - log, log).exp().clamp(min=low)
 

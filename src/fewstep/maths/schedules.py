@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep.maths.parametrization import expand_like
+from fewstep.streams import integers, normal
 
 
 def karras_sigmas(num: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
@@ -46,7 +47,8 @@ def lognormal_sigmas(
     num: int, mean: float = -1.2, std: float = 1.2, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
 ) -> Tensor:
     """``num`` training noise levels with ln(sigma) ~ N(mean, std^2) (arXiv 2206.00364, Table 1), float32 [num]."""
-    return (torch.randn(num, generator=generator, device=device) * std + mean).exp()
+    drawn = torch.randn(num, device=device) if generator is None else normal((num,), generator)
+    return (drawn * std + mean).exp()
 
 
 def level_sigmas(levels: Tensor, num: int, first: int, last: int, generator: torch.Generator | None = None) -> Tensor:
@@ -57,7 +59,9 @@ def level_sigmas(levels: Tensor, num: int, first: int, last: int, generator: tor
     """
     if not 0 <= first <= last < len(levels):
         raise ValueError(f"levels {first} to {last} do not lie in a grid of {len(levels)}")
-    index = torch.randint(first, last + 1, (num,), generator=generator, device=levels.device)
+    if generator is None:
+        return levels[torch.randint(first, last + 1, (num,), device=levels.device)].float()
+    index = integers(first, last + 1, (num,), generator)
     return levels[index].float()
 
 

@@ -4,12 +4,15 @@ A method of one's own derives from `Method`, and its settings from `MethodSettin
 it is used: settings are read without torch.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fewstep.sections import Compared, Grid, MethodSettings, Optimizer, Section
 
 if TYPE_CHECKING:
-    from fewstep.methods.base import Alarm, Batch, Data, Given, LossOutput, Method, Networks, Ramp, Turn
+    from fewstep.methods.base import Alarm, Batch, Data, Given, LossOutput, Method, Networks, Ramp, Ratio, Turn
+    from fewstep.methods.devices import whole_batch, world_size
+    from fewstep.streams import integers, normal, uniform
 
 __all__ = [
     "Alarm",
@@ -24,14 +27,22 @@ __all__ = [
     "Networks",
     "Optimizer",
     "Ramp",
+    "Ratio",
     "Section",
     "Turn",
+    "integers",
+    "normal",
+    "uniform",
+    "whole_batch",
+    "world_size",
 ]
+_ELSEWHERE = {
+    **dict.fromkeys(("whole_batch", "world_size"), "fewstep.methods.devices"),
+    **dict.fromkeys(("integers", "normal", "uniform"), "fewstep.streams"),
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        import fewstep.methods.base
-
-        return getattr(fewstep.methods.base, name)
+        return getattr(import_module(_ELSEWHERE.get(name, "fewstep.methods.base")), name)
     raise AttributeError(f"module 'fewstep.methods' has no attribute {name!r}")

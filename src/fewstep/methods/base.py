@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from fewstep.data.protocol import Data as Data
 from fewstep.denoisers import MixtureDenoiser
 from fewstep.generator import Generator
 from fewstep.sections import EXACT, MethodSettings, NetworkSettings, Optimizer
+from fewstep.streams import uniform
 
 Networks = Mapping[str, Callable[..., Any]]
 
@@ -75,15 +76,27 @@ class Turn:
         return round(self.begins * steps), round(self.ends * steps)
 
 
+class Ratio(NamedTuple):
+    """A term to log that is one mean over another, both scalars: over a whole batch, or several, each is averaged by itself."""
+
+    over: Tensor
+    under: Tensor
+
+    @property
+    def value(self) -> Tensor:
+        """Of these items alone."""
+        return self.over / self.under
+
+
 @dataclass(frozen=True)
 class LossOutput:
-    """`loss`, a scalar with a gradient; `terms`, its named parts and other scalars to log; `samples`, made on the way.
+    """`loss`, a scalar with a gradient; `terms`, its named parts and other scalars or ratios to log; `samples`, made on the way.
 
     `samples` and their `label` are looked at by the health check and never by an optimiser.
     """
 
     loss: Tensor
-    terms: dict[str, Tensor]
+    terms: Mapping[str, Tensor | Ratio]
     samples: Tensor | None = None
     label: Tensor | None = None
 
@@ -143,7 +156,7 @@ def hidden_labels(label: Tensor | None, share: float, null: int | None, rng: tor
     """`label` [B] with each entry replaced by the null class `null` with probability `share`: what guidance needs in training."""
     if label is None or not share:
         return label
-    dropped = torch.rand(len(label), generator=rng, device=label.device) < share
+    dropped = uniform((len(label),), rng) < share
     return label.masked_fill(dropped, null or 0)
 
 
@@ -186,8 +199,9 @@ class Method(ABC):
         """The loss of `turn` on one batch.
 
         `networks` are to be called instead of ``self.networks`` (they may be wrapped for several devices); of these only the
-        turn's own can take gradients. `rng` is the only source of chance. `scratch` lives for one step and is shared by its
-        turns.
+        turn's own can take gradients. `rng` is the only source of chance: what is drawn from it by `fewstep.streams.normal`, `uniform` and
+        `integers`, a row an item, is the same for an item on however many devices; by torch's own functions, each device draws its own.
+        `scratch` lives for one step and is shared by its turns.
         """
 
     @abstractmethod
@@ -198,6 +212,11 @@ class Method(ABC):
     def least_items(self) -> int:
         """The fewest items that a part of a batch must hold, a part being what one process learns from at once."""
         return 1
+
+    @property
+    def needs_whole_batch(self) -> str | None:
+        """Why a batch cannot be learned from part by part, one after the other (``trainer.accumulate``); None where it can."""
+        return None
 
     @property
     def best_from(self) -> float:
@@ -229,3 +248,10 @@ class Method(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a resumed run needs besides that, and is too large for plain numbers; the same in all processes."""
+        return {}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `tensors` gave, on the device where it was."""

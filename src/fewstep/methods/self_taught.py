@@ -15,6 +15,7 @@ from fewstep.maths.flow import stage_at
 from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.maths.schedules import lognormal_sigmas
 from fewstep.methods.base import Batch, LossOutput, Method, Networks, Turn, hidden_labels
+from fewstep.streams import normal
 
 
 class SelfTaught(Method):
@@ -83,7 +84,7 @@ class SelfTaught(Method):
             return self.student_loss(networks, batch, rng)
         x0 = batch.x
         sigma = lognormal_sigmas(len(x0), self.settings.own_sigma_mean, self.settings.own_sigma_std, rng, x0.device)
-        x = x0 + expand_like(sigma, x0) * torch.randn(x0.shape, generator=rng, device=x0.device)
+        x = x0 + expand_like(sigma, x0) * normal(x0.shape, rng)
         weight = expand_like(edm_weight(sigma, self.student.sigma_data), x0)
         loss = (weight * (self.denoise(networks["teacher"], x, sigma, batch.label) - x0).square()).mean()
         return LossOutput(loss, {"denoising": loss.detach()})

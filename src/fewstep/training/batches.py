@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fewstep.methods.base import Batch
+from fewstep.streams import dealt, parts
 
 
 class TrainingData(Protocol):
@@ -89,8 +90,8 @@ class InMemory:
 
     def __call__(self, step: int) -> list[Batch]:
         """The share of this process in the batch of `step`, in parts."""
-        index = self.indices(step)[self.rank :: self.world_size]
-        return [Batch(*self.data.batch(part, self.rng, self.device)) for part in index.chunk(self.accumulate)]
+        index = dealt(self.indices(step), self.rank, self.world_size, self.accumulate)
+        return [Batch(*self.data.batch(index[number], self.rng, self.device)) for number in parts(self.accumulate, self.rng)]
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the step tells it all."""

@@ -21,7 +21,7 @@ from fewstep.data.iterables import StreamData
 from fewstep.data.own import ForeignData, ItemData, Items
 from fewstep.data.shares import Share
 from fewstep.methods.base import Batch
-from fewstep.streams import stream_seed
+from fewstep.streams import dealt, parts, stream_seed
 from fewstep.training.batches import Batches, InMemory, Shuffled, TrainingData
 
 AHEAD = 2  # batches that each worker has ready
@@ -145,8 +145,8 @@ class _Steps:
     def __iter__(self) -> Iterator[tuple[int, int, list[int]]]:
         step = self.step
         while True:
-            index = self.indices(step)[self.dealt.rank :: self.dealt.world_size]
-            for part, rows in enumerate(index.chunk(self.dealt.accumulate)):
+            index = dealt(self.indices(step), self.dealt.rank, self.dealt.world_size, self.dealt.accumulate)
+            for part, rows in enumerate(index):
                 yield step, part, rows.tolist()
             step += 1
 
@@ -174,7 +174,7 @@ class Loaded(_Reading):
         self.at = -1  # unless all goes well
         found = [self._next() for _ in range(self.dealt.accumulate)]
         self.at = step + 1
-        return [Batch(*self.data.placed(pair, self.rng, self.device)) for pair in found]
+        return [Batch(*self.data.placed(found[number], self.rng, self.device)) for number in parts(self.dealt.accumulate, self.rng)]
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the step tells it all."""
@@ -243,7 +243,7 @@ class Streamed(_Reading):
             turn = (turn + 1) % self.count
             found.append((x, label))
         self.turn, self.states = turn, states  # only now: a step that fails leaves everything where it was
-        return [Batch(*self.data.placed(pair, self.rng, self.device)) for pair in found]
+        return [Batch(*self.data.placed(found[number], self.rng, self.device)) for number in parts(self.dealt.accumulate, self.rng)]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the shares of this process stand."""

@@ -8,7 +8,7 @@ checkpoint, so that a run that was stopped ends with the same numbers as one tha
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,8 +22,10 @@ from fewstep.data.errors import DataError
 from fewstep.data.own import ForeignData
 from fewstep.errors import Interrupted, UserError
 from fewstep.generator import Generator
-from fewstep.methods.base import Batch, LossOutput, Method, Turn
+from fewstep.methods.base import Batch, LossOutput, Method, Ratio, Turn
+from fewstep.methods.devices import whole_batch
 from fewstep.own_parts import check_output
+from fewstep.streams import Draws
 from fewstep.training.batches import TrainingData
 from fewstep.training.ema import EMA
 from fewstep.training.health import alarms, sample_figures
@@ -109,7 +111,8 @@ class Loop:
             for modules in (method.networks, self.wrapped)
         )
         optimizers = {turn.name: cast(_FabricOptimizer, fabric.setup_optimizers(self._optimizer(turn))) for turn in method.turns}
-        rng = torch.Generator(fabric.device).manual_seed(settings.seed * 1_000_003 + fabric.global_rank)
+        parts = (fabric.global_rank, fabric.world_size, settings.accumulate)
+        rng = Draws(settings.seed, settings.batch_size, *parts, fabric.device)
         dealt = dealt_to(fabric, settings.batch_size, settings.seed, settings.accumulate, settings.workers)
         batches = make_batches(data, dealt, rng, fabric.device)
         self.state = State(method, trained, batches, ema, optimizers, dict.fromkeys(optimizers, 0), rng, settings.seed)
@@ -176,7 +179,10 @@ class Loop:
             for name in turn.trains:
                 set_learning(self.method.networks[name], True)
             networks = {name: self.learning[name] if name in turn.trains else self.standing[name] for name in self.method.networks}
-            for part, (batch, scratch) in enumerate(zip(batches, scratches, strict=True)):
+            looks = state.step % max(1, self.settings.log_every // 5) == 0
+            seen: list[tuple[Tensor, Tensor | None, Batch]] = []
+            for part in state.rng.parts():
+                batch, scratch = batches[part], scratches[part]
                 with contextlib.ExitStack() as stack:
                     if part < len(batches) - 1:
                         for name in turn.trains:
@@ -185,9 +191,13 @@ class Loop:
                     self._check(turn, output)
                     self.fabric.backward(output.loss / len(batches) if len(batches) > 1 else output.loss)
                 state.window.add({f"{turn.name}.{name}": value for name, value in output.terms.items()})
-                if output.samples is not None and state.step % max(1, self.settings.log_every // 5) == 0:
-                    figures = sample_figures(output.samples, output.label, batch.x, batch.label)
-                    state.window.add({f"health.{name}": value for name, value in figures.items()})
+                if output.samples is not None and looks:
+                    seen.append((output.samples, output.label, batch))
+            if seen:
+                made = whole((x, label) for x, label, _ in seen)
+                real = whole((batch.x, batch.label) for _, _, batch in seen)
+                figures = sample_figures(*made, *real)
+                state.window.add({f"health.{name}": value for name, value in figures.items()})
             self._update(turn)
         state.step += 1
 
@@ -235,7 +245,7 @@ class Loop:
         """Stop before a loss that is none, or is not finite, can reach the weights."""
         check_output(self.method, turn, output)
         if self.at_once and not torch.isfinite(output.loss):
-            bad = [name for name, value in output.terms.items() if not torch.isfinite(value)]
+            bad = [name for name, value in output.terms.items() if not torch.isfinite(value.value if isinstance(value, Ratio) else value)]
             self._fail(self.state.step + 1, f"{turn.name}.{bad[0]}" if bad else f"the loss of {turn.name}", output.loss.item())
         self._check_finite(output.loss.detach(), f"the loss of {turn.name}")
 
@@ -325,10 +335,9 @@ class Loop:
         """Average since the last record, over time and processes; raise alarms; write, track and show. `measured` is added."""
         self._check_noted()
         state = self.state
-        means = state.window.means()
         if self.fabric.world_size > 1:
-            means = dict(zip(means, self._reduced(list(means.values()), "mean"), strict=True))
-        state.window = Window()
+            state.window.average(lambda sums: self._reduced(sums, "mean"))
+        means, state.window = state.window.means(), Window()
         now = time.monotonic()
         speed = (state.step - self.logged_step) * self.settings.batch_size / max(1e-9, now - self.logged_at)
         self.logged_at, self.logged_step = now, state.step
@@ -374,3 +383,10 @@ class Loop:
             restore_best(state, self.run, self.settings.keep_best, say)
         if found:
             say(f"going on from step {state.step}" if state.step < self.settings.steps else f"nothing left to do after step {state.step}")
+
+
+def whole(parts: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    """All items of a batch and their labels, of which this process has `parts`."""
+    items, labels = zip(*parts, strict=True)
+    known = [label for label in labels if label is not None]
+    return whole_batch(torch.cat(items)), whole_batch(torch.cat(known)) if known else None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fewstep.generator import Generator
 from fewstep.methods.base import Method
+from fewstep.streams import Draws, stream_seed
 from fewstep.training.batches import Batches
 from fewstep.training.checkpoint import Checkpoint
 from fewstep.training.ema import EMA
@@ -22,6 +23,7 @@ from fewstep.training.run_folder import RunFolder
 from fewstep.training.window import Window
 
 Better = Literal["least", "greatest", "nearest 1"]
+REMEMBERED = "remembered"  # what a checkpoint calls the tensors of a method beside its networks
 
 
 @dataclass
@@ -48,7 +50,7 @@ class State:
     ema: EMA
     optimizers: Mapping[str, _FabricOptimizer]
     updates: dict[str, int]
-    rng: torch.Generator
+    rng: Draws
     seed: int
     window: Window = field(default_factory=Window)
     step: int = 0
@@ -69,11 +71,15 @@ class State:
 def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
     """Write a checkpoint, of which the newest `keep` stay, and then the model folder. All processes call it; the first writes."""
     rng = {"loop": state.rng.get_state(), "torch": torch.get_rng_state()}
+    if state.rng.is_dealt:
+        rng["batch"] = state.rng.shared.get_state()
     if fabric.device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(fabric.device)
     gathered = {
         name: cast(Tensor, fabric.all_gather(numbers.to(fabric.device))).cpu().reshape(-1, len(numbers)) for name, numbers in rng.items()
     }
+    if fabric.world_size > 1:  # what is logged goes on in all of them from what one writes
+        state.window.average(lambda sums: cast(Tensor, fabric.all_reduce(torch.tensor(sums, device=fabric.device))).tolist())
     stands = from_all(state.batches.state_dict(), fabric)
     if fabric.is_global_zero:
         record = {
@@ -91,6 +97,8 @@ def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
         # only what learns: a frozen network is in the run folder once, as the model folder that it came from
         networks = {name: learned_state(state.method.networks[name]) for name in state.trained}
         optimizers = {name: optimizer.state_dict() for name, optimizer in state.optimizers.items()}
+        if tensors := state.method.tensors():
+            networks[REMEMBERED] = tensors
         checkpoint = Checkpoint(networks | {"ema": learned_state(state.ema.module)}, optimizers, gathered, record)
         run.save_checkpoint(state.step, checkpoint, keep)
         run.save_model(state.shipped())
@@ -121,22 +129,46 @@ def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], N
     state.ema.updates = record["ema_updates"]
     state.window.load_state_dict(record["window"], fabric.device)
     state.method.load_state_dict(record["method"])
+    state.method.load_tensors({name: x.to(fabric.device) for name, x in checkpoint.networks.get(REMEMBERED, {}).items()})
     if (changed := state.batches.load_state_dict(record.get("batches", []))) is not None:
         say(changed)
     state.raised, state.best = set(record["alarms"]), record.get("best")
-    rank, states = fabric.global_rank, checkpoint.rng
-    if len(states["loop"]) == fabric.world_size:
-        # a copy of the row: torch 2.13 reads a row of a stacked tensor beyond its storage
-        state.rng.set_state(states["loop"][rank].clone())
-        torch.set_rng_state(states["torch"][rank].clone())
-        if "cuda" in states and fabric.device.type == "cuda":
-            torch.cuda.set_rng_state(states["cuda"][rank].clone(), fabric.device)
-    else:
-        state.rng.manual_seed((state.seed * 1_000_003 + rank) ^ (step << 20))
-        say("the number of processes has changed: going on with other random numbers")
+    if (changed := _restore_chance(state, checkpoint.rng, fabric)) is not None:
+        say(changed)
     if fabric.is_global_zero and run.model_step() != step:  # killed before it was written
         run.save_model(state.shipped())
     return True
+
+
+def _restore_chance(state: State, saved: Mapping[str, Tensor], fabric: Fabric) -> str | None:
+    """Bring all random numbers to where `saved`, a row a process, has them; what is to be said where that cannot be done.
+
+    What belongs to the items of a batch goes on by any number of processes and parts; dropout, and what a process draws for itself, by as
+    many as before.
+    """
+    rank, before = fabric.global_rank, len(saved["loop"])
+    shared = saved.get("batch", saved["loop"] if before == 1 else None)
+    if shared is not None:
+        _set(state.rng.shared, shared[0])
+    else:  # version 0.1.0 had a stream a process
+        state.rng.shared.manual_seed(stream_seed(state.seed, "batch", state.step))
+    if before == fabric.world_size:
+        if "batch" in saved and state.rng.is_dealt:
+            _set(state.rng, saved["loop"][rank])
+        torch.set_rng_state(saved["torch"][rank].clone())
+        if "cuda" in saved and fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(saved["cuda"][rank].clone(), fabric.device)
+        return None if shared is not None else "this run was begun by version 0.1.0: going on with other random numbers"
+    if state.rng.is_dealt:
+        state.rng.begin_own(state.seed, rank, state.step)
+    torch.manual_seed(stream_seed(state.seed, "process", rank, state.step))
+    what = "dropout is drawn anew" if shared is not None else "going on with other random numbers"
+    return f"the number of processes has changed from {before} to {fabric.world_size}: {what}"
+
+
+def _set(rng: torch.Generator, row: Tensor) -> None:
+    # a copy: torch 2.13 reads a row of a stacked tensor beyond its storage
+    rng.set_state(row.clone())
 
 
 def keep_if_best(

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
 from fewstep.generator import Generator
-from fewstep.methods import Alarm, Batch, Compared, Given, LossOutput, Method, MethodSettings, Networks, Optimizer, Turn
+from fewstep.methods import Alarm, Batch, Compared, Given, LossOutput, Method, MethodSettings, Networks, Optimizer, Turn, normal, uniform
 
 
 class RectifiedSettings(MethodSettings):
@@ -62,13 +62,10 @@ class Rectified(Method):
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
         """The mean squared error of the velocity."""
         x0 = batch.x
-        if self.settings.time == "uniform":
-            t = torch.rand(len(x0), generator=rng, device=x0.device)
-        else:
-            t = torch.randn(len(x0), generator=rng, device=x0.device).sigmoid()
+        t = uniform((len(x0),), rng) if self.settings.time == "uniform" else normal((len(x0),), rng).sigmoid()
         sigma = (t / (1 - t)).clamp(self.settings.sigma_min, self.settings.sigma_max)
         t, wide = sigma / (1 + sigma), (-1, *[1] * (x0.ndim - 1))
-        n = torch.randn(x0.shape, generator=rng, device=x0.device)
+        n = normal(x0.shape, rng)
         d = networks["denoiser"](x0 + sigma.view(wide) * n, sigma, batch.label)
         velocity = ((d - x0) / t.view(wide)).square().mean()
         return LossOutput(velocity, {"velocity": velocity.detach()})

@@ -22,6 +22,7 @@ from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.methods.base import Alarm, Batch, Given, LossOutput, Networks, exact_denoiser
 from fewstep.methods.consistency.settings import ConsistencySettings
 from fewstep.methods.self_taught import SelfTaught
+from fewstep.streams import normal
 
 
 class Consistency(SelfTaught):
@@ -78,8 +79,8 @@ class Consistency(SelfTaught):
     def student_loss(self, networks: Networks, batch: Batch, rng: torch.Generator) -> LossOutput:
         """The weighted distance between a level and the next; terms ``consistency`` and ``gap``."""
         s, x0, label = self.settings, batch.x, batch.label
-        sigma = folded_lognormal(len(x0), s.sigma_mean, s.sigma_std, s.sigma_min, s.sigma_max, rng, x0.device)
-        n = torch.randn(x0.shape, generator=rng, device=x0.device)
+        sigma = folded_lognormal(len(x0), s.sigma_mean, s.sigma_std, s.sigma_min, s.sigma_max, rng)
+        n = normal(x0.shape, rng)
         gap = stage_gap(sigma, self.stage, s.gap_k, s.gap_b)
         x_s, r = x0 + expand_like(sigma, x0) * n, sigma * (1 - gap)
         target = self._target(networks, x0, x_s, sigma, r, label)

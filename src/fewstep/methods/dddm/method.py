@@ -19,8 +19,9 @@ from fewstep.generator import Generator
 from fewstep.maths.energy import calibration, energy_score_of, particle_distances
 from fewstep.maths.parametrization import expand_like
 from fewstep.maths.schedules import linear_path, sigmoid_weight
-from fewstep.methods.base import Alarm, Batch, Given, LossOutput, Method, Networks, Ramp, Turn, hidden_labels
+from fewstep.methods.base import Alarm, Batch, Given, LossOutput, Method, Networks, Ramp, Ratio, Turn, hidden_labels
 from fewstep.methods.dddm.settings import DDDMSettings
+from fewstep.streams import normal, uniform
 
 
 class DDDM(Method):
@@ -86,19 +87,22 @@ class DDDM(Method):
         distance of two particles over that one: 1 for draws from the posterior, 0 where xi is ignored. While lambda still rises, and
         for lambda 0, which asks for no spread, that ratio is called ``apart`` and held to nothing.
         """
-        x0, lam, device = batch.x, self.lam(self.updates), batch.x.device
+        x0, lam = batch.x, self.lam(self.updates)
         label = hidden_labels(batch.label, self.label_dropout, self.generator.num_classes, rng)
-        t = torch.rand(len(x0), generator=rng, device=device)
-        eps = torch.randn(x0.shape, generator=rng, device=device)
-        xi = torch.randn(len(x0), self.m, *self.xi_shape, generator=rng, device=device)
+        t = uniform((len(x0),), rng)
+        eps = normal(x0.shape, rng)
+        xi = normal((len(x0), self.m, *self.xi_shape), rng)
         alpha, sigma = (expand_like(c, x0) for c in linear_path(t))
         xhat = networks["denoiser"](alpha * x0 + sigma * eps, t, label, xi)
         errors, pairs = particle_distances(x0, xhat)
         score = (sigmoid_weight(t, self.settings.bias) * energy_score_of(errors, pairs, self.beta, lam)).mean()
-        terms = {"score": score.detach(), "error": errors.detach().mean() / (self.generator.sigma_data * x0[0].numel() ** 0.5)}
+        terms: dict[str, Tensor | Ratio] = {
+            "score": score.detach(),
+            "error": errors.detach().mean() / (self.generator.sigma_data * x0[0].numel() ** 0.5),
+        }
         if self.m > 1:
             settled = lam == self.lam.end and lam > 0
-            terms["calibration" if settled else "apart"] = calibration(errors.detach(), pairs.detach())
+            terms["calibration" if settled else "apart"] = Ratio(*calibration(errors.detach(), pairs.detach()))
         # draws from the posterior of noised data are distributed like the data; means of it, for lambda below 1, are not
         return LossOutput(score, terms, xhat[:, 0].detach() if lam == 1 else None, batch.label)
 

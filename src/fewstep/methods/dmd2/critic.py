@@ -13,7 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fewstep.maths.adversarial import approximate_r1, r1_penalty
 from fewstep.maths.matching import density_ratio, f_divergence_weight, ratio_means
 from fewstep.methods.base import Networks
+from fewstep.methods.devices import mean_over_devices, whole_batch
 from fewstep.methods.dmd2.settings import DMD2Settings
+from fewstep.streams import normal
 
 
 class Critic:
@@ -57,7 +59,7 @@ class Critic:
             logits = self.logits(networks, x_s, s, label, told)
             if exact:
                 return logits, r1_penalty(logits, x_s)
-        perturbed = x_s + self.settings.r1_alpha * torch.randn(x_s.shape, generator=rng, device=x_s.device)
+        perturbed = x_s + self.settings.r1_alpha * normal(x_s.shape, rng)
         return logits, approximate_r1(logits, self.logits(networks, perturbed, s, label, told))
 
     @torch.no_grad()
@@ -72,24 +74,17 @@ class Critic:
         level = torch.searchsorted(self.levels, s.to(self.levels)).clamp_max(len(self.levels) - 1)
         group = level * self.RATIO_GROUPS // len(self.levels)
         means = torch.tensor(self.ratio_means, dtype=torch.float64, device=x_s.device)
-        means = mean_over_devices(ratio_means(means, ratio, group, self.RATIO_DECAY))
+        means = ratio_means(means, whole_batch(ratio), whole_batch(group), self.RATIO_DECAY)
         self.ratio_means = means.tolist()
         weight = f_divergence_weight(ratio / means[group].to(ratio), self.settings.f_divergence)
-        return weight / weight.mean(), ratio.mean()
+        return weight / mean_over_devices(weight.mean()), ratio.mean()
 
     def measure_weight(self, dm: Tensor, gan: Tensor, x: Tensor, updates: int) -> None:
         """Where the weight is "auto": the running mean of |d dm/dx| / |d gan/dx| over `AUTO_UPDATES` updates after warm-up, then held."""
         if not self.auto or not 0 <= updates - self.warmup < self.AUTO_UPDATES:
             return
         (grad_dm,), (grad_gan,) = (torch.autograd.grad(term, x, retain_graph=True) for term in (dm, gan))
-        ratio = mean_over_devices(grad_dm.norm() / grad_gan.norm().clamp_min(1e-12))
+        squares = mean_over_devices(torch.stack([grad_dm.square().sum(), grad_gan.square().sum()]))
+        ratio = squares[0].sqrt() / squares[1].sqrt().clamp_min(1e-12)
         self.measurements += 1
         self.weight += (ratio.item() - self.weight) / self.measurements
-
-
-def mean_over_devices(value: Tensor) -> Tensor:
-    """`value` averaged over all processes, where there are several."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(value)
-        value = value / torch.distributed.get_world_size()
-    return value

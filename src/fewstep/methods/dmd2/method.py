@@ -26,13 +26,14 @@ from fewstep.maths.adversarial import discriminator_loss, generator_loss
 from fewstep.maths.matching import dmd_gradient, dmd_loss, sid_loss
 from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.maths.schedules import karras_sigmas, level_sigmas
-from fewstep.methods.base import Alarm, Batch, Given, LossOutput, Method, Networks, Ramp, Turn, exact_denoiser
+from fewstep.methods.base import Alarm, Batch, Given, LossOutput, Method, Networks, Ramp, Ratio, Turn, exact_denoiser
 from fewstep.methods.dmd2.critic import Critic
 from fewstep.methods.dmd2.settings import DMD2Settings
 from fewstep.methods.dmd2.steps import StudentSteps, student_levels
 from fewstep.networks import tables_of
 from fewstep.networks.heads import LevelHeads, feature_shapes
 from fewstep.networks.mlp.settings import MLPSettings
+from fewstep.streams import normal
 
 
 class DMD2(Method):
@@ -141,6 +142,15 @@ class DMD2(Method):
         return self.settings.sampler_steps
 
     @property
+    def needs_whole_batch(self) -> str | None:
+        """What is measured of a batch as a whole."""
+        if self.settings.f_divergence != "reverse_kl":
+            return f"the weights of method.f_divergence={self.settings.f_divergence} have mean 1 over the batch"
+        if self.critic.auto:
+            return "method.gan_weight_generator=auto is measured on the whole batch"
+        return None
+
+    @property
     def kept_teacher(self) -> Generator | None:
         """The trained teacher; a closed form comes with the data."""
         return self.teacher if self.real is None else None
@@ -156,7 +166,7 @@ class DMD2(Method):
     def _noised(self, x: Tensor, first: int, last: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """(x + s n, s) with each item's s uniform over ``levels[first..last]``: [B, ...] and [B]."""
         s = level_sigmas(self.levels, len(x), first, last, rng)
-        return x + expand_like(s, x) * torch.randn(x.shape, generator=rng, device=x.device), s
+        return x + expand_like(s, x) * normal(x.shape, rng), s
 
     def _noised_anyhow(self, x: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """The same over the whole grid, for the heads."""
@@ -175,7 +185,7 @@ class DMD2(Method):
             x_s, s = self._noised(x, min(first, self.last), self.last, rng)
             x0_real = Guided.of(networks["teacher"], self.settings.guidance_scale)(x_s, s, label)
             x0_fake = networks["fake"](x_s, s, label, **told)
-        terms: dict[str, Tensor] = {}
+        terms: dict[str, Tensor | Ratio] = {}
         if sid:
             dm = sid_loss(x, x0_real, x0_fake, self.settings.sid_alpha, self.settings.gamma, x_s)
         else:
@@ -185,7 +195,7 @@ class DMD2(Method):
                 grad = expand_like(weight, grad) * grad
             dm = dmd_loss(x, grad)
         with torch.no_grad():
-            gap = (x0_real - x0_fake).abs().mean() / (x - x0_real).abs().mean()
+            gap = Ratio((x0_real - x0_fake).abs().mean(), (x - x0_real).abs().mean())
         terms |= {"dm": dm.detach(), "gap": gap}
         total = dm
         if self.settings.gan:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fewstep.maths.parametrization import expand_like
 from fewstep.maths.schedules import student_sigmas
 from fewstep.methods.base import Batch
+from fewstep.streams import normal, part_of, shares
 
 
 def student_levels(conditioning_sigma: float, steps: int, sigmas: Sequence[float] | None) -> list[float]:
@@ -49,24 +50,24 @@ class StudentSteps:
     def __call__(self, generator: Callable[..., Any], batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """(x, step): what `generator` makes at one of its steps, dealt to the items in turn, [B, ...] and int64 [B] (None of one step)."""
         shape = self.latent_shape or batch.x.shape[1:]
-        n = torch.randn(len(batch.x), *shape, generator=rng, device=batch.x.device)
+        n = normal((len(batch.x), *shape), rng)
         if self.latent_shape:
             return generator(n, math.inf, batch.label), None
         sigmas = torch.tensor(self.sigmas, device=n.device)
         if len(sigmas) == 1:
             return generator(sigmas[0] * n, sigmas[0], batch.label), None
-        step = self.dealt(len(n)).to(n.device)
+        step = self.dealt(len(n), rng).to(n.device)
         if self.inputs == "noised_data":
             x = expand_like(sigmas[step], n) * n + expand_like((step > 0).to(n), n) * batch.x
         else:
             x = simulated(generator, sigmas[0] * n, sigmas, step, batch.label, rng)
         return generator(x, sigmas[step], batch.label), step
 
-    def dealt(self, num: int) -> Tensor:
-        """The step that each of `num` items trains, int64 [num]: in turn from a random first one, which is the same on every device."""
-        self.batches_made += 1
+    def dealt(self, num: int, rng: torch.Generator) -> Tensor:
+        """The step that each of `num` items trains, int64 [num]: an equal share of the whole batch for each, from a random first one."""
+        self.batches_made += part_of(rng) == 0
         first = torch.randint(len(self.sigmas), (), generator=torch.Generator().manual_seed(self.batches_made))
-        return (first + torch.arange(num)) % len(self.sigmas)
+        return (first + shares(len(self.sigmas), num, rng)) % len(self.sigmas)
 
 
 @torch.no_grad()
@@ -74,7 +75,8 @@ def simulated(generator: Callable[..., Any], x: Tensor, sigmas: Tensor, step: Te
     """Backward simulation: each item of `x` [B, ...] as its own earlier steps have left it before step ``step[i]``, like x."""
     for done, (sigma, below) in enumerate(itertools.pairwise(sigmas)):
         on = (step > done).nonzero().flatten()  # the items that take step number `done` and go on
+        noise = normal(x.shape, rng)  # drawn for all, so that an item's does not depend on which others go on
         if len(on):
             x0 = generator(x[on], sigma, None if label is None else label[on])
-            x = x.index_copy(0, on, x0 + below * torch.randn(x0.shape, generator=rng, device=x.device))
+            x = x.index_copy(0, on, x0 + below * noise[on])
     return x

@@ -12,7 +12,7 @@ field of its 2D notebook. Each class drifts by itself. The field may act on feat
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -22,9 +22,11 @@ from fewstep.generator import Generator
 from fewstep.maths.kernels import log_kernel_sum, temperature_range
 from fewstep.maths.matching import drift_field, drifting_loss, toy_drift_field
 from fewstep.methods.base import Alarm, Batch, Data, Given, LossOutput, Method, Networks, Ramp, Turn
+from fewstep.methods.devices import whole_batch, world_size
 from fewstep.methods.drift.features import features_named
 from fewstep.methods.drift.settings import DriftSettings
 from fewstep.networks import tables_of
+from fewstep.streams import normal
 
 
 class Drift(Method):
@@ -111,9 +113,9 @@ class Drift(Method):
         return cls(settings, generator, given.steps, features_named(settings.features, given), limits)
 
     @property
-    def least_items(self) -> int:
-        """Two samples, for each leaves itself out."""
-        return 2
+    def needs_whole_batch(self) -> str:
+        """Every item is moved by all others."""
+        return "every sample drifts by what all others of the batch are"
 
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
         """The regression onto x + V. Terms: ``loss``; ``drift``, the field's root mean square; now and then ``escaped``.
@@ -121,15 +123,17 @@ class Drift(Method):
         ``escaped`` is the share of generated samples where real ones (blurred by the kernel) are rarer than for 99% of the real ones:
         a field can vanish because mass has gone where nothing pulls it back (arXiv 2604.24196).
         """
-        z = torch.randn(len(batch.x), *self.generator.latent_shape, generator=rng, device=batch.x.device)
+        z = normal((len(batch.x), *self.generator.latent_shape), rng)
         x = networks["generator"](z, math.inf, batch.label)
         features = self.features or (lambda items: items.flatten(1))
-        phi_x, phi_y = features(x).float(), self._remember(features(batch.x).float(), batch.label)
-        total, drift = self._regress(phi_x, *phi_y, batch.label)
+        # the field is that of the whole batch, wherever its items are
+        phi_x, label = whole_batch(features(x).float()), None if batch.label is None else whole_batch(batch.label)
+        phi_y = self._remember(whole_batch(features(batch.x).float()), label)
+        total, drift = self._regress(phi_x, *phi_y, label)
         terms = {"loss": total.detach(), "drift": drift}
         if batch.label is None and self.updates % self.LOOK == 0:
             terms["escaped"] = self._escaped(phi_x.detach(), phi_y[0])
-        return LossOutput(total, terms, x.detach(), batch.label)
+        return LossOutput(total * world_size(), terms, x.detach(), batch.label)
 
     def _remember(self, y: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The last `memory` real samples with their labels, these among them."""
@@ -229,6 +233,17 @@ class Drift(Method):
     def state_dict(self) -> dict[str, Any]:
         """How far the ramps are."""
         return {"updates": self.updates}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The real samples that are remembered, of a run with ``method.memory``."""
+        if self.kept is None:
+            return {}
+        y, label = self.kept
+        return {"kept": y} if label is None else {"kept": y, "label": label}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+        self.kept = (tensors["kept"], tensors.get("label")) if tensors else None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.maths.parametrization import edm_weight, expand_like
+from fewstep.streams import uniform
 
 Map = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``X(x, sigma, rho)``, like x [B, ...], for sigma and rho [B]."""
@@ -51,7 +52,7 @@ def derivative_residual(value: Tensor, slope: Tensor, x0_hat: Tensor, sigma: Ten
 
 def drawn_rho(sigma: Tensor, sigma_data: float, zero: float, anchor: float, rng: torch.Generator) -> Tensor:
     """Levels to aim at, [B]: 0 for the share `zero`, sigma itself for `anchor`, else uniform in the angle ``atan(rho / sigma_data)``."""
-    u, kind = (torch.rand(len(sigma), generator=rng, device=sigma.device) for _ in range(2))
+    u, kind = (uniform((len(sigma),), rng) for _ in range(2))
     rho = sigma_data * torch.tan(u * torch.atan(sigma / sigma_data))
     rho = torch.where(kind < anchor, sigma, rho)
     return torch.where(kind >= 1 - zero, torch.zeros_like(rho), rho)

@@ -36,6 +36,7 @@ from fewstep.methods.flow_map.equations import (
 )
 from fewstep.methods.flow_map.settings import FlowMapSettings
 from fewstep.methods.self_taught import SelfTaught
+from fewstep.streams import normal
 
 
 class FlowMap(SelfTaught):
@@ -114,8 +115,8 @@ class FlowMap(SelfTaught):
     def student_loss(self, networks: Networks, batch: Batch, rng: torch.Generator) -> LossOutput:
         """The weighted distance to the target of either form; terms ``flow``, and ``gap`` of the discrete one."""
         s, x0, label, sigma_data = self.settings, batch.x, batch.label, self.student.sigma_data
-        sigma = folded_lognormal(len(x0), s.sigma_mean, s.sigma_std, s.sigma_min, s.sigma_max, rng, x0.device)
-        x = x0 + expand_like(sigma, x0) * torch.randn(x0.shape, generator=rng, device=x0.device)
+        sigma = folded_lognormal(len(x0), s.sigma_mean, s.sigma_std, s.sigma_min, s.sigma_max, rng)
+        x = x0 + expand_like(sigma, x0) * normal(x0.shape, rng)
         rho = drawn_rho(sigma, sigma_data, s.zero, s.anchor, rng)
         gap = stage_gap(sigma, self.stage, s.gap_k, s.gap_b)
         low = torch.maximum(sigma * (1 - gap), rho)

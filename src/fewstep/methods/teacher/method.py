@@ -17,6 +17,7 @@ from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.maths.schedules import karras_sigmas, level_sigmas, lognormal_sigmas
 from fewstep.methods.base import Alarm, Batch, Given, LossOutput, Method, Networks, Turn, hidden_labels
 from fewstep.methods.teacher.settings import TeacherSettings
+from fewstep.streams import normal
 
 
 class Teacher(Method):
@@ -65,7 +66,7 @@ class Teacher(Method):
         else:
             sigma = level_sigmas(self.levels.to(x0.device), len(x0), 0, len(self.levels) - 1, rng)
         label = hidden_labels(label, self.label_dropout, self.generator.num_classes, rng)
-        n = torch.randn(x0.shape, generator=rng, device=x0.device)
+        n = normal(x0.shape, rng)
         x = x0 + expand_like(sigma, x0) * n
         weight = expand_like(edm_weight(sigma, self.generator.sigma_data), x0)
         denoising = (weight * (networks["denoiser"](x, sigma, label) - x0).square()).mean()
