@@ -1,10 +1,16 @@
+import json
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import fewstep
 from fewstep.build import load_data, make_method
 from fewstep.data import load_digits
 from fewstep.errors import UserError
@@ -27,11 +33,11 @@ def test_every_part_of_a_batch_has_an_item_for_every_step(teacher_run, tmp_path)
     describe(load_recipe("dmd2/digits", [*few, "batch_size=4"]))
 
 
-def test_every_part_of_a_batch_has_two_samples_of_a_drift():
+def test_a_drift_is_of_a_whole_batch_of_two_samples_at_least():
     """Each leaves itself out, of the field as of the temperatures that the recipe finds by itself."""
     few = ["data.size=500", "network.widths=[8]", "steps=1", "trainer.accelerator=cpu"]
     for recipe in ("drift/ring", "drift/vanilla"):
-        with pytest.raises(UserError, match=r"batch_size is 4, in 4 part\(s\) of 1; method drift needs 2 items in each: give at least 8"):
+        with pytest.raises(UserError, match=r"trainer\.accumulate is 4, but method drift learns from a batch as a whole"):
             describe(load_recipe(recipe, [*few, "batch_size=4", "trainer.accumulate=4"]))
         with pytest.raises(UserError, match="batch_size is 1; drift needs at least 2 samples a step"):
             describe(load_recipe(recipe, [*few, "batch_size=1"]))
@@ -104,3 +110,22 @@ def test_threads_are_set_for_a_run(monkeypatch, teacher_overrides, tmp_path):
         recipe = load_recipe("teacher/digits", [*teacher_overrides, "steps=1", f"trainer.threads={threads}"])
         train_recipe(recipe, tmp_path / threads)
     assert asked == [1, 3]
+
+
+def test_the_commit_is_the_package_s_own_and_not_that_of_a_repository_around_it(tmp_path):
+    """An installed package lies in the user's .venv, which may lie in the user's repository."""
+    code = "import json, fewstep.run; print(json.dumps(fewstep.run.made_by()['commit']))"
+    copy = shutil.copytree(Path(fewstep.__file__).parent, tmp_path / "theirs" / ".venv" / "fewstep")
+    git = ("git", "-c", "user.name=me", "-c", "user.email=me@example.org", "-C", str(tmp_path / "theirs"))
+    (tmp_path / "theirs" / ".gitignore").write_text(".venv\n")
+
+    def told():
+        environment = {**os.environ, "PYTHONPATH": str(copy.parent)}
+        return json.loads(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout)
+
+    for words in (("init", "-q"), ("add", "."), ("commit", "-qm", "theirs")):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    assert told() is None
+    subprocess.run([*git, "add", "-f", str(copy / "run.py")], check=True)
+    subprocess.run([*git, "commit", "-qm", "with the package"], check=True)
+    assert told().startswith(subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip())

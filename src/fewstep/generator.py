@@ -172,7 +172,7 @@ class Generator(
         return other.to(self.device).eval()
 
     def reworked(self, sampler: Mapping[str, Any], denoiser: Mapping[str, Any], **network: Any) -> "Generator":
-        """A generator with this one's weights under another sampler and denoiser, its network made with further arguments.
+        """A student with this one's weights under another sampler and denoiser, its network made with further arguments.
 
         Weights that only the new network has are as it makes them. Raises ValueError where weights of this one have no place in it.
         """
@@ -182,6 +182,7 @@ class Generator(
                 "network": {**self.network_config, **network},
                 "sampler": dict(sampler),
                 "denoiser": dict(denoiser),
+                "info": inherited(self.info),
             }
             other = Generator(**arguments)
         found = other.denoiser.load_state_dict(self.denoiser.state_dict(), strict=False)
@@ -375,6 +376,18 @@ def _load_folder(folder: Path, name: str) -> Generator:
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+INHERITED = ("data", "class_names", "licence")
+
+
+def inherited(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What a student takes over of its teacher's `info`: what both are of. How the teacher was made, found and imported is its own.
+
+    Weights made from others whose licence is not known have none that is.
+    """
+    unknown = {"licence": None} if "imported_from" in info and "licence" not in info else {}
+    return {key: info[key] for key in INHERITED if key in info} | unknown
 
 
 def frozen(module: nn.Module) -> nn.Module:

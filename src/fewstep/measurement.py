@@ -14,6 +14,7 @@ from fewstep.data.protocol import Data
 from fewstep.errors import UserError
 from fewstep.generator import Generator, first_line
 from fewstep.metrics.features import FeatureNetwork, feature_network, named_features
+from fewstep.metrics.figures import choices
 from fewstep.metrics.inception import FeatureError, cache_folder
 from fewstep.metrics.point_suite import PointSuite, split
 from fewstep.metrics.protocol import Preset, differences
@@ -262,6 +263,9 @@ class Watch:
         seed: of the samples, the same each time.
         features: name or path of a feature network for images; None for the one that belongs to the data.
         device: where a scripted feature network runs.
+        keep_best: key of the figure by which the best model is chosen, if one is kept.
+
+    Raises UserError for what cannot be measured, a figure that the data can never have included.
 
     """
 
@@ -273,6 +277,7 @@ class Watch:
         seed: int = 0,
         features: str | None = None,
         device: torch.device | str = "cpu",
+        keep_best: str | None = None,
     ) -> None:
         points = len(data.shape) == 1
         self.num = num or usual_samples(points)
@@ -281,6 +286,9 @@ class Watch:
             self.suite, self.seed = suite_for(data, gamma, seed, features, device=device), seed
         except UserError as error:
             raise UserError(f"trainer.evaluate_features is {features!r}: {error}" if features is not None else str(error)) from error
+        if keep_best in self.suite.undefined:
+            known = [key for key in choices("points" if points else "images") if key not in self.suite.undefined]
+            raise UserError(f"trainer.keep_best is {keep_best!r}, which the data {data.name} never has; give one of {', '.join(known)}")
 
     def __call__(self, generator: Generator) -> dict[str, float]:
         """Every figure of the evaluation at the generator's own number of steps, each under ``eval.NAME``."""

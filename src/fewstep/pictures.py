@@ -30,6 +30,10 @@ class ImagePictures:
     def __init__(self, recipe: Recipe, data: Any, run: RunFolder) -> None:
         self.run, self.seed, self.classes = run, stream_seed(recipe.seed, "pictures"), data.num_classes or 10
 
+    def begin(self, step: int) -> bool:
+        """Take away the pictures of what came after `step`, from which training goes on; whether that of `step` itself is missing."""
+        return _forgotten(self.run, step)
+
     def __call__(self, generator: Generator, step: int) -> Path:
         """The picture's file."""
         count = 2 * self.classes if self.classes <= 16 else 32
@@ -55,8 +59,13 @@ class PointPictures:
         ticks = torch.linspace(self.low, self.high, GRID + 2)[1:-1]
         self.points = torch.cartesian_prod(ticks, ticks)
         self.dashboard = Dashboard(run.dashboard_folder, self._scene(recipe)) if data.shape == (2,) else None
-        if self.dashboard:
-            self.dashboard.forget_after(max((record["step"] for record in run.metrics()), default=-1))
+
+    def begin(self, step: int) -> bool:
+        """As of `ImagePictures`; a frame that was handed over and not drawn when the run was killed is missing."""
+        if self.dashboard is None:
+            return _forgotten(self.run, step)
+        self.dashboard.forget_after(step or -1)
+        return step > 0 and not self.dashboard.has(step)
 
     def _scene(self, recipe: Recipe) -> Scene:
         drawn = self.data.batch(torch.arange(min(20_000, len(self.data.train))), self.rng, torch.device("cpu"))[0]
@@ -108,6 +117,15 @@ class PointPictures:
         """Wait for the drawing, and make the animation and the still."""
         if self.dashboard is not None:
             self.dashboard.close()
+
+
+def _forgotten(run: RunFolder, step: int) -> bool:
+    """Remove the pictures in ``samples/`` later than `step`; whether there is none of `step`."""
+    for path in run.sample_folder.glob("step_*.png"):
+        number = path.stem.removeprefix("step_")
+        if number.isdigit() and int(number) > step:
+            path.unlink()
+    return step > 0 and not (run.sample_folder / f"step_{step}.png").exists()
 
 
 def _limits(data: PointData, target: Density | None) -> tuple[float, float]:

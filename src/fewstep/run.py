@@ -80,9 +80,12 @@ def make_fabric(trainer: Trainer) -> "Fabric":
 def made_by() -> dict[str, Any]:
     """Version of the package, of torch, and the git commit that the package stands at (None outside a checkout)."""
     commit = None
+    git = ["git", "-C", str(Path(__file__).parent)]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=5).stdout.strip() or None
+        # an installed package may lie in somebody's own repository, whose commit says nothing of it
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True, timeout=5)
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=12"]
+        commit = subprocess.run(describe, capture_output=True, text=True, timeout=5).stdout.strip() or None
     return {"fewstep": __version__, "torch": str(torch.__version__), "commit": commit}
 
 
@@ -166,7 +169,9 @@ def _watch(recipe: Recipe, data: Data, fabric: "Fabric") -> Callable[[Generator]
     power = recipe.power(len(data.shape) == 1)
     # points may have been reweighted for the method
     measured = load_data(recipe.data, recipe.seed) if recipe.method.data_power is not None else data
-    return Watch(measured, trainer.evaluate_samples, power, features=trainer.evaluate_features, device=fabric.device)
+    return Watch(
+        measured, trainer.evaluate_samples, power, features=trainer.evaluate_features, device=fabric.device, keep_best=trainer.keep_best
+    )
 
 
 def _kept(loop: "Loop", run: RunFolder, error: BaseException) -> str:
@@ -241,7 +246,7 @@ def train_recipe(
     )
     tracker = make_tracker(trainer.tracker if fabric.is_global_zero else "none", out, resolved(recipe))
     try:
-        loop = Loop(method, data, fabric, run, settings, tracker, pictures, title, watch)
+        loop = Loop(method, data, fabric, run, settings, tracker, pictures, title, watch, pictures.begin)
         with named_faults(recipe, lambda error: _kept(loop, run, error)):
             loop.train(resume)
     finally:

@@ -92,6 +92,29 @@ def test_onnxruntime_makes_the_same_samples_at_any_batch_size(exported, name):
         torch.testing.assert_close(torch.from_numpy(samples), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["digits", "dit3", "latent"])
+@pytest.mark.parametrize("wrong", ["classes", -1, 2**40, -(2**40)])
+def test_a_label_that_is_no_class_draws_nothing(exported, name, wrong):
+    """Neither the null class nor a class counted from the end: whoever runs the graph is told."""
+    root, generators = exported
+    generator = generators[name]
+    wrong = generator.num_classes if wrong == "classes" else wrong
+    inputs = {"latents": np.zeros((2, *generator.latent_shape), np.float32), "labels": np.array([0, wrong])}
+    if (levels := len(generator.sampler.get("sigmas", [0]))) > 1:
+        inputs["noise"] = np.zeros((levels - 1, 2, *generator.shape), np.float32)
+    with pytest.raises(Exception, match=r"out of data bounds|out of range|out of bounds"):
+        session(root / name).run(["samples"], inputs)
+
+
+@pytest.mark.parametrize("name", ["digits", *GENERATORS])
+def test_the_axis_of_the_items_is_called_batch(exported, name):
+    root, _ = exported
+    graph = session(root / name)
+    for entry in (*graph.get_inputs(), *graph.get_outputs()):
+        assert entry.shape[entry.name == "noise"] == "batch"
+        assert all(isinstance(size, int) for axis, size in enumerate(entry.shape) if axis != (entry.name == "noise"))
+
+
 def test_images_are_clamped_and_points_are_not(exported):
     root, _ = exported
     latents = 30 * np.random.default_rng(0).standard_normal((50, 5), dtype=np.float32)

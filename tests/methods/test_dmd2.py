@@ -550,7 +550,7 @@ def test_a_later_step_starts_where_the_generator_s_own_steps_lead(make_method, t
     for seed in range(12):
         calls, output = called(method, turn, seed)
         step = [LEVELS.index(pytest.approx(s)) for s in calls[-1][1].tolist()]
-        assert [(s - step[0]) % 3 for s in step] == [0, 1, 2, 0, 1, 2]  # dealt in turn
+        assert [(s - step[0]) % 3 for s in step] == [0, 0, 1, 1, 2, 2]  # an equal share of the batch for each
         firsts.add(step[0])
         rng = seeded(seed)
         x = 80 * torch.randn(NUM, 1, 8, 8, generator=rng)
@@ -824,3 +824,16 @@ def test_other_divergences_weigh_each_sample_s_gradient(make_method, divergence,
     state = json.loads(json.dumps(method.state_dict()))
     assert state["ratio_means"][group[0]] == pytest.approx(mean[0].item())
     assert min(state["ratio_means"][g] == 1.0 for g in range(10) if g not in group)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_field_of_several_steps_is_that_of_the_last(make_method, steps):
+    """A frame of the dashboard asks for it; the fake network must be told a step."""
+    method = make_method(sampler_steps=steps, sampler_sigmas=LEVELS[:steps])
+    points = torch.randn(5, 1, 8, 8, generator=seeded())
+    where, field = method.field(points, points, points)
+    assert torch.equal(where, points)
+    fake = method.networks["fake"].copies[-1] if steps > 1 else method.networks["fake"]
+    sigma = method.levels[len(method.levels) // 2].float()
+    expected = method.networks["teacher"](points, sigma, None) - fake(points, sigma, None)
+    torch.testing.assert_close(field, expected.detach())

@@ -165,3 +165,44 @@ def test_what_is_no_statistics_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
     with pytest.raises(FeatureError, match="there is no file"):
         load_statistics(tmp_path / "none.npz")
+
+
+def spread(dims=4):
+    x = np.random.default_rng(0).standard_normal((50, dims))
+    return np.cov(x, rowvar=False)
+
+
+def negative(sigma):
+    values, vectors = np.linalg.eigh(sigma)
+    return (vectors * np.where(np.arange(len(values)) == 1, -0.5, values)) @ vectors.T
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (negative, "no covariance: in some direction its variance is -"),
+        (lambda sigma: -sigma, "no covariance"),
+        (lambda sigma: sigma + np.triu(np.ones_like(sigma), 1), "is not symmetric"),
+        (lambda sigma: sigma + 0.1j, "complex numbers"),
+        (lambda sigma: sigma * np.nan, "finite"),
+    ],
+)
+def test_what_is_no_covariance_is_refused(change, said, tmp_path):
+    np.savez(tmp_path / "bad.npz", mu=np.zeros(4), sigma=change(spread()))
+    with pytest.raises(FeatureError, match=said):
+        load_statistics(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize("sigma", [spread(), spread().astype(np.float32), np.zeros((4, 4)), np.diag([1.0, 0, 0, 1e-9])])
+def test_a_covariance_may_be_flat_and_rounded(sigma, tmp_path):
+    rounding = 1e-8 * np.random.default_rng(1).standard_normal(sigma.shape)
+    np.savez(tmp_path / "good.npz", mu=np.zeros(4), sigma=sigma + rounding * np.abs(sigma).max())
+    load_statistics(tmp_path / "good.npz")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_named(bad):
+    images = PIXELS.float() / 127.5 - 1
+    images[3, 0, 0, 0] = images[17, 1, 2, 3] = bad
+    with pytest.raises(FeatureError, match=f"features {PooledPixels().name} of 2 of 30 images are not finite"):
+        describe(PooledPixels(), [images])

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from fewstep import files
+from fewstep.build import load_data
 from fewstep.errors import Interrupted, UserError
 from fewstep.generator import load
+from fewstep.measurement import suite_for
 from fewstep.metrics.figures import choices
 from fewstep.recipe import load_recipe
 from fewstep.training.run_folder import RunFolder
@@ -236,3 +238,18 @@ def test_points_too(done, tmp_path):
 def test_what_cannot_be_kept_is_said(recipe, options, says):
     with pytest.raises(UserError, match=says):
         load_recipe(recipe, options)
+
+
+@pytest.mark.parametrize("figure", ["modes", "inside", "weight_tv", "variance", "median_radius"])
+def test_a_figure_that_the_data_can_never_have_is_refused_before_training(figure, mistake, tmp_path):
+    told = mistake(
+        "train", "drift/ring", "data.density=moons", f"trainer.keep_best={figure}", "trainer.evaluate_every=1", "--out", tmp_path / "run"
+    )
+    assert f"trainer.keep_best is '{figure}', which the data moons never has; give one of energy, mmd, sliced_wasserstein" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_accuracy_needs_labels_and_a_network_that_tells_classes():
+    data = load_data(load_recipe("teacher/digits").data)
+    assert suite_for(data).undefined == set()
+    assert suite_for(data, features="pixels-8x8").undefined == {"class_accuracy"}

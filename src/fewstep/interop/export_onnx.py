@@ -36,9 +36,14 @@ class SamplingGraph(nn.Module):
         self.levels = generator.sigmas().tolist()
         self.is_image = len(generator.shape) == 3
         self.scaled = generator.sampler["name"] == "few_step"
+        self.classes: Tensor | None
+        self.register_buffer("classes", None if generator.num_classes is None else torch.arange(generator.num_classes))
 
     def forward(self, latents: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Samples [B, ...]: the steps of `fewstep.samplers.few_step`, or one of a push-forward."""
+        if labels is not None and self.classes is not None:
+            # a label that is no class is refused by whoever runs the graph: it would lie outside this table, as the null class does
+            labels = self.classes.index_select(0, torch.where(labels < 0, len(self.classes), labels))
         first = torch.tensor(self.levels[0], dtype=torch.float32)
         x = self.denoiser(latents * first if self.scaled else latents, first, labels)
         for j, level in enumerate(self.levels[1:]):
@@ -108,6 +113,7 @@ def write_onnx(generator: Generator, folder: Path) -> None:
     finally:
         exporter.setLevel(before)
     assert program is not None
+    _name_batch(program.model)
     passes.ClearMetadataAndDocStringPass()(program.model)  # a stack trace for each node, with this machine's paths
     sigmas = [sigma for sigma in generator.sigmas().tolist() if math.isfinite(sigma)]
     program.model.metadata_props.update(
@@ -119,6 +125,16 @@ def write_onnx(generator: Generator, folder: Path) -> None:
         }
     )
     program.save(folder / FILE, external_data=False)
+
+
+def _name_batch(model: Any) -> None:
+    """Call the axis of the items ``batch`` in all shapes, where the exporter has made up a name."""
+    made_up = str(model.graph.outputs[0].shape[0])
+    values = [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]
+    for value in values:
+        for axis, size in enumerate(value.shape or ()):
+            if str(size) == made_up:
+                value.shape[axis] = "batch"
 
 
 def read_onnx(folder: Path, generator: Generator) -> Callable[[int, list[int] | None, int], Tensor]:

@@ -1,8 +1,39 @@
-"""What a loss needs of the other processes: it is of the whole batch, of which each process holds every so-manieth item."""
+"""Where a method's tensors are, and what a loss needs of the other processes: it is of the whole batch, of which each has its part."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def move(method: Any, device: torch.device | str) -> None:
+    """Move all that `method` holds to `device`: modules, and tensors, in its attributes and in those of the objects among them."""
+    moved: dict[int, Tensor] = {}  # what is held in two places stays one
+    for place, key, value in list(_held(method, set())):
+        if isinstance(value, nn.Module):
+            value.to(device)
+        elif isinstance(place, dict | list):
+            place[key] = moved.setdefault(id(value), value.to(device))
+        else:
+            raise TypeError(
+                f"a tensor is held in a {type(place).__name__}, where it cannot be moved; hold it in an attribute, dict or list"
+            )
+
+
+def _held(thing: Any, seen: set[int]) -> Iterator[tuple[Any, Any, Tensor | nn.Module]]:
+    """(container, key, tensor or module) for all in the attributes of `thing`, and of the objects among them."""
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    inside: Any = thing if isinstance(thing, dict | list | tuple) else getattr(thing, "__dict__", {})
+    items = list(inside.items()) if isinstance(inside, Mapping) else list(enumerate(inside))
+    for key, value in items:
+        if isinstance(value, Tensor | nn.Module):
+            yield inside, key, value
+        elif not isinstance(value, type | torch.Generator) and (isinstance(value, dict | list | tuple) or hasattr(value, "__dict__")):
+            yield from _held(value, seen)
 
 
 def world_size() -> int:

@@ -7,6 +7,7 @@ run anything; it is refused.)
 """
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -63,13 +64,13 @@ class ScriptedFeatures:
             )
         if not path.is_file():
             raise FeatureError(f"there is no file {path}; give a TorchScript file (.pt), or `inception`")
-        self.name, self.sha256, self.device = name or path.stem, sha256_of(path), torch.device(device)
+        self.name, self.sha256 = name or path.stem, sha256_of(path)
         try:
-            self.network: Any = torch.jit.load(str(path), map_location=self.device).eval()
+            self.network: Any = torch.jit.load(str(path), map_location=device).eval()
         except Exception as error:  # torch raises several kinds, by what the file is
             raise FeatureError(f"{path} is not TorchScript ({_first_line(error)}); give a file that torch.jit.save wrote") from error
         try:
-            found = self.network(torch.zeros(2, 3, 32, 32, dtype=torch.uint8, device=self.device), return_features=True)
+            found = self.network(torch.zeros(2, 3, 32, 32, dtype=torch.uint8, device=device), return_features=True)
             self.dims = int(found.reshape(2, -1).shape[1])
         except Exception as error:  # whatever the script raises
             raise FeatureError(
@@ -80,7 +81,8 @@ class ScriptedFeatures:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Features float32 [N, D] of images [N, C, H, W] in [-1, 1], rounded to bytes first; C 1 is repeated to 3."""
-        pixels = to_bytes(images.to(self.device))
+        held = next(itertools.chain(self.network.parameters(), self.network.buffers()), images)
+        pixels = to_bytes(images.to(held.device))
         if pixels.shape[1] == 1:
             pixels = pixels.repeat(1, 3, 1, 1)
         features = [self.network(part, return_features=True).float().flatten(1) for part in pixels.split(BATCH)]

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from fewstep.metrics.figures import choices
 from fewstep.metrics.modes import mode_report, usual_radius
 from fewstep.metrics.two_sample import Estimate, energy_distance, median_bandwidth, mmd, sliced_wasserstein
 
@@ -28,6 +29,11 @@ class PointSuite:
     def floor(self) -> float:
         """Energy distance of two exact sets: 0 in expectation."""
         return energy_distance(self.other, self.target).value
+
+    @property
+    def undefined(self) -> set[str]:
+        """Keys of figures that these points can never have: those of modes, where none are known."""
+        return set() if self.modes is not None else set(choices("points")) - {"energy", "mmd", "sliced_wasserstein"}
 
     def floor_row(self) -> dict[str, float]:
         """The other exact set, measured as if it were generated."""

@@ -23,6 +23,8 @@ from fewstep.metrics.inception import FeatureError
 
 KEPT = 10_000  # rows, for the measures that compare pairs
 BATCH = 500  # images at a time
+ROUNDING = 1e-5  # of a published covariance, over its largest entry
+ADVICE = "give the covariance of the features, as numpy.cov makes it"
 VERSION = 1  # of the files; a higher one is another way to make them
 
 Track = Callable[[Iterable[Tensor], int, str], Iterable[Tensor]]
@@ -67,6 +69,12 @@ def describe(network: FeatureNetwork, batches: Iterable[Tensor], look: Callable[
             if look is not None:
                 look(images, features)
             features = features.cpu()
+            bad = int((~features.isfinite().flatten(1).all(1)).sum())
+            if bad:
+                raise FeatureError(
+                    f"the features {network.name} of {bad} of {len(images)} images are not finite; take other features, or look at the "
+                    "images: a generator whose training ran away makes such"
+                )
             if kept < KEPT:
                 rows.append(features[: KEPT - kept].float())
                 kept += len(rows[-1])
@@ -162,9 +170,25 @@ def load_statistics(path: Path) -> tuple[FeatureSet, dict[str, Any] | None]:
     missing = {"mu", "sigma"} - arrays.keys()
     if missing:
         raise FeatureError(f"{path} has no array {' and no '.join(sorted(missing))}; statistics are arrays mu [D] and sigma [D, D]")
+    if any(np.iscomplexobj(arrays[name]) for name in ("mu", "sigma")):
+        raise FeatureError(f"{path} has complex numbers in mu or sigma; statistics are real: take the real part where the rest is rounding")
     mean, covariance = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not (mean.isfinite().all() and covariance.isfinite().all()):
         raise FeatureError(f"{path} has mu {list(mean.shape)} and sigma {list(covariance.shape)}; give finite arrays [D] and [D, D]")
+    _check_covariance(covariance, path)
     rows = torch.from_numpy(arrays["rows"]) if "rows" in arrays else None
     num = int(arrays["num"]) if "num" in arrays else None
     return FeatureSet(Gaussian(mean, covariance), num, rows, None, sha256_of(path)), key
+
+
+def _check_covariance(covariance: Tensor, path: Path) -> None:
+    """Raise FeatureError where `covariance` [D, D] is not symmetric, or has directions of negative variance, beyond float32's rounding."""
+    size = covariance.abs().max().clamp_min(1e-300)
+    skew = ((covariance - covariance.T).abs().max() / size).item()
+    if skew > ROUNDING:
+        raise FeatureError(f"sigma of {path} is not symmetric (two of its halves differ by {skew:.1e} of its largest entry); {ADVICE}")
+    least = (torch.linalg.eigvalsh(covariance)[0] / size).item() if len(covariance) else 0.0
+    if least < -ROUNDING * len(covariance):
+        raise FeatureError(
+            f"sigma of {path} is no covariance: in some direction its variance is {least:.1e} of its largest entry; {ADVICE}"
+        )

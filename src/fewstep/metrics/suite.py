@@ -114,6 +114,12 @@ class Suite:
             "quantisation": "bytes" if hasattr(self.network, "sha256") else "none",
         }
 
+    @property
+    def undefined(self) -> set[str]:
+        """Keys of figures that these images can never have: accuracy, without labels or a network that tells classes."""
+        told = hasattr(self.network, "classify") and self.train_label is not None
+        return set() if told else {"class_accuracy"}
+
     def floor_row(self) -> dict[str, float]:
         """Real images measured as if they were generated, against others: what no figure should beat."""
         images, label = (self.train, self.train_label) if self.against == "heldout" else (self.heldout, self.heldout_label)

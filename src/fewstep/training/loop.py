@@ -23,7 +23,7 @@ from fewstep.data.own import ForeignData
 from fewstep.errors import Interrupted, UserError
 from fewstep.generator import Generator
 from fewstep.methods.base import Batch, LossOutput, Method, Ratio, Turn
-from fewstep.methods.devices import whole_batch
+from fewstep.methods.devices import move, whole_batch
 from fewstep.own_parts import check_output
 from fewstep.streams import Draws
 from fewstep.training.batches import TrainingData
@@ -82,6 +82,7 @@ class Loop:
         tracker: gets each record and each picture.
         on_sample: called with the averaged generator and the step on the sampling cadence; returns a picture, or None.
         title: for the progress bar.
+        on_begin: called with the step that training goes on from, 0 at the start; returns whether that step's picture is missing.
         on_evaluate: called with the averaged generator on the evaluation cadence; what it returns goes into the record of that step.
 
     """
@@ -97,12 +98,13 @@ class Loop:
         on_sample: Callable[[Generator, int], Path | None] = lambda generator, step: None,
         title: str = "training",
         on_evaluate: Callable[[Generator], Mapping[str, float]] | None = None,
+        on_begin: Callable[[int], bool] = lambda step: False,
     ) -> None:
         check_batch_size(settings.batch_size, fabric.world_size, settings.accumulate)
         self.method, self.fabric, self.run, self.settings = method, fabric, run, settings
         self.tracker, self.on_sample, self.title, self.on_evaluate = tracker or NoTracker(), on_sample, title, on_evaluate
-        for module in method.networks.values():
-            module.to(fabric.device)
+        self.on_begin = on_begin
+        move(method, fabric.device)
         ema = EMA(method.networks[method.ships], settings.ema_decay, settings.ema_warmup)
         trained = tuple(sorted({name for turn in method.turns for name in turn.trains}))
         self.wrapped: dict[str, _FabricModule] = {name: self._wrapped(name) for name in trained}
@@ -137,6 +139,9 @@ class Loop:
                 torch.manual_seed(settings.seed * 1_000_003 + self.fabric.global_rank)
                 if resume:
                     self._restore()
+                missing = self.fabric.is_global_zero and self.on_begin(state.step)
+                if missing and (state.step % settings.sample_every == 0 or state.step == settings.steps):
+                    self._draw()
                 if state.step < settings.steps:
                     self.progress.begin(state.step)
                     self._train()
@@ -368,10 +373,13 @@ class Loop:
 
     def _sample(self) -> None:
         if self.fabric.is_global_zero:
-            picture = self.on_sample(self.state.shipped(), self.state.step)
-            if picture is not None:
-                self.tracker.image(picture, self.state.step)
+            self._draw()
         self.fabric.barrier()
+
+    def _draw(self) -> None:
+        picture = self.on_sample(self.state.shipped(), self.state.step)
+        if picture is not None:
+            self.tracker.image(picture, self.state.step)
 
     def _restore(self) -> None:
         """Go on from the newest whole checkpoint; from the start where there is none."""

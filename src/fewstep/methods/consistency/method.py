@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoisers import Guided
-from fewstep.generator import Generator
+from fewstep.generator import Generator, inherited
 from fewstep.maths.flow import folded_lognormal, ode_step, stage_gap, towards
 from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.methods.base import Alarm, Batch, Given, LossOutput, Networks, exact_denoiser
@@ -71,7 +71,7 @@ class Consistency(SelfTaught):
         sampler = {"name": "few_step", "levels": settings.levels, "steps": settings.sampler_steps}
         if given.network.role == "copy":
             assert given.teacher is not None
-            student = given.teacher.derive(sampler, given.teacher.info)
+            student = given.teacher.derive(sampler, inherited(given.teacher.info))
         else:
             student = given.make_generator(sampler)
         return cls(settings, student, given.steps, given.teacher, exact_denoiser(given.data) if settings.exact else None)

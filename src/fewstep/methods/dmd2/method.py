@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoisers import Guided, StepwiseDenoiser
-from fewstep.generator import Generator, frozen
+from fewstep.generator import Generator, frozen, inherited
 from fewstep.maths.adversarial import discriminator_loss, generator_loss
 from fewstep.maths.matching import dmd_gradient, dmd_loss, sid_loss
 from fewstep.maths.parametrization import edm_weight, expand_like
@@ -157,8 +157,6 @@ class DMD2(Method):
 
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
         """The generator's loss (terms ``dm``, ``gap``, ``gan``) or the guidance's (terms ``fake``, ``gan``, ``r1``)."""
-        if self.levels.device != batch.x.device:
-            self.levels = self.critic.levels = self.levels.to(batch.x.device)
         if turn == "generator":
             return self._generator_loss(networks, batch, rng, scratch)
         return self._guidance_loss(networks, batch, rng, scratch)
@@ -233,7 +231,7 @@ class DMD2(Method):
 
     def ship(self, network: nn.Module, step: int) -> Generator:
         """The generator, to be sampled at the noise levels it was trained for."""
-        info = {**self.teacher.info, "method": "dmd2", "step": step, "label_dropout": 0.0}
+        info = {**inherited(self.teacher.info), "method": "dmd2", "step": step, "label_dropout": 0.0}
         if self.student:
             return self.student.derive(self.student.sampler, info, network)
         return self.teacher.derive({"name": "few_step", "sigmas": self.sigmas}, info, network)
@@ -242,7 +240,8 @@ class DMD2(Method):
     def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """``gamma D_real - D_fake - (gamma - 1) x`` at `points`, seen at the middle level: where samples there have to go."""
         sigma = self.levels[len(self.levels) // 2].to(points)
-        x0_real, x0_fake = (self.networks[name](points, sigma, None) for name in ("teacher", "fake"))
+        last = torch.full((len(points),), self.settings.sampler_steps - 1, device=points.device)  # samples come from the last step
+        x0_real, x0_fake = self.networks["teacher"](points, sigma, None), self.networks["fake"](points, sigma, None, **self._told(last))
         return points, x0_real - x0_fake + (self.settings.gamma - 1) * (x0_real - points)
 
     def state_dict(self) -> dict[str, Any]:

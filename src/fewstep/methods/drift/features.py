@@ -47,9 +47,8 @@ class TeacherFeatures:
     def __call__(self, images: Tensor) -> Tensor:
         """Features [N, D] of images [N, C, H, W]."""
         sigma = torch.tensor(self.sigma, device=images.device)
-        denoiser = self.denoiser.to(images.device)
-        assert isinstance(denoiser, FeatureDenoiser)
-        hidden = denoiser.features(images, sigma, None, 1)[0]
+        assert isinstance(self.denoiser, FeatureDenoiser)
+        hidden = self.denoiser.features(images, sigma, None, 1)[0]
         return torch.cat([hidden.flatten(1), images.flatten(1)], 1)
 
 

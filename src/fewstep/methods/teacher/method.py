@@ -64,7 +64,7 @@ class Teacher(Method):
         if self.settings.sigma_sampling == "lognormal":
             sigma = lognormal_sigmas(len(x0), self.settings.sigma_mean, self.settings.sigma_std, rng, x0.device)
         else:
-            sigma = level_sigmas(self.levels.to(x0.device), len(x0), 0, len(self.levels) - 1, rng)
+            sigma = level_sigmas(self.levels, len(x0), 0, len(self.levels) - 1, rng)
         label = hidden_labels(label, self.label_dropout, self.generator.num_classes, rng)
         n = normal(x0.shape, rng)
         x = x0 + expand_like(sigma, x0) * n

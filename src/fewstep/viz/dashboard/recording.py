@@ -59,6 +59,10 @@ class Dashboard:
             for name in ("dashboard.gif", "dashboard.png"):
                 (self.folder / name).unlink(missing_ok=True)
 
+    def has(self, step: int) -> bool:
+        """Whether the frame of `step` is there, drawn."""
+        return any(step_of(path) == step for path in saved_frames(self.frames))
+
     def record(self, frame: Frame) -> None:
         """Have `frame` drawn; returns at once. Its arrays are copied. Steps must increase.
 
