@@ -117,7 +117,7 @@ def bad_file(kind: str, path) -> None:
         ("small", ["79 points", "each part needs 40"]),
         ("no columns", ["shape [300, 0]", "[N, D]"]),
         ("nan", ["2 of 300 points", "NaN or infinity", "row 7"]),
-        ("overflow", ["300 of 300 points", "NaN or infinity"]),
+        ("overflow", ["holds ", "float32 ends at 3.4e+38"]),
     ],
 )
 def test_a_file_of_points_that_cannot_be_used(kind, words, mistake, tmp_path):
@@ -211,7 +211,11 @@ def test_points_of_ones_own_from_training_to_samples(dims, kind, done, mistake, 
 
     out = done("evaluate", run, "-n", "100").out
     results = json.loads((run / "results.json").read_text())
-    assert (results["recipe"], results["data"], results["reference"]) == ("drift/mine", "mine", "40 held-out points")
+    assert (results["recipe"], results["data"], results["reference"]) == (
+        "drift/mine",
+        "mine",
+        "40 held-out points, each column in standard deviations",
+    )
     assert list(results["rows"]) == ["held-out half", "drift, 1 evaluation"]  # the other half of the held-out is the floor
     assert "held-out half" in out
     assert "modes" not in results["rows"]["held-out half"]
@@ -219,7 +223,8 @@ def test_points_of_ones_own_from_training_to_samples(dims, kind, done, mistake, 
 
     generator = fewstep.load(run)
     assert generator.shape == (dims,)
-    assert generator.sigma_data == pytest.approx(20, rel=0.1)
+    assert generator.sigma_data == pytest.approx(1, rel=0.1)
+    assert generator.units.scale.tolist() == pytest.approx([20] * dims, rel=0.1)
     samples = generator.sample(50, seed=1)
     assert samples.abs().max() > 1  # points are not clamped as images are
     done("sample", run, "-n", "50", "--seed", "1", "--out", tmp_path / "a.npz")

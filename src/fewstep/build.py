@@ -96,6 +96,9 @@ def open_teacher(settings: MethodSettings, data: Data, sigma_data: float | None,
         wrong.append(f"it knows {teacher.num_classes or 'no'} classes, the data {data.name} has {data.num_classes or 'none'}")
     if sigma_data is not None and not math.isclose(teacher.sigma_data, sigma_data, rel_tol=1e-6):
         wrong.append(f"its sigma_data is {teacher.sigma_data}, network.sigma_data is {sigma_data}")
+    theirs = None if teacher.units is None else teacher.units.config
+    if theirs != units_in(data):
+        wrong.append("its points have another location and scale than the data (data.standardize): it was trained on other points")
     limit = getattr(teacher.denoiser, "sigma_max", None)
     if limit is not None:
         asked = {key: getattr(settings, key) for key in ("sigma_max", "conditioning_sigma") if hasattr(settings, key)}
@@ -139,6 +142,12 @@ def _generator_at(path: str | Path, sigma_data: float | None) -> Generator:
     return teacher
 
 
+def units_in(data: Data) -> dict[str, Any] | None:
+    """The units that the user's points come in, as a generator's config has them; None for data that is learned as it comes."""
+    units = data.units if isinstance(data, PointData) else None
+    return None if units is None else units.config
+
+
 def make_generator(
     recipe: Recipe,
     data: Data,
@@ -154,13 +163,16 @@ def make_generator(
     network = network or recipe.network
     sigma_data = network.sigma_data
     if sigma_data is None:  # of points, whose scale is their own
-        sigma_data = round(in_memory(data).images("train").var(0).mean().sqrt().item(), 4)
+        spread = in_memory(data).images("train").var(0).mean().sqrt().item()
+        sigma_data = round(spread, 4) if spread >= 0.1 else float(f"{spread:.4g}")
+        if not sigma_data > 0:
+            raise UserError(f"the points of {data.name} all coincide; there is nothing to learn")
     info = {"data": data.name, "class_names": list(data.class_names)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         try:
             config = {**network.arguments(), **arguments}
-            generator = Generator(data.shape, data.num_classes, sigma_data, config, sampler, info, denoiser)
+            generator = Generator(data.shape, data.num_classes, sigma_data, config, sampler, info, denoiser, units_in(data))
         except ValueError as error:
             raise UserError(str(error)) from error
     made: Any = generator.denoiser.network

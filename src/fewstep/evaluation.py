@@ -243,7 +243,7 @@ def _reference(data: ImageData | PointData, suite: Suite | PointSuite, gamma: fl
         return f"{len(data.heldout)} held-out images" if suite.against == "heldout" else f"{len(data.train)} training images"
     if isinstance(data, PointData) and data.density:
         return f"{len(suite.target)} exact samples of {data.name}" + (f"^{gamma:g}" if gamma != 1.0 else "")
-    return f"{len(suite.target)} held-out points"
+    return f"{len(suite.target)} held-out points" + (", each column in standard deviations" if suite.standard is not None else "")
 
 
 def machine() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from fewstep import registry
+from fewstep.data.units import Units
 from fewstep.denoisers import Guided
 from fewstep.errors import UserError
 from fewstep.model_config import FORMAT, brought_forward, checked_sampler, denoiser_class
@@ -46,6 +47,7 @@ class Generator(
             ``steps``; of "distributional" ``steps`` and ``churn``; of "push_forward" nothing.
         info: anything worth keeping: method, recipe, step, whether labels were dropped in training.
         denoiser: its ``name`` and settings (see `fewstep.denoisers.DENOISERS`); None is ``{"name": "preconditioned"}``.
+        units: ``location`` and ``scale`` of each column of points, in which samples come out; None for those that were learned.
 
     Raises:
         ValueError: for a name that is not known, and for settings that are missing or do not go together.
@@ -61,6 +63,7 @@ class Generator(
         sampler: Mapping[str, Any],
         info: Mapping[str, Any] | None = None,
         denoiser: Mapping[str, Any] | None = None,
+        units: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.shape = tuple(shape)
@@ -69,6 +72,9 @@ class Generator(
         self.denoiser_config = {"name": "preconditioned"} if denoiser is None else dict(denoiser)
         self.sampler = dict(sampler)
         self.info = dict(info or {})
+        self.units = None if units is None else Units.of(units)
+        if self.units is not None and self.shape != self.units.scale.shape:
+            raise ValueError(f"units have {len(self.units.scale)} columns, and one item has shape {list(self.shape)}; give one a column")
         self.kind = checked_sampler(sampler)
         cls, settings = denoiser_class(self.denoiser_config)
         if getattr(cls, "draws", "denoiser") != self.kind.of:
@@ -162,6 +168,7 @@ class Generator(
             "denoiser": self.denoiser_config,
             "sampler": self.sampler,
             "info": self.info,
+            **({} if self.units is None else {"units": self.units.config}),
         }
 
     def derive(self, sampler: Mapping[str, Any], info: Mapping[str, Any], denoiser: nn.Module | None = None) -> "Generator":
@@ -269,7 +276,9 @@ class Generator(
         batch_size: int | None = None,
         churn: float | None = None,
     ) -> Tensor:
-        """Draw `num` samples [num, *shape], float32, on this generator's device; images lie in [-1, 1].
+        """Draw `num` samples [num, *shape], float32, on this generator's device; images lie in [-1, 1], points in the user's units.
+
+        Points so far from 0 that float32 cannot tell them apart are float64.
 
         Args:
             num: how many.
@@ -320,6 +329,8 @@ class Generator(
             batches.append(draw(denoiser, latents, sigmas, label, noise, **options))
         self.train(training)
         samples = torch.cat(batches)
+        if self.units is not None:
+            return self.units.back(samples)
         return samples.clamp_(-1, 1) if len(self.shape) == 3 else samples
 
 

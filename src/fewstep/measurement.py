@@ -70,7 +70,7 @@ def suite_for(
                 raise UserError(f"method.gamma is {gamma}, and p^gamma of {data.name} is not known: only gamma 1 can be measured")
             if len(data.heldout) < FEWEST_POINTS:
                 raise UserError(f"{data.name} has {len(data.heldout)} points held out; measuring needs {FEWEST_POINTS}: raise data.holdout")
-            return PointSuite(*split(data.heldout, rng))
+            return PointSuite(*split(data.heldout, rng), standard=data.units.standard if data.units else None)
         target = data.density.power(gamma)
         modes = (target.modes, target.mode_stds, target.mode_weights) if isinstance(data.density, Mixture) else None
         return PointSuite(target.sample(EXACT_SAMPLES, rng), target.sample(EXACT_SAMPLES, rng), modes)

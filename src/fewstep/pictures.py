@@ -77,11 +77,14 @@ class PointPictures:
         modes = weights = None
         if self.mixture and self.target:
             modes, weights = self.target.modes.numpy(), self.target.mode_weights.numpy()
-        return Scene(f"{recipe.method.name} on {self.data.name}", self.low, self.high, reference, target, modes, weights)
+        standard = ", in standard deviations" if self.data.units is not None else ""
+        return Scene(f"{recipe.method.name} on {self.data.name}{standard}", self.low, self.high, reference, target, modes, weights)
 
     def __call__(self, generator: Generator, step: int) -> Path | None:
         """Hand a frame to the dashboard, which draws it in its own time; or the file of a scatter plot."""
         samples = generator.sample(SHOWN, seed=self.seed).cpu()
+        if self.data.units is not None:  # columns of any units in one square
+            samples = self.data.units.standard(samples)
         if self.dashboard is None:
             path = self.run.sample_folder / f"step_{step}.png"
             scatter(samples, path, (self.low, self.high))

@@ -141,7 +141,7 @@ def test_copies_give_no_nan(gamma, copies):
 
 def power_points(log_weights):
     points = torch.arange(float(len(log_weights)))[:, None]
-    return PowerData("points", points, points, None, torch.tensor(log_weights).double().softmax(0).cumsum(0))
+    return PowerData("points", points, points, cumulative=torch.tensor(log_weights).double().softmax(0).cumsum(0))
 
 
 def test_draws_follow_the_weights_whatever_the_index():

@@ -12,6 +12,7 @@ from fewstep.data.density import Density
 from fewstep.data.errors import DataError
 from fewstep.data.mixtures import Mixture
 from fewstep.data.parts import InMemory
+from fewstep.data.units import Units, units_of
 
 
 def check_points(x: Tensor) -> None:
@@ -29,6 +30,7 @@ class PointData(InMemory):
         name: what it is called in tables.
         train, heldout: float32 [N, D] and [M, D].
         density: what both splits were drawn from, where that is known.
+        units: that the user's points come in, of which `train` and `heldout` are the standard form; None where they are as they come.
 
     Raises:
         DataError: where a point is not finite.
@@ -39,6 +41,7 @@ class PointData(InMemory):
     train: Tensor
     heldout: Tensor
     density: Density | None = None
+    units: Units | None = None
 
     def __post_init__(self) -> None:
         check_points(self.train)
@@ -77,10 +80,10 @@ class PointData(InMemory):
         return self.train[index].to(device), None
 
 
-def point_file(path: str, holdout: float) -> PointData:
-    """The points [N, D] in a .npy file, the fraction `holdout` held out at random (seed 0).
+def point_file(path: str, holdout: float, standardize: bool = True) -> PointData:
+    """The points [N, D] in a .npy file, the fraction `holdout` held out at random (seed 0); see `Units` for `standardize`.
 
-    Raises DataError for a file that is missing, not such an array, not finite, or too small to split.
+    Raises DataError for a file that is missing, not such an array, not finite, too small to split, and as `units_of` does.
     """
     try:
         array = np.load(path, allow_pickle=False)
@@ -89,16 +92,11 @@ def point_file(path: str, holdout: float) -> PointData:
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.shape[1] == 0 or array.dtype.kind not in "fiu":
         what = f"shape {list(array.shape)} and type {array.dtype}" if isinstance(array, np.ndarray) else "several arrays"
         raise DataError(f"data.path is {path!r}, which holds {what}; give one array of numbers [N, D]")
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
-        points = torch.from_numpy(array.astype(np.float32))
-    try:
-        check_points(points)
-    except DataError as error:
-        raise DataError(f"data.path is {path!r}: {error}") from None
-    held = round(len(points) * holdout)
-    if held < 40 or len(points) - held < 40:
-        raise DataError(
-            f"data.path is {path!r} with {len(points)} points, of which data.holdout {holdout} takes {held}; each part needs 40"
-        )
+    held = round(len(array) * holdout)
+    if held < 40 or len(array) - held < 40:
+        raise DataError(f"data.path is {path!r} with {len(array)} points, of which data.holdout {holdout} takes {held}; each part needs 40")
+    units = units_of(array, f"data.path is {path!r}") if standardize else None
+    whole = torch.from_numpy(array.astype(np.float64))
+    points = whole.float() if units is None else units.standard(whole)
     order = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))
-    return PointData(Path(path).stem, points[order[held:]], points[order[:held]])
+    return PointData(Path(path).stem, points[order[held:]], points[order[:held]], None, units)

@@ -75,6 +75,10 @@ class Points(DataSettings):
     name: Literal["points"]
     path: str = Field(description="a .npy file")
     holdout: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="fraction held out")
+    standardize: bool = Field(
+        True,
+        description="learn each column about its mean, in standard deviations, and draw in the file's units; false learns them as they are",
+    )
 
     points: ClassVar = True
 

@@ -36,6 +36,7 @@ class SamplingGraph(nn.Module):
         self.levels = generator.sigmas().tolist()
         self.is_image = len(generator.shape) == 3
         self.scaled = generator.sampler["name"] == "few_step"
+        self.units = generator.units
         self.classes: Tensor | None
         self.register_buffer("classes", None if generator.num_classes is None else torch.arange(generator.num_classes))
 
@@ -50,6 +51,8 @@ class SamplingGraph(nn.Module):
             assert noise is not None
             sigma = torch.tensor(level, dtype=torch.float32)
             x = self.denoiser(x + sigma * noise[j], sigma, labels)
+        if self.units is not None:
+            return self.units.back(x)
         return x.clamp(-1, 1) if self.is_image else x
 
 

@@ -1,6 +1,7 @@
 """One evaluation for points: distances to exact samples, modes where they are known, each with its standard error, and the floor."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,11 +18,18 @@ class PointSuite:
         target: exact samples [N, D], or held-out data.
         other: another exact set [M, D], whose distance from the first is the floor: what sampling alone brings.
         modes: means [K, D], stds [K] and weights [K] of the target, or None.
+        standard: takes samples from the units that they come in to those of the target; None where these are the same.
 
     """
 
-    def __init__(self, target: Tensor, other: Tensor, modes: tuple[Tensor, Tensor, Tensor] | None = None) -> None:
-        self.target, self.other, self.modes = target, other, modes
+    def __init__(
+        self,
+        target: Tensor,
+        other: Tensor,
+        modes: tuple[Tensor, Tensor, Tensor] | None = None,
+        standard: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.target, self.other, self.modes, self.standard = target, other, modes, standard
         self.bandwidth = median_bandwidth(target, other)
         self.within = usual_radius(target.shape[1])
 
@@ -37,7 +45,7 @@ class PointSuite:
 
     def floor_row(self) -> dict[str, float]:
         """The other exact set, measured as if it were generated."""
-        return self.measure(self.other, None)
+        return self._figures(self.other)
 
     def measure(self, samples: Tensor, label: Tensor | None = None) -> dict[str, float]:
         """``energy``, ``mmd``, ``sliced_wasserstein`` of `samples` [n, D] to the target; with modes also the figures of `mode_report`.
@@ -45,6 +53,9 @@ class PointSuite:
         Each figure ``x`` comes with its standard error ``x_error``. One that is not defined, such as the variance of modes where no
         mode is covered, is left out.
         """
+        return self._figures(samples if self.standard is None else self.standard(samples))
+
+    def _figures(self, samples: Tensor) -> dict[str, float]:
         found: dict[str, Estimate] = {
             "energy": energy_distance(samples, self.target),
             "mmd": mmd(samples, self.target, self.bandwidth),

@@ -9,7 +9,7 @@ from fewstep.metrics.figures import choices
 from fewstep.recipe.mistakes import nearest
 from fewstep.sections import DataSettings, MethodSettings, NetworkSettings, NonNegativeInt, Section
 
-FORMAT = 2  # of recipe.yaml in a run folder; 1 is version 0.1.0's, which had no number
+FORMAT = 3  # of recipe.yaml in a run folder; 1 is version 0.1.0's, which had no number; up to 2 points were learned as they came
 
 
 class Trainer(Section):

@@ -19,6 +19,7 @@ from fewstep.recipe import FORMAT, parse_yaml, resolved, validated
 from fewstep.training.checkpoint import Checkpoint, Damaged, checkpoints, load_checkpoint, save_checkpoint, tensor_bytes
 
 # what may differ when a run is resumed: it does not change what was learned so far
+STANDARDIZES = 3  # the format of recipe.yaml from which on points of one's own are learned in standard units
 RESUMABLE = ("trainer", "made_by", "format")
 
 
@@ -49,6 +50,9 @@ class RunFolder:
             tree = None
         if not isinstance(tree, dict):
             raise UserError(f"{self.recipe_file} is damaged; copy it from a backup, or train again into another folder")
+        data, number = tree.get("data"), tree.get("format", 1)
+        if isinstance(data, dict) and data.get("name") == "points" and isinstance(number, int) and number < STANDARDIZES:
+            data.setdefault("standardize", False)
         return tree
 
     def check(self, recipe: Mapping[str, Any], resume: bool) -> None:
