@@ -236,7 +236,8 @@ def test_the_recipe_reaches_the_method(teacher_run):
     common = {"beta1": 0.8, "beta2": 0.95, "weight_decay": 0.03, "clip": 2.0}
     assert generator.optimizer.model_dump() == {"lr": 1e-3, "warmup": 3, "decay_from": 0.5, "final": 0.1, "decay": "cosine", **common}
     assert guidance.optimizer.model_dump() == {"lr": 2e-3, "warmup": 0, "decay_from": 1.0, "final": 1.0, "decay": "linear", **common}
-    assert (generator.scales, guidance.scales) == ({"centres": 7.0, "embeddings": 7.0}, {})
+    assert (generator.scales, guidance.scales) == ({}, {})  # a U-Net has no tables
+    assert method.settings.table_scale == 7.0
     settings = method.settings
     assert (settings.loss, settings.sid_alpha, settings.gamma) == ("dmd", 1.2, 1.5)
     assert (settings.guidance_scale, method.sigmas) == (2.5, [40.0, 3.0])

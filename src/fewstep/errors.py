@@ -10,3 +10,8 @@ class UserError(ValueError):
 
 class Interrupted(Exception):
     """The run was asked to stop, and has saved everything; the message says how to go on. The exit code is 130."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

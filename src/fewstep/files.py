@@ -137,5 +137,47 @@ def sweep(folder: Path) -> None:
         path.unlink()
 
 
+_locks: set[int] = set()  # descriptors of folders that this process holds
+
+
+def _let_go() -> None:
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)  # a child that lives longer would hold what its parent held
+
+
+@contextmanager
+def held_folder(path: Path) -> Iterator[None]:
+    """Inside, no other process holds `path`. What holds it is let go when its process ends, however that ends.
+
+    Raises UserError where another process holds it. Where the disk knows no locks, as some network disks do not, nothing is held.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    _locks.add(descriptor)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training into {path}; wait for it or stop it, and then use --resume, or give another folder"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        if descriptor in _locks:  # a child has let go already
+            _locks.discard(descriptor)
+            os.close(descriptor)
+
+
 def _beside(path: Path, mark: str = "") -> Path:
     return path.with_name(f".{path.name}{mark}{PARTIAL}")

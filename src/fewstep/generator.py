@@ -6,6 +6,7 @@ pickle in it. Import paths in the config are followed only where `fewstep.regist
 
 import copy
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from fewstep import registry
 from fewstep.data.units import Units
 from fewstep.denoisers import Guided
-from fewstep.errors import UserError
-from fewstep.model_config import FORMAT, brought_forward, checked_sampler, denoiser_class
+from fewstep.errors import UserError, first_line
+from fewstep.model_config import FORMAT, checked_sampler, denoiser_class
 from fewstep.networks.base import make_network, num_parameters
 from fewstep.samplers import SAMPLERS
 from fewstep.streams import Noise, Seed, seeded
+from fewstep.weights import load_folder
 
 SHOWN = 10  # samples in a notebook's picture
 
@@ -76,6 +78,8 @@ class Generator(
         if self.units is not None and self.shape != self.units.scale.shape:
             raise ValueError(f"units have {len(self.units.scale)} columns, and one item has shape {list(self.shape)}; give one a column")
         self.kind = checked_sampler(sampler)
+        if isinstance(sigma_data, bool) or not isinstance(sigma_data, int | float) or not 0 < sigma_data < math.inf:
+            raise ValueError(f"sigma_data is {sigma_data!r}; it must be a finite number above 0")
         cls, settings = denoiser_class(self.denoiser_config)
         if getattr(cls, "draws", "denoiser") != self.kind.of:
             fitting = [name for name, kind in SAMPLERS.items() if kind.of == getattr(cls, "draws", "denoiser")]
@@ -329,6 +333,12 @@ class Generator(
             batches.append(draw(denoiser, latents, sigmas, label, noise, **options))
         self.train(training)
         samples = torch.cat(batches)
+        bad = int((~samples.flatten(1).isfinite().all(1)).sum())
+        if bad:
+            raise UserError(
+                f"{bad} of {num} samples are not finite (NaN or infinity): this generator's training ran away, or it is sampled where it "
+                "was never trained; take an earlier checkpoint of it, or train again with a lower learning rate"
+            )
         if self.units is not None:
             return self.units.back(samples)
         return samples.clamp_(-1, 1) if len(self.shape) == 3 else samples
@@ -351,7 +361,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", allow: Iterable[s
         folder = folder / "model"
     with registry.allowing(allow):
         if folder.is_dir():
-            return _load_folder(folder, str(folder)).to(device).eval()
+            return load_folder(folder, str(folder), Generator).to(device).eval()
         if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
             raise UserError(f"{path} is not a folder; give a run folder, a model folder, or a Hub id (owner/name)")
         from huggingface_hub import snapshot_download
@@ -360,33 +370,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", allow: Iterable[s
             fetched = snapshot_download(str(path), revision=revision, allow_patterns=["config.json", "model.safetensors"])
         except Exception as error:  # from three libraries, each with exceptions of its own
             raise UserError(f"{path} is neither a folder here nor a model that the Hub gives: {first_line(error)}") from error
-        return _load_folder(Path(fetched), str(path)).to(device).eval()
-
-
-def _load_folder(folder: Path, name: str) -> Generator:
-    """The generator in a model folder called `name`. Raises UserError."""
-    from safetensors.torch import load_file
-
-    missing = [file for file in ("config.json", "model.safetensors") if not (folder / file).is_file()]
-    if missing:
-        raise UserError(
-            f"{name} holds no generator ({' and '.join(missing)} not found); give a run folder that has reached its first "
-            "checkpoint, or a model folder"
-        )
-    try:
-        with torch.random.fork_rng(devices=[]):
-            generator = Generator(**brought_forward(json.loads((folder / "config.json").read_bytes())))
-        generator.load_state_dict(load_file(folder / "model.safetensors"))
-    except UserError as error:  # a room that may not be had: nothing is wrong with the folder
-        raise UserError(f"{name}: {error}") from error
-    except Exception as error:  # torch, safetensors, json and the network each have their own
-        raise UserError(f"the generator in {name} cannot be read ({first_line(error)}); write it again, or take another copy") from error
-    return generator
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return load_folder(Path(fetched), str(path), Generator).to(device).eval()
 
 
 INHERITED = ("data", "class_names", "licence")

@@ -11,8 +11,8 @@ from torch import Tensor
 from fewstep.build import in_memory
 from fewstep.data import ImageData, Mixture, PointData
 from fewstep.data.protocol import Data
-from fewstep.errors import UserError
-from fewstep.generator import Generator, first_line
+from fewstep.errors import UserError, first_line
+from fewstep.generator import Generator
 from fewstep.metrics.features import FeatureNetwork, feature_network, named_features
 from fewstep.metrics.figures import choices
 from fewstep.metrics.inception import FeatureError, cache_folder

@@ -1,12 +1,15 @@
 """What config.json of a model folder says of a generator's denoiser and sampler, in any of its formats."""
 
+import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from fewstep import registry
 from fewstep.denoisers import DENOISERS
 from fewstep.samplers import SAMPLERS, SamplerKind
 
+MOST_STEPS = 100_000
 FORMAT = 2  # of config.json; 1 is version 0.1.0's, which had no number
 
 
@@ -24,12 +27,27 @@ def checked_sampler(config: Mapping[str, Any]) -> SamplerKind:
     steps, churn = config.get("steps", 1), config.get("churn", 1.0)
     if not isinstance(steps, int) or steps < 1 or not isinstance(churn, int | float) or not 0 <= churn <= 1:
         raise ValueError(f"sampler is {dict(config)}; steps must be a whole number from 1, churn lie from 0 to 1")
+    if isinstance(steps, bool) or steps > MOST_STEPS:
+        raise ValueError(f"sampler is {dict(config)}; steps must be a whole number up to {MOST_STEPS}")
+    for key in ("sigma_min", "sigma_max", "rho", "middle"):
+        if key in config and not (_is_number(config[key]) and 0 < config[key] < math.inf):
+            raise ValueError(f"sampler is {dict(config)}; {key} must be a finite number above 0")
+    if "sigma_min" in config and "sigma_max" in config and not config["sigma_min"] < config["sigma_max"]:
+        raise ValueError(f"sampler is {dict(config)}; sigma_min must be below sigma_max")
+    for levels in [config[key] for key in ("sigmas",) if key in config] + list(config.get("levels", ())):
+        numbers = isinstance(levels, list | tuple) and len(levels) > 0 and all(map(_is_number, levels))
+        if not numbers or not all(a > b for a, b in pairwise([math.inf, *levels, 0.0])):
+            raise ValueError(f"sampler is {dict(config)}; noise levels must be finite numbers above 0 that fall")
     counts = kind.counts(config)
     if counts is not None and "steps" in config and steps not in counts:
         raise ValueError(
             f"sampler is {dict(config)}; it has levels for {', '.join(map(str, counts))} steps, and steps must be one of these"
         )
     return kind
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def denoiser_class(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -16,9 +16,9 @@ from torch import nn
 from fewstep.build import Data, in_memory, load_data, make_method, note, training_data
 from fewstep.data import PointData
 from fewstep.data.own import ForeignData
-from fewstep.errors import UserError
-from fewstep.files import replace_file
-from fewstep.generator import Generator, first_line
+from fewstep.errors import UserError, first_line
+from fewstep.files import held_folder, replace_file
+from fewstep.generator import Generator
 from fewstep.methods.base import Method
 from fewstep.metrics.figures import choices
 from fewstep.networks.base import num_parameters
@@ -196,13 +196,23 @@ def train_recipe(
         Interrupted: after SIGINT or SIGTERM, everything saved.
 
     """
+    with contextlib.ExitStack() as held:
+        _train_recipe(recipe, RunFolder(out), resume, title, after, held)
+
+
+def _train_recipe(
+    recipe: Recipe, run: RunFolder, resume: bool, title: str, after: Callable[[Path], None] | None, held: contextlib.ExitStack
+) -> None:
+    """What `train_recipe` does, while `held` keeps the folder from other processes."""
     from fewstep.pictures import ImagePictures, PointPictures
     from fewstep.training.loop import Loop, LoopSettings
     from fewstep.training.tracking import check_tracker, make_tracker
 
-    run = RunFolder(out)
     fabric = make_fabric(recipe.trainer)
     if fabric.is_global_zero:
+        is_held = run.path.is_dir()
+        if is_held:
+            held.enter_context(held_folder(run.path))
         run.check(resolved(recipe), resume)
     fabric.launch()
     data = _data_in_turn(recipe, fabric)
@@ -218,6 +228,8 @@ def train_recipe(
     fabric.barrier()  # all have read what the folder holds, and found no mistake: now it may be written to
     if fabric.is_global_zero:
         run.open(resolved(recipe), made_by())
+        if not is_held:
+            held.enter_context(held_folder(run.path))
         if method.kept_teacher is not None and not run.has_teacher():
             run.save_model(method.kept_teacher, run.teacher_folder)
     fabric.barrier()
@@ -244,7 +256,7 @@ def train_recipe(
         ema_decay=recipe.method.ema_decay,
         ema_warmup=recipe.method.ema_warmup,
     )
-    tracker = make_tracker(trainer.tracker if fabric.is_global_zero else "none", out, resolved(recipe))
+    tracker = make_tracker(trainer.tracker if fabric.is_global_zero else "none", run.path, resolved(recipe))
     try:
         loop = Loop(method, data, fabric, run, settings, tracker, pictures, title, watch, pictures.begin)
         with named_faults(recipe, lambda error: _kept(loop, run, error)):
@@ -252,7 +264,7 @@ def train_recipe(
     finally:
         pictures.close()
     if fabric.is_global_zero and after is not None:
-        after(out)
+        after(run.path)
 
 
 def train(recipe: str | Path | Recipe, out: str | Path, resume: bool = False, **overrides: Any) -> Path:

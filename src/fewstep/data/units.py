@@ -84,7 +84,7 @@ def units_of(array: np.ndarray, name: str) -> Units:
     for column in range(x.shape[1]):
         if np.ptp(x[:, column]) == 0:
             raise DataError(
-                f"{name}: column {column} is {x[0, column] + 0.0:.6g} in every row, and there is nothing to learn in it; leave that column out"
+                f"{name}: column {column} is {x[0, column] + 0.0:.6g} in every row, and there is nothing to learn in it; leave it out"
             )
         rounded = max(own, float(np.finfo(np.float64).eps)) * large[column] / max(scale[column], 1e-300)
         if rounded > 0.1:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from fewstep.denoisers import ForeignDenoiser
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 from fewstep.files import check_free, whole_folder
-from fewstep.generator import Generator, first_line
+from fewstep.generator import Generator
 from fewstep.networks.base import num_parameters
+from fewstep.weights import check_finite
 
 # what diffusers' DDPMScheduler takes where its file is silent, and what Ho et al. (arXiv 2006.11239) trained with
 DDPM = {"prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
@@ -212,6 +213,10 @@ def _read_unet(folder: Path) -> Any:
     wrong = [*found["missing_keys"], *found["unexpected_keys"]]
     if wrong:
         raise UserError(f"the weights in {folder} do not fit its config.json ({wrong[0]}, {len(wrong)} in all); take another copy")
+    try:
+        check_finite(unet.state_dict())
+    except ValueError as error:
+        raise UserError(f"the model in {folder} cannot be used: {error}; take another copy") from None
     return unet
 
 

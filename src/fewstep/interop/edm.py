@@ -21,6 +21,7 @@ from fewstep.errors import UserError
 from fewstep.files import check_free, whole_folder, write_file
 from fewstep.generator import Generator
 from fewstep.interop.inert_pickle import InertTensor, Record, Refused, read_pickle, shown
+from fewstep.weights import check_finite
 
 LARGEST = 2 << 30  # bytes; the largest official file has 1.2e9
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -108,6 +109,10 @@ def import_edm(path: Path, out: Path) -> Imported:
         del data
         generator, network, found = _network(root, path.stem)
         weights = _weights(network, generator)
+        try:
+            check_finite(weights)
+        except ValueError as error:
+            raise Refused(f"cannot be used: {error}") from None
     except Refused as error:
         raise UserError(
             f"{path} {error}. It was not imported, and nothing in it was run; give an official EDM checkpoint (NAME.pkl), "

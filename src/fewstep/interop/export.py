@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 from fewstep.files import check_free, whole_folder
-from fewstep.generator import Generator, first_line, load
+from fewstep.generator import Generator, load
 from fewstep.interop import export_diffusers, export_onnx
 from fewstep.interop.model_card import model_card
 from fewstep.training.run_folder import RunFolder

@@ -1,6 +1,6 @@
 """Where a method's tensors are, and what a loss needs of the other processes: it is of the whole batch, of which each has its part."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -62,3 +62,10 @@ def whole_batch(x: Tensor) -> Tensor:
     dist.all_gather(parts, x.detach().contiguous())
     parts[dist.get_rank()] = x
     return torch.stack(parts, 1).flatten(0, 1)
+
+
+def whole_items(parts: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    """All items of a batch and their labels, of which this process has `parts`."""
+    items, labels = zip(*parts, strict=True)
+    known = [label for label in labels if label is not None]
+    return whole_batch(torch.cat(items)), whole_batch(torch.cat(known)) if known else None

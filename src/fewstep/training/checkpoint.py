@@ -75,16 +75,20 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         if hashlib.sha256(contents[name]).hexdigest() != digest:
             raise Damaged(f"{folder.name} is damaged: {name} is not what was written")
     tensors = {name.removesuffix(".safetensors"): contents[name] for name in manifest if name.endswith(".safetensors")}
+    number = folder.name.removeprefix("step_")
     try:
+        state = json.loads(contents["state.json"])
+        if not isinstance(state, dict) or state.get("step") != (int(number) if number.isdigit() else state.get("step")):
+            raise ValueError(f"its state.json is of step {state.get('step') if isinstance(state, dict) else state}")
         loaded = {name: safetensors.torch.load(content) for name, content in tensors.items()}
         rng = loaded.pop("rng")
         optimizers = torch.load(io.BytesIO(contents["optimizers.pt"]), map_location="cpu", weights_only=True)
-        return Checkpoint(loaded, optimizers, rng, json.loads(contents["state.json"]))
+        return Checkpoint(loaded, optimizers, rng, state)
     except Exception as error:  # safetensors, pickle, zip and json each have their own
         raise Damaged(f"{folder.name} is damaged: {error}") from error
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, newest first."""
-    found = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdigit()]
+    found = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdigit() and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)

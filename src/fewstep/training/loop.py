@@ -8,7 +8,7 @@ checkpoint, so that a run that was stopped ends with the same numbers as one tha
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from fewstep.data.own import ForeignData
 from fewstep.errors import Interrupted, UserError
 from fewstep.generator import Generator
 from fewstep.methods.base import Batch, LossOutput, Method, Ratio, Turn
-from fewstep.methods.devices import move, whole_batch
+from fewstep.methods.devices import move, whole_items
 from fewstep.own_parts import check_output
 from fewstep.streams import Draws
 from fewstep.training.batches import TrainingData
@@ -199,8 +199,8 @@ class Loop:
                 if output.samples is not None and looks:
                     seen.append((output.samples, output.label, batch))
             if seen:
-                made = whole((x, label) for x, label, _ in seen)
-                real = whole((batch.x, batch.label) for _, _, batch in seen)
+                made = whole_items((x, label) for x, label, _ in seen)
+                real = whole_items((batch.x, batch.label) for _, _, batch in seen)
                 figures = sample_figures(*made, *real)
                 state.window.add({f"health.{name}": value for name, value in figures.items()})
             self._update(turn)
@@ -377,7 +377,10 @@ class Loop:
         self.fabric.barrier()
 
     def _draw(self) -> None:
-        picture = self.on_sample(self.state.shipped(), self.state.step)
+        try:
+            picture = self.on_sample(self.state.shipped(), self.state.step)
+        except UserError as error:  # samples that are not finite, of weights that are: training may find back
+            return self.progress.say(f"step {self.state.step}: no picture, for {error}")
         if picture is not None:
             self.tracker.image(picture, self.state.step)
 
@@ -391,10 +394,3 @@ class Loop:
             restore_best(state, self.run, self.settings.keep_best, say)
         if found:
             say(f"going on from step {state.step}" if state.step < self.settings.steps else f"nothing left to do after step {state.step}")
-
-
-def whole(parts: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
-    """All items of a batch and their labels, of which this process has `parts`."""
-    items, labels = zip(*parts, strict=True)
-    known = [label for label in labels if label is not None]
-    return whole_batch(torch.cat(items)), whole_batch(torch.cat(known)) if known else None

@@ -114,8 +114,8 @@ def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], N
     for line in damaged:
         say(f"{line}; going on from the one before")
     step = checkpoint.state["step"] if checkpoint else 0
-    if fabric.is_global_zero:
-        run.forget_after(step)
+    if fabric.is_global_zero and (damage := run.forget_after(step)) is not None:
+        say(damage)
     fabric.barrier()
     if checkpoint is None:
         return False

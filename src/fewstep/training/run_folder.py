@@ -69,6 +69,11 @@ class RunFolder:
             return
         if not resume:
             raise UserError(f"{self.path} already holds a run; go on with it by --resume, or give another folder")
+        for path in (self.checkpoint_folder, self.sample_folder, self.model_folder, self.best_folder, self.teacher_folder):
+            if path.exists() and not path.is_dir():
+                raise UserError(f"{path} is a file, where a run has a folder; move it away, and go on with --resume")
+        if self.metrics_file.exists() and not self.metrics_file.is_file():
+            raise UserError(f"{self.metrics_file} is a folder, where a run has a file; move it away, and go on with --resume")
         before = _filled_in(self.recipe())
         differing = _differences(
             {k: v for k, v in before.items() if k not in RESUMABLE}, {k: v for k, v in recipe.items() if k not in RESUMABLE}
@@ -147,24 +152,47 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All records of metrics.jsonl; a last line cut short by a kill is left out."""
-        if not self.metrics_file.exists():
-            return []
-        records = []
-        for line in self.metrics_file.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return records
+        """All records of metrics.jsonl that can be read; see `damage`."""
+        return [record for record in self._lines().values() if record is not None]
 
-    def forget_after(self, step: int) -> None:
-        """Take away what came after `step`: lines of metrics.jsonl, which a resumed run logs again, and damaged checkpoints."""
+    def damage(self) -> list[int]:
+        """Numbers, from 1, of the lines of metrics.jsonl that hold no record; a last one cut short by a kill does not count."""
+        lines = self._lines()
+        return [number for number, record in lines.items() if record is None and number < len(lines)]
+
+    def _lines(self) -> dict[int, dict[str, Any] | None]:
+        if not self.metrics_file.is_file():
+            return {}
+        lines = self.metrics_file.read_bytes().split(b"\n")
+        return {number: _record(line) for number, line in enumerate(lines[: len(lines) - (not lines[-1])], start=1)}
+
+    def forget_after(self, step: int) -> str | None:
+        """Take away what came after `step`: lines of metrics.jsonl, which a resumed run logs again, and damaged checkpoints.
+
+        What is to be said of lines that cannot be read; the file as it was is then kept beside the new one.
+        """
         for folder in checkpoints(self.checkpoint_folder):
             if int(folder.name.removeprefix("step_")) > step:
                 shutil.rmtree(folder)
-        kept = [record for record in self.metrics() if record["step"] <= step]
+        kept, damage, said = [record for record in self.metrics() if record["step"] <= step], self.damage(), None
+        if damage:
+            aside = self.metrics_file.with_name("metrics.damaged.jsonl")
+            files.replace_file(aside, self.metrics_file.read_bytes())
+            some = ", ".join(map(str, damage[:5])) + (", ..." if len(damage) > 5 else "")
+            many = f"{len(damage)} line{'s' * (len(damage) > 1)} of {self.metrics_file}"
+            said = f"{many} (line {some}) cannot be read, and is left out; the file as it was is {aside.name}"
         files.replace_file(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        return said
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record in a line of metrics.jsonl; None for what is none."""
+    try:
+        record = json.loads(line)
+    except ValueError:  # no JSON, or no UTF-8
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return record if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None
 
 
 def _filled_in(tree: dict[str, Any]) -> dict[str, Any]:
