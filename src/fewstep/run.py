@@ -18,7 +18,7 @@ from fewstep.data import PointData
 from fewstep.data.own import ForeignData
 from fewstep.errors import UserError, first_line
 from fewstep.files import held_folder, replace_file
-from fewstep.generator import Generator
+from fewstep.generator import Generator, load
 from fewstep.methods.base import Method
 from fewstep.metrics.figures import choices
 from fewstep.networks.base import num_parameters
@@ -106,6 +106,45 @@ def check_parts(recipe: Recipe, method: Method, devices: int) -> None:
             f"batch_size is {recipe.batch_size}, in {parts} part(s) of {recipe.batch_size // parts}; method {recipe.method.name} needs "
             f"{least} items in each: give at least {parts * least}"
         )
+
+
+def check_longer(recipe: Recipe, run: RunFolder, method: Method) -> None:
+    """Say what a run that becomes longer does; raise UserError where `method` divides its run into parts, which would be others."""
+    before = run.more_steps(resolved(recipe))
+    if before is None:
+        return
+    if any((turn.begins, turn.ends) != (0.0, 1.0) for turn in method.turns):
+        raise UserError(
+            f"steps was {before}, now {recipe.steps}, but method {recipe.method.name} divides its run into parts, and those of a longer "
+            f"one are others; train into another folder, from these weights with trainer.init={run.path}"
+        )
+    note(f"the run of {before} steps becomes one of {recipe.steps}: from here on rates and ramps are as if it had been meant to be")
+
+
+def start_from(path: str, method: Method) -> None:
+    """Give the network of `method` that ships the weights of the generator at `path`. Raises UserError where they do not fit."""
+    try:
+        theirs = load(path)
+    except UserError as error:
+        raise UserError(f"trainer.init: {error}") from error
+    if any(turn.begins and method.ships in turn.trains for turn in method.turns):
+        raise UserError(f"trainer.init is {path}, but this run first learns what its network starts from; set method.own_teacher to 0")
+    mine = method.ship(method.networks[method.ships], 0)
+    for what, own, other in (
+        ("items of shape", list(mine.shape), list(theirs.shape)),
+        ("classes:", mine.num_classes, theirs.num_classes),
+        ("the denoiser", mine.denoiser_config["name"], theirs.denoiser_config["name"]),
+        ("points in units", mine.units and mine.units.config, theirs.units and theirs.units.config),
+    ):
+        if own != other:
+            raise UserError(f"trainer.init is {path}, which has {what} {other}, and this run has {own}; give a run of the same kind")
+    try:
+        method.networks[method.ships].load_state_dict(theirs.denoiser.state_dict())
+    except RuntimeError as error:
+        lines = str(error).strip().splitlines()
+        raise UserError(
+            f"trainer.init is {path}, whose network is another ({lines[-1].strip()}); give a run of the same network"
+        ) from error
 
 
 def describe(recipe: Recipe) -> list[str]:
@@ -223,6 +262,9 @@ def _train_recipe(
     threads = choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)
     torch.set_num_threads(max(1, threads // fabric.world_size) if fabric.device.type == "cpu" else threads)
     check_parts(recipe, method, fabric.world_size)
+    check_longer(recipe, run, method)
+    if recipe.trainer.init is not None and not checkpoints(run.checkpoint_folder):  # a run that goes on has weights of its own
+        start_from(recipe.trainer.init, method)
     check_tracker(recipe.trainer.tracker)
     watch = _watch(recipe, data, fabric)
     fabric.barrier()  # all have read what the folder holds, and found no mistake: now it may be written to

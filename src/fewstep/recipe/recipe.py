@@ -13,7 +13,7 @@ FORMAT = 3  # of recipe.yaml in a run folder; 1 is version 0.1.0's, which had no
 
 
 class Trainer(Section):
-    """The engine and the cadences. Nothing here changes what is learned, except precision and the number of devices."""
+    """The engine and the cadences. Nothing here changes what is learned, except precision and where weights start."""
 
     accelerator: str = Field("auto", description="what lightning-fabric offers: auto, cpu, cuda, mps, ...")
     devices: PositiveInt | Literal["auto"] = Field(1, description="devices a node; batch_size is divided among all")
@@ -36,6 +36,7 @@ class Trainer(Section):
     checkpoint_every: PositiveInt | None = Field(None, description="steps between checkpoints; null for a tenth of the run")
     keep_checkpoints: PositiveInt = 2
     tracker: Literal["none", "wandb", "tensorboard"] = "none"
+    init: str | None = Field(None, description="a run or model folder whose weights the network that ships starts from; null for none")
 
     @property
     def known_devices(self) -> int:

@@ -75,9 +75,8 @@ class RunFolder:
         if self.metrics_file.exists() and not self.metrics_file.is_file():
             raise UserError(f"{self.metrics_file} is a folder, where a run has a file; move it away, and go on with --resume")
         before = _filled_in(self.recipe())
-        differing = _differences(
-            {k: v for k, v in before.items() if k not in RESUMABLE}, {k: v for k, v in recipe.items() if k not in RESUMABLE}
-        )
+        apart = RESUMABLE + ("steps",) * (self.more_steps(recipe) is not None)
+        differing = _differences({k: v for k, v in before.items() if k not in apart}, {k: v for k, v in recipe.items() if k not in apart})
         if differing:
             raise UserError(
                 f"{self.path} holds a run of another recipe:\n"
@@ -85,12 +84,24 @@ class RunFolder:
                 + "\ngive the same values to go on with it, or another folder"
             )
 
+    def more_steps(self, recipe: Mapping[str, Any]) -> int | None:
+        """The steps that the run here was to have, where `recipe` asks for more; None where it does not, or there is no run yet."""
+        if not self.recipe_file.is_file():
+            return None
+        before = self.recipe().get("steps")
+        longer = isinstance(before, int) and isinstance(recipe.get("steps"), int) and before < recipe["steps"]
+        return before if longer else None
+
     def open(self, recipe: Mapping[str, Any], made_by: Mapping[str, Any]) -> None:
-        """Make the folder, and write recipe.yaml if there is none yet."""
+        """Make the folder, and write recipe.yaml if there is none yet; of a run that is to become longer, its new number of steps."""
         self.path.mkdir(parents=True, exist_ok=True)
+        tree: dict[str, Any] | None = None
         if not self.recipe_file.exists():
-            text = yaml.safe_dump({"format": FORMAT, **recipe, "made_by": dict(made_by)}, sort_keys=False)
-            files.replace_file(self.recipe_file, text.encode())
+            tree = {"format": FORMAT, **recipe, "made_by": dict(made_by)}
+        elif self.more_steps(recipe) is not None:
+            tree = {**self.recipe(), "steps": recipe["steps"]}
+        if tree is not None:
+            files.replace_file(self.recipe_file, yaml.safe_dump(tree, sort_keys=False).encode())
         self.sample_folder.mkdir(exist_ok=True)
 
     def save_checkpoint(self, step: int, checkpoint: Checkpoint, keep: int) -> None:
