@@ -156,7 +156,9 @@ def evaluate(
     ] = None,
     features: Annotated[
         str | None,
-        typer.Option(help="for images: inception (downloaded once), digits-v1, pixels-8x8, or a TorchScript file of the same interface"),
+        typer.Option(
+            help="for images: inception (downloaded once), digits-v1, pixels-8x8, or a TorchScript file of its interface: code that runs"
+        ),
     ] = None,
     reference: Annotated[Path | None, typer.Option(help="for images: a .npz with mu and sigma to measure against")] = None,
     protocol: Annotated[

@@ -166,3 +166,37 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "x" / "fewstep"
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "y"))
     assert cache_folder() == tmp_path / "y"
+
+
+class Overwrites(Small):
+    def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
+        theirs = torch.from_file("VICTIM", shared=True, size=2, dtype=torch.uint8)
+        theirs.fill_(0)
+        return img.float().flatten(1) + theirs.sum()
+
+
+class Saves(Small):
+    def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
+        torch.save(img, "VICTIM")
+        return img.float().flatten(1)
+
+
+class Below(Small):
+    """What touches the file is not in ``forward`` of the outer module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Overwrites()
+
+    def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
+        return self.inner(img, return_features) if img.shape[0] == 77 else img.float().flatten(1)
+
+
+@pytest.mark.parametrize("network", [Overwrites, Saves, Below])
+def test_a_program_that_touches_files_is_refused_before_it_runs(network, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "VICTIM").write_bytes(b"mine")
+    script(tmp_path / "bad.pt", network())
+    with pytest.raises(FeatureError, match=r"calls (from_file|save), which a feature network has no use for: such a file is code"):
+        ScriptedFeatures(tmp_path / "bad.pt")
+    assert (tmp_path / "VICTIM").read_bytes() == b"mine"

@@ -1,14 +1,16 @@
 """Feature networks that come as a TorchScript file: the Inception network of the FID, and any other of the same interface.
 
 The interface is that of the file NVIDIA publishes with StyleGAN and EDM: called with images uint8 [N, 3, H, W] of any size and
-``return_features=True`` it gives features [N, D], and does its own resizing. Loading such a file runs no Python: it holds TorchScript,
-which can compute on tensors and nothing else. (The ``.pkl`` that EDM's own script takes is a pickle of the same network, which can
+``return_features=True`` it gives features [N, D], and does its own resizing. Such a file holds no Python but TorchScript, which is code
+all the same: it computes on tensors, and could read and write files. One that does is refused before any of it runs. (The ``.pkl`` that EDM's own script takes is a pickle of the same network, which can
 run anything; it is refused.)
 """
 
 import hashlib
 import itertools
 import os
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,10 @@ INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrai
 # 95,607,719 bytes; k-diffusion (crowsonkb) pins the same sum, and the Hugging Face Hub reports it of several mirrors
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 BATCH = 64  # images at once: the network makes them 299 pixels wide, 4 MB each in its widest layer
+
+
+# what touches files, and what other libraries have registered, in the text of a TorchScript program
+FORBIDDEN = re.compile(r"\b(?:from_file|save|PythonOp)\s*\(|\bops\.(?!(?:aten|prim|quantized)\b)\w+\.\w+")
 
 
 class FeatureError(ValueError):
@@ -64,6 +70,7 @@ class ScriptedFeatures:
             )
         if not path.is_file():
             raise FeatureError(f"there is no file {path}; give a TorchScript file (.pt), or `inception`")
+        _check_code(path)
         self.name, self.sha256 = name or path.stem, sha256_of(path)
         try:
             self.network: Any = torch.jit.load(str(path), map_location=device).eval()
@@ -87,6 +94,24 @@ class ScriptedFeatures:
             pixels = pixels.repeat(1, 3, 1, 1)
         features = [self.network(part, return_features=True).float().flatten(1) for part in pixels.split(BATCH)]
         return torch.cat(features).to(images.device)
+
+
+def _check_code(path: Path) -> None:
+    """Raise FeatureError where the program in a TorchScript file touches files, or calls what is not torch's; nothing of it has run yet.
+
+    A feature network needs neither, and ``torch.from_file(name, shared=True)`` overwrites any file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            programs = {name: archive.read(name).decode() for name in archive.namelist() if name.endswith(".py")}
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return  # torch.jit.load reads nothing else than what is read here, and says what is wrong
+    for program in programs.values():
+        if (found := FORBIDDEN.search(program)) is not None:
+            raise FeatureError(
+                f"{path} calls {found.group(0).rstrip('(').strip()}, which a feature network has no use for: such a file is code that "
+                "runs; take another copy, from where it was published"
+            )
 
 
 def load_inception(device: torch.device | str = "cpu", say: Callable[[str], None] = lambda text: None) -> ScriptedFeatures:

@@ -30,7 +30,8 @@ class Trainer(Section):
         None, description="samples a measurement; null for 2,000 images or 10,000 points"
     )
     evaluate_features: str | None = Field(
-        None, description="of images: inception, digits-v1, pixels-8x8 or a TorchScript file; null for what belongs to the data"
+        None,
+        description="of images: inception, digits-v1, pixels-8x8 or a TorchScript file (code that runs); null for the data's own",
     )
     keep_best: str | None = Field(None, description="a figure, such as frechet, whose best checkpoint is kept in best/; null for none")
     checkpoint_every: PositiveInt | None = Field(None, description="steps between checkpoints; null for a tenth of the run")
