@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fewstep
 from fewstep.recipe import load_recipe, shipped_recipes
 
 COMMANDS = ("train", "sample", "evaluate", "compare", "demo", "recipes")
@@ -560,3 +561,40 @@ def test_evaluate_at_steps_that_cannot_be(kind, steps, words, mistake, request):
     for word in words:
         assert word in message
     assert not (run / "results.json").exists()
+
+
+def test_the_version_is_told(done, fewstep_cli):
+    assert done("--version").out == f"fewstep {fewstep.__version__}\n"
+
+
+def test_home_is_found_in_every_path(done, mistake, tmp_path, monkeypatch):
+    """The shell leaves ``~`` in ``--out=~/x``, in ``key=~/x`` and inside a recipe."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((500, 2)))
+    small = ("network.widths=[8]", "steps=2", "batch_size=8", "trainer.accelerator=cpu")
+    done("train", "teacher/ring", *small, "data={name: points, path: ~/x.npy}", "--out=~/my runs/teacher")
+    run = tmp_path / "my runs" / "teacher"
+    assert (run / "model" / "config.json").is_file()
+    assert str(tmp_path / "x.npy") in (run / "recipe.yaml").read_text()
+    done("evaluate", "~/my runs/teacher", "-n", 80, "--steps", 1)
+    assert (run / "results.json").is_file()
+    done("sample", "~/my runs/teacher", "-n", 4, "--out=~/a.npz")
+    assert (tmp_path / "a.npz").is_file()
+    more = ("network={name: coded_mlp, widths: [8], bits: 2, latent: 4}", "data={name: points, path: ~/x.npy}", *small[1:])
+    out = done("train", "dmd2/ring", "method.teacher='~/my runs/teacher'", *more, "--out", "~/my runs/student").out
+    assert f"next: fewstep evaluate '{tmp_path / 'my runs' / 'student'}'   or" in out  # which can be pasted
+    assert fewstep.load("~/my runs/student").sample(2).shape == (2, 2)
+
+
+def test_a_limit_on_the_size_of_files_is_a_sentence(tmp_path):
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000));"
+        "from fewstep.cli import main; sys.argv[1:] = sys.argv[1:]; main()"
+    )
+    small = ("network.widths=[64]", "steps=2", "batch_size=8", "trainer.accelerator=cpu")
+    command = [sys.executable, "-c", code, "train", "teacher/ring", *small, "--out", str(tmp_path / "run")]
+    outcome = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert outcome.returncode == 2, outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert "File too large" in outcome.stderr

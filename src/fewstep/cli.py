@@ -3,15 +3,16 @@
 Exit codes: 0 done, 2 something the user can mend, 1 a fault of ours, 130 stopped by a signal with everything saved.
 """
 
-import errno
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fewstep.errors import Interrupted, UserError
+from fewstep.endings import ended
+from fewstep.errors import UserError
 
 app = typer.Typer(
     add_completion=False,
@@ -66,6 +67,21 @@ def _threads(text: str) -> int | str:
     return int(text)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from fewstep.version import __version__
+
+        typer.echo(f"fewstep {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version, and stop")] = False,
+) -> None:
+    """One-step and few-step generative models: train, distil, measure, ship."""
+
+
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="a shipped recipe (see `fewstep recipes`) or a YAML file")],
@@ -92,7 +108,8 @@ def train(
         raise UserError("--out is missing; give the folder of the run, such as --out runs/first")
     run.train_recipe(settings, out, resume, title=recipe, after=_report)
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        typer.echo(f"trained: {out}\nnext: fewstep evaluate {out}   or   fewstep sample {out} -n 100 --out samples.png")
+        place = shlex.quote(str(out))
+        typer.echo(f"trained: {out}\nnext: fewstep evaluate {place}   or   fewstep sample {place} -n 100 --out samples.png")
 
 
 def _report(path: Path) -> None:
@@ -280,7 +297,7 @@ def import_(
         _import_edm(file, out)
     else:
         _import_diffusers(source, out, 0.5 if sigma_data is None else sigma_data, null_class)
-    typer.echo(f"imported: {out}\nnext: fewstep sample {out} -n 4 --out samples.png")
+    typer.echo(f"imported: {out}\nnext: fewstep sample {shlex.quote(str(out))} -n 4 --out samples.png")
     typer.echo(f"or distil it: fewstep train METHOD/DATA method.teacher={out}, with METHOD one of {_taught()}")
 
 
@@ -367,27 +384,11 @@ def schema() -> None:
 
 def main() -> None:
     """Run the command line; errors that a user can mend are one message and exit code 2."""
-    try:
-        app(standalone_mode=True)
-    except UserError as error:
-        _fail(str(error), 2)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        _fail(f"{error.strerror}{': ' + str(error.filename) if error.filename else ''}. {_disk_advice(error)}", 2)
-    except Interrupted as error:
-        _fail(str(error), 130)
-    except KeyboardInterrupt:
-        _fail("stopped", 130)
+    sys.argv[1:] = [_at_home(word) for word in sys.argv[1:]]
+    ended(app)
 
 
-def _disk_advice(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "What was being written is removed and the last whole checkpoint is untouched; make room, and go on with --resume"
-    return "Give a folder that you may write to"
-
-
-def _fail(message: str, code: int) -> None:
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # once, not once a process
-        _say(f"error: {message}" if code == 2 else message)
-    sys.exit(code)
+def _at_home(word: str) -> str:
+    """`word` of the command line with the home folder in place of a ``~`` that the shell has left, as in ``--out=~/runs``."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + os.path.expanduser(value)

@@ -82,7 +82,7 @@ def evaluate(
     met, for runs beside it that were measured otherwise, and for parts of somebody's own that are not in one of the packages in `allow`.
     """
     with registry.allowing(allow):
-        return _evaluate(Path(path), num, seed, threads, say, steps, options)
+        return _evaluate(Path(path).expanduser(), num, seed, threads, say, steps, options)
 
 
 def _evaluate(

@@ -356,7 +356,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", allow: Iterable[s
     registered, or in one of the packages that are in `allow`. Raises UserError where it is not, where there is no generator, or where its
     files do not fit together.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if (folder / "model").is_dir():
         folder = folder / "model"
     with registry.allowing(allow):

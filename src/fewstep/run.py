@@ -324,7 +324,7 @@ def train(recipe: str | Path | Recipe, out: str | Path, resume: bool = False, **
         Interrupted: after SIGINT or SIGTERM, everything saved.
 
     """
-    folder = Path(out)
+    folder = Path(out).expanduser()
     if isinstance(recipe, Recipe):
         if overrides:
             raise UserError(f"overrides are {', '.join(overrides)}, but the recipe is loaded already; give them to load_recipe")

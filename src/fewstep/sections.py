@@ -5,15 +5,28 @@ Nothing here imports torch: a recipe is validated before anything heavy is.
 
 import inspect
 import math
+import os
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, PydanticUserError, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    PydanticUserError,
+    create_model,
+    model_validator,
+)
 
 from fewstep.errors import UserError
 
+# a file or folder as the user names it, of which "~" is the home folder; or another name, which does not begin so
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]  # of what must not be all
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -164,7 +177,7 @@ EXACT = "exact"  # the teacher that is a closed form
 class TaughtSettings(MethodSettings):
     """The settings of a method that a teacher may teach: a trained one, or the closed form of a mixture of Gaussians."""
 
-    teacher: str | None = Field(None, description="run folder, model folder or Hub id; or exact, the closed form of toy mixtures")
+    teacher: UserPath | None = Field(None, description="run folder, model folder or Hub id; or exact, the closed form of toy mixtures")
 
     @property
     def exact(self) -> bool:

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from fewstep.sections import DataSettings
+from fewstep.sections import DataSettings, UserPath
 
 
 class Digits(DataSettings):
@@ -29,7 +29,7 @@ class Images(DataSettings):
     """Images of your own: a folder (class = sub-folder), parquet, a save_to_disk folder, or a data set of the Hugging Face Hub."""
 
     name: Literal["images"]
-    path: str = Field(description="folder, .parquet file, or Hub id such as owner/name")
+    path: UserPath = Field(description="folder, .parquet file, or Hub id such as owner/name")
     config: str | None = Field(None, description="one of several configurations of a data set of the Hub")
     size: PositiveInt = Field(32, description="images become size x size")
     resize: Literal["fit", "stretch", "pad", "none"] = Field(
@@ -49,7 +49,7 @@ class Cifar10(DataSettings):
     """CIFAR-10, from the binary archive that its authors publish, or from the Hugging Face Hub."""
 
     name: Literal["cifar10"]
-    dir: str | None = Field(
+    dir: UserPath | None = Field(
         None, description="folder of cifar-10-binary.tar.gz, or what it unpacks to; null reads uoft-cs/cifar10 of the Hub"
     )
     flip: bool = Field(False, description="mirror half of the training images")
@@ -73,7 +73,7 @@ class Points(DataSettings):
     """Points of your own: a .npy file of shape [N, D]."""
 
     name: Literal["points"]
-    path: str = Field(description="a .npy file")
+    path: UserPath = Field(description="a .npy file")
     holdout: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="fraction held out")
     standardize: bool = Field(
         True,
@@ -87,7 +87,7 @@ class Stream(DataSettings):
     """Images that are read as they are asked for, from shards of parquet or WebDataset, however many there are."""
 
     name: Literal["stream"]
-    path: str = Field(description="a pattern such as data/*.parquet or shards/*.tar, a folder of such files, a URL, or a Hub id")
+    path: UserPath = Field(description="a pattern such as data/*.parquet or shards/*.tar, a folder of such files, a URL, or a Hub id")
     config: str | None = Field(None, description="one of several configurations of a data set of the Hub")
     split: str = Field("train", description="of a data set of the Hub")
     heldout_split: str | None = Field(None, description="another split, which is held out; null holds out the first items")

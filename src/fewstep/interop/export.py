@@ -76,7 +76,7 @@ def export(path: str | Path, form: str, out: Path, licence: str | None = None, s
     with whole_folder(out) as folder:
         known[form].write(generator, folder)
         difference = verify(generator, known[form].read(folder, generator))
-        recipe, results = _records(Path(path), generator)
+        recipe, results = _records(Path(path).expanduser(), generator)
         card = model_card(generator, form, out.name, own or licence, difference, recipe, results)
         card.save(folder / "README.md")
     return difference

@@ -2,8 +2,8 @@
 
 The interface is that of the file NVIDIA publishes with StyleGAN and EDM: called with images uint8 [N, 3, H, W] of any size and
 ``return_features=True`` it gives features [N, D], and does its own resizing. Such a file holds no Python but TorchScript, which is code
-all the same: it computes on tensors, and could read and write files. One that does is refused before any of it runs. (The ``.pkl`` that EDM's own script takes is a pickle of the same network, which can
-run anything; it is refused.)
+all the same: it computes on tensors, and could read and write files. One that does is refused before any of it runs. (The ``.pkl`` that
+EDM's own script takes is a pickle of the same network, which can run anything; it is refused.)
 """
 
 import hashlib

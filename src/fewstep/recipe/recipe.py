@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, SerializeAsAny, model_validator
 from fewstep import registry
 from fewstep.metrics.figures import choices
 from fewstep.recipe.mistakes import nearest
-from fewstep.sections import DataSettings, MethodSettings, NetworkSettings, NonNegativeInt, Section
+from fewstep.sections import DataSettings, MethodSettings, NetworkSettings, NonNegativeInt, Section, UserPath
 
 FORMAT = 3  # of recipe.yaml in a run folder; 1 is version 0.1.0's, which had no number; up to 2 points were learned as they came
 
@@ -29,7 +29,7 @@ class Trainer(Section):
     evaluate_samples: Annotated[int, Field(ge=40)] | None = Field(
         None, description="samples a measurement; null for 2,000 images or 10,000 points"
     )
-    evaluate_features: str | None = Field(
+    evaluate_features: UserPath | None = Field(
         None,
         description="of images: inception, digits-v1, pixels-8x8 or a TorchScript file (code that runs); null for the data's own",
     )
@@ -37,7 +37,7 @@ class Trainer(Section):
     checkpoint_every: PositiveInt | None = Field(None, description="steps between checkpoints; null for a tenth of the run")
     keep_checkpoints: PositiveInt = 2
     tracker: Literal["none", "wandb", "tensorboard"] = "none"
-    init: str | None = Field(None, description="a run or model folder whose weights the network that ships starts from; null for none")
+    init: UserPath | None = Field(None, description="a run or model folder whose weights the network that ships starts from; null for none")
 
     @property
     def known_devices(self) -> int:

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from fewstep.sections import Compared, DataSettings, Fraction, MethodSettings, NonNegativeInt, Optimizer
+from fewstep.sections import Compared, DataSettings, Fraction, MethodSettings, NonNegativeInt, Optimizer, UserPath
 
 Warmup = PositiveInt | Annotated[float, Field(gt=0, lt=1)]
 
@@ -36,7 +36,7 @@ class DriftSettings(MethodSettings):
     plan: Literal["softmax", "sinkhorn"] = Field("softmax", description="sinkhorn: transport plans, at about ten times the cost")
     affinity_floor: Fraction = Field(0.0, description="of field drifting; the released code has 1e-3")
     guidance_scale: PositiveFloat = Field(1.0, description="of field drifting: guidance by weighted negatives")
-    features: str = Field("none", description="what the field acts on: none, random, pooled, evaluator, or a teacher's run folder")
+    features: UserPath = Field("none", description="what the field acts on: none, random, pooled, evaluator, or a teacher's run folder")
     memory: NonNegativeInt = Field(
         0, description="so many of the last real samples attract, where that is more than a batch; forgotten when a run is resumed"
     )

@@ -1,0 +1,39 @@
+"""How a command ends: what a user can mend is one sentence, and everything else a fault of ours that is left to be seen."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from fewstep.errors import Interrupted, UserError
+
+# what a disk, a name or a limit refuses, and a user can mend
+REFUSALS = "ENOSPC EDQUOT EFBIG EACCES EPERM EROFS EIO ENAMETOOLONG ELOOP ENOTDIR EISDIR EEXIST EMFILE ENFILE ESTALE"
+DISK = {getattr(errno, name) for name in REFUSALS.split() if hasattr(errno, name)}
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def ended(command: Callable[[], Any]) -> None:
+    """Run `command`, and end the process as it ends: exit code 2 for an error that a user can mend, 130 for one that was stopped."""
+    try:
+        command()
+    except UserError as error:
+        _end(f"error: {error}", 2)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        advice = "Give a folder that you may write to"
+        if error.errno in FULL:
+            advice = "What was being written is removed and the last whole checkpoint is untouched; make room, and go on with --resume"
+        _end(f"error: {error.strerror}{': ' + str(error.filename) if error.filename else ''}. {advice}", 2)
+    except Interrupted as error:
+        _end(str(error), 130)
+    except KeyboardInterrupt:
+        _end("stopped", 130)
+
+
+def _end(message: str, code: int) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # once, not once a process
+        sys.stderr.write(f"{message}\n")
+    sys.exit(code)
