@@ -76,7 +76,7 @@ OPTIONS = (
     _option("dmd2/digits", "gan, r1, js", *GAN, "f_divergence=js", "gan_weight_generator=auto", "guidance_scale=1.5"),
     _option("dmd2/digits", "exact r1, teacher's features", *GAN, "r1=exact", "gan_features=teacher", "f_divergence=jeffreys"),
     _option("dmd2/digits", "sid with gan", "gan=true", "gan_weight_generator=.01", "reuse_generator_batch=false"),
-    _option("dmd2/digits", "accumulate", *GAN, "r1=exact", "f_divergence=hellinger", "trainer.accumulate=2"),
+    _option("dmd2/digits", "accumulate", *GAN, "r1=exact", "trainer.accumulate=2"),
     _option("dmd2/digits", "rates", "generator_lr=3e-4", "generator_warmup=3", "generator_decay_from=.3", "generator_final=.2", *RATES),
     _option("dmd2/digits", "rates of the heads", *GAN, "generator_decay=cosine", "guidance_lr=2e-4", *RATES),
     _option("dmd2/digits", "ranges of levels", "gamma=1.5", "min_step_start=.5", "max_step_percent=.9", "fake_min_step_percent=.1"),
