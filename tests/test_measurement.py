@@ -279,9 +279,9 @@ def test_images_are_measured_in_the_number_and_against_the_data_of_the_recipe(do
     made = []
 
     class Spy(Watch):
-        def __init__(self, data, num=None, gamma=1.0, seed=0, features=None, device="cpu"):
+        def __init__(self, data, num=None, gamma=1.0, seed=0, features=None, device="cpu", keep_best=None):
             made.append((data.name, num, gamma, seed, features))
-            super().__init__(data, num, gamma, seed, features, device)
+            super().__init__(data, num, gamma, seed, features, device, keep_best)
 
     monkeypatch.setattr(measurement, "Watch", Spy)
     network = ["network.channels=[8]", "network.groups=4", "network.head_dim=4", "method.sampler_steps=1"]
