@@ -46,7 +46,7 @@ def test_stages_share_the_run_equally_and_the_last_one_holds_its_end():
 
 def test_levels_are_lognormal_below_the_fold_and_none_above():
     rng = torch.Generator().manual_seed(1)
-    sigma = folded_lognormal(200_000, 0.5, 1.0, 0.01, math.exp(1.5), rng, torch.device("cpu"))
+    sigma = folded_lognormal(200_000, 0.5, 1.0, 0.01, math.exp(1.5), rng)
     assert sigma.max() <= math.exp(1.5) * (1 + 1e-6)
     assert sigma.min() >= 0.01
     # P(ln sigma < t) for t below the fold at 1.5: Phi(t - .5), and what was folded down from above 3 - t

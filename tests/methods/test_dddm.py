@@ -122,7 +122,7 @@ def test_loss_is_the_weighted_score_with_the_same_chance(shape, classes, options
     name = "calibration" if lam else "apart"
     assert set(found.terms) == {"score", "error"} | ({name} if m > 1 else set())
     if m > 1:
-        torch.testing.assert_close(found.terms[name], apart / error, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.terms[name].value, apart / error, rtol=1e-4, atol=1e-6)
     assert not any(value.requires_grad for value in found.terms.values())
     parameters = list(method.generator.parameters())
     for mine, theirs in zip(torch.autograd.grad(found.loss, parameters), torch.autograd.grad(total, parameters), strict=True):
