@@ -43,18 +43,37 @@ STRAY = Kind("image{s} outside the class sub-folders", "put each into the sub-fo
 EMPTY_FOLDER = Kind("class sub-folder{s} without an image", "fill or remove what is named")
 
 
-def image_files(root: Path) -> list[tuple[str, ...]]:
-    """The images below `root` as parts of their paths, in order; none where files of a table lie there too."""
-    found = []
+def image_files(root: Path, source: str) -> list[tuple[str, ...]]:
+    """The images below `root` as parts of their paths, in order; none where files of a table lie there too.
+
+    Raises DataError, of the data set called `source`, for a folder that is come to twice, and for a name that is not UTF-8.
+    """
+    found: list[tuple[str, ...]] = []
+    known: dict[str, str] = {}
     for folder, inner, names in os.walk(root, followlinks=True):
         inner[:] = [name for name in inner if not _is_hidden(name)]
         parts = Path(folder).relative_to(root).parts
+        here, there = "/".join(parts) or ".", os.path.realpath(folder)
+        if there in known:
+            raise DataError(
+                f"{source}, where {_shown(here)} is a link to {_shown(known[there])}, whose images are there already; take the link away, "
+                "or the same pictures would be on both sides of the split"
+            )
+        known[there] = here
+        for name in (*inner, *names):
+            if _shown(name) != name:
+                raise DataError(f"{source}, where the name {_shown(name)} in {_shown(here)} is not UTF-8; rename it")
         for name in names:
             if name.lower().endswith(TABLES) and not _is_hidden(name):
                 return []
             if name.lower().endswith(IMAGE_FILES) and not _is_hidden(name):
                 found.append((*parts, name))
     return sorted(found)
+
+
+def _shown(name: str) -> str:
+    """`name` as it can be printed: bytes that are no UTF-8 as in Python's own notation."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _is_hidden(name: str) -> bool:

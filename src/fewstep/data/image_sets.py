@@ -46,7 +46,7 @@ def image_folder(
     source = f"data.path is {path!r}"
     mistakes = Mistakes(source)
     root = Path(path)
-    if files := image_files(root):
+    if files := image_files(root, source):
         label = None if label_column == NO_LABELS else label_column
         for key, value in (("image_column", image_column), ("label_column", label), ("config", config)):
             if value is not None:

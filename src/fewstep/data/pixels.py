@@ -4,6 +4,10 @@ Pillow converts much without a word: it drops transparency, clips 16 bits to 8 a
 transparency is laid on white, a camera's orientation mark is followed, and the other two are refused.
 """
 
+import os
+import stat
+from functools import cache
+from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -17,6 +21,12 @@ DAMAGED = Kind("image{s} that cannot be read", "mend or remove what is named")
 FRAMES = Kind("image{s} of several frames", "data are single images; save one frame of each, or remove them")
 DEEP = Kind("image{s} of more than 8 bits a pixel and channel", "which Pillow would clip; save them with 8 bits")
 UNEQUAL = Kind("image{s} not of data.size", "data.resize is none; resize the images, change data.size, or set data.resize: fit")
+NO_FILE = Kind("image{s} that no plain file holds", "a pipe or a device among images would be waited for; take it away")
+OUTSIDE_FOLDER = Kind(
+    "row{s} naming a file outside the data set's folder", "it would bring any picture of this machine into training; mend the paths"
+)
+# what is opened by its content; others, such as EPS, Pillow hands to a program of its own
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
 LARGE = Kind("image{s} larger than data.size", "data.resize is pad, which only adds; raise data.size, or set data.resize: fit")
 
 
@@ -38,7 +48,9 @@ def read_pixels(source: str | IO[bytes], size: int, channels: int, resize: Resiz
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(source) as image:
+        if isinstance(source, str) and not stat.S_ISREG(os.stat(source).st_mode):
+            raise Unfit(NO_FILE, "no plain file")
+        with Image.open(source, formats=_formats()) as image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # a camera's JPEG whose further frames are previews
                 raise Unfit(FRAMES, f"{frames} frames")
@@ -65,6 +77,24 @@ def read_pixels(source: str | IO[bytes], size: int, channels: int, resize: Resiz
         else:
             flat = ImageOps.fit(flat, (size, size), Image.Resampling.LANCZOS)
     return np.asarray(flat).reshape(size, size, channels).transpose(2, 0, 1)
+
+
+def inside(folders: tuple[Path, ...], path: str) -> str:
+    """`path`, as a row of a table names it, from the first of the `folders` that its file may lie in. Raises Unfit for one outside them."""
+    for folder in folders:
+        whole = os.path.abspath(os.path.join(folder, path))
+        if os.path.commonpath([whole, os.path.abspath(folder)]) == os.path.abspath(folder):
+            return whole
+    raise Unfit(OUTSIDE_FOLDER, path)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow knows."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _opaque(image: Any) -> Any:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.data.checks import Kind, Mistakes
-from fewstep.data.pixels import DAMAGED, Resize, Unfit, read_pixels
+from fewstep.data.pixels import DAMAGED, Resize, Unfit, inside, read_pixels
 
 TRAIN, HELD_OUT = "train", ("test", "validation")  # the first of the latter that there is
 NO_LABELS = "none"  # instead of a column of labels
@@ -37,6 +37,7 @@ class Split:
         num: rows.
         arrays: Arrow arrays of the column that is asked for, of a few rows each.
         root: the folder whose files these are, for a folder of images.
+        folders: where files may lie that rows of a table name.
 
     """
 
@@ -45,6 +46,7 @@ class Split:
     num: int
     arrays: Callable[[str], Iterator[Any]]
     root: Path | None = None
+    folders: tuple[Path, ...] = ()
 
     def values(self, column: str) -> list[Any]:
         """All values of `column`, as Python has them."""
@@ -69,10 +71,12 @@ def decode_split(
         unfit = []
         for k, (to, content, path) in enumerate(zip(*chunk, strict=True)):
             content, path = content.as_buffer(), path.as_py()
-            source = path if content is None else BytesIO(content)
             try:
+                source = path if content is None else BytesIO(content)
                 if source is None:
                     raise Unfit(DAMAGED, "the row is empty")
+                if content is None and split.root is None:
+                    source = inside(split.folders, path)
                 array[to] = read_pixels(source, size, channels, resize)
             except Unfit as reason:
                 unfit.append((k, path, reason))

@@ -10,7 +10,7 @@ import torch
 from fewstep.data.errors import DataError
 from fewstep.data.items import in_words
 from fewstep.data.iterables import StreamData, stream_data
-from fewstep.data.pixels import Resize, Unfit, read_pixels
+from fewstep.data.pixels import Resize, Unfit, inside, read_pixels
 from fewstep.data.tables import find_image_column, find_label_column
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
@@ -48,6 +48,9 @@ def image_stream(
     image, label = find_image_column(source, features, image_column), find_label_column(source, features, label_column)
     names, number = _classes(source, features, label, num_classes, class_names)
 
+    place = Path(path.split("*")[0])
+    folders = () if "://" in path else (place if place.is_dir() else place.parent,)
+
     def only(rows: Any) -> Any:
         import datasets
 
@@ -62,6 +65,8 @@ def image_stream(
         try:
             if content is None:
                 raise DataError("has no image")
+            if isinstance(content, str):
+                content = inside(folders, content)
             pixels = read_pixels(BytesIO(content) if isinstance(content, bytes) else content, size, channels, resize)
         except Unfit as reason:
             raise DataError(f"is one of {reason.kind.what.format(s='s', es='es')} ({reason}); {reason.kind.remedy}") from None

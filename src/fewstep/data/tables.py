@@ -60,6 +60,9 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> dict[str, Split]
                 mistakes.add(FILE, file.name if is_parquet else str(file.relative_to(place)), " ".join(str(error).split())[:100])
         mistakes.check()
     datasets.disable_progress_bars()
+    # what `datasets` has unpacked lies in its own folders
+    own = (Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.EXTRACTED_DATASETS_PATH), Path(datasets.config.HF_CACHE_HOME))
+    folders = (place.parent if is_parquet else place,) if place.exists() else ()
     try:
         if any((place / name).is_file() for name in ("state.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(path)
@@ -68,7 +71,7 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> dict[str, Split]
             builder = datasets.load_dataset_builder("parquet" if is_parquet else path, config, data_files=data_files)
             if isinstance(builder, Parquet) and place.exists():  # read as it lies, without a copy in the cache
                 return {
-                    str(name): _parquet(mistakes.source, str(name), files, builder.info.features)
+                    str(name): _parquet(mistakes.source, str(name), files, builder.info.features, folders)
                     for name, files in builder.config.data_files.items()
                 }
             builder.download_and_prepare()
@@ -82,12 +85,12 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> dict[str, Split]
         raise DataError(f"{mistakes.source}, which `datasets` cannot open: {reason}{needs}") from error
     pa.default_memory_pool().release_unused()  # what preparing it took
     return {
-        str(name): _arrow(mistakes.source, str(name), rows)
+        str(name): _arrow(mistakes.source, str(name), rows, (*folders, *own))
         for name, rows in (loaded if isinstance(loaded, dict) else {TRAIN: loaded}).items()
     }
 
 
-def _arrow(source: str, name: str, rows: Any) -> Split:
+def _arrow(source: str, name: str, rows: Any, folders: tuple[Path, ...]) -> Split:
     """A `datasets.Dataset`, read from its files."""
     import pyarrow as pa
 
@@ -105,10 +108,10 @@ def _arrow(source: str, name: str, rows: Any) -> Split:
             except (pa.ArrowException, OSError) as error:
                 raise _unreadable(source, file, error) from error
 
-    return Split(name, dict(rows.features), rows.num_rows, arrays)
+    return Split(name, dict(rows.features), rows.num_rows, arrays, None, folders)
 
 
-def _parquet(source: str, name: str, files: Sequence[str], features: Any) -> Split:
+def _parquet(source: str, name: str, files: Sequence[str], features: Any, folders: tuple[Path, ...]) -> Split:
     """Parquet files with `features`, or else those that the first file tells."""
     import datasets
     import pyarrow as pa
@@ -127,7 +130,7 @@ def _parquet(source: str, name: str, files: Sequence[str], features: Any) -> Spl
 
     if features is None:
         features = datasets.Features.from_arrow_schema(pq.read_schema(files[0]))
-    return Split(name, dict(features), sum(pq.read_metadata(file).num_rows for file in files), arrays)
+    return Split(name, dict(features), sum(pq.read_metadata(file).num_rows for file in files), arrays, None, folders)
 
 
 def _unreadable(source: str, file: str, error: Exception) -> DataError:
