@@ -20,10 +20,8 @@ import os, sys, time
 from pathlib import Path
 from fewstep.files import held_folder
 with held_folder(Path(sys.argv[1])):
-    child = os.fork() if sys.argv[2] == "fork" else 1
-    if child == 0:
-        time.sleep(60)
-    print("held", flush=True)
+    if sys.argv[2] == "plain" or os.fork() == 0:  # a child has let go when it is there
+        print("held", flush=True)
     time.sleep(60)
 """
 
@@ -59,7 +57,14 @@ def test_a_folder_is_held_by_one_process_until_that_ends_however_it_ends(how, ho
         pass
 
 
-SMALL = ("network.widths=[8]", "batch_size=8", "trainer.accelerator=cpu", "trainer.checkpoint_every=2", "trainer.log_every=1")
+SMALL = (
+    "data.density=mixture8d",
+    "network.widths=[8]",
+    "batch_size=8",
+    "trainer.accelerator=cpu",
+    "trainer.checkpoint_every=2",
+    "trainer.log_every=1",
+)
 
 
 def test_a_run_that_another_process_trains_is_left_alone(holder, done, mistake, tmp_path):

@@ -10,7 +10,14 @@ from safetensors.torch import load_file
 from fewstep import load
 from fewstep.training.run_folder import RunFolder
 
-SMALL = ("network.widths=[8]", "batch_size=8", "trainer.accelerator=cpu", "trainer.checkpoint_every=4", "trainer.log_every=1")
+SMALL = (
+    "data.density=mixture8d",
+    "network.widths=[8]",
+    "batch_size=8",
+    "trainer.accelerator=cpu",
+    "trainer.checkpoint_every=4",
+    "trainer.log_every=1",
+)
 RATES = ("method.optimizer.lr=1e-3", "method.optimizer.warmup=0", "method.optimizer.decay_from=0.0", "method.optimizer.decay=cosine")
 
 
@@ -72,7 +79,7 @@ def test_a_run_starts_from_the_weights_of_another(eight, done, tmp_path):
     ("overrides", "said"),
     [
         (("network.widths=[16]",), "whose network is another"),
-        (("data.density=mixture8d",), "which has items of shape [2], and this run has [8]"),
+        (("data.density=ring",), "which has items of shape [8], and this run has [2]"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(overrides, said, eight, mistake, tmp_path):
