@@ -95,11 +95,25 @@ def test_a_second_interrupt_exits_130(command, monkeypatch, tmp_path):
 
 def test_recipes_lists_each_with_what_it_is(done):
     lines = done("recipes").out.splitlines()
-    assert [line.split()[0] for line in lines] == sorted(shipped_recipes())
-    for line, path in zip(lines, (shipped_recipes()[name] for name in sorted(shipped_recipes())), strict=True):
-        about = line.split(maxsplit=1)[1]
-        assert len(about) > 20
-        assert path.read_text().startswith(f"about: {about}\n")
+    assert lines[0] == "Start here:"
+    assert [line.split()[0] for line in lines[1:] if line[2:3].strip()][:3] == ["teacher/digits", "dmd2/digits", "drift/ring"]
+    found: dict[str, str] = {}
+    for line in lines:
+        if line.startswith("  ") and line[2] != " ":
+            name, about = line.split(maxsplit=1)
+            found[name] = about
+        elif line.startswith("   "):
+            found[name] += " " + line.strip()
+    assert sorted(found) == sorted(shipped_recipes())  # each once
+    for name, about in found.items():  # and whole
+        assert shipped_recipes()[name].read_text().startswith(f"about: {about}\n")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200, 0])
+def test_recipes_fit_into_the_terminal(columns, done, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = done("recipes").out.splitlines()
+    assert max(map(len, lines)) <= (columns or 110)
 
 
 def test_recipes_show_prints_what_can_be_trained(done, tmp_path):

@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 something the user can mend, 1 a fault of ours, 130 stoppe
 
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -354,10 +355,9 @@ def recipes(context: typer.Context) -> None:
     """List the shipped recipes."""
     if context.invoked_subcommand is not None:
         return
-    from fewstep.recipe import parse_yaml, shipped_recipes
+    from fewstep.recipe.listing import listing
 
-    for name, path in shipped_recipes().items():
-        typer.echo(f"{name:26} {parse_yaml(path.read_text())['about']}")
+    typer.echo("\n".join(listing(shutil.get_terminal_size((110, 24)).columns or 110)))
 
 
 @recipes_app.command()

@@ -18,7 +18,7 @@ from fewstep.recipe.older import KINDS, bring_forward, forward_key, put
 from fewstep.recipe.recipe import Recipe
 from fewstep.sections import Section
 
-NO_SETTINGS = ("about", "made_by", "format")  # what a file holds beside its sections
+NO_SETTINGS = ("about", "made_by", "format", "start_here")  # what a file holds beside its sections
 
 
 class _Loader(yaml.SafeLoader):
