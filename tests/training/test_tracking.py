@@ -67,9 +67,9 @@ def test_tensorboard_holds_every_record_and_picture(done, teacher_overrides, tmp
     done("train", "teacher/digits", *teacher_overrides, "trainer.tracker=tensorboard", "--out", run)
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     expected = scalars(RunFolder(run).metrics())
-    assert set(events.Tags()["scalars"]) == set(expected[2])
+    assert set(events.Tags()["scalars"]) == {name.replace(".", "/", 1) for name in expected[2]}  # a turn's curves in one group
     for name in expected[2]:
-        found = {event.step: event.value for event in events.Scalars(name)}
+        found = {event.step: event.value for event in events.Scalars(name.replace(".", "/", 1))}
         assert found == pytest.approx({step: values[name] for step, values in expected.items()}, rel=1e-6)  # kept as float32
     assert [event.step for event in events.Images("samples")] == [3, 6]
     with Image.open(run / "samples" / "step_3.png") as picture:
@@ -101,5 +101,53 @@ def test_no_tracker_imports_nothing_and_takes_everything(tmp_path):
     assert isinstance(tracker, NoTracker)
     tracker.log({"step": 1, "loss": 2.0})
     tracker.image(tmp_path / "none.png", 1)
+    tracker.alarm("collapse", "less and less", 1)
     tracker.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_wandb_without_a_key_is_told_before_the_folder_is_made(mistake, done, teacher_overrides, tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    arguments = ["train", "teacher/digits", *teacher_overrides, "steps=1", "trainer.tracker=wandb", "--out", tmp_path / "run"]
+    told = mistake(*arguments)
+    assert "there is no key of an account; run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline" in told
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    done(*arguments)  # the same command
+
+
+def test_project_tags_alarms_and_parts_of_an_offline_run(done, teacher_overrides, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = tmp_path / "run"
+    places = ("trainer.wandb.project=mine", "trainer.wandb.tags=[first, small]")
+    arguments = ["train", "teacher/digits", *teacher_overrides, *places, "trainer.tracker=wandb", "--out", run]
+    assert "--append" not in done(*arguments).err
+    (file,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    content = file.read_bytes()
+    assert b"mine" in content
+    assert b"small" in content
+    alarms = [record["alarms"] for record in RunFolder(run).metrics()]
+    raised = {name for names in alarms for name in names}
+    assert raised  # a network that knows nothing yet
+    rows = wandb_history(file)
+    assert {key.removeprefix("alarm/") for row in rows.values() for key in row if key.startswith("alarm/")} == raised
+    (run / "checkpoints" / "step_6" / "manifest.json").unlink()
+    told = done(*arguments, "--resume").err
+    assert f"`wandb sync --append {run}/wandb/offline-run-*` puts the parts into one" in told
+
+
+def test_wandb_that_cannot_begin_is_a_sentence(tmp_path, monkeypatch):
+    import wandb
+
+    def fails(**options):
+        raise wandb.errors.CommError("no such host\nand more")
+
+    monkeypatch.setattr(wandb, "init", fails)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(UserError, match=r"cannot begin \(no such host\); nothing is lost: go on with --resume"):
+        make_tracker("wandb", tmp_path, {})

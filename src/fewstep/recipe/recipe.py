@@ -12,6 +12,14 @@ from fewstep.sections import DataSettings, MethodSettings, NetworkSettings, NonN
 FORMAT = 3  # of recipe.yaml in a run folder; 1 is version 0.1.0's, which had no number; up to 2 points were learned as they came
 
 
+class Wandb(Section):
+    """Where Weights & Biases keeps the run."""
+
+    project: str = "fewstep"
+    entity: str | None = Field(None, description="user or team; null for the default of the account")
+    tags: list[str] = Field(default_factory=list)
+
+
 class Trainer(Section):
     """The engine and the cadences. Nothing here changes what is learned, except precision and where weights start."""
 
@@ -37,6 +45,7 @@ class Trainer(Section):
     checkpoint_every: PositiveInt | None = Field(None, description="steps between checkpoints; null for a tenth of the run")
     keep_checkpoints: PositiveInt = 2
     tracker: Literal["none", "wandb", "tensorboard"] = "none"
+    wandb: Wandb = Field(default_factory=Wandb)
     init: UserPath | None = Field(None, description="a run or model folder whose weights the network that ships starts from; null for none")
 
     @property

@@ -350,6 +350,7 @@ class Loop:
         for alarm in raised:
             if alarm.name not in state.raised:
                 self.progress.say(f"step {state.step}: {alarm.name}: {alarm.message}")
+                self.tracker.alarm(alarm.name, alarm.message, state.step)
         state.raised |= {alarm.name for alarm in raised}
         rates = {f"{name}.lr": optimizer.param_groups[0]["lr"] for name, optimizer in state.optimizers.items()}
         record = {
