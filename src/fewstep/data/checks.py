@@ -22,6 +22,7 @@ class Mistakes:
     def __init__(self, source: str) -> None:
         self.source = source
         self.found: dict[Kind, list[str]] = {}
+        self.notes: list[str] = []  # what is no mistake, but was taken for granted
 
     def add(self, kind: Kind, place: str, detail: str = "") -> None:
         """A mistake at `place` (a file, or a row); `detail` says what was found there."""

@@ -69,7 +69,8 @@ def image_folder(
         labels = [labels[0][keep], labels[0][out]] if labels else labels
     train_label, heldout_label = labels or (None, None)
     known = root.resolve() if root.exists() else root
-    return ImageData(known.stem if known.is_file() else known.name, pixels[0], pixels[1], train_label, heldout_label, 127.5, names, flip)
+    name, note = known.stem if known.is_file() else known.name, "; ".join(mistakes.notes)
+    return ImageData(name, pixels[0], pixels[1], train_label, heldout_label, 127.5, names, flip, note)
 
 
 def _hold_out(source: str, num: int, labels: Tensor | None, holdout: float) -> tuple[Tensor, Tensor]:

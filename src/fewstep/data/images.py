@@ -26,6 +26,7 @@ class ImageData(InMemory):
         half: the byte that means 0, so that ``pixels / half - 1`` lies in [-1, 1]; None for floats.
         class_names: one for each label; empty without classes.
         flip: whether a training image may be mirrored left to right.
+        note: what was taken for granted when it was found, to be said; "" for nothing.
 
     """
 
@@ -37,6 +38,7 @@ class ImageData(InMemory):
     half: float | None
     class_names: tuple[str, ...]
     flip: bool = False
+    note: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:

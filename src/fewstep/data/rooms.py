@@ -25,7 +25,7 @@ def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say
     if isinstance(made, ImageData | PointData | ForeignData):
         if around:
             raise DataError(f"data.{next(iter(around))} is given, and {settings.name} says that itself; leave the key out")
-        if isinstance(made, StreamData) and made.note:
+        if isinstance(made, StreamData | ImageData) and made.note:
             say(made.note)
         return made
     iterable = not is_map_style(made)

@@ -15,7 +15,9 @@ from fewstep.data.checks import Kind, Mistakes
 from fewstep.data.errors import DataError
 from fewstep.data.splits import CHUNK, EMPTY_CLASS, HELD_OUT, NO_LABELS, TRAIN, Split
 
-LABELS = ("label", "labels", "class")  # a column of integers or words of such a name is taken for the classes
+# a column of numbers or words of such a name, in letters of any size, is taken for the classes; of several the first
+LABELS = ("label", "labels", "class", "classes", "category", "target", "digit", "fine_label")
+WHOLE = r"u?int\d+|bool"
 
 FILE = Kind("file{s} that cannot be read", "fetch again or remove what is named")
 OUTSIDE = Kind("image{s} with a label outside the classes", "mend the labels, or set data.label_column: none")
@@ -33,7 +35,13 @@ def table_splits(
     """
     splits = _open(path, config, mistakes)
     features = (splits.get(TRAIN) or next(iter(splits.values()))).features
-    image, label = find_image_column(mistakes.source, features, image_column), find_label_column(mistakes.source, features, label_column)
+    image = find_image_column(mistakes.source, features, image_column)
+    label, others = _label_column(mistakes.source, features, label_column, rf"{WHOLE}|float\d+|(large_)?string", lists=True)
+    if label is None and others:
+        mistakes.notes.append(
+            f"no column of {mistakes.source.removeprefix('data.path is ')} is called like labels, and its images have no classes; "
+            f"{', '.join(others)} could be some: name one in data.label_column"
+        )
     used = _choose(mistakes.source, splits, image, label)
     return used, image, *_classes(used, label, mistakes)
 
@@ -176,28 +184,48 @@ def find_image_column(source: str, features: Any, wanted: str | None) -> str:
 
 
 def find_label_column(source: str, features: Any, wanted: str | None) -> str | None:
-    """The column `wanted`, or the first ClassLabel, or integers or words of a usual name, or None."""
+    """The column `wanted`, or the first ClassLabel, or whole numbers or words of a usual name, or None."""
+    return _label_column(source, features, wanted, rf"{WHOLE}|(large_)?string", lists=False)[0]
+
+
+def _label_column(source: str, features: Any, wanted: str | None, kinds: str, lists: bool) -> tuple[str | None, list[str]]:
+    """The column of labels as of `find_label_column`, of types `kinds` or `lists`, and where none is found those that could be one."""
     import datasets
 
     if wanted == NO_LABELS:
-        return None
+        return None, []
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    plain = [
-        name for name, f in features.items() if isinstance(f, datasets.Value) and re.fullmatch(r"u?int\d+|bool|(large_)?string", f.dtype)
-    ]
+    plain = [name for name, f in features.items() if isinstance(f, datasets.Value) and re.fullmatch(kinds, f.dtype)]
+    plain += [name for name, f in features.items() if lists and _is_list(f)]
     if wanted is not None and wanted not in classes + plain:
         raise DataError(
             f"data.label_column is {wanted!r}; {source}, whose columns of classes, integers or words are {sorted(classes + plain)} "
             f"of {sorted(features)}; name one of them, or {NO_LABELS!r}"
         )
-    return wanted or next(iter(classes + [name for name in LABELS if name in plain]), None)
+    usual = [name for known in LABELS for name in plain if name.lower() == known]
+    return wanted or next(iter(classes + usual), None), plain
+
+
+def _is_list(feature: Any) -> bool:
+    """Whether a column holds lists of numbers, as one-hot labels are."""
+    inner = feature[0] if isinstance(feature, list) and len(feature) == 1 else getattr(feature, "feature", None)
+    return re.fullmatch(rf"{WHOLE}|float\d+", getattr(inner, "dtype", "")) is not None
+
+
+def plain_label(value: Any) -> Any:
+    """A label as it is counted: a whole number for a float that is one, the place of the 1 for a one-hot list, None for NaN."""
+    if isinstance(value, list) and sum(value) == 1 and set(value) <= {0, 1}:
+        return [int(entry) for entry in value].index(1)
+    if isinstance(value, float):
+        return None if value != value else int(value) if value.is_integer() else value
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _classes(used: list[Split], column: str | None, mistakes: Mistakes) -> tuple[tuple[str, ...], list[Tensor]]:
     """The names of the classes and the labels int64 [N] of each split; both empty without classes."""
     import datasets
 
-    values = [split.values(column) for split in used] if column else []
+    values = [[plain_label(value) for value in split.values(column)] for split in used] if column else []
     if column is None or all(value is None for value in values[0]):
         return (), []
     feature = used[0].features[column]
@@ -205,6 +233,13 @@ def _classes(used: list[Split], column: str | None, mistakes: Mistakes) -> tuple
         words = tuple(feature.names)
         number: dict[Any, int] = {k: k for k in range(len(words))} | {word: k for k, word in enumerate(words)}
     else:
+        odd = next((value for value in values[0] if isinstance(value, float | tuple)), None)
+        if odd is not None:
+            shown = list(odd) if isinstance(odd, tuple) else odd
+            raise DataError(
+                f"{mistakes.source}, whose column {column!r} holds {shown}; classes are whole numbers, "
+                f"words, or lists with one 1: mend it, name another column in data.label_column, or set it to {NO_LABELS!r}"
+            )
         names = sorted({value for value in values[0] if value is not None and not (isinstance(value, int) and value < 0)})
         words, number = tuple(map(str, names)), {name: k for k, name in enumerate(names)}
     labels = []

@@ -1,0 +1,89 @@
+"""Columns of labels as people have them: found, or named with the key to set; never passed over in silence."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from fewstep.build import load_data
+from fewstep.data.errors import DataError
+from fewstep.data.image_sets import image_folder
+from fewstep.recipe import load_recipe
+
+NUM = 24
+
+
+def png(seed):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(256, size=(8, 8), dtype=np.uint8)).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+CLASSES = [k % 3 for k in range(NUM)]
+
+
+def parquet(path, **columns):
+    images = [{"bytes": png(seed), "path": None} for seed in range(NUM)]
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"image": pa.array(images, struct), **columns}), path)
+    return str(path)
+
+
+def opened(path, **options):
+    return image_folder(path, 8, holdout=0.25, **options)
+
+
+FORMS = {
+    "whole numbers": pa.array(CLASSES),
+    "floats": pa.array([float(k) for k in CLASSES]),
+    "floats of 32 bits": pa.array(np.array(CLASSES, np.float32)),
+    "words": pa.array(["abc"[k] for k in CLASSES]),
+    "one-hot": pa.array([[int(k == place) for place in range(3)] for k in CLASSES]),
+    "one-hot floats": pa.array([[float(k == place) for place in range(3)] for k in CLASSES]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["label", "Label", "digit", "category", "fine_label", "TARGET"])
+def test_labels_of_a_usual_name_are_found_in_every_form(name, form, tmp_path):
+    data = opened(parquet(tmp_path / "x.parquet", **{name: FORMS[form]}))
+    assert data.num_classes == 3
+    assert data.class_names == (("a", "b", "c") if form == "words" else ("0", "1", "2"))
+    assert data.note == ""
+    both = sorted([*data.train_label.tolist(), *data.heldout_label.tolist()])
+    assert both == sorted(CLASSES)
+
+
+def test_labels_of_another_name_are_named_with_the_key(tmp_path, capsys):
+    path = parquet(tmp_path / "x.parquet", kind=FORMS["whole numbers"], width=pa.array([8] * NUM))
+    data = opened(path)
+    assert data.num_classes is None
+    assert "kind, width could be some: name one in data.label_column" in data.note
+    assert opened(path, label_column="kind").num_classes == 3
+    assert opened(path, label_column="none").note == ""
+    recipe = load_recipe("teacher/digits", [f"data={{name: images, path: {path}, size: 8, channels: 1}}"])
+    load_data(recipe.data)
+    assert "could be some: name one in data.label_column" in capsys.readouterr().err
+
+
+def test_a_missing_float_is_a_missing_label(tmp_path):
+    values = [float(k) for k in CLASSES]
+    values[5] = float("nan")
+    with pytest.raises(DataError, match="1 image without a label: row 5"):
+        opened(parquet(tmp_path / "x.parquet", label=pa.array(values)))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (pa.array([k + 0.5 for k in CLASSES]), r"holds 0\.5; classes are whole numbers"),
+        (pa.array([[1, 1, 0]] * NUM), r"holds \[1, 1, 0\]; classes are whole numbers"),
+        (pa.array([[0.2, 0.8]] * NUM), r"holds \[0\.2, 0\.8\]"),
+    ],
+)
+def test_what_are_no_classes_is_refused(values, said, tmp_path):
+    with pytest.raises(DataError, match=said):
+        opened(parquet(tmp_path / "x.parquet", label=values))
