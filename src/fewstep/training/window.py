@@ -45,7 +45,4 @@ class Window:
 
 
 def _number(mean: Tensor) -> float:
-    if mean.ndim == 0:
-        return mean.item()
-    over, under = mean.tolist()
-    return over / under if under else float("nan")
+    return (mean if mean.ndim == 0 else mean[0] / mean[1]).item()
