@@ -115,3 +115,14 @@ def test_a_pipe_behind_a_row_is_not_waited_for(folder):
     os.mkfifo(folder / "zz.png")
     table(folder / "t.parquet", [{"bytes": None, "path": f"cat/{k}.png"} for k in range(1, 24, 2)] + [{"bytes": None, "path": "zz.png"}])
     assert "no plain file" in refusal(folder / "t.parquet")
+
+
+def test_copies_on_both_sides_of_the_split_are_counted_and_said(folder):
+    assert opened(folder).note == ""
+    for number in range(0, 24, 2):
+        shutil.copy(folder / "dog" / f"{number}.png", folder / "dog" / f"again_{number}.png")
+    data = opened(folder)
+    train = {image.numpy().tobytes() for image in data.train}
+    twice = sum(image.numpy().tobytes() in train for image in data.heldout)
+    assert twice > 0
+    assert f"{twice} of the {len(data.heldout)} images held out are trained on, too, as exact copies" in data.note

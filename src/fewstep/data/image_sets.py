@@ -13,7 +13,7 @@ from torch import Tensor
 from fewstep.data.checks import Mistakes
 from fewstep.data.errors import DataError
 from fewstep.data.folders import folder_splits, image_files
-from fewstep.data.images import ImageData, stratified_split
+from fewstep.data.images import ImageData, copies, stratified_split
 from fewstep.data.pixels import Resize
 from fewstep.data.splits import NO_LABELS, decode_split
 from fewstep.data.tables import table_splits
@@ -68,6 +68,11 @@ def image_folder(
         pixels = [whole[: len(keep)], whole[len(keep) :]]
         labels = [labels[0][keep], labels[0][out]] if labels else labels
     train_label, heldout_label = labels or (None, None)
+    if twice := copies(*pixels):
+        mistakes.notes.append(
+            f"{twice} of the {len(pixels[1])} images held out are trained on, too, as exact copies: a model that learns by heart would "
+            "look better than it is; take the copies out"
+        )
     known = root.resolve() if root.exists() else root
     name, note = known.stem if known.is_file() else known.name, "; ".join(mistakes.notes)
     return ImageData(name, pixels[0], pixels[1], train_label, heldout_label, 127.5, names, flip, note)

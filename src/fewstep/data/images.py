@@ -3,6 +3,7 @@
 Pixels stay unsigned bytes until they are asked for; ``pixels / half - 1`` takes them to [-1, 1], on the device that asks.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,16 @@ class ImageData(InMemory):
 
     def _scaled(self, pixels: Tensor) -> Tensor:
         return pixels.float() if self.half is None else pixels.float() / self.half - 1
+
+
+def copies(train: Tensor, heldout: Tensor) -> int:
+    """How many of the images `heldout` uint8 [M, ...] are exact copies of one of `train` [N, ...]."""
+
+    def digests(pixels: Tensor) -> list[bytes]:
+        return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in pixels.numpy()]
+
+    known = set(digests(train))
+    return sum(digest in known for digest in digests(heldout))
 
 
 def stratified_split(labels: Any, num: int, fraction: float) -> tuple[Tensor, Tensor]:
