@@ -612,3 +612,50 @@ def test_a_limit_on_the_size_of_files_is_a_sentence(tmp_path):
     assert outcome.returncode == 2, outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert "File too large" in outcome.stderr
+
+
+@pytest.mark.parametrize("out", ["a.npz", "a.png"])
+def test_more_samples_than_can_be_held_are_refused_at_once(out, mistake, teacher_run, tmp_path):
+    began = time.monotonic()
+    told = mistake("sample", teacher_run, "-n", 10**11, "--out", tmp_path / out)
+    assert time.monotonic() - began < 20
+    assert ("a grid holds at most 1,250,000" if out == "a.png" else "this machine has") in told
+    assert not (tmp_path / out).exists()
+
+
+@pytest.mark.parametrize("labels", [str(2**70), f"-{2**70}", "0,99999999999999999999"])
+def test_labels_beyond_all_numbers_are_refused(labels, mistake, teacher_run, tmp_path):
+    told = mistake("sample", teacher_run, f"--labels={labels}", "--out", tmp_path / "a.npz")
+    assert "allowed are whole numbers from 0 to 9" in told
+
+
+def test_more_threads_than_a_machine_can_run_are_refused(mistake, teacher_run, tmp_path):
+    for arguments in (
+        ("sample", teacher_run, "--out", tmp_path / "a.npz", "--threads", 100_000),
+        ("train", "teacher/ring", "trainer.threads=100000", "--out", tmp_path / "run"),
+    ):
+        assert "threads is 100000; this machine has" in mistake(*arguments)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("method: " + "[" * 1000 + "]" * 1000, "is nested too deep"),
+        ("steps: " + "9" * 5000, "5000 digits"),
+        ("steps: 2024-99-99", "month must be in"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_a_sentence(text, said, mistake, tmp_path):
+    (tmp_path / "r.yaml").write_text(text)
+    told = mistake("train", tmp_path / "r.yaml", "--dry-run")
+    assert said in told
+    assert len(told) < 600
+
+
+def test_merge_keys_are_yaml(done, tmp_path):
+    text = shipped_recipes()["teacher/ring"].read_text()
+    (tmp_path / "r.yaml").write_text(
+        "about: &shared {name: mlp}\n" + re.sub(r"(?m)^about:.*\n", "", text).replace("  name: mlp\n", "  <<: *shared\n")
+    )
+    assert "name: mlp" in done("train", tmp_path / "r.yaml", "--dry-run").out

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 2 something the user can mend, 1 a fault of ours, 130 stopped by a signal with everything saved.
 """
 
+import math
 import os
 import shlex
 import shutil
@@ -143,10 +144,13 @@ def sample(
     import torch
 
     from fewstep.generator import load
+    from fewstep.limits import GRID_PIXELS
     from fewstep.run import choose_threads
 
     generator = load(path, "cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(choose_threads(count, generator.denoiser, generator.shape))
+    if out.suffix == ".png" and num > (most := GRID_PIXELS // math.prod(generator.shape[1:])):
+        raise UserError(f"-n is {num:,}; a grid holds at most {most:,} of these samples: give fewer, or an --out that ends in .npz")
     samples = generator.sample(num, wanted, seed, steps, guidance_scale=guidance_scale, churn=churn).cpu()
     if out.suffix == ".npz":
         import numpy as np

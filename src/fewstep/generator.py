@@ -19,6 +19,7 @@ from fewstep import registry
 from fewstep.data.units import Units
 from fewstep.denoisers import Guided
 from fewstep.errors import UserError, first_line
+from fewstep.limits import memory
 from fewstep.model_config import FORMAT, checked_sampler, denoiser_class
 from fewstep.networks.base import make_network, num_parameters
 from fewstep.samplers import SAMPLERS
@@ -236,7 +237,10 @@ class Generator(
             return None
         if labels is None:
             return torch.arange(num) % self.num_classes
-        wanted = torch.as_tensor(labels).flatten()
+        try:
+            wanted = torch.as_tensor(labels).flatten()
+        except (OverflowError, RuntimeError, TypeError, ValueError):  # what no tensor holds
+            raise UserError(f"labels are {labels!r:.100}; allowed are whole numbers from 0 to {self.num_classes - 1}") from None
         if wanted.is_floating_point() or not len(wanted) or wanted.min() < 0 or wanted.max() >= self.num_classes:
             raise UserError(f"labels are {wanted.tolist()}; allowed are whole numbers from 0 to {self.num_classes - 1}")
         return wanted.long()[torch.arange(num) % len(wanted)]
@@ -302,6 +306,11 @@ class Generator(
         """
         if num < 1:
             raise UserError(f"num is {num}; give at least 1")
+        if (size := 4 * num * math.prod(self.shape)) > (most := memory()):
+            raise UserError(
+                f"num is {num:,}: so many samples are {size / 1e9:,.0f} GB, and this machine has {most / 1e9:,.0f} GB; draw fewer at "
+                "a time, each part with a seed of its own"
+            )
         if batch_size is None:
             batch_size = 256 if len(self.shape) == 3 else 10_000
         if batch_size < 1:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import subprocess
 import traceback
 import warnings
@@ -19,6 +18,7 @@ from fewstep.data.own import ForeignData
 from fewstep.errors import UserError, first_line
 from fewstep.files import held_folder, replace_file
 from fewstep.generator import Generator, load
+from fewstep.limits import cores
 from fewstep.methods.base import Method
 from fewstep.metrics.figures import choices
 from fewstep.networks.base import num_parameters
@@ -40,11 +40,13 @@ THREADS_FROM = 1e9
 def choose_threads(threads: int | str, network: nn.Module, shape: tuple[int, ...]) -> int:
     """CPU threads for `network` on items of `shape`: `threads` itself, or for "auto" 1 if the network is small, else all cores."""
     if isinstance(threads, int):
+        if threads > (most := max(16, 4 * cores())):
+            raise UserError(f"threads is {threads}; this machine has {cores()} core{'s' * (cores() > 1)}: give at most {most}, or auto")
         return threads
     work = num_parameters(network) * math.prod(shape[1:])  # bounds a convolutional network's multiply-adds from above
     if work < THREADS_FROM:
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former not on macOS
+    return cores()
 
 
 def make_fabric(trainer: Trainer) -> "Fabric":

@@ -4,7 +4,6 @@ Its columns are Arrow arrays, read from the files themselves: what is memory-map
 image is decoded into its place in the final array, so that memory is the pixels and a batch.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from fewstep.data.checks import Kind, Mistakes
 from fewstep.data.pixels import DAMAGED, Resize, Unfit, inside, read_pixels
+from fewstep.limits import cores
 
 TRAIN, HELD_OUT = "train", ("test", "validation")  # the first of the latter that there is
 NO_LABELS = "none"  # instead of a column of labels
@@ -82,8 +82,7 @@ def decode_split(
                 unfit.append((k, path, reason))
         return unfit
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former not on macOS
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for batch in split.arrays(column):
             content, paths = _encoded(batch)
             here = place[first : first + len(batch)]

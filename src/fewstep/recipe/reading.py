@@ -26,7 +26,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping, or a YAMLError for a key that is given twice."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         twice = [key for key in keys if keys.count(key) > 1]
         if twice:
             raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
@@ -42,7 +42,12 @@ _Loader.add_implicit_resolver(
 
 def parse_yaml(text: str) -> Any:
     """YAML with 1.2's floats, plain containers only. Raises yaml.YAMLError."""
-    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deep to be read") from None
+    except ValueError as error:  # a number of thousands of digits, a date that is none
+        raise yaml.YAMLError(str(error)) from None
 
 
 def shipped_recipes() -> dict[str, Path]:
