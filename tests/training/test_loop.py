@@ -12,6 +12,7 @@ from fewstep.recipe import load_recipe
 from fewstep.training.batches import Shuffled
 from fewstep.training.checkpoint import load_checkpoint
 from fewstep.training.loop import Loop, LoopSettings
+from fewstep.training.progress import Progress
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.window import Window
 from linear_method import Data, Linear, run_loop
@@ -501,3 +502,10 @@ def test_the_cadences_default_to_a_tenth_of_the_run(monkeypatch, tmp_path):
             train_recipe(recipe, tmp_path / str(steps))
     found = [(s.steps, s.sample_every, s.checkpoint_every, s.log_every, s.ema_warmup, s.evaluate_every) for s in settings]
     assert found == [(1000, 100, 100, 7, 3, None), (5, 1, 1, 7, 3, None)]  # measuring is asked for
+
+
+def test_it_is_called_healthy_only_when_that_can_be_told(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(Progress, "show", lambda self, text: told.append(text.split(",")[0]))
+    run_loop(tmp_path / "run", Linear(), steps=20, log_every=1, checkpoint_every=20)
+    assert told == ["too early to say"] * 3 + ["healthy"] * 17

@@ -82,6 +82,9 @@ COMMON = (
 )
 
 
+SETTLED = 0.2  # share of a run before which all figures still move
+
+
 def alarms(
     figures: Mapping[str, float], progress: float, own: Sequence[Alarm] = (), advice: Mapping[str, str] | None = None
 ) -> list[Raised]:
@@ -89,7 +92,7 @@ def alarms(
 
     `own` are the method's, and `advice` replaces that of a common one, by its name.
     """
-    if progress < 0.2:
+    if progress < SETTLED:
         return []
     return [
         Raised(rule.name, f"{rule.message.format(value=figures[rule.figure])}. {(advice or {}).get(rule.name, rule.advice)}")

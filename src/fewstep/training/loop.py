@@ -28,7 +28,7 @@ from fewstep.own_parts import check_output
 from fewstep.streams import Draws
 from fewstep.training.batches import TrainingData
 from fewstep.training.ema import EMA
-from fewstep.training.health import alarms, sample_figures
+from fewstep.training.health import SETTLED, alarms, sample_figures
 from fewstep.training.learned import learned, set_learning
 from fewstep.training.loading import dealt_to, from_all, make_batches
 from fewstep.training.precision import in_precision
@@ -369,7 +369,8 @@ class Loop:
             self.tracker.log(record)
         terms = [f"{name.split('.')[1]} {means[name]:.3f}" for name in means if name.split(".")[1] in self.method.shown]
         health = f"spread {means['health.spread']:.0%}" if "health.spread" in means else ""
-        verdict = f"check: {', '.join(alarm.name for alarm in raised)}" if raised else "healthy"
+        verdict = "healthy" if state.step / self.settings.steps >= SETTLED else "too early to say"
+        verdict = f"check: {', '.join(alarm.name for alarm in raised)}" if raised else verdict
         self.progress.show(", ".join(filter(None, [verdict, health, *terms, f"{speed:.0f} images/s"])))
 
     def _sample(self) -> None:
