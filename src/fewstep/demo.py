@@ -35,8 +35,9 @@ def demo(out: Path, overrides: tuple[str, ...] = (), say: Callable[[str], None] 
         teacher = (f"method.teacher={json.dumps(str(out / 'teacher'))}",) if name == "student" else ()
         recipe = load_recipe(source, (*differing, *overrides, *teacher))
         folder = RunFolder(out / name)
-        if _finished(folder, recipe.steps):
+        if folder.recipe_file.exists():
             folder.check(resolved(recipe), resume=True)
+        if _finished(folder, recipe.steps):
             continue
         what = "a diffusion teacher learns real digits" if name == "teacher" else "it is distilled into one step"
         say(f"{number}/3 {what} ({source}, {recipe.steps} steps)")

@@ -254,7 +254,7 @@ def _train_recipe(
         is_held = run.path.is_dir()
         if is_held:
             held.enter_context(held_folder(run.path))
-        run.check(resolved(recipe), resume)
+        run.check(resolved(recipe), resume, longer=True)
     fabric.launch()
     data = _data_in_turn(recipe, fabric)
     if recipe.trainer.workers and not isinstance(data, ForeignData):

@@ -68,4 +68,5 @@ def whole_items(parts: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, 
     """All items of a batch and their labels, of which this process has `parts`."""
     items, labels = zip(*parts, strict=True)
     known = [label for label in labels if label is not None]
-    return whole_batch(torch.cat(items)), whole_batch(torch.cat(known)) if known else None
+    one = len(items) == 1  # which stays as it lies in memory
+    return whole_batch(items[0] if one else torch.cat(items)), whole_batch(known[0] if one else torch.cat(known)) if known else None

@@ -55,10 +55,11 @@ class RunFolder:
             data.setdefault("standardize", False)
         return tree
 
-    def check(self, recipe: Mapping[str, Any], resume: bool) -> None:
+    def check(self, recipe: Mapping[str, Any], resume: bool, longer: bool = False) -> None:
         """Raise UserError where this folder cannot take a run of `recipe`: another one is in it, or is to be resumed as a different one.
 
-        What is there may be of an older form, and silent about settings that are younger: both are compared with all of them filled in.
+        With `longer` a run that is resumed may be given more steps than it had. What is there may be of an older form, and silent about
+        settings that are younger: both are compared with all of them filled in.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out is {self.path}, which is a file; give a folder")
@@ -75,7 +76,7 @@ class RunFolder:
         if self.metrics_file.exists() and not self.metrics_file.is_file():
             raise UserError(f"{self.metrics_file} is a folder, where a run has a file; move it away, and go on with --resume")
         before = _filled_in(self.recipe())
-        apart = RESUMABLE + ("steps",) * (self.more_steps(recipe) is not None)
+        apart = RESUMABLE + ("steps",) * (longer and self.more_steps(recipe) is not None)
         differing = _differences({k: v for k, v in before.items() if k not in apart}, {k: v for k, v in recipe.items() if k not in apart})
         if differing:
             raise UserError(
