@@ -65,8 +65,8 @@ def check_header(header: Header, make: Callable[[], nn.Module]) -> None:
         if "meta" in str(error).lower():
             return
         raise
-    for name in expected.keys() - header.keys():
-        raise ValueError(f"model.safetensors has no {name}, which the network in config.json has")
+    if (missing := next((name for name in expected if name not in header), None)) is not None:
+        raise ValueError(f"model.safetensors has no {missing}, which the network in config.json has")
     for name, (shape, kind) in header.items():
         if name not in expected:
             raise ValueError(f"model.safetensors has {name}, which the network in config.json has not")
