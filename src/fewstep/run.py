@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from fewstep.training.loop import Loop
+    from fewstep.training.measuring import Measuring
 
 # below this many multiply-adds an image, a second CPU thread costs more than it brings (measured: README, "Threads")
 THREADS_FROM = 1e9
@@ -180,11 +181,6 @@ def describe(recipe: Recipe) -> list[str]:
     return [*lines, *costs.lines(items[:-1], seen)]
 
 
-def _measured_elsewhere(generator: Generator) -> Mapping[str, float]:
-    """What stands for the watch in all processes but the first, which alone measures."""
-    raise AssertionError("only the first process measures")
-
-
 def _data_in_turn(recipe: Recipe, fabric: "Fabric") -> Data:
     """`training_data`, first in one process of each machine, which downloads and writes the cache that the others then read."""
     with fabric.rank_zero_first(local=True):
@@ -198,15 +194,15 @@ def _data_in_turn(recipe: Recipe, fabric: "Fabric") -> Data:
     return data
 
 
-def _watch(recipe: Recipe, data: Data, fabric: "Fabric") -> Callable[[Generator], Mapping[str, float]] | None:
+def _watch(recipe: Recipe, data: Data, fabric: "Fabric") -> "Callable[[Generator, Measuring], Mapping[str, float]] | None":
     """What measures on the evaluation cadence, if anything does. Raises UserError for what cannot be measured."""
-    from fewstep.measurement import Watch
+    from fewstep.measurement import Watch, usual_samples, watched_elsewhere
 
     trainer = recipe.trainer
     if trainer.evaluate_every is None:
         return None
     if not fabric.is_global_zero:
-        return _measured_elsewhere
+        return watched_elsewhere(trainer.evaluate_samples or usual_samples(len(data.shape) == 1))
     power = recipe.power(len(data.shape) == 1)
     # points may have been reweighted for the method
     measured = load_data(recipe.data, recipe.seed) if recipe.method.data_power is not None else data
@@ -234,7 +230,7 @@ def train_recipe(
 
     Raises:
         UserError: for a folder, data set, teacher or machine that will not do, and for a loss that is not finite.
-        Interrupted: after SIGINT or SIGTERM, everything saved.
+        Interrupted: after SIGINT, SIGTERM or SIGHUP, everything saved.
 
     """
     with contextlib.ExitStack() as held:
@@ -323,7 +319,7 @@ def train(recipe: str | Path | Recipe, out: str | Path, resume: bool = False, **
 
     Raises:
         UserError: (a ValueError) for mistakes in the recipe, and for what stands in the way of the run.
-        Interrupted: after SIGINT or SIGTERM, everything saved.
+        Interrupted: after SIGINT, SIGTERM or SIGHUP, everything saved.
 
     """
     folder = Path(out).expanduser()

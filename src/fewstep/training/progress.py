@@ -30,11 +30,11 @@ class Progress:
             shown = {"bar_format": layout, "dynamic_ncols": True, "mininterval": 0.2, "smoothing": 0.05}
             self.bar = tqdm(desc=self.title, total=self.total, initial=start, **shown)
 
-    def advance(self) -> None:
-        """One step done."""
-        self.done += 1
+    def advance(self, count: int = 1) -> None:
+        """So many steps done."""
+        self.done += count
         if self.bar is not None:
-            self.bar.update()
+            self.bar.update(count)
         elif not self.quiet and time.monotonic() - self.last > self.every:
             self.last = time.monotonic()
             remaining = (self.last - self.began) / max(1, self.done - self.start) * (self.total - self.done)

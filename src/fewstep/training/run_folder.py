@@ -139,6 +139,12 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def is_finished(self, steps: int) -> bool:
+        """Whether a run of `steps` steps has been trained here, saved and logged to its end."""
+        kept, lines = checkpoints(self.checkpoint_folder), self.metrics()
+        saved = bool(kept) and kept[0].name == f"step_{steps}" and self.model_step() == steps
+        return saved and bool(lines) and lines[-1]["step"] == steps
+
     def save_best(self, generator: Generator) -> None:
         """Put `generator`, whose ``info["best"]`` says why, into the folder ``best`` in place of what is there, whole or not at all."""
         with files.replace_folder(self.best_folder) as partial:
