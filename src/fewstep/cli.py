@@ -102,7 +102,7 @@ def train(
     from fewstep import run
 
     if dry_run:
-        lines = run.describe(settings)
+        lines = run.describe(settings, timed=True)
         typer.echo(yaml.safe_dump(resolved(settings), sort_keys=False).rstrip())
         typer.echo("\n".join(f"# {line}" for line in lines))
         return

@@ -150,8 +150,12 @@ def start_from(path: str, method: Method) -> None:
         ) from error
 
 
-def describe(recipe: Recipe) -> list[str]:
-    """What a run of `recipe` would be, for --dry-run: parameters, images to be seen, FLOPs, memory. Raises UserError as the run would."""
+def describe(recipe: Recipe, timed: bool = False) -> list[str]:
+    """What a run of `recipe` would be, for --dry-run: parameters, images to be seen, FLOPs, memory; with `timed` how long it would take.
+
+    Raises UserError as the run would.
+    """
+    from fewstep import trial
     from fewstep.costs import measure
     from fewstep.training.learned import learned
 
@@ -175,10 +179,17 @@ def describe(recipe: Recipe) -> list[str]:
         lines.append(f"network {name}: {num_parameters(network):,} parameters, {does}{some}")
     seen = recipe.steps * recipe.batch_size
     lines.append(f"{items} to be seen: {seen:,} in {recipe.steps:,} steps of {recipe.batch_size}")
-    lines.append(f"CPU threads: {choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)}")
+    threads = choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)
+    lines.append(f"CPU threads: {threads}")
     with named_faults(recipe, lambda error: "that was in a step on a few random items, to count its costs"):
         costs = measure(method, data.shape, data.num_classes, recipe.steps, recipe.batch_size, devices, trainer.accumulate)
-    return [*lines, *costs.lines(items[:-1], seen)]
+    lines += costs.lines(items[:-1], seen)
+    if timed:
+        fabric = make_fabric(trainer.model_copy(update={"devices": 1, "num_nodes": 1, "strategy": "auto"}))
+        with named_faults(recipe, lambda error: "that was in a few steps that were tried, to see how long they take"):
+            found = trial.tried(recipe, data, method, costs.weights + costs.activations, fabric, threads)
+        lines += trial.lines(recipe, found, items == "points", costs.evaluations)
+    return lines
 
 
 def _data_in_turn(recipe: Recipe, fabric: "Fabric") -> Data:
