@@ -125,7 +125,9 @@ class Progress:
         if layout.gone and not ended:
             told.append(f"{tqdm.format_interval(elapsed)} gone")
         told.append(f"in {tqdm.format_interval(elapsed)}" if ended else self._time_to_go())
-        form = "{desc} {percentage:3.0f}%" + (f"|{{bar:{layout.bar}}}| " if layout.bar else " " if layout.counts else ", ") + ", ".join(told)
+        form = (
+            "{desc} {percentage:3.0f}%" + (f"|{{bar:{layout.bar}}}| " if layout.bar else " " if layout.counts else ", ") + ", ".join(told)
+        )
         plain = "utf" not in (getattr(sys.stderr, "encoding", None) or "").lower()
         return tqdm.format_meter(min(self.done, self.total), max(1, self.total), elapsed, prefix=title, bar_format=form, ascii=plain)
 

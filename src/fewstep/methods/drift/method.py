@@ -53,6 +53,12 @@ class Drift(Method):
     main = "generator.loss"
     drawn: ClassVar = {"losses": ("loss",), "drift": ("drift",), "escaped": ("escaped",)}
     logarithmic = ("losses", "drift")
+    readings: ClassVar = {
+        "losses": "The mean squared length of the field at the samples: how far they are still moved. Lower is better at one temperature; "
+        "as temperatures fall, it changes by itself.",
+        "drift": "The length of the field at the samples, which comes to rest where they are distributed like the data. Lower is better.",
+        "escaped": "The share of samples that lie where real ones hardly are, and that the field may not bring back. 0 is best.",
+    }
     alarms: ClassVar = (
         Alarm(
             "escape",
