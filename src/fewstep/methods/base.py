@@ -166,7 +166,7 @@ class Method(ABC):
     Class attributes:
         Settings: the method's settings, a `MethodSettings` class.
         ships: the name of the network that ships.
-        shown: terms that stand beside the progress bar, such as "loss", by what comes after the dot of their logged names.
+        shown: terms that stand below the progress bar, such as "loss", by what comes after the dot of their logged names.
         main: the logged term that a person would look at, such as "generator.loss": a picture's curve.
         drawn: curves of the report, a heading for each family and its terms; the loop's own (gradient norms, health) come by themselves.
         logarithmic: the headings of those that are drawn on a log scale.

@@ -16,7 +16,7 @@ STYLE = """
 --line-7:#58c7ce}}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
-body{margin:0 auto;padding:2.5rem 1.25rem 4rem;max-width:62rem;background:var(--paper);color:var(--ink);font:1rem/1.55 system-ui,
+body{margin:0 auto;padding:2.5rem 1.25rem 4rem;max-width:66rem;background:var(--paper);color:var(--ink);font:1rem/1.55 system-ui,
 sans-serif}
 h1{margin:0;font-size:1.6rem;line-height:1.25;font-weight:650;overflow-wrap:anywhere}
 h2{margin:3rem 0 .75rem;padding-top:1rem;border-top:1px solid var(--rule);font-size:1.15rem;font-weight:650}
