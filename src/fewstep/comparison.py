@@ -122,7 +122,7 @@ def compare(
             run.check(resolved(recipe), resume=True)  # the same run, and not one of another seed, gamma or density
         if run.is_finished(recipe.steps):
             continue
-        train_recipe(recipe, run.path, resume=run.recipe_file.exists(), title=entry.title)
+        train_recipe(recipe, run.path, resume=run.recipe_file.exists(), title=entry.title, source=entry.recipe)
 
     suite = suite_for(ground, gamma, seed)
     num = usual_samples(density is not None)

@@ -40,7 +40,7 @@ def demo(out: Path, overrides: tuple[str, ...] = (), say: Callable[[str], None] 
             continue
         what = "a diffusion teacher learns real digits" if name == "teacher" else "it is distilled into one step"
         say(f"{number}/3 {what} ({source}, {recipe.steps} steps)")
-        train_recipe(recipe, folder.path, resume=folder.recipe_file.exists(), title=name)
+        train_recipe(recipe, folder.path, resume=folder.recipe_file.exists(), title=name, source=source)
         folder.results_file.unlink(missing_ok=True)
     student = RunFolder(out / "student")
     if student.results_file.exists():

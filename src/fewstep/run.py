@@ -235,9 +235,16 @@ def _kept(loop: "Loop", run: RunFolder, error: BaseException) -> str:
 
 
 def train_recipe(
-    recipe: Recipe, out: Path, resume: bool = False, title: str = "training", after: Callable[[Path], None] | None = None
+    recipe: Recipe,
+    out: Path,
+    resume: bool = False,
+    title: str = "training",
+    after: Callable[[Path], None] | None = None,
+    source: str | None = None,
 ) -> None:
     """Train `recipe` into the folder `out`; `after` is called with it at the end, in one process.
+
+    `source` is what the recipe was loaded from, a shipped one's name or a path, where that is to be recorded.
 
     Raises:
         UserError: for a folder, data set, teacher or machine that will not do, and for a loss that is not finite.
@@ -245,11 +252,17 @@ def train_recipe(
 
     """
     with contextlib.ExitStack() as held:
-        _train_recipe(recipe, RunFolder(out), resume, title, after, held)
+        _train_recipe(recipe, RunFolder(out), resume, title, after, source, held)
 
 
 def _train_recipe(
-    recipe: Recipe, run: RunFolder, resume: bool, title: str, after: Callable[[Path], None] | None, held: contextlib.ExitStack
+    recipe: Recipe,
+    run: RunFolder,
+    resume: bool,
+    title: str,
+    after: Callable[[Path], None] | None,
+    source: str | None,
+    held: contextlib.ExitStack,
 ) -> None:
     """What `train_recipe` does, while `held` keeps the folder from other processes."""
     from fewstep.pictures import ImagePictures, PointPictures
@@ -278,7 +291,7 @@ def _train_recipe(
     watch = _watch(recipe, data, fabric)
     fabric.barrier()  # all have read what the folder holds, and found no mistake: now it may be written to
     if fabric.is_global_zero:
-        run.open(resolved(recipe), made_by())
+        run.open(resolved(recipe), made_by() | ({} if source is None else {"recipe": source}))
         if not is_held:
             held.enter_context(held_folder(run.path))
         if method.kept_teacher is not None and not run.has_teacher():
@@ -337,8 +350,8 @@ def train(recipe: str | Path | Recipe, out: str | Path, resume: bool = False, **
     if isinstance(recipe, Recipe):
         if overrides:
             raise UserError(f"overrides are {', '.join(overrides)}, but the recipe is loaded already; give them to load_recipe")
-        settings, title = recipe, recipe.method.name
+        settings, title, source = recipe, recipe.method.name, None
     else:
-        settings, title = load_recipe(str(recipe), list(overrides.items())), str(recipe)
-    train_recipe(settings, folder, resume, title=title)
+        settings, title, source = load_recipe(str(recipe), list(overrides.items())), str(recipe), str(recipe)
+    train_recipe(settings, folder, resume, title=title, source=source)
     return folder
