@@ -112,7 +112,7 @@ def test_killed_before_every_operation(whole, done, tmp_path):
 @pytest.mark.parametrize("seed", range(10))
 def test_killed_again_and_again(seed, whole, done, tmp_path):
     """Also while it goes on from the kill before."""
-    rng, folder = random.Random(seed), tmp_path / "run"  # noqa: S311
+    rng, folder = random.Random(seed), tmp_path / "run"
     for _ in range(6):
         number = rng.randrange(whole[1] // 2)
 
