@@ -15,10 +15,11 @@ import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from fewstep import registry
+from fewstep import hub, registry
 from fewstep.data.units import Units
 from fewstep.denoisers import Guided
-from fewstep.errors import UserError, first_line
+from fewstep.errors import UserError
+from fewstep.files import at_home
 from fewstep.limits import memory
 from fewstep.model_config import FORMAT, checked_sampler, denoiser_class
 from fewstep.networks.base import make_network, num_parameters
@@ -365,21 +366,16 @@ def load(path: str | Path, device: str | torch.device = "cpu", allow: Iterable[s
     registered, or in one of the packages that are in `allow`. Raises UserError where it is not, where there is no generator, or where its
     files do not fit together.
     """
-    folder = Path(path).expanduser()
+    folder = at_home(path)
     if (folder / "model").is_dir():
         folder = folder / "model"
     with registry.allowing(allow):
         if folder.is_dir():
             return load_folder(folder, str(folder), Generator).to(device).eval()
-        if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
+        if folder.exists() or not hub.is_id(str(path)):
             raise UserError(f"{path} is not a folder; give a run folder, a model folder, or a Hub id (owner/name)")
-        from huggingface_hub import snapshot_download
-
-        try:
-            fetched = snapshot_download(str(path), revision=revision, allow_patterns=["config.json", "model.safetensors"])
-        except Exception as error:  # from three libraries, each with exceptions of its own
-            raise UserError(f"{path} is neither a folder here nor a model that the Hub gives: {first_line(error)}") from error
-        return load_folder(Path(fetched), str(path), Generator).to(device).eval()
+        fetched = hub.fetched(str(path), str(path), ["config.json", "model.safetensors"], revision)
+        return load_folder(fetched, str(path), Generator).to(device).eval()
 
 
 INHERITED = ("data", "class_names", "licence")
