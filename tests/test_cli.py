@@ -407,7 +407,14 @@ def test_a_model_folder_samples_like_its_run(done, student_run, tmp_path):
         (["-n", "0"], ["num is 0", "at least 1"]),
         (["--steps", "3"], ["steps is 3", "give 1"]),
         (["--seed", "99999999999999999999"], ["seed"]),
+        (["-n", "-5"], ["num is -5", "at least 1"]),
+        (["-n", f"1{'0' * 30}"], ["so many samples take 264 QB", "free; give at most"]),
+        (["--seed", f"-{'9' * 30}"], ["seed is -999", "at most 64 bits"]),
         (["--guidance-scale", "2"], ["guidance_scale is 2.0", "label dropout"]),
+        (["--guidance-scale", "nan"], ["guidance_scale is nan", "float32 can hold"]),
+        (["--guidance-scale", "-inf"], ["guidance_scale is -inf", "float32 can hold"]),
+        (["--guidance-scale", "1e300"], ["guidance_scale is 1e+300", "float32 can hold"]),
+        (["--churn", "inf"], ["churn is inf", "leave it out"]),
         (["--threads", "0"], ["--threads is '0'", "allowed: auto"]),
         (["--threads", "many"], ["--threads is 'many'", "allowed: auto"]),
     ],
@@ -623,7 +630,7 @@ def test_more_samples_than_can_be_held_are_refused_at_once(out, mistake, teacher
     began = time.monotonic()
     told = mistake("sample", teacher_run, "-n", 10**11, "--out", tmp_path / out)
     assert time.monotonic() - began < 20
-    assert ("a grid holds at most 1,250,000" if out == "a.png" else "this machine has") in told
+    assert ("a grid holds at most 1,250,000" if out == "a.png" else "so many samples take 26.4 TB, and the disk of") in told
     assert not (tmp_path / out).exists()
 
 

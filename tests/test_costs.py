@@ -18,6 +18,7 @@ from fewstep.methods.drift.settings import DriftSettings
 from fewstep.methods.teacher import Teacher
 from fewstep.methods.teacher.settings import TeacherSettings
 from fewstep.networks import num_parameters
+from fewstep.quantities import in_words, short
 from fewstep.recipe import load_recipe
 
 ODE = {"name": "heun", "steps": 18, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
@@ -245,17 +246,29 @@ def test_networks_and_chance_are_left_alone():
 
 def test_the_lines_say_it_in_three_digits():
     first, second = Costs(42_383_000_000, 35, 186_600_000_000, 2_452_000_000, 999_900_000).lines("image", 10**9)
-    assert first == "FLOPs per image: 42.4 G an evaluation, 1.48 T a sample of 35; 187 G a training step, 187 E in the whole run"
+    assert first == (
+        "FLOPs per image: 42.4 gigaFLOP an evaluation, 1.48 teraFLOP a sample of 35; 187 gigaFLOP a training step, "
+        "187 exaFLOP in the whole run"
+    )
     assert second.startswith("memory per device: 2.45 GB for weights, gradients, AdamW's moments and the average, and about 1 GB for activ")
     assert "(an estimate for 32-bit; bf16-mixed takes roughly half of that)" in second
-    assert Costs(30, 1, 999, 0, 0).lines("point", 1)[0] == "FLOPs per point: 30 an evaluation; 999 a training step, 999 in the whole run"
+    assert Costs(30, 1, 999, 0, 0).lines("point", 1)[0] == (
+        "FLOPs per point: 30 FLOP an evaluation; 999 FLOP a training step, 999 FLOP in the whole run"
+    )
+    assert short(0.0, "B") == "0 B"
+    assert in_words(7.48e15, "FLOP") == "7.48 petaFLOP"
+    assert [in_words(10.0 ** (3 * k), "FLOP") for k in (1, 4, 11)] == ["1 kiloFLOP", "1 teraFLOP", "1e+03 quettaFLOP"]
+    assert short(999_900, "B") == "1 MB"
 
 
 def test_a_dry_run_tells_what_the_run_costs(done, student_overrides):
     def figures(*overrides):
         parted = ("method.f_divergence=reverse_kl", "method.gan_weight_generator=.003")  # what can be learned from in parts
         out = done("train", "dmd2/digits", *student_overrides, *parted, "--dry-run", *overrides).out
-        flops = re.search(r"# FLOPs per image: ([\d.]+) M an evaluation; ([\d.]+) M a training step, ([\d.]+) G in the whole run", out)
+        flops = re.search(
+            r"# FLOPs per image: ([\d.]+) megaFLOP an evaluation; ([\d.]+) megaFLOP a training step, ([\d.]+) gigaFLOP in the whole run",
+            out,
+        )
         memory = re.search(r"# memory per device: ([\d.]+) k?M?B for weights.* about ([\d.]+) k?M?B for activations", out)
         return [float(found) for found in (*flops.groups(), *memory.groups())]
 

@@ -463,7 +463,7 @@ def test_loading_from_the_hub_is_the_same_as_from_a_folder(folder, monkeypatch):
     path, samples = folder
     asked = []
 
-    def download(repo_id, *, revision, allow_patterns):
+    def download(repo_id, *, revision, allow_patterns, local_files_only):
         asked.append((repo_id, revision, sorted(allow_patterns)))
         return str(path)
 
@@ -719,7 +719,7 @@ def test_a_name_that_the_hub_does_not_know_is_refused(monkeypatch):
         raise OSError("no such model\nand a long story")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(UserError, match="someone/nothing is neither a folder here nor a model that the Hub gives") as caught:
+    with pytest.raises(UserError, match="someone/nothing: there is no such folder, the local cache") as caught:
         fewstep.load("someone/nothing")
     assert "\n" not in str(caught.value)
 

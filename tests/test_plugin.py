@@ -133,7 +133,7 @@ def test_a_dry_run_shows_parameters_and_costs(installed, done, tmp_path):
     parameters = (15 * 8) + (2 * 8 + 9 * 8) + 2 * 9 * 8 + 9 * 2
     assert f"# network denoiser: {parameters:,} parameters, learns every step" in out
     flops = 2 * (14 * 8 + 8 + 3 * 64 + 16)
-    assert f"# FLOPs per point: {flops} an evaluation" in out
+    assert f"# FLOPs per point: {flops} FLOP an evaluation" in out
     assert list(tmp_path.iterdir()) == []
 
 

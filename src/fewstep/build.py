@@ -1,5 +1,6 @@
 """A recipe becomes data, a teacher, networks and a method: short, because each room makes itself."""
 
+import contextlib
 import inspect
 import math
 import os
@@ -18,6 +19,7 @@ from fewstep.data.protocol import Data as AnyData
 from fewstep.data.rooms import opened
 from fewstep.errors import UserError
 from fewstep.generator import Generator, load
+from fewstep.hub import NotHad
 from fewstep.methods.base import Given, Method
 from fewstep.metrics.features import feature_network, named_features
 from fewstep.own_parts import check_method, check_network
@@ -144,10 +146,17 @@ def _no_teacher(settings: MethodSettings, data: Data) -> str:
 
 def _generator_at(path: str | Path, sigma_data: float | None) -> Generator:
     """The generator at `path`: ours, or else one of diffusers, which has no `sigma_data` of its own and takes this. Raises UserError."""
-    from fewstep.interop.diffusers import diffusers_folder, read_teacher
+    from fewstep.interop.diffusers import diffusers_folder
 
-    if diffusers_folder(path) is None:
-        return load(path)
+    with contextlib.suppress(NotHad):  # the cache may have a generator of ours, without the files that are looked for here
+        if diffusers_folder(path) is not None:
+            return _teacher_of_diffusers(path, sigma_data)
+    return load(path)
+
+
+def _teacher_of_diffusers(path: str | Path, sigma_data: float | None) -> Generator:
+    from fewstep.interop.diffusers import read_teacher
+
     teacher = read_teacher(path) if sigma_data is None else read_teacher(path, sigma_data)
     if "assumed" in teacher.info:
         sys.stderr.write(f"warning: method.teacher: {teacher.info['assumed']}\n")

@@ -3,7 +3,6 @@
 Exit codes: 0 done, 2 something the user can mend, 1 a fault of ours, 130 stopped by a signal with everything saved.
 """
 
-import math
 import os
 import shlex
 import shutil
@@ -136,35 +135,18 @@ def sample(
     allow: Allow = None,
 ) -> None:
     """Draw samples into a file."""
-    if out.suffix not in (".png", ".npz"):
-        raise UserError(f"--out is {out}; allowed are a name that ends in .png (a grid) or .npz (arrays)")
-    if not out.parent.is_dir():
-        raise UserError(f"--out is {out}, but there is no folder {out.parent}; make it first")
+    from fewstep.samples import check_out, write_samples
+
+    check_out(out)
     count, wanted = _threads(threads), _whole_numbers("--labels", labels, "0,1,2")
     import torch
 
     from fewstep.generator import load
-    from fewstep.limits import GRID_PIXELS
     from fewstep.run import choose_threads
 
     generator = load(path, "cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(choose_threads(count, generator.denoiser, generator.shape))
-    if out.suffix == ".png" and num > (most := GRID_PIXELS // math.prod(generator.shape[1:])):
-        raise UserError(f"-n is {num:,}; a grid holds at most {most:,} of these samples: give fewer, or an --out that ends in .npz")
-    samples = generator.sample(num, wanted, seed, steps, guidance_scale=guidance_scale, churn=churn).cpu()
-    if out.suffix == ".npz":
-        import numpy as np
-
-        used = generator.labels(num, wanted)
-        arrays = {"samples": samples.numpy()} | ({} if used is None else {"labels": used.numpy()})
-        np.savez(out, allow_pickle=False, **arrays)
-    else:
-        from fewstep.viz.plots import image_grid, scatter
-
-        if samples.ndim == 2:
-            scatter(samples, out)
-        else:
-            image_grid(samples, columns=10 if num <= 200 else 20).save(out)
+    write_samples(generator, num, out, wanted, seed=seed, steps=steps, guidance_scale=guidance_scale, churn=churn)
     typer.echo(f"{num} samples, {generator.evaluations(steps)} evaluation(s) each: {out}")
 
 

@@ -17,12 +17,11 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from fewstep.methods.base import Batch, Method, Turn
 from fewstep.own_parts import check_output
+from fewstep.quantities import in_words, short
 from fewstep.training.learned import learned, set_learning
 
 ITEMS = (2, 3)  # of the two batches that are measured: the first number with which samples can repel each other, and another
 ADAM_MOMENTS = 2  # numbers that AdamW keeps for each one that it trains
-
-PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
 _aten = torch.ops.aten
 # torch has no formula for the CPU's attention; arguments are those of the operation, tensors or shadows of them
@@ -53,12 +52,12 @@ class Costs:
 
     def lines(self, item: str, seen: int) -> list[str]:
         """In words: FLOPs of one `item` ("image") and of a run that sees `seen` of them, and memory."""
-        sample = f", {_short(self.evaluation * self.evaluations)} a sample of {self.evaluations}" if self.evaluations > 1 else ""
+        sample = f", {in_words(self.evaluation * self.evaluations, 'FLOP')} a sample of {self.evaluations}" if self.evaluations > 1 else ""
         return [
-            f"FLOPs per {item}: {_short(self.evaluation)} an evaluation{sample}; {_short(self.step)} a training step, "
-            f"{_short(self.step * seen)} in the whole run",
-            f"memory per device: {_short(self.weights, 'B')} for weights, gradients, AdamW's moments and the average, and about "
-            f"{_short(self.activations, 'B')} for activations (an estimate for 32-bit; bf16-mixed takes roughly half of that)",
+            f"FLOPs per {item}: {in_words(self.evaluation, 'FLOP')} an evaluation{sample}; {in_words(self.step, 'FLOP')} a training step, "
+            f"{in_words(self.step * seen, 'FLOP')} in the whole run",
+            f"memory per device: {short(self.weights, 'B')} for weights, gradients, AdamW's moments and the average, and about "
+            f"{short(self.activations, 'B')} for activations (an estimate for 32-bit; bf16-mixed takes roughly half of that)",
         ]
 
 
@@ -184,13 +183,6 @@ class _Counted(TorchDispatchMode):
 
 def _shadow(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-
-
-def _short(number: float, unit: str = "") -> str:
-    """Three digits, a prefix and the unit: 42.4 GB."""
-    digits, exponent = f"{number:.2e}".split("e")  # rounded first: 999.9 is 1.00 k
-    power = min(int(exponent) // 3, len(PREFIXES) - 1)
-    return f"{float(digits) * 10 ** (int(exponent) - 3 * power):.3g} {PREFIXES[power]}{unit}".rstrip()
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:

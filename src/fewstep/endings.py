@@ -25,7 +25,7 @@ def ended(command: Callable[[], Any]) -> None:
             raise
         advice = "Give a folder that you may write to"
         if error.errno in FULL:
-            advice = "What was being written is removed and the last whole checkpoint is untouched; make room, and go on with --resume"
+            advice = "What was being written is removed, all else is untouched; make room, and run this again (training: with --resume)"
         _end(f"error: {error.strerror}{': ' + str(error.filename) if error.filename else ''}. {advice}", 2)
     except Interrupted as error:
         _end(str(error), 130)

@@ -13,7 +13,7 @@ from fewstep import registry
 from fewstep.build import in_memory, load_data
 from fewstep.data import ImageData, PointData
 from fewstep.errors import UserError
-from fewstep.files import replace_file
+from fewstep.files import at_home, replace_file
 from fewstep.generator import Generator, load
 from fewstep.measurement import (
     Row,
@@ -81,7 +81,7 @@ def evaluate(
     met, for runs beside it that were measured otherwise, and for parts of somebody's own that are not in one of the packages in `allow`.
     """
     with registry.allowing(allow):
-        return _evaluate(Path(path).expanduser(), num, seed, threads, say, steps, options)
+        return _evaluate(at_home(path), num, seed, threads, say, steps, options)
 
 
 def _evaluate(

@@ -19,6 +19,11 @@ PARTIAL = ".partial"  # how the name of what is not whole yet ends
 CHUNK = 1 << 20  # bytes read at once
 
 
+def at_home(path: str | Path) -> Path:
+    """`path` with the home folder in place of a ``~``; one of a user who is not known here stays as it is, a name like others."""
+    return Path(os.path.expanduser(path))
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file of any size, in hex. Raises OSError."""
     digest = hashlib.sha256()

@@ -7,7 +7,7 @@ pickle in it. Import paths in the config are followed only where `fewstep.regist
 import copy
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from fewstep import registry
+from fewstep import hub, pil, registry
 from fewstep.data.units import Units
 from fewstep.denoisers import Guided
-from fewstep.errors import UserError, first_line
+from fewstep.errors import UserError
+from fewstep.files import at_home
 from fewstep.limits import memory
-from fewstep.model_config import FORMAT, checked_sampler, denoiser_class
+from fewstep.model_config import FORMAT, MOST_STEPS, checked_sampler, denoiser_class, inherited
 from fewstep.networks.base import make_network, num_parameters
 from fewstep.samplers import SAMPLERS
 from fewstep.streams import Noise, Seed, seeded
@@ -218,61 +219,43 @@ class Generator(
         """
         default, counts = self.default_steps(), self.step_counts
         steps = default if steps is None else steps
-        if steps < 1 and counts is None:
-            raise UserError(f"steps is {steps}; give at least 1")
+        if not 1 <= steps <= MOST_STEPS and counts is None:
+            raise UserError(f"steps is {steps}; give {'at least 1' if steps < 1 else f'at most {MOST_STEPS:,}'}")
         if counts is not None and steps not in counts:
             if len(counts) > 1:
                 raise UserError(f"steps is {steps}; this generator was made for {', '.join(map(str, counts))}: give one of these")
             raise UserError(f"steps is {steps}; this generator was made for {default}: leave steps out, or give {default}")
         return self.kind.sigmas(self.sampler, steps)
 
-    def labels(self, num: int, labels: int | Sequence[int] | Tensor | None = None) -> Tensor | None:
+    def labels(self, num: int, labels: int | Sequence[int] | Tensor | None = None, first: int = 0) -> Tensor | None:
         """Labels int64 [num] for `sample`: those given, repeated to length, or 0, 1, 2, ... in turn; None if there are no classes.
 
-        Raises UserError for labels of a generator without classes, or outside 0..num_classes - 1.
+        They begin at sample number `first`. Raises UserError for labels of a generator without classes, or outside 0..num_classes - 1.
         """
         if self.num_classes is None:
             if labels is not None:
                 raise UserError("labels were given, but this generator has no classes; leave them out")
             return None
         if labels is None:
-            return torch.arange(num) % self.num_classes
+            return torch.arange(first, first + num) % self.num_classes
         try:
             wanted = torch.as_tensor(labels).flatten()
         except (OverflowError, RuntimeError, TypeError, ValueError):  # what no tensor holds
             raise UserError(f"labels are {labels!r:.100}; allowed are whole numbers from 0 to {self.num_classes - 1}") from None
         if wanted.is_floating_point() or not len(wanted) or wanted.min() < 0 or wanted.max() >= self.num_classes:
             raise UserError(f"labels are {wanted.tolist()}; allowed are whole numbers from 0 to {self.num_classes - 1}")
-        return wanted.long()[torch.arange(num) % len(wanted)]
+        return wanted.long()[torch.arange(first, first + num) % len(wanted)]
 
     def to_pil(self, samples: Tensor) -> list[Any]:
         """One `PIL.Image.Image` for each of `samples` [N, C, H, W] in [-1, 1], of one channel or three. Raises UserError for points."""
-        from PIL import Image
-
-        if samples.ndim != 4 or samples.shape[1] not in (1, 3):
-            raise UserError(f"samples have shape {list(samples.shape)}; pictures are [N, C, H, W] of 1 or 3 channels")
-        pixels = ((samples.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]
+        return pil.to_pil(samples)
 
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows: a row of samples from seed 0, of images; None for points."""
-        from io import BytesIO
-
-        from PIL import Image
-
         if len(self.shape) != 3 or self.shape[0] not in (1, 3):
             return None
-        images = self.to_pil(self.sample(SHOWN, seed=0))
-        scale = max(1, 64 // max(images[0].size))
-        width, height = (side * scale for side in images[0].size)
-        row = Image.new(images[0].mode, (width * SHOWN, height))
-        for place, image in enumerate(images):
-            row.paste(image.resize((width, height), Image.Resampling.NEAREST), (place * width, 0))
-        buffer = BytesIO()
-        row.save(buffer, format="png")
-        return buffer.getvalue()
+        return pil.row_png(self.to_pil(self.sample(SHOWN, seed=0)))
 
-    @torch.no_grad()
     def sample(
         self,
         num: int,
@@ -304,13 +287,30 @@ class Generator(
                 cannot serve.
 
         """
-        if num < 1:
-            raise UserError(f"num is {num}; give at least 1")
-        if (size := 4 * num * math.prod(self.shape)) > (most := memory()):
+        if num > 0 and (size := 4 * num * math.prod(self.shape)) > (most := memory()):
             raise UserError(
                 f"num is {num:,}: so many samples are {size / 1e9:,.0f} GB, and this machine has {most / 1e9:,.0f} GB; draw fewer at "
-                "a time, each part with a seed of its own"
+                "a time, each part with a seed of its own, or use `batches`"
             )
+        return torch.cat(list(self.batches(num, labels, seed, steps, sampler, guidance_scale, batch_size, churn)))
+
+    def batches(
+        self,
+        num: int,
+        labels: int | Sequence[int] | Tensor | None = None,
+        seed: Seed = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        guidance_scale: float = 1.0,
+        batch_size: int | None = None,
+        churn: float | None = None,
+    ) -> Iterator[Tensor]:
+        """What `sample` gives, one batch [B, *shape] after the other, so that there may be more of it than memory holds.
+
+        What is asked for is checked before the first batch is drawn. Raises as `sample` does.
+        """
+        if num < 1:
+            raise UserError(f"num is {num}; give at least 1")
         if batch_size is None:
             batch_size = 256 if len(self.shape) == 3 else 10_000
         if batch_size < 1:
@@ -319,6 +319,8 @@ class Generator(
         allowed = [key for key, kind in SAMPLERS.items() if kind.every_level] if self.is_denoiser else [self.sampler["name"]]
         if name not in allowed:
             raise UserError(f"sampler is {name!r}; allowed for this generator: {' or '.join(allowed)}")
+        if not abs(guidance_scale) <= torch.finfo(torch.float32).max:
+            raise UserError(f"guidance_scale is {guidance_scale}; give a number that float32 can hold, 1 for none")
         if guidance_scale != 1.0 and not self.info.get("label_dropout"):
             raise UserError(f"guidance_scale is {guidance_scale}, but this network was trained without label dropout; only 1 is allowed")
         options = {key: self.sampler[key] for key in self.kind.options}
@@ -328,29 +330,36 @@ class Generator(
             if not 0 <= churn <= 1:
                 raise UserError(f"churn is {churn}; allowed are values from 0 to 1")
             options["churn"] = churn
-        sigmas, all_labels = self.sigmas(steps), self.labels(num, labels)
+        self.labels(1, labels)  # whether they will do
         draw = SAMPLERS[name].draw if name in SAMPLERS else self.kind.draw
-        denoiser, sources = Guided.of(self.denoiser, guidance_scale), seeded(seed, num)
-        training = self.training
-        self.eval()
-        batches = []
+        denoiser, sources, sigmas = Guided.of(self.denoiser, guidance_scale), seeded(seed, num), self.sigmas(steps)
+
+        def drawn(start: int, count: int) -> Tensor:
+            noise = Noise(sources if isinstance(sources, torch.Generator) else sources[start : start + count])
+            latents = noise((count, *self.latent_shape), torch.empty((), device=self.device))
+            label = self.labels(count, labels, start)
+            samples = draw(denoiser, latents, sigmas, None if label is None else label.to(self.device), noise, **options)
+            if bad := int((~samples.flatten(1).isfinite().all(1)).sum()):
+                raise UserError(
+                    f"{bad} of {count} samples are not finite (NaN or infinity): this generator's training ran away, or it is sampled "
+                    "where it was never trained; take an earlier checkpoint of it, or train again with a lower learning rate"
+                )
+            if self.units is not None:
+                return self.units.back(samples)
+            return samples.clamp_(-1, 1) if len(self.shape) == 3 else samples
+
+        return self._each(drawn, num, batch_size)
+
+    def _each(self, drawn: Callable[[int, int], Tensor], num: int, batch_size: int) -> Iterator[Tensor]:
         for start in range(0, num, batch_size):
-            part = slice(start, min(start + batch_size, num))
-            noise = Noise(sources if isinstance(sources, torch.Generator) else sources[part])
-            latents = noise((part.stop - start, *self.latent_shape), torch.empty((), device=self.device))
-            label = None if all_labels is None else all_labels[part].to(self.device)
-            batches.append(draw(denoiser, latents, sigmas, label, noise, **options))
-        self.train(training)
-        samples = torch.cat(batches)
-        bad = int((~samples.flatten(1).isfinite().all(1)).sum())
-        if bad:
-            raise UserError(
-                f"{bad} of {num} samples are not finite (NaN or infinity): this generator's training ran away, or it is sampled where it "
-                "was never trained; take an earlier checkpoint of it, or train again with a lower learning rate"
-            )
-        if self.units is not None:
-            return self.units.back(samples)
-        return samples.clamp_(-1, 1) if len(self.shape) == 3 else samples
+            training = self.training
+            self.eval()
+            try:
+                with torch.no_grad():
+                    batch = drawn(start, min(batch_size, num - start))
+            finally:
+                self.train(training)
+            yield batch
 
 
 def sample(path: str | Path, num: int, allow: Iterable[str] = (), **options: Any) -> Tensor:
@@ -365,33 +374,16 @@ def load(path: str | Path, device: str | torch.device = "cpu", allow: Iterable[s
     registered, or in one of the packages that are in `allow`. Raises UserError where it is not, where there is no generator, or where its
     files do not fit together.
     """
-    folder = Path(path).expanduser()
+    folder = at_home(path)
     if (folder / "model").is_dir():
         folder = folder / "model"
     with registry.allowing(allow):
         if folder.is_dir():
             return load_folder(folder, str(folder), Generator).to(device).eval()
-        if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
+        if folder.exists() or not hub.is_id(str(path)):
             raise UserError(f"{path} is not a folder; give a run folder, a model folder, or a Hub id (owner/name)")
-        from huggingface_hub import snapshot_download
-
-        try:
-            fetched = snapshot_download(str(path), revision=revision, allow_patterns=["config.json", "model.safetensors"])
-        except Exception as error:  # from three libraries, each with exceptions of its own
-            raise UserError(f"{path} is neither a folder here nor a model that the Hub gives: {first_line(error)}") from error
-        return load_folder(Path(fetched), str(path), Generator).to(device).eval()
-
-
-INHERITED = ("data", "class_names", "licence")
-
-
-def inherited(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What a student takes over of its teacher's `info`: what both are of. How the teacher was made, found and imported is its own.
-
-    Weights made from others whose licence is not known have none that is.
-    """
-    unknown = {"licence": None} if "imported_from" in info and "licence" not in info else {}
-    return {key: info[key] for key in INHERITED if key in info} | unknown
+        fetched = hub.fetched(str(path), str(path), ["config.json", "model.safetensors"], revision)
+        return load_folder(fetched, str(path), Generator).to(device).eval()
 
 
 def frozen(module: nn.Module) -> nn.Module:

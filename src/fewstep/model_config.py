@@ -86,3 +86,15 @@ def brought_forward(config: Mapping[str, Any]) -> dict[str, Any]:
     elif number != FORMAT:
         raise ValueError(f"config.json is of format {number}, and this version of fewstep reads up to {FORMAT}; install a newer one")
     return arguments
+
+
+INHERITED = ("data", "class_names", "licence")
+
+
+def inherited(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What a student takes over of its teacher's `info`: what both are of. How the teacher was made, found and imported is its own.
+
+    Weights made from others whose licence is not known have none that is.
+    """
+    unknown = {"licence": None} if "imported_from" in info and "licence" not in info else {}
+    return {key: info[key] for key in INHERITED if key in info} | unknown

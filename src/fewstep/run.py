@@ -14,10 +14,12 @@ from torch import nn
 
 from fewstep.build import Data, in_memory, load_data, make_method, note, training_data
 from fewstep.data import PointData
+from fewstep.data.beforehand import beforehand
 from fewstep.data.own import ForeignData
 from fewstep.errors import UserError, first_line
-from fewstep.files import held_folder, replace_file
+from fewstep.files import at_home, held_folder, replace_file
 from fewstep.generator import Generator, load
+from fewstep.hub import NotHad
 from fewstep.limits import cores
 from fewstep.methods.base import Method
 from fewstep.metrics.figures import choices
@@ -162,13 +164,13 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
     trainer = recipe.trainer
     devices = trainer.known_devices
     with named_faults(recipe, lambda error: "nothing was trained"):
-        data = training_data(recipe)
+        data, unread = _known_data(recipe)
         method = make_method(recipe, data)
     check_parts(recipe, method, devices)
     classes = f"{data.num_classes or 'no'} classes"
     items = "points" if len(data.shape) == 1 else "images"
     training = f"a stream of {items}" if data.train_size is None else f"{data.train_size} training {items}"
-    lines = [f"data: {training}, {data.heldout_size} held out, shape {list(data.shape)}, {classes}"]
+    lines = [f"data: {training}, {data.heldout_size} held out, shape {list(data.shape)}, {classes}", *unread]
     for name, network in method.networks.items():
         turn = next((turn for turn in method.turns if name in turn.trains), None)
         does = f"learns every {turn.every} steps" if turn and turn.every > 1 else "learns every step" if turn else "frozen"
@@ -184,12 +186,26 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
     with named_faults(recipe, lambda error: "that was in a step on a few random items, to count its costs"):
         costs = measure(method, data.shape, data.num_classes, recipe.steps, recipe.batch_size, devices, trainer.accumulate)
     lines += costs.lines(items[:-1], seen)
-    if timed:
+    if timed and not unread:
         fabric = make_fabric(trainer.model_copy(update={"devices": 1, "num_nodes": 1, "strategy": "auto"}))
         with named_faults(recipe, lambda error: "that was in a few steps that were tried, to see how long they take"):
             found = trial.tried(recipe, data, method, costs.weights + costs.activations, fabric, threads)
         lines += trial.lines(recipe, found, items == "points", costs.evaluations)
     return lines
+
+
+def _known_data(recipe: Recipe) -> tuple[Data, list[str]]:
+    """The data of `recipe`, or where it cannot be had what is known of it, and the line that says so. Raises UserError."""
+    try:
+        return training_data(recipe), []
+    except UserError as error:
+        causes: list[BaseException] = [error]
+        while causes[-1].__cause__ is not None:
+            causes.append(causes[-1].__cause__)
+        known = beforehand(recipe.data)
+        if known is None or not any(isinstance(cause, NotHad) for cause in causes):
+            raise
+        return known, [f"the data was not read, and the line above is what is known of it: {error}"]
 
 
 def _data_in_turn(recipe: Recipe, fabric: "Fabric") -> Data:
@@ -346,7 +362,7 @@ def train(recipe: str | Path | Recipe, out: str | Path, resume: bool = False, **
         Interrupted: after SIGINT, SIGTERM or SIGHUP, everything saved.
 
     """
-    folder = Path(out).expanduser()
+    folder = at_home(out)
     if isinstance(recipe, Recipe):
         if overrides:
             raise UserError(f"overrides are {', '.join(overrides)}, but the recipe is loaded already; give them to load_recipe")

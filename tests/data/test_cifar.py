@@ -140,7 +140,7 @@ def test_the_recipe_s_keys_reach_the_reader(folder, archive, tmp_path):
         data(f"data.dir={archive[0].parent}")
     with pytest.raises(UserError, match=r"neither cifar-10-binary\.tar\.gz nor cifar-10-batches-bin"):
         data(f"data.dir={tmp_path}")
-    with pytest.raises(UserError, match=r"data.dir is missing.*`datasets` cannot open.*name the folder"):
+    with pytest.raises(UserError, match=r"data.dir is missing.*HF_HUB_OFFLINE forbids.*name in data.dir the folder"):
         data()  # there is no network
 
 

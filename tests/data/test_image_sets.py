@@ -461,5 +461,5 @@ def test_damaged_parquet_is_named(tmp_path):
 
 def test_the_hub_without_a_network_is_one_sentence():
     message = refused("nobody/nothing-of-the-kind")
-    assert "which `datasets` cannot open: " in message
+    assert "there is no such folder, the local cache of the Hub has no such data set, and HF_HUB_OFFLINE forbids" in message
     assert "\n" not in message

@@ -249,14 +249,15 @@ def test_a_hub_id_is_read_from_the_cache(tmp_path, monkeypatch):
     found = read_teacher("someone/ddpm-small")
     assert found.info["imported_from"] == "someone/ddpm-small"
     assert torch.equal(found.sample(2, seed=0, steps=2), read_teacher(snapshot).sample(2, seed=0, steps=2))
-    assert diffusers_folder("someone/else") is None
-    assert "someone/else holds no diffusers model" in refused("someone/else")
+    assert "someone/else: there is no such folder, the local cache of the Hub has no such model, and HF_HUB_OFFLINE" in refused(
+        "someone/else"
+    )
 
 
 def test_only_small_files_are_fetched_before_it_is_known_to_fit(tmp_path, monkeypatch):
     asked = []
 
-    def download(repository, allow_patterns):
+    def download(repository, allow_patterns, revision, local_files_only):
         asked.append(allow_patterns)
         return str(tmp_path / "snapshot")
 
@@ -346,9 +347,12 @@ def test_what_is_no_diffusers_model(tmp_path):
     import_diffusers(pipeline(tmp_path / "a", unet()), tmp_path / "ours")
     damaged = shutil.copytree(tmp_path / "ours", tmp_path / "damaged")
     (damaged / "config.json").write_text("{")
-    for path in (tmp_path / "empty", tmp_path / "nothing", tmp_path / "ours", damaged, "not an id"):
+    for path in (tmp_path / "empty", tmp_path / "ours", damaged):
         assert diffusers_folder(path) is None
         assert f"{path} holds no diffusers model; give a folder" in refused(path)
+    for path in (tmp_path / "nothing", "not an id", "a/b/c", "./a"):
+        assert diffusers_folder(path) is None
+        assert f"{path} is no folder, and no Hub id (owner/name); give a folder" in refused(path)
 
 
 def test_the_command_says_what_it_found(case, tmp_path, done, mistake):
@@ -365,7 +369,7 @@ def test_the_command_says_what_it_found(case, tmp_path, done, mistake):
     assert "--sigma-data is 0.0; give a number above 0" in mistake("import", path, "--out", tmp_path / "b", "--sigma-data", 0)
     (tmp_path / "net.pkl").touch()
     assert "are for diffusers models" in mistake("import", tmp_path / "net.pkl", "--out", tmp_path / "b", "--null-class")
-    assert "holds no diffusers model" in mistake("import", "someone/nothing", "--out", tmp_path / "b")
+    assert "someone/nothing: there is no such folder" in mistake("import", "someone/nothing", "--out", tmp_path / "b")
 
 
 def test_the_command_knows_a_null_class_and_says_what_it_assumed(tmp_path, done):

@@ -92,7 +92,7 @@ def cifar10_of_the_hub(flip: bool = False) -> ImageData:
     try:
         data = image_folder(HUB, SHAPE[-1], flip=flip, resize="none", image_column="img", label_column="label")
     except DataError as error:
-        raise DataError(f"data.dir is missing, and {error}; without a network, name the folder that holds {ARCHIVE}") from error
+        raise DataError(f"data.dir is missing, and {error}; or name in data.dir the folder that holds {ARCHIVE}") from error
     return replace(data, name="cifar10")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fewstep import hub
 from fewstep.data.errors import DataError
 from fewstep.data.items import in_words
 from fewstep.data.iterables import StreamData, stream_data
@@ -93,14 +94,18 @@ def _opened(source: str, path: str, config: str | None, split: str) -> Any:
             kinds = sorted({Path(file.split("?")[0]).suffix for file in files})
             if len(kinds) > 1 or kinds[0] not in BUILDERS:
                 raise DataError(f"{source}, files that end in {', '.join(kinds)}; give shards of one kind: {', '.join(BUILDERS)}")
+            hub.check_address(source, files[0])
             return datasets.load_dataset(BUILDERS[kinds[0]], data_files={split: files}, split=split, streaming=True)
-        if Path(path).exists() or "*" in path or path.count("/") != 1:
+        if Path(path).exists() or not hub.is_id(path):
             raise DataError(
                 f"{source}, where there are no shards; give a pattern of .parquet or .tar files, their folder, a URL, or a Hub id"
             )
-        return datasets.load_dataset(path, config, split=split, streaming=True)
+        with hub.data_set(source, path):
+            return datasets.load_dataset(path, config, split=split, streaming=True)
     except DataError:
         raise
+    except hub.NotHad as error:
+        raise DataError(str(error)) from error
     except Exception as error:  # the library raises many kinds, by where the data set lies
         raise DataError(f"{source}, which `datasets` cannot open: {in_words(error)}") from error
 

@@ -5,12 +5,14 @@ Here are the splits that there are, the one to train on and the one to hold out,
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fewstep import hub
 from fewstep.data.checks import Kind, Mistakes
 from fewstep.data.errors import DataError
 from fewstep.data.splits import CHUNK, EMPTY_CLASS, HELD_OUT, NO_LABELS, TRAIN, Split
@@ -55,7 +57,8 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> dict[str, Split]
 
     place = Path(path)
     is_parquet = place.is_file() and place.suffix == ".parquet"
-    if place.exists() or path.count("/") != 1:
+    of_hub = not place.exists() and hub.is_id(path)
+    if not of_hub:
         if not (place.is_dir() or is_parquet):
             allowed = "give a folder of images, a .parquet file, a save_to_disk folder, or the Hub id of a data set"
             raise DataError(f"{mistakes.source}, which is not a folder; {allowed}")
@@ -72,18 +75,21 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> dict[str, Split]
     own = (Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.EXTRACTED_DATASETS_PATH), Path(datasets.config.HF_CACHE_HOME))
     folders = (place.parent if is_parquet else place,) if place.exists() else ()
     try:
-        if any((place / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            loaded = datasets.load_from_disk(path)
-        else:
-            data_files = {TRAIN: str(place)} if is_parquet else None
-            builder = datasets.load_dataset_builder("parquet" if is_parquet else path, config, data_files=data_files)
-            if isinstance(builder, Parquet) and place.exists():  # read as it lies, without a copy in the cache
-                return {
-                    str(name): _parquet(mistakes.source, str(name), files, builder.info.features, folders)
-                    for name, files in builder.config.data_files.items()
-                }
-            builder.download_and_prepare()
-            loaded = builder.as_dataset()
+        with hub.data_set(mistakes.source, path) if of_hub else nullcontext():
+            if any((place / name).is_file() for name in ("state.json", "dataset_dict.json")):
+                loaded = datasets.load_from_disk(path)
+            else:
+                data_files = {TRAIN: str(place)} if is_parquet else None
+                builder = datasets.load_dataset_builder("parquet" if is_parquet else path, config, data_files=data_files)
+                if isinstance(builder, Parquet) and place.exists():  # read as it lies, without a copy in the cache
+                    return {
+                        str(name): _parquet(mistakes.source, str(name), files, builder.info.features, folders)
+                        for name, files in builder.config.data_files.items()
+                    }
+                builder.download_and_prepare()
+                loaded = builder.as_dataset()
+    except hub.NotHad as error:
+        raise DataError(str(error)) from error
     except Exception as error:  # the library raises many kinds, by where the data set lies
         cause: BaseException = error
         while cause.__cause__ is not None:

@@ -7,13 +7,13 @@ import contextlib
 import inspect
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fewstep import hub
 from fewstep.denoisers import ForeignDenoiser
 from fewstep.errors import UserError, first_line
 from fewstep.files import check_free, whole_folder
@@ -30,12 +30,13 @@ SCHEDULER = "scheduler_config.json"
 def diffusers_folder(path: str | Path) -> Path | None:
     """The folder of the diffusers model at `path`, a folder or a Hub id, or None where there is none.
 
-    Of a Hub id only the small files are fetched, or found in the local cache.
+    Of a Hub id only the small files are fetched, or found in the local cache. Raises UserError where neither the Hub nor the cache has it.
     """
-    folder: Path | None = Path(path)
-    if not Path(path).exists() and not str(path).startswith((".", "/", "~")) and str(path).count("/") == 1:
-        folder = _fetch(str(path), ["model_index.json", "config.json", "unet/config.json", f"*{SCHEDULER}", "README.md"])
-    if folder is None or not folder.is_dir():
+    folder = Path(path)
+    if not folder.exists() and hub.is_id(str(path)):
+        small = ["model_index.json", "config.json", "unet/config.json", f"*{SCHEDULER}", "README.md"]
+        folder = hub.fetched(str(path), str(path), small)
+    if not folder.is_dir():
         return None
     if (folder / "model_index.json").is_file():
         return folder
@@ -63,9 +64,8 @@ def read_teacher(path: str | Path, sigma_data: float = 0.5, null_class: bool = F
     """
     folder = diffusers_folder(path)
     if folder is None:
-        raise UserError(
-            f"{path} holds no diffusers model; give a folder with model_index.json, or with a UNet2DModel's config.json, or a Hub id of one"
-        )
+        what = "holds no diffusers model" if Path(path).exists() or hub.is_id(str(path)) else "is no folder, and no Hub id (owner/name)"
+        raise UserError(f"{path} {what}; give a folder with model_index.json, or with a UNet2DModel's config.json, or a Hub id of one")
     model_folder = _model_folder(folder)
     config = _json(model_folder / "config.json")
     if config.get("_class_name") != "UNet2DModel":
@@ -84,7 +84,7 @@ def read_teacher(path: str | Path, sigma_data: float = 0.5, null_class: bool = F
     except Exception as error:  # settings of the wrong kind make diffusers and torch raise what they will
         raise UserError(f"the diffusers model {path} cannot be a teacher here: {first_line(error)}") from error
     if folder != Path(path):  # of a Hub id, whose weights are fetched now that they are known to fit
-        _fetch(str(path), [f"{'unet/' if model_folder != folder else ''}diffusion_pytorch_model*.safetensors*"])
+        hub.fetched(str(path), str(path), [f"{'unet/' if model_folder != folder else ''}diffusion_pytorch_model*.safetensors*"])
     network: Any = generator.denoiser.network
     network.unet.load_state_dict(_read_unet(model_folder).state_dict())
     return generator.eval()
@@ -233,16 +233,6 @@ def _licence(*folders: Path) -> str | None:
         if named:
             return ", ".join(named) if isinstance(named, list) else str(named)
     return None
-
-
-def _fetch(repository: str, patterns: Sequence[str]) -> Path | None:
-    """The local copy of those files of a repository of the Hub; None where neither the Hub nor the cache has it."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=list(patterns)))
-    except Exception:  # the Hub's, httpx's and the disk's; whoever asked says what was looked for
-        return None
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError, first_line
-from fewstep.files import check_free, whole_folder
+from fewstep.files import at_home, check_free, whole_folder
 from fewstep.generator import Generator, load
 from fewstep.interop import export_diffusers, export_onnx
 from fewstep.interop.model_card import model_card
@@ -76,7 +76,7 @@ def export(path: str | Path, form: str, out: Path, licence: str | None = None, s
     with whole_folder(out) as folder:
         known[form].write(generator, folder)
         difference = verify(generator, known[form].read(folder, generator))
-        recipe, results = _records(Path(path).expanduser(), generator)
+        recipe, results = _records(at_home(path), generator)
         card = model_card(generator, form, out.name, own or licence, difference, recipe, results)
         card.save(folder / "README.md")
     return difference

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.files import sha256_of, whole_file
+from fewstep import hub
+from fewstep.files import at_home, sha256_of, whole_file
 
 INCEPTION = "inception-2015-12-05"
 INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION}.pt"
@@ -38,8 +39,8 @@ class FeatureError(ValueError):
 def cache_folder() -> Path:
     """Where downloads and statistics are kept: ``FEWSTEP_CACHE``, else ``fewstep`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
     if os.environ.get("FEWSTEP_CACHE"):
-        return Path(os.environ["FEWSTEP_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "fewstep"
+        return at_home(os.environ["FEWSTEP_CACHE"])
+    return at_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fewstep"
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -129,22 +130,21 @@ def fetch(url: str, sha256: str, path: Path, say: Callable[[str], None] = lambda
         if (found := sha256_of(path)) != sha256:
             raise FeatureError(f"{path} has SHA-256 {found}, not {sha256}; remove it, and it is downloaded again")
         return path
-    from urllib.request import urlopen
-
     say(f"downloading {url} into {path.parent}")
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
+    instead = f"fetch it on another machine and put it at {path}, or give its path"
     try:
-        with urlopen(url, timeout=60) as answer, whole_file(path) as file:
+        with hub.opened(url, url, 60, instead) as answer, whole_file(path) as file:
             while chunk := answer.read(1 << 20):
                 digest.update(chunk)
                 file.write(chunk)
             if digest.hexdigest() != sha256:
                 raise FeatureError(f"{url} gave a file with SHA-256 {digest.hexdigest()}, not {sha256}; try again, or take another copy")
-    except OSError as error:  # of the network, with URLError among them, or of the disk
-        raise FeatureError(
-            f"{url} cannot be downloaded ({_first_line(error)}); fetch it on another machine and put it at {path}, or give its path"
-        ) from error
+    except hub.NotHad as error:
+        raise FeatureError(str(error)) from error
+    except OSError as error:  # of the network, or of the disk
+        raise FeatureError(f"{url} cannot be downloaded ({_first_line(error)}); {instead}") from error
     return path
 
 

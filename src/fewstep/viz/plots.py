@@ -56,7 +56,7 @@ def contact_sheet(blocks: Sequence[tuple[str, str, Tensor]], path: Path, columns
     figure.savefig(path)
 
 
-def scatter(points: Tensor, path: Path, limits: tuple[float, float] | None = None) -> None:
+def scatter(points: Tensor, path: Path | io.BytesIO, limits: tuple[float, float] | None = None) -> None:
     """Write a scatter plot of the first two coordinates of `points` [N, D] to `path` (PNG); a line of ticks for one coordinate."""
     from matplotlib.figure import Figure
 

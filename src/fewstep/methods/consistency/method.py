@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoisers import Guided
-from fewstep.generator import Generator, inherited
+from fewstep.generator import Generator
 from fewstep.maths.flow import folded_lognormal, ode_step, stage_gap, towards
 from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.methods.base import Alarm, Batch, Given, LossOutput, Networks, exact_denoiser
 from fewstep.methods.consistency.settings import ConsistencySettings
 from fewstep.methods.self_taught import SelfTaught
+from fewstep.model_config import inherited
 from fewstep.streams import normal
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoisers import Guided, StepwiseDenoiser
-from fewstep.generator import Generator, frozen, inherited
+from fewstep.generator import Generator, frozen
 from fewstep.maths.adversarial import discriminator_loss, generator_loss
 from fewstep.maths.matching import dmd_gradient, dmd_loss, sid_loss
 from fewstep.maths.parametrization import edm_weight, expand_like
@@ -30,6 +30,7 @@ from fewstep.methods.base import Alarm, Batch, Given, LossOutput, Method, Networ
 from fewstep.methods.dmd2.critic import Critic
 from fewstep.methods.dmd2.settings import DMD2Settings
 from fewstep.methods.dmd2.steps import StudentSteps, student_levels
+from fewstep.model_config import inherited
 from fewstep.networks import tables_of
 from fewstep.networks.heads import LevelHeads, feature_shapes
 from fewstep.networks.mlp.settings import MLPSettings

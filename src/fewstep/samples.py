@@ -1,0 +1,132 @@
+"""Samples into a file, for the command line: a grid as a picture, or arrays, which are written batch by batch as they are drawn."""
+
+import contextlib
+import math
+import shutil
+import signal
+import zipfile
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fewstep.errors import Interrupted, UserError
+from fewstep.files import replace_file, whole_file
+from fewstep.generator import Generator
+from fewstep.limits import GRID_PIXELS
+from fewstep.quantities import short
+from fewstep.training.progress import Progress
+
+LABELS = 1 << 16  # labels that are written at once
+
+
+def check_out(out: Path) -> None:
+    """Raise UserError where `out`, given as ``--out``, is no place for a file of samples."""
+    if out.suffix not in (".png", ".npz"):
+        raise UserError(f"--out is {out}; allowed are a name that ends in .png (a grid) or .npz (arrays)")
+    if not out.parent.is_dir():
+        raise UserError(f"--out is {out}, but there is no folder {out.parent}; make it first")
+    if out.is_dir():
+        raise UserError(f"--out is {out}, which is a folder; give the name of a file")
+
+
+def write_samples(generator: Generator, num: int, out: Path, labels: list[int] | None, **options: Any) -> None:
+    """Draw `num` samples into `out`, whole or not at all: a .png, a grid; or a .npz with ``samples`` [num, *shape] and ``labels`` [num].
+
+    A .npz is written as it is drawn and takes a batch's memory. `options` are those of `Generator.sample`, and the samples are the same.
+
+    Raises:
+        UserError: for what the generator cannot serve, for more than a grid can hold, and for more than the disk has room for.
+        Interrupted: after SIGINT, SIGTERM or SIGHUP; `out` is then as it was.
+        OSError: of the disk; `out` is then as it was.
+
+    """
+    if out.suffix == ".png":
+        if num > (most := GRID_PIXELS // math.prod(generator.shape[1:])):
+            raise UserError(f"-n is {num:,}; a grid holds at most {most:,} of these samples: give fewer, or an --out that ends in .npz")
+        _write_grid(generator.sample(num, labels, **options).cpu(), out)
+        return
+    dtype = np.dtype(np.float32) if generator.units is None else torch.empty(0, dtype=generator.units.dtype).numpy().dtype
+    classes = generator.num_classes is not None
+    _check_room(num, math.prod(generator.shape) * dtype.itemsize + 8 * classes, out)
+    batches, drawn = generator.batches(num, labels, **options), 0
+    progress = Progress("drawing", num)
+
+    def parts() -> Iterator[NDArray[Any]]:
+        nonlocal drawn
+        for batch in batches:
+            yield batch.cpu().numpy().astype(dtype, copy=False)
+            drawn += len(batch)
+            progress.advance(len(batch))
+
+    def label_parts() -> Iterator[NDArray[Any]]:
+        for first in range(0, num, LABELS):
+            part = generator.labels(min(LABELS, num - first), labels, first)
+            assert part is not None
+            yield part.numpy()
+
+    try:
+        with _stopping(), whole_file(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            progress.begin()
+            _write_member(archive, "samples", (num, *generator.shape), dtype, parts())
+            if classes:
+                _write_member(archive, "labels", (num,), np.dtype(np.int64), label_parts())
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped after {drawn:,} of {num:,} samples, of which none is kept; {out} was not written") from None
+    finally:
+        progress.close()
+
+
+def _write_member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], parts: Iterator[NDArray[Any]]) -> None:
+    """Write an array of that `shape` into a .npz, a part of its rows at a time, as numpy.savez would have."""
+    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(member, header)
+        for part in parts:
+            member.write(np.ascontiguousarray(part).data)
+
+
+def _check_room(num: int, each: int, out: Path) -> None:
+    """Raise UserError where the disk has no room for `num` samples of `each` bytes beside what stands at `out`, which goes last."""
+    needed, free = num * each + 4096, shutil.disk_usage(out.parent).free
+    if needed > free:
+        raise UserError(
+            f"-n is {num:,}: so many samples take {short(needed, 'B')}, and the disk of {out.parent} has {short(free, 'B')} free; "
+            f"give at most {max(0, free - 4096) // each:,}, or an --out on another disk"
+        )
+
+
+def _write_grid(samples: torch.Tensor, out: Path) -> None:
+    from fewstep.viz.plots import image_grid, scatter
+
+    content = BytesIO()
+    if samples.ndim == 2:
+        scatter(samples, content)
+    else:
+        image_grid(samples, columns=10 if len(samples) <= 200 else 20).save(content, format="png")
+    replace_file(out, content.getvalue())
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP are as Ctrl-C: what is half done is swept away."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before: dict[int, Callable[..., Any] | int | None] = {}
+    with contextlib.suppress(ValueError):  # not the main thread: signals are somebody else's
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):  # the latter not on Windows
+                number = getattr(signal, name)
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
