@@ -8,6 +8,7 @@ the thing itself, and whoever writes there next sweeps it away.
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,6 +124,13 @@ def replace_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def passing_folder() -> Iterator[Path]:
+    """A folder for what nobody keeps, gone when the block ends. Raises OSError."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def recover_folder(path: Path) -> None:

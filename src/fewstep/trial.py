@@ -3,16 +3,15 @@
 import itertools
 import math
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
 
 from fewstep.data.own import ForeignData
+from fewstep.files import passing_folder
 from fewstep.generator import Generator
 from fewstep.limits import memory
 from fewstep.measurement import BATCH, usual_samples
@@ -57,11 +56,11 @@ def tried(recipe: Recipe, data: TrainingData | ForeignData, method: Method, need
     size = min(whole, trainer.accumulate * math.ceil(max(least, 8) / trainer.accumulate))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
+    with torch.random.fork_rng(devices=[]), passing_folder() as folder:
 
         def steps(items: int) -> tuple[float, int]:
             settings = LoopSettings(recipe.steps, items, recipe.seed, trainer.accumulate, ema_decay=recipe.method.ema_decay)
-            loop = Loop(method, data, fabric, RunFolder(Path(folder)), settings)
+            loop = Loop(method, data, fabric, RunFolder(folder), settings)
             try:
                 return _steps(loop, recipe.steps)
             finally:
