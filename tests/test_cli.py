@@ -161,6 +161,7 @@ def test_dry_run_shows_the_resolved_recipe_and_writes_nothing(done, tmp_path, mo
     assert "# images to be seen: 224 in 7 steps of 32" in notes
     assert any("1437 training images, 360 held out, shape [1, 8, 8], 10 classes" in line for line in notes)
     assert any(re.search(r"network denoiser: 70\d,\d{3} parameters, learns every step", line) for line in notes)
+    assert any(re.search(r"time: about \S+ m?s a step, \S+ (ms|s|min) for 7 \(\d+ steps? tried; cpu, 1 thread\)", line) for line in notes)
 
 
 def test_dry_run_of_a_student_names_who_learns_when(done, teacher_run):
@@ -291,10 +292,12 @@ def test_metrics_hold_what_the_design_promises(student_run):
 def test_the_report_is_one_file_that_needs_no_network(student_run):
     html = (student_run / "report.html").read_text()
     sources = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)""", html)
-    assert len(sources) >= 4  # curves and samples
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert not re.search(r"https?://|url\(|@import|<script", html)
-    for text in ("step 3", "step 6", "health", "losses", "name: dmd2", "96 images seen"):
+    pictures = [source for source in sources if source.startswith("data:image/png;base64,")]
+    assert len(pictures) == 2
+    assert all(source.startswith(("data:", "#")) for source in sources)
+    assert not re.search(r"https?://|url\((?!#)|@import|<script", html)
+    assert html.count("<svg") >= 3
+    for text in ("Step 3", "step 6", "Health", "Losses", "name: dmd2", "<dt>items seen</dt><dd>96</dd>"):
         assert text in html
 
 
@@ -506,7 +509,8 @@ def test_evaluate_prints_the_table_and_where_it_went(evaluated):
 def test_evaluate_puts_the_table_into_the_report(evaluated):
     run, _, results = evaluated
     html = (run / "report.html").read_text()
-    assert "<td>student, 1 evaluation</td>" in html
+    assert '<th scope="row">student, 1 evaluation</th>' in html
+    assert "This is dmd2/digits, as fewstep" in html  # the run records what it came from
     assert f"<td>{results['rows']['student, 1 evaluation']['frechet']:.3f}</td>" in html
 
 

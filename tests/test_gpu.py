@@ -56,7 +56,7 @@ def test_every_method_takes_steps_on_the_gpu(name, precision, still_teacher, tmp
     loop = Loop(method, data, fabric, RunFolder(tmp_path), LoopSettings(steps=3, batch_size=24, log_every=1))
     for _ in range(3):
         loop.advance()
-    loop._check_noted()
+    loop.faults.tell(loop.state.window)
     assert {p.device.type for network in method.networks.values() for p in network.parameters()} <= {"cuda"}
     assert loop.state.shipped().sample(8, seed=0).isfinite().all()
 

@@ -107,7 +107,7 @@ def test_installed_it_trains_samples_and_is_evaluated(installed, done, tmp_path)
     assert "rectified, 23 evaluations" in results
     assert "rectified, 1 evaluation " in results
     report = (run / "report.html").read_text()
-    assert "<figcaption>losses</figcaption>" in report  # the family of curves that the method names
+    assert "<h3>Losses</h3>" in report  # the family of curves that the method names
     assert "rectified, 23 evaluations" in report
 
 

@@ -4,7 +4,7 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,13 @@ def training_data(recipe: Recipe) -> Data:
     return data
 
 
-def open_teacher(settings: MethodSettings, data: Data, sigma_data: float | None, kept: Path | None = None) -> Generator:
+def open_teacher(
+    settings: MethodSettings, data: Data, sigma_data: float | None, kept: Path | None = None, keys: Collection[str] = ()
+) -> Generator:
     """The teacher in `kept` (a copy inside the run folder) if it is given, else where the settings say; held against the recipe.
 
-    `sigma_data` None takes the teacher's. Raises UserError where there is none, or where it does not fit the data or `sigma_data`.
+    `sigma_data` None takes the teacher's. Raises UserError where there is none, or where it does not fit the data or `sigma_data`: with the
+    settings that would make it fit, of the `keys` that the data section has.
     """
     path = settings.teacher_path
     if path is None and kept is None:
@@ -89,12 +92,17 @@ def open_teacher(settings: MethodSettings, data: Data, sigma_data: float | None,
         teacher = _generator_at(kept or str(path), sigma_data)
     except UserError as error:
         raise UserError(f"method.teacher: {error}") from error
-    wrong = []
+    wrong, fitting = [], dict[str, Any]()
     if teacher.shape != data.shape:
+        if len(teacher.shape) == len(data.shape) == 3 and teacher.shape[1] == teacher.shape[2]:
+            pairs = (("data.channels", teacher.shape[0], data.shape[0]), ("data.size", teacher.shape[-1], data.shape[-1]))
+            fitting |= {key: theirs for key, theirs, mine in pairs if theirs != mine}
         wrong.append(f"it makes items of shape {list(teacher.shape)}, the data {data.name} has {list(data.shape)}")
     if teacher.num_classes != data.num_classes:
+        fitting |= {"data.label_column": "none"} if teacher.num_classes is None else {}
         wrong.append(f"it knows {teacher.num_classes or 'no'} classes, the data {data.name} has {data.num_classes or 'none'}")
     if sigma_data is not None and not math.isclose(teacher.sigma_data, sigma_data, rel_tol=1e-6):
+        fitting["network.sigma_data"] = teacher.sigma_data
         wrong.append(f"its sigma_data is {teacher.sigma_data}, network.sigma_data is {sigma_data}")
     theirs = None if teacher.units is None else teacher.units.config
     if theirs != units_in(data):
@@ -113,7 +121,11 @@ def open_teacher(settings: MethodSettings, data: Data, sigma_data: float | None,
             else "it is a few-step generator, and no denoiser at other noise levels than its own"
         )
     if wrong:
-        raise UserError(f"the teacher {path} does not fit this recipe: {'; '.join(wrong)}. Give another teacher, or change the recipe")
+        known = {key: value for key, value in fitting.items() if key.partition(".")[0] != "data" or key.partition(".")[2] in keys}
+        that_fit = f". Settings that fit it: {' '.join(f'{key}={value}' for key, value in known.items())}" if known else ""
+        raise UserError(
+            f"the teacher {path} does not fit this recipe: {'; '.join(wrong)}{that_fit}. Give another teacher, or change the recipe"
+        )
     return teacher
 
 
@@ -192,7 +204,7 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
     settings = recipe.method
     teacher = None
     if settings.taught or recipe.network.role == "copy":
-        teacher = open_teacher(settings, data, recipe.network.sigma_data, kept_teacher)
+        teacher = open_teacher(settings, data, recipe.network.sigma_data, kept_teacher, type(recipe.data).model_fields)
 
     def untrained(sampler: Mapping[str, Any], denoiser: Mapping[str, Any] | None = None, **options: Any) -> Generator:
         return make_generator(recipe, data, sampler, denoiser, **options)

@@ -102,20 +102,20 @@ def train(
     from fewstep import run
 
     if dry_run:
-        lines = run.describe(settings)
+        lines = run.describe(settings, timed=True)
         typer.echo(yaml.safe_dump(resolved(settings), sort_keys=False).rstrip())
         typer.echo("\n".join(f"# {line}" for line in lines))
         return
     if out is None:
         raise UserError("--out is missing; give the folder of the run, such as --out runs/first")
-    run.train_recipe(settings, out, resume, title=recipe, after=_report)
+    run.train_recipe(settings, out, resume, title=recipe, after=_report, source=recipe)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         place = shlex.quote(str(out))
         typer.echo(f"trained: {out}\nnext: fewstep evaluate {place}   or   fewstep sample {place} -n 100 --out samples.png")
 
 
 def _report(path: Path) -> None:
-    from fewstep.evaluation import report
+    from fewstep.run_report import report
 
     report(path)
 

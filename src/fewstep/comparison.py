@@ -21,7 +21,6 @@ from fewstep.recipe.mistakes import nearest
 from fewstep.run import train_recipe
 from fewstep.sections import Compared
 from fewstep.streams import stream, stream_seed
-from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder
 from fewstep.viz.plots import contact_sheet, quality_by_evaluations, target_panels
 
@@ -121,9 +120,9 @@ def compare(
         say(f"{number}/{len(entries)} {entry.title} ({entry.recipe}, {recipe.steps} steps)")
         if run.recipe_file.exists():
             run.check(resolved(recipe), resume=True)  # the same run, and not one of another seed, gamma or density
-        if run.model_step() == recipe.steps and checkpoints(run.checkpoint_folder):
+        if run.is_finished(recipe.steps):
             continue
-        train_recipe(recipe, run.path, resume=run.recipe_file.exists(), title=entry.title)
+        train_recipe(recipe, run.path, resume=run.recipe_file.exists(), title=entry.title, source=entry.recipe)
 
     suite = suite_for(ground, gamma, seed)
     num = usual_samples(density is not None)

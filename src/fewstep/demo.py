@@ -12,7 +12,6 @@ from fewstep.generator import load
 from fewstep.metrics.rows import row_roles
 from fewstep.recipe import load_recipe, resolved
 from fewstep.run import train_recipe
-from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder
 
 # recipe and what differs from it: half of the full distillation is enough to see what it does
@@ -37,11 +36,11 @@ def demo(out: Path, overrides: tuple[str, ...] = (), say: Callable[[str], None] 
         folder = RunFolder(out / name)
         if folder.recipe_file.exists():
             folder.check(resolved(recipe), resume=True)
-        if _finished(folder, recipe.steps):
+        if folder.is_finished(recipe.steps):
             continue
         what = "a diffusion teacher learns real digits" if name == "teacher" else "it is distilled into one step"
         say(f"{number}/3 {what} ({source}, {recipe.steps} steps)")
-        train_recipe(recipe, folder.path, resume=folder.recipe_file.exists(), title=name)
+        train_recipe(recipe, folder.path, resume=folder.recipe_file.exists(), title=name, source=source)
         folder.results_file.unlink(missing_ok=True)
     student = RunFolder(out / "student")
     if student.results_file.exists():
@@ -84,11 +83,6 @@ def draw(out: Path, results: dict[str, Any], per_class: int = 4) -> None:
         )
         blocks.append((name.replace("real train split", "real digits (held out; figures: train split)"), figures, images))
     contact_sheet(blocks, out / "demo.png", columns)
-
-
-def _finished(folder: RunFolder, steps: int) -> bool:
-    found = checkpoints(folder.checkpoint_folder)
-    return bool(found) and found[0].name == f"step_{steps}" and folder.model_step() == steps
 
 
 def summary(results: dict[str, Any]) -> list[list[str]]:

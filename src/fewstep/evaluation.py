@@ -35,7 +35,6 @@ from fewstep.recipe import Recipe, validated
 from fewstep.run import choose_threads
 from fewstep.training.run_folder import RunFolder
 from fewstep.version import __version__
-from fewstep.viz.report import write_report
 
 
 def run_recipe(path: Path) -> Recipe:
@@ -264,17 +263,6 @@ def _cpu_name() -> str:
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def report(path: Path) -> None:
-    """Write report.html from what lies in the run folder `path`. Raises UserError."""
-    run = RunFolder(path)
-    method = registry.room("methods", run_recipe(path).method.name)
-    stills = [still for still in (run.dashboard_folder / "dashboard.png",) if still.exists()]
-    pictures = stills + sorted(run.sample_folder.glob("step_*.png"), key=lambda p: int(p.stem.removeprefix("step_")))
-    results = table(json.loads(run.results_file.read_text())) if run.results_file.exists() else []
-    recipe = run.recipe_file.read_text()
-    write_report(run.report_file, str(path), run.metrics(), pictures, results, recipe, method.drawn, method.logarithmic)
 
 
 def table(results: dict[str, Any]) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from fewstep.metrics.protocol import Preset, differences
 from fewstep.metrics.statistics import load_statistics
 from fewstep.metrics.suite import Suite, images_per_second
 from fewstep.streams import stream, stream_seed
+from fewstep.training.measuring import Measuring
 from fewstep.training.progress import Progress
 
 Row = dict[str, Any]
 
 EXACT_SAMPLES = 10_000  # of a density, in each of two sets
 IMAGE_SAMPLES = 2_000
-CHUNK = 2_500  # images drawn at once
+CHUNK = 2_500  # images held at once
+BATCH = 256  # of them, that go through the network together
 FEWEST_POINTS = 80  # held out: two halves of 40, below which standard errors mean nothing
 FEWEST_IMAGES = 5  # held out: a manifold of nearest neighbours needs as many
 
@@ -185,18 +188,29 @@ def drawn(
     steps: int | None = None,
     sampler: str | None = None,
     title: str = "sampling",
+    measuring: Measuring | None = None,
 ) -> Iterator[Tensor]:
-    """`num` images in batches [n, C, H, W] on the CPU, each image from a seed of its own (`sample_seeds`)."""
-    starts = range(0, num, CHUNK)
-    progress = Progress(title, len(starts), quiet=len(starts) == 1)
+    """`num` images in batches [n, C, H, W] on the CPU, each image from a seed of its own (`sample_seeds`).
+
+    The processes of a run share the work by `measuring`, and the first alone has the images.
+    """
+    measuring = measuring or Measuring()
+    progress = Progress(title, num, quiet=num <= BATCH or measuring.rank > 0)
     try:
         progress.begin()
-        for start in starts:
-            part = None if label is None else label[start : start + CHUNK]
+        for start in range(0, num, CHUNK):
             count = min(CHUNK, num - start)
-            batch = generator.sample(count, part, sample_seeds(seed, start, count), steps, sampler).cpu()
-            progress.advance()
-            yield batch
+
+            def draw(first: int, last: int) -> Tensor:
+                part = None if label is None else label[first:last]
+                samples = generator.sample(last - first, part, sample_seeds(seed, first, last - first), steps, sampler).cpu()
+                progress.advance(min(measuring.world * (last - first), num - progress.done))
+                return samples
+
+            ends = [(first, min(first + BATCH, start + count)) for first in range(start, start + count, BATCH)]
+            batches = measuring.share([partial(draw, *where) for where in ends])
+            if batches is not None:
+                yield torch.cat(batches)
     finally:
         progress.close()
 
@@ -290,11 +304,27 @@ class Watch:
             known = [key for key in choices("points" if points else "images") if key not in self.suite.undefined]
             raise UserError(f"trainer.keep_best is {keep_best!r}, which the data {data.name} never has; give one of {', '.join(known)}")
 
-    def __call__(self, generator: Generator) -> dict[str, float]:
-        """Every figure of the evaluation at the generator's own number of steps, each under ``eval.NAME``."""
-        label = generator.labels(self.num)
+    def __call__(self, generator: Generator, measuring: Measuring | None = None) -> dict[str, float]:
+        """Every figure of the evaluation at the generator's own number of steps, each under ``eval.NAME``.
+
+        All processes of a run share drawing images by `measuring`, see `watched_elsewhere`.
+        """
+        label, measuring = generator.labels(self.num), measuring or Measuring()
         if isinstance(self.suite, Suite):
-            row = self.suite.measure_batches(drawn(generator, self.num, label, self.seed), label)
+            batches = drawn(generator, self.num, label, self.seed, title="measuring", measuring=measuring)
+            row = self.suite.measure_batches(batches, label)
         else:
             row = self.suite.measure(generator.sample(self.num, label, stream_seed(self.seed, "measured samples")).cpu(), label)
         return {f"eval.{name}": value for name, value in row.items() if not name.endswith("_error")}
+
+
+def watched_elsewhere(num: int, seed: int = 0) -> Callable[[Generator, Measuring], dict[str, float]]:
+    """What stands for a `Watch` of `num` samples in all processes but the first: it draws its share of the images, and has no figures."""
+
+    def draw(generator: Generator, measuring: Measuring) -> dict[str, float]:
+        if len(generator.shape) == 3:
+            for _ in drawn(generator, num, generator.labels(num), seed, measuring=measuring):
+                raise AssertionError("only the first process has the images")
+        return {}
+
+    return draw

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from fewstep.training.loop import Loop
+    from fewstep.training.measuring import Measuring
 
 # below this many multiply-adds an image, a second CPU thread costs more than it brings (measured: README, "Threads")
 THREADS_FROM = 1e9
@@ -149,8 +150,12 @@ def start_from(path: str, method: Method) -> None:
         ) from error
 
 
-def describe(recipe: Recipe) -> list[str]:
-    """What a run of `recipe` would be, for --dry-run: parameters, images to be seen, FLOPs, memory. Raises UserError as the run would."""
+def describe(recipe: Recipe, timed: bool = False) -> list[str]:
+    """What a run of `recipe` would be, for --dry-run: parameters, images to be seen, FLOPs, memory; with `timed` how long it would take.
+
+    Raises UserError as the run would.
+    """
+    from fewstep import trial
     from fewstep.costs import measure
     from fewstep.training.learned import learned
 
@@ -174,15 +179,17 @@ def describe(recipe: Recipe) -> list[str]:
         lines.append(f"network {name}: {num_parameters(network):,} parameters, {does}{some}")
     seen = recipe.steps * recipe.batch_size
     lines.append(f"{items} to be seen: {seen:,} in {recipe.steps:,} steps of {recipe.batch_size}")
-    lines.append(f"CPU threads: {choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)}")
+    threads = choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)
+    lines.append(f"CPU threads: {threads}")
     with named_faults(recipe, lambda error: "that was in a step on a few random items, to count its costs"):
         costs = measure(method, data.shape, data.num_classes, recipe.steps, recipe.batch_size, devices, trainer.accumulate)
-    return [*lines, *costs.lines(items[:-1], seen)]
-
-
-def _measured_elsewhere(generator: Generator) -> Mapping[str, float]:
-    """What stands for the watch in all processes but the first, which alone measures."""
-    raise AssertionError("only the first process measures")
+    lines += costs.lines(items[:-1], seen)
+    if timed:
+        fabric = make_fabric(trainer.model_copy(update={"devices": 1, "num_nodes": 1, "strategy": "auto"}))
+        with named_faults(recipe, lambda error: "that was in a few steps that were tried, to see how long they take"):
+            found = trial.tried(recipe, data, method, costs.weights + costs.activations, fabric, threads)
+        lines += trial.lines(recipe, found, items == "points", costs.evaluations)
+    return lines
 
 
 def _data_in_turn(recipe: Recipe, fabric: "Fabric") -> Data:
@@ -198,15 +205,15 @@ def _data_in_turn(recipe: Recipe, fabric: "Fabric") -> Data:
     return data
 
 
-def _watch(recipe: Recipe, data: Data, fabric: "Fabric") -> Callable[[Generator], Mapping[str, float]] | None:
+def _watch(recipe: Recipe, data: Data, fabric: "Fabric") -> "Callable[[Generator, Measuring], Mapping[str, float]] | None":
     """What measures on the evaluation cadence, if anything does. Raises UserError for what cannot be measured."""
-    from fewstep.measurement import Watch
+    from fewstep.measurement import Watch, usual_samples, watched_elsewhere
 
     trainer = recipe.trainer
     if trainer.evaluate_every is None:
         return None
     if not fabric.is_global_zero:
-        return _measured_elsewhere
+        return watched_elsewhere(trainer.evaluate_samples or usual_samples(len(data.shape) == 1))
     power = recipe.power(len(data.shape) == 1)
     # points may have been reweighted for the method
     measured = load_data(recipe.data, recipe.seed) if recipe.method.data_power is not None else data
@@ -228,21 +235,34 @@ def _kept(loop: "Loop", run: RunFolder, error: BaseException) -> str:
 
 
 def train_recipe(
-    recipe: Recipe, out: Path, resume: bool = False, title: str = "training", after: Callable[[Path], None] | None = None
+    recipe: Recipe,
+    out: Path,
+    resume: bool = False,
+    title: str = "training",
+    after: Callable[[Path], None] | None = None,
+    source: str | None = None,
 ) -> None:
     """Train `recipe` into the folder `out`; `after` is called with it at the end, in one process.
 
+    `source` is what the recipe was loaded from, a shipped one's name or a path, where that is to be recorded.
+
     Raises:
         UserError: for a folder, data set, teacher or machine that will not do, and for a loss that is not finite.
-        Interrupted: after SIGINT or SIGTERM, everything saved.
+        Interrupted: after SIGINT, SIGTERM or SIGHUP, everything saved.
 
     """
     with contextlib.ExitStack() as held:
-        _train_recipe(recipe, RunFolder(out), resume, title, after, held)
+        _train_recipe(recipe, RunFolder(out), resume, title, after, source, held)
 
 
 def _train_recipe(
-    recipe: Recipe, run: RunFolder, resume: bool, title: str, after: Callable[[Path], None] | None, held: contextlib.ExitStack
+    recipe: Recipe,
+    run: RunFolder,
+    resume: bool,
+    title: str,
+    after: Callable[[Path], None] | None,
+    source: str | None,
+    held: contextlib.ExitStack,
 ) -> None:
     """What `train_recipe` does, while `held` keeps the folder from other processes."""
     from fewstep.pictures import ImagePictures, PointPictures
@@ -271,7 +291,7 @@ def _train_recipe(
     watch = _watch(recipe, data, fabric)
     fabric.barrier()  # all have read what the folder holds, and found no mistake: now it may be written to
     if fabric.is_global_zero:
-        run.open(resolved(recipe), made_by())
+        run.open(resolved(recipe), made_by() | ({} if source is None else {"recipe": source}))
         if not is_held:
             held.enter_context(held_folder(run.path))
         if method.kept_teacher is not None and not run.has_teacher():
@@ -323,15 +343,15 @@ def train(recipe: str | Path | Recipe, out: str | Path, resume: bool = False, **
 
     Raises:
         UserError: (a ValueError) for mistakes in the recipe, and for what stands in the way of the run.
-        Interrupted: after SIGINT or SIGTERM, everything saved.
+        Interrupted: after SIGINT, SIGTERM or SIGHUP, everything saved.
 
     """
     folder = Path(out).expanduser()
     if isinstance(recipe, Recipe):
         if overrides:
             raise UserError(f"overrides are {', '.join(overrides)}, but the recipe is loaded already; give them to load_recipe")
-        settings, title = recipe, recipe.method.name
+        settings, title, source = recipe, recipe.method.name, None
     else:
-        settings, title = load_recipe(str(recipe), list(overrides.items())), str(recipe)
-    train_recipe(settings, folder, resume, title=title)
+        settings, title, source = load_recipe(str(recipe), list(overrides.items())), str(recipe), str(recipe)
+    train_recipe(settings, folder, resume, title=title, source=source)
     return folder

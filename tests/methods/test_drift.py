@@ -276,7 +276,7 @@ def test_memory_holds_the_last_real_samples_in_order_with_their_labels(num_class
         labels.append(torch.randint(0, 3, (NUM,), generator=rng))
         x = normal(NUM, 2, seed=9)
         gradient(method, x, batches[-1], labels[-1] if num_classes else None)
-        kept, kept_label = method.kept
+        kept, kept_label = method.kept["kept"], method.kept.get("label")
         newest_first = torch.cat(batches[::-1])[:60]
         assert len(kept) == min(60, (i + 1) * NUM)
         assert torch.equal(kept, newest_first)

@@ -103,6 +103,7 @@ def run_loop(
     on_sample=None,
     on_evaluate=None,
     tracker=None,
+    on_begin=None,
     **settings,
 ) -> RunFolder:
     """Drive `method` into `path` by the loop alone."""
@@ -113,6 +114,7 @@ def run_loop(
         run.check(RECIPE, resume)
         run.open(RECIPE, {})
     fabric.barrier()
-    options = {"on_evaluate": on_evaluate, "tracker": tracker} | ({} if on_sample is None else {"on_sample": on_sample})
+    own = {"on_sample": on_sample, "on_begin": on_begin}
+    options = {"on_evaluate": on_evaluate, "tracker": tracker} | {name: call for name, call in own.items() if call is not None}
     Loop(method, Data(), fabric, run, LoopSettings(**{**SETTINGS, **settings}), **options).train(resume)
     return run

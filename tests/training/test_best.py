@@ -34,7 +34,7 @@ class Kept(Linear):
 
 
 def figures(values):
-    return lambda generator: {"eval.made": values[generator.info["step"]], "eval.other": 1.0}
+    return lambda generator, measuring: {"eval.made": values[generator.info["step"]], "eval.other": 1.0}
 
 
 def settings(values=VALUES, best_is="least"):
@@ -168,7 +168,7 @@ def test_a_best_that_was_taken_away_is_said(tmp_path, capsys):
     shutil.rmtree(run.best_folder)
     run_loop(run.path, Kept(), resume=True, **settings())
     assert run.best() == {"step": 8, "metric": "made", "value": 2.0}
-    assert "best/ (of step 6) is not there any more" in capsys.readouterr().err
+    assert "best/ (of step 4) is not there any more" in capsys.readouterr().err
 
 
 def test_a_checkpoint_from_before_there_was_a_best_is_gone_on_with(tmp_path):

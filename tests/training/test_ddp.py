@@ -32,7 +32,7 @@ torch.set_num_threads(1)
 fabric = Fabric(accelerator="cpu", devices=2, strategy=DDPStrategy(broadcast_buffers=False))
 fabric.launch()
 method = Linear()
-measure = lambda generator: {"eval.norm": generator.weight.norm().item(), "eval.rank": fabric.global_rank}
+measure = lambda generator, measuring: {"eval.norm": generator.weight.norm().item(), "eval.rank": fabric.global_rank}
 run_loop(folder / "two", method, fabric=fabric, on_evaluate=measure, accumulate=2, checkpoint_every=3, evaluate_every=5)
 weights = torch.cat([p.detach().flatten() for name in sorted(method.networks) for p in method.networks[name].parameters()])
 both = fabric.all_gather(weights)
@@ -107,7 +107,7 @@ def test_two_processes_learn_what_one_does(linear, tmp_path):
     gathered, mine = json.loads((folder / "both.json").read_text())
     assert gathered[0] == gathered[1] == mine  # in step with each other, to the last bit
     alone = Linear()
-    norm = {"on_evaluate": lambda generator: {"eval.norm": generator.weight.norm().item()}, "evaluate_every": 5}
+    norm = {"on_evaluate": lambda generator, measuring: {"eval.norm": generator.weight.norm().item()}, "evaluate_every": 5}
     one = run_loop(tmp_path / "one", alone, checkpoint_every=3, **norm)
     expected = torch.cat([p.detach().flatten() for name in sorted(alone.networks) for p in alone.networks[name].parameters()])
     torch.testing.assert_close(torch.tensor(mine, dtype=torch.float64), expected, rtol=1e-9, atol=1e-9)

@@ -125,7 +125,7 @@ def test_what_is_measured_goes_into_the_records_that_are_due_and_to_the_tracker(
     """A measurement between two records of the log makes a record of its own."""
     measured, tracked = [], []
 
-    def measure(generator):
+    def measure(generator, measuring):
         step = generator.config["step"]
         measured.append(step)
         return {"eval.tenth": step / 10, "eval.third": step / 3}
@@ -150,10 +150,10 @@ def test_what_is_measured_goes_into_the_records_that_are_due_and_to_the_tracker(
         assert record["images_seen"] == 16 * record["step"]
 
 
-def test_what_is_measured_is_the_average_before_it_is_shown_and_saved(tmp_path):
+def test_what_is_measured_is_the_average_after_it_is_saved_and_before_it_is_shown(tmp_path):
     path, order, weights = tmp_path / "run", [], {}
 
-    def measure(generator):
+    def measure(generator, measuring):
         saved = RunFolder(path).latest_checkpoint()[0]
         order.append(("measured", saved.state["step"] if saved else 0))
         weights[generator.config["step"]] = generator.weight.detach().clone()
@@ -169,7 +169,7 @@ def test_what_is_measured_is_the_average_before_it_is_shown_and_saved(tmp_path):
         evaluate_every=2,
         sample_every=2,
     )
-    assert order == [("measured", 0), ("shown", 2), ("measured", 2), ("shown", 4)]
+    assert order == [("measured", 2), ("shown", 2), ("measured", 4), ("shown", 4)]
     for step in (2, 4):
         assert torch.equal(weights[step], load_checkpoint(run.checkpoint_folder / f"step_{step}").networks["ema"]["0.weight"])
     assert not torch.allclose(weights[4], method.networks["model"][0].weight)
@@ -177,7 +177,14 @@ def test_what_is_measured_is_the_average_before_it_is_shown_and_saved(tmp_path):
 
 def test_a_record_of_a_measurement_begins_a_new_mean(tmp_path):
     one, other = (
-        run_loop(tmp_path / str(every), Linear(noise=0.5), on_evaluate=lambda generator: {}, steps=6, log_every=3, evaluate_every=every)
+        run_loop(
+            tmp_path / str(every),
+            Linear(noise=0.5),
+            on_evaluate=lambda generator, measuring: {},
+            steps=6,
+            log_every=3,
+            evaluate_every=every,
+        )
         for every in (1, 100)
     )
     errors = [record["second.error"] for record in one.metrics()]

@@ -17,6 +17,7 @@ from fewstep.errors import UserError
 from fewstep.methods.base import Method
 from fewstep.recipe import Trainer
 from fewstep.run import check_parts, make_fabric
+from fewstep.training.faults import reduced
 from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
 from same_run import TIMES, assert_same_run
@@ -70,7 +71,7 @@ def learned(name: str, teacher: Path, folder: Path, fabric, accumulate: int = 1)
         loop.state.window.counts.clear()
         loop.advance()
     if fabric.world_size > 1:
-        loop.state.window.average(lambda sums: loop._reduced(sums, "mean"))
+        loop.state.window.average(lambda sums: reduced(fabric, sums, "mean"))
     found = {f"term {term}": torch.tensor(value, dtype=torch.float64) for term, value in loop.state.window.means().items()}
     for network in loop.state.trained:
         for key, value in method.networks[network].state_dict().items():

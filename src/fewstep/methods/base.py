@@ -171,10 +171,11 @@ class Method(ABC):
     Class attributes:
         Settings: the method's settings, a `MethodSettings` class.
         ships: the name of the network that ships.
-        shown: terms that stand beside the progress bar, such as "loss", by what comes after the dot of their logged names.
+        shown: terms that stand below the progress bar, such as "loss", by what comes after the dot of their logged names.
         main: the logged term that a person would look at, such as "generator.loss": a picture's curve.
         drawn: curves of the report, a heading for each family and its terms; the loop's own (gradient norms, health) come by themselves.
         logarithmic: the headings of those that are drawn on a log scale.
+        readings: how those are to be read: for each heading a sentence or two that say what is drawn, and which way is better.
         alarms: what is alarming in the method's own terms.
         advice: what to do about a common alarm (`fewstep.training.health`), by its name.
         rate: the setting that is the learning rate of what ships.
@@ -186,6 +187,7 @@ class Method(ABC):
     main: ClassVar[str | None] = None
     drawn: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     logarithmic: ClassVar[tuple[str, ...]] = ()
+    readings: ClassVar[Mapping[str, str]] = {}
     alarms: ClassVar[tuple[Alarm, ...]] = ()
     advice: ClassVar[Mapping[str, str]] = {}
     rate: ClassVar[str] = "method.optimizer.lr"

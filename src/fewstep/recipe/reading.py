@@ -3,7 +3,7 @@
 import copy
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -101,10 +101,23 @@ def _with_overrides(tree: dict[str, Any], source: str, overrides: list[str | tup
                 mistakes.append(f"{key} cannot be set: {part} is not a section")
     if mistakes:
         raise UserError("\n".join(mistakes))
+    if isinstance(tree.get("finds"), list):
+        given = {path for key, value in pairs for path in _paths(forward_key(key, final)[0], value)}
+        tree["finds"] = [key for key in tree["finds"] if key not in given]
     said += bring_forward(tree)  # of a section that an override has given whole
     if said:
         sys.stderr.write(f"note: keys of an older form, taken to where they are now: {', '.join(dict.fromkeys(said))}\n")
     return validated(tree, source)
+
+
+def _paths(keys: Iterable[str], value: Any) -> Iterator[str]:
+    """The keys of all single settings that an override of `keys` with `value` gives."""
+    for key in keys:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                yield from _paths([f"{key}.{name}"], inner)
+        else:
+            yield key
 
 
 def validated(tree: Mapping[str, Any], source: str) -> Recipe:

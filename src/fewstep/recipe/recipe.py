@@ -71,6 +71,7 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     steps: PositiveInt = 1000
     batch_size: PositiveInt = Field(128, description="items a step, over all devices")
+    finds: list[str] = Field(default_factory=list, description="keys that are found from the data and the teacher, unless they are given")
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":

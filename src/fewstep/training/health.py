@@ -91,10 +91,10 @@ class Course:
         self.nearest: dict[str, float] = {}
 
     def follow(self, figures: Mapping[str, float], own: Sequence[Alarm] = ()) -> None:
-        """Take note of `figures`, of those that `own` alarms and common ones compare."""
+        """Take note of `figures`, of those that `own` alarms and common ones compare, in as many digits as a record has."""
         for rule in (*COMMON, *own):
             if rule.sound is not None and rule.figure in figures:
-                value = figures[rule.figure]
+                value = float(f"{figures[rule.figure]:.9g}")
                 before = self.nearest.get(rule.figure, value)
                 self.first.setdefault(rule.figure, value)
                 self.nearest[rule.figure] = min(before, value, key=lambda x, sound=rule.sound: abs(x - sound))  # type: ignore[misc]

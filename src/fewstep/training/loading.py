@@ -23,6 +23,7 @@ from fewstep.data.shares import Share
 from fewstep.methods.base import Batch
 from fewstep.streams import dealt, parts, stream_seed
 from fewstep.training.batches import Batches, InMemory, Shuffled, TrainingData
+from fewstep.training.signals import SIGNALS
 
 AHEAD = 2  # batches that each worker has ready
 
@@ -118,7 +119,7 @@ class _Reading:
 
 def _deaf(number: int) -> None:
     """A worker lives as long as its process wants: a signal that asks a run to stop is for that one, which finishes its step."""
-    for name in (signal.SIGINT, signal.SIGTERM):
+    for name in SIGNALS:
         signal.signal(name, signal.SIG_IGN)
 
 

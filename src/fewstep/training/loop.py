@@ -22,20 +22,22 @@ from fewstep.data.errors import DataError
 from fewstep.data.own import ForeignData
 from fewstep.errors import Interrupted, UserError
 from fewstep.generator import Generator
-from fewstep.methods.base import Batch, LossOutput, Method, Ratio, Turn
+from fewstep.methods.base import Batch, Method, Turn
 from fewstep.methods.devices import move
 from fewstep.own_parts import check_output
 from fewstep.streams import Draws
 from fewstep.training.batches import TrainingData
 from fewstep.training.ema import EMA
+from fewstep.training.faults import Faults, reduced
 from fewstep.training.health import SETTLED, alarms
 from fewstep.training.learned import learned, set_learning
-from fewstep.training.loading import dealt_to, from_all, make_batches
+from fewstep.training.loading import dealt_to, make_batches
+from fewstep.training.measuring import Measuring
 from fewstep.training.precision import in_precision
 from fewstep.training.progress import Progress
 from fewstep.training.resume import Better, State, keep_if_best, restore, restore_best, save
 from fewstep.training.run_folder import RunFolder
-from fewstep.training.signals import StopRequest
+from fewstep.training.signals import StopNow, StopRequest
 from fewstep.training.tracking import NoTracker, Tracker
 from fewstep.training.window import Window
 
@@ -83,7 +85,8 @@ class Loop:
         on_sample: called with the averaged generator and the step on the sampling cadence; returns a picture, or None.
         title: for the progress bar.
         on_begin: called with the step that training goes on from, 0 at the start; returns whether that step's picture is missing.
-        on_evaluate: called with the averaged generator on the evaluation cadence; what it returns goes into the record of that step.
+        on_evaluate: called in every process with the averaged generator, on the evaluation cadence; what it returns in the first goes
+            into the record of that step.
 
     """
 
@@ -97,7 +100,7 @@ class Loop:
         tracker: Tracker | None = None,
         on_sample: Callable[[Generator, int], Path | None] = lambda generator, step: None,
         title: str = "training",
-        on_evaluate: Callable[[Generator], Mapping[str, float]] | None = None,
+        on_evaluate: Callable[[Generator, Measuring], Mapping[str, float]] | None = None,
         on_begin: Callable[[int], bool] = lambda step: False,
     ) -> None:
         check_batch_size(settings.batch_size, fabric.world_size, settings.accumulate)
@@ -118,21 +121,21 @@ class Loop:
         dealt = dealt_to(fabric, settings.batch_size, settings.seed, settings.accumulate, settings.workers)
         batches = make_batches(data, dealt, rng, fabric.device)
         self.state = State(method, trained, batches, ema, optimizers, dict.fromkeys(optimizers, 0), rng, settings.seed)
-        self.first_bad = torch.full((), math.inf, device=fabric.device)
-        self.unread: tuple[int, DataError] | None = None  # the first step whose batch this process could not read, while others waited
-        self.at_once = fabric.device.type == "cpu" and fabric.world_size == 1  # looking costs nothing, and no process waits for another
+        self.faults = Faults(fabric, run)
+        self.saved: int | None = None  # the step of the last checkpoint
 
     def train(self, resume: bool = False) -> None:
         """Train to the last step, saving on the way.
 
         Raises:
             UserError: for a loss that is not finite, with the step, the term and the last good checkpoint; for a data set that fails.
-            Interrupted: after SIGINT or SIGTERM, everything saved.
+            Interrupted: after SIGINT, SIGTERM or SIGHUP, everything saved.
 
         """
         state, settings = self.state, self.settings
         self.progress = Progress(self.title, settings.steps, quiet=not self.fabric.is_global_zero)
         self.stop = StopRequest(self.progress.say)
+        self.measuring = Measuring(self.fabric, self.stop)
         try:
             # library code leaves the process's own random state alone; only dropout draws from it in here
             with torch.random.fork_rng([self.fabric.device] if self.fabric.device.type == "cuda" else []), self.stop.listening():
@@ -140,8 +143,8 @@ class Loop:
                 if resume:
                     self._restore()
                 missing = self.fabric.is_global_zero and self.on_begin(state.step)
-                if missing and (state.step % settings.sample_every == 0 or state.step == settings.steps):
-                    self._draw()
+                if state.step:  # what was due then, and was not done any more
+                    self._look(missing)
                 if state.step < settings.steps:
                     self.progress.begin(state.step)
                     self._train()
@@ -154,21 +157,22 @@ class Loop:
         state, settings = self.state, self.settings
         if not state.step:  # what came before the first step was not training
             state.began = time.monotonic()
-        self.logged_at, self.logged_step = time.monotonic(), state.step
         while state.step < settings.steps:
             self.advance()
+            state.is_logged = False
             self.progress.advance()
-            measured = self._evaluate()
-            if state.step % settings.log_every == 0 or state.step == settings.steps or measured is not None:
-                self._log(measured or {})
-            if state.step % settings.sample_every == 0 or state.step == settings.steps:
-                self._sample()
-            stopping = self._should_stop()
-            if state.step % settings.checkpoint_every == 0 or state.step == settings.steps or stopping:
-                self._check_noted()
-                save(state, self.run, self.fabric, settings.keep_checkpoints)
-            if stopping and state.step < settings.steps:
+            stopping, measures = self._should_stop(), self._is_due(settings.evaluate_every)
+            if self._is_due(settings.checkpoint_every) or stopping or measures:  # first of all: what follows may take long
+                self._save()
+            if stopping and (measures or state.step < settings.steps):
+                if not measures and self._is_due(settings.log_every):
+                    self._log({})
                 raise Interrupted(f"stopped at step {state.step} of {settings.steps}, all saved; go on with --resume")
+            self._look()
+
+    def _is_due(self, every: int | None) -> bool:
+        """Whether what is done `every` so many steps, and at the last, is done now; never for None."""
+        return every is not None and (self.state.step % every == 0 or self.state.step == self.settings.steps)
 
     def advance(self) -> None:
         """One step: all turns that are due, on one batch in `accumulate` parts. Nothing is logged or saved."""
@@ -193,7 +197,8 @@ class Loop:
                         for name in turn.trains:
                             stack.enter_context(self.fabric.no_backward_sync(self.wrapped[name]))
                     output = self.method.loss(turn.name, networks, batch, state.rng, scratch)
-                    self._check(turn, output)
+                    check_output(self.method, turn, output)
+                    self.faults.look_at_loss(turn, output, state.step + 1)
                     self.fabric.backward(output.loss / len(batches) if len(batches) > 1 else output.loss)
                 state.window.add({f"{turn.name}.{name}": value for name, value in output.terms.items()})
                 if looks:
@@ -210,7 +215,7 @@ class Loop:
         norm = self.fabric.clip_gradients(self.wrapped[turn.trains[0]], optimizer, max_norm=limit, error_if_nonfinite=False)
         assert norm is not None
         state.window.add({f"{turn.name}.grad_norm": norm})
-        self._check_finite(norm, f"{turn.name}.grad_norm")
+        self.faults.look_at(norm, f"{turn.name}.grad_norm", self.state.step + 1)
         lr = settings.lr_at(state.updates[turn.name], turn.updates(self.settings.steps))
         for group in optimizer.param_groups:
             group["lr"] = lr * group["scale"]
@@ -242,66 +247,23 @@ class Loop:
 
     # --- what can go wrong -------------------------------------------------------------------------------------------
 
-    def _check(self, turn: Turn, output: LossOutput) -> None:
-        """Stop before a loss that is none, or is not finite, can reach the weights."""
-        check_output(self.method, turn, output)
-        if self.at_once and not torch.isfinite(output.loss):
-            bad = [name for name, value in output.terms.items() if not torch.isfinite(value.value if isinstance(value, Ratio) else value)]
-            self._fail(self.state.step + 1, f"{turn.name}.{bad[0]}" if bad else f"the loss of {turn.name}", output.loss.item())
-        self._check_finite(output.loss.detach(), f"the loss of {turn.name}")
-
-    def _check_finite(self, value: Tensor, name: str) -> None:
-        """At once on one CPU; elsewhere it is noted on the device, and read, by all processes together, before anything is saved."""
-        if self.at_once:
-            if not torch.isfinite(value):
-                self._fail(self.state.step + 1, name, value.item())
-        else:
-            step = torch.full_like(self.first_bad, self.state.step + 1)
-            self.first_bad = torch.minimum(self.first_bad, torch.where(torch.isfinite(value), math.inf, step))
-
-    def _check_noted(self) -> None:
-        """Stop if a value was not finite since the last look."""
-        unread = math.inf if self.unread is None else float(self.unread[0])
-        step, unread = self._reduced([self.first_bad.item(), unread], "min")
-        if math.isfinite(unread):
-            # each says all of it: the process that knows may be ended before it has spoken
-            told = from_all({"why": str(self.unread[1]) if self.unread else ""}, self.fabric)
-            raise UserError(self._unread(int(unread), next(state["why"] for state in told if state["why"])))
-        if math.isfinite(step):
-            bad = [name for name, value in self.state.window.means().items() if not math.isfinite(value)]
-            self._fail(int(step), bad[0] if bad else "a loss", math.nan)
-
     def _batches(self) -> list[Batch]:
         """What this step learns from; where it cannot be had, the run ends with everything saved.
 
         Several processes end together, when they next look at what was noted, and go back to the last checkpoint.
         """
         state = self.state
-        if self.unread is not None:
+        if self.faults.unread is not None:
             return state.batches.spare()
         try:
             return state.batches(state.step)
         except DataError as error:
             if self.fabric.world_size > 1:
-                self.unread = (state.step + 1, error)
+                self.faults.unread = (state.step + 1, error)
                 return state.batches.spare()
-            self._check_noted()
-            if state.step and not (self.run.checkpoint_folder / f"step_{state.step}").exists():
-                save(state, self.run, self.fabric, self.settings.keep_checkpoints)
-            raise UserError(self._unread(state.step + 1, str(error))) from error
-
-    def _unread(self, step: int, why: str) -> str:
-        return f"step {step}: {why}. Nothing is lost: {self._last_good()}; mend the data set, and go on with --resume"
-
-    def _fail(self, step: int, name: str, value: float) -> None:
-        raise UserError(
-            f"step {step}: {name} is {value}. Nothing was overwritten; {self._last_good()}. Train into another "
-            "folder with a lower learning rate (method.*lr) or method.*clip, or with trainer.precision=32-true"
-        )
-
-    def _last_good(self) -> str:
-        checkpoint, _ = self.run.latest_checkpoint()
-        return f"the last good checkpoint is step {checkpoint.state['step']}" if checkpoint else "no checkpoint had been written yet"
+            if state.step:
+                self._save()
+            raise self.faults.unreadable(state.step + 1, str(error)) from error
 
     def _should_stop(self) -> bool:
         """Whether to stop now; several processes agree on it on the logging cadence, for all must save together."""
@@ -309,40 +271,57 @@ class Loop:
             return self.stop.asked
         if self.state.step % self.settings.log_every:
             return False
-        return self._reduced([float(self.stop.asked)], "sum")[0] > 0
-
-    def _reduced(self, values: list[float], operation: str) -> list[float]:
-        """`values` summed, averaged, ... over all processes."""
-        reduced = self.fabric.all_reduce(torch.tensor(values, device=self.fabric.device), reduce_op=operation)
-        return cast(Tensor, reduced).tolist()
+        return reduced(self.fabric, [float(self.stop.asked)], "sum")[0] > 0
 
     # --- what is kept ------------------------------------------------------------------------------------------------
 
+    def _save(self) -> None:
+        if self.saved != self.state.step:
+            self.faults.tell(self.state.window)
+            save(self.state, self.run, self.fabric, self.settings.keep_checkpoints)
+            self.saved = self.state.step
+
+    def _look(self, draws: bool = True) -> None:
+        """Measure, log and draw what is due at this step, the picture only with `draws`."""
+        if not self.state.is_logged:
+            measured = self._evaluate() if self._is_due(self.settings.evaluate_every) else None
+            if self._is_due(self.settings.log_every) or measured is not None:
+                self._log(measured or {})
+            self.state.is_logged = True
+        if self._is_due(self.settings.sample_every):
+            self._draw(draws)
+
     def _evaluate(self) -> Mapping[str, float] | None:
-        """What is measured at this step, where it is due; only the first process measures, and the others wait for it."""
-        every, state = self.settings.evaluate_every, self.state
-        if self.on_evaluate is None or every is None or (state.step % every and state.step != self.settings.steps):
+        """What is measured at this step: by all processes, but the first alone has the figures. Raises Interrupted; all is saved."""
+        state, stopped = self.state, False
+        if self.on_evaluate is None:
             return None
         figures: Mapping[str, float] = {}
-        if self.fabric.is_global_zero:
-            generator = state.shipped()
-            figures = self.on_evaluate(generator)
-            if state.step >= self.method.best_from * self.settings.steps:
-                keep_if_best(state, self.run, self.settings.keep_best, self.settings.best_is, generator, figures)
-        self.fabric.barrier()
+        try:
+            with self.stop.at_once(self.fabric.world_size == 1):
+                self.measuring.check()
+                generator = state.shipped()
+                figures = self.on_evaluate(generator, self.measuring)
+                if self.fabric.is_global_zero and state.step >= self.method.best_from * self.settings.steps:
+                    keep_if_best(state, self.run, self.settings.keep_best, self.settings.best_is, generator, figures)
+        except StopNow:
+            stopped = True
+        if self.measuring.any(stopped):
+            done = f"stopped while measuring step {state.step} of {self.settings.steps}"
+            raise Interrupted(f"{done}, all saved; go on with --resume, which measures it again")
         return figures
 
     def _log(self, measured: Mapping[str, float]) -> None:
         """Average since the last record, over time and processes; raise alarms; write, track and show. `measured` is added."""
-        self._check_noted()
         state = self.state
+        self.faults.tell(state.window)
         if self.fabric.world_size > 1:
-            state.window.average(lambda sums: self._reduced(sums, "mean"))
+            state.window.average(lambda sums: reduced(self.fabric, sums, "mean"))
         means, state.window = state.window.means() | state.health(self.settings.steps), Window()
         state.course.follow(means, self.method.alarms)
-        now = time.monotonic()
-        speed = (state.step - self.logged_step) * self.settings.batch_size / max(1e-9, now - self.logged_at)
-        self.logged_at, self.logged_step = now, state.step
+        step, seconds = state.logged
+        state.logged = (state.step, state.seconds)
+        speed = (state.step - step) * self.settings.batch_size / max(1e-9, state.logged[1] - seconds)
         method, progress = self.method, state.step / self.settings.steps
         raised = alarms(means, progress, method.alarms, method.advice, state.course, method.rate)
         for alarm in raised:
@@ -371,12 +350,21 @@ class Loop:
         verdict = f"check: {', '.join(alarm.name for alarm in raised)}" if raised else verdict
         self.progress.show(", ".join(filter(None, [verdict, health, *terms, f"{speed:.0f} images/s"])))
 
-    def _sample(self) -> None:
-        if self.fabric.is_global_zero:
-            self._draw()
-        self.fabric.barrier()
+    def _draw(self, draws: bool) -> None:
+        """The first process draws, and the others wait, however long that takes. Raises Interrupted, with all saved."""
+        stopped = False
+        try:
+            with self.stop.at_once(draws and self.fabric.is_global_zero):
+                if draws and self.fabric.is_global_zero:
+                    self._picture()
+        except StopNow:
+            stopped = True
+        if self.measuring.any(stopped):
+            self._save()
+            done = f"stopped while drawing step {self.state.step} of {self.settings.steps}"
+            raise Interrupted(f"{done}, all saved; go on with --resume")
 
-    def _draw(self) -> None:
+    def _picture(self) -> None:
         try:
             picture = self.on_sample(self.state.shipped(), self.state.step)
         except UserError as error:  # samples that are not finite, of weights that are: training may find back
@@ -388,9 +376,11 @@ class Loop:
         """Go on from the newest whole checkpoint; from the start where there is none."""
         state, say = self.state, self.progress.say
         found = restore(state, self.run, self.fabric, say)
+        self.saved = state.step if found else None
         if not found:
             say("no checkpoint yet; starting from the beginning")
         if self.fabric.is_global_zero:
             restore_best(state, self.run, self.settings.keep_best, say)
         if found:
-            say(f"going on from step {state.step}" if state.step < self.settings.steps else f"nothing left to do after step {state.step}")
+            done = state.step == self.settings.steps and state.is_logged
+            say(f"nothing left to do after step {state.step}" if done else f"going on from step {state.step}")

@@ -45,6 +45,8 @@ class State:
         began: the moment at which the run would have begun, had it never been stopped.
         raised: names of the alarms so far.
         best: step, metric and value of the best so far, if one is kept.
+        is_logged: whether what is due at `step` has been logged and measured; a checkpoint comes before that.
+        logged: step and seconds of the last record.
 
     """
 
@@ -63,6 +65,8 @@ class State:
     began: float = field(default_factory=time.monotonic)
     raised: set[str] = field(default_factory=set)
     best: dict[str, Any] | None = None
+    is_logged: bool = True
+    logged: tuple[int, float] = (0, 0.0)
 
     @property
     def seconds(self) -> float:
@@ -107,6 +111,8 @@ def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
             "method": state.method.state_dict(),
             "alarms": sorted(state.raised),
             "best": state.best,
+            "is_logged": state.is_logged,
+            "logged": state.logged,
         }
         if any(stands):
             record["batches"] = stands
@@ -153,11 +159,26 @@ def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], N
     if (changed := state.batches.load_state_dict(record.get("batches", []))) is not None:
         say(changed)
     state.raised, state.best = set(record["alarms"]), record.get("best")
+    # up to version 0.1.0 a checkpoint came after all else of its step
+    state.is_logged, state.logged = record.get("is_logged", True), tuple(record.get("logged", (step, record["seconds"])))
+    _catch_up(state, run, fabric)
     if (changed := _restore_chance(state, checkpoint.rng, fabric)) is not None:
         say(changed)
     if fabric.is_global_zero and run.model_step() != step:  # killed before it was written
         run.save_model(state.shipped())
     return True
+
+
+def _catch_up(state: State, run: RunFolder, fabric: Fabric) -> None:
+    """Where the run went on for a while after its checkpoint, and its step was logged: that is not done again."""
+    lines = run.metrics() if fabric.is_global_zero and not state.is_logged else []
+    last = lines[-1] if lines and lines[-1]["step"] == state.step else None
+    last = fabric.broadcast(last)
+    if last is not None:
+        state.is_logged, state.window = True, Window()
+        state.looks.take()  # as it was for the record
+        state.course.follow(last, state.method.alarms)
+        state.logged, state.raised = (state.step, last["seconds"]), state.raised | set(last["alarms"])
 
 
 def _restore_chance(state: State, saved: Mapping[str, Tensor], fabric: Fabric) -> str | None:

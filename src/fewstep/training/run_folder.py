@@ -77,7 +77,7 @@ class RunFolder:
             raise UserError(f"{self.metrics_file} is a folder, where a run has a file; move it away, and go on with --resume")
         before = _filled_in(self.recipe())
         apart = RESUMABLE + ("steps",) * (longer and self.more_steps(recipe) is not None)
-        differing = _differences({k: v for k, v in before.items() if k not in apart}, {k: v for k, v in recipe.items() if k not in apart})
+        differing = differences({k: v for k, v in before.items() if k not in apart}, {k: v for k, v in recipe.items() if k not in apart})
         if differing:
             raise UserError(
                 f"{self.path} holds a run of another recipe:\n"
@@ -138,6 +138,12 @@ class RunFolder:
             return config["info"]["step"] if (self.model_folder / "model.safetensors").is_file() else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def is_finished(self, steps: int) -> bool:
+        """Whether a run of `steps` steps has been trained here, saved and logged to its end."""
+        kept, lines = checkpoints(self.checkpoint_folder), self.metrics()
+        saved = bool(kept) and kept[0].name == f"step_{steps}" and self.model_step() == steps
+        return saved and bool(lines) and lines[-1]["step"] == steps
 
     def save_best(self, generator: Generator) -> None:
         """Put `generator`, whose ``info["best"]`` says why, into the folder ``best`` in place of what is there, whole or not at all."""
@@ -215,9 +221,9 @@ def _filled_in(tree: dict[str, Any]) -> dict[str, Any]:
         return tree
 
 
-def _differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+def differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     """(key, old, new) wherever two trees differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(key for key in now if key not in before)]
-        return [d for key in keys for d in _differences(before.get(key), now.get(key), f"{path}.{key}".lstrip("."))]
+        return [d for key in keys for d in differences(before.get(key), now.get(key), f"{path}.{key}".lstrip("."))]
     return [] if before == now else [(path, before, now)]

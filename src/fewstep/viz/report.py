@@ -1,92 +1,254 @@
-"""One HTML file that shows a run: numbers, curves, samples over time, alarms, recipe. It opens anywhere, without a network."""
+"""One HTML file that shows a run: verdict, samples, figures, curves, alarms, data, recipe. It opens anywhere, without a network."""
 
-import base64
-import html
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fewstep.files import replace_file
 from fewstep.metrics.figures import FIGURES
+from fewstep.viz import page
+from fewstep.viz.page import escaped, paragraph, section
 from fewstep.viz.plots import curves
 
-STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#111}"
-    "table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
-    "td,th{padding:.25rem .7rem;border-bottom:1px solid #ccc;text-align:right}"
-    "td:first-child,th:first-child{text-align:left}img{max-width:100%;margin:.3rem 0}figure{display:inline-block;margin:.4rem}"
-    "figcaption{font-size:.85rem;color:#444}pre{background:#f4f4f4;padding:1rem;overflow:auto}.alarm{color:#a00000}"
-)
+SHOWN = 12  # pictures of the way
+BETTER = {"least": "Lower is better.", "greatest": "Higher is better.", "nearest 1": "Best at 1 (100%)."}
+# what the loop itself logs of every method
+READINGS = {
+    "gradient norms": "The length of each network's gradient before it is clipped. Neither way is better: it should settle, and a steady "
+    "rise or jumps by powers of ten say that training is unstable.",
+    "health": "Of the samples beside real items: spread is how much they differ within a class (1 is best), shift how far their mean is "
+    "from the data's, in standard deviations (0 is best), saturation the share of pixels beyond the data's range (0 is best).",
+}
 
 
-def _picture(content: bytes, caption: str) -> str:
-    source, text = f"data:image/png;base64,{base64.b64encode(content).decode()}", html.escape(caption)
-    return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+@dataclass(frozen=True)
+class Span:
+    """Steps, from the first to the last record, at which an alarm was raised without a break."""
+
+    first: int
+    last: int
 
 
-def html_table(lines: Sequence[Sequence[str]]) -> str:
-    """A table; the first of `lines` holds its headings."""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in lines[0])
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines[1:])
-    return f"<table><tr>{head}</tr>{body}</table>"
+@dataclass(frozen=True)
+class RaisedAlarm:
+    """An alarm of a run: when, what it said when it was first raised and at last, and what can be done about it."""
+
+    name: str
+    spans: Sequence[Span]
+    message: str
+    latest: str
+    advice: str
+    lasts: bool
 
 
-def write_report(
-    path: Path,
-    title: str,
-    records: Sequence[dict[str, Any]],
-    pictures: Sequence[Path],
-    results: Sequence[Sequence[str]],
-    recipe: str,
-    drawn: Mapping[str, Sequence[str]],
-    logarithmic: Collection[str] = (),
-) -> None:
-    """Write the report of a run to `path`.
+@dataclass(frozen=True)
+class Story:
+    """What a report tells of a run.
 
-    `records` are the lines of metrics.jsonl, `pictures` its sample grids in order, `results` the evaluation's table or empty,
-    `recipe` the text of recipe.yaml. `drawn` are families of the method's terms by heading, those in `logarithmic` on a log scale.
+    Attributes:
+        title: the run's name.
+        about: what was trained on what, one sentence.
+        state: how it stands: "good", "bad", or "wait" where it cannot be told yet.
+        verdict: that in one word or two, and a sentence on it.
+        steps: of the whole run, done or not.
+        settled: the share of it before which no alarm is raised.
+        records: the lines of metrics.jsonl that can be read.
+        facts: name and value, short.
+        last: the last picture of samples, None where there is none; `earlier` are those before it, in order.
+        caption: what the last picture shows.
+        is_wide: whether the last picture has text that must stay readable.
+        results: results.json, or None.
+        rows: its table, headings first.
+        own: numbers, from 0, of the rows of the run's own generator.
+        drawn: families of the method's terms by heading; those in `logarithmic` on a log scale; `readings` says how to read them.
+        watched: how the figures were measured that were measured while training, one sentence.
+        alarms: those raised, in the order of their first step.
+        data: sentences on the data: found, used, left out, classes, split. Empty where the run did not record them.
+        changes: key, value shipped, and own value; None where it is not known what the recipe came from, see `changed_from`.
+        changed_from: one sentence on where the recipe came from.
+        recipe: the whole of recipe.yaml.
+        notes: what a reader must know besides, such as lines that cannot be read.
+
     """
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
-    parts = [head + f"<h1>{html.escape(title)}</h1>"]
-    raised: dict[str, list[int]] = {}
-    for record in records:
-        for name in record.get("alarms", []):
-            raised.setdefault(name, []).append(record["step"])
-    if raised:
-        text = "; ".join(f"{name} (steps {steps[0]} to {steps[-1]})" for name, steps in raised.items())
-        parts.append(f"<p class=alarm>Alarms: {html.escape(text)}</p>")
-    else:
-        parts.append("<p>No alarms were raised.</p>")
-    if results:
-        parts.append("<h2>Measured</h2>" + html_table(results))
-    if records:
-        names = {name for record in records for name in record}
-        last = records[-1]
-        parts.append(f"<h2>Training</h2><p>Step {last['step']:,}, {last['seconds']:,.0f} s, {last['images_seen']:,} images seen.</p>")
-        families = {
-            **drawn,
-            "measured": tuple(figure.key for figure in FIGURES if figure.is_curve),
-            "gradient norms": ("grad_norm",),
-            "health": ("spread", "shift", "saturation"),
-        }
-        for family, suffixes in families.items():
-            chosen = sorted(name for name in names if name.split(".")[-1] in suffixes)
-            if chosen:
-                parts.append(
-                    _picture(
-                        curves(
-                            records,
-                            chosen,
-                            family,
-                            log=family == "gradient norms" or family in logarithmic,
-                        ),
-                        family,
-                    )
-                )
-    if pictures:
-        parts.append("<h2>Samples</h2>" + "".join(_picture(picture.read_bytes(), picture.stem.replace("_", " ")) for picture in pictures))
-    parts.append(f"<h2>Recipe</h2><pre>{html.escape(recipe)}</pre>")
-    if records:
-        parts.append(f"<h2>Last record</h2><pre>{html.escape(json.dumps(records[-1], indent=1))}</pre>")
-    replace_file(path, ("".join(parts) + "</html>").encode())
+
+    title: str
+    about: str
+    state: Literal["good", "bad", "wait"]
+    verdict: tuple[str, str]
+    steps: int
+    settled: float
+    records: Sequence[Mapping[str, Any]]
+    facts: Sequence[tuple[str, str]]
+    last: Path | None
+    earlier: Sequence[Path]
+    caption: str
+    is_wide: bool
+    results: Mapping[str, Any] | None
+    rows: Sequence[Sequence[str]]
+    own: Sequence[int]
+    drawn: Mapping[str, Sequence[str]]
+    logarithmic: Collection[str]
+    readings: Mapping[str, str]
+    watched: str
+    alarms: Sequence[RaisedAlarm]
+    data: Sequence[str]
+    changes: Sequence[tuple[str, str, str]] | None
+    changed_from: str
+    recipe: str
+    notes: Sequence[str] = ()
+
+
+def write_report(path: Path, story: Story) -> None:
+    """Write the report to `path`."""
+    parts = [
+        _head(story),
+        _samples(story),
+        _measured(story),
+        _curves(story),
+        _earlier(story),
+        _alarms(story),
+        _data(story),
+        _recipe(story),
+    ]
+    replace_file(path, page.page(f"{story.title} - fewstep", parts).encode())
+
+
+def _head(story: Story) -> str:
+    name, sentence = story.verdict
+    link = ' <a href="#alarms">When, and what to do</a>' if story.alarms else ""
+    verdict = f'<div class="verdict {story.state}"><p><strong>{escaped(name)}</strong> {escaped(sentence)}{link}</p></div>'
+    head = f"<header><h1>{escaped(story.title)}</h1>{paragraph(story.about, 'soft')}{verdict}{page.facts(story.facts)}"
+    return head + "".join(paragraph(note, "soft") for note in story.notes) + "</header>"
+
+
+def _samples(story: Story) -> str:
+    if story.last is None:
+        return section("Samples", paragraph("No picture of samples has been drawn yet."), "samples")
+    kind = "large" if story.is_wide else "large pixels"
+    return section("Samples", page.picture(story.last.read_bytes(), story.caption, story.caption, kind, story.is_wide), "samples")
+
+
+def _measured(story: Story) -> str:
+    if story.results is None:
+        text = f"Nothing has been measured yet: fewstep evaluate {story.title} adds a table here, beside the floor and the teacher."
+        return section("Measured", paragraph(text), "measured")
+    results = story.results
+    seeds = results.get("protocol", {}).get("seeds") or [results.get("seed")]
+    seed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    told = (
+        f"n = {results['n']:,} samples a row, {seed}, against {results.get('reference')}; features: {results.get('features')}. "
+        f"The first row is the floor: {results.get('floor_of', 'real train split')}, measured as samples are. "
+        "No model can be expected to be better than that."
+    )
+    columns = [figure for figure in FIGURES if figure.heading in story.rows[0]]
+    explained = [
+        (figure.heading, f"{figure.what} {BETTER.get(figure.best or '', 'Tells how certain the figure before it is.')}")
+        for figure in columns
+    ]
+    said = list(results.get("warnings", ()))
+    if results.get("trained_in_features") == "evaluator":
+        said.append("the training acted on the features that it is measured in, which flatters FD")
+    if any(key.endswith("_error") for row in results["rows"].values() for key in row):
+        said.append("standard errors are in results.json")
+    warnings = "".join(paragraph(f"Note: {sentence}.") for sentence in said)
+    body = paragraph(told, "soft") + page.table(story.rows, "What was measured", story.own) + warnings
+    return section("Measured", body + "<h3>What the columns are</h3>" + page.notes(explained), "measured")
+
+
+def _curves(story: Story) -> str:
+    watched = [figure for figure in FIGURES if figure.is_curve]
+    names = {name for record in story.records for name in record}
+    families: dict[str, tuple[Sequence[str], str]] = {
+        heading: (terms, story.readings.get(heading, "Terms that the method logs under these names."))
+        for heading, terms in story.drawn.items()
+    }
+    for figure in watched:
+        text = f"{story.watched} {figure.what} {BETTER[figure.best or 'least']}"
+        families[figure.words] = ((figure.key,), text)
+    families |= {
+        "gradient norms": (("grad_norm",), READINGS["gradient norms"]),
+        "health": (("spread", "shift", "saturation"), READINGS["health"]),
+    }
+    drawn = []
+    for heading, (terms, text) in families.items():
+        chosen = sorted(name for name in names if "." in name and name.split(".")[-1] in terms)
+        if chosen:
+            svg = curves(story.records, chosen, log=heading == "gradient norms" or heading in story.logarithmic)
+            last = "; ".join(f"{name} ends at {value:.4g}" for name in chosen if (value := _last(story.records, name)) is not None)
+            image = f'<div role="img" aria-label="{escaped(f"Curves of {heading} over steps: {last}")}">{svg}</div>'
+            title = heading[:1].upper() + heading[1:]
+            drawn.append(f"<figure><h3>{escaped(title)}</h3>{image}<figcaption>{escaped(text)}</figcaption></figure>")
+    if not drawn:
+        return section("Curves", paragraph("Nothing has been logged yet."), "curves")
+    told = f"Each point is the mean since the one before it, over {len(story.records):,} records of metrics.jsonl."
+    return section("Curves", paragraph(told, "soft") + f'<div class="curves">{"".join(drawn)}</div>', "curves")
+
+
+def _last(records: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    return next((record[name] for record in reversed(records) if isinstance(record.get(name), int | float)), None)
+
+
+def _earlier(story: Story) -> str:
+    earlier = story.earlier
+    if not earlier:
+        return ""
+    shown = [earlier[i * (len(earlier) - 1) // max(1, min(SHOWN, len(earlier)) - 1)] for i in range(min(SHOWN, len(earlier)))]
+    some = f" {len(shown)} of {len(earlier)} pictures; all are in samples/." if len(shown) < len(earlier) else ""
+    pictures = []
+    for still in shown:
+        step = f"Step {int(still.stem.removeprefix('step_')):,}"
+        pictures.append(page.picture(still.read_bytes(), f"Samples at {step.lower()}", step, "pixels"))
+    told = paragraph(f"The same noise and classes at each step, drawn from the averaged weights.{some}", "soft")
+    return section("Samples on the way", told + f'<div class="small">{"".join(pictures)}</div>', "earlier")
+
+
+def _alarms(story: Story) -> str:
+    first = story.settled * story.steps
+    if not story.alarms:
+        told = f"None was raised. They are looked for from step {first:,.0f} on, when figures have settled."
+        return section("Alarms", paragraph(told), "alarms")
+    lines, what = [], []
+    for alarm in story.alarms:
+        when = ", ".join(
+            f"step {span.first:,}" if span.first == span.last else f"steps {span.first:,} to {span.last:,}" for span in alarm.spans
+        )
+        marks = "".join(
+            f'<i style="left:{_share(span.first, story):.2f}%;right:{100 - _share(span.last, story):.2f}%"></i>' for span in alarm.spans
+        )
+        early = f'<i class="early" style="left:0;width:{100 * story.settled:.0f}%"></i>'
+        label = f"{alarm.name}: raised at {when} of {story.steps:,}"
+        track = f'<div class="track" role="img" aria-label="{escaped(label)}">{early}{marks}</div>'
+        lines.append(f'<div class="line"><span>{escaped(alarm.name)}</span>{track}</div>')
+        said = f"At step {alarm.spans[0].first:,}: {alarm.message}."
+        if alarm.latest != alarm.message:
+            said += f" At step {alarm.spans[-1].last:,}: {alarm.latest}."
+        ending = "still raised at the end" if alarm.lasts else "passed"
+        what.append(
+            f"<h3>{escaped(alarm.name)}</h3>{paragraph(f'Raised at {when}; {ending}.', 'soft')}"
+            f"{paragraph(said)}<p><strong>What to do:</strong> {escaped(alarm.advice)}.</p>"
+        )
+    ends = f'<div class="ends"><span>step 0</span><span>{story.steps:,}</span></div>'
+    ends = f'<div class="line soft" aria-hidden="true"><span></span>{ends}</div>'
+    key = paragraph(f"When each was raised, over the steps of the run. Hatched: before step {first:,.0f} it is too early to tell.", "soft")
+    return section("Alarms", key + "".join(lines) + ends + "".join(what), "alarms")
+
+
+def _share(step: int, story: Story) -> float:
+    """Where on the time line `step` stands, in percent."""
+    return 100 * min(1.0, step / max(1, story.steps))
+
+
+def _data(story: Story) -> str:
+    return section("Data", "".join(map(paragraph, story.data)), "data") if story.data else ""
+
+
+def _recipe(story: Story) -> str:
+    body = paragraph(story.changed_from)
+    if story.changes:
+        body += page.table([["setting", "shipped", "here"], *story.changes], "Changed settings", kind="words")
+    body += page.folded("The whole recipe (recipe.yaml)", story.recipe)
+    if story.records:
+        body += page.folded("The last record of metrics.jsonl", json.dumps(story.records[-1], indent=1))
+    return section("Recipe", body, "recipe")

@@ -39,6 +39,12 @@ class Consistency(SelfTaught):
     shown = ("consistency", "denoising")
     main = "student.consistency"
     drawn: ClassVar = {"losses": ("consistency", "denoising"), "gap": ("gap",)}
+    readings: ClassVar = {
+        "losses": "How far the network's answers at two neighbouring noise levels are apart, weighted; lower is better within a stage, and "
+        "it may jump where the next one begins. Denoising is that of a teacher of its own, if it learns one first.",
+        "gap": "How far apart the two noise levels are that are compared, as a share of the upper one: halved at each stage on purpose; "
+        "neither way is better.",
+    }
     alarms: ClassVar = (
         Alarm(
             "unlearned",

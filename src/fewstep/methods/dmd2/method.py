@@ -58,6 +58,12 @@ class DMD2(Method):
     shown = ("dm", "fake", "gan")
     main = "generator.dm"
     drawn: ClassVar = {"losses": ("dm", "fake", "gan"), "agreement": ("gap",)}
+    readings: ClassVar = {
+        "losses": "dm is the disagreement of teacher and fake network on the generator's samples, and no measure of quality: it may rise "
+        "while samples improve. fake is the fake network's denoising error: lower is better. gan, where there is one, is a contest of two.",
+        "agreement": "How far the teacher and the fake network are apart, in units of what the teacher misses of the sample. Lower is "
+        "better; above 1.5 the fake network does not follow.",
+    }
     alarms: ClassVar = (
         Alarm(
             "disagreement",

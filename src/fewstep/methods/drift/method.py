@@ -53,6 +53,12 @@ class Drift(Method):
     main = "generator.loss"
     drawn: ClassVar = {"losses": ("loss",), "drift": ("drift",), "escaped": ("escaped",)}
     logarithmic = ("losses", "drift")
+    readings: ClassVar = {
+        "losses": "The mean squared length of the field at the samples: how far they are still moved. Lower is better at one temperature; "
+        "as temperatures fall, it changes by itself.",
+        "drift": "The length of the field at the samples, which comes to rest where they are distributed like the data. Lower is better.",
+        "escaped": "The share of samples that lie where real ones hardly are, and that the field may not bring back. 0 is best.",
+    }
     alarms: ClassVar = (
         Alarm(
             "escape",
@@ -90,7 +96,7 @@ class Drift(Method):
         if self.plan == "sinkhorn" and self.field_name == "toy":
             raise ValueError("method.plan is 'sinkhorn', which the field 'toy' does not know; use another method.field")
         self.kernel = "laplace" if self.field_name in ("toy", "drifting") else settings.kernel
-        self.kept: tuple[Tensor, Tensor | None] | None = None
+        self.kept: dict[str, Tensor] = {}  # real items that are remembered, and their labels
         self.networks = {"generator": generator.denoiser}
         scales = dict.fromkeys(tables_of(generator.denoiser), settings.table_scale)
         self.turns = (Turn("generator", ("generator",), settings.optimizer, scales=scales),)
@@ -139,12 +145,9 @@ class Drift(Method):
         """The last `memory` real samples with their labels, these among them."""
         if self.memory <= len(y):
             return y, label
-        if self.kept is not None:
-            before, before_label = self.kept
-            y = torch.cat([y, before])[: self.memory]
-            label = None if label is None or before_label is None else torch.cat([label, before_label])[: self.memory]
-        self.kept = (y, label)
-        return y, label
+        now = {"kept": y} if label is None else {"kept": y, "label": label}
+        self.kept = {name: torch.cat([x, self.kept[name]])[: self.memory] if name in self.kept else x for name, x in now.items()}
+        return self.kept["kept"], self.kept.get("label")
 
     def _regress(self, x: Tensor, y: Tensor, y_label: Tensor | None, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """(loss, RMS of the field) for features of generated x [B, F] and real y [M, F], with labels [B] and [M] or None."""
@@ -236,14 +239,11 @@ class Drift(Method):
 
     def tensors(self) -> dict[str, Tensor]:
         """The real samples that are remembered, of a run with ``method.memory``."""
-        if self.kept is None:
-            return {}
-        y, label = self.kept
-        return {"kept": y} if label is None else {"kept": y, "label": label}
+        return dict(self.kept)
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
-        self.kept = (tensors["kept"], tensors.get("label")) if tensors else None
+        self.kept = dict(tensors)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""

@@ -53,6 +53,12 @@ class FlowMap(SelfTaught):
     shown = ("flow", "denoising")
     main = "student.flow"
     drawn: ClassVar = {"losses": ("flow", "denoising"), "gap": ("gap",)}
+    readings: ClassVar = {
+        "losses": "How far the map from one noise level to a lower one is from its target, weighted; lower is better within a stage, and "
+        "it may jump where the next one begins. Denoising is that of a teacher of its own, if it learns one first.",
+        "gap": "How far apart the two noise levels are that are compared, as a share of the upper one: halved at each stage on purpose; "
+        "neither way is better.",
+    }
     alarms: ClassVar = (
         Alarm(
             "unlearned",

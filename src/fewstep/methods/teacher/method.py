@@ -34,6 +34,10 @@ class Teacher(Method):
     shown = ("denoising",)
     main = "denoiser.denoising"
     drawn: ClassVar = {"losses": ("denoising",)}
+    readings: ClassVar = {
+        "losses": "The weighted squared error of the denoised item, about 1 for a network that knows nothing. Lower is better, down to a "
+        "level above 0 that the data set: noise cannot all be told from data.",
+    }
     alarms: ClassVar = (
         Alarm(
             "untrained",

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from typing import Any
 
+from fewstep.screen import SCREEN
+
 SAYS = "fewstep: "
 
 
@@ -34,6 +36,4 @@ def interactive() -> bool:
 
 def say(sentence: str) -> None:
     """Say it on stderr, above the bar if there is one."""
-    from tqdm import tqdm
-
-    tqdm.write(SAYS + sentence, file=sys.stderr)
+    SCREEN.say(SAYS + sentence)

@@ -135,8 +135,8 @@ class Dashboard:
 
     def _work(self) -> None:
         """Start the worker, send it what waits, and see it end; the thread's own work."""
-        if hasattr(signal, "pthread_sigmask"):  # the worker inherits it: Ctrl-C is for the training process
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        if hasattr(signal, "pthread_sigmask"):  # the worker inherits it: these are for the training process
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
         reason = ""
         try:
             self.worker = start("draw", str(self.folder), "window" if self.live else "frames", stderr=subprocess.PIPE)

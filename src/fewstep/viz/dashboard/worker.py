@@ -133,7 +133,9 @@ def show(folder: Path) -> None:
 
 def main(task: str, folder: Path, live: bool) -> int:
     """The worker, or its window."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process
+    for name in ("SIGINT", "SIGHUP"):  # Ctrl-C, and a terminal that is closed, are for the training process
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(os, "nice"):
         os.nice(19)
     if task == "show":

@@ -1,0 +1,201 @@
+"""report.html of a run: what its folder holds, gathered and put into words."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from fewstep import registry
+from fewstep.errors import UserError
+from fewstep.evaluation import run_recipe, table
+from fewstep.measurement import usual_samples
+from fewstep.methods.base import Alarm, Method
+from fewstep.metrics.rows import row_roles
+from fewstep.recipe import Recipe, load_recipe, resolved, shipped_recipes
+from fewstep.training.health import COMMON, SETTLED
+from fewstep.training.run_folder import RunFolder, differences
+from fewstep.version import __version__
+from fewstep.viz.report import RaisedAlarm, Span, Story, write_report
+
+Verdict = tuple[Literal["good", "bad", "wait"], tuple[str, str]]
+
+
+def report(path: Path) -> None:
+    """Write report.html from what lies in the run folder `path`. Raises UserError."""
+    run, recipe = RunFolder(path), run_recipe(path)
+    method: type[Method] = registry.room("methods", recipe.method.name)
+    records, info = run.metrics(), _info(run)
+    pictures = sorted(run.sample_folder.glob("step_*.png"), key=lambda p: int(p.stem.removeprefix("step_")))
+    still = run.dashboard_folder / "dashboard.png"
+    is_wide = still.exists()
+    last = still if is_wide else pictures.pop() if pictures else None
+    results = json.loads(run.results_file.read_text()) if run.results_file.exists() else None
+    raised = raised_alarms(records, method)
+    state, verdict = told(records, raised, recipe.steps)
+    changes, changed_from = changed(recipe, info)
+    unread = run.damage()
+    roles = list(row_roles(results).values()) if results else []
+    story = Story(
+        title=str(path),
+        about=f"{recipe.method.name} on {recipe.data.name}, network {recipe.network.name}",
+        state=state,
+        verdict=verdict,
+        steps=recipe.steps,
+        settled=SETTLED,
+        records=records,
+        facts=_facts(recipe, records, info),
+        last=last,
+        earlier=pictures,
+        caption=_caption(last, is_wide),
+        is_wide=is_wide,
+        results=results,
+        rows=table(results) if results else [],
+        own=[number for number, role in enumerate(roles) if role == "own"],
+        drawn=method.drawn,
+        logarithmic=method.logarithmic,
+        readings=method.readings,
+        watched=_watched(recipe, records),
+        alarms=raised,
+        data=[str(sentence) for sentence in info.get("data_audit") or ()],
+        changes=changes,
+        changed_from=changed_from,
+        recipe=run.recipe_file.read_text(),
+        notes=[_unread(len(unread))] if unread else [],
+    )
+    write_report(run.report_file, story)
+
+
+def _unread(count: int) -> str:
+    lines = "1 line of metrics.jsonl cannot be read, and is" if count == 1 else f"{count} lines of metrics.jsonl cannot be read, and are"
+    return f"{lines} not shown here."
+
+
+def _info(run: RunFolder) -> dict[str, Any]:
+    """What the run says of itself: by whom it was made, and what its model's config.json has under ``info``."""
+    made_by = run.recipe().get("made_by")
+    info: dict[str, Any] = dict(made_by) if isinstance(made_by, dict) else {}
+    try:
+        own = json.loads((run.model_folder / "config.json").read_bytes())["info"]
+    except (OSError, ValueError, KeyError, TypeError):  # no model yet
+        own = {}
+    return info | own if isinstance(own, dict) else info
+
+
+def raised_alarms(records: Sequence[Mapping[str, Any]], method: type[Method]) -> list[RaisedAlarm]:
+    """The alarms that `records` name, each with its message as it was at first and at last, and what `method` advises.
+
+    metrics.jsonl has their names; a message is made of the record's own figure again. A name that nobody has any more says so.
+    """
+    rules: dict[str, Alarm] = {rule.name: rule for rule in (*COMMON, *method.alarms)}
+    spans: dict[str, list[Span]] = {}
+    said: dict[str, list[str]] = {}
+    before: list[str] = []
+    for record in records:
+        names = [str(name) for name in record.get("alarms") or ()]
+        for name in names:
+            known = spans.setdefault(name, [])
+            said.setdefault(name, []).append(_message(rules.get(name), record))
+            first = known.pop().first if name in before else record["step"]
+            known.append(Span(first, record["step"]))
+        before = names
+    found = []
+    for name, when in spans.items():
+        rule = rules.get(name)
+        advice = "Look at the curves" if rule is None else method.advice.get(name, rule.advice)
+        found.append(RaisedAlarm(name, when, said[name][0], said[name][-1], advice, name in before))
+    return found
+
+
+def _message(rule: Alarm | None, record: Mapping[str, Any]) -> str:
+    """What the alarm of `rule` said at `record`."""
+    if rule is None:
+        return "this version of fewstep knows no alarm of this name"
+    value = record.get(rule.figure)
+    return rule.message.format(value=value) if isinstance(value, int | float) else f"{rule.figure} has left its range"
+
+
+def told(records: Sequence[Mapping[str, Any]], raised: Sequence[RaisedAlarm], steps: int) -> Verdict:
+    """How a run of `steps` stands, as the line below the bar has it: "good", "bad" or "wait", and that in words."""
+    if not records:
+        return "wait", ("Too early to say.", "Nothing has been logged yet.")
+    step = records[-1]["step"]
+    where = f"after all {steps:,} steps" if step >= steps else f"at step {step:,} of {steps:,}, where it was stopped or still is"
+    lasting = [alarm.name for alarm in raised if alarm.lasts]
+    if lasting:
+        return "bad", (f"Check: {', '.join(lasting)}.", f"Raised {where}.")
+    if step < SETTLED * steps:
+        return "wait", ("Too early to say.", f"The run is {where}; its figures have not settled.")
+    if raised:
+        return "good", (
+            "Healthy at the end.",
+            f"No alarm is raised {where}; on the way {', '.join(alarm.name for alarm in raised)} was, and passed.",
+        )
+    return "good", ("Healthy.", f"No alarm has been raised, {where}.")
+
+
+def _facts(recipe: Recipe, records: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found = [
+        ("step", f"{records[-1]['step'] if records else 0:,} of {recipe.steps:,}"),
+        ("batch", f"{recipe.batch_size:,}"),
+        ("seed", str(recipe.seed)),
+    ]
+    if records and {"seconds", "images_seen", "images_per_second"} <= records[-1].keys():
+        seconds = records[-1]["seconds"]
+        minutes, hours = seconds / 60, seconds / 3600
+        time = f"{seconds:.0f} s" if seconds < 120 else f"{minutes:.0f} min" if minutes < 120 else f"{hours:.1f} h"
+        found += [
+            ("trained for", time),
+            ("items seen", f"{records[-1]['images_seen']:,}"),
+            ("items a second", f"{records[-1]['images_per_second']:,.0f}"),
+        ]
+    best = info.get("best")
+    if isinstance(best, Mapping) and {"metric", "value", "step"} <= best.keys():
+        found.append(("best", f"{best['metric']} {best['value']:.4g} at step {best['step']:,}"))
+    made = [f"fewstep {info['fewstep']}" if info.get("fewstep") else "", f"commit {info['commit']}" if info.get("commit") else ""]
+    return [*found, *([("made by", ", ".join(filter(None, made)))] if any(made) else [])]
+
+
+def _watched(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> str:
+    """How figures were measured while `recipe` was trained."""
+    trainer, points = recipe.trainer, any("eval.energy" in record for record in records)
+    num = trainer.evaluate_samples or usual_samples(points)
+    features = "" if points else f", in the features {trainer.evaluate_features or 'that belong to the data'}"
+    return f"Measured every {trainer.evaluate_every} steps of n = {num:,} samples of the averaged weights, seed 0 each time{features}."
+
+
+def _caption(last: Path | None, is_wide: bool) -> str:
+    if last is None:
+        return ""
+    if is_wide:
+        return (
+            "The last samples on the density that is aimed at, beside how they move, and below it the loss, the share of samples at each "
+            "mode and how many modes are covered. Every mode should have the share that its dashed line tells."
+        )
+    step = int(last.stem.removeprefix("step_"))
+    chosen = "chosen by a fixed seed, not by hand; classes in turn where there are any"
+    return f"The last samples, at step {step:,}, of the averaged weights: {chosen}."
+
+
+def changed(recipe: Recipe, info: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]] | None, str]:
+    """(key, shipped value, own value) of what `recipe` changes of the shipped one it came from, and a sentence on that.
+
+    None for the first where the run does not say where it came from, or that is no shipped recipe.
+    """
+    source = info.get("recipe")
+    if not isinstance(source, str):
+        return None, "Which recipe this run came from is not recorded; the whole recipe is below."
+    if source not in shipped_recipes():
+        return None, f"This run came from {source}, which is no shipped recipe; the whole recipe is below."
+    try:
+        shipped = resolved(load_recipe(source))
+    except UserError:
+        return None, f"This run came from {source}, which this version of fewstep cannot read; the whole recipe is below."
+    found = [(key, _value(old), _value(new)) for key, old, new in differences(shipped, resolved(recipe))]
+    if not found:
+        return found, f"This is {source}, unchanged, as fewstep {__version__} ships it."
+    many = f"{len(found)} setting{'s' * (len(found) > 1)}"
+    return found, f"This is {source}, as fewstep {__version__} ships it, with {many} changed."
+
+
+def _value(value: Any) -> str:
+    return "not set" if value is None else value if isinstance(value, str) else json.dumps(value)
