@@ -11,6 +11,7 @@ import torch
 
 import fewstep
 from fewstep import measurement
+from fewstep.training.health import COMMON
 
 FOLDER = Path(__file__).parent / "old_runs"
 TIMES = ("seconds", "images_per_second")
@@ -65,9 +66,11 @@ def test_it_is_resumed(old_run, recipe, done):
     assert after[:2] == before
     assert [record["step"] for record in after] == [1, 2, 3, 4]
     for record, wanted in zip(after[2:], expected["metrics"], strict=True):
-        numbers = {key: value for key, value in wanted.items() if isinstance(value, int | float)}
+        # figures of health were of single batches then, and are pooled now
+        numbers = {key: x for key, x in wanted.items() if isinstance(x, int | float) and not key.startswith("health.")}
         assert {key: record.get(key) for key in numbers} == pytest.approx(numbers, rel=1e-4, abs=1e-7)
-        assert record["alarms"] == wanted["alarms"]
+        common = {rule.name for rule in COMMON}
+        assert set(record["alarms"]) - common == set(wanted["alarms"]) - common
     assert_samples(run, 4, expected)
 
 

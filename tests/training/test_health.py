@@ -13,7 +13,9 @@ from fewstep.methods.flow_map import FlowMap
 from fewstep.methods.teacher import Teacher
 from fewstep.recipe import Recipe, Trainer
 from fewstep.sections import Section
-from fewstep.training.health import COMMON, alarms, sample_figures
+from fewstep.training.ema import EMA
+from fewstep.training.health import COMMON, Course, alarms
+from fewstep.training.looks import BLOCKS, DataLooks, Looks
 from fewstep.training.run_folder import RunFolder
 
 METHODS = [registry.room("methods", name) for name in registry.names("methods")]
@@ -28,52 +30,206 @@ def data(num=64, classes=4, seed=0):
     return means[label] + 0.2 * torch.randn(num, 1, 4, 4, generator=rng), label, means
 
 
+def figures_of(*looks):
+    """What is given after looking at each (samples, label, real, its label)."""
+    pooled = Looks()
+    for look in looks:
+        pooled.add(*look)
+    return {key.removeprefix("health."): value for key, value in pooled.take().items()}
+
+
 def test_spread_is_the_pooled_unbiased_deviation_over_the_real_one():
-    x, label, _ = data(30, 4)
-    real, real_label, _ = data(50, 5, seed=1)
+    x, label, _ = data(200, 4)
+    real, real_label, _ = data(300, 5, seed=1)
 
     def pooled(x, label):
         pixels, label = x.flatten(1).double().numpy(), label.numpy()
         squares = sum(((pixels[label == k] - pixels[label == k].mean(0)) ** 2).sum(0) for k in np.unique(label))
         return np.sqrt((squares / (len(label) - len(np.unique(label)))).mean())
 
-    spread = sample_figures(x, label * 2, real, real_label)["spread"]  # a class with no items counts for nothing
-    assert spread.item() == pytest.approx(pooled(x, label) / pooled(real, real_label), rel=1e-4)
-    without = sample_figures(x, None, real, None)["spread"]
+    spread = figures_of((x, label * 2, real, real_label))["spread"]  # a class with no items counts for nothing
+    assert spread == pytest.approx(pooled(x, label) / pooled(real, real_label), rel=1e-4)
+    without = figures_of((x, None, real, None))["spread"]
     expected = np.sqrt(x.flatten(1).numpy().var(0, ddof=1).mean() / real.flatten(1).numpy().var(0, ddof=1).mean())
-    assert without.item() == pytest.approx(expected, rel=1e-4)
-
-
-def test_spread_does_not_depend_on_how_many_there_are_of_a_class():
-    x, label, _ = data(4000, 2000)
-    real, real_label, _ = data(4000, 2, seed=1)
-    spread = sample_figures(x, label, real, real_label)["spread"].item()
-    # 2,000 and 3,998 degrees of freedom in each of 16 elements: relative standard error sqrt(1/(2*16) (1/2000 + 1/3998))
-    assert abs(spread - 1) < 4 * np.sqrt((1 / 2000 + 1 / 3998) / 32)
+    assert without == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_collapsed_set_has_no_spread_and_half_the_noise_half_of_it():
-    real, label, means = data()
-    assert sample_figures(means[label], label, real, label)["spread"] < 1e-5
+    real, label, means = data(400)
+    assert figures_of((means[label], label, real, label))["spread"] < 1e-5
     halved = means[label] + (real - means[label]) / 2
-    assert sample_figures(halved, label, real, label)["spread"].item() == pytest.approx(0.5, rel=1e-5)
-    assert sample_figures(real, label, real, label)["spread"] == 1
+    assert figures_of((halved, label, real, label))["spread"] == pytest.approx(0.5, rel=1e-5)
+    assert figures_of((real, label, real, label))["spread"] == 1
 
 
-def test_shift_and_saturation_by_hand():
-    real = torch.tensor([-1.0, 1.0]).repeat(8).reshape(4, 1, 2, 2)
-    std = (16 / 15) ** 0.5
-    x = torch.tensor([0.5, 1.2, -1.2, -0.9]).repeat(4).reshape(4, 1, 2, 2)
-    figures = sample_figures(x, None, real, None)
-    assert figures["shift"].item() == pytest.approx(0.1 / std)
-    assert figures["saturation"].item() == 0.5
-    assert sample_figures(real, None, real, None)["shift"] == 0
+@pytest.mark.parametrize(("batch", "classes"), [(1, None), (1, 3), (2, 10), (4, None), (16, 100), (16, 1), (64, 10)])
+def test_batches_of_any_size_and_classes_are_judged_right(batch, classes):
+    """Draws of the true law, and of one half as wide and moved by half of its width: the errors are those of repeated draws."""
+    rng = torch.Generator().manual_seed(1)
+    centres = 2 * torch.randn(classes or 1, 8, generator=rng)
+
+    def draw(width=1.0, move=0.0):
+        label = torch.randint(classes or 1, (batch,), generator=rng)
+        x = centres[label] + width * torch.randn(batch, 8, generator=rng) + move
+        return x, label if classes else None
+
+    for width, move in ((1.0, 0.0), (0.5, 0.5)):
+        found = {"spread": [], "shift": []}
+        total = (1 + (centres.var(0, correction=0).mean().item() if classes else 0.0)) ** 0.5
+        for _ in range(4):
+            pooled, looks = Looks(), 0
+            while looks < 500 // batch + 60:
+                pooled.add(*draw(width, move), *draw())
+                looks += 1
+                given = pooled.take() if looks % 20 == 0 else {}
+                assert all(np.isfinite(value) for value in given.values())
+                for name, kept in found.items():
+                    if f"health.{name}" in given:
+                        kept.append((given[f"health.{name}"], given[f"health.{name}_error"]))
+        for name, expected in (("spread", width), ("shift", move / total)):
+            values, errors = np.array(found[name]).T
+            assert len(values) >= 4, "never worth something"
+            assert (errors <= 0.1 * values.clip(1)).all()
+            low, high = (values.clip(0) + side * 2 * errors for side in (-1, 1))
+            assert ((low <= expected + 0.02) & (expected - 0.02 <= high)).mean() > 0.7, (name, width, values, errors)  # of about 95%
+            raised = [alarms({f"health.{name}": v, f"health.{name}_error": e}, 1.0) for v, e in zip(values, errors, strict=True)]
+            if width == 1:
+                assert not any(raised), (name, values, errors)
+            elif name == "spread":
+                assert np.mean([bool(found) for found in raised]) > 0.8, (values, errors)
+
+
+def test_one_item_gives_no_figure():
+    x = torch.randn(1, 3, generator=torch.Generator().manual_seed(0))
+    assert figures_of((x, None, x, None)) == {}
+    assert figures_of((x, torch.tensor([7]), x, torch.tensor([7]))) == {}
+    assert figures_of((x.repeat(64, 1), None, x.repeat(64, 1), None)) == {}  # nor do real items that are all alike
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_shift_that_averages_to_nothing_is_seen(seed):
+    rng = torch.Generator().manual_seed(seed)
+    real, x = (torch.randn(2000, 2, generator=rng) for _ in range(2))
+    moved = figures_of((x + torch.tensor([1.0, -1.0]), None, real, None))
+    assert abs(moved["shift"] - 1) < 4 * moved["shift_error"]
+    assert moved["shift_error"] < 4 * (2 / 2000) ** 0.5  # that of a mean of each side, four times at the most
+    assert figures_of((x, None, real, None))["shift"] < 0.1
+
+
+def test_saturation_by_hand_and_images_alone_have_it():
+    x = torch.tensor([0.5, 1.2, -1.2, -0.9]).repeat(20).reshape(20, 1, 2, 2)
+    real = torch.rand(20, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    found = figures_of((x, None, real, None))
+    assert (found["saturation"], found["saturation_error"]) == (0.5, 0.0)
+    assert "saturation" not in figures_of((x.flatten(1), None, real.flatten(1), None))
+
+
+def test_large_images_are_looked_at_in_part_and_few_classes_wait_in_little_memory():
+    rng, pooled = torch.Generator().manual_seed(0), Looks()
+    for step in range(6):
+        x, real = (torch.randn(2, 3, 64, 64, generator=rng) for _ in range(2))
+        pooled.add(x, torch.tensor([2 * step, 2 * step + 1]), real, torch.tensor([2 * step, 2 * step + 1]))
+    tensors = pooled.tensors()
+    assert tensors["sums"].shape == (2, BLOCKS, 4096)
+    assert tensors["waiting real"].shape == (12, 4096)  # no two of a class so far
+    pooled.data.add(real, torch.tensor([0, 999]))
+    assert pooled.tensors()["data classes"].numel() < 300_000
+
+
+def test_what_was_pooled_goes_on_to_the_last_bit_after_a_stop():
+    rng = torch.Generator().manual_seed(0)
+    looks = [(torch.randn(3, 4, generator=rng), torch.arange(3), torch.randn(3, 4, generator=rng), torch.arange(3)) for _ in range(60)]
+    straight, stopped = Looks(), Looks()
+    for number, look in enumerate(looks):
+        for pooled in (straight, stopped):
+            pooled.add(*look)
+            pooled.data.add(*look[2:])
+        if number in (7, 30):
+            saved = {key: value.clone() for key, value in stopped.tensors().items()}
+            stopped = Looks()
+            stopped.load_tensors(saved, torch.device("cpu"))
+    assert straight.data.figures(1.0) == stopped.data.figures(1.0)
+    taken = straight.take()
+    assert {"health.spread", "health.shift"} <= set(taken)
+    assert taken == stopped.take()
+
+
+def test_labels_that_tell_nothing_and_a_wrong_sigma_data_are_seen_and_right_ones_are_not():
+    rng = torch.Generator().manual_seed(0)
+    centres, right, wrong = torch.randn(10, 16, generator=rng), DataLooks(), DataLooks()
+    for _ in range(40):
+        label = torch.randint(10, (64,), generator=rng)
+        x = 0.3 * centres[label] + torch.randn(64, 16, generator=rng)
+        right.add(x, label)
+        wrong.add(x, label[torch.randperm(64, generator=rng)])
+    std = (1 + 0.09 * centres.square().mean().item()) ** 0.5
+    figures = right.figures(std)
+    assert figures["health.scale"] == pytest.approx(1, abs=0.02)
+    between = 0.09 * centres.var(0, correction=0).mean().item()
+    assert figures["health.classes"] == pytest.approx(between / (1 + between), abs=0.02)
+    assert alarms(figures, 1.0) == []
+    assert [alarm.name for alarm in alarms(wrong.figures(std), 1.0)] == ["labels"]
+    assert [alarm.name for alarm in alarms(right.figures(10 * std), 1.0)] == ["scale"]
+    assert "health.classes" not in DataLooks().figures(1.0)
+
+
+@pytest.mark.parametrize(("decay", "warmup", "behind"), [(0.9999, 20.0, 1 / 21), (0.0, 0.0, 0.0), (0.9, 0.0, 0.009), (0.99999, 0.0, 1.0)])
+def test_the_age_of_the_average_is_that_of_its_weights(decay, warmup, behind):
+    ema = EMA(torch.nn.Linear(1, 1, bias=False), decay, warmup)
+    with torch.no_grad():
+        ema.module.weight.fill_(0.0)
+        for step in range(1, 1001):
+            ema.update(torch.nn.Linear(1, 1, bias=False).requires_grad_(False).apply(lambda m, step=step: m.weight.fill_(step)))
+    # the weights are the steps' numbers: the average is as far behind the last as its weights are old
+    assert 1000 - ema.module.weight.item() == pytest.approx(ema.age, rel=1e-3, abs=1e-2)
+    assert ema.age / 1000 == pytest.approx(behind, abs=0.01)
+    again = EMA(torch.nn.Linear(1, 1), decay, warmup)
+    again.go_on_from(1000)
+    assert again.age == ema.age
+
+
+def test_what_has_not_moved_wants_more_and_what_was_better_wants_less():
+    def told(*values):
+        course = Course()
+        for value in values:
+            figures = {"health.spread": value, "health.spread_error": 0.02}
+            course.follow(figures)
+        (alarm,) = alarms(figures, 0.5, DMD2.alarms, DMD2.advice, course, DMD2.rate)
+        again = Course()
+        again.load_state_dict(course.state_dict())
+        assert alarms(figures, 0.5, DMD2.alarms, DMD2.advice, again, DMD2.rate) == [alarm]
+        return alarm.name, alarm.message
+
+    name, message = told(2.0, 1.95, 1.9)
+    assert name == "noise"
+    assert message.endswith("It has hardly moved since the start (2). Train longer (steps), or raise method.generator_optimizer.lr")
+    name, message = told(1.1, 1.05, 2.0)
+    assert name == "noise"
+    assert message.endswith("It was better before (1.1). Lower method.generator_optimizer.lr")
+    name, message = told(3.0, 1.5, 1.45)
+    assert "It has come from 3: train longer" in message
+    assert told(0.1, 0.15)[0] == "collapse"
+    assert "hardly moved" in told(0.1, 0.15)[1]
+    assert "better before (0.95). The fake network lags" in told(0.1, 0.95, 0.4)[1]
+
+
+def test_an_alarm_waits_until_the_figure_is_certain():
+    def raised(value, error):
+        return [alarm.name for alarm in alarms({"health.spread": value, "health.spread_error": error}, 0.5)]
+
+    assert raised(0.7, 0.06) == []
+    assert raised(0.7, 0.04) == ["collapse"]
+    assert raised(1.4, 0.06) == []
+    assert raised(1.4, 0.04) == ["noise"]
 
 
 HEALTHY = {
     "health.spread": 1.0,
     "health.shift": 0.05,
     "health.saturation": 0.0,
+    "health.scale": 1.1,
+    "health.classes": 0.3,
+    "health.lag": 0.05,
     "generator.gap": 0.5,
     "generator.escaped": 0.02,
     "denoiser.calibration": 0.9,
@@ -86,10 +242,13 @@ ILL = [
     (DMD2, "noise", "health.spread", 1.6, r"160%.*noise.*generator_optimizer\.lr"),
     (DMD2, "drift", "health.shift", 0.4, "0.40 standard deviations.*sigma_data.*guidance_scale"),
     (DMD2, "saturation", "health.saturation", 0.2, "20% of the pixels.*guidance_scale.*gamma"),
+    (DMD2, "scale", "health.scale", 5.0, r"5 times network\.sigma_data.*Set network\.sigma_data"),
+    (DMD2, "labels", "health.classes", 0.001, "labels tell nothing.*data.label_column"),
+    (DMD2, "lag", "health.lag", 0.5, r"50% of the run behind.*method\.ema_decay"),
     (DMD2, "disagreement", "generator.gap", 2.5, r"2.5 times.*guidance_optimizer\.lr.*dfake_gen_update_ratio"),
     (Drift, "escape", "generator.escaped", 0.7, "70% of the samples.*temperature_start"),
     (DDDM, "overconfident", "denoiser.calibration", 0.2, "20% as far .*xi is being ignored.*method.lam.*method.m"),
-    (Teacher, "untrained", "denoiser.denoising", 0.97, r"0.97.*sigma_data.*method\.optimizer\.lr"),
+    (Teacher, "untrained", "denoiser.denoising", 0.97, r"0.97.*method\.optimizer\.lr"),
     (Consistency, "unlearned", "student.consistency", 1.6, r"1.60.*knows nothing.*sigma_data.*method\.optimizer\.lr"),
     (FlowMap, "unlearned", "student.flow", 1.6, r"1.60.*knows nothing.*sigma_data.*method\.optimizer\.lr"),
 ]
@@ -149,12 +308,12 @@ def test_a_run_that_asks_for_no_spread_is_never_overconfident(lam, done, tmp_pat
     ("method", "name", "figures", "usual_words", "own_words"),
     [
         (DMD2, "collapse", {"health.spread": 0.5}, "train longer", "dfake_gen_update_ratio"),
-        (DMD2, "noise", {"health.spread": 1.5}, "lower the learning rate", "lower method.generator_optimizer.lr"),
+        (DMD2, "noise", {"health.spread": 1.5}, "Lower the learning rate", "Lower method.generator_optimizer.lr"),
         (DMD2, "drift", {"health.shift": 0.5}, "train longer", "method.guidance_scale"),
         (DMD2, "saturation", {"health.saturation": 0.5}, "or the guidance", "method.gamma"),
         (Drift, "collapse", {"health.spread": 0.5}, "train longer", "temperature_start"),
         (DDDM, "collapse", {"health.spread": 0.5}, "lower the learning rate", "method.lam"),
-        (DDDM, "noise", {"health.spread": 1.5}, "lower the learning rate", "lower method.optimizer.lr"),
+        (DDDM, "noise", {"health.spread": 1.5}, "Lower the learning rate", "Lower method.optimizer.lr"),
     ],
 )
 def test_a_method_gives_advice_of_its_own(method, name, figures, usual_words, own_words):
@@ -195,6 +354,7 @@ def test_every_key_that_an_alarm_recommends_exists():
     for method in METHODS:  # a method advises what it has itself
         kinds = {"method": [method.Settings], "network": networks, "data": data, "trainer": [Trainer]}
         told = [method.advice.get(rule.name, rule.advice) for rule in COMMON] + [rule.advice for rule in method.alarms]
+        told += [method.rate, *(rule.unmoved or "" for rule in method.alarms)]
         for advice in told:
             for section, keys in re.findall(r"\b(method|network|data|trainer)((?:\.\w+)+)", advice):
                 assert any(has(kind, keys.split(".")[1:]) for kind in kinds[section]), f"{method.__name__}: {section}{keys}"

@@ -105,7 +105,10 @@ class LossOutput:
 class Alarm:
     """Raise the alarm `name` when `figure`, a logged term, leaves the range from `low` to `high`.
 
-    `message` says what is seen, with ``{value}`` where the figure goes; `advice` says why, and what to change.
+    `message` says what is seen, with ``{value}`` where the figure goes; `advice` says why, and what to change. Where `sound`, the value of
+    a sound run, is given, the figure is compared with how it began: one that has hardly moved wants a longer run or a higher rate, or what
+    `unmoved` says, and `advice` is for one that was better before. A figure with an error (``FIGURE_error``) has to be out of the range by
+    two of them.
     """
 
     name: str
@@ -114,6 +117,8 @@ class Alarm:
     advice: str
     low: float = -math.inf
     high: float = math.inf
+    sound: float | None = None
+    unmoved: str | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +178,7 @@ class Method(ABC):
         readings: how those are to be read: for each heading a sentence or two that say what is drawn, and which way is better.
         alarms: what is alarming in the method's own terms.
         advice: what to do about a common alarm (`fewstep.training.health`), by its name.
+        rate: the setting that is the learning rate of what ships.
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
@@ -184,6 +190,7 @@ class Method(ABC):
     readings: ClassVar[Mapping[str, str]] = {}
     alarms: ClassVar[tuple[Alarm, ...]] = ()
     advice: ClassVar[Mapping[str, str]] = {}
+    rate: ClassVar[str] = "method.optimizer.lr"
 
     networks: dict[str, nn.Module]
     turns: tuple[Turn, ...]

@@ -1,6 +1,6 @@
 """Where a method's tensors are, and what a loss needs of the other processes: it is of the whole batch, of which each has its part."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,8 +65,12 @@ def whole_batch(x: Tensor) -> Tensor:
 
 
 def whole_items(parts: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
-    """All items of a batch and their labels, of which this process has `parts`."""
+    """All items of a batch in order, and their labels, of which this process has `parts`."""
     items, labels = zip(*parts, strict=True)
     known = [label for label in labels if label is not None]
-    one = len(items) == 1  # which stays as it lies in memory
-    return whole_batch(items[0] if one else torch.cat(items)), whole_batch(known[0] if one else torch.cat(known)) if known else None
+
+    def whole(mine: Sequence[Tensor]) -> Tensor:
+        # one part stays as it lies in memory; several have every so-manieth item each
+        return whole_batch(mine[0] if len(mine) == 1 else torch.stack(list(mine), 1).flatten(0, 1))
+
+    return whole(items), whole(known) if known else None

@@ -6,39 +6,9 @@ is the samples beside real data of the same batch.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from fewstep.methods.base import Alarm
-
-
-@torch.no_grad()
-def sample_figures(x: Tensor, label: Tensor | None, real: Tensor, real_label: Tensor | None) -> dict[str, Tensor]:
-    """How generated `x` [B, ...] stands to `real` [B', ...]: scalars, all measured on one batch and so to be averaged.
-
-    ``spread``: within-class standard deviation of an element over the real one (below 1: diversity is being lost).
-    ``shift``: difference of the overall means, in real standard deviations (DMD2 issue 33: the mean drifts).
-    ``saturation``, of images: share of elements beyond 1.1 in magnitude (CausVid issue 18).
-    """
-    spread = _within_class_variance(x, label).sqrt() / _within_class_variance(real, real_label).sqrt().clamp_min(1e-12)
-    shift = (x.mean() - real.mean()).abs() / real.std().clamp_min(1e-12)
-    figures = {"spread": spread, "shift": shift}
-    if x.ndim == 4:
-        figures["saturation"] = (x.abs() > 1.1).float().mean()
-    return figures
-
-
-def _within_class_variance(x: Tensor, label: Tensor | None) -> Tensor:
-    """Mean variance of an element about its class mean, unbiased: a scalar."""
-    x = x.flatten(1).float()
-    if label is None:
-        return x.var(0).mean()
-    member = torch.nn.functional.one_hot(label).to(x)  # [B, classes]
-    count = member.sum(0)
-    means = (member.T @ x) / count.clamp_min(1)[:, None]
-    freedom = (len(x) - (count > 0).sum()).clamp_min(1)
-    return (x - means[label]).square().sum(0).mean() / freedom
 
 
 @dataclass(frozen=True)
@@ -49,7 +19,7 @@ class Raised:
     message: str
 
 
-# what any method's samples can suffer from; a method says in its own words what to do about it, and has alarms of its own beside these
+# what any run can suffer from; a method says in its own words what to do about it, and has alarms of its own beside these
 COMMON = (
     Alarm(
         "collapse",
@@ -57,13 +27,15 @@ COMMON = (
         "samples of a class differ {value:.0%} as much as real ones: diversity is being lost",
         "Raise batch_size, lower the learning rate, or train longer",
         low=0.8,
+        sound=1.0,
     ),
     Alarm(
         "noise",
         "health.spread",
         "samples of a class differ {value:.0%} as much as real ones: they still hold noise, or training is unstable",
-        "Early on this passes; later, lower the learning rate",
+        "Lower the learning rate",
         high=1.3,
+        sound=1.0,
     ),
     Alarm(
         "drift",
@@ -71,6 +43,7 @@ COMMON = (
         "the samples' mean is {value:.2f} standard deviations from the data's",
         "Check network.sigma_data and the pixel range, or train longer",
         high=0.25,
+        sound=0.0,
     ),
     Alarm(
         "saturation",
@@ -78,24 +51,98 @@ COMMON = (
         "{value:.0%} of the pixels lie beyond the data's range",
         "Lower the learning rate, or the guidance",
         high=0.15,
+        sound=0.0,
+    ),
+    Alarm(
+        "scale",
+        "health.scale",
+        "the data's standard deviation is {value:.2g} times network.sigma_data",
+        "Set network.sigma_data to the standard deviation of the data",
+        low=0.4,
+        high=2.5,
+    ),
+    Alarm(
+        "labels",
+        "health.classes",
+        "real items of a class differ as much as items of different classes: the labels tell nothing of the data",
+        "Check that each label belongs to its item (data.label_column), or train without classes",
+        low=0.01,
+    ),
+    Alarm(
+        "lag",
+        "health.lag",
+        "the averaged weights, which are what ships, are {value:.0%} of the run behind",
+        "Lower method.ema_decay, or train longer",
+        high=0.2,
     ),
 )
 
 
 SETTLED = 0.2  # share of a run before which all figures still move
+UNMOVED = 0.5  # share of its way from a sound value that a figure has at least left to go, while it has hardly moved
+WORSE = 1.25  # times as far from a sound value as once before: it was better
+
+
+class Course:
+    """How each figure has gone: its first value, and the one nearest to that of a sound run."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, float] = {}
+        self.nearest: dict[str, float] = {}
+
+    def follow(self, figures: Mapping[str, float], own: Sequence[Alarm] = ()) -> None:
+        """Take note of `figures`, of those that `own` alarms and common ones compare, in as many digits as a record has."""
+        for rule in (*COMMON, *own):
+            if rule.sound is not None and rule.figure in figures:
+                value = float(f"{figures[rule.figure]:.9g}")
+                before = self.nearest.get(rule.figure, value)
+                self.first.setdefault(rule.figure, value)
+                self.nearest[rule.figure] = min(before, value, key=lambda x, sound=rule.sound: abs(x - sound))  # type: ignore[misc]
+
+    def state_dict(self) -> dict[str, Any]:
+        """As plain numbers."""
+        return {"first": self.first, "nearest": self.nearest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.first, self.nearest = dict(state.get("first", {})), dict(state.get("nearest", {}))
 
 
 def alarms(
-    figures: Mapping[str, float], progress: float, own: Sequence[Alarm] = (), advice: Mapping[str, str] | None = None
+    figures: Mapping[str, float],
+    progress: float,
+    own: Sequence[Alarm] = (),
+    advice: Mapping[str, str] | None = None,
+    course: Course | None = None,
+    rate: str = "the learning rate",
 ) -> list[Raised]:
     """The alarms that `figures` raise at `progress` (0 to 1) of the run; none in its first fifth, when all is unsettled.
 
-    `own` are the method's, and `advice` replaces that of a common one, by its name.
+    `own` are the method's, and `advice` replaces that of a common one, by its name. With the `course` of the figures, one that has hardly
+    moved since the start is told apart from one that was better before; `rate` is the setting that would move it.
     """
     if progress < SETTLED:
         return []
-    return [
-        Raised(rule.name, f"{rule.message.format(value=figures[rule.figure])}. {(advice or {}).get(rule.name, rule.advice)}")
-        for rule in (*COMMON, *own)
-        if rule.figure in figures and not rule.low <= figures[rule.figure] <= rule.high
-    ]
+    raised = []
+    for rule in (*COMMON, *own):
+        if rule.figure not in figures:
+            continue
+        value, margin = figures[rule.figure], 2 * figures.get(f"{rule.figure}_error", 0.0)
+        if rule.low <= value + margin and value - margin <= rule.high:
+            continue
+        told = _told(rule, (advice or {}).get(rule.name, rule.advice), value, margin, course or Course(), rate)
+        raised.append(Raised(rule.name, f"{rule.message.format(value=value)}. {told}"))
+    return raised
+
+
+def _told(rule: Alarm, advice: str, value: float, margin: float, course: Course, rate: str) -> str:
+    """What to do: `advice`, unless the figure is still where it began."""
+    first, nearest = course.first.get(rule.figure), course.nearest.get(rule.figure)
+    if rule.sound is None or first is None or nearest is None:
+        return advice
+    now, at_first, at_best = (abs(x - rule.sound) for x in (value, first, nearest))
+    if now > WORSE * at_best + margin:
+        return f"It was better before ({nearest:.2g}). {advice}"
+    if now >= UNMOVED * at_first:
+        return f"It has hardly moved since the start ({first:.2g}). {rule.unmoved or f'Train longer (steps), or raise {rate}'}"
+    return f"It has come from {first:.2g}: train longer (steps). If it stays: {advice}"

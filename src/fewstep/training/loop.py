@@ -23,13 +23,13 @@ from fewstep.data.own import ForeignData
 from fewstep.errors import Interrupted, UserError
 from fewstep.generator import Generator
 from fewstep.methods.base import Batch, Method, Turn
-from fewstep.methods.devices import move, whole_items
+from fewstep.methods.devices import move
 from fewstep.own_parts import check_output
 from fewstep.streams import Draws
 from fewstep.training.batches import TrainingData
 from fewstep.training.ema import EMA
 from fewstep.training.faults import Faults, reduced
-from fewstep.training.health import SETTLED, alarms, sample_figures
+from fewstep.training.health import SETTLED, alarms
 from fewstep.training.learned import learned, set_learning
 from fewstep.training.loading import dealt_to, make_batches
 from fewstep.training.measuring import Measuring
@@ -188,8 +188,8 @@ class Loop:
             for name in turn.trains:
                 set_learning(self.method.networks[name], True)
             networks = {name: self.learning[name] if name in turn.trains else self.standing[name] for name in self.method.networks}
-            looks = state.step % max(1, self.settings.log_every // 5) == 0
-            seen: list[tuple[Tensor, Tensor | None, Batch]] = []
+            looks = state.updates[turn.name] % max(1, self.settings.log_every // (5 * turn.every)) == 0
+            seen: list[tuple[Tensor | None, Tensor | None, Batch]] = []
             for part in state.rng.parts():
                 batch, scratch = batches[part], scratches[part]
                 with contextlib.ExitStack() as stack:
@@ -201,13 +201,9 @@ class Loop:
                     self.faults.look_at_loss(turn, output, state.step + 1)
                     self.fabric.backward(output.loss / len(batches) if len(batches) > 1 else output.loss)
                 state.window.add({f"{turn.name}.{name}": value for name, value in output.terms.items()})
-                if output.samples is not None and looks:
+                if looks:
                     seen.append((output.samples, output.label, batch))
-            if seen:
-                made = whole_items((x, label) for x, label, _ in seen)
-                real = whole_items((batch.x, batch.label) for _, _, batch in seen)
-                figures = sample_figures(*made, *real)
-                state.window.add({f"health.{name}": value for name, value in figures.items()})
+            state.looks.look(seen, at_data=turn is self.method.turns[0])
             self._update(turn)
         state.step += 1
 
@@ -321,11 +317,13 @@ class Loop:
         self.faults.tell(state.window)
         if self.fabric.world_size > 1:
             state.window.average(lambda sums: reduced(self.fabric, sums, "mean"))
-        means, state.window = state.window.means(), Window()
+        means, state.window = state.window.means() | state.health(self.settings.steps), Window()
+        state.course.follow(means, self.method.alarms)
         step, seconds = state.logged
         state.logged = (state.step, state.seconds)
         speed = (state.step - step) * self.settings.batch_size / max(1e-9, state.logged[1] - seconds)
-        raised = alarms(means, state.step / self.settings.steps, self.method.alarms, self.method.advice)
+        method, progress = self.method, state.step / self.settings.steps
+        raised = alarms(means, progress, method.alarms, method.advice, state.course, method.rate)
         for alarm in raised:
             if alarm.name not in state.raised:
                 self.progress.say(f"step {state.step}: {alarm.name}: {alarm.message}")
@@ -348,7 +346,7 @@ class Loop:
             self.tracker.log(record)
         terms = [f"{name.split('.')[1]} {means[name]:.3f}" for name in means if name.split(".")[1] in self.method.shown]
         health = f"spread {means['health.spread']:.0%}" if "health.spread" in means else ""
-        verdict = "healthy" if state.step / self.settings.steps >= SETTLED else "too early to say"
+        verdict = "healthy" if progress >= SETTLED else "too early to say"
         verdict = f"check: {', '.join(alarm.name for alarm in raised)}" if raised else verdict
         self.progress.show(", ".join(filter(None, [verdict, health, *terms, f"{speed:.0f} images/s"])))
 

@@ -17,13 +17,16 @@ from fewstep.streams import Draws, stream_seed
 from fewstep.training.batches import Batches
 from fewstep.training.checkpoint import Checkpoint
 from fewstep.training.ema import EMA
+from fewstep.training.health import Course
 from fewstep.training.learned import learned_state, load_learned
 from fewstep.training.loading import from_all
+from fewstep.training.looks import Looks
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.window import Window
 
 Better = Literal["least", "greatest", "nearest 1"]
 REMEMBERED = "remembered"  # what a checkpoint calls the tensors of a method beside its networks
+LOOKS = "looks"  # and the sums of what health is told by
 
 
 @dataclass
@@ -37,6 +40,7 @@ class State:
         optimizers, updates: of each turn, and how many it has made.
         rng: the loop's stream in this process; `seed` is the run's.
         window: what was logged since the last record.
+        looks, course: what health is told by: the samples beside the data, and how figures have gone.
         step: steps made.
         began: the moment at which the run would have begun, had it never been stopped.
         raised: names of the alarms so far.
@@ -55,6 +59,8 @@ class State:
     rng: Draws
     seed: int
     window: Window = field(default_factory=Window)
+    looks: Looks = field(default_factory=Looks)
+    course: Course = field(default_factory=Course)
     step: int = 0
     began: float = field(default_factory=time.monotonic)
     raised: set[str] = field(default_factory=set)
@@ -66,6 +72,15 @@ class State:
     def seconds(self) -> float:
         """How long it has been training."""
         return time.monotonic() - self.began
+
+    def health(self, steps: int) -> dict[str, float]:
+        """Figures of the samples, the data and the average, in a run of so many `steps`; pooled ones begin anew."""
+        ships = self.method.ships
+        turn = next((turn for turn in self.method.turns if ships in turn.trains), None)
+        known = self.looks.data.figures(getattr(self.method.networks[ships], "sigma_data", None))
+        updates = 0 if turn is None else turn.updates(steps)
+        lag = {"health.lag": self.ema.age / updates} if updates >= 100 else {}  # of fewer an average has hardly begun
+        return {**self.looks.take(), **known, **lag}
 
     def shipped(self) -> Generator:
         """The generator as it would be saved now."""
@@ -92,6 +107,7 @@ def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
             "updates": state.updates,
             "ema_updates": state.ema.updates,
             "window": state.window.state_dict(),
+            "course": state.course.state_dict(),
             "method": state.method.state_dict(),
             "alarms": sorted(state.raised),
             "best": state.best,
@@ -105,6 +121,8 @@ def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
         optimizers = {name: optimizer.state_dict() for name, optimizer in state.optimizers.items()}
         if tensors := state.method.tensors():
             networks[REMEMBERED] = tensors
+        if looks := state.looks.tensors():
+            networks[LOOKS] = looks
         checkpoint = Checkpoint(networks | {"ema": learned_state(state.ema.module)}, optimizers, gathered, record)
         run.save_checkpoint(state.step, checkpoint, keep)
         run.save_model(state.shipped())
@@ -132,8 +150,10 @@ def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], N
     for name, optimizer in state.optimizers.items():
         optimizer.load_state_dict(checkpoint.optimizers[name])
     state.step, state.began, state.updates = step, time.monotonic() - record["seconds"], dict(record["updates"])
-    state.ema.updates = record["ema_updates"]
+    state.ema.go_on_from(record["ema_updates"])
     state.window.load_state_dict(record["window"], fabric.device)
+    state.looks.load_tensors(checkpoint.networks.get(LOOKS, {}), fabric.device)
+    state.course.load_state_dict(record.get("course", {}))  # a run of version 0.1.0 has none
     state.method.load_state_dict(record["method"])
     state.method.load_tensors({name: x.to(fabric.device) for name, x in checkpoint.networks.get(REMEMBERED, {}).items()})
     if (changed := state.batches.load_state_dict(record.get("batches", []))) is not None:
@@ -156,6 +176,8 @@ def _catch_up(state: State, run: RunFolder, fabric: Fabric) -> None:
     last = fabric.broadcast(last)
     if last is not None:
         state.is_logged, state.window = True, Window()
+        state.looks.take()  # as it was for the record
+        state.course.follow(last, state.method.alarms)
         state.logged, state.raised = (state.step, last["seconds"]), state.raised | set(last["alarms"])
 
 

@@ -64,7 +64,7 @@ class DDDM(Method):
     )
     advice: ClassVar = {
         "collapse": "The posterior is drawn too narrow: check that method.lam is 1, raise method.m, or train longer",
-        "noise": "Early on this passes; later, lower method.optimizer.lr",
+        "noise": "Lower method.optimizer.lr",
     }
 
     def __init__(self, settings: DDDMSettings, generator: Generator, steps: int = 0) -> None:

@@ -55,6 +55,7 @@ class DMD2(Method):
 
     Settings = DMD2Settings
     ships = "generator"
+    rate = "method.generator_optimizer.lr"
     shown = ("dm", "fake", "gan")
     main = "generator.dm"
     drawn: ClassVar = {"losses": ("dm", "fake", "gan"), "agreement": ("gap",)}
@@ -77,7 +78,7 @@ class DMD2(Method):
     advice: ClassVar = {
         "collapse": "The fake network lags behind the generator, or the batch is very small: raise method.dfake_gen_update_ratio or "
         "method.guidance_optimizer.lr, or batch_size",
-        "noise": "Early on this passes; later, lower method.generator_optimizer.lr",
+        "noise": "Lower method.generator_optimizer.lr",
         "drift": "The teacher does not fit the data (sigma_data, pixel range), or guidance is too strong: check the teacher's own samples, "
         "lower method.guidance_scale",
         "saturation": "Guidance or gamma is too strong, or the learning rate too high: lower method.guidance_scale, method.gamma or "

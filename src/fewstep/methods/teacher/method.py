@@ -43,8 +43,11 @@ class Teacher(Method):
             "untrained",
             "denoiser.denoising",
             "the denoising loss is {value:.2f} (about 1 for a network that knows nothing)",
-            "Check network.sigma_data against the data's standard deviation, and method.optimizer.lr",
+            "Training is unstable: lower method.optimizer.lr",
             high=0.9,
+            sound=0.0,
+            unmoved="Raise method.optimizer.lr, or train longer; check network.sigma_data against the data's standard deviation, and that "
+            "method.sigma_mean and method.sigma_std are where there is something to learn",
         ),
     )
 

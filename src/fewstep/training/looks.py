@@ -1,0 +1,256 @@
+"""Samples beside real data, pooled over the looks at them until the figures are worth something.
+
+One batch may hold few items, or few of a class: a figure of it alone is mostly chance. So sums are kept from look to look, each
+figure with its standard error, and a figure is given only when that error is at most `WORTH`; until then it is not there.
+
+    spread^2 = V(x) / V(real)               V: mean variance of an element about the mean of its class, from items of equal class
+    shift^2  = |mean(x) - mean(real)|^2 / (D var(real))    over the D elements, without the bias of chance
+    saturation = share of elements beyond 1.1 in magnitude
+
+    scale = sqrt(mean square of real elements about their mean) / sigma_data
+    classes = 1 - V(real) / var(real)                      how much of what differs in the data the classes tell
+
+What chance adds to ``|mean(x) - mean(real)|^2`` is left out by products of *different* blocks of items, into which these are dealt.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fewstep.methods.base import Batch
+from fewstep.methods.devices import whole_items
+
+ELEMENTS = 4096  # of an item that are looked at; of more a fixed random choice
+FEW_ELEMENTS = 256  # of which sums are kept for every class
+LEAST = 16  # degrees of freedom within classes from which a variance is taken, on either side
+KEPT = 1024  # items that wait for others of their class; with 32,000 classes so many are needed
+BLOCKS = 8  # that items are dealt into
+ROUNDING = 1e-12  # of a square, below which it is 0: of float32, with room
+WORTH = 0.1  # largest standard error of a figure that is given
+ENOUGH = 20_000  # real items after which the data are known
+RANGE = 1.1  # magnitude beyond which an element of an image is saturated
+SIDES = ("made", "real")
+
+
+class Looks:
+    """Sums over the looks since each figure was last given, of the data over the whole run; a few items wait for others of their class.
+
+    Every process sees the whole batch, and so has the same sums.
+    """
+
+    def __init__(self) -> None:
+        self.data = DataLooks()
+        self.within: Tensor | None = None  # float64 [sides, 3]: squares about class means, degrees of freedom, variance of the squares
+        self.waiting: tuple[list[Tensor], list[Tensor]] = ([], [])  # items [n, D] that have not been counted in `within`
+        self.classes: tuple[list[Tensor], list[Tensor]] = ([], [])  # and their classes [n], of `waiting`
+        self.sums: Tensor | None = None  # float64 [sides, blocks, D]
+        self.counts: Tensor | None = None  # float64 [sides, blocks]
+        self.squares: Tensor | None = None  # float64 []: of all elements of real items
+        self.saturated: Tensor | None = None  # float64 [3]: items, sum and sum of squares of the share of each that is saturated
+        self.seen = 0  # items generated so far: where the next is dealt
+
+    def look(self, seen: Sequence[tuple[Tensor | None, Tensor | None, Batch]], at_data: bool) -> None:
+        """Look at the parts (samples, label, batch) of a turn's batch that this process has; with `at_data` at the data themselves, too."""
+        made = [(x, label) for x, label, _ in seen if x is not None]
+        if not made and not (seen and at_data and self.data.num < ENOUGH):
+            return
+        real = whole_items((batch.x, batch.label) for _, _, batch in seen)
+        if made:
+            self.add(*whole_items(made), *real)
+        if at_data and self.data.num < ENOUGH:
+            self.data.add(*real)
+
+    @torch.no_grad()
+    def add(self, x: Tensor, label: Tensor | None, real: Tensor, real_label: Tensor | None) -> None:
+        """Look at generated `x` [B, ...] beside `real` [B', ...], with classes int64 [B] and [B'] or None."""
+        if x.ndim == 4:
+            share = (x.abs() > RANGE).flatten(1).to(wide_type(x)).mean(1)
+            found = torch.stack([share.new_tensor(len(share)), share.sum(), share.square().sum()])
+            self.saturated = found if self.saturated is None else self.saturated + found
+        sides = (chosen_elements(x), chosen_elements(real))
+        self._add_within(sides, (label, real_label))
+        folded = [_dealt(side, self.seen % BLOCKS) for side in sides]
+        sums, counts = torch.stack([total for total, _ in folded]), torch.stack([count for _, count in folded])
+        squares = sides[1].to(wide_type(x)).square().sum()
+        if self.sums is None or self.counts is None or self.squares is None:
+            self.sums, self.counts, self.squares = sums, counts, squares
+        else:
+            self.sums, self.counts, self.squares = self.sums + sums, self.counts + counts, self.squares + squares
+        self.seen += len(x)
+
+    def _add_within(self, sides: tuple[Tensor, Tensor], labels: tuple[Tensor | None, Tensor | None]) -> None:
+        for side, label, waiting, classes in zip(sides, labels, self.waiting, self.classes, strict=True):
+            waiting.append(side)
+            classes.append(torch.zeros(len(side), dtype=torch.int64) if label is None else label.cpu())
+        if all(len(label := torch.cat(classes)) - len(label.unique()) >= LEAST for classes in self.classes):
+            pairs = zip(self.waiting, self.classes, strict=True)
+            found = torch.stack([_variance_sums(torch.cat(items), torch.cat(classes)) for items, classes in pairs])
+            self.within = found if self.within is None else self.within + found
+            self.waiting, self.classes = ([], []), ([], [])
+            return
+        for waiting, classes in zip(self.waiting, self.classes, strict=True):
+            waiting[:], classes[:] = [torch.cat(waiting)[-KEPT:]], [torch.cat(classes)[-KEPT:]]
+
+    def take(self) -> dict[str, float]:
+        """The figures that are worth something, each with its standard error ``NAME_error``; the sums of these begin anew."""
+        figures: dict[str, float] = {}
+        for name, found in (("spread", self._spread()), ("shift", self._shift()), ("saturation", self._saturation())):
+            if found is None or not found[1] <= WORTH * max(1.0, found[0]):
+                continue
+            figures |= {f"health.{name}": found[0], f"health.{name}_error": found[1]}
+            if name == "spread":
+                self.within = None
+            elif name == "shift":
+                self.sums = self.counts = self.squares = None
+            else:
+                self.saturated = None
+        return figures
+
+    def _spread(self) -> tuple[float, float] | None:
+        if self.within is None:
+            return None
+        squares, freedom, variance = self.within.cpu().T
+        v = squares / freedom
+        if not v[1] > 0:  # real items that are all alike
+            return None
+        spread = (v[0] / v[1]).sqrt().item()
+        relative = (variance / freedom.square() / v.square().clamp_min(1e-300)).sum()
+        return spread, spread * relative.sqrt().item() / 2
+
+    def _shift(self) -> tuple[float, float] | None:
+        if self.sums is None or self.counts is None or self.squares is None:
+            return None
+        sums, counts = self.sums, self.counts.cpu()
+        num = counts[1].sum().item()
+        if counts.min() < 2:
+            return None
+        mean = sums[1].sum(0) / num
+        variance = (self.squares - num * mean.square().sum()).item() / (num - 1)  # summed over the elements
+        if not variance > 0:
+            return None
+        apart = sums[0] / self.counts[0, :, None] - sums[1] / self.counts[1, :, None]
+        weight = counts.min(0).values
+        products = (apart @ apart.T).cpu() * weight[:, None] * weight / variance
+        pairs = weight[:, None] * weight
+        # of different blocks alone, then with each block left out for the jackknife
+        products, pairs = (x.fill_diagonal_(0.0) for x in (products, pairs))
+        whole = products.sum() / pairs.sum()
+        without = (products.sum() - 2 * products.sum(1)) / (pairs.sum() - 2 * pairs.sum(1))
+        error = ((BLOCKS - 1) * without.var(correction=0)).sqrt()
+        # at least what chance brings where there is no shift: of 8 blocks, the jackknife's own error is large
+        error = torch.maximum(error, (2 * (products - whole * pairs).square().sum()).sqrt() / pairs.sum())
+        low, value, high = ((whole + side * error).clamp_min(0).sqrt().item() for side in (-2, 0, 2))
+        return value, max(high - value, value - low) / 2
+
+    def _saturation(self) -> tuple[float, float] | None:
+        if self.saturated is None or self.saturated[0] < LEAST:
+            return None
+        num, total, squares = self.saturated.tolist()
+        return total / num, (max(0.0, squares / num - (total / num) ** 2) / (num - 1)) ** 0.5
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a resumed run needs to give the same figures."""
+        found = {name: getattr(self, name) for name in ("within", "sums", "counts", "squares", "saturated")}
+        for side, waiting, classes in zip(SIDES, self.waiting, self.classes, strict=True):
+            if waiting:
+                found |= {f"waiting {side}": torch.cat(waiting), f"classes {side}": torch.cat(classes)}
+        found |= {"seen": torch.tensor(self.seen), "data": self.data.sums, "data classes": self.data.classes}
+        return {name: x for name, x in found.items() if x is not None}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Take back what `tensors` gave; nothing, where a run was saved before there were looks."""
+        for name in ("within", "sums", "counts", "squares", "saturated"):
+            setattr(self, name, tensors[name].to(device) if name in tensors else None)
+        for side, waiting, classes in zip(SIDES, self.waiting, self.classes, strict=True):
+            waiting[:] = [tensors[f"waiting {side}"].to(device)] if f"waiting {side}" in tensors else []
+            classes[:] = [tensors[f"classes {side}"]] if f"classes {side}" in tensors else []
+        self.seen = int(tensors["seen"]) if "seen" in tensors else 0
+        self.data.sums, self.data.classes = (tensors[name].to(device) if name in tensors else None for name in ("data", "data classes"))
+        self.data.num = 0 if self.data.classes is None else int(self.data.classes[:, 0].sum())
+
+
+class DataLooks:
+    """Sums over the real items of a run so far, of each class by itself."""
+
+    def __init__(self) -> None:
+        self.num = 0
+        self.sums: Tensor | None = None  # float64 [2]: sum and squares of the elements
+        self.classes: Tensor | None = None  # float64 [classes, 1 + D]: items of each class, and their sum
+
+    @torch.no_grad()
+    def add(self, real: Tensor, label: Tensor | None) -> None:
+        """Look at items `real` [B, ...] with classes int64 [B] or None."""
+        x = chosen_elements(real, FEW_ELEMENTS).to(wide_type(real))
+        sums = torch.stack([x.sum(), x.square().sum()])
+        items = torch.nn.functional.pad(x, (1, 0), value=1.0)
+        if label is None:
+            classes = items.sum(0, keepdim=True)
+        else:
+            num = max(int(label.max()) + 1, 0 if self.classes is None else len(self.classes))
+            classes = torch.nn.functional.one_hot(label, num).to(x).T @ items
+        if self.sums is not None and self.classes is not None:
+            sums, classes = self.sums + sums, classes + torch.nn.functional.pad(self.classes, (0, 0, 0, len(classes) - len(self.classes)))
+        self.sums, self.classes, self.num = sums, classes, self.num + len(x)
+
+    def figures(self, sigma_data: float | None) -> dict[str, float]:
+        """``health.scale``, where there is a `sigma_data`, and ``health.classes``, where there are some, with its largest error."""
+        if self.sums is None or self.classes is None or self.num < LEAST:
+            return {}
+        count, sums = self.classes[:, 0], self.classes[:, 1:]
+        figures, num, elements, (total, squares) = {}, self.num, sums.shape[1], self.sums.tolist()
+        if sigma_data:
+            mean = total / num / elements
+            figures["health.scale"] = max(0.0, squares / num / elements - mean**2) ** 0.5 / sigma_data
+        there = int((count > 0).sum())
+        variance = (squares - sums.sum(0).square().sum().item() / num) / (num - 1)
+        error = (2 * (there - 1)) ** 0.5 / num  # of classes that tell nothing, if all elements are one
+        if there > 1 and num > there and variance > 0 and error <= WORTH:
+            within = (squares - (sums.square().sum(1) / count.clamp_min(1)).sum().item()) / (num - there)
+            figures |= {"health.classes": 1 - within / variance, "health.classes_error": error}
+        return figures
+
+
+def wide_type(x: Tensor) -> torch.dtype:
+    """Of sums of elements like `x`: float64, where the device has it."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def chosen_elements(x: Tensor, most: int = ELEMENTS) -> Tensor:
+    """The elements of `x` [B, ...] that are looked at, at `most` so many: float32 [B, D], the same for all items of a shape."""
+    flat = x.detach().flatten(1)
+    if flat.shape[1] > most:
+        order = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0))[:most]
+        flat = flat[:, order.to(x.device)]
+    return flat.float()
+
+
+def _variance_sums(x: Tensor, label: Tensor) -> Tensor:
+    """Float64 [3]: mean square of an element of x [N, D] about its class mean, summed over items; freedom; variance of the first.
+
+    An item's share of it, ``u``, is (n - 1) / n V in expectation in a class of n; its deviation from that counts n / (n - 1) times,
+    for which the variance is right for Gaussian items in classes of any size.
+    """
+    kinds, index, count = label.unique(return_inverse=True, return_counts=True)
+    freedom = len(label) - len(kinds)
+    if len(kinds) == 1:
+        means: Tensor = x.mean(0)
+    else:
+        member = torch.nn.functional.one_hot(index.to(x.device), len(kinds)).to(x)  # a product, for sums by index vary on a GPU
+        means = ((member.T @ x) / count.to(x)[:, None])[index.to(x.device)]
+    u, size = (y.square().mean(1).to(wide_type(x)) for y in (x - means, x))
+    u = u * (u > ROUNDING * size)
+    n = count[index].to(u)
+    total = u.sum()
+    off = (u - total / freedom * (n - 1) / n).square() * n / (n - 1).clamp_min(1)
+    return torch.stack([total, torch.full_like(total, freedom), off[n > 1].sum()])
+
+
+def _dealt(x: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """Sums [blocks, D] and counts [blocks] of items x [N, D], float64, dealt in turn from block `start` on."""
+    rounds = -(-(start + len(x)) // BLOCKS)
+    items = x.new_zeros(rounds * BLOCKS, x.shape[1], dtype=wide_type(x))
+    items[start : start + len(x)] = x
+    places = torch.arange(rounds * BLOCKS, device=x.device)
+    there = ((places >= start) & (places < start + len(x))).to(items)
+    return items.view(rounds, BLOCKS, -1).sum(0), there.view(rounds, BLOCKS).sum(0)
