@@ -1,6 +1,7 @@
 """report.html of a run: what its folder holds, gathered and put into words."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +9,7 @@ from typing import Any, Literal
 from fewstep import registry
 from fewstep.errors import UserError
 from fewstep.evaluation import run_recipe, table
-from fewstep.measurement import usual_samples
+from fewstep.measurement import read_results, usual_samples
 from fewstep.methods.base import Alarm, Method
 from fewstep.metrics.rows import row_roles
 from fewstep.recipe import Recipe, load_recipe, resolved, shipped_recipes
@@ -29,7 +30,7 @@ def report(path: Path) -> None:
     still = run.dashboard_folder / "dashboard.png"
     is_wide = still.exists()
     last = still if is_wide else pictures.pop() if pictures else None
-    results = json.loads(run.results_file.read_text()) if run.results_file.exists() else None
+    results, unusable = _results(run)
     raised = raised_alarms(records, method)
     state, verdict = told(records, raised, recipe.steps)
     changes, changed_from = changed(recipe, info)
@@ -60,9 +61,22 @@ def report(path: Path) -> None:
         changes=changes,
         changed_from=changed_from,
         recipe=run.recipe_file.read_text(),
-        notes=[_unread(len(unread))] if unread else [],
+        notes=[*([_unread(len(unread))] if unread else []), *unusable],
     )
     write_report(run.report_file, story)
+
+
+def _results(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]:
+    """What results.json holds, if it is there; and a sentence where it cannot be shown."""
+    if not os.path.lexists(run.results_file):
+        return None, []
+    try:
+        results = read_results(run.path)
+        table(results)
+        row_roles(results)
+    except (UserError, LookupError, TypeError, ValueError, AttributeError):
+        return None, [f"results.json cannot be read, and is not shown here; run fewstep evaluate {run.path} again."]
+    return results, []
 
 
 def _unread(count: int) -> str:
