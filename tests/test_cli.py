@@ -13,6 +13,7 @@ from PIL import Image
 
 import fewstep
 from fewstep.recipe import load_recipe, shipped_recipes
+from fewstep.training.looks import WORTH
 
 COMMANDS = ("train", "sample", "evaluate", "compare", "demo", "recipes")
 
@@ -281,11 +282,13 @@ def test_metrics_hold_what_the_design_promises(student_run):
     assert [(record["step"], record["images_seen"]) for record in records] == [(2, 32), (4, 64), (6, 96)]
     for record in records:
         expected = "seconds images_per_second generator.dm generator.gap generator.gan generator.gan_weight generator.grad_norm"
-        expected += (
-            " generator.lr guidance.fake guidance.gan guidance.grad_norm guidance.lr health.spread health.shift health.saturation alarms"
-        )
+        expected += " generator.lr guidance.fake guidance.gan guidance.grad_norm guidance.lr alarms"
         assert set(expected.split()) <= set(record)
+        healths = {key for key in record if key.startswith("health.") and not key.endswith("_error")}
+        for key in healths & {"health.spread", "health.shift", "health.saturation"}:  # each once it is worth something
+            assert record[f"{key}_error"] <= WORTH * max(1, record[key])
         assert all(np.isfinite(value) for value in record.values() if isinstance(value, float))
+    assert {"health.spread", "health.shift", "health.saturation"} <= set().union(*records)
     assert records[0]["seconds"] < records[1]["seconds"] < records[2]["seconds"]
 
 
