@@ -117,9 +117,11 @@ def train(
     import yaml
 
     from fewstep import run
+    from fewstep.finding import settled
 
     if dry_run:
-        lines = run.describe(settings, timed=True)
+        settings, found = settled(settings)
+        lines = [*map(str, found), *run.describe(settings, timed=True)]
         typer.echo(yaml.safe_dump(resolved(settings), sort_keys=False).rstrip())
         typer.echo("\n".join(f"# {line}" for line in lines))
         return

@@ -4,7 +4,7 @@ A mistake while completing is no answer, and never a traceback in the user's pro
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -48,6 +48,7 @@ def shipped(incomplete: str) -> list[Offer]:
 @_quiet
 def keys(ctx: typer.Context, incomplete: str) -> list[Offer]:
     """``key=`` for every setting of the recipe that was named, with the recipe's value; runs and models after ``method.teacher=``."""
+    from fewstep.recipe.older import leaves
     from fewstep.recipe.reading import load_recipe
     from fewstep.recipe.recipe import resolved
 
@@ -56,7 +57,7 @@ def keys(ctx: typer.Context, incomplete: str) -> list[Offer]:
         return [(f"{key}={path}", about) for path, about in runs(value)] if key in ("method.teacher", "trainer.init") else []
     given = {override.partition("=")[0] for override in ctx.params.get("overrides") or ()}
     settings = resolved(load_recipe(ctx.params["recipe"]))
-    return [(f"{name}=", _short(f"now {now}")) for name, now in _leaves(settings) if name.startswith(key) and name not in given]
+    return [(f"{name}=", _short(f"now {now}")) for name, now in leaves(settings).items() if name.startswith(key) and name not in given]
 
 
 @_quiet
@@ -98,14 +99,6 @@ def _kind(folder: str) -> str:
         if os.path.isfile(os.path.join(folder, file)):
             return kind
     return ""
-
-
-def _leaves(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
 
 
 def _short(text: str) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import subprocess
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from fewstep.data.beforehand import beforehand
 from fewstep.data.own import ForeignData
 from fewstep.errors import UserError, first_line
 from fewstep.files import at_home, held_folder, replace_file
+from fewstep.finding import settled
 from fewstep.generator import Generator, load
 from fewstep.hub import NotHad
 from fewstep.limits import cores
@@ -161,6 +163,7 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
     from fewstep.costs import measure
     from fewstep.training.learned import learned
 
+    recipe, settings = settled(recipe)
     trainer = recipe.trainer
     devices = trainer.known_devices
     with named_faults(recipe, lambda error: "nothing was trained"):
@@ -170,7 +173,7 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
     classes = f"{data.num_classes or 'no'} classes"
     items = "points" if len(data.shape) == 1 else "images"
     training = f"a stream of {items}" if data.train_size is None else f"{data.train_size} training {items}"
-    lines = [f"data: {training}, {data.heldout_size} held out, shape {list(data.shape)}, {classes}", *unread]
+    lines = [*map(str, settings), f"data: {training}, {data.heldout_size} held out, shape {list(data.shape)}, {classes}", *unread]
     for name, network in method.networks.items():
         turn = next((turn for turn in method.turns if name in turn.trains), None)
         does = f"learns every {turn.every} steps" if turn and turn.every > 1 else "learns every step" if turn else "frozen"
@@ -286,11 +289,14 @@ def _train_recipe(
     from fewstep.training.tracking import check_tracker, make_tracker
 
     fabric = make_fabric(recipe.trainer)
+    recipe, found = settled(recipe, run if resume else None)
     if fabric.is_global_zero:
         is_held = run.path.is_dir()
         if is_held:
             held.enter_context(held_folder(run.path))
         run.check(resolved(recipe), resume, longer=True)
+        for one in found:
+            sys.stderr.write(f"{one}\n")
     fabric.launch()
     data = _data_in_turn(recipe, fabric)
     if recipe.trainer.workers and not isinstance(data, ForeignData):
