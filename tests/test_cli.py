@@ -133,7 +133,7 @@ def test_recipes_show_of_another_name(mistake, tmp_path):
 
 def test_recipes_schema_knows_the_keys_and_their_limits(done):
     schema = json.loads(done("recipes", "schema").out)
-    assert set(schema["properties"]) == {"method", "data", "network", "trainer", "seed", "steps", "batch_size"}
+    assert set(schema["properties"]) == {"method", "data", "network", "trainer", "seed", "steps", "batch_size", "finds"}
     assert schema["additionalProperties"] is False
     method = schema["$defs"]["TeacherSettings"]["properties"]
     assert method["sigma_sampling"]["enum"] == ["lognormal", "karras"]

@@ -87,13 +87,14 @@ def _from_images(recipe: Recipe, tree: dict[str, Any]) -> list[Found]:
     """What a teacher's recipe leaves to be found."""
     seen = _probe(recipe)
     found = _Findings(recipe.finds, tree)
-    size = found.find("data.size", lambda: _size(seen))
+    # sets that are built in have a size and channels of their own, and no setting for them
+    size = found.find("data.size", lambda: _size(seen)) or int(seen.sides.min())
     channels = found.find(
         "data.channels", lambda: (1, "all images that were looked at are grey") if seen.grey else (3, "the images have colours")
-    )
+    ) or (1 if seen.grey else 3)
 
     def spread() -> tuple[float, str]:
-        value = _user(lambda: seen.spread(size, channels, at(tree, "data.resize")))
+        value = _user(lambda: seen.spread(size, channels, at(tree, "data.resize") or "none"))
         return float(f"{value:.2g}"), f"the standard deviation of {seen.looked_at:,} images"
 
     found.find("network.sigma_data", spread)
@@ -101,7 +102,7 @@ def _from_images(recipe: Recipe, tree: dict[str, Any]) -> list[Found]:
     found.find("network.groups", lambda: (_divisor(widths, 32 if min(widths) > 32 else 8), "a divisor of every width"))
     found.find("network.head_dim", lambda: (_divisor(widths[-1:], 32 if min(widths) <= 32 else 64), "a divisor of the last width"))
     batch = found.find("batch_size", lambda: _batch(size, seen.num))
-    found.find("method.optimizer.lr", lambda: (_rate(widths, size), f"for a network of width {widths[0]}"))
+    found.find("method.optimizer.lr", lambda: _rate(widths, size))
     _of_length(found, recipe.steps, "method.optimizer")
     found.find(
         "method.optimizer.weight_decay",
@@ -121,7 +122,7 @@ def _from_teacher(recipe: Recipe, tree: dict[str, Any]) -> list[Found]:
     if path is None:
         raise UserError(
             "method.teacher is missing. Train one with\n"
-            '  fewstep train teacher/images --out runs/teacher "data={name: images, path: DIR}"\n'
+            "  fewstep train teacher/images data.path=DIR --out runs/teacher\n"
             "or take one that exists with\n  fewstep import FILE --out runs/teacher\nthen add method.teacher=runs/teacher"
         )
     teacher = _named(path)
@@ -223,10 +224,11 @@ def _batch(size: int, num: int | None) -> tuple[int, str]:
     return batch, f"for {size}x{size} images"
 
 
-def _rate(widths: list[int], size: int) -> float:
-    if size <= 8:
-        return 2e-3
-    return next((rate for width, rate in RATES.items() if widths[0] <= width), 2e-4)
+def _rate(widths: Any, size: int) -> tuple[float, str]:
+    if not isinstance(widths, list):
+        return 2e-4, "for a network that is no plain U-Net"
+    rate = 2e-3 if size <= 8 else next((rate for width, rate in RATES.items() if widths[0] <= width), 2e-4)
+    return rate, f"for a network of width {widths[0]}"
 
 
 def _passes(steps: int, batch: int, num: int) -> str:
