@@ -1,7 +1,6 @@
 """Weights held against the network that is to take them: before memory is taken for it, and before they are used."""
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from torch.nn.modules.module import register_module_module_registration_hook, re
 
 from fewstep.errors import UserError, first_line
 from fewstep.model_config import brought_forward
+from fewstep.text import read_json
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 Module = TypeVar("Module", bound=nn.Module)
@@ -30,7 +30,7 @@ def load_folder(folder: Path, name: str, make: Callable[..., Module]) -> Module:
             "checkpoint, or a model folder"
         )
     try:
-        arguments = brought_forward(json.loads((folder / "config.json").read_bytes()))
+        arguments = brought_forward(read_json(folder / "config.json"))
         with torch.random.fork_rng(devices=[]):
             check_header(header_of(folder / "model.safetensors"), lambda: make(**arguments))
             module = make(**arguments)

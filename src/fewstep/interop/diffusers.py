@@ -5,7 +5,6 @@ Weights are read from safetensors only: a pickle (``.bin``) may run code when it
 
 import contextlib
 import inspect
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,9 @@ from fewstep.denoisers import ForeignDenoiser
 from fewstep.errors import UserError, first_line
 from fewstep.files import check_free, whole_folder
 from fewstep.generator import Generator
+from fewstep.limits import TooLarge
 from fewstep.networks.base import num_parameters
+from fewstep.text import read_json
 from fewstep.weights import check_finite
 
 # what diffusers' DDPMScheduler takes where its file is silent, and what Ho et al. (arXiv 2006.11239) trained with
@@ -238,7 +239,9 @@ def _licence(*folders: Path) -> str | None:
 def _json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError."""
     try:
-        tree = json.loads(file.read_bytes())
+        tree = read_json(file)
+    except TooLarge:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({first_line(error)}); take another copy") from error
     if not isinstance(tree, dict):
