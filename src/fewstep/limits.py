@@ -14,7 +14,7 @@ IMAGE_PIXELS = 2**27  # of one image to be learned from: a camera has up to 108 
 IMAGE_BYTES = 2**30  # of its file
 PIXEL_BYTES = 20  # that one pixel may take while an image is turned into the pixels that are learned
 ROWS = 50_000_000  # of a table whose images are held in memory
-WORD = 1_000  # characters of a label
+WORD = 100_000  # characters of a label, or numbers of a one-hot one
 COLUMN_BYTES = 2**30  # of a column in one row group of a table, where they are more than EXPANSION times what lies in the file
 BATCH_BYTES = 2**28  # of the values that are read from a table at once
 EXPANSION = 100  # times its own size, which a file of images, weights or numbers never comes to
@@ -55,6 +55,11 @@ def _process() -> int:
 
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return 2**60 if limit in (resource.RLIM_INFINITY, -1) else limit
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former not on macOS
 
 
 def image_pixels() -> int:

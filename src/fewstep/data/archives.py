@@ -22,6 +22,8 @@ UNKNOWN = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"7z\xbc\xaf
 TAR_MAGIC, TAR_MAGIC_AT = b"ustar", 257
 REMEDY = "take another copy, or unpack it yourself"
 AT_ONCE = 2**20
+SHARD = 2**26
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 
 
 def check_archives(files: Iterable[Path], source: str) -> None:
@@ -44,8 +46,33 @@ def check_archives(files: Iterable[Path], source: str) -> None:
             continue
 
 
+def check_shards(files: Iterable[Path], source: str) -> None:
+    """Raise DataError as `check_archives` does, and for a shard whose files `datasets` would unpack one by one as they are read.
+
+    Of tar files of more than `SHARD` bytes, whose headers would take long to be read, only the beginning is looked at.
+    """
+    small = []
+    for file in files:
+        size = file.stat().st_size
+        with file.open("rb") as content:
+            is_tar = content.read(512)[TAR_MAGIC_AT:].startswith(TAR_MAGIC)
+        if is_tar and size > SHARD:
+            continue
+        small.append(file)
+        if not is_tar:
+            continue
+        try:
+            with tarfile.open(file, "r:") as members:
+                packed = next((member.name for member in members if member.name.lower().endswith(PACKED)), None)
+        except (OSError, EOFError, ValueError, tarfile.TarError):
+            continue
+        if packed is not None:
+            raise DataError(f"{source}, where {file.name} holds {packed}, which does not say how much it becomes; unpack it before")
+    check_archives(small, source)
+
+
 def expanded(file: Path, head: bytes) -> int:
-    """Bytes that `file`, which begins with `head`, would unpack to; 0 for what is no archive, and no more than the limit and one for streams."""
+    """Bytes that `file`, which begins with `head`, would unpack to; 0 for what is no archive, and for a stream no more than just above the limit."""
     if head.startswith(ZIP):
         with zipfile.ZipFile(file) as archive:
             return sum(member.file_size for member in archive.infolist())

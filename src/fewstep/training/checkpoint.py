@@ -7,9 +7,9 @@ A checkpoint is a folder ``step_N`` with one safetensors file a network, the opt
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-import zipfile
 from pathlib import Path
 from typing import Any
 
