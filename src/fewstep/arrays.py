@@ -80,6 +80,8 @@ def load_npz(path: Path, wanted: Collection[str]) -> dict[str, NDArray[Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             return _members(archive, path, wanted)
+    except MemoryError:
+        raise TooLarge(f"{path} holds more than there is memory for; take another copy, or run on another machine") from None
     except (NotImplementedError, RuntimeError, KeyError, zlib.error) as error:  # an archive that is encrypted, or packed by other means
         raise ValueError(str(error)) from error
 

@@ -15,15 +15,15 @@ IMAGE_BYTES = 2**30  # of its file
 PIXEL_BYTES = 20  # that one pixel may take while an image is turned into the pixels that are learned
 ROWS = 50_000_000  # of a table whose images are held in memory
 WORD = 100_000  # characters of a label, or numbers of a one-hot one
-COLUMN_BYTES = 2**30  # of a column in one row group of a table, where they are more than EXPANSION times what lies in the file
+COLUMN_BYTES = 2**28  # of a column in one row group of a table, where they are more than EXPANSION times what lies in the file
 BATCH_BYTES = 2**28  # of the values that are read from a table at once
 EXPANSION = 100  # times its own size, which a file of images, weights or numbers never comes to
 ARCHIVE_BYTES = 2**30  # that an archive may always be unpacked to
 ARRAY_BYTES = 2**32  # of the arrays in one .npz
 POINT_BYTES = 32  # that one number of a .npy may take while it is read
 JSON_BYTES = 2**25  # of config.json, results.json and their like
-YAML_BYTES = 2**20  # of a recipe
-YAML_NODES = 100_000  # of a recipe, every alias written out
+YAML_BYTES = 2**18  # of a recipe
+YAML_NODES = 20_000  # of a recipe, every alias written out
 LINES_BYTES = 2**28  # of metrics.jsonl
 
 
@@ -54,7 +54,10 @@ def _process() -> int:
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return 2**60 if limit in (resource.RLIM_INFINITY, -1) else limit
+    if limit in (resource.RLIM_INFINITY, -1):
+        return 2**60
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    return max(0, limit - taken)
 
 
 def cores() -> int:

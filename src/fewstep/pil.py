@@ -1,14 +1,14 @@
 """Pillow's images: the one place where they are opened, samples as such images, and a row of them as a PNG."""
 
 import os
-import re
+import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 from fewstep.limits import IMAGE_BYTES, TooLarge, image_pixels, in_units
 
 if TYPE_CHECKING:
@@ -31,16 +31,33 @@ def opened(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[Any]:
     if isinstance(source, str | os.PathLike) and (size := os.stat(source).st_size) > IMAGE_BYTES:
         raise TooLarge(f"a file of {in_units(size)}, where {in_units(IMAGE_BYTES)} are allowed")
     most = image_pixels()
-    try:
-        image = Image.open(source, formats=_formats())
-    except Image.DecompressionBombError as error:
-        claimed = re.search(r"\d+", str(error))
-        raise TooLarge(f"{int(claimed.group()) if claimed else 'far too many':,} pixels, where {most:,} are allowed") from None
-    with image:
-        for width, height in (image.size, _tile(image)):
-            if width * height > most:
-                raise TooLarge(f"{width} x {height}, where {most:,} pixels are allowed")
-        yield image
+    with open(source, "rb") if isinstance(source, str | os.PathLike) else nullcontext(source) as file:
+        try:
+            image = _identified(file)
+        except Image.DecompressionBombError as error:  # of a first frame that is larger than the image
+            raise TooLarge(f"{first_line(error)}, where {most:,} are allowed") from None
+        with image:
+            for width, height in (image.size, _tile(image)):
+                if width * height > most:
+                    raise TooLarge(f"{width} x {height} pixels, where {most:,} are allowed")
+            yield image
+
+
+def _identified(file: IO[bytes]) -> Any:
+    """What `PIL.Image.open` makes of `file`, without the warning that it would give of sizes that are allowed here."""
+    from PIL import Image, UnidentifiedImageError
+
+    prefix = file.read(16)
+    for name in _formats():
+        factory, accept = Image.OPEN[name]
+        if accept is not None and accept(prefix) is not True:  # a text says why not
+            continue
+        file.seek(0)
+        try:
+            return factory(file, getattr(file, "name", ""))
+        except (SyntaxError, IndexError, TypeError, struct.error):  # as Pillow has it: of another format
+            continue
+    raise UnidentifiedImageError("cannot identify image file")
 
 
 def _tile(image: Any) -> tuple[int, int]:

@@ -72,7 +72,7 @@ def checkpoint(path):
 def features(path):
     from fewstep.metrics.inception import ScriptedFeatures
 
-    return ScriptedFeatures(path).name
+    return ScriptedFeatures(Path(path)).name
 
 
 KINDS = {f.__name__: f for f in (images, stream, points, statistics, recipe, results, metrics, model, checkpoint, features)}
@@ -115,7 +115,8 @@ def main():
         before = status("VmRSS")
         with contextlib.redirect_stderr(io.StringIO()) as said:
             fine, text = opened(kind, path)
-        print(json.dumps([fine, text, said.getvalue(), status("VmHWM") - before]), flush=True)
+        sys.stdout.write(json.dumps([fine, text, said.getvalue(), status("VmHWM") - before]) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

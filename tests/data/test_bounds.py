@@ -120,7 +120,7 @@ def avif(side):
 HUGE = 60_000
 HUGE_IMAGES = {
     "png": lambda: png(HUGE, HUGE),
-    "png that holds its zeros": lambda: grey_png(30_000, 30_000),
+    "png that holds its zeros": lambda: grey_png(13_000, 13_000),
     "png just above": lambda: png(2**14, 2**13 + 1),
     "ppm": lambda: b"P6 60000 60000 255\n" + b"\0" * 100,
     "pgm": lambda: b"P5 100000 100000 255\n" + b"\0" * 100,
@@ -134,12 +134,12 @@ HUGE_IMAGES = {
     "tiff": lambda: tiff(HUGE, HUGE, 16),
     "tiff of a large tile": lambda: tiff(8, 8, 65_536),
     "jp2": lambda: jpeg2000(HUGE),
-    "avif": lambda: avif(HUGE),
 }
 DAMAGED_IMAGES = {
-    "png of a large iCCP": lambda: grey_png(8, 8, chunk(b"iCCP", b"p\0\0" + zlib.compress(b"\0" * 2**29, 9))),
-    "png of a large zTXt": lambda: grey_png(8, 8, chunk(b"zTXt", b"k\0\0" + zlib.compress(b"a" * 2**29, 9))),
-    "png of a large iTXt": lambda: grey_png(8, 8, chunk(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(b"a" * 2**29, 9))),
+    "avif": lambda: avif(HUGE),
+    "png of a large iCCP": lambda: grey_png(8, 8, chunk(b"iCCP", b"p\0\0" + zlib.compress(b"\0" * 2**27, 9))),
+    "png of a large zTXt": lambda: grey_png(8, 8, chunk(b"zTXt", b"k\0\0" + zlib.compress(b"a" * 2**27, 9))),
+    "png of a large iTXt": lambda: grey_png(8, 8, chunk(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(b"a" * 2**27, 9))),
 }
 
 
@@ -215,7 +215,7 @@ def test_large_images_that_are_allowed_are_read(opener, tmp_path):
 def test_images_in_a_table_are_held_to_the_same(opener, tmp_path):
     rows = [{"bytes": grey_png(8, 8 + k), "path": None} for k in range(5)] + [{"bytes": png(HUGE, HUGE), "path": None}]
     pq.write_table(pa.table({"image": rows}), tmp_path / "t.parquet")
-    refused(opener, "images", tmp_path / "t.parquet", "row 5 of train", "60000 x 60000" if False else "pixels")
+    refused(opener, "images", tmp_path / "t.parquet", "row 5 of train", "60000 x 60000 pixels")
     refused(opener, "stream", tmp_path / "t.parquet", "too large to be read")
 
 
@@ -225,28 +225,11 @@ def test_images_in_a_table_are_held_to_the_same(opener, tmp_path):
 def repeated(path, size, num, **options):
     """The same image in every row, with zeros behind it, so that it has `size` bytes."""
     content = grey_png(8, 8)
-    one = content + b"\0" * (size - len(content))
-    struct_ = (
-        pa.StructArray.from_arrays(
-            [
-                pa.DictionaryArray.from_arrays(pa.array(np.zeros(num, np.int32)), pa.array([one], pa.binary())).cast(pa.binary()),
-                pa.nulls(num, pa.string()),
-            ],
-            ["bytes", "path"],
-        )
-        if size * num < GIB
-        else None
-    )
-    if struct_ is not None:
-        pq.write_table(pa.table({"image": struct_}), path, **options)
-        return path
-    writer = None
-    part = pa.array([{"bytes": one, "path": None}] * 8)
-    for _ in range(num // 8):
-        table = pa.table({"image": part})
-        writer = writer or pq.ParquetWriter(path, table.schema, **options)
-        writer.write_table(table)
-    writer.close()
+    one = pa.array([content + b"\0" * (size - len(content))], pa.binary())
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(num, np.int32)), one)
+    column = column if options.get("use_dictionary", True) else column.cast(pa.binary())
+    images = pa.StructArray.from_arrays([column, pa.nulls(num, pa.string())], ["bytes", "path"])
+    pq.write_table(pa.table({"image": images}), path, compression="zstd", store_schema=False, **options)
     return path
 
 
@@ -273,14 +256,14 @@ def test_more_images_than_there_is_memory_for_are_refused(opener, tmp_path):
 
 @pytest.mark.parametrize("kind", ["images", "stream"])
 def test_a_table_whose_values_are_stored_once_is_read_a_few_rows_at_a_time(kind, opener, tmp_path):
-    path = repeated(tmp_path / "t.parquet", 40 * 2**20, 24, compression="zstd")
+    path = repeated(tmp_path / "t.parquet", 32 * 2**20, 24)
     assert path.stat().st_size < 2**17
-    accepted(opener, kind, path, "12 and 12" if kind == "images" else "images", 1.5 * GIB)
+    accepted(opener, kind, path, "12 and 12" if kind == "images" else "22 images", GIB)
 
 
 @pytest.mark.parametrize("kind", ["images", "stream"])
 def test_a_column_that_expands_beyond_belief_is_refused(kind, opener, tmp_path):
-    path = repeated(tmp_path / "t.parquet", 40 * 2**20, 16, compression="zstd", use_dictionary=False)
+    path = repeated(tmp_path / "t.parquet", 2**22, 100, use_dictionary=False)
     refused(opener, kind, path, "t.parquet", "'image.bytes'", "claim to become", "take another copy")
 
 
@@ -343,12 +326,13 @@ def test_an_archive_that_would_fill_the_disk_is_refused(name, opener, tmp_path):
     if name == "zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for number in range(20):
-                archive.writestr(f"{number}.png", b"\0" * 2**26)
+                archive.writestr(f"{number}.png", b"\0" * 2**16)
+                archive.getinfo(f"{number}.png").file_size = 2**26
     elif name == "tar":  # as GNU tar writes a file with a hole: 512 bytes of a file of 10 TiB
         sparse = tarfile.TarInfo("0.png")
         sparse.size, sparse.type = 512, b"S"
         header = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
-        header[386:410] = b"00000000000\0" + b"00000001000\0"
+        header[386:410] = b"00000000000\0" + b"00000001000\0"  # where its one part lies, and how long that is
         header[483:495] = b"\x80" + (10 * 2**40).to_bytes(11, "big")
         header[148:156] = b"        "
         header[148:156] = b"%06o\0 " % sum(header)
@@ -419,20 +403,8 @@ def statistics(path, *, mu=None, sigma=None, **more):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in {"mu": mu or npy((3,), data=bytes(24)), "sigma": sigma or npy((3, 3), data=bytes(72)), **more}.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                if callable(content):
-                    content(member)
-                else:
-                    member.write(content)
+                member.write(content)
     return path
-
-
-def many_zeros(shape):
-    def write(member):
-        member.write(npy(shape))
-        for _ in range(8 * shape[0] * shape[1] // 2**26):
-            member.write(b"\0" * 2**26)
-
-    return write
 
 
 @pytest.mark.parametrize(
@@ -440,11 +412,12 @@ def many_zeros(shape):
     [
         ({"mu": npy((2**50,))}, ("mu", "8.0 PiB", "are allowed")),
         ({"sigma": npy((2**20, 2**20))}, ("sigma", "8.0 TiB", "are allowed")),
-        ({"sigma": many_zeros((2**14, 2**13))}, ("sigma", "1.0 GiB", "are allowed")),
+        ({"sigma": npy((2**14, 2**14))}, ("sigma", "2.0 GiB", "are allowed")),
+        ({"sigma": npy((2**13, 2**13))}, ("sigma", "512.0 MiB", "are not there")),
         ({"sigma": npy((100, 100), data=bytes(800))}, ("sigma", "are not there")),
         ({"mu": b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31) + b" " * 2**27}, ("not a whole .npz",)),
         ({"rows": npy((2**31, 2048), "<f4")}, ("rows", "are allowed")),
-        ({"key": npy((), "<U2000000000")}, ("key", "are allowed")),
+        ({"key": npy((), "<U300000000")}, ("key", "are allowed")),
     ],
 )
 def test_statistics_that_claim_too_much_are_refused(what, words, opener, tmp_path):
@@ -473,7 +446,7 @@ def sparse(path, size, begin=b"{"):
 @pytest.mark.parametrize(
     ("kind", "name", "size", "limit"),
     [
-        ("recipe", "r.yaml", 20 * GIB, "1.0 MiB"),
+        ("recipe", "r.yaml", 20 * GIB, "256.0 KiB"),
         ("results", "results.json", 20 * GIB, "32.0 MiB"),
         ("results", "results.json", JSON_BYTES + 1, "32.0 MiB"),
         ("metrics", "metrics.jsonl", 20 * GIB, "256.0 MiB"),
@@ -499,7 +472,7 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{k}: &a{k} [{', '.
 MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{k}: &a{k} {{<<: [{', '.join([f'*a{k - 1}'] * 9)}]}}\n" for k in range(1, 12))
 
 
-@pytest.mark.parametrize("text", [LAUGHS, MERGES, "a: &a [*a]", "steps: " + "[" * 50_000, "\n".join(f"k{k}: 1" for k in range(60_000))])
+@pytest.mark.parametrize("text", [LAUGHS, MERGES, "a: &a [*a]", "steps: " + "[" * 20_000, "\n".join(f"k{k}: 1" for k in range(12_000))])
 def test_yaml_that_grows_by_its_aliases_is_refused(text, opener, tmp_path):
     (tmp_path / "r.yaml").write_text(text)
     begin = time.monotonic()
@@ -518,9 +491,9 @@ def test_yaml_with_aliases_is_read():
 def test_a_feature_network_that_expands_is_refused(opener, tmp_path):
     path = tmp_path / "f.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for number in range(40):
-            archive.writestr(f"f/code/{number}.py", b"#" * 2**26)
-    refused(opener, "features", path, "f.pt", "unpacks to 2.5 GiB", "take another copy")
+        archive.writestr("f/code/a.py", b"#" * 2**20)
+        archive.getinfo("f/code/a.py").file_size = 3 * GIB
+    refused(opener, "features", path, "f.pt", "unpacks to 3.0 GiB", "take another copy")
 
 
 def test_a_checkpoint_whose_optimisers_expand_is_damaged(opener, tmp_path):
