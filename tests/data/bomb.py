@@ -4,9 +4,9 @@ A request is a line ``["kind", "path"]``, and an answer a line ``[opened, what w
 """
 
 import contextlib
-import gc
 import io
 import json
+import os
 import resource
 import sys
 import traceback
@@ -100,23 +100,34 @@ def status(name):
 
 
 def main():
-    """Serve a request a line, all in one process: what is imported is imported once."""
+    """Serve a request a line, each in a copy of this process: what is imported is imported once."""
     import datasets  # noqa: F401 - before the limit: allocators reserve much
     import pyarrow  # noqa: F401
     import torch
 
+    import fewstep.data.image_sets
+    import fewstep.data.stream
+    import fewstep.generator
+    import fewstep.measurement  # noqa: F401
+
     torch.set_num_threads(1)
+    for line in sys.stdin:
+        if not os.fork():
+            answer(*json.loads(line))
+            os._exit(0)
+        if os.wait()[1]:
+            return
+
+
+def answer(kind, path):
+    """Open a file in this process, and say what came of it."""
     limit = status("VmSize") + int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    for line in sys.stdin:
-        kind, path = json.loads(line)
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak
-        before = status("VmRSS")
-        with contextlib.redirect_stderr(io.StringIO()) as said:
-            fine, text = opened(kind, path)
-        sys.stdout.write(json.dumps([fine, text, said.getvalue(), status("VmHWM") - before]) + "\n")
-        sys.stdout.flush()
+    before = status("VmRSS")
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        fine, text = opened(kind, path)
+    sys.stdout.write(json.dumps([fine, text, said.getvalue(), status("VmHWM") - before]) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

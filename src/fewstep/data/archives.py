@@ -72,7 +72,7 @@ def check_shards(files: Iterable[Path], source: str) -> None:
 
 
 def expanded(file: Path, head: bytes) -> int:
-    """Bytes that `file`, which begins with `head`, would unpack to; 0 for what is no archive; of a stream it is counted to just above the limit."""
+    """Bytes that `file`, which begins with `head`, unpacks to, 0 for what is no archive; a stream is counted to just above the limit."""
     if head.startswith(ZIP):
         with zipfile.ZipFile(file) as archive:
             return sum(member.file_size for member in archive.infolist())
