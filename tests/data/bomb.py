@@ -4,6 +4,7 @@ A request is a line ``["kind", "path"]``, and an answer a line ``[opened, what w
 """
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -11,6 +12,23 @@ import resource
 import sys
 import traceback
 from pathlib import Path
+
+import torch
+
+import fewstep.pil
+
+IMPORTED = (
+    "datasets.packaged_modules.webdataset.webdataset",
+    "datasets.packaged_modules.parquet.parquet",
+    "datasets.packaged_modules.imagefolder.imagefolder",
+    "fewstep.data.image_sets",
+    "fewstep.data.stream",
+    "fewstep.generator",
+    "fewstep.measurement",
+    "pyarrow.parquet",
+    "pyarrow.dataset",
+    "sklearn.model_selection",
+)
 
 
 def images(path):
@@ -101,15 +119,9 @@ def status(name):
 
 def main():
     """Serve a request a line, each in a copy of this process: what is imported is imported once."""
-    import datasets  # noqa: F401 - before the limit: allocators reserve much
-    import pyarrow  # noqa: F401
-    import torch
-
-    import fewstep.data.image_sets
-    import fewstep.data.stream
-    import fewstep.generator
-    import fewstep.measurement  # noqa: F401
-
+    for name in IMPORTED:
+        importlib.import_module(name)
+    fewstep.pil._formats()
     torch.set_num_threads(1)
     for line in sys.stdin:
         if not os.fork():

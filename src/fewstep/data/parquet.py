@@ -10,6 +10,7 @@ from fewstep.data.errors import DataError
 from fewstep.limits import BATCH_BYTES, COLUMN_BYTES, EXPANSION, IMAGE_BYTES, ROWS, check_expansion, in_units, memory
 
 DICTIONARY_PAGE = 2  # its number among the types of pages
+GROUP_BYTES = 2**30  # of a row group
 LARGE = 2**24  # bytes of distinct values in one row group, above which no library that writes images goes by itself
 REMEDY = "take another copy, or write the table anew"
 STREAM, FILE = b"\xff\xff\xff\xff", b"ARROW1\0\0"  # how Arrow's two kinds of file begin
@@ -42,7 +43,33 @@ def runs(table: Any, file: BinaryIO, source: str, name: str, columns: tuple[str,
 
 
 def rows_at_once(group: Any, file: BinaryIO, source: str, name: str, columns: tuple[str, ...], most: int) -> int:
-    """The same of one row group; of all its columns where `columns` are none."""
+    """The same of one row group."""
+    return max(1, min(most, BATCH_BYTES // max(1, _largest(group, file, source, name, columns))))
+
+
+def check_parquet(files: Iterable[Path], source: str) -> None:
+    """Raise DataError for one of `files` of which `datasets`, which reads whole row groups, would make far more than it is."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                metadata = pq.read_metadata(file)
+                for number in range(metadata.num_row_groups):
+                    group = metadata.row_group(number)
+                    largest = _largest(group, file, source, path.name, ())
+                    if largest > LARGE and largest * group.num_rows > GROUP_BYTES:
+                        raise DataError(
+                            f"{source}, whose file {path.name} has {group.num_rows:,} rows in a row group that may all hold one value of "
+                            f"{in_units(largest)}, and {in_units(GROUP_BYTES)} are allowed; {REMEDY}"
+                        )
+        except (pa.ArrowException, OSError):
+            continue  # which is said when the file is opened
+
+
+def _largest(group: Any, file: BinaryIO, source: str, name: str, columns: tuple[str, ...]) -> int:
+    """The most bytes of a value in a row group that may stand in many rows, in `columns`, or all. Raises DataError as `runs` does."""
     largest = 0
     for k in range(group.num_columns):
         chunk = group.column(k)
@@ -60,26 +87,7 @@ def rows_at_once(group: Any, file: BinaryIO, source: str, name: str, columns: tu
         raise DataError(
             f"{source}, whose file {name} claims values of {in_units(largest)}, where {in_units(IMAGE_BYTES)} are allowed; {REMEDY}"
         )
-    return max(1, min(most, BATCH_BYTES // max(1, largest)))
-
-
-def stream_rows(files: Iterable[Path], source: str) -> int | None:
-    """How many rows of parquet `files` may be read at once; None for as many as a row group has. Raises DataError as `runs` does."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    least = None
-    for file in files:
-        try:
-            with file.open("rb") as raw:
-                metadata = pq.read_metadata(raw)
-                for number in range(metadata.num_row_groups):
-                    rows = rows_at_once(metadata.row_group(number), raw, source, file.name, (), ROWS)
-                    if rows <= BATCH_BYTES // LARGE:
-                        least = rows if least is None else min(least, rows)
-        except (pa.ArrowException, OSError):
-            continue  # which is said when the file is opened
-    return least
+    return largest
 
 
 def _largest_repeated(chunk: Any, file: BinaryIO) -> int:

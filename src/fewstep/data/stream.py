@@ -12,7 +12,7 @@ from fewstep.data.archives import check_shards
 from fewstep.data.errors import DataError
 from fewstep.data.items import in_words
 from fewstep.data.iterables import StreamData, stream_data
-from fewstep.data.parquet import check_arrow, stream_rows
+from fewstep.data.parquet import check_arrow, check_parquet
 from fewstep.data.pixels import Resize, Unfit, inside, read_pixels
 from fewstep.data.tables import find_image_column, find_label_column
 
@@ -97,8 +97,9 @@ def _opened(source: str, path: str, config: str | None, split: str) -> Any:
             if len(kinds) > 1 or kinds[0] not in BUILDERS:
                 raise DataError(f"{source}, files that end in {', '.join(kinds)}; give shards of one kind: {', '.join(BUILDERS)}")
             hub.check_address(source, files[0])
-            options = {} if "://" in path else _checked(kinds[0], [Path(file) for file in files], source)
-            return datasets.load_dataset(BUILDERS[kinds[0]], data_files={split: files}, split=split, streaming=True, **options)
+            if "://" not in path:
+                _check(kinds[0], [Path(file) for file in files], source)
+            return datasets.load_dataset(BUILDERS[kinds[0]], data_files={split: files}, split=split, streaming=True)
         if Path(path).exists() or not hub.is_id(path):
             raise DataError(
                 f"{source}, where there are no shards; give a pattern of .parquet or .tar files, their folder, a URL, or a Hub id"
@@ -113,17 +114,15 @@ def _opened(source: str, path: str, config: str | None, split: str) -> Any:
         raise DataError(f"{source}, which `datasets` cannot open: {in_words(error)}") from error
 
 
-def _checked(kind: str, files: list[Path], source: str) -> dict[str, Any]:
-    """What `datasets` is to be told of shards that lie here. Raises DataError for one that would become far more than it is."""
+def _check(kind: str, files: list[Path], source: str) -> None:
+    """Raise DataError for a shard that would become far more than it is."""
     if kind == ".parquet":
-        rows = stream_rows(files, source)
-        return {} if rows is None else {"batch_size": rows}
+        check_parquet(files, source)
     for file in files:
         if kind == ".arrow":
             check_arrow(file, source)
     if kind == ".tar":
         check_shards(files, source)
-    return {}
 
 
 def _files(path: str) -> list[str]:
