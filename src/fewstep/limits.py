@@ -4,7 +4,6 @@ What a file would become in memory or on the disk is known from its header. It i
 """
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from fewstep.errors import UserError
@@ -87,8 +86,8 @@ def check_size(path: Path, most: int, remedy: str) -> None:
         raise TooLarge(f"{path} has {in_units(size)}, and at most {in_units(most)} of it are read; {remedy}")
 
 
-def check_expansion(name: str, size: int, expanded: int, remedy: str, room: Callable[[], int] = memory) -> None:
-    """Raise TooLarge where a file of `size` bytes claims to become `expanded`, beyond `room` or beyond what such files ever become."""
-    most = min(max(ARCHIVE_BYTES, EXPANSION * size), room())
+def check_expansion(name: str, size: int, expanded: int, remedy: str, room: int | None = None) -> None:
+    """Raise TooLarge where a file of `size` bytes claims to become `expanded`, beyond `room` (the memory) or beyond what such files become."""
+    most = min(max(ARCHIVE_BYTES, EXPANSION * size), memory() if room is None else room)
     if expanded > most:
         raise TooLarge(f"{name} has {in_units(size)} and unpacks to {in_units(expanded)}, where {in_units(most)} are allowed; {remedy}")

@@ -291,6 +291,7 @@ def _train_recipe(
         if is_held:
             held.enter_context(held_folder(run.path))
         run.check(resolved(recipe), resume, longer=True)
+    recipe = run.going_on(recipe)
     fabric.launch()
     data = _data_in_turn(recipe, fabric)
     if recipe.trainer.workers and not isinstance(data, ForeignData):

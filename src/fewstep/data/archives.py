@@ -12,11 +12,12 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from fewstep.data.errors import DataError
 from fewstep.limits import ARCHIVE_BYTES, EXPANSION, TooLarge, check_expansion
 
-STREAMS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+STREAMS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 ZIP = b"PK\x03\x04"
 UNKNOWN = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "rar"}
 TAR_MAGIC, TAR_MAGIC_AT = b"ustar", 257
@@ -39,7 +40,7 @@ def check_archives(files: Iterable[Path], source: str) -> None:
             raise DataError(f"{source}, where {file.name} is packed by {kind}, which does not say how much it becomes; unpack it yourself")
         try:
             size = file.stat().st_size
-            check_expansion(file.name, size, expanded(file, head), REMEDY, lambda file=file: shutil.disk_usage(file.parent).free)
+            check_expansion(file.name, size, expanded(file, head), REMEDY, shutil.disk_usage(file.parent).free)
         except TooLarge as error:
             raise DataError(f"{source}, where {error}") from None
         except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError):

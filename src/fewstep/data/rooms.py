@@ -1,6 +1,7 @@
 """From what a room of one's own gives to data: a data set of ours as it is, a map-style one and an iterable read as they are asked for."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -10,6 +11,8 @@ from fewstep.data.images import ImageData
 from fewstep.data.iterables import StreamData, stream_data
 from fewstep.data.own import ForeignData, Say, is_map_style, item_data
 from fewstep.data.points import PointData
+from fewstep.data.units import Units, units_of
+from fewstep.registry import is_own
 from fewstep.sections import DataSettings
 
 OF_ITEMS, OF_STREAMS = ("holdout",), ("heldout_items", "buffer")
@@ -21,13 +24,14 @@ def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say
     A data set whose argument ``split`` can be "heldout" (``Literal["train", "heldout"]``) is made once more for that.
     """
     made, around = make(settings), settings.around()
+    standardize = around.get("standardize")
     name = settings.name.rpartition(":")[2]
     if isinstance(made, ImageData | PointData | ForeignData):
-        if around:
-            raise DataError(f"data.{next(iter(around))} is given, and {settings.name} says that itself; leave the key out")
+        if given := [key for key in around if key != "standardize"]:
+            raise DataError(f"data.{given[0]} is given, and {settings.name} says that itself; leave the key out")
         if isinstance(made, StreamData | ImageData) and made.note:
             say(made.note)
-        return made
+        return _in_units(made, settings, standardize) if is_own("data", settings.name) else made
     iterable = not is_map_style(made)
     if iterable and (not hasattr(made, "__iter__") or isinstance(made, str | dict)):
         raise DataError(
@@ -41,7 +45,7 @@ def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say
             raise DataError(f"data.{key} is {around[key]}, and {settings.name} is {kind}; leave the key out, or give {instead}")
     other = _heldout_arguments(settings, around)
     heldout = None if other is None else make(_changed(settings, other))
-    rest = {key: value for key, value in around.items() if key != "heldout"}
+    rest = {key: value for key, value in around.items() if key not in ("heldout", "standardize")}
     if iterable:
         stream = stream_data(made, name, heldout, **rest)
         notes = [stream.note] if stream.note else []
@@ -52,6 +56,31 @@ def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say
         notes.append(f"{name}: images are bytes; 0 to 255 is taken to [-1, 1]")
     for note in notes:
         say(note)
+    return _in_units(data, settings, standardize)
+
+
+def _in_units(
+    data: ImageData | PointData | ForeignData, settings: DataSettings, standardize: bool | None
+) -> ImageData | PointData | ForeignData:
+    """Points of one's own in the units of the run that goes on, or else in those found in them; other data as they are."""
+    if len(data.shape) != 1:
+        if standardize is not None:
+            raise DataError(
+                f"data.standardize is {standardize}, and the items of {settings.name} are images, in [-1, 1]; leave the key out"
+            )
+        return data
+    if standardize is not None and isinstance(data, PointData) and (data.units or data.density):
+        raise DataError(f"data.standardize is {standardize}, and {settings.name} says that itself; leave the key out")
+    known = settings.recorded_units
+    if standardize is False or (known is not None and not known):
+        return data
+    units = Units.of(known) if known else None
+    if isinstance(data, ForeignData):
+        if data.units is None:
+            data.standardize(units)
+    elif isinstance(data, PointData) and data.units is None and data.density is None:
+        units = units or units_of(data.train.numpy(), f"the data set {data.name}")
+        data = replace(data, train=units.standard(data.train), heldout=units.standard(data.heldout), units=units)
     return data
 
 

@@ -52,7 +52,7 @@ class Split:
     def values(self, column: str) -> list[Any]:
         """All values of `column`, as Python has them."""
         known: dict[str, str] = {}  # words, each of which is kept once however often it stands
-        found = []
+        found: list[Any] = []
         for array in self.arrays(column):
             for value in array.to_pylist():
                 if isinstance(value, str | list) and len(value) > WORD:

@@ -16,7 +16,7 @@ from fewstep import files
 from fewstep.errors import UserError
 from fewstep.generator import Generator
 from fewstep.limits import YAML_BYTES
-from fewstep.recipe import FORMAT, parse_yaml, resolved, validated
+from fewstep.recipe import FORMAT, Recipe, parse_yaml, resolved, validated
 from fewstep.text import parse_json, read_json, read_lines, read_text
 from fewstep.training.checkpoint import Checkpoint, Damaged, checkpoints, load_checkpoint, save_checkpoint, tensor_bytes
 
@@ -56,6 +56,20 @@ class RunFolder:
         if isinstance(data, dict) and data.get("name") == "points" and isinstance(number, int) and number < STANDARDIZES:
             data.setdefault("standardize", False)
         return tree
+
+    def units(self) -> dict[str, Any] | None:
+        """The units of points that the run's model draws in, as its config.json has them: empty without, None where no model is saved."""
+        try:
+            config = read_json(self.model_folder / "config.json")
+        except (OSError, ValueError):
+            return None
+        units = config.get("units") if isinstance(config, dict) else None
+        return units if isinstance(units, dict) else {}
+
+    def going_on(self, recipe: Recipe) -> Recipe:
+        """`recipe` as the run here goes on with it: points of one's own are learned in the units that they were learned in so far."""
+        units = self.units()
+        return recipe if units is None else recipe.model_copy(update={"data": recipe.data.with_units(units)})
 
     def check(self, recipe: Mapping[str, Any], resume: bool, longer: bool = False) -> None:
         """Raise UserError where this folder cannot take a run of `recipe`: another one is in it, or is to be resumed as a different one.
