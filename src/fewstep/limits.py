@@ -87,7 +87,7 @@ def check_size(path: Path, most: int, remedy: str) -> None:
 
 
 def check_expansion(name: str, size: int, expanded: int, remedy: str, room: int | None = None) -> None:
-    """Raise TooLarge where a file of `size` bytes claims to become `expanded`, beyond `room` (the memory) or beyond what such files become."""
+    """Raise TooLarge where a file of `size` bytes claims to become `expanded`, more than `room` (the memory) or than such files become."""
     most = min(max(ARCHIVE_BYTES, EXPANSION * size), memory() if room is None else room)
     if expanded > most:
         raise TooLarge(f"{name} has {in_units(size)} and unpacks to {in_units(expanded)}, where {in_units(most)} are allowed; {remedy}")

@@ -1,7 +1,6 @@
 """From what a room of one's own gives to data: a data set of ours as it is, a map-style one and an iterable read as they are asked for."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -11,8 +10,7 @@ from fewstep.data.images import ImageData
 from fewstep.data.iterables import StreamData, stream_data
 from fewstep.data.own import ForeignData, Say, is_map_style, item_data
 from fewstep.data.points import PointData
-from fewstep.data.units import Units, units_of
-from fewstep.registry import is_own
+from fewstep.data.units import Units
 from fewstep.sections import DataSettings
 
 OF_ITEMS, OF_STREAMS = ("holdout",), ("heldout_items", "buffer")
@@ -27,11 +25,11 @@ def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say
     standardize = around.get("standardize")
     name = settings.name.rpartition(":")[2]
     if isinstance(made, ImageData | PointData | ForeignData):
-        if given := [key for key in around if key != "standardize"]:
-            raise DataError(f"data.{given[0]} is given, and {settings.name} says that itself; leave the key out")
+        if around:
+            raise DataError(f"data.{next(iter(around))} is given, and {settings.name} says that itself; leave the key out")
         if isinstance(made, StreamData | ImageData) and made.note:
             say(made.note)
-        return _in_units(made, settings, standardize) if is_own("data", settings.name) else made
+        return made
     iterable = not is_map_style(made)
     if iterable and (not hasattr(made, "__iter__") or isinstance(made, str | dict)):
         raise DataError(
@@ -56,32 +54,21 @@ def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say
         notes.append(f"{name}: images are bytes; 0 to 255 is taken to [-1, 1]")
     for note in notes:
         say(note)
-    return _in_units(data, settings, standardize)
+    _into_units(data, settings, standardize)
+    return data
 
 
-def _in_units(
-    data: ImageData | PointData | ForeignData, settings: DataSettings, standardize: bool | None
-) -> ImageData | PointData | ForeignData:
-    """Points of one's own in the units of the run that goes on, or else in those found in them; other data as they are."""
+def _into_units(data: ForeignData, settings: DataSettings, standardize: bool | None) -> None:
+    """Have points given in the units of the run that goes on, or else in those found in them, unless they are to be as they come."""
     if len(data.shape) != 1:
         if standardize is not None:
             raise DataError(
                 f"data.standardize is {standardize}, and the items of {settings.name} are images, in [-1, 1]; leave the key out"
             )
-        return data
-    if standardize is not None and isinstance(data, PointData) and (data.units or data.density):
-        raise DataError(f"data.standardize is {standardize}, and {settings.name} says that itself; leave the key out")
+        return
     known = settings.recorded_units
-    if standardize is False or (known is not None and not known):
-        return data
-    units = Units.of(known) if known else None
-    if isinstance(data, ForeignData):
-        if data.units is None:
-            data.standardize(units)
-    elif isinstance(data, PointData) and data.units is None and data.density is None:
-        units = units or units_of(data.train.numpy(), f"the data set {data.name}")
-        data = replace(data, train=units.standard(data.train), heldout=units.standard(data.heldout), units=units)
-    return data
+    if standardize is not False and known != {}:
+        data.standardize(Units.of(known) if known else None)
 
 
 def _heldout_arguments(settings: DataSettings, around: dict[str, Any]) -> dict[str, Any] | None:
