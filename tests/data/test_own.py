@@ -150,7 +150,7 @@ def test_what_cannot_be_standardized_is_one_sentence():
         UserError, match=r"^the data set Flat: column 1 is 3 in every row, and there is nothing to learn in it; leave it out$"
     ):
         loaded(name="own_sets:Flat", images=False)
-    with pytest.raises(UserError, match="^the data set Flat: item 20 holds NaN or infinity; mend or remove it$"):
+    with pytest.raises(UserError, match=r"^the data set Flat: item 20 holds NaN or infinity; mend or remove it$"):
         loaded(name="own_sets:Flat", images=False, what="nan", holdout=0.01)
     with pytest.raises(
         UserError, match=r"data\.standardize is True, and the items of own_sets:Patches are images, in \[-1, 1\]; leave the key"
