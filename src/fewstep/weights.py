@@ -13,6 +13,7 @@ from fewstep.errors import UserError, first_line
 from fewstep.model_config import brought_forward
 from fewstep.text import read_json
 
+MOST_TENSORS = 50_000  # of a network whose weights are not there yet
 FLOATING = ("F64", "F32", "F16", "BF16")
 Module = TypeVar("Module", bound=nn.Module)
 Header = Mapping[str, tuple[tuple[int, ...], str]]
@@ -74,6 +75,17 @@ def check_header(header: Header, make: Callable[[], nn.Module]) -> None:
             raise ValueError(f"{name} has shape {list(shape)}, and the network in config.json has it of {list(expected[name].shape)}")
         if expected[name].is_floating_point() and kind not in FLOATING:
             raise ValueError(f"{name} is of type {kind}; weights are floating point")
+
+
+def numbers_of(make: Callable[[], nn.Module], tensors: int = MOST_TENSORS) -> int | None:
+    """How many numbers the network that `make` makes holds, found without memory; None for one that cannot be made so. Raises ValueError."""
+    try:
+        with torch.device("meta"), _at_most(tensors):
+            return sum(tensor.numel() for tensor in make().state_dict().values())
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" in str(error).lower():
+            return None
+        raise
 
 
 @contextlib.contextmanager

@@ -149,7 +149,6 @@ def test_a_run_of_own_points_from_before_goes_on_with_points_as_they_come(kind, 
     assert "units" not in json.loads((runs[1] / "model" / "config.json").read_text())
     a, b = (load(run).sample(100, seed=0) for run in runs)
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    assert b.mean() > 1
 
 
 def test_columns_of_different_units_are_learned_alike(tmp_path):

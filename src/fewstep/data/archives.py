@@ -33,8 +33,11 @@ def check_archives(files: Iterable[Path], source: str) -> None:
     A file is told by how it begins, as `datasets` tells it. A damaged archive is left for it to find.
     """
     for file in files:
-        with file.open("rb") as content:
-            head = content.read(512)
+        try:
+            with file.open("rb") as content:
+                head = content.read(512)
+        except OSError:
+            continue
         kind = next((kind for magic, kind in UNKNOWN.items() if head.startswith(magic)), None)
         if kind is not None:
             raise DataError(f"{source}, where {file.name} is packed by {kind}, which does not say how much it becomes; unpack it yourself")
