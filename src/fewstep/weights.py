@@ -78,7 +78,7 @@ def check_header(header: Header, make: Callable[[], nn.Module]) -> None:
 
 
 def numbers_of(make: Callable[[], nn.Module], tensors: int = MOST_TENSORS) -> int | None:
-    """How many numbers the network that `make` makes holds, found without memory; None for one that cannot be made so. Raises ValueError."""
+    """How many numbers the network that `make` makes holds, found without memory; None where it cannot be. Raises ValueError."""
     try:
         with torch.device("meta"), _at_most(tensors):
             return sum(tensor.numel() for tensor in make().state_dict().values())

@@ -195,13 +195,13 @@ def _parametrization(scheduler: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_size(config: dict[str, Any], folder: Path) -> None:
-    """Raise UserError where config.json asks for a network that has far more numbers than the weights in `folder`, or than fit the memory."""
+    """Raise UserError where config.json asks for a network that is far larger than the weights in `folder`, or than the memory."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     try:
         claimed = numbers_of(lambda: UNet2DModel.from_config(config))
     except Exception as error:  # settings of the wrong kind make diffusers and torch raise what they will
-        raise UserError(f"config.json in {folder} makes no UNet2DModel ({first_line(error)}); take another copy") from error
+        raise UserError(f"the diffusers model {folder} cannot be a teacher here: {first_line(error)}") from error
     if claimed is None:
         return
     try:
