@@ -297,6 +297,7 @@ def _train_recipe(
         run.check(resolved(recipe), resume, longer=True)
         for one in found:
             sys.stderr.write(f"{one}\n")
+    recipe = run.going_on(recipe)
     fabric.launch()
     data = _data_in_turn(recipe, fabric)
     if recipe.trainer.workers and not isinstance(data, ForeignData):

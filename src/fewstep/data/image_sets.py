@@ -14,6 +14,7 @@ from fewstep.data.checks import Mistakes
 from fewstep.data.errors import DataError
 from fewstep.data.folders import folder_splits, image_files
 from fewstep.data.images import ImageData, copies, stratified_split
+from fewstep.data.parquet import check_rows
 from fewstep.data.pixels import Resize
 from fewstep.data.splits import NO_LABELS, decode_split
 from fewstep.data.tables import table_splits
@@ -46,6 +47,7 @@ def image_folder(
     source = f"data.path is {path!r}"
     mistakes = Mistakes(source)
     root = Path(path)
+    each = channels * size * size
     if files := image_files(root, source):
         label = None if label_column == NO_LABELS else label_column
         for key, value in (("image_column", image_column), ("label_column", label), ("config", config)):
@@ -53,8 +55,9 @@ def image_folder(
                 raise DataError(f"data.{key} is {value!r}; {source}, a folder of images, which has none to name; leave the key out")
         image = "path"
         used, names, labels = folder_splits(root, files, label_column != NO_LABELS, mistakes)
+        check_rows(source, sum(split.num for split in used), each)
     else:
-        used, image, names, labels = table_splits(path, config, image_column, label_column, mistakes)
+        used, image, names, labels = table_splits(path, config, image_column, label_column, mistakes, each)
     mistakes.check()
     if len(used) > 1:
         pixels = [decode_split(split, image, np.arange(split.num), size, channels, resize, mistakes) for split in used]
