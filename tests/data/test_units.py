@@ -117,6 +117,7 @@ def test_own_sets_of_points_of_any_location_and_scale_are_learned_alike(kind, na
 @pytest.mark.parametrize("kind", ["Circle", "CircleFeed"])
 def test_a_run_of_own_points_is_measured_drawn_and_gone_on_with_in_its_units(kind, done, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(own_sets.__file__.rpartition("/")[0])
+    monkeypatch.setattr("fewstep.pictures.Dashboard", lambda *given: None)  # which another process draws, at its leisure
     run, data = tmp_path / "run", own(kind, 1e-3, (40.0, -2e2))
     done("train", "teacher/ring", *MLP, *SHORT, data, "--out", run)
     units = json.loads((run / "model" / "config.json").read_text())["units"]
@@ -136,6 +137,7 @@ def test_a_run_of_own_points_is_measured_drawn_and_gone_on_with_in_its_units(kin
 def test_a_run_of_own_points_from_before_goes_on_with_points_as_they_come(kind, done, tmp_path, monkeypatch):
     """Its recipe.yaml knows no key for it, and its model has no units."""
     monkeypatch.syspath_prepend(own_sets.__file__.rpartition("/")[0])
+    monkeypatch.setattr("fewstep.pictures.Dashboard", lambda *given: None)  # which another process draws, at its leisure
     runs, data = (tmp_path / "now", tmp_path / "before"), own(kind, 3, (5.0, 5.0))
     plain = own(kind, 3, (5.0, 5.0), ", standardize: false")
     for run in runs:
