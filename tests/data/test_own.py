@@ -161,6 +161,12 @@ def test_what_cannot_be_standardized_is_one_sentence():
         load_data(wide)
 
 
+def test_damaged_units_of_a_run_are_one_sentence():
+    settings = settings_of(name="own_sets:Circle", images=False).with_units({"location": [0.0, 0.0], "scale": [0.0, 1.0]})
+    with pytest.raises(UserError, match=r"config\.json of the run's model is damaged: units are .*positive scales$"):
+        load_data(settings)
+
+
 def test_no_more_points_are_looked_at_than_are_measured(monkeypatch):
     monkeypatch.setattr(own_module, "EXCERPT", 150)
     data = loaded(name="own_sets:Circle", images=False, scale=3.0, offset=[7.0, 7.0])

@@ -68,7 +68,11 @@ def _into_units(data: ForeignData, settings: DataSettings, standardize: bool | N
         return
     known = settings.recorded_units
     if standardize is not False and known != {}:
-        data.standardize(Units.of(known) if known else None)
+        try:
+            units = Units.of(known) if known else None
+        except ValueError as error:
+            raise DataError(f"config.json of the run's model is damaged: {error}") from None
+        data.standardize(units)
 
 
 def _heldout_arguments(settings: DataSettings, around: dict[str, Any]) -> dict[str, Any] | None:

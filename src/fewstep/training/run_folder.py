@@ -69,6 +69,8 @@ class RunFolder:
     def going_on(self, recipe: Recipe) -> Recipe:
         """`recipe` as the run here goes on with it: points of one's own are learned in the units that they were learned in so far."""
         units = self.units()
+        if units is None and checkpoints(self.checkpoint_folder) and "standardize" not in self.recipe().get("data", {}):
+            units = {}  # of a run from before there was the key, whose model is gone
         return recipe if units is None else recipe.model_copy(update={"data": recipe.data.with_units(units)})
 
     def check(self, recipe: Mapping[str, Any], resume: bool, longer: bool = False) -> None:
