@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fewstep.data.audit import Origin
 from fewstep.data.errors import DataError
 from fewstep.data.items import Pair, Spec, chance, first_spec
-from fewstep.data.own import EXCERPT, LOOKED_AT, ForeignData, Items, class_names, is_map_style, most_items
+from fewstep.data.own import EXCERPT, LOOKED_AT, UNCOUNTED, ForeignData, Items, class_names, is_map_style, most_items
 from fewstep.data.shares import Shards, Share
 
 HELD_OUT = 2_000  # items, where nobody says
@@ -25,6 +26,7 @@ class StreamData(ForeignData):
         buffer: items that are shuffled together.
         heldout: where the held-out items come from, and how many of them; None for those that `shards` passes over.
         flip: whether a training image may be mirrored left to right.
+        origin: where its items come from.
 
     """
 
@@ -36,8 +38,9 @@ class StreamData(ForeignData):
         buffer: int,
         heldout: tuple[Shards | Items, int] | None = None,
         flip: bool = False,
+        origin: Origin | None = None,
     ) -> None:
-        super().__init__(spec, class_names, flip)
+        super().__init__(spec, class_names, flip, origin)
         self.shards, self.buffer, self.heldout = shards, buffer, heldout
 
     @property
@@ -104,13 +107,15 @@ def stream_data(
     names: tuple[str, ...] | None = None,
     flip: bool = False,
     drawn: bool = True,
+    place: str = "",
+    classes_by: str = "the data set itself",
 ) -> StreamData:
     """An iterable `source` of somebody's, as the package wants it.
 
     Its held-out part is `heldout`, another data set, or its own attribute ``heldout``: of either the first `heldout_items` (2,000); or
     else as many of its own first items, which are then not trained on. So many as `buffer` (1,000) are shuffled together. Its classes are
-    `names`, or `num_classes` (0: labels are left alone), or what its attributes say as in `item_data`. `drawn` as in
-    `Shards`. Raises DataError, one sentence, for what will not do.
+    `names`, or `num_classes` (0: labels are left alone), or what its attributes say as in `item_data`. `drawn` as in `Shards`. For the
+    audit, `place` is where it lies, and `classes_by` what tells the classes. Raises DataError, one sentence, for what will not do.
     """
     other = heldout if heldout is not None else getattr(source, "heldout", None)
     held = HELD_OUT if heldout_items is None else heldout_items
@@ -132,4 +137,9 @@ def stream_data(
         if not hasattr(other, "__iter__"):
             raise DataError(f"the data set {name}: its heldout is a {type(other).__name__}; give a data set")
         kept = (Shards(other, f"{name}, its held-out part,", convert), held)
-    return StreamData(shards, spec, names, BUFFER if buffer is None else buffer, kept, flip)
+    spread = f", spread over {len(shards.heldout)} of {shards.num} shards" if shards.num > 1 else ""
+    how = f"the first items (data.heldout_items){spread}" if kept is None else "the first items of another data set (data.heldout_items)"
+    shown = f"{shards.num:,} shard{'s' * (shards.num > 1)} of {place or name}, read as it is asked for"
+    classes = classes_by if names else "labels are left alone" if num_classes == 0 else "its items have no labels"
+    origin = Origin(shown, classes=classes, train="all others of a stream", heldout=how, remarks=(UNCOUNTED,) if names else ())
+    return StreamData(shards, spec, names, BUFFER if buffer is None else buffer, kept, flip, origin)

@@ -1,8 +1,7 @@
 """One walk of a folder: which of its files are images, by name or else by content, and why each other one is none.
 
-``scan(root, source)`` is all there is to call. Of a file without one of the usual endings the first bytes are read, no more; whether an image
-is sound shows when it is decoded. Nothing is decided here that depends on what a folder is for: what tables and archives mean beside images
-is `fewstep.data.folders.choice`'s.
+``scan(root, source)`` is all there is to call. Of a file without one of the usual endings the first bytes are read, no more; whether an
+image is sound shows when it is decoded. What tables and archives mean beside images is for `fewstep.data.folders.is_of_images` to say.
 """
 
 import os
@@ -110,7 +109,9 @@ def _files(root: Path, source: str, found: Scan) -> Iterator[Parts]:
     """All files below `root` that are not hidden; what is hidden goes to `found`. Raises DataError."""
 
     def closed(error: OSError) -> None:
-        raise DataError(f"{source}, whose folder {error.filename} cannot be read ({error.strerror}); change its permissions, or move it away")
+        raise DataError(
+            f"{source}, whose folder {error.filename} cannot be read ({error.strerror}); change its permissions, or move it away"
+        )
 
     known: dict[str, str] = {}
     for folder, inner, names in os.walk(root, onerror=closed, followlinks=True):

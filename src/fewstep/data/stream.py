@@ -80,7 +80,9 @@ def image_stream(
         return x, number[value]
 
     held = None if heldout_split is None else only(_opened(source, path, config, heldout_split))
-    return stream_data(only(rows), name, held, 0 if label is None else None, heldout_items, buffer, convert, names, flip, drawn=False)
+    by = "" if label is None else f"the column {label!r}"
+    classes = 0 if label is None else None
+    return stream_data(only(rows), name, held, classes, heldout_items, buffer, convert, names, flip, False, path, by)
 
 
 def _opened(source: str, path: str, config: str | None, split: str) -> Any:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from fewstep import hub
-from fewstep.data.checks import Kind, Mistakes
+from fewstep.data.audit import LeftOut, Origin
+from fewstep.data.checks import SHOWN, Kind, Mistakes
 from fewstep.data.errors import DataError
-from fewstep.data.splits import CHUNK, EMPTY_CLASS, HELD_OUT, NO_LABELS, TRAIN, Split
+from fewstep.data.scanning import Scan
+from fewstep.data.splits import CHUNK, EMPTY_CLASS, HELD_OUT, NO_LABELS, TRAIN, Found, Split
 
 # a column of numbers or words of such a name, in letters of any size, is taken for the classes; of several the first
 LABELS = ("label", "labels", "class", "classes", "category", "target", "digit", "fine_label")
@@ -27,15 +29,17 @@ UNLABELLED = Kind("image{s} without a label", "label or remove what is named, or
 
 
 def table_splits(
-    path: str, config: str | None, image_column: str | None, label_column: str | None, mistakes: Mistakes
-) -> tuple[list[Split], str, tuple[str, ...], list[Tensor]]:
+    path: str, config: str | None, image_column: str | None, label_column: str | None, mistakes: Mistakes, scan: Scan | None = None
+) -> Found:
     """The splits of the tables at `path` to train on and to hold out (or the former alone), and how to read them.
 
-    With them come the column of images, the names of the classes and the labels int64 [N] of each split; the latter two are empty without
-    classes. What is wrong with files and labels goes to `mistakes`. Raises DataError for a place that holds no such tables, columns that
-    are not there, and splits that differ. The arguments are those of `fewstep.data.image_folder`.
+    What is wrong with files and labels goes to `mistakes`. Raises DataError for a place that holds no such tables, columns that are not
+    there, and splits that differ. `scan` is what lies in the folder `path`, if it is one; the other arguments are those of
+    `fewstep.data.image_folder`.
     """
-    splits = _open(path, config, mistakes)
+    splits, is_of_folders = _open(path, config, mistakes)
+    import datasets
+
     features = (splits.get(TRAIN) or next(iter(splits.values()))).features
     image = find_image_column(mistakes.source, features, image_column)
     label, others = _label_column(mistakes.source, features, label_column, rf"{WHOLE}|float\d+|(large_)?string", lists=True)
@@ -44,15 +48,57 @@ def table_splits(
             f"no column of {mistakes.source.removeprefix('data.path is ')} is called like labels, and its images have no classes; "
             f"{', '.join(others)} could be some: name one in data.label_column"
         )
-    used = _choose(mistakes.source, splits, image, label)
-    return used, image, *_classes(used, label, mistakes)
+    used, withheld = _choose(mistakes.source, splits, image, label)
+    names, labels = _classes(used, label, mistakes)
+    is_declared = label is not None and isinstance(used[0].features[label], datasets.ClassLabel)
+    is_word = label is not None and not is_declared and _holds_words(used[0].features[label])
+    out = []
+    for split in splits.values():
+        if split not in used and split.num:
+            why = ", whose labels are withheld" if split.name in withheld else ", which is not needed beside those that are used"
+            out.append(LeftOut(split.num, f"row{'s' * (split.num > 1)} of the split {split.name}{why}", (), ""))
+    many = len(splits) > 1
+    origin = Origin(
+        path,
+        "row",
+        sum(split.num for split in splits.values()),
+        tuple(out),
+        f"the column {label!r}" if names else _no_classes(label_column, label, others),
+        f"the split {used[0].name}" if many else "",
+        f"the split {used[1].name}" if len(used) > 1 else "",
+        _beside(scan, splits),
+    )
+    # `datasets` has numbered sub-folders in the order of words, which nobody has asked it for
+    return Found(used, image, names, labels, origin, is_word or (is_of_folders and is_declared and list(names) == sorted(names)))
 
 
-def _open(path: str, config: str | None, mistakes: Mistakes) -> dict[str, Split]:
-    """The splits of the tables at `path`, by name."""
+def _no_classes(wanted: str | None, label: str | None, others: list[str]) -> str:
+    if wanted == NO_LABELS:
+        return "data.label_column is none"
+    if label is not None:
+        return f"the column {label!r} is empty"
+    return "no column is called like labels" + (f", and of {', '.join(others)} none is named in data.label_column" if others else "")
+
+
+def _holds_words(feature: Any) -> bool:
+    return re.fullmatch(r"(large_)?string", getattr(feature, "dtype", "")) is not None
+
+
+def _beside(scan: Scan | None, splits: dict[str, Split]) -> tuple[str, ...]:
+    """What is said of images in the folder that are in no table."""
+    if scan is None or not scan.images or scan.metadata:
+        return ()
+    first = ", ".join("/".join(parts) for parts in scan.images[:SHOWN]) + (", ..." if len(scan.images) > SHOWN else "")
+    rows = sum(split.num for split in splits.values())
+    return (f"{len(scan.images):,} image files beside the tables are not counted, and only the {rows:,} rows are read ({first}).",)
+
+
+def _open(path: str, config: str | None, mistakes: Mistakes) -> tuple[dict[str, Split], bool]:
+    """The splits of the tables at `path`, by name, and whether `datasets` has made them of images in folders."""
     import datasets
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
     from datasets.packaged_modules.parquet.parquet import Parquet
 
     place = Path(path)
@@ -62,8 +108,6 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> dict[str, Split]
         if not (place.is_dir() or is_parquet):
             allowed = "give a folder of images, a .parquet file, a save_to_disk folder, or the Hub id of a data set"
             raise DataError(f"{mistakes.source}, which is not a folder; {allowed}")
-        if place.is_dir() and not any(place.rglob("*.*")):
-            raise DataError(f"{mistakes.source}, an empty folder; put images into it, one sub-folder a class")
         for file in [place] if is_parquet else sorted(place.rglob("*.parquet")):
             try:
                 pq.read_metadata(file)
@@ -74,6 +118,7 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> dict[str, Split]
     # what `datasets` has unpacked lies in its own folders
     own = (Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.EXTRACTED_DATASETS_PATH), Path(datasets.config.HF_CACHE_HOME))
     folders = (place.parent if is_parquet else place,) if place.exists() else ()
+    is_of_folders = False
     try:
         with hub.data_set(mistakes.source, path) if of_hub else nullcontext():
             if any((place / name).is_file() for name in ("state.json", "dataset_dict.json")):
@@ -81,11 +126,12 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> dict[str, Split]
             else:
                 data_files = {TRAIN: str(place)} if is_parquet else None
                 builder = datasets.load_dataset_builder("parquet" if is_parquet else path, config, data_files=data_files)
+                is_of_folders = isinstance(builder, ImageFolder)
                 if isinstance(builder, Parquet) and place.exists():  # read as it lies, without a copy in the cache
                     return {
                         str(name): _parquet(mistakes.source, str(name), files, builder.info.features, folders)
                         for name, files in builder.config.data_files.items()
-                    }
+                    }, False
                 builder.download_and_prepare()
                 loaded = builder.as_dataset()
     except hub.NotHad as error:
@@ -101,7 +147,7 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> dict[str, Split]
     return {
         str(name): _arrow(mistakes.source, str(name), rows, (*folders, *own))
         for name, rows in (loaded if isinstance(loaded, dict) else {TRAIN: loaded}).items()
-    }
+    }, is_of_folders
 
 
 def _arrow(source: str, name: str, rows: Any, folders: tuple[Path, ...]) -> Split:
@@ -151,8 +197,9 @@ def _unreadable(source: str, file: str, error: Exception) -> DataError:
     return DataError(f"{source}, whose file {file} cannot be read ({' '.join(str(error).split())[:100]}); fetch again or remove it")
 
 
-def _choose(source: str, splits: dict[str, Split], image: str, label: str | None) -> list[Split]:
-    """The split to train on, and the one to hold out where there is one whose labels are not withheld."""
+def _choose(source: str, splits: dict[str, Split], image: str, label: str | None) -> tuple[list[Split], list[str]]:
+    """The split to train on, and the one to hold out where there is one; and those that are passed over, whose labels are withheld."""
+    withheld: list[str] = []
     train = splits[TRAIN] if TRAIN in splits else next(iter(splits.values()))
     if not train.num:
         raise DataError(f"{source}, whose split {train.name} holds no rows; give at least 2 images")
@@ -167,8 +214,9 @@ def _choose(source: str, splits: dict[str, Split], image: str, label: str | None
                 if column is not None and other.features.get(column) != train.features[column]:
                     raise DataError(f"{source}, whose splits {train.name} and {name} differ in column {column!r}; give both the same")
             if label is None or labelled(other) or not labelled(train):
-                return [train, other]
-    return [train]
+                return [train, other], withheld
+            withheld.append(name)
+    return [train], withheld
 
 
 def find_image_column(source: str, features: Any, wanted: str | None) -> str:
