@@ -14,6 +14,7 @@ from torch import nn
 
 from fewstep.build import Data, in_memory, load_data, make_method, note, training_data
 from fewstep.data import PointData
+from fewstep.data.audit import audit
 from fewstep.data.beforehand import beforehand
 from fewstep.data.own import ForeignData
 from fewstep.errors import UserError, first_line
@@ -26,6 +27,7 @@ from fewstep.metrics.figures import choices
 from fewstep.networks.base import num_parameters
 from fewstep.own_parts import named_faults
 from fewstep.recipe import Recipe, Trainer, load_recipe, resolved
+from fewstep.run_data import as_recorded, keep, tell
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder
 from fewstep.version import __version__
@@ -165,12 +167,17 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
     devices = trainer.known_devices
     with named_faults(recipe, lambda error: "nothing was trained"):
         data, unread = _known_data(recipe)
+        data = as_recorded(recipe, data)
         method = make_method(recipe, data)
     check_parts(recipe, method, devices)
     classes = f"{data.num_classes or 'no'} classes"
     items = "points" if len(data.shape) == 1 else "images"
     training = f"a stream of {items}" if data.train_size is None else f"{data.train_size} training {items}"
-    lines = [f"data: {training}, {data.heldout_size} held out, shape {list(data.shape)}, {classes}", *unread]
+    lines = [
+        f"data: {training}, {data.heldout_size} held out, shape {list(data.shape)}, {classes}",
+        *unread,
+        *([] if unread else audit(data).lines()),
+    ]
     for name, network in method.networks.items():
         turn = next((turn for turn in method.turns if name in turn.trains), None)
         does = f"learns every {turn.every} steps" if turn and turn.every > 1 else "learns every step" if turn else "frozen"
@@ -293,6 +300,9 @@ def _train_recipe(
         run.check(resolved(recipe), resume, longer=True)
     fabric.launch()
     data = _data_in_turn(recipe, fabric)
+    data = as_recorded(recipe, data, run)
+    found = audit(data)
+    tell(found, run)
     if recipe.trainer.workers and not isinstance(data, ForeignData):
         note(f"trainer.workers is {recipe.trainer.workers}, and {data.name} lies in memory: none is started")
     with named_faults(recipe, lambda error: "nothing was trained"):
@@ -307,7 +317,8 @@ def _train_recipe(
     watch = _watch(recipe, data, fabric)
     fabric.barrier()  # all have read what the folder holds, and found no mistake: now it may be written to
     if fabric.is_global_zero:
-        run.open(resolved(recipe), made_by() | ({} if source is None else {"recipe": source}))
+        run.open(resolved(recipe), made_by() | ({} if source is None else {"recipe": source}) | {"data_audit": found.lines()})
+        keep(found, run)
         if not is_held:
             held.enter_context(held_folder(run.path))
         if method.kept_teacher is not None and not run.has_teacher():

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fewstep.errors import Interrupted, UserError
 from fewstep.files import replace_file, whole_file
-from fewstep.generator import Generator
+from fewstep.generator import Generator, Labels
 from fewstep.limits import GRID_PIXELS
 from fewstep.quantities import short
 from fewstep.training.progress import Progress
@@ -35,7 +35,7 @@ def check_out(out: Path) -> None:
         raise UserError(f"--out is {out}, which is a folder; give the name of a file")
 
 
-def write_samples(generator: Generator, num: int, out: Path, labels: list[int] | None, **options: Any) -> None:
+def write_samples(generator: Generator, num: int, out: Path, labels: Labels, **options: Any) -> None:
     """Draw `num` samples into `out`, whole or not at all: a .png, a grid; or a .npz with ``samples`` [num, *shape] and ``labels`` [num].
 
     A .npz is written as it is drawn and takes a batch's memory. `options` are those of `Generator.sample`, and the samples are the same.

@@ -43,7 +43,8 @@ def image_folder(
 
     Raises:
         DataError: for a place that holds no images, or several things that could be meant; and, naming file or row, for images that are
-            damaged, of several frames, of more than 8 bits or of a wrong size, for labels that are missing, negative or outside the classes, and for classes without images.
+            damaged, of several frames, of more than 8 bits or of a wrong size, for labels that are missing, negative or outside the
+            classes, and for classes without images.
 
     """
     source = f"data.path is {path!r}"

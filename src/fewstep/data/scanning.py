@@ -74,8 +74,8 @@ class Scan:
     @property
     def found(self) -> int:
         """Files in all, what is hidden counted once."""
-        several = (self.images, self.tables, self.archives, self.metadata, *self.left_out.values())
-        return sum(map(len, several))
+        seen = len(self.images) + len(self.tables) + len(self.archives) + len(self.metadata)
+        return seen + sum(map(len, self.left_out.values()))
 
 
 def scan(root: Path, source: str) -> Scan:
@@ -100,8 +100,10 @@ def scan(root: Path, source: str) -> Scan:
             found.by_content.append(parts)
         else:
             found.left_out.setdefault(reason, []).append("/".join(parts))
-    for several in (found.images, found.by_content, found.tables, found.archives, found.metadata, *found.left_out.values()):
-        several.sort()
+    for files in (found.images, found.by_content, found.tables, found.archives, found.metadata):
+        files.sort()
+    for places in found.left_out.values():
+        places.sort()
     return found
 
 
