@@ -32,8 +32,8 @@ Threads = Annotated[str, typer.Option(help="CPU threads; auto is 1 for small net
 
 
 LABELS = (
-    "classes by number or name, such as 0,1,cat; repeated to length. A whole number is always a class's number, from 0, also where names are "
-    "numbers: see the line that is printed. Default: all in turn"
+    "classes by number or name, such as 0,1,cat; repeated to length. A whole number is always a class's number, from 0, also where "
+    "names are numbers: see the line that is printed. Default: all in turn"
 )
 
 

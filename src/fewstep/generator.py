@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from fewstep import hub, pil, registry
-from fewstep.class_labels import class_number, misread
+from fewstep.class_labels import Labels, label_tensor
 from fewstep.data.units import Units
 from fewstep.denoisers import Guided
 from fewstep.errors import UserError
@@ -27,8 +27,6 @@ from fewstep.networks.base import make_network, num_parameters
 from fewstep.samplers import SAMPLERS
 from fewstep.streams import Noise, Seed, seeded
 from fewstep.weights import load_folder
-
-Labels = int | str | Sequence[int | str] | Tensor | None
 
 SHOWN = 10  # samples in a notebook's picture
 
@@ -248,18 +246,8 @@ class Generator(
             return None
         if labels is None:
             return torch.arange(first, first + num) % self.num_classes
-        if isinstance(labels, str):
-            labels = [labels]
-        if isinstance(labels, Sequence):
-            labels = [class_number(one, self.class_names, self.num_classes) if isinstance(one, str) else one for one in labels]
-        try:
-            wanted = torch.as_tensor(labels).flatten()
-        except (OverflowError, RuntimeError, TypeError, ValueError):  # what no tensor holds
-            raise UserError(f"labels are {labels!r:.100}; allowed are whole numbers from 0 to {self.num_classes - 1}") from None
-        if wanted.is_floating_point() or not len(wanted) or wanted.min() < 0 or wanted.max() >= self.num_classes:
-            known = "" if wanted.is_floating_point() else misread(wanted.tolist(), self.class_names)
-            raise UserError(f"labels are {wanted.tolist()}; allowed are whole numbers from 0 to {self.num_classes - 1}{known}")
-        return wanted.long()[torch.arange(first, first + num) % len(wanted)]
+        wanted = label_tensor(labels, self.class_names, self.num_classes)
+        return wanted[torch.arange(first, first + num) % len(wanted)]
 
     def to_pil(self, samples: Tensor) -> list[Any]:
         """One `PIL.Image.Image` for each of `samples` [N, C, H, W] in [-1, 1], of one channel or three. Raises UserError for points."""
@@ -313,7 +301,7 @@ class Generator(
     def batches(
         self,
         num: int,
-        labels: int | Sequence[int] | Tensor | None = None,
+        labels: Labels = None,
         seed: Seed = None,
         steps: int | None = None,
         sampler: str | None = None,

@@ -68,8 +68,8 @@ def as_recorded(recipe: Recipe, data: Data, run: RunFolder | None = None) -> Dat
             continue
         if names is own and sorted(own) != sorted(data.class_names):
             raise UserError(
-                f"{owner} was trained with the classes {_some(own)}, and the data {data.name} now has {_some(data.class_names) or 'none'}: a "
-                "label would mean something else; give the data back the classes that it had, or train into another folder"
+                f"{owner} was trained with the classes {_some(own)}, and the data {data.name} now has {_some(data.class_names) or 'none'}: "
+                "a label would mean something else; give the data back the classes that it had, or train into another folder"
             )
         try:
             ordered = in_order_of(data, names, owner)

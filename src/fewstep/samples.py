@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fewstep.class_labels import Labels
 from fewstep.errors import Interrupted, UserError
 from fewstep.files import replace_file, whole_file
-from fewstep.generator import Generator, Labels
+from fewstep.generator import Generator
 from fewstep.limits import GRID_PIXELS
 from fewstep.quantities import short
 from fewstep.training.progress import Progress
