@@ -64,9 +64,9 @@ def _number(name: str, names: Sequence[str], num_classes: int) -> int:
     if not names:
         raise UserError(f"labels name {name!r}, but this generator does not know what its classes are called; give {allowed}")
     close = difflib.get_close_matches(name, names, 1, 0.5)
+    meant = f"; did you mean {close[0]!r}?" if close else ""
     raise UserError(
-        f"labels name {name!r}, which is no class{f'; did you mean {close[0]!r}?' if close else ''}; allowed are {allowed}, and the names in "
-        f"{told(names, range(num_classes))}"
+        f"labels name {name!r}, which is no class{meant}; allowed are {allowed}, and the names in {told(names, range(num_classes))}"
     )
 
 

@@ -196,7 +196,7 @@ def test_a_place_without_images_is_refused(tmp_path):
         image_folder(str(tmp_path / "empty"), 8)
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "a.txt").write_text("no image\n")
-    with pytest.raises(DataError, match=r"columns \['text'\] hold no images"):
+    with pytest.raises(DataError, match=r"holds no image that can be read, but 1 file whose content .* \(a\.txt\)"):
         image_folder(str(tmp_path / "words"), 8)
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "a.xyz").write_text("?")

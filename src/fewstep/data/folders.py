@@ -16,6 +16,7 @@ from fewstep.data.splits import CHUNK, EMPTY_CLASS, HELD_OUT, SPLIT_FOLDERS, TRA
 
 # what the only sub-folder of a split is called that has no labels
 NO_CLASS = {*SPLIT_FOLDERS, "unknown", "unlabelled", "unlabeled", "images", "image", "imgs", "img", "all", "data"}
+SHARDS = (".tar", ".tar.gz", ".tgz")  # archives that may be WebDataset's
 SAVED = ("state.json", "dataset_dict.json")  # of save_to_disk
 
 STRAY = Kind("image{s} outside the class sub-folders", "put each into the sub-folder of its class, or set data.label_column: none")
@@ -35,6 +36,12 @@ def is_of_images(scan: Scan, root: Path, label_column: str | None, source: str) 
     if not scan.images:
         if not tables:
             raise _nothing(scan, source)
+        if scan.archives and not (scan.tables or scan.metadata or any(parts[-1].lower().endswith(SHARDS) for parts in scan.archives)):
+            first, several = "/".join(scan.archives[0]), len(scan.archives) > 1
+            raise DataError(
+                f"{source}, which holds {len(scan.archives)} archive{'s' * several} ({first}{', ...' * several}) and no image that lies "
+                f"unpacked; unpack {'them' if several else 'it'} there, and give data.path the folder of the images"
+            )
         return False
     if (scan.tables or scan.archives) and _is_of_the_hub(root):
         return False
@@ -50,8 +57,8 @@ def is_of_images(scan: Scan, root: Path, label_column: str | None, source: str) 
 def _nothing(scan: Scan, source: str) -> DataError:
     if not scan.left_out:
         return DataError(f"{source}, an empty folder; put images into it, one sub-folder a class")
-    others = "; ".join(str(LeftOut.of(kind, places)) for kind, places in scan.left_out.items())
-    return DataError(f"{source}, which holds no image that can be read: {others}; put images into it, one sub-folder a class")
+    others = "; ".join(str(LeftOut.of(kind, places)).removeprefix("left out: ") for kind, places in scan.left_out.items())
+    return DataError(f"{source}, which holds no image that can be read, but {others}; put images into it, one sub-folder a class")
 
 
 def _is_of_the_hub(root: Path) -> bool:
