@@ -302,7 +302,7 @@ def _train_recipe(
     data = _data_in_turn(recipe, fabric)
     data = as_recorded(recipe, data, run)
     found = audit(data)
-    tell(found, run)
+    tell(found, run, getattr(data, "note", "") or "")
     if recipe.trainer.workers and not isinstance(data, ForeignData):
         note(f"trainer.workers is {recipe.trainer.workers}, and {data.name} lies in memory: none is started")
     with named_faults(recipe, lambda error: "nothing was trained"):

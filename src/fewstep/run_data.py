@@ -89,12 +89,13 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
 
 
-def tell(found: Audit, run: RunFolder) -> None:
-    """Say what has been found of the data, and what of it has changed since the run began."""
+def tell(found: Audit, run: RunFolder, said: str = "") -> None:
+    """Say what has been found of the data, but for what was `said` already, and what of it has changed since the run began."""
     if os.environ.get("LOCAL_RANK", "0") != "0":  # once, however many processes there are
         return
     for line in found.lines():
-        sys.stderr.write(f"data: {line}\n")
+        if line.rstrip(".") not in said:
+            sys.stderr.write(f"data: {line}\n")
     for change in changes(kept(run), found):
         note(f"the data is not what it was when the run began: {change}")
 

@@ -82,6 +82,7 @@ def image_folder(
             f"{twice} of the {len(pixels[1])} images held out are trained on, too, as exact copies: a model that learns by heart would "
             "look better than it is; take the copies out"
         )
+    origin = replace(origin, remarks=(*origin.remarks, *(f"{text}." for text in mistakes.notes)))
     known = root.resolve() if root.exists() else root
     name, note = known.stem if known.is_file() else known.name, "; ".join(mistakes.notes)
     return ImageData(name, pixels[0], pixels[1], train_label, heldout_label, 127.5, names, flip, note, origin)

@@ -85,8 +85,11 @@ class StreamData(ForeignData):
                     held += self.heldout[0].first(shard, num)
         for items, what in ((train, "train on"), (held, "hold out")):
             if not items and not (what == "hold out" and self.heldout and isinstance(self.heldout[0], Items)):
+                num = len(train) + len(held)
+                advice = "lower data.heldout_items" if self.heldout else f"data.heldout_items={max(1, num // 10)} would do"
                 raise DataError(
-                    f"the data set {self.name} has too few items to {what}, {self.heldout_size} held out; lower data.heldout_items"
+                    f"the data set {self.name} has too few items to {what}, {self.heldout_size} held out of {num} found; "
+                    + (advice if num > 1 or self.heldout else "give at least 2 items")
                 )
         if self.heldout and isinstance(self.heldout[0], Items):
             return self._together(train), self.heldout[0].excerpt(0, self.heldout[1])
