@@ -50,7 +50,8 @@ def hold_out(source: str, num: int, labels: Tensor | None, names: tuple[str, ...
         try:
             keep, out = stratified_split(None if labels is None else labels.numpy(), num, fraction)
         except ValueError:
-            return "leaves too few on one side"
+            least = "an image" if labels is None else "as many images as there are classes"
+            return f"leaves too few on one side, where each part needs {least}"
         if labels is not None:
             gone = (labels[keep].bincount(minlength=len(names)) == 0).nonzero()[:, 0].tolist()
             if gone:
@@ -60,11 +61,10 @@ def hold_out(source: str, num: int, labels: Tensor | None, names: tuple[str, ...
     made = split(holdout)
     if isinstance(made, str):
         classes = f" of {len(names)} classes" if labels is not None else ""
-        least = "an image" if labels is None else "as many images as there are classes"
         value = fitting(holdout, num, lambda fraction: not isinstance(split(fraction), str))
         raise DataError(
-            f"data.holdout is {holdout}, which cannot split the {num} images{classes} of {source.removeprefix('data.path is ')}: it {made} "
-            f"(each part needs {least}); {advice(value)}"
+            f"data.holdout is {holdout}, which cannot split the {num} images{classes} of {source.removeprefix('data.path is ')}: it {made}; "
+            f"{advice(value)}"
         )
     stratified = ", in equal shares of each class" if labels is not None else ""
     return *made, f"the fraction {holdout:.15g} of the images (data.holdout), at random by seed 0{stratified}"
