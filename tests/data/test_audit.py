@@ -144,7 +144,7 @@ def test_a_reweighted_density_keeps_its_origin():
 
 
 def test_a_set_of_one_s_own():
-    text = lines(item_data(own_sets.Patches(num=40), "Patches", holdout=0.25))
+    text = lines(item_data(own_sets.Patches(size=40), "Patches", holdout=0.25))
     assert "Patches: 40 items found in a data set of one's own, own_sets:Patches, all used, none left out." in text
     assert "2 classes by the data set itself, number = name: 0 = dark, 1 = light." in text
     assert "the items of each class are not counted, for they are read as they are asked for." in text
@@ -152,7 +152,7 @@ def test_a_set_of_one_s_own():
 
 
 def test_a_set_with_a_held_out_part_of_its_own():
-    text = lines(item_data(own_sets.Patches(num=40), "Patches", heldout=own_sets.Patches(num=8)))
+    text = lines(item_data(own_sets.Patches(size=40), "Patches", heldout=own_sets.Patches(size=8)))
     assert "48 items found" in text
     assert "trained on: 40; held out: 8 (a data set of its own)." in text
 

@@ -27,7 +27,6 @@ def test_the_value_that_is_given_splits_classes_of_any_sizes(seed):
     try:
         keep, out, how = hold_out("data.path is 'x'", len(labels), labels, names, holdout)
     except DataError as error:
-        assert f"data.holdout is {holdout}, which cannot split the {len(labels)} images" in str(error)
         keep, out, how = hold_out("data.path is 'x'", len(labels), labels, names, suggested(str(error)))
     assert sorted([*keep.tolist(), *out.tolist()]) == list(range(len(labels)))
     assert len(out) >= 1
@@ -49,7 +48,7 @@ def test_the_value_that_is_given_splits_images_without_classes(num, holdout):
 def test_a_class_that_would_not_be_trained_on_is_named():
     """Of 100 and 2 images scikit-learn would put both of the latter into the held-out part."""
     labels = torch.tensor([0] * 100 + [1] * 2)
-    with pytest.raises(DataError, match=r"it leaves the class rare no image to train on .* data\.holdout=0\.9 would do"):
+    with pytest.raises(DataError, match=r"it leaves the class rare no image to train on; data\.holdout=0\.7 would do"):
         hold_out("data.path is 'x'", 102, labels, ("usual", "rare"), 0.98)
 
 
@@ -129,9 +128,10 @@ def kaggle(root, test="test/{}.png", num=5):
         put(root / test.format(k), encoded(seed=100 + k))
 
 
-@pytest.mark.parametrize(
-    "test", ["test/{}.png", "test/test/{}.png", "test/unknown/{}.png", "Test/{}.png", "val/{}.png", "test/Images/{}.png"]
-)
+PLACES = ["test/{}.png", "test/test/{}.png", "test/unknown/{}.png", "Test/{}.png", "val/{}.png", "test/Images/{}.png"]
+
+
+@pytest.mark.parametrize("test", PLACES)
 def test_a_split_without_labels_is_passed_over_and_told_with_the_keys_to_set(test, tmp_path):
     kaggle(tmp_path, test)
     data = opened(tmp_path)

@@ -63,8 +63,8 @@ def hold_out(source: str, num: int, labels: Tensor | None, names: tuple[str, ...
         classes = f" of {len(names)} classes" if labels is not None else ""
         value = fitting(holdout, num, lambda fraction: not isinstance(split(fraction), str))
         raise DataError(
-            f"data.holdout is {holdout}, which cannot split the {num} images{classes} of {source.removeprefix('data.path is ')}: it {made}; "
-            f"{advice(value)}"
+            f"data.holdout is {holdout}, which cannot split the {num} images{classes} of {source.removeprefix('data.path is ')}: it "
+            f"{made}; {advice(value)}"
         )
     stratified = ", in equal shares of each class" if labels is not None else ""
     return *made, f"the fraction {holdout:.15g} of the images (data.holdout), at random by seed 0{stratified}"
