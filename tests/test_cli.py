@@ -402,7 +402,7 @@ def test_a_model_folder_samples_like_its_run(done, student_run, tmp_path):
     [
         (["--labels", "10"], ["labels are [10]", "from 0 to 9"]),
         (["--labels", "-1"], ["labels are [-1]", "from 0 to 9"]),
-        (["--labels", "3,x"], ["--labels is '3,x'", "such as 0,1,2"]),
+        (["--labels", "3,x"], ["labels name 'x', which is no class", "from 0 to 9", "0 = 0, 1 = 1"]),
         (["--labels", ""], ["--labels is ''", "such as 0,1,2"]),
         (["-n", "0"], ["num is 0", "at least 1"]),
         (["--steps", "3"], ["steps is 3", "give 1"]),

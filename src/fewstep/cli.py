@@ -153,10 +153,10 @@ def sample(
 
     generator = load(path, "cuda" if torch.cuda.is_available() else "cpu")
     wanted = None if labels is None else split_labels(labels, generator.class_names)
-    drawn = generator.labels(num if wanted is None else len(wanted), wanted)
     torch.set_num_threads(choose_threads(count, generator.denoiser, generator.shape))
     write_samples(generator, num, out, wanted, seed=seed, steps=steps, guidance_scale=guidance_scale, churn=churn)
     typer.echo(f"{num} samples, {generator.evaluations(steps)} evaluation(s) each: {out}")
+    drawn = generator.labels(min(num, generator.num_classes or 0) if wanted is None else min(num, len(wanted)), wanted)
     if drawn is not None and (names := told(generator.class_names, drawn.tolist())):
         typer.echo(f"classes: {names}")
 

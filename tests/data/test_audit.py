@@ -53,14 +53,14 @@ def test_why_there_are_no_classes(places, options, why, tmp_path):
 
 
 def test_many_classes_are_told_in_part_and_kept_whole(tmp_path):
-    numbered(tmp_path, range(1, 31), 3)
-    found = audit(opened(tmp_path, holdout=0.4))
+    numbered(tmp_path, range(1, 31), 4)
+    found = audit(opened(tmp_path, holdout=0.25))
     told = next(line for line in found.lines() if "classes by" in line)
-    assert told.startswith("30 classes by the sub-folder, number = name (items trained on + held out): 0 = 1 (2 + 1), 1 = 2 (2 + 1)")
+    assert told.startswith("30 classes by the sub-folder, number = name (items trained on + held out): 0 = 1 (3 + 1), 1 = 2 (3 + 1)")
     assert told.count(" = ") - 1 == 12
     assert told.endswith(" and 18 more.")
     assert [(entry["number"], entry["name"]) for entry in found.config["classes"]] == [(k, str(k + 1)) for k in range(30)]
-    assert json.loads(json.dumps(found.config))["used"] == 90
+    assert json.loads(json.dumps(found.config))["used"] == 120
 
 
 def rows(num, **columns):
