@@ -40,7 +40,11 @@ def test_numbers_and_names(text, names, numbers):
         ("3,1.5", PETS, "labels name '1.5', which is no class; allowed are whole numbers from 0 to 4, and the names in 0 = cat, 1 = dog"),
         ("5", PETS, "labels are [5]; allowed are whole numbers from 0 to 4"),
         ("-1", PETS, "labels are [-1]; allowed are whole numbers from 0 to 4"),
-        ("10", NUMBERS, "allowed are whole numbers from 0 to 2; a whole number is the number of a class, and the class that is called 10 has the number 2"),
+        (
+            "10",
+            NUMBERS,
+            "from 0 to 2; a whole number is the number of a class, and the class that is called 10 has the number 2",
+        ),
         ("cat", (), "labels name 'cat', but this generator does not know what its classes are called; give whole numbers from 0 to 2"),
         ("a", ("a", "b", "a"), "labels name 'a', and classes 0, 2 are called so; give the number of one"),
         ("9" * 30, PETS, "allowed are whole numbers from 0 to 4"),
