@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from fewstep.data.checks import printable
 from fewstep.errors import UserError
 
 Labels = int | str | Sequence[int | str] | Tensor | None
@@ -82,4 +83,4 @@ def told(names: Sequence[str], numbers: Iterable[int]) -> str:
     """``0 = cat, 1 = dog`` for these `numbers`, each once and the first few of them; "" where classes have no names."""
     once = [number for number in dict.fromkeys(numbers) if number < len(names)]
     more = f", and {len(once) - SHOWN} more" if len(once) > SHOWN else ""
-    return ", ".join(f"{number} = {names[number]}" for number in once[:SHOWN]) + more
+    return ", ".join(f"{number} = {printable(names[number])}" for number in once[:SHOWN]) + more

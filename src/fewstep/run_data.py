@@ -10,6 +10,7 @@ from fewstep import hub
 from fewstep.build import Data, note
 from fewstep.data import DataError
 from fewstep.data.audit import Audit, changes
+from fewstep.data.checks import printable
 from fewstep.data.class_order import in_order_of, other_names
 from fewstep.errors import UserError
 from fewstep.files import at_home, replace_file
@@ -86,7 +87,7 @@ def as_recorded(recipe: Recipe, data: Data, run: RunFolder | None = None) -> Dat
 
 
 def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
+    return ", ".join(map(printable, names[:4])) + (f", ... ({len(names)})" if len(names) > 4 else "")
 
 
 def tell(found: Audit, run: RunFolder, said: str = "") -> None:

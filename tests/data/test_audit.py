@@ -199,3 +199,30 @@ def test_what_has_changed_since(tmp_path):
     put(tmp_path / "dog" / "more.png", encoded(seed=98))
     assert changes(before, audit(opened(tmp_path))) == ["18 images were trained on, now 19", "6 images were held out, now 7"]
     assert changes({}, audit(opened(tmp_path))) == []
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[31mred", "tab\there", "zero\u200bwidth"])
+def test_names_that_a_screen_would_obey_are_shown_as_python_writes_them(name, tmp_path):
+    for number, label in enumerate((name, "dog")):
+        for k in range(8):
+            put(tmp_path / label / f"{k}.png", encoded(seed=8 * number + k))
+    put(tmp_path / name / "notes.txt", b"words")
+    found = audit(opened(tmp_path)).lines()
+    assert all(line.isprintable() for line in found)
+    assert f" = {name.encode('unicode_escape').decode()} (6 + 2)" in "".join(found)
+
+
+def test_a_stream_of_a_folder_tells_of_what_is_no_shard(tmp_path):
+    for number in range(2):
+        pq.write_table(rows(12, label=pa.array([0, 1] * 6)), tmp_path / f"{number}.parquet")
+    put(tmp_path / "notes.txt", b"words")
+    section = f"data={{name: stream, path: '{tmp_path}', size: 8, num_classes: 2, heldout_items: 4}}"
+    text = lines_of(load_data(load_recipe("teacher/digits", [section]).data))
+    assert f"2 shards of {tmp_path}, read as it is asked for" in text
+    assert "2 classes by the column 'label', number = name: 0 = 0, 1 = 1." in text
+    assert "1 file there is no shard, and not read (notes.txt)." in text
+    assert "held out: 4 (the first items (data.heldout_items), spread over 2 of 2 shards)." in text
+
+
+def lines_of(data):
+    return "\n".join(audit(data).lines())

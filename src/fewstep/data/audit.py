@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fewstep.data.checks import SHOWN, Kind
+from fewstep.data.checks import SHOWN, Kind, printable
 from fewstep.data.protocol import Data
 
 MOST_CLASSES = 12  # that are shown in a line
@@ -113,13 +113,14 @@ class Audit:
     def lines(self, most: int = MOST_CLASSES) -> list[str]:
         """Sentences: found and used, each reason for what is left out, the classes (`most` of them), and the split."""
         origin = self.origin
-        return [
+        lines = [
             self._found(),
             *(f"{entry}." for entry in map(str, origin.left_out)),
             *origin.remarks,
             self._classes(most),
             "; ".join(self._part(part) for part in self.parts) + ".",
         ]
+        return [printable(line) for line in lines]
 
     def _found(self) -> str:
         origin, used = self.origin, self.used

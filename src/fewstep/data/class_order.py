@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.data.checks import printable
 from fewstep.data.errors import DataError
 from fewstep.data.images import ImageData
 
@@ -73,4 +74,4 @@ def _are_numbers(names: Sequence[str]) -> bool:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return ", ".join(map(printable, names[:4])) + (", ..." if len(names) > 4 else "")

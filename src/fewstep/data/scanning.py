@@ -78,13 +78,13 @@ class Scan:
         return seen + sum(map(len, self.left_out.values()))
 
 
-def scan(root: Path, source: str) -> Scan:
-    """What lies in the folder `root`, for the data set that messages call `source`, such as ``data.path is 'photos'``.
+def scan(root: Path, source: str | None = None) -> Scan:
+    """What lies in the folder `root`, for the data set that messages call `source`; None is ``data.path is 'ROOT'``.
 
     Links to folders are followed. Raises DataError for a folder that is come to twice, a name that is not UTF-8, and a folder that must not
     be read.
     """
-    found = Scan()
+    found, source = Scan(), f"data.path is {str(root)!r}" if source is None else source
     for parts in _files(root, source, found):
         name, whole = parts[-1].lower(), root.joinpath(*parts)
         if parts[-1] in METADATA:
