@@ -13,6 +13,7 @@ from PIL import Image
 
 import fewstep
 from fewstep.recipe import load_recipe, shipped_recipes
+from fewstep.training.looks import WORTH
 
 COMMANDS = ("train", "sample", "evaluate", "compare", "demo", "recipes")
 
@@ -132,7 +133,7 @@ def test_recipes_show_of_another_name(mistake, tmp_path):
 
 def test_recipes_schema_knows_the_keys_and_their_limits(done):
     schema = json.loads(done("recipes", "schema").out)
-    assert set(schema["properties"]) == {"method", "data", "network", "trainer", "seed", "steps", "batch_size"}
+    assert set(schema["properties"]) == {"method", "data", "network", "trainer", "seed", "steps", "batch_size", "finds"}
     assert schema["additionalProperties"] is False
     method = schema["$defs"]["TeacherSettings"]["properties"]
     assert method["sigma_sampling"]["enum"] == ["lognormal", "karras"]
@@ -281,11 +282,13 @@ def test_metrics_hold_what_the_design_promises(student_run):
     assert [(record["step"], record["images_seen"]) for record in records] == [(2, 32), (4, 64), (6, 96)]
     for record in records:
         expected = "seconds images_per_second generator.dm generator.gap generator.gan generator.gan_weight generator.grad_norm"
-        expected += (
-            " generator.lr guidance.fake guidance.gan guidance.grad_norm guidance.lr health.spread health.shift health.saturation alarms"
-        )
+        expected += " generator.lr guidance.fake guidance.gan guidance.grad_norm guidance.lr alarms"
         assert set(expected.split()) <= set(record)
+        healths = {key for key in record if key.startswith("health.") and not key.endswith("_error")}
+        for key in healths & {"health.spread", "health.shift", "health.saturation"}:  # each once it is worth something
+            assert record[f"{key}_error"] <= WORTH * max(1, record[key])
         assert all(np.isfinite(value) for value in record.values() if isinstance(value, float))
+    assert {"health.spread", "health.shift", "health.saturation"} <= set().union(*records)
     assert records[0]["seconds"] < records[1]["seconds"] < records[2]["seconds"]
 
 

@@ -250,7 +250,7 @@ def test_all_shipped_data_of_the_hub_is_known_beforehand():
     found = {}
     for name in shipped_recipes():
         data = load_recipe(name).data
-        if data.name in ("cifar10", "images"):
+        if data.name in ("cifar10", "images") and getattr(data, "path", None) != "images":  # those of the user
             known = beforehand(data)
             assert known is not None, name
             found[getattr(data, "path", data.name)] = (len(known.train), len(known.heldout), known.num_classes)

@@ -91,7 +91,7 @@ def open_teacher(
     if path is None and kept is None:
         raise UserError(_no_teacher(settings, data))
     try:
-        teacher = _generator_at(kept or str(path), sigma_data)
+        teacher = generator_at(kept or str(path), sigma_data)
     except UserError as error:
         raise UserError(f"method.teacher: {error}") from error
     wrong, fitting = [], dict[str, Any]()
@@ -144,7 +144,7 @@ def _no_teacher(settings: MethodSettings, data: Data) -> str:
     )
 
 
-def _generator_at(path: str | Path, sigma_data: float | None) -> Generator:
+def generator_at(path: str | Path, sigma_data: float | None) -> Generator:
     """The generator at `path`: ours, or else one of diffusers, which has no `sigma_data` of its own and takes this. Raises UserError."""
     from fewstep.interop.diffusers import diffusers_folder
 

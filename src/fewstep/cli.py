@@ -11,22 +11,38 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from fewstep import completion
 from fewstep.endings import ended
 from fewstep.errors import UserError
 
+
+class _Whole(TyperGroup):
+    """Lists its commands with all of what each is for, wrapped and not cut."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands into `formatter`."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(sys.maxsize)) for name, command in found if command])
+
+
 app = typer.Typer(
-    add_completion=False,
+    cls=_Whole,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="One-step and few-step generative models: train, distil, measure, ship.",
 )
-recipes_app = typer.Typer(no_args_is_help=False, invoke_without_command=True, rich_markup_mode=None)
+recipes_app = typer.Typer(cls=_Whole, no_args_is_help=False, invoke_without_command=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes", help="List the shipped recipes, or show one.")
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, such as steps=500 trainer.log_every=10")
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="settings to change, such as steps=500 trainer.log_every=10", autocompletion=completion.keys
+    ),
 ]
 Threads = Annotated[str, typer.Option(help="CPU threads; auto is 1 for small networks")]
 
@@ -91,7 +107,9 @@ def _options(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="a shipped recipe (see `fewstep recipes`) or a YAML file")],
+    recipe: Annotated[
+        str, typer.Argument(help="a shipped recipe (see `fewstep recipes`) or a YAML file", autocompletion=completion.recipes)
+    ],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="folder of the run")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in --out; start if there is none")] = False,
@@ -105,9 +123,11 @@ def train(
     import yaml
 
     from fewstep import run
+    from fewstep.finding import settled
 
     if dry_run:
-        lines = run.describe(settings, timed=True)
+        settings, found = settled(settings)
+        lines = [*map(str, found), *run.describe(settings, timed=True)]
         typer.echo(yaml.safe_dump(resolved(settings), sort_keys=False).rstrip())
         typer.echo("\n".join(f"# {line}" for line in lines))
         return
@@ -127,7 +147,7 @@ def _report(path: Path) -> None:
 
 @app.command()
 def sample(
-    path: Annotated[str, typer.Argument(help="a run folder, a model folder, or a Hub id")],
+    path: Annotated[str, typer.Argument(help="a run folder, a model folder, or a Hub id", autocompletion=completion.runs)],
     out: Annotated[Path, typer.Option(help="FILE.png for a grid, FILE.npz for arrays `samples` and `labels`")],
     num: Annotated[int, typer.Option("-n", help="how many")] = 100,
     labels: Annotated[str | None, typer.Option(help=LABELS)] = None,
@@ -163,7 +183,7 @@ def sample(
 
 @app.command()
 def evaluate(
-    path: Annotated[Path, typer.Argument(help="a run folder")],
+    path: Annotated[Path, typer.Argument(help="a run folder", autocompletion=completion.runs)],
     num: Annotated[int | None, typer.Option("-n", help="samples; default 2,000 images or 10,000 points")] = None,
     seed: Annotated[int, typer.Option(help="of the samples")] = 0,
     steps: Annotated[
@@ -180,7 +200,10 @@ def evaluate(
         str | None, typer.Option(help="edm: Inception features, three times 50,000 images, the least distance to the train split")
     ] = None,
     self_test: Annotated[bool, typer.Option("--self-test", help="also measure one half of the real images against the other")] = False,
-    beside: Annotated[list[Path] | None, typer.Option(help="another run, measured by the same protocol, for the same table")] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="another run, measured by the same protocol, for the same table", autocompletion=completion.runs),
+    ] = None,
     threads: Threads = "auto",
     allow: Allow = None,
 ) -> None:
@@ -194,36 +217,10 @@ def evaluate(
     if is_run:
         _report(path)
     _print_table(evaluation.table(results))
-    typer.echo(_footnote(results))
+    typer.echo(evaluation.footnote(results))
     if results["self_test"]:
-        typer.echo(_self_test(results["self_test"]))
+        typer.echo(evaluation.self_test_line(results["self_test"]))
     typer.echo(f"wrote {path / 'results.json'}" + (f" and {path / 'report.html'}" if is_run else ""))
-
-
-def _self_test(found: dict[str, float]) -> str:
-    return (
-        f"self-test: FD of two halves of the real train split, {found['num']} images each: {found['frechet']:.3g}, of which "
-        f"{found['bias']:.3g} is expected of so few (FD of quarters less FD of halves); left {found['rest']:.2g} +- {found['spread']:.2g} "
-        f"and KID {found['kernel']:.2g}, both 0 but for chance"
-    )
-
-
-def _footnote(results: dict[str, Any]) -> str:
-    if "energy" in next(iter(results["rows"].values())):
-        return (
-            f"n = {results['n']} samples (seed {results['seed']}) against {results['reference']}; the first row is the floor, "
-            "another exact set. Standard errors are in the JSON file"
-        )
-    protocol = results.get("protocol", {})
-    lines = ["The training acted on these features: FD flatters it"] * (results.get("trained_in_features") == "evaluator")
-    seeds = f"seed {results['seed']}"
-    if protocol.get("preset"):
-        seeds = f"the least of {len(protocol['seeds'])} blocks, from seeds {', '.join(map(str, protocol['seeds']))}"
-    lines.append(
-        f"FD: Frechet distance of n = {results['n']} samples ({seeds}) to {results['reference']} in the features "
-        f"{results['features']}; floor: the {results.get('floor_of', 'real train split')}'s, {results['floor']:.3f}"
-    )
-    return "\n".join([" ".join(lines), *(f"warning: {text}" for text in results.get("warnings", ()))])
 
 
 def _print_table(lines: list[list[str]]) -> None:
@@ -235,13 +232,19 @@ def _print_table(lines: list[list[str]]) -> None:
 
 @app.command()
 def compare(
-    data: Annotated[str, typer.Argument(help="digits, or toys/NAME, such as toys/ring")],
+    data: Annotated[str, typer.Argument(help="digits, or toys/NAME, such as toys/ring", autocompletion=completion.comparable)],
     out: Annotated[Path | None, typer.Option(help="where to put it; default runs/compare/NAME")] = None,
     gamma: Annotated[float, typer.Option(help="aim at p^gamma")] = 1.0,
     scale: Annotated[float, typer.Option(help="every recipe at its own length times this")] = 1.0,
     seed: Annotated[int, typer.Option(help="of data, training and samples")] = 0,
     recipes: Annotated[
-        list[str] | None, typer.Option("--with", metavar="RECIPE", help="a further recipe to compare, such as one of your own method")
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="RECIPE",
+            help="a further recipe to compare, such as one of your own method",
+            autocompletion=completion.recipes,
+        ),
     ] = None,
 ) -> None:
     """Train every method on one data set; quality against the number of steps, one table, one plot."""
@@ -253,13 +256,13 @@ def compare(
     _print_table(comparison.table_by_steps(results))
     typer.echo("\nall figures, each method at its own number of steps")
     _print_table(evaluation.table(comparison.own_rows(results)))
-    typer.echo(_footnote(results))
+    typer.echo(evaluation.footnote(results))
     typer.echo(f"pictures: {where / 'steps.png'}, {where / 'compare.png'}   numbers: {where / 'compare.json'}")
 
 
 @app.command()
 def export(
-    path: Annotated[str, typer.Argument(help="a run folder, a model folder, or a Hub id")],
+    path: Annotated[str, typer.Argument(help="a run folder, a model folder, or a Hub id", autocompletion=completion.runs)],
     form: Annotated[str, typer.Option("--format", help="diffusers (a pipeline that needs no code of ours) or onnx (for onnxruntime)")],
     out: Annotated[Path, typer.Option(help="a new or an empty folder")],
     licence: Annotated[
@@ -336,12 +339,13 @@ def demo(
 ) -> None:
     """Train a teacher of real digits, distil it into one step, measure and show both. Some minutes; a second call is at once."""
     from fewstep import demo as demonstration
+    from fewstep import evaluation
 
     results = demonstration.demo(out, tuple(overrides or ()), _say)
     for name in demonstration.STAGES:
         _report(out / name)
     _print_table(demonstration.summary(results))
-    typer.echo(_footnote(results))
+    typer.echo(evaluation.footnote(results))
     typer.echo(
         f"picture: {out / 'demo.png'}   report: {out / 'student' / 'report.html'}   generator: fewstep.load({str(out / 'student')!r})"
     )
@@ -358,7 +362,7 @@ def recipes(context: typer.Context) -> None:
 
 
 @recipes_app.command()
-def show(name: Annotated[str, typer.Argument(help="a shipped recipe")]) -> None:
+def show(name: Annotated[str, typer.Argument(help="a shipped recipe", autocompletion=completion.shipped)]) -> None:
     """Print a recipe's YAML: the start of one of your own."""
     from fewstep.recipe import shipped_recipes
     from fewstep.recipe.mistakes import nearest

@@ -274,3 +274,31 @@ def table(results: dict[str, Any]) -> list[list[str]]:
     for name, row in rows.items():
         lines.append([name, *(figure.form.format(row[figure.key]) if figure.key in row else "" for figure in columns)])
     return lines
+
+
+def self_test_line(found: Mapping[str, float]) -> str:
+    """What `evaluate --self-test` found, in a sentence."""
+    return (
+        f"self-test: FD of two halves of the real train split, {found['num']} images each: {found['frechet']:.3g}, of which "
+        f"{found['bias']:.3g} is expected of so few (FD of quarters less FD of halves); left {found['rest']:.2g} +- {found['spread']:.2g} "
+        f"and KID {found['kernel']:.2g}, both 0 but for chance"
+    )
+
+
+def footnote(results: Mapping[str, Any]) -> str:
+    """What the figures of a table are, with n, seeds, features and floor; and what was warned of."""
+    if "energy" in next(iter(results["rows"].values())):
+        return (
+            f"n = {results['n']} samples (seed {results['seed']}) against {results['reference']}; the first row is the floor, "
+            "another exact set. Standard errors are in the JSON file"
+        )
+    protocol = results.get("protocol", {})
+    lines = ["The training acted on these features: FD flatters it"] * (results.get("trained_in_features") == "evaluator")
+    seeds = f"seed {results['seed']}"
+    if protocol.get("preset"):
+        seeds = f"the least of {len(protocol['seeds'])} blocks, from seeds {', '.join(map(str, protocol['seeds']))}"
+    lines.append(
+        f"FD: Frechet distance of n = {results['n']} samples ({seeds}) to {results['reference']} in the features "
+        f"{results['features']}; floor: the {results.get('floor_of', 'real train split')}'s, {results['floor']:.3f}"
+    )
+    return "\n".join([" ".join(lines), *(f"warning: {text}" for text in results.get("warnings", ()))])

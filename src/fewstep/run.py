@@ -3,6 +3,7 @@
 import contextlib
 import math
 import subprocess
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from fewstep.data.beforehand import beforehand
 from fewstep.data.own import ForeignData
 from fewstep.errors import UserError, first_line
 from fewstep.files import at_home, held_folder, replace_file
+from fewstep.finding import settled
 from fewstep.generator import Generator, load
 from fewstep.hub import NotHad
 from fewstep.limits import cores
@@ -163,6 +165,7 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
     from fewstep.costs import measure
     from fewstep.training.learned import learned
 
+    recipe, settings = settled(recipe)
     trainer = recipe.trainer
     devices = trainer.known_devices
     with named_faults(recipe, lambda error: "nothing was trained"):
@@ -173,11 +176,9 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
     classes = f"{data.num_classes or 'no'} classes"
     items = "points" if len(data.shape) == 1 else "images"
     training = f"a stream of {items}" if data.train_size is None else f"{data.train_size} training {items}"
-    lines = [
-        f"data: {training}, {data.heldout_size} held out, shape {list(data.shape)}, {classes}",
-        *unread,
-        *([] if unread else audit(data).lines()),
-    ]
+    told = [] if unread else audit(data).lines()
+    about = f"data: {training}, {data.heldout_size} held out, shape {list(data.shape)}, {classes}"
+    lines = [*map(str, settings), about, *unread, *told]
     for name, network in method.networks.items():
         turn = next((turn for turn in method.turns if name in turn.trains), None)
         does = f"learns every {turn.every} steps" if turn and turn.every > 1 else "learns every step" if turn else "frozen"
@@ -293,16 +294,19 @@ def _train_recipe(
     from fewstep.training.tracking import check_tracker, make_tracker
 
     fabric = make_fabric(recipe.trainer)
+    recipe, found = settled(recipe, run if resume else None)
     if fabric.is_global_zero:
         is_held = run.path.is_dir()
         if is_held:
             held.enter_context(held_folder(run.path))
         run.check(resolved(recipe), resume, longer=True)
+        for one in found:
+            sys.stderr.write(f"{one}\n")
     fabric.launch()
     data = _data_in_turn(recipe, fabric)
     data = as_recorded(recipe, data, run)
-    found = audit(data)
-    tell(found, run, getattr(data, "note", "") or "")
+    audited = audit(data)
+    tell(audited, run, getattr(data, "note", "") or "")
     if recipe.trainer.workers and not isinstance(data, ForeignData):
         note(f"trainer.workers is {recipe.trainer.workers}, and {data.name} lies in memory: none is started")
     with named_faults(recipe, lambda error: "nothing was trained"):
@@ -317,8 +321,8 @@ def _train_recipe(
     watch = _watch(recipe, data, fabric)
     fabric.barrier()  # all have read what the folder holds, and found no mistake: now it may be written to
     if fabric.is_global_zero:
-        run.open(resolved(recipe), made_by() | ({} if source is None else {"recipe": source}) | {"data_audit": found.lines()})
-        keep(found, run)
+        run.open(resolved(recipe), made_by() | ({} if source is None else {"recipe": source}) | {"data_audit": audited.lines()})
+        keep(audited, run)
         if not is_held:
             held.enter_context(held_folder(run.path))
         if method.kept_teacher is not None and not run.has_teacher():

@@ -141,8 +141,8 @@ def killed_at(number: int, path) -> int:
     return in_a_child(work)
 
 
-# recipe.yaml; three times: seven files of a checkpoint, and the model folder's two
-@pytest.mark.parametrize("number", range(28))
+# recipe.yaml; three times: eight files of a checkpoint, and the model folder's two
+@pytest.mark.parametrize("number", range(31))
 def test_killed_while_writing_any_file(number, uninterrupted, tmp_path):
     assert killed_at(number, tmp_path / "run") == -signal.SIGKILL
     run_loop(tmp_path / "run", stubborn(), resume=(tmp_path / "run" / "recipe.yaml").exists(), **SETTINGS)
@@ -150,7 +150,7 @@ def test_killed_while_writing_any_file(number, uninterrupted, tmp_path):
 
 
 def test_there_is_no_further_write(uninterrupted, tmp_path):
-    assert killed_at(28, tmp_path / "run") == 0  # or the test above would miss some
+    assert killed_at(31, tmp_path / "run") == 0  # or the test above would miss some
 
 
 @pytest.mark.parametrize("step", [3, 6, 8])

@@ -18,7 +18,7 @@ from fewstep.data.holdout import hold_out
 from fewstep.data.images import ImageData, copies
 from fewstep.data.pixels import Resize
 from fewstep.data.scanning import scan
-from fewstep.data.splits import NO_LABELS, decode_split
+from fewstep.data.splits import NO_LABELS, Found, decode_split
 from fewstep.data.tables import table_splits
 
 
@@ -49,16 +49,7 @@ def image_folder(
     """
     source = f"data.path is {path!r}"
     mistakes = Mistakes(source)
-    root = Path(path)
-    lies = scan(root, source) if root.is_dir() else None
-    if lies is not None and is_of_images(lies, root, label_column, source):
-        label = None if label_column == NO_LABELS else label_column
-        for key, value in (("image_column", image_column), ("label_column", label), ("config", config)):
-            if value is not None:
-                raise DataError(f"data.{key} is {value!r}; {source}, a folder of images, which has none to name; leave the key out")
-        found = folder_splits(root, lies, label_column != NO_LABELS, mistakes)
-    else:
-        found = table_splits(path, config, image_column, label_column, mistakes, lies)
+    found = find_images(path, config, image_column, label_column, mistakes)
     mistakes.check()
     used, image, labels, names, origin = found.splits, found.image, found.labels, found.names, found.origin
     if len(used) > 1:
@@ -83,6 +74,24 @@ def image_folder(
             "look better than it is; take the copies out"
         )
     origin = replace(origin, remarks=(*origin.remarks, *(f"{text}." for text in mistakes.notes)))
+    root = Path(path)
     known = root.resolve() if root.exists() else root
     name, note = known.stem if known.is_file() else known.name, "; ".join(mistakes.notes)
     return ImageData(name, pixels[0], pixels[1], train_label, heldout_label, 127.5, names, flip, note, origin)
+
+
+def find_images(path: str, config: str | None, image_column: str | None, label_column: str | None, mistakes: Mistakes) -> Found:
+    """The splits at `path` and how to read them, before any image is read; the arguments are those of `image_folder`.
+
+    What is wrong with files and labels goes to `mistakes`. Raises DataError for a place that holds no images, or several things that could
+    be meant.
+    """
+    root, source = Path(path), mistakes.source
+    lies = scan(root, source) if root.is_dir() else None
+    if lies is None or not is_of_images(lies, root, label_column, source):
+        return table_splits(path, config, image_column, label_column, mistakes, lies)
+    label = None if label_column == NO_LABELS else label_column
+    for key, value in (("image_column", image_column), ("label_column", label), ("config", config)):
+        if value is not None:
+            raise DataError(f"data.{key} is {value!r}; {source}, a folder of images, which has none to name; leave the key out")
+    return folder_splits(root, lies, label_column != NO_LABELS, mistakes)

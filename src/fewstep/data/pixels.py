@@ -45,6 +45,11 @@ def read_pixels(source: str | IO[bytes], size: int, channels: int, resize: Resiz
     resampled, on byte 0, which is -1 in [-1, 1]; an odd row or column more goes below and to the right) or "none" (must be size x size).
     Resampling is Pillow's Lanczos filter. Transparent pixels are laid on white. Raises Unfit.
     """
+    return fitted(flat_image(source, "L" if channels == 1 else "RGB"), size, resize)
+
+
+def flat_image(source: str | IO[bytes], mode: Literal["L", "RGB"]) -> Any:
+    """The image in `source` as Pillow's, of its own size and of that mode, upright and on white. Raises Unfit."""
     from PIL import Image, ImageOps
 
     try:
@@ -57,11 +62,17 @@ def read_pixels(source: str | IO[bytes], size: int, channels: int, resize: Resiz
             if image.mode.startswith(("I", "F")):
                 raise Unfit(DEEP, f"mode {image.mode}")
             ImageOps.exif_transpose(image, in_place=True)
-            flat = _opaque(image).convert("L" if channels == 1 else "RGB")
+            return _opaque(image).convert(mode)
     except Unfit:
         raise
     except Exception as error:  # Pillow raises nearly every kind for a damaged file, by format
         raise Unfit(DAMAGED, " ".join(str(error).split())[:100] or type(error).__name__) from error
+
+
+def fitted(flat: Any, size: int, resize: Resize) -> NDArray[np.uint8]:
+    """`flat`, of mode L or RGB, as uint8 [channels, size, size] in the way of `read_pixels`. Raises Unfit."""
+    from PIL import Image, ImageOps
+
     if flat.size != (size, size):
         detail = f"{flat.width} x {flat.height}"
         if resize == "none":
@@ -76,7 +87,7 @@ def read_pixels(source: str | IO[bytes], size: int, channels: int, resize: Resiz
             flat = flat.resize((size, size), Image.Resampling.LANCZOS)
         else:
             flat = ImageOps.fit(flat, (size, size), Image.Resampling.LANCZOS)
-    return np.asarray(flat).reshape(size, size, channels).transpose(2, 0, 1)
+    return np.asarray(flat).reshape(size, size, len(flat.getbands())).transpose(2, 0, 1)
 
 
 def inside(folders: tuple[Path, ...], path: str) -> str:

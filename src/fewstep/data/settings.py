@@ -57,13 +57,27 @@ class Cifar10(DataSettings):
     points: ClassVar = False
 
 
+# what `data.toys.DENSITIES` holds, for whom torch is too long to wait for
+DENSITY_NAMES = (
+    "ring",
+    "grid25",
+    "unequal",
+    "mixture8d",
+    "gaussian",
+    "bimodal",
+    "checkerboard",
+    "swiss_roll",
+    "moons",
+    "spirals",
+    "pinwheel",
+)
+
+
 class Toy(DataSettings):
     """A density on which everything is known, sampled into a pool."""
 
     name: Literal["toy"]
-    density: str = Field(
-        description="ring, grid25, unequal, mixture8d, gaussian, bimodal, checkerboard, swiss_roll, moons, spirals, pinwheel"
-    )
+    density: str = Field(description=", ".join(DENSITY_NAMES))
     size: Annotated[int, Field(ge=2)] = Field(50_000, description="points to train on; 10,000 others are held out")
 
     points: ClassVar = True

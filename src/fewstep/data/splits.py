@@ -113,7 +113,7 @@ def decode_split(
 
     with ThreadPoolExecutor(cores()) as pool:
         for batch in split.arrays(column):
-            content, paths = _encoded(batch)
+            content, paths = encoded(batch)
             here = place[first : first + len(batch)]
             slices = [slice(begin, begin + CHUNK) for begin in range(0, len(batch), CHUNK)]
             for part, unfit in zip(slices, pool.map(decode, [(here[s], content[s], paths[s]) for s in slices]), strict=True):
@@ -124,7 +124,7 @@ def decode_split(
     return pixels
 
 
-def _encoded(array: Any) -> tuple[Any, Any]:
+def encoded(array: Any) -> tuple[Any, Any]:
     """The bytes (or null) and the paths (or null) of a column of images: a struct of both, or one alone."""
     import pyarrow as pa
 

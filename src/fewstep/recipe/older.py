@@ -64,3 +64,19 @@ def put(tree: dict[str, Any], path: Iterable[str], value: Any) -> str | None:
             return part
     node[last] = value
     return None
+
+
+def at(tree: Mapping[str, Any], key: str) -> Any:
+    """What stands at the dotted `key` in nested mappings; None where nothing does."""
+    node: Any = tree
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def leaves(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """All settings in nested mappings by their dotted keys; an empty mapping is one."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{before}{key}.") if isinstance(value, Mapping) and value else {f"{before}{key}": value}
+    return found

@@ -14,7 +14,7 @@ from pydantic import ValidationError, create_model
 from fewstep import registry
 from fewstep.errors import UserError
 from fewstep.recipe.mistakes import explain, nearest
-from fewstep.recipe.older import KINDS, bring_forward, forward_key, put
+from fewstep.recipe.older import KINDS, bring_forward, forward_key, leaves, put
 from fewstep.recipe.recipe import Recipe
 from fewstep.sections import Section
 
@@ -101,6 +101,9 @@ def _with_overrides(tree: dict[str, Any], source: str, overrides: list[str | tup
                 mistakes.append(f"{key} cannot be set: {part} is not a section")
     if mistakes:
         raise UserError("\n".join(mistakes))
+    if isinstance(finds := tree.get("finds"), list):  # what is given is not to be found
+        given = leaves({path: value for key, value in pairs for path in forward_key(key, final)[0]})
+        tree["finds"] = [key for key in finds if key not in given]
     said += bring_forward(tree)  # of a section that an override has given whole
     if said:
         sys.stderr.write(f"note: keys of an older form, taken to where they are now: {', '.join(dict.fromkeys(said))}\n")

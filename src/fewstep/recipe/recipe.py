@@ -12,6 +12,33 @@ from fewstep.sections import DataSettings, MethodSettings, NetworkSettings, NonN
 FORMAT = 3  # of recipe.yaml in a run folder; 1 is version 0.1.0's, which had no number; up to 2 points were learned as they came
 
 
+# what `fewstep.finding` has rules for
+Findable = Literal[
+    "batch_size",
+    "data.channels",
+    "data.config",
+    "data.flip",
+    "data.holdout",
+    "data.image_column",
+    "data.label_column",
+    "data.path",
+    "data.resize",
+    "data.size",
+    "method.ema_decay",
+    "method.generator_optimizer.lr",
+    "method.generator_optimizer.warmup",
+    "method.guidance_optimizer.lr",
+    "method.optimizer.lr",
+    "method.optimizer.warmup",
+    "method.optimizer.weight_decay",
+    "method.sigma_mean",
+    "network.channels",
+    "network.groups",
+    "network.head_dim",
+    "network.sigma_data",
+]
+
+
 class Wandb(Section):
     """Where Weights & Biases keeps the run."""
 
@@ -71,6 +98,10 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     steps: PositiveInt = 1000
     batch_size: PositiveInt = Field(128, description="items a step, over all devices")
+    finds: list[Findable] = Field(
+        default_factory=list,
+        description="settings that are found when a run begins, from its images or its teacher, whatever stands for them here",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
@@ -104,4 +135,4 @@ class Recipe(Section):
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain values, every default filled in."""
-    return recipe.model_dump(mode="json")
+    return recipe.model_dump(mode="json", exclude=None if recipe.finds else {"finds"})
