@@ -265,7 +265,7 @@ def test_a_folder_that_may_not_be_written_to_simulated(mistake, monkeypatch, tmp
 
 def test_a_run_folder_holds_all_there_is_to_it(student_run, teacher_run):
     names = {path.name for path in teacher_run.iterdir()}
-    assert names == {"recipe.yaml", "metrics.jsonl", "checkpoints", "samples", "model", "report.html"}
+    assert names == {"recipe.yaml", "metrics.jsonl", "checkpoints", "samples", "model", "data.json", "report.html"}
     assert {path.name for path in student_run.iterdir()} == names | {"teacher"}
     for run in (teacher_run, student_run):
         assert {path.name for path in (run / "model").iterdir()} == {"config.json", "model.safetensors"}

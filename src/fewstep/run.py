@@ -306,7 +306,6 @@ def _train_recipe(
     data = _data_in_turn(recipe, fabric)
     data = as_recorded(recipe, data, run)
     audited = audit(data)
-    tell(audited, run, getattr(data, "note", "") or "")
     if recipe.trainer.workers and not isinstance(data, ForeignData):
         note(f"trainer.workers is {recipe.trainer.workers}, and {data.name} lies in memory: none is started")
     with named_faults(recipe, lambda error: "nothing was trained"):
@@ -322,6 +321,7 @@ def _train_recipe(
     fabric.barrier()  # all have read what the folder holds, and found no mistake: now it may be written to
     if fabric.is_global_zero:
         run.open(resolved(recipe), made_by() | ({} if source is None else {"recipe": source}) | {"data_audit": audited.lines()})
+        tell(audited, run, getattr(data, "note", "") or "")
         keep(audited, run)
         if not is_held:
             held.enter_context(held_folder(run.path))

@@ -1,7 +1,6 @@
 """The data of a run: its classes numbered as in what the run goes on or learns from, told of at the start, and kept in the run folder."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -92,8 +91,6 @@ def _some(names: tuple[str, ...]) -> str:
 
 def tell(found: Audit, run: RunFolder, said: str = "") -> None:
     """Say what has been found of the data, but for what was `said` already, and what of it has changed since the run began."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":  # once, however many processes there are
-        return
     for line in found.lines():
         if line.rstrip(".") not in said:
             sys.stderr.write(f"data: {line}\n")
