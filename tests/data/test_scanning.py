@@ -130,7 +130,7 @@ def test_a_table_beside_images_could_be_meant_as_well(tmp_path):
     (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: t.parquet\n---\n")  # as on the Hub
     data = opened(tmp_path)
     assert len(data.train) == 6
-    assert "24 image files beside the tables are not counted, and only the 8 rows are read (cat/0.png" in lines(data)
+    assert "24 files beside the tables, 24 of them images, are not read (cat/0.png" in lines(data)
 
 
 # --- metadata ------------------------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_metadata_without_labels_leaves_the_classes_to_the_folders(num, tmp_path
 def test_metadata_that_names_what_is_not_there_is_refused(tmp_path):
     two_classes(tmp_path)
     described(tmp_path, [*places_in(tmp_path), "cat/99.png"])
-    assert "names 1 files that are no images there (cat/99.png)" in refusal(tmp_path)
+    assert "names 1 file that is no image there (cat/99.png)" in refusal(tmp_path)
 
 
 def test_metadata_without_names_is_refused(tmp_path):
@@ -209,3 +209,36 @@ def test_metadata_of_images_without_an_ending_is_refused(tmp_path):
     two_classes(tmp_path, name="{}")
     described(tmp_path, sorted(f"{label}/{k}" for label in ("cat", "dog") for k in range(12)))
     assert "names 24 images without one of the usual endings" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("above", [None, "..", "cat/../../x"])
+def test_metadata_that_names_files_elsewhere_is_refused(above, tmp_path):
+    two_classes(tmp_path)
+    first, *others = places_in(tmp_path)
+    described(tmp_path, [*others, f"{tmp_path if above is None else above}/{first}"])
+    told = refusal(tmp_path)
+    assert "metadata.csv names 1 file outside its folder (" in told
+    assert "write paths as they are from that folder" in told
+
+
+def test_what_lies_beside_images_with_metadata_is_told(tmp_path):
+    two_classes(tmp_path)
+    described(tmp_path, places_in(tmp_path))
+    put(tmp_path / "cat" / "a.heic", HEIC_HEAD)
+    put(tmp_path / "notes.txt", b"words")
+    text = lines(opened(tmp_path))
+    assert "26 files found in" in text
+    assert "24 used, 2 left out." in text
+    assert "left out: 1 HEIC image (cat/a.heic)" in text
+
+
+def test_what_lies_beside_tables_is_told(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"image": [encoded(seed=k) for k in range(8)]}), tmp_path / "t.parquet")
+    (tmp_path / "README.md").write_text("words")
+    assert "not read" not in lines(opened(tmp_path))
+    put(tmp_path / "notes.txt", b"words")
+    put(tmp_path / "cat" / "a.heic", HEIC_HEAD)
+    assert "2 files beside the tables are not read (cat/a.heic, notes.txt)." in lines(opened(tmp_path))

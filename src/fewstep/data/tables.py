@@ -16,12 +16,14 @@ from fewstep import hub
 from fewstep.data.audit import LeftOut, Origin
 from fewstep.data.checks import SHOWN, Kind, Mistakes
 from fewstep.data.errors import DataError
-from fewstep.data.scanning import Scan
+from fewstep.data.scanning import HIDDEN, Scan
 from fewstep.data.splits import CHUNK, EMPTY_CLASS, HELD_OUT, NO_LABELS, TRAIN, Found, Split
 
 # a column of numbers or words of such a name, in letters of any size, is taken for the classes; of several the first
 LABELS = ("label", "labels", "class", "classes", "category", "target", "digit", "fine_label")
 WHOLE = r"u?int\d+|bool"
+
+READ_ALONG = ("README.md", "dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")  # what `datasets` reads itself
 
 FILE = Kind("file{s} that cannot be read", "fetch again or remove what is named")
 OUTSIDE = Kind("image{s} with a label outside the classes", "mend the labels, or set data.label_column: none")
@@ -57,16 +59,16 @@ def table_splits(
         if split not in used and split.num:
             why = ", whose labels are withheld" if split.name in withheld else ", which is not needed beside those that are used"
             out.append(LeftOut(split.num, f"row{'s' * (split.num > 1)} of the split {split.name}{why}", (), ""))
-    many = len(splits) > 1
+    many, others_there = len(splits) > 1, _other_files(scan)
     origin = Origin(
         path,
-        "row",
-        sum(split.num for split in splits.values()),
-        tuple(out),
+        "file" if others_there else "row",
+        sum(split.num for split in splits.values()) + sum(entry.count for entry in others_there),
+        (*out, *others_there),
         f"the column {label!r}" if names else _no_classes(label_column, label, others),
         f"the split {used[0].name}" if many else "",
         f"the split {used[1].name}" if len(used) > 1 else "",
-        _beside(scan, splits),
+        _beside(scan),
     )
     # `datasets` has numbered sub-folders in the order of words, which nobody has asked it for
     return Found(used, image, names, labels, origin, is_word or (is_of_folders and is_declared and list(names) == sorted(names)))
@@ -84,13 +86,22 @@ def _holds_words(feature: Any) -> bool:
     return re.fullmatch(r"(large_)?string", getattr(feature, "dtype", "")) is not None
 
 
-def _beside(scan: Scan | None, splits: dict[str, Split]) -> tuple[str, ...]:
-    """What is said of images in the folder that are in no table."""
-    if scan is None or not scan.images or scan.metadata:
+def _other_files(scan: Scan | None) -> list[LeftOut]:
+    """What lies beside images that metadata speaks for."""
+    return [LeftOut.of(kind, places) for kind, places in scan.left_out.items()] if scan is not None and scan.metadata else []
+
+
+def _beside(scan: Scan | None) -> tuple[str, ...]:
+    """What is said of files in a folder of tables that are none."""
+    if scan is None or scan.metadata:
         return ()
-    first = ", ".join("/".join(parts) for parts in scan.images[:SHOWN]) + (", ..." if len(scan.images) > SHOWN else "")
-    rows = sum(split.num for split in splits.values())
-    return (f"{len(scan.images):,} image files beside the tables are not counted, and only the {rows:,} rows are read ({first}).",)
+    others = [place for kind, places in scan.left_out.items() if kind is not HIDDEN for place in places if place not in READ_ALONG]
+    places = ["/".join(parts) for parts in scan.images] + sorted(others)
+    if not places:
+        return ()
+    what = f"{len(places):,} file{'s' * (len(places) > 1)} beside the tables{f', {len(scan.images):,} of them images,' * bool(scan.images)}"
+    first = ", ".join(places[:SHOWN]) + ", ..." * (len(places) > SHOWN)
+    return (f"{what} {'are' if len(places) > 1 else 'is'} not read ({first}).",)
 
 
 def _open(path: str, config: str | None, mistakes: Mistakes) -> tuple[dict[str, Split], bool]:
