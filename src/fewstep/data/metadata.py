@@ -36,8 +36,8 @@ def speaks_for(scan: Scan, root: Path, label_column: str | None, source: str) ->
     without, gone = sorted(images - named), sorted(named - images)
     if outside := [place for place in gone if place.startswith(("/", ".."))]:
         raise DataError(
-            f"{source}, where {file} names {len(outside)} file{'s' * (len(outside) > 1)} outside its folder ({_some(outside)}); write paths "
-            "as they are from that folder"
+            f"{source}, where {file} names {len(outside)} file{'s' * (len(outside) > 1)} outside its folder ({_some(outside)}); write "
+            "paths as they are from that folder"
         )
     if without:
         raise DataError(
@@ -46,9 +46,8 @@ def speaks_for(scan: Scan, root: Path, label_column: str | None, source: str) ->
             "the class of an image is its sub-folder"
         )
     if gone:
-        raise DataError(
-            f"{source}, where {file} names {len(gone)} file{'s' * (len(gone) > 1)} that {'are no images' if len(gone) > 1 else 'is no image'} there ({_some(gone)}); fetch them, or mend it"
-        )
+        what = "files that are no images" if len(gone) > 1 else "file that is no image"
+        raise DataError(f"{source}, where {file} names {len(gone)} {what} there ({_some(gone)}); fetch what is missing, or mend it")
     if scan.by_content:
         raise DataError(
             f"{source}, where {file} names {len(scan.by_content)} images without one of the usual endings "
