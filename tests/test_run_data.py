@@ -119,6 +119,15 @@ def test_a_run_is_gone_on_with_as_its_classes_were_numbered(overrides, run, done
     assert [entry["name"] for entry in json.loads((path / "data.json").read_text())["classes"]] == list(WORDS)
 
 
+def test_the_report_of_an_older_run_that_went_on_shows_the_data_as_well(overrides, run, done, tmp_path):
+    path = renamed(run, tmp_path / "old", NATURAL)
+    tree = yaml.safe_load((path / "recipe.yaml").read_text())
+    del tree["made_by"]["data_audit"]
+    (path / "recipe.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    done("train", "teacher/digits", *overrides, "steps=8", "--out", path, "--resume")
+    assert "11 classes by the sub-folder, number = name" in (path / "report.html").read_text()
+
+
 def test_the_classes_of_a_new_run_are_numbered_as_numbers(overrides, run):
     recipe = load_recipe("teacher/digits", overrides)
     data = as_recorded(recipe, training_data(recipe), RunFolder(run))

@@ -101,4 +101,4 @@ def tell(found: Audit, run: RunFolder, said: str = "") -> None:
 def keep(found: Audit, run: RunFolder) -> None:
     """Write what was found into the run folder, if it is not there yet."""
     if not run.data_file.exists():
-        replace_file(run.data_file, json.dumps(found.config, indent=2).encode())
+        replace_file(run.data_file, json.dumps({**found.config, "lines": found.lines()}, indent=2).encode())
