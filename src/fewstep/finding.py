@@ -86,9 +86,9 @@ class _Findings(list[Found]):
 def _from_images(recipe: Recipe, tree: dict[str, Any]) -> list[Found]:
     """What a teacher's recipe leaves to be found."""
     seen = _probe(recipe)
-    found = _Findings(recipe.finds, tree)
-    # sets that are built in have a size and channels of their own, and no setting for them
-    size = found.find("data.size", lambda: _size(seen)) or int(seen.sides.min())
+    # other sets than images of one's own have a size and channels of their own, or as they are set
+    found = _Findings([key for key in recipe.finds if recipe.data.name == "images" or not key.startswith("data.")], tree)
+    size = found.find("data.size", lambda: _size(seen)) or int(seen.sides[0])
     channels = found.find(
         "data.channels", lambda: (1, "all images that were looked at are grey") if seen.grey else (3, "the images have colours")
     ) or (1 if seen.grey else 3)

@@ -208,7 +208,7 @@ def changed(recipe: Recipe, info: Mapping[str, Any]) -> tuple[list[tuple[str, st
     if source not in shipped_recipes():
         return None, f"This run came from {source}, which is no shipped recipe; the whole recipe is below."
     try:
-        shipped = resolved(load_recipe(source))
+        shipped = {key: value for key, value in resolved(load_recipe(source)).items() if key != "finds"}  # all of it was found
     except UserError:
         return None, f"This run came from {source}, which this version of fewstep cannot read; the whole recipe is below."
     found = [(key, _value(old), _value(new)) for key, old, new in differences(shipped, resolved(recipe))]
