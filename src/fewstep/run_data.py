@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def kept(run: RunFolder) -> dict[str, Any]:
     return found if whole else {}
 
 
+def numbered_as(data: Any, names: Sequence[str], owner: str) -> Any:
+    """`data` with its classes in the order of `names`, as `in_order_of` has it. Raises UserError where they cannot be."""
+    try:
+        return in_order_of(data, names, owner)
+    except DataError as error:
+        raise UserError(str(error)) from error
+
+
 def as_recorded(recipe: Recipe, data: Data, run: RunFolder | None = None) -> Data:
     """`data` with its classes numbered as in the run that goes on, else as in its teacher, else as in the weights that it starts from.
 
@@ -71,10 +80,7 @@ def as_recorded(recipe: Recipe, data: Data, run: RunFolder | None = None) -> Dat
                 f"{owner} was trained with the classes {_some(own)}, and the data {data.name} now has {_some(data.class_names) or 'none'}: "
                 "a label would mean something else; give the data back the classes that it had, or train into another folder"
             )
-        try:
-            ordered = in_order_of(data, names, owner)
-        except DataError as error:
-            raise UserError(str(error)) from error
+        ordered = numbered_as(data, names, owner)
         if ordered is not data and settled is not None:
             raise UserError(f"{settled} and {owner} number the same classes differently; leave one of them out, or train it anew")
         if ordered is not data and names is not own:
