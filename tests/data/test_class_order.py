@@ -76,6 +76,30 @@ def test_words_in_a_table_are_in_order_as_well(tmp_path):
     assert (data.train[:, 0, 0, 0] == data.train_label).all()
 
 
+def test_sub_folders_that_datasets_has_numbered_are_in_order_as_well(tmp_path, tmp_path_factory, monkeypatch):
+    """As in a repository of the Hub, which holds the images as files."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr("fewstep.data.image_sets.is_of_images", lambda *given: False)
+    numbered(tmp_path, range(1, 12))
+    data = opened(tmp_path)
+    assert data.class_names == tuple(str(label) for label in range(1, 12))
+    assert (data.train[:, 0, 0, 0] // 6 == data.train_label + 1).all()
+
+
+def test_classes_that_a_table_declares_keep_their_numbers(tmp_path):
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["1", "10", "2"])})
+    images = [{"bytes": plain(k % 3), "path": None} for k in range(12)]
+    datasets.Dataset.from_dict({"image": images, "label": [k % 3 for k in range(12)]}, features).to_parquet(tmp_path / "t.parquet")
+    data = opened(tmp_path / "t.parquet")
+    assert data.class_names == ("1", "10", "2")
+    assert (data.train[:, 0, 0, 0] == data.train_label).all()
+
+
 # --- what a network was trained with --------------------------------------------------------------------------------------------
 
 
