@@ -86,7 +86,7 @@ def scan(root: Path, source: str | None = None) -> Scan:
     """
     found, source = Scan(), f"data.path is {str(root)!r}" if source is None else source
     for parts in _files(root, source, found):
-        name, whole = parts[-1].lower(), root.joinpath(*parts)
+        name = parts[-1].lower()
         if parts[-1] in METADATA:
             found.metadata.append(parts)
         elif name.endswith(TABLES):
@@ -95,7 +95,7 @@ def scan(root: Path, source: str | None = None) -> Scan:
             found.archives.append(parts)
         elif name.endswith(IMAGE_FILES):
             found.images.append(parts)
-        elif (reason := _reason(whole, name)) is None:
+        elif (reason := _reason(os.path.join(root, *parts), name)) is None:
             found.images.append(parts)
             found.by_content.append(parts)
         else:
@@ -145,12 +145,12 @@ def is_hidden(name: str) -> bool:
     return name.startswith((".", "__"))
 
 
-def _reason(file: Path, name: str) -> Kind | None:
+def _reason(file: str, name: str) -> Kind | None:
     """Why `file`, of the `name` in small letters, is no image; None for one."""
     try:
-        if not stat.S_ISREG(file.stat().st_mode):
+        if not stat.S_ISREG(os.stat(file).st_mode):
             return NO_PLAIN_FILE
-        with file.open("rb") as content:
+        with open(file, "rb") as content:
             head = content.read(HEAD)
     except PermissionError:
         return UNREADABLE
