@@ -91,6 +91,17 @@ def test_a_thousand_of_many_images_are_looked_at(tmp_path, monkeypatch):
     assert (seen.num, seen.looked_at) == (80, 7)
 
 
+@pytest.mark.parametrize("resize", ["fit", "stretch", "none", "pad"])
+def test_large_images_are_kept_small(resize, tmp_path, monkeypatch):
+    folder = written(tmp_path / "d", [(200, 200)], num=40)
+    monkeypatch.setattr(probing, "PIXELS", 200 * 200 * 70)
+    seen = probe(str(folder))
+    assert seen.looked_at == 70
+    assert max(image.size[0] for image in seen.images) == probing.KEPT_SIDE
+    assert set(seen.sides) == {200}
+    assert 0 < seen.spread(200, 3, resize) < 1
+
+
 VALUES = {
     "data.size": 6,
     "data.channels": 1,

@@ -165,7 +165,7 @@ def _teacher_of_diffusers(path: str | Path, sigma_data: float | None) -> Generat
 
 def units_in(data: Data) -> dict[str, Any] | None:
     """The units that the user's points come in, as a generator's config has them; None for data that is learned as it comes."""
-    units = data.units if isinstance(data, PointData) else None
+    units = data.units if isinstance(data, PointData | ForeignData) else None
     return None if units is None else units.config
 
 

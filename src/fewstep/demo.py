@@ -12,6 +12,7 @@ from fewstep.generator import load
 from fewstep.metrics.rows import row_roles
 from fewstep.recipe import load_recipe, resolved
 from fewstep.run import train_recipe
+from fewstep.text import read_json
 from fewstep.training.run_folder import RunFolder
 
 # recipe and what differs from it: half of the full distillation is enough to see what it does
@@ -44,7 +45,7 @@ def demo(out: Path, overrides: tuple[str, ...] = (), say: Callable[[str], None] 
         folder.results_file.unlink(missing_ok=True)
     student = RunFolder(out / "student")
     if student.results_file.exists():
-        results: dict[str, Any] = json.loads(student.results_file.read_text())
+        results: dict[str, Any] = read_json(student.results_file)
     else:
         say("3/3 measuring, 2,000 samples each")
         results = evaluate(student.path)

@@ -40,8 +40,8 @@ from fewstep.version import __version__
 
 def run_recipe(path: Path) -> Recipe:
     """The recipe of the run in `path`. Raises UserError."""
-    tree = RunFolder(path).recipe()
-    return validated(tree, str(path / "recipe.yaml"))
+    run = RunFolder(path)
+    return run.going_on(validated(run.recipe(), str(path / "recipe.yaml")))
 
 
 @dataclass(frozen=True)

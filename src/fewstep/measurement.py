@@ -1,6 +1,5 @@
 """What is measured of a generator on a data set: in an evaluation, in a comparison, and on a cadence while it trains."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from fewstep.data import ImageData, Mixture, PointData
 from fewstep.data.protocol import Data
 from fewstep.errors import UserError, first_line
 from fewstep.generator import Generator
+from fewstep.limits import TooLarge
 from fewstep.metrics.features import FeatureNetwork, feature_network, named_features
 from fewstep.metrics.figures import choices
 from fewstep.metrics.inception import FeatureError, cache_folder
@@ -22,6 +22,7 @@ from fewstep.metrics.protocol import Preset, differences
 from fewstep.metrics.statistics import load_statistics
 from fewstep.metrics.suite import Suite, images_per_second
 from fewstep.streams import stream, stream_seed
+from fewstep.text import read_json
 from fewstep.training.measuring import Measuring
 from fewstep.training.progress import Progress
 
@@ -162,9 +163,11 @@ def read_results(run: Path) -> dict[str, Any]:
     """What lies in ``results.json`` of a run. Raises UserError."""
     path = run / "results.json"
     try:
-        results = json.loads(path.read_bytes())
+        results = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{run} has no results.json; run `fewstep evaluate {run}` first") from None
+    except TooLarge as error:
+        raise UserError(f"{error}, or run `fewstep evaluate {run}` again") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}); run `fewstep evaluate {run}` again") from error
     if not isinstance(results, dict) or not isinstance(results.get("rows"), dict):

@@ -302,6 +302,7 @@ def _train_recipe(
         run.check(resolved(recipe), resume, longer=True)
         for one in found:
             sys.stderr.write(f"{one}\n")
+    recipe = run.going_on(recipe)
     fabric.launch()
     data = _data_in_turn(recipe, fabric)
     data = as_recorded(recipe, data, run)

@@ -15,6 +15,7 @@ from fewstep.data.class_order import in_order_of, other_names
 from fewstep.errors import UserError
 from fewstep.files import at_home, replace_file
 from fewstep.recipe import Recipe
+from fewstep.text import read_json
 from fewstep.training.run_folder import RunFolder
 
 
@@ -30,7 +31,7 @@ def recorded_names(path: str | Path | None) -> tuple[str, ...]:
     try:
         if not folder.exists() and hub.is_id(str(path)):
             folder = hub.fetched(str(path), str(path), ["config.json"])
-        names = json.loads((folder / "config.json").read_bytes())["info"]["class_names"]
+        names = read_json(folder / "config.json")["info"]["class_names"]
     except (UserError, OSError, ValueError, LookupError, TypeError):
         return ()
     return tuple(map(str, names)) if isinstance(names, list) else ()
@@ -39,7 +40,7 @@ def recorded_names(path: str | Path | None) -> tuple[str, ...]:
 def kept(run: RunFolder) -> dict[str, Any]:
     """What the run folder holds of its data; empty where that is nothing, as in runs of version 0.1.0."""
     try:
-        found = json.loads(run.data_file.read_bytes())
+        found = read_json(run.data_file)
     except (OSError, ValueError):
         return {}
     lists = [found.get(key) for key in ("classes", "parts")] if isinstance(found, dict) else [None]

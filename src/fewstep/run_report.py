@@ -9,11 +9,13 @@ from typing import Any, Literal
 from fewstep import registry
 from fewstep.errors import UserError
 from fewstep.evaluation import run_recipe, table
+from fewstep.limits import YAML_BYTES
 from fewstep.measurement import read_results, usual_samples
 from fewstep.methods.base import Alarm, Method
 from fewstep.metrics.rows import row_roles
 from fewstep.recipe import Recipe, load_recipe, resolved, shipped_recipes
 from fewstep.run_data import kept
+from fewstep.text import read_json, read_text
 from fewstep.training.health import COMMON, SETTLED
 from fewstep.training.run_folder import RunFolder, differences
 from fewstep.version import __version__
@@ -61,7 +63,7 @@ def report(path: Path) -> None:
         data=_data(run, info),
         changes=changes,
         changed_from=changed_from,
-        recipe=run.recipe_file.read_text(),
+        recipe=read_text(run.recipe_file, YAML_BYTES),
         notes=[*([_unread(len(unread))] if unread else []), *unusable],
     )
     write_report(run.report_file, story)
@@ -96,7 +98,7 @@ def _info(run: RunFolder) -> dict[str, Any]:
     made_by = run.recipe().get("made_by")
     info: dict[str, Any] = dict(made_by) if isinstance(made_by, dict) else {}
     try:
-        own = json.loads((run.model_folder / "config.json").read_bytes())["info"]
+        own = read_json(run.model_folder / "config.json")["info"]
     except (OSError, ValueError, KeyError, TypeError):  # no model yet
         own = {}
     return info | own if isinstance(own, dict) else info

@@ -9,7 +9,7 @@ import os
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     PydanticUserError,
     create_model,
     model_validator,
@@ -271,6 +272,19 @@ class DataSettings(Section):
 
     points: ClassVar[bool | None] = None
 
+    _recorded_units: dict[str, Any] | None = PrivateAttr(None)
+
+    @property
+    def recorded_units(self) -> dict[str, Any] | None:
+        """The units of points in the run that is gone on with; empty where it has none, None where there is no such run."""
+        return self._recorded_units
+
+    def with_units(self, units: Mapping[str, Any]) -> Self:
+        """These settings, for the run whose model was trained in `units`."""
+        made = self.model_copy()
+        made._recorded_units = dict(units)
+        return made
+
     def arguments(self) -> dict[str, Any]:
         """What the data set is made with."""
         return self.model_dump(exclude={"name"})
@@ -295,6 +309,10 @@ class OwnData(DataSettings):
     heldout_items: PositiveInt | None = Field(None, description="of an iterable: items held out; null for 2,000")
     num_classes: NonNegativeInt | None = Field(None, description="0 leaves labels alone; null finds the classes")
     buffer: PositiveInt | None = Field(None, description="of an iterable: items shuffled together; null for 1,000")
+    standardize: bool | None = Field(
+        None,
+        description="of points: learn each column about its mean, in standard deviations, and draw in the data's units; null for true",
+    )
 
     its_own: ClassVar[frozenset[str]] = frozenset()  # keys that the data set takes itself
 

@@ -1,7 +1,6 @@
 """Weights held against the network that is to take them: before memory is taken for it, and before they are used."""
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +11,9 @@ from torch.nn.modules.module import register_module_module_registration_hook, re
 
 from fewstep.errors import UserError, first_line
 from fewstep.model_config import brought_forward
+from fewstep.text import read_json
 
+MOST_TENSORS = 50_000  # of a network whose weights are not there yet
 FLOATING = ("F64", "F32", "F16", "BF16")
 Module = TypeVar("Module", bound=nn.Module)
 Header = Mapping[str, tuple[tuple[int, ...], str]]
@@ -30,7 +31,7 @@ def load_folder(folder: Path, name: str, make: Callable[..., Module]) -> Module:
             "checkpoint, or a model folder"
         )
     try:
-        arguments = brought_forward(json.loads((folder / "config.json").read_bytes()))
+        arguments = brought_forward(read_json(folder / "config.json"))
         with torch.random.fork_rng(devices=[]):
             check_header(header_of(folder / "model.safetensors"), lambda: make(**arguments))
             module = make(**arguments)
@@ -74,6 +75,17 @@ def check_header(header: Header, make: Callable[[], nn.Module]) -> None:
             raise ValueError(f"{name} has shape {list(shape)}, and the network in config.json has it of {list(expected[name].shape)}")
         if expected[name].is_floating_point() and kind not in FLOATING:
             raise ValueError(f"{name} is of type {kind}; weights are floating point")
+
+
+def numbers_of(make: Callable[[], nn.Module], tensors: int = MOST_TENSORS) -> int | None:
+    """How many numbers the network that `make` makes holds, found without memory; None where it cannot be. Raises ValueError."""
+    try:
+        with torch.device("meta"), _at_most(tensors):
+            return sum(tensor.numel() for tensor in make().state_dict().values())
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" in str(error).lower():
+            return None
+        raise
 
 
 @contextlib.contextmanager

@@ -51,6 +51,48 @@ class Plane(Dataset):
         return torch.tensor([float(k), 1.0])
 
 
+def circle(size: int, scale: float, offset: list[float], seed: int = 0):
+    """Four Gaussians on a circle, float64 [size, 2], in other units."""
+    rng = np.random.default_rng(seed)
+    angle = np.pi / 2 * rng.integers(4, size=size)
+    centred = np.stack([np.cos(angle), np.sin(angle)], 1) + 0.1 * rng.standard_normal((size, 2))
+    return torch.from_numpy(scale * centred + np.array(offset))
+
+
+class Circle(Dataset):
+    """Points on a circle, by number."""
+
+    def __init__(self, scale: float = 1.0, offset: list[float] = [0.0, 0.0], size: int = 400) -> None:  # noqa: B006
+        self.x = circle(size, scale, offset)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, k: int):
+        return self.x[k]
+
+
+class CircleFeed(IterableDataset):
+    """The same one after another, counting how often it was begun."""
+
+    def __init__(self, scale: float = 1.0, offset: list[float] = [0.0, 0.0], size: int = 400) -> None:  # noqa: B006
+        self.x = circle(size, scale, offset)
+
+    def __iter__(self):
+        return iter(self.x)
+
+
+class Flat(Circle):
+    """Its second column is constant, or its twentieth point is not finite."""
+
+    def __init__(self, what: Literal["constant", "nan"] = "constant") -> None:
+        super().__init__()
+        if what == "constant":
+            self.x[:, 1] = 3.0
+        else:
+            self.x[20, 0] = float("nan")
+
+
 class Halves(Plane):
     """It has a held-out part of its own."""
 

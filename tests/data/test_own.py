@@ -12,6 +12,7 @@ from fewstep.build import load_data
 from fewstep.data import DataError, ImageData, PointData, items
 from fewstep.data import own as own_module
 from fewstep.data.items import Spec
+from fewstep.data.iterables import StreamData
 from fewstep.data.own import item_data
 from fewstep.errors import UserError
 from fewstep.recipe import validated
@@ -66,7 +67,7 @@ def test_floats_give_the_same_batches_as_bytes():
 
 
 def test_points_and_a_held_out_part_by_the_argument_split():
-    data = loaded(name="own_sets:Halves", images=False)
+    data = loaded(name="own_sets:Halves", images=False, standardize=False)
     assert (data.shape, data.num_classes, data.train_size, data.heldout_size) == ((2,), None, 60, 50)
     excerpt = data.excerpt()
     assert isinstance(excerpt, PointData)
@@ -79,13 +80,94 @@ def test_points_and_a_held_out_part_by_the_argument_split():
 
 
 def test_a_held_out_part_by_other_arguments_or_an_attribute():
-    data = loaded(name="own_sets:Plane", images=False, size=30, heldout={"size": 7})
+    data = loaded(name="own_sets:Plane", images=False, size=30, heldout={"size": 7}, standardize=False)
     assert (data.train_size, data.heldout_size) == (30, 7)
     with pytest.raises(UserError, match=r"data\.heldout is .*, whose key sise will not do"):
         loaded(name="own_sets:Plane", images=False, heldout={"sise": 7})
     dataset = own_sets.Plane(30)
     dataset.heldout = own_sets.Plane(4)
     assert item_data(dataset, "plane").heldout_size == 4
+
+
+OFFSETS = [(1.0, [0.0, 0.0]), (1e-6, [1e-3, -1.0]), (1e6, [-1e6, 3e6]), (1e-2, [1e6, 0.0])]
+
+
+def batch_of(data):
+    if isinstance(data, StreamData):
+        return data.share(0, 1, 0).take(60)[0]
+    return data.train.read(range(60), 0)[0]
+
+
+@pytest.mark.parametrize("kind", ["Circle", "CircleFeed"])
+@pytest.mark.parametrize(("scale", "offset"), OFFSETS)
+def test_points_of_any_units_are_given_in_standard_units(kind, scale, offset):
+    more = {} if kind == "Circle" else {"heldout_items": 100, "buffer": 20}
+    data = loaded(name=f"own_sets:{kind}", images=False, scale=scale, offset=offset, **more)
+    excerpt, batch = data.excerpt(), batch_of(data)
+    raw = own_sets.circle(400, scale, offset)
+    assert data.units is excerpt.units
+    # of a map-style set the 360 that are trained on, of a stream those behind the first 100
+    wanted = raw[data.train.index] if kind == "Circle" else raw[100:]
+    torch.testing.assert_close(data.units.location, wanted.mean(0), rtol=1e-9, atol=1e-9 * scale)
+    torch.testing.assert_close(data.units.scale, wanted.std(0, correction=0), rtol=1e-6, atol=0)
+    assert batch.dtype == torch.float32
+    standard = ((raw - wanted.mean(0)) / wanted.std(0, correction=0)).float()
+    assert all(min((standard - row).abs().amax(1)) < 1e-3 for row in batch)
+    assert all(min((standard - row).abs().amax(1)) < 1e-3 for row in torch.cat([excerpt.train[:20], excerpt.heldout[:20]]))
+    back = data.units.back(batch)
+    assert all(min(((raw - row) / scale).abs().amax(1)) < 2e-2 for row in back)
+    assert data.some(50, 0).std() == pytest.approx(1, abs=0.2)
+
+
+def test_a_stream_is_looked_at_without_being_used_up():
+    once, again = (
+        loaded(name="own_sets:CircleFeed", images=False, heldout_items=100, buffer=20, standardize=standardize)
+        for standardize in (None, False)
+    )
+    first, raw = batch_of(once), batch_of(again)
+    torch.testing.assert_close(first, once.units.standard(raw), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Circle", "CircleFeed"])
+def test_points_are_left_as_they_come_where_they_are_to_be(name):
+    settings = settings_of(name=f"own_sets:{name}", images=False, scale=2.0, offset=[5.0, 5.0])
+    more = {"heldout_items": 100} if name == "CircleFeed" else {}
+    plain = settings.model_copy(update={"standardize": False, **more})
+    data = load_data(plain)
+    assert data.units is None
+    assert batch_of(data).mean() > 4
+    given = settings.model_copy(update=more).with_units({"location": [5.0, 5.0], "scale": [4.0, 4.0]})
+    assert load_data(given).units.scale.tolist() == [4, 4]  # of the run that goes on
+    assert batch_of(load_data(given)).std() < 0.6
+    assert load_data(given.with_units({})).units is None  # a run from before
+    found = load_data(settings.model_copy(update=more))
+    assert found.units is not None
+    assert abs(batch_of(found).mean()) < 0.3
+
+
+def test_what_cannot_be_standardized_is_one_sentence():
+    with pytest.raises(
+        UserError, match=r"^the data set Flat: column 1 is 3 in every row, and there is nothing to learn in it; leave it out$"
+    ):
+        loaded(name="own_sets:Flat", images=False)
+    with pytest.raises(UserError, match=r"^the data set Flat: item 20 holds NaN or infinity; mend or remove it$"):
+        loaded(name="own_sets:Flat", images=False, what="nan", holdout=0.01)
+    with pytest.raises(
+        UserError, match=r"data\.standardize is True, and the items of own_sets:Patches are images, in \[-1, 1\]; leave the key"
+    ):
+        loaded(name="own_sets:Patches", standardize=True)
+    wide = settings_of(name="own_sets:Circle", images=False).with_units({"location": [0.0], "scale": [1.0]})
+    with pytest.raises(UserError, match=r"the data set Circle has items of shape \[2\], and the run was trained on 1 columns"):
+        load_data(wide)
+
+
+def test_no_more_points_are_looked_at_than_are_measured(monkeypatch):
+    monkeypatch.setattr(own_module, "EXCERPT", 150)
+    data = loaded(name="own_sets:Circle", images=False, scale=3.0, offset=[7.0, 7.0])
+    assert data.units.scale.tolist() == pytest.approx([2.1, 2.1], rel=0.2)
+    monkeypatch.setattr(own_sets.Flat, "__getitem__", lambda self, k: torch.tensor([1.0, float(k)]))
+    with pytest.raises(UserError, match="the data set Flat, 150 of its items: column 0 is 1 in every row"):
+        loaded(name="own_sets:Flat", images=False)
 
 
 def test_classes_are_found_in_the_labels_where_nobody_says_them():

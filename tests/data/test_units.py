@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+import own_sets
 from every_method import made
 from fewstep import load
 from fewstep.data.errors import DataError
 from fewstep.data.points import point_file
 from fewstep.data.units import Units, units_of
 from fewstep.recipe import load_recipe
+from fewstep.registry import trust
 from fewstep.run import make_fabric
 from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
 
+trust("own_sets:any")
 SHORT = ("steps=6", "batch_size=32", "trainer.accelerator=cpu", "trainer.log_every=3")
 MLP = ("network.widths=[16]",)
 CODED = (*MLP, "network.bits=3", "network.latent=6")
@@ -88,6 +91,64 @@ def test_every_method_learns_the_same_of_points_of_any_location_and_scale(name, 
     for number, samples in found.items():
         # a float32 of 1e6 holds hundredths in steps of six; what is drawn there is float64
         torch.testing.assert_close(samples, found[0], rtol=1e-2, atol=1e-2, msg=lambda text, n=number: f"{SCALES[n]}: {text}")
+
+
+def own(kind, scale, offset, more=""):
+    held = "heldout_items: 80, buffer: 50" if kind == "CircleFeed" else "holdout: .2"
+    return f"data={{name: 'own_sets:{kind}', scale: {scale}, offset: [{', '.join(map(str, offset))}], {held}{more}}}"
+
+
+@pytest.mark.parametrize("kind", ["Circle", "CircleFeed"])
+@pytest.mark.parametrize("name", ["teacher", "dddm"])
+def test_own_sets_of_points_of_any_location_and_scale_are_learned_alike(kind, name, tmp_path):
+    found = {}
+    for number, (scale, offset) in enumerate(SCALES):
+        data = own(kind, scale, offset)
+        (tmp_path / str(number)).mkdir()
+        samples = learned(tmp_path / str(number), name, data).sample(200, seed=0)
+        found[number] = (samples.double() - torch.tensor(offset, dtype=torch.float64)) / scale
+    assert found[0].isfinite().all()
+    assert found[0].std() > 0.1
+    for number, samples in found.items():
+        torch.testing.assert_close(samples, found[0], rtol=1e-2, atol=1e-2, msg=lambda text, n=number: f"{SCALES[n]}: {text}")
+
+
+@pytest.mark.parametrize("kind", ["Circle", "CircleFeed"])
+def test_a_run_of_own_points_is_measured_drawn_and_gone_on_with_in_its_units(kind, done, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(own_sets.__file__.rpartition("/")[0])
+    run, data = tmp_path / "run", own(kind, 1e-3, (40.0, -2e2))
+    done("train", "teacher/ring", *MLP, *SHORT, data, "--out", run)
+    units = json.loads((run / "model" / "config.json").read_text())["units"]
+    assert units["location"] == pytest.approx([40.0, -2e2], abs=1e-3)
+    assert units["scale"] == pytest.approx([7e-4, 7e-4], rel=0.1)
+    done("sample", run, "-n", 50, "--out", tmp_path / "s.npz")
+    with np.load(tmp_path / "s.npz") as drawn:
+        assert drawn["samples"].mean(0) == pytest.approx([40.0, -2e2], abs=2e-3)
+    done("evaluate", run, "-n", 100, "--steps", 1, "--allow", "own_sets")
+    results = json.loads((run / "results.json").read_text())
+    assert "in standard deviations" in results["reference"]
+    done("train", "teacher/ring", *MLP, *SHORT, data, "--out", run, "--resume", "steps=9")
+    assert json.loads((run / "model" / "config.json").read_text())["units"] == units
+
+
+@pytest.mark.parametrize("kind", ["Circle", "CircleFeed"])
+def test_a_run_of_own_points_from_before_goes_on_with_points_as_they_come(kind, done, tmp_path, monkeypatch):
+    """Its recipe.yaml knows no key for it, and its model has no units."""
+    monkeypatch.syspath_prepend(own_sets.__file__.rpartition("/")[0])
+    runs, data = (tmp_path / "now", tmp_path / "before"), own(kind, 3, (5.0, 5.0))
+    plain = own(kind, 3, (5.0, 5.0), ", standardize: false")
+    for run in runs:
+        done("train", "teacher/ring", *MLP, *SHORT, plain, "--out", run)
+    done("train", "teacher/ring", *MLP, *SHORT, plain, "steps=9", "--out", runs[0], "--resume")
+    text = (runs[1] / "recipe.yaml").read_text()
+    assert "  standardize: false\n" in text
+    (runs[1] / "recipe.yaml").write_text(text.replace("  standardize: false\n", ""))
+    done("evaluate", runs[1], "-n", 100, "--steps", 1, "--allow", "own_sets")
+    assert "in standard deviations" not in json.loads((runs[1] / "results.json").read_text())["reference"]
+    done("train", "teacher/ring", *MLP, *SHORT, data, "steps=9", "--out", runs[1], "--resume")
+    assert "units" not in json.loads((runs[1] / "model" / "config.json").read_text())
+    a, b = (load(run).sample(100, seed=0) for run in runs)
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_columns_of_different_units_are_learned_alike(tmp_path):

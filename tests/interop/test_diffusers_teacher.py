@@ -552,3 +552,16 @@ def test_distilled_from_its_folder(tmp_path, done):
     assert rows[1:] == ["teacher, 35 evaluations", "teacher, 1 evaluation", "student, 1 evaluation"]
     shutil.rmtree(path)  # the run needs it no more
     done("train", tmp_path / "recipe.yaml", "--out", run, "--resume")
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_a_config_that_asks_for_far_more_than_there_is_takes_no_memory(with_weights, tmp_path):
+    pipeline(tmp_path / "p", unet())
+    edited(tmp_path / "p" / "unet" / "config.json", block_out_channels=[2**17, 2**18])
+    if not with_weights:
+        (tmp_path / "p" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError) as caught:
+        read_teacher(tmp_path / "p")
+    told = str(caught.value)
+    assert len(told.splitlines()) == 1
+    assert ("and its files hold" if with_weights else "this machine lets") in told

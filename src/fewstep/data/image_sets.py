@@ -16,6 +16,7 @@ from fewstep.data.errors import DataError
 from fewstep.data.folders import folder_splits, is_of_images
 from fewstep.data.holdout import hold_out
 from fewstep.data.images import ImageData, copies
+from fewstep.data.parquet import check_rows
 from fewstep.data.pixels import Resize
 from fewstep.data.scanning import scan
 from fewstep.data.splits import NO_LABELS, Found, decode_split
@@ -49,7 +50,7 @@ def image_folder(
     """
     source = f"data.path is {path!r}"
     mistakes = Mistakes(source)
-    found = find_images(path, config, image_column, label_column, mistakes)
+    found = find_images(path, config, image_column, label_column, mistakes, channels * size * size)
     mistakes.check()
     used, image, labels, names, origin = found.splits, found.image, found.labels, found.names, found.origin
     if len(used) > 1:
@@ -80,18 +81,22 @@ def image_folder(
     return ImageData(name, pixels[0], pixels[1], train_label, heldout_label, 127.5, names, flip, note, origin)
 
 
-def find_images(path: str, config: str | None, image_column: str | None, label_column: str | None, mistakes: Mistakes) -> Found:
+def find_images(
+    path: str, config: str | None, image_column: str | None, label_column: str | None, mistakes: Mistakes, each: int = 0
+) -> Found:
     """The splits at `path` and how to read them, before any image is read; the arguments are those of `image_folder`.
 
     What is wrong with files and labels goes to `mistakes`. Raises DataError for a place that holds no images, or several things that could
-    be meant.
+    be meant, and for more images, of `each` bytes, than there is memory for.
     """
     root, source = Path(path), mistakes.source
     lies = scan(root, source) if root.is_dir() else None
     if lies is None or not is_of_images(lies, root, label_column, source):
-        return table_splits(path, config, image_column, label_column, mistakes, lies)
+        return table_splits(path, config, image_column, label_column, mistakes, lies, each)
     label = None if label_column == NO_LABELS else label_column
     for key, value in (("image_column", image_column), ("label_column", label), ("config", config)):
         if value is not None:
             raise DataError(f"data.{key} is {value!r}; {source}, a folder of images, which has none to name; leave the key out")
-    return folder_splits(root, lies, label_column != NO_LABELS, mistakes)
+    found = folder_splits(root, lies, label_column != NO_LABELS, mistakes)
+    check_rows(source, sum(split.num for split in found.splits), each)
+    return found

@@ -8,7 +8,7 @@ stand for [-1, 1] as 0 to 255; points are floats [D]. Labels are integers from 0
 import contextlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fewstep.data.errors import DataError
 from fewstep.data.tables import LABELS
+from fewstep.data.units import Units
 
 HALF = 127.5  # the byte that would mean 0
 BEYOND = 1.01  # images may be rounded, and not be of another scale
@@ -33,6 +34,7 @@ class Spec:
         shape: of one item.
         bytes: whether items are unsigned bytes.
         num_classes: labels lie below it; None where they are left alone.
+        units: that points come in; batches are then in standard units. None where they are learned as they come.
 
     """
 
@@ -40,6 +42,7 @@ class Spec:
     shape: tuple[int, ...]
     bytes: bool
     num_classes: int | None
+    units: Units | None = field(default=None, compare=False)
 
     def fail(self, place: object, what: str) -> DataError:
         """A sentence about the item at `place`."""
@@ -47,6 +50,16 @@ class Spec:
 
     def batch(self, items: Sequence[Any], places: Sequence[object]) -> Pair:
         """`items` as one batch: bytes or float32 [B, ...], and labels int64 [B] or None. Raises DataError naming one of `places`."""
+        x, label = self.stacked(items, places)
+        if self.units is not None:
+            return self.units.standard(x), label
+        if x.dtype == torch.float64:
+            x = x.float()
+            self._check_finite(x, places)
+        return x if self.bytes else x.float(), label
+
+    def stacked(self, items: Sequence[Any], places: Sequence[object]) -> Pair:
+        """The same, of the type and in the units that the items are of."""
         found, labels = [], []
         for item, place in zip(items, places, strict=True):
             try:
@@ -69,11 +82,13 @@ class Spec:
             found.append(x)
         x = torch.stack(found)
         if not self.bytes:
-            x = x.float()
-            if not x.isfinite().all():
-                bad = next(place for row, place in zip(x, places, strict=True) if not row.isfinite().all())
-                raise self.fail(bad, "holds NaN or infinity; mend or remove it")
+            self._check_finite(x, places)
         return x, torch.tensor(labels) if self.num_classes is not None else None
+
+    def _check_finite(self, x: Tensor, places: Sequence[object]) -> None:
+        if not (fine := x.isfinite()).all():
+            bad = next(place for row, place in zip(fine, places, strict=True) if not row.all())
+            raise self.fail(bad, "holds NaN or infinity; mend or remove it")
 
 
 def parted(item: Any) -> tuple[Tensor, int | None]:

@@ -10,6 +10,7 @@ from fewstep.data.errors import DataError
 from fewstep.data.items import Pair, Spec, chance, first_spec
 from fewstep.data.own import EXCERPT, LOOKED_AT, UNCOUNTED, ForeignData, Items, class_names, is_map_style, most_items
 from fewstep.data.shares import Shards, Share
+from fewstep.data.units import Units
 
 HELD_OUT = 2_000  # items, where nobody says
 BUFFER = 1_000
@@ -64,6 +65,26 @@ class StreamData(ForeignData):
     def share(self, number: int, readers: int, seed: int) -> Share:
         """What reader `number` of `readers` reads."""
         return Share(self.shards, self.spec, number, readers, seed, self.buffer)
+
+    def standardize(self, units: Units | None = None) -> None:
+        """As of all data sets of one's own."""
+        super().standardize(units)
+        if self.heldout is not None and isinstance(self.heldout[0], Items):
+            self.heldout[0].spec = self.spec
+
+    def _numbers(self) -> tuple[Tensor, str]:
+        """The first training items of some shards, which are not taken from training."""
+        own, more = self.shards.heldout, self.shards.spread(most_items(self.spec))
+        items: list[tuple[str, Any]] = []
+        with chance(0):
+            for shard in sorted(more):
+                items += self.shards.first(shard, own.get(shard, 0) + more[shard])[own.get(shard, 0) :]
+        if not items:
+            raise DataError(
+                f"the data set {self.name} has too few items to train on, {self.heldout_size} held out; lower data.heldout_items"
+            )
+        found = self.spec.stacked([item for _, item in items], [place for place, _ in items])[0]
+        return found, f", the {len(items):,} of its items that were looked at"
 
     def some(self, num: int, seed: int) -> Tensor:
         """`num` training items [num, ...] of those that `excerpt` holds, or all of them, drawn with `seed`."""

@@ -1,7 +1,6 @@
 """The file of names and labels beside images that `datasets` reads: whether it speaks for all of them, so that none is dropped by it."""
 
 import csv
-import json
 import posixpath
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from fewstep.data.errors import DataError
 from fewstep.data.scanning import Parts, Scan
 from fewstep.data.splits import SPLIT_FOLDERS
 from fewstep.data.tables import LABELS
+from fewstep.text import parse_json
 
 FILE_NAME = "file_name"
 
@@ -94,4 +94,4 @@ def _rows(file: Path) -> Iterator[Mapping[Any, Any]]:
             yield from csv.DictReader(lines)
     else:
         with file.open(encoding="utf-8-sig") as lines:
-            yield from (json.loads(line) for line in lines if line.strip())
+            yield from (parse_json(line) for line in lines if line.strip())

@@ -6,6 +6,7 @@ are for the loop is `fewstep.training.loading`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from fewstep.data.items import HALF, Pair, Spec, chance, first_spec, in_words, p
 from fewstep.data.parts import TwoParts
 from fewstep.data.points import PointData
 from fewstep.data.tables import LABELS
+from fewstep.data.units import Units, units_of
 from fewstep.streams import uniform
 
 HOLDOUT = 0.1  # of items, where the data set has no held-out part
@@ -46,6 +48,19 @@ class Items:
         with chance(seed):
             items = fetched(self.dataset, self.spec.name, places)
         return self.spec.batch(items, places)
+
+    def numbers(self, num: int) -> Tensor:
+        """A random `num` of the items, or all if there are fewer, as they come: [N, ...] of their own type. Raises DataError."""
+        num = min(num, len(self))
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:num].sort().values
+        found = []
+        for first in range(0, num, READ):
+            rows = order[first : first + READ]
+            places = rows.tolist() if self.index is None else self.index[rows].tolist()
+            with chance(first):
+                items = fetched(self.dataset, self.spec.name, places)
+            found.append(self.spec.stacked(items, places)[0])
+        return torch.cat(found)
 
     def excerpt(self, seed: int, num: int | None = None) -> Pair:
         """A random `num` of the items, or as many as are measured at most; all, in their own order, if there are no more."""
@@ -121,6 +136,28 @@ class ForeignData(ABC):
         return None
 
     @property
+    def units(self) -> Units | None:
+        """That points come in, and that they are not learned in; None where they are learned as they come."""
+        return self.spec.units
+
+    def standardize(self, units: Units | None = None) -> None:
+        """From now on give points in standard units: those of `units`, or else found in at most 10,000 training items. Raises DataError."""
+        if units is None:
+            x, which = self._numbers()
+            array = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+            units = units_of(array, f"the data set {self.name}{which}")
+        elif units.scale.shape != self.shape:
+            raise DataError(
+                f"the data set {self.name} has items of shape {list(self.shape)}, and the run was trained on {len(units.scale)} columns; "
+                "give the data that it was trained on, or begin another run"
+            )
+        self.spec, self._excerpt = replace(self.spec, units=units), None
+
+    @abstractmethod
+    def _numbers(self) -> tuple[Tensor, str]:
+        """Some points to train on [N, D] as they come, and which these are if they are not all."""
+
+    @property
     @abstractmethod
     def train_size(self) -> int | None:
         """Items to train on, where that is known."""
@@ -150,7 +187,7 @@ class ForeignData(ABC):
         if self._excerpt is None:
             (x, label), (held, held_label) = self._read_excerpt()
             if len(self.shape) == 1:
-                self._excerpt = PointData(self.name, x, held, origin=self.origin)
+                self._excerpt = PointData(self.name, x, held, units=self.units, origin=self.origin)
             else:
                 half = HALF if self.spec.bytes else None
                 self._excerpt = ImageData(self.name, x, held, label, held_label, half, self.class_names, self.flip, origin=self.origin)
@@ -169,6 +206,15 @@ class ItemData(TwoParts, ForeignData):
     ) -> None:
         super().__init__(train.spec, class_names, flip, origin)
         self.train, self.heldout = train, heldout
+
+    def standardize(self, units: Units | None = None) -> None:
+        """As of all data sets of one's own."""
+        super().standardize(units)
+        self.train.spec = self.heldout.spec = self.spec
+
+    def _numbers(self) -> tuple[Tensor, str]:
+        num = most_items(self.spec)
+        return self.train.numbers(num), f", {num:,} of its items" if num < len(self.train) else ""
 
     def some(self, num: int, seed: int) -> Tensor:
         """`num` training items [num, ...], or all if there are fewer, drawn with `seed`, as they are trained on."""

@@ -6,7 +6,8 @@ transparency is laid on white, a camera's orientation mark is followed, and the 
 
 import os
 import stat
-from functools import cache
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.data.checks import Kind
+from fewstep.limits import TooLarge
+from fewstep.pil import opened
 
 Resize = Literal["fit", "stretch", "pad", "none"]
 
@@ -25,9 +28,13 @@ NO_FILE = Kind("image{s} that no plain file holds", "a pipe or a device among im
 OUTSIDE_FOLDER = Kind(
     "row{s} naming a file outside the data set's folder", "it would bring any picture of this machine into training; mend the paths"
 )
-# what is opened by its content; others, such as EPS, Pillow hands to a program of its own
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
 LARGE = Kind("image{s} larger than data.size", "data.resize is pad, which only adds; raise data.size, or set data.resize: fit")
+HUGE = Kind(
+    "image{s} too large to be read", "a damaged or hostile header claims such sizes: make the image smaller first, or remove what is named"
+)
+
+ONE_AT_ONCE = 2**23  # pixels, above which images are decoded one after another, however many threads there are
+_alone = threading.Lock()
 
 
 class Unfit(Exception):
@@ -50,12 +57,12 @@ def read_pixels(source: str | IO[bytes], size: int, channels: int, resize: Resiz
 
 def flat_image(source: str | IO[bytes], mode: Literal["L", "RGB"]) -> Any:
     """The image in `source` as Pillow's, of its own size and of that mode, upright and on white. Raises Unfit."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     try:
         if isinstance(source, str) and not stat.S_ISREG(os.stat(source).st_mode):
             raise Unfit(NO_FILE, "no plain file")
-        with Image.open(source, formats=_formats()) as image:
+        with opened(source) as image, _alone if image.width * image.height > ONE_AT_ONCE else nullcontext():
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # a camera's JPEG whose further frames are previews
                 raise Unfit(FRAMES, f"{frames} frames")
@@ -65,6 +72,10 @@ def flat_image(source: str | IO[bytes], mode: Literal["L", "RGB"]) -> Any:
             return _opaque(image).convert(mode)
     except Unfit:
         raise
+    except TooLarge as error:
+        raise Unfit(HUGE, str(error)) from None
+    except MemoryError:
+        raise Unfit(HUGE, "more than there is memory for") from None
     except Exception as error:  # Pillow raises nearly every kind for a damaged file, by format
         raise Unfit(DAMAGED, " ".join(str(error).split())[:100] or type(error).__name__) from error
 
@@ -97,15 +108,6 @@ def inside(folders: tuple[Path, ...], path: str) -> str:
         if os.path.commonpath([whole, os.path.abspath(folder)]) == os.path.abspath(folder):
             return whole
     raise Unfit(OUTSIDE_FOLDER, path)
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow knows."""
-    from PIL import Image
-
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _opaque(image: Any) -> Any:

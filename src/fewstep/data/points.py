@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.arrays import load_npy
 from fewstep.data.audit import Origin
 from fewstep.data.density import Density
 from fewstep.data.errors import DataError
@@ -15,6 +16,7 @@ from fewstep.data.holdout import advice, count_fitting
 from fewstep.data.mixtures import Mixture
 from fewstep.data.parts import InMemory
 from fewstep.data.units import Units, units_of
+from fewstep.limits import TooLarge
 
 LEAST = 40  # points of each part
 STANDARD = "each column is learned about its mean, in standard deviations (data.standardize), and drawn in the file's units."
@@ -92,12 +94,16 @@ def point_file(path: str, holdout: float, standardize: bool = True) -> PointData
 
     Raises DataError for a file that is missing, not such an array, not finite, too small to split, and as `units_of` does.
     """
+    if Path(path).is_file() and zipfile.is_zipfile(path):
+        raise DataError(f"data.path is {path!r}, which holds several arrays; give one array of numbers [N, D]")
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        array = load_npy(path)
+    except TooLarge as error:
+        raise DataError(f"data.path is {path!r}, which is too large: {error}") from None
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"data.path is {path!r}, which is no readable .npy file ({error}); save an array [N, D] with numpy.save") from error
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.shape[1] == 0 or array.dtype.kind not in "fiu":
-        what = f"shape {list(array.shape)} and type {array.dtype}" if isinstance(array, np.ndarray) else "several arrays"
+    if array.ndim != 2 or array.shape[1] == 0 or array.dtype.kind not in "fiu":
+        what = f"shape {list(array.shape)} and type {array.dtype}"
         raise DataError(f"data.path is {path!r}, which holds {what}; give one array of numbers [N, D]")
     held = round(len(array) * holdout)
     if held < LEAST or len(array) - held < LEAST:

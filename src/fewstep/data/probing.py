@@ -3,9 +3,10 @@
 What settings follow from that is `fewstep.finding`'s to say.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,8 +15,13 @@ from fewstep.data.errors import DataError
 from fewstep.data.image_sets import find_images
 from fewstep.data.pixels import Resize, Unfit, fitted, flat_image, inside
 from fewstep.data.splits import Split, encoded
+from fewstep.limits import cores
 
-LOOKED_AT = 1000  # images, evenly over the training split: their standard deviation is then known to about a hundredth
+LOOKED_AT = 1000  # images at most, evenly over the training split: their standard deviation is then known to about a hundredth
+FIRST = 16  # of them, which tell how large the others are
+PIXELS = 3e8  # that are decoded in all, a matter of seconds: of larger images fewer are looked at
+FEWEST = 64
+KEPT_SIDE = 128  # pixels of the shorter side of what is kept of each
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Probe:
         sides: the shorter side of each that was opened, int64 [looked_at].
         shapes: how many shapes (width, height) they have.
         grey: whether no pixel of them has a colour.
-        images: those that were opened, of Pillow's modes L (if `grey`) or RGB.
+        images: those that were opened, of Pillow's modes L (if `grey`) or RGB, made smaller where they are large.
 
     """
 
@@ -46,7 +52,9 @@ class Probe:
         """
         mode = "L" if channels == 1 else "RGB"
         try:
-            pixels = np.stack([fitted(image.convert(mode), size, resize) for image in self.images])
+            # those that are kept smaller than they are have no size to be held to
+            ways: list[Resize] = ["fit" if side > KEPT_SIDE and resize != "stretch" else resize for side in self.sides]
+            pixels = np.stack([fitted(image.convert(mode), size, way) for image, way in zip(self.images, ways, strict=True)])
         except Unfit as reason:
             raise DataError(f"data.resize is {resize} with data.size {size}, and an image is {reason.detail}; change one of them") from None
         found = float(pixels.std(dtype=np.float64)) / 127.5
@@ -61,24 +69,53 @@ def probe(path: str, config: str | None = None, image_column: str | None = None,
     Images that cannot be read are left to be told of when all are. Raises DataError for a place that holds no images that can.
     """
     split, column = _training_split(path, config, image_column, label_column)
-    wanted = np.unique(np.linspace(0, split.num - 1, min(LOOKED_AT, split.num)).round().astype(np.int64))
-    flat, first = [], 0
-    for batch in split.arrays(column):
-        here = wanted[(wanted >= first) & (wanted < first + len(batch))] - first
-        first += len(batch)
-        if not len(here):
-            continue
-        content, paths = encoded(batch)
-        for row in here.tolist():
-            image = _image(split, content[row].as_buffer(), paths[row].as_py())
-            if image is not None:
-                flat.append(image)
-    if not flat:
-        raise DataError(f"data.path is {path!r}, and none of the {len(wanted)} images that were looked at can be read; mend them")
-    grey = all(map(_is_grey, flat))
-    images = [image.convert("L") for image in flat] if grey else flat
-    sides = np.array([min(image.size) for image in flat], np.int64)
-    return Probe(split.num, len(flat), sides, len({image.size for image in flat}), grey, images)
+    first = _seen(split, column, _evenly(split.num, FIRST))
+    pixels = sum(image.size for image in first) / max(1, len(first))
+    num = int(min(LOOKED_AT, max(FEWEST, PIXELS / max(1.0, pixels))))
+    seen = first if split.num <= FIRST else _seen(split, column, _evenly(split.num, num))
+    if not seen:
+        raise DataError(f"data.path is {path!r}, and none of the {min(num, split.num)} images that were looked at can be read; mend them")
+    grey = all(image.grey for image in seen)
+    images = [image.reduced.convert("L") if grey else image.reduced for image in seen]
+    return Probe(
+        split.num, len(seen), np.array([image.side for image in seen], np.int64), len({image.shape for image in seen}), grey, images
+    )
+
+
+class _Seen(NamedTuple):
+    """One image that was opened."""
+
+    shape: tuple[int, int]
+    grey: bool
+    reduced: Any  # Pillow's, in RGB, of at most `KEPT_SIDE`
+
+    @property
+    def side(self) -> int:
+        return min(self.shape)
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+def _evenly(num: int, most: int) -> np.ndarray:
+    """Up to `most` of `num` rows, from the first to the last."""
+    return np.unique(np.linspace(0, num - 1, min(most, num)).round().astype(np.int64))
+
+
+def _seen(split: Split, column: str, wanted: np.ndarray) -> list[_Seen]:
+    """Those of the `wanted` rows of `split` that can be read."""
+    found: list[_Seen | None] = []
+    first = 0
+    with ThreadPoolExecutor(cores()) as pool:
+        for batch in split.arrays(column):
+            here = wanted[(wanted >= first) & (wanted < first + len(batch))] - first
+            first += len(batch)
+            if len(here):
+                content, paths = encoded(batch)
+                rows = [(content[row].as_buffer(), paths[row].as_py()) for row in here.tolist()]
+                found += pool.map(lambda row: _image(split, *row), rows)
+    return [image for image in found if image is not None]
 
 
 def _training_split(path: str, config: str | None, image_column: str | None, label_column: str | None) -> tuple[Split, str]:
@@ -89,17 +126,20 @@ def _training_split(path: str, config: str | None, image_column: str | None, lab
     return found.splits[0], found.image
 
 
-def _image(split: Split, content: Any, path: str | None) -> Any:
-    """One image of `split` in RGB, or None where it cannot be read."""
+def _image(split: Split, content: Any, path: str | None) -> _Seen | None:
+    """One image of `split`, or None where it cannot be read."""
     try:
         if content is None and path is not None and split.root is None:
             path = inside(split.folders, path)
         source = path if content is None else BytesIO(content)
-        return None if source is None else flat_image(source, "RGB")
+        if source is None:
+            return None
+        image = flat_image(source, "RGB")
     except Unfit:
         return None
-
-
-def _is_grey(image: Any) -> bool:
     red, green, blue = (np.asarray(band) for band in image.split())
-    return bool((red == green).all() and (green == blue).all())
+    grey = bool((red == green).all() and (green == blue).all())
+    shape, ratio = image.size, KEPT_SIDE / min(image.size)
+    if ratio < 1:
+        image = image.resize((max(1, round(shape[0] * ratio)), max(1, round(shape[1] * ratio))))
+    return _Seen(shape, grey, image)

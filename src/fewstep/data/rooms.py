@@ -10,6 +10,7 @@ from fewstep.data.images import ImageData
 from fewstep.data.iterables import StreamData, stream_data
 from fewstep.data.own import ForeignData, Say, is_map_style, item_data
 from fewstep.data.points import PointData
+from fewstep.data.units import Units
 from fewstep.sections import DataSettings
 
 OF_ITEMS, OF_STREAMS = ("holdout",), ("heldout_items", "buffer")
@@ -21,6 +22,7 @@ def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say
     A data set whose argument ``split`` can be "heldout" (``Literal["train", "heldout"]``) is made once more for that.
     """
     made, around = make(settings), settings.around()
+    standardize = around.get("standardize")
     name = settings.name.rpartition(":")[2]
     if isinstance(made, ImageData | PointData | ForeignData):
         if around:
@@ -41,7 +43,7 @@ def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say
             raise DataError(f"data.{key} is {around[key]}, and {settings.name} is {kind}; leave the key out, or give {instead}")
     other = _heldout_arguments(settings, around)
     heldout = None if other is None else make(_changed(settings, other))
-    rest = {key: value for key, value in around.items() if key != "heldout"}
+    rest = {key: value for key, value in around.items() if key not in ("heldout", "standardize")}
     if iterable:
         stream = stream_data(made, name, heldout, **rest)
         notes = [stream.note] if stream.note else []
@@ -52,7 +54,21 @@ def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say
         notes.append(f"{name}: images are bytes; 0 to 255 is taken to [-1, 1]")
     for note in notes:
         say(note)
+    _into_units(data, settings, standardize)
     return data
+
+
+def _into_units(data: ForeignData, settings: DataSettings, standardize: bool | None) -> None:
+    """Have points given in the units of the run that goes on, or else in those found in them, unless they are to be as they come."""
+    if len(data.shape) != 1:
+        if standardize is not None:
+            raise DataError(
+                f"data.standardize is {standardize}, and the items of {settings.name} are images, in [-1, 1]; leave the key out"
+            )
+        return
+    known = settings.recorded_units
+    if standardize is not False and known != {}:
+        data.standardize(Units.of(known) if known else None)
 
 
 def _heldout_arguments(settings: DataSettings, around: dict[str, Any]) -> dict[str, Any] | None:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from fewstep.data.audit import Origin
 from fewstep.data.checks import Kind, Mistakes
+from fewstep.data.errors import DataError
 from fewstep.data.pixels import DAMAGED, Resize, Unfit, inside, read_pixels
-from fewstep.limits import cores
+from fewstep.limits import WORD, cores
 
 TRAIN, HELD_OUT = "train", ("test", "validation")  # the first of the latter that there is
 SPLIT_FOLDERS = {
@@ -57,7 +58,17 @@ class Split:
 
     def values(self, column: str) -> list[Any]:
         """All values of `column`, as Python has them."""
-        return [value for array in self.arrays(column) for value in array.to_pylist()]
+        known: dict[str, str] = {}  # words, each of which is kept once however often it stands
+        found: list[Any] = []
+        for array in self.arrays(column):
+            for value in array.to_pylist():
+                if isinstance(value, str | list) and len(value) > WORD:
+                    raise DataError(
+                        f"column {column!r} of split {self.name} has a label of {len(value):,} characters or numbers in row {len(found)}, "
+                        f"where {WORD:,} are allowed; name another column in data.label_column, or set it to {NO_LABELS!r}"
+                    )
+                found.append(known.setdefault(value, value) if isinstance(value, str) else value)
+        return found
 
     def place(self, row: int, path: str | None) -> str:
         """What to call an image in a message."""

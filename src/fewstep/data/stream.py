@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from fewstep import hub
+from fewstep.data.archives import check_shards
 from fewstep.data.checks import SHOWN
 from fewstep.data.errors import DataError
 from fewstep.data.items import in_words
 from fewstep.data.iterables import StreamData, stream_data
+from fewstep.data.parquet import check_arrow, check_parquet
 from fewstep.data.pixels import Resize, Unfit, inside, read_pixels
 from fewstep.data.tables import find_image_column, find_label_column
 
@@ -113,6 +115,8 @@ def _opened(source: str, path: str, config: str | None, split: str) -> Any:
             if len(kinds) > 1 or kinds[0] not in BUILDERS:
                 raise DataError(f"{source}, files that end in {', '.join(kinds)}; give shards of one kind: {', '.join(BUILDERS)}")
             hub.check_address(source, files[0])
+            if "://" not in path:
+                _check(kinds[0], [Path(file) for file in files], source)
             return datasets.load_dataset(BUILDERS[kinds[0]], data_files={split: files}, split=split, streaming=True)
         if Path(path).exists() or not hub.is_id(path):
             raise DataError(
@@ -126,6 +130,17 @@ def _opened(source: str, path: str, config: str | None, split: str) -> Any:
         raise DataError(str(error)) from error
     except Exception as error:  # the library raises many kinds, by where the data set lies
         raise DataError(f"{source}, which `datasets` cannot open: {in_words(error)}") from error
+
+
+def _check(kind: str, files: list[Path], source: str) -> None:
+    """Raise DataError for a shard that would become far more than it is."""
+    if kind == ".parquet":
+        check_parquet(files, source)
+    for file in files:
+        if kind == ".arrow":
+            check_arrow(file, source)
+    if kind == ".tar":
+        check_shards(files, source)
 
 
 def _files(path: str) -> list[str]:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from fewstep import hub
+from fewstep.data.archives import check_archives
 from fewstep.data.audit import LeftOut, Origin
 from fewstep.data.checks import SHOWN, Kind, Mistakes
 from fewstep.data.errors import DataError
-from fewstep.data.scanning import HIDDEN, Scan
+from fewstep.data.parquet import check_arrow, check_rows, runs
+from fewstep.data.scanning import HIDDEN, IMAGE_FILES, Scan
 from fewstep.data.splits import CHUNK, EMPTY_CLASS, HELD_OUT, NO_LABELS, TRAIN, Found, Split
 
 # a column of numbers or words of such a name, in letters of any size, is taken for the classes; of several the first
@@ -31,12 +33,19 @@ UNLABELLED = Kind("image{s} without a label", "label or remove what is named, or
 
 
 def table_splits(
-    path: str, config: str | None, image_column: str | None, label_column: str | None, mistakes: Mistakes, scan: Scan | None = None
+    path: str,
+    config: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    mistakes: Mistakes,
+    scan: Scan | None = None,
+    each: int = 0,
 ) -> Found:
     """The splits of the tables at `path` to train on and to hold out (or the former alone), and how to read them.
 
     What is wrong with files and labels goes to `mistakes`. Raises DataError for a place that holds no such tables, columns that are not
-    there, and splits that differ. `scan` is what lies in the folder `path`, if it is one; the other arguments are those of
+    there, splits that differ, and more rows, of `each` bytes, than there is memory for. `scan` is what lies in the folder `path`, if it is
+    one; the other arguments are those of
     `fewstep.data.image_folder`.
     """
     splits, is_of_folders = _open(path, config, mistakes)
@@ -50,7 +59,10 @@ def table_splits(
             f"no column of {mistakes.source.removeprefix('data.path is ')} is called like labels, and its images have no classes; "
             f"{', '.join(others)} could be some: name one in data.label_column"
         )
+    for split in splits.values():
+        check_rows(f"{mistakes.source}, split {split.name}", split.num)
     used, withheld = _choose(mistakes.source, splits, image, label)
+    check_rows(mistakes.source, sum(split.num for split in used), each)
     names, labels = _classes(used, label, mistakes)
     is_declared = label is not None and isinstance(used[0].features[label], datasets.ClassLabel)
     is_word = label is not None and not is_declared and _holds_words(used[0].features[label])
@@ -125,6 +137,7 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> tuple[dict[str, 
             except (pa.ArrowException, OSError) as error:
                 mistakes.add(FILE, file.name if is_parquet else str(file.relative_to(place)), " ".join(str(error).split())[:100])
         mistakes.check()
+        check_files(place, mistakes.source)
     datasets.disable_progress_bars()
     # what `datasets` has unpacked lies in its own folders
     own = (Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.EXTRACTED_DATASETS_PATH), Path(datasets.config.HF_CACHE_HOME))
@@ -161,10 +174,21 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> tuple[dict[str, 
     }, is_of_folders
 
 
+def check_files(place: Path, source: str) -> None:
+    """Raise DataError for an archive or Arrow file at `place` or below it that would become far more than it is."""
+    files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
+    others = [file for file in files if not file.name.lower().endswith((".parquet", *IMAGE_FILES))]
+    check_archives([file for file in others if file.suffix != ".arrow"], source)
+    for file in others:
+        if file.suffix == ".arrow":
+            check_arrow(file, source)
+
+
 def _arrow(source: str, name: str, rows: Any, folders: tuple[Path, ...]) -> Split:
     """A `datasets.Dataset`, read from its files."""
     import pyarrow as pa
 
+    check_rows(source, rows.num_rows)
     rows = rows.flatten_indices()
 
     def arrays(column: str) -> Iterator[Any]:
@@ -191,11 +215,12 @@ def _parquet(source: str, name: str, files: Sequence[str], features: Any, folder
     def arrays(column: str) -> Iterator[Any]:
         for file in files:
             try:
-                with pq.ParquetFile(file, buffer_size=1 << 16, pre_buffer=False) as table:
+                with pq.ParquetFile(file, buffer_size=1 << 16, pre_buffer=False) as table, open(file, "rb") as raw:
                     if column not in table.schema_arrow.names:
                         raise DataError(f"{source}, whose file {file} has no column {column!r}; give all files the same columns")
-                    for batch in table.iter_batches(2 * CHUNK, columns=[column], use_threads=False):
-                        yield batch.column(column)
+                    for groups, rows in runs(table, raw, source, file, (column,), 2 * CHUNK):
+                        for batch in table.iter_batches(rows, groups, columns=[column], use_threads=False):
+                            yield batch.column(column)
             except (pa.ArrowException, OSError) as error:
                 raise _unreadable(source, file, error) from error
 

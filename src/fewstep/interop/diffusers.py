@@ -5,7 +5,6 @@ Weights are read from safetensors only: a pickle (``.bin``) may run code when it
 
 import contextlib
 import inspect
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,10 @@ from fewstep.denoisers import ForeignDenoiser
 from fewstep.errors import UserError, first_line
 from fewstep.files import check_free, whole_folder
 from fewstep.generator import Generator
+from fewstep.limits import TooLarge, in_units, memory
 from fewstep.networks.base import num_parameters
-from fewstep.weights import check_finite
+from fewstep.text import read_json
+from fewstep.weights import check_finite, header_of, numbers_of
 
 # what diffusers' DDPMScheduler takes where its file is silent, and what Ho et al. (arXiv 2006.11239) trained with
 DDPM = {"prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
@@ -79,6 +80,7 @@ def read_teacher(path: str | Path, sigma_data: float = 0.5, null_class: bool = F
         info["assumed"] = assumed
     if null_class:
         info["label_dropout"] = True  # how often labels were dropped is not told
+    _check_size(config, model_folder)
     try:
         generator = _untrained(config, _parametrization(scheduler), sigma_data, null_class, info)
     except Exception as error:  # settings of the wrong kind make diffusers and torch raise what they will
@@ -192,6 +194,30 @@ def _parametrization(scheduler: dict[str, Any]) -> dict[str, Any]:
     return parametrization | ({"zero_snr": True} if settings.get("rescale_betas_zero_snr") else {})
 
 
+def _check_size(config: dict[str, Any], folder: Path) -> None:
+    """Raise UserError where config.json asks for a network that is far larger than the weights in `folder`, or than the memory."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    try:
+        claimed = numbers_of(lambda: UNet2DModel.from_config(config))
+    except Exception as error:  # settings of the wrong kind make diffusers and torch raise what they will
+        raise UserError(f"the diffusers model {folder} cannot be a teacher here: {first_line(error)}") from error
+    if claimed is None:
+        return
+    try:
+        headers = [header_of(file) for file in folder.glob("diffusion_pytorch_model*.safetensors")]
+    except Exception:  # said when they are read
+        headers = []
+    there = sum(math.prod(shape) for header in headers for shape, _ in header.values())
+    if headers and claimed > 2 * there:
+        raise UserError(f"config.json in {folder} asks for {claimed:,} weights, and its files hold {there:,}; take another copy")
+    if 4 * claimed > memory():
+        raise UserError(
+            f"config.json in {folder} asks for a network of {in_units(4 * claimed)}, and this machine lets {in_units(memory())} be taken; "
+            "take a smaller model, or another machine"
+        )
+
+
 def _read_unet(folder: Path) -> Any:
     """The `UNet2DModel` in `folder`, its weights from safetensors and all of them there. Raises UserError."""
     if not any((folder / name).is_file() for name in WEIGHTS):
@@ -238,7 +264,9 @@ def _licence(*folders: Path) -> str | None:
 def _json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError."""
     try:
-        tree = json.loads(file.read_bytes())
+        tree = read_json(file)
+    except TooLarge:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({first_line(error)}); take another copy") from error
     if not isinstance(tree, dict):

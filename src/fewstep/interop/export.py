@@ -1,6 +1,5 @@
 """A generator in the form that other people's tools run, checked against ``Generator.sample`` before it is there."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from fewstep.files import at_home, check_free, whole_folder
 from fewstep.generator import Generator, load
 from fewstep.interop import export_diffusers, export_onnx
 from fewstep.interop.model_card import model_card
+from fewstep.text import read_json
 from fewstep.training.run_folder import RunFolder
 
 TOLERANCE = 1e-4  # of a pixel in [-1, 1]
@@ -119,7 +119,7 @@ def _records(path: Path, generator: Generator) -> tuple[dict[str, Any] | None, d
     recipe = run.recipe() if run.recipe_file.is_file() else None
     results = None
     if run.results_file.is_file():
-        results = json.loads(run.results_file.read_bytes())
+        results = read_json(run.results_file)
         if results.get("step") != generator.info.get("step"):  # measured, then trained on
             results = None
     return recipe, results

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fewstep import hub
 from fewstep.files import at_home, sha256_of, whole_file
+from fewstep.limits import TooLarge, check_expansion
 
 INCEPTION = "inception-2015-12-05"
 INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION}.pt"
@@ -104,7 +105,11 @@ def _check_code(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            expanded = sum(member.file_size for member in archive.infolist())
+            check_expansion(str(path), path.stat().st_size, expanded, "take another copy, from where it was published")
             programs = {name: archive.read(name).decode() for name in archive.namelist() if name.endswith(".py")}
+    except TooLarge as error:
+        raise FeatureError(str(error)) from None
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         return  # torch.jit.load reads nothing else than what is read here, and says what is wrong
     for program in programs.values():

@@ -16,10 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.arrays import load_npz
 from fewstep.files import sha256_of, whole_file
+from fewstep.limits import TooLarge
 from fewstep.metrics.features import FeatureNetwork
 from fewstep.metrics.frechet import Gaussian, Moments, add_up
 from fewstep.metrics.inception import FeatureError
+from fewstep.text import parse_json
 
 KEPT = 10_000  # rows, for the measures that compare pairs
 BATCH = 500  # images at a time
@@ -162,9 +165,10 @@ def load_statistics(path: Path) -> tuple[FeatureSet, dict[str, Any] | None]:
     if not path.is_file():
         raise FeatureError(f"there is no file {path}; give a .npz with arrays mu [D] and sigma [D, D]")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if name in ("mu", "sigma", "rows", "num", "key")}
-        key = json.loads(str(arrays["key"])) if "key" in arrays else None
+        arrays = load_npz(path, ("mu", "sigma", "rows", "num", "key"))
+        key = parse_json(str(arrays["key"])) if "key" in arrays else None
+    except TooLarge as error:
+        raise FeatureError(str(error)) from None
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise FeatureError(f"{path} is not a whole .npz of plain arrays ({str(error)[:100]}); take another copy") from error
     missing = {"mu", "sigma"} - arrays.keys()

@@ -3,7 +3,8 @@
 import copy
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from pydantic import ValidationError, create_model
 
 from fewstep import registry
 from fewstep.errors import UserError
+from fewstep.limits import YAML_BYTES, YAML_NODES
 from fewstep.recipe.mistakes import explain, nearest
 from fewstep.recipe.older import KINDS, bring_forward, forward_key, leaves, put
 from fewstep.recipe.recipe import Recipe
 from fewstep.sections import Section
+from fewstep.text import read_text
 
 NO_SETTINGS = ("about", "made_by", "format", "start_here")  # what a file holds beside its sections
 
@@ -27,7 +30,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping, or a YAMLError for a key that is given twice."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        twice = [key for key in keys if keys.count(key) > 1]
+        twice = [key for key, num in Counter(key for key in keys if isinstance(key, Hashable)).items() if num > 1]
         if twice:
             raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
@@ -43,11 +46,26 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str) -> Any:
     """YAML with 1.2's floats, plain containers only. Raises yaml.YAMLError."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if (nodes := _written_out(node, {})) > YAML_NODES:
+            raise yaml.YAMLError(f"with its aliases written out it has {nodes:,} entries, where {YAML_NODES:,} are allowed; take some out")
+        return loader.construct_document(node)
     except RecursionError:
         raise yaml.YAMLError("it is nested too deep to be read") from None
     except ValueError as error:  # a number of thousands of digits, a date that is none
         raise yaml.YAMLError(str(error)) from None
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many nodes there would be without aliases; a node inside itself, which never ends, counts as too many."""
+    if id(node) not in known:
+        known[id(node)] = YAML_NODES + 1  # while it is counted
+        inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in inner if isinstance(part, yaml.Node))
+    return known[id(node)]
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -69,7 +87,7 @@ def load_recipe(source: str, overrides: Iterable[str | tuple[str, Any]] = ()) ->
             f"there is no recipe {source!r}{nearest(source, shipped)}; shipped are {', '.join(shipped)}, or give the path of a YAML file"
         )
     try:
-        tree = parse_yaml(path.read_text())
+        tree = parse_yaml(read_text(path, YAML_BYTES))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):

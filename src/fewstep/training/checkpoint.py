@@ -7,6 +7,7 @@ A checkpoint is a folder ``step_N`` with one safetensors file a network, the opt
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fewstep import files
+from fewstep.text import parse_json, read_json
 
 MANIFEST = "manifest.json"
 
@@ -65,7 +67,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify the checkpoint in `folder`, tensors on the CPU; nothing in it is executed. Raises Damaged."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = read_json(folder / MANIFEST)
         contents = {name: (folder / name).read_bytes() for name in dict(manifest)}
     except (OSError, ValueError, TypeError) as error:
         raise Damaged(f"{folder.name} is not whole: {error}") from error
@@ -77,15 +79,23 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     tensors = {name.removesuffix(".safetensors"): contents[name] for name in manifest if name.endswith(".safetensors")}
     number = folder.name.removeprefix("step_")
     try:
-        state = json.loads(contents["state.json"])
+        state = parse_json(contents["state.json"])
         if not isinstance(state, dict) or state.get("step") != (int(number) if number.isdigit() else state.get("step")):
             raise ValueError(f"its state.json is of step {state.get('step') if isinstance(state, dict) else state}")
         loaded = {name: safetensors.torch.load(content) for name, content in tensors.items()}
         rng = loaded.pop("rng")
+        _check_optimizers(contents["optimizers.pt"])
         optimizers = torch.load(io.BytesIO(contents["optimizers.pt"]), map_location="cpu", weights_only=True)
         return Checkpoint(loaded, optimizers, rng, state)
     except Exception as error:  # safetensors, pickle, zip and json each have their own
         raise Damaged(f"{folder.name} is damaged: {error}") from error
+
+
+def _check_optimizers(content: bytes) -> None:
+    """Raise ValueError where the archive of the optimisers' state would unpack to more than it is: torch stores tensors as they are."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(member.file_size for member in archive.infolist()) > len(content):
+            raise ValueError("optimizers.pt claims to unpack to more than its own size, which no checkpoint does")
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -15,7 +15,9 @@ import yaml
 from fewstep import files
 from fewstep.errors import UserError
 from fewstep.generator import Generator
-from fewstep.recipe import FORMAT, parse_yaml, resolved, validated
+from fewstep.limits import YAML_BYTES
+from fewstep.recipe import FORMAT, Recipe, parse_yaml, resolved, validated
+from fewstep.text import parse_json, read_json, read_lines, read_text
 from fewstep.training.checkpoint import Checkpoint, Damaged, checkpoints, load_checkpoint, save_checkpoint, tensor_bytes
 
 # what may differ when a run is resumed: it does not change what was learned so far
@@ -46,7 +48,7 @@ class RunFolder:
         if not self.recipe_file.is_file():
             raise UserError(f"{self.path} is not a run folder (it has no recipe.yaml); give one that `fewstep train --out` made")
         try:
-            tree = parse_yaml(self.recipe_file.read_text())
+            tree = parse_yaml(read_text(self.recipe_file, YAML_BYTES))
         except (yaml.YAMLError, UnicodeDecodeError):
             tree = None
         if not isinstance(tree, dict):
@@ -55,6 +57,20 @@ class RunFolder:
         if isinstance(data, dict) and data.get("name") == "points" and isinstance(number, int) and number < STANDARDIZES:
             data.setdefault("standardize", False)
         return tree
+
+    def units(self) -> dict[str, Any] | None:
+        """The units of points that the run's model draws in, as its config.json has them: empty without, None where no model is saved."""
+        try:
+            config = read_json(self.model_folder / "config.json")
+        except (OSError, ValueError):
+            return None
+        units = config.get("units") if isinstance(config, dict) else None
+        return units if isinstance(units, dict) else {}
+
+    def going_on(self, recipe: Recipe) -> Recipe:
+        """`recipe` as the run here goes on with it: points of one's own are learned in the units that they were learned in so far."""
+        units = self.units()
+        return recipe if units is None else recipe.model_copy(update={"data": recipe.data.with_units(units)})
 
     def check(self, recipe: Mapping[str, Any], resume: bool, longer: bool = False) -> None:
         """Raise UserError where this folder cannot take a run of `recipe`: another one is in it, or is to be resumed as a different one.
@@ -135,7 +151,7 @@ class RunFolder:
     def model_step(self) -> int | None:
         """The step at which the model folder was written; None where it is not whole."""
         try:
-            config = json.loads((self.model_folder / "config.json").read_bytes())
+            config = read_json(self.model_folder / "config.json")
             return config["info"]["step"] if (self.model_folder / "model.safetensors").is_file() else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -155,7 +171,7 @@ class RunFolder:
         """``step``, ``metric`` and ``value`` of the model in ``best``; None where there is none, whole."""
         files.recover_folder(self.best_folder)
         try:
-            best = json.loads((self.best_folder / "config.json").read_bytes())["info"]["best"]
+            best = read_json(self.best_folder / "config.json")["info"]["best"]
             known = (self.best_folder / "model.safetensors").is_file() and {"step", "metric", "value"} <= best.keys()
             return dict(best) if known else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -182,7 +198,7 @@ class RunFolder:
     def _lines(self) -> dict[int, dict[str, Any] | None]:
         if not self.metrics_file.is_file():
             return {}
-        lines = self.metrics_file.read_bytes().split(b"\n")
+        lines = read_lines(self.metrics_file)
         return {number: _record(line) for number, line in enumerate(lines[: len(lines) - (not lines[-1])], start=1)}
 
     def forget_after(self, step: int) -> str | None:
@@ -207,7 +223,7 @@ class RunFolder:
 def _record(line: bytes) -> dict[str, Any] | None:
     """The record in a line of metrics.jsonl; None for what is none."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:  # no JSON, or no UTF-8
         return None
     step = record.get("step") if isinstance(record, dict) else None

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from fewstep.errors import UserError, first_line
 from fewstep.files import replace_file
+from fewstep.pil import opened
 
 
 class Tracker(Protocol):
@@ -129,9 +130,9 @@ class TensorBoardTracker:
     def image(self, path: Path, step: int) -> None:
         """Under "samples"."""
         import numpy as np
-        from PIL import Image
 
-        self.writer.add_image("samples", np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+        with opened(path) as image:
+            self.writer.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def alarm(self, name: str, message: str, step: int) -> None:
         """As a text under "alarms"."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from fewstep.files import replace_file
+from fewstep.pil import opened
+from fewstep.text import parse_json
 from fewstep.viz.dashboard.scene import GRID, HEIGHT, INK, MODES, ORANGE, SAMPLE, SOFT, WIDTH, Reading
 
 GIF_FRAMES, GIF_BYTES, GIF_SECONDS, GIF_HOLD = 60, 4_000_000, 8.0, 1.5  # at most; the last frame's seconds are among them
@@ -27,12 +28,10 @@ def step_of(path: Path) -> int:
 
 def earlier(frames: Path) -> list[Reading]:
     """The readings in the pictures that an earlier part of the run left."""
-    from PIL import Image
-
     found = []
     for path in saved_frames(frames):
-        with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(path) as image:
-            for step, shares, inside in json.loads(image.info.get("readings", "[]")):
+        with contextlib.suppress(OSError, SyntaxError, ValueError), opened(path) as image:
+            for step, shares, inside in parse_json(image.info.get("readings", "[]")):
                 found.append(Reading(step, None if shares is None else np.array(shares, np.float64), inside))
     return found
 
@@ -51,7 +50,7 @@ def make_gif(pictures: Sequence[Path], path: Path) -> None:
     for width in (1200, 1000, 800, 600):
 
         def small(picture: Path, size: tuple[int, int] = (width, round(width * HEIGHT / WIDTH))) -> Image.Image:
-            with Image.open(picture) as image:
+            with opened(picture) as image:
                 return image.convert("RGB").resize(size, Image.Resampling.BOX)
 
         some = [np.asarray(small(chosen[i])) for i in (0, len(chosen) // 2, -1)]

@@ -1,0 +1,93 @@
+"""Archives and compressed files among a user's data: what they would unpack to, found before `datasets` writes it to a disk.
+
+A zip and a tar say so in their headers. A stream of gzip, bzip2 or xz does not, and is unpacked here into nothing, up to the limit.
+"""
+
+import bz2
+import gzip
+import lzma
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fewstep.data.errors import DataError
+from fewstep.limits import ARCHIVE_BYTES, EXPANSION, TooLarge, check_expansion
+
+STREAMS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+ZIP = b"PK\x03\x04"
+UNKNOWN = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "rar"}
+TAR_MAGIC, TAR_MAGIC_AT = b"ustar", 257
+REMEDY = "take another copy, or unpack it yourself"
+AT_ONCE = 2**20
+SHARD = 2**26
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
+
+
+def check_archives(files: Iterable[Path], source: str) -> None:
+    """Raise DataError, of the data set called `source`, for one of `files` that would unpack to far more than it is, or than fits the disk.
+
+    A file is told by how it begins, as `datasets` tells it. A damaged archive is left for it to find.
+    """
+    for file in files:
+        try:
+            with file.open("rb") as content:
+                head = content.read(512)
+        except OSError:
+            continue
+        kind = next((kind for magic, kind in UNKNOWN.items() if head.startswith(magic)), None)
+        if kind is not None:
+            raise DataError(f"{source}, where {file.name} is packed by {kind}, which does not say how much it becomes; unpack it yourself")
+        try:
+            size = file.stat().st_size
+            check_expansion(file.name, size, expanded(file, head), REMEDY, shutil.disk_usage(file.parent).free)
+        except TooLarge as error:
+            raise DataError(f"{source}, where {error}") from None
+        except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError):
+            continue
+
+
+def check_shards(files: Iterable[Path], source: str) -> None:
+    """Raise DataError as `check_archives` does, and for a shard whose files `datasets` would unpack one by one as they are read.
+
+    Of tar files of more than `SHARD` bytes, whose headers would take long to be read, only the beginning is looked at.
+    """
+    small = []
+    for file in files:
+        size = file.stat().st_size
+        with file.open("rb") as content:
+            is_tar = content.read(512)[TAR_MAGIC_AT:].startswith(TAR_MAGIC)
+        if is_tar and size > SHARD:
+            continue
+        small.append(file)
+        if not is_tar:
+            continue
+        try:
+            with tarfile.open(file, "r:") as members:
+                packed = next((member.name for member in members if member.name.lower().endswith(PACKED)), None)
+        except (OSError, EOFError, ValueError, tarfile.TarError):
+            continue
+        if packed is not None:
+            raise DataError(f"{source}, where {file.name} holds {packed}, which does not say how much it becomes; unpack it before")
+    check_archives(small, source)
+
+
+def expanded(file: Path, head: bytes) -> int:
+    """Bytes that `file`, which begins with `head`, unpacks to, 0 for what is no archive; a stream is counted to just above the limit."""
+    if head.startswith(ZIP):
+        with zipfile.ZipFile(file) as archive:
+            return sum(member.file_size for member in archive.infolist())
+    opened = next((opened for magic, opened in STREAMS.items() if head.startswith(magic)), None)
+    if opened is not None:
+        most, found = max(ARCHIVE_BYTES, EXPANSION * file.stat().st_size), 0
+        with opened(file, "rb") as content:
+            while found <= most and (part := content.read(AT_ONCE)):
+                found += len(part)
+        return found
+    if head[TAR_MAGIC_AT:].startswith(TAR_MAGIC):
+        with tarfile.open(file, "r:") as members:
+            return sum(member.size for member in members)
+    return 0

@@ -1,0 +1,179 @@
+"""How much memory a parquet or Arrow file would take, from its headers: a value that is repeated is stored once, and read many times."""
+
+import struct
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fewstep.data.errors import DataError
+from fewstep.limits import BATCH_BYTES, COLUMN_BYTES, EXPANSION, IMAGE_BYTES, ROWS, check_expansion, in_units, memory
+
+DICTIONARY_PAGE = 2  # its number among the types of pages
+GROUP_BYTES = 2**30  # of a row group
+LARGE = 2**24  # bytes of distinct values in one row group, above which no library that writes images goes by itself
+REMEDY = "take another copy, or write the table anew"
+STREAM, FILE = b"\xff\xff\xff\xff", b"ARROW1\0\0"  # how Arrow's two kinds of file begin
+
+
+def check_rows(source: str, num: int, each: int = 0) -> None:
+    """Raise DataError where `num` rows, with images of `each` bytes, are more than are held in memory."""
+    instead = "read them as they are asked for, with data.name: stream, or take fewer"
+    if num > ROWS:
+        raise DataError(f"{source}, which claims {num:,} rows, where at most {ROWS:,} are held in memory; {instead}")
+    if num * each > memory():
+        raise DataError(
+            f"{source}, which claims {num:,} images, {in_units(num * each)} at this size, and this machine lets {in_units(memory())} be "
+            f"taken; {instead}, or lower data.size"
+        )
+
+
+def runs(table: Any, file: BinaryIO, source: str, name: str, columns: tuple[str, ...], most: int) -> Iterator[tuple[list[int], int]]:
+    """Row groups of a `pq.ParquetFile` that follow one another, and how many rows of their `columns` fit into memory at once.
+
+    At most `most` rows, and as many as `BATCH_BYTES` hold of the largest value that there may be. Raises DataError for row groups that
+    claim to be far larger than what lies in the `file`, which is called `name`.
+    """
+    groups = [
+        (number, rows_at_once(table.metadata.row_group(number), file, source, name, columns, most))
+        for number in range(table.metadata.num_row_groups)
+    ]
+    for rows, together in groupby(groups, key=lambda group: group[1]):
+        yield [number for number, _ in together], rows
+
+
+def rows_at_once(group: Any, file: BinaryIO, source: str, name: str, columns: tuple[str, ...], most: int) -> int:
+    """The same of one row group."""
+    return max(1, min(most, BATCH_BYTES // max(1, _largest(group, file, source, name, columns))))
+
+
+def check_parquet(files: Iterable[Path], source: str) -> None:
+    """Raise DataError for one of `files` of which `datasets`, which reads whole row groups, would make far more than it is."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                metadata = pq.read_metadata(file)
+                for number in range(metadata.num_row_groups):
+                    group = metadata.row_group(number)
+                    largest = _largest(group, file, source, path.name, ())
+                    if largest > LARGE and largest * group.num_rows > GROUP_BYTES:
+                        raise DataError(
+                            f"{source}, whose file {path.name} has {group.num_rows:,} rows in a row group that may all hold one value of "
+                            f"{in_units(largest)}, and {in_units(GROUP_BYTES)} are allowed; {REMEDY}"
+                        )
+        except (pa.ArrowException, OSError):
+            continue  # which is said when the file is opened
+
+
+def _largest(group: Any, file: BinaryIO, source: str, name: str, columns: tuple[str, ...]) -> int:
+    """The most bytes of a value in a row group that may stand in many rows, in `columns`, or all. Raises DataError as `runs` does."""
+    largest = 0
+    for k in range(group.num_columns):
+        chunk = group.column(k)
+        if columns and chunk.path_in_schema.split(".")[0] not in columns:
+            continue
+        claimed, there = chunk.total_uncompressed_size, chunk.total_compressed_size
+        if claimed > max(COLUMN_BYTES, EXPANSION * there):
+            raise DataError(
+                f"{source}, whose file {name} has {in_units(there)} of column {chunk.path_in_schema!r} that claim to become "
+                f"{in_units(claimed)}, more than {EXPANSION} times as much; {REMEDY}"
+            )
+        if chunk.physical_type == "BYTE_ARRAY":
+            largest = max(largest, _largest_repeated(chunk, file))
+    if largest > IMAGE_BYTES:
+        raise DataError(
+            f"{source}, whose file {name} claims values of {in_units(largest)}, where {in_units(IMAGE_BYTES)} are allowed; {REMEDY}"
+        )
+    return largest
+
+
+def _largest_repeated(chunk: Any, file: BinaryIO) -> int:
+    """The most bytes that a value in a column of a row group may have, if it may lie in the file once and stand in many rows; else 0."""
+    if any("DELTA" in encoding for encoding in chunk.encodings):  # values told by their difference from the last
+        return int(chunk.total_uncompressed_size)
+    if not any("DICTIONARY" in encoding for encoding in chunk.encodings):
+        return 0
+    file.seek(chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset)
+    kind, size = _page(file.read(12))
+    return size if kind == DICTIONARY_PAGE else int(chunk.total_uncompressed_size)
+
+
+def _page(head: bytes) -> tuple[int, int]:
+    """Type and uncompressed size of the page whose header begins with `head`, in Thrift's compact form; -1 and 0 for what is none."""
+    values, place = [], 0
+    for _ in range(2):  # fields 1 and 2, each after the one before it and a zigzag varint
+        if head[place : place + 1] != b"\x15":
+            return -1, 0
+        place, number, shift = place + 1, 0, 0
+        while place < len(head):
+            byte, place = head[place], place + 1
+            number, shift = number | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                break
+        values.append((number >> 1) ^ -(number & 1))
+    return values[0], values[1]
+
+
+def check_arrow(path: Path, source: str) -> None:
+    """Raise DataError for an Arrow file whose compressed buffers claim to become far more than it is; a damaged file is left for others."""
+    try:
+        claimed = arrow_expanded(path)
+    except (struct.error, IndexError, OSError, ValueError):
+        return
+    try:
+        check_expansion(path.name, path.stat().st_size, claimed, REMEDY)
+    except ValueError as error:
+        raise DataError(f"{source}, where {error}") from None
+
+
+def arrow_expanded(path: Path) -> int:
+    """Bytes that the compressed buffers of an Arrow file claim to become. Raises struct.error for what is cut short."""
+    claimed, size = 0, path.stat().st_size
+    with path.open("rb") as file:
+        place = len(FILE) if file.read(len(FILE)) == FILE else 0
+        while place + 8 <= size:
+            file.seek(place)
+            head = file.read(8)
+            length = struct.unpack("<i", head[4:])[0]
+            if head[:4] != STREAM or not 0 < length <= size - place:
+                break
+            message = file.read(length)
+            body = place + 8 + length
+            root = _at(message, "<I", 0)
+            place = body + (_at(message, "<q", field) if (field := _field(message, root, 3)) else 0)
+            header = _field(message, root, 2)
+            if header is None:
+                continue
+            batch = header + _at(message, "<I", header)
+            kind = _field(message, root, 1)
+            if kind is not None and message[kind] == 2:  # a dictionary, which holds a batch
+                inner = _field(message, batch, 1)
+                batch = batch if inner is None else inner + _at(message, "<I", inner)
+            elif kind is None or message[kind] != 3:
+                continue
+            buffers = _field(message, batch, 2)
+            if buffers is None or _field(message, batch, 3) is None:  # the latter is there for compressed ones
+                continue
+            vector = buffers + _at(message, "<I", buffers)
+            for k in range(_at(message, "<I", vector)):
+                offset, there = (_at(message, "<q", vector + 4 + 16 * k + 8 * part) for part in (0, 1))
+                if there >= 8:
+                    file.seek(body + offset)
+                    claimed += max(0, struct.unpack("<q", file.read(8))[0])  # -1 for one that is stored as it is
+    return claimed
+
+
+def _at(message: bytes, kind: str, place: int) -> int:
+    return int(struct.unpack_from(kind, message, place)[0])
+
+
+def _field(message: bytes, table: int, number: int) -> int | None:
+    """Where a field of a flatbuffer's table lies; None where it has none."""
+    fields = table - _at(message, "<i", table)
+    if 4 + 2 * number >= _at(message, "<H", fields):
+        return None
+    offset = _at(message, "<H", fields + 4 + 2 * number)
+    return table + offset if offset else None
