@@ -5,8 +5,8 @@ import zipfile
 
 import pytest
 
-from fewstep.data.pixels import FORMATS
 from fewstep.data.scanning import EMPTY, HEIC, HIDDEN, LISTS, NO_IMAGE, NO_PLAIN_FILE, RAW, image_kind, scan
+from fewstep.pil import FORMATS
 from picture_folders import encoded, lines, opened, put, refusal, two_classes
 
 WRITTEN = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000"]

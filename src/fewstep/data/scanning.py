@@ -168,7 +168,7 @@ def _reason(file: str, name: str) -> Kind | None:
 
 
 def image_kind(head: bytes) -> str | None:
-    """Pillow's name for the kind of image that begins with the bytes `head`, of those of `fewstep.data.pixels.FORMATS` that can be told."""
+    """Pillow's name for the kind of image that begins with the bytes `head`, of those of `fewstep.pil.FORMATS` that can be told."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if head.startswith(b"\xff\xd8\xff"):
