@@ -265,7 +265,7 @@ def test_a_folder_that_may_not_be_written_to_simulated(mistake, monkeypatch, tmp
 
 def test_a_run_folder_holds_all_there_is_to_it(student_run, teacher_run):
     names = {path.name for path in teacher_run.iterdir()}
-    assert names == {"recipe.yaml", "metrics.jsonl", "checkpoints", "samples", "model", "report.html"}
+    assert names == {"recipe.yaml", "metrics.jsonl", "checkpoints", "samples", "model", "data.json", "report.html"}
     assert {path.name for path in student_run.iterdir()} == names | {"teacher"}
     for run in (teacher_run, student_run):
         assert {path.name for path in (run / "model").iterdir()} == {"config.json", "model.safetensors"}
@@ -405,7 +405,7 @@ def test_a_model_folder_samples_like_its_run(done, student_run, tmp_path):
     [
         (["--labels", "10"], ["labels are [10]", "from 0 to 9"]),
         (["--labels", "-1"], ["labels are [-1]", "from 0 to 9"]),
-        (["--labels", "3,x"], ["--labels is '3,x'", "such as 0,1,2"]),
+        (["--labels", "3,x"], ["labels name 'x', which is no class", "from 0 to 9", "0 = 0, 1 = 1"]),
         (["--labels", ""], ["--labels is ''", "such as 0,1,2"]),
         (["-n", "0"], ["num is 0", "at least 1"]),
         (["--steps", "3"], ["steps is 3", "give 1"]),

@@ -47,6 +47,12 @@ Overrides = Annotated[
 Threads = Annotated[str, typer.Option(help="CPU threads; auto is 1 for small networks")]
 
 
+LABELS = (
+    "classes by number or name, such as 0,1,cat; repeated to length. A whole number is always a class's number, from 0, also where "
+    "names are numbers: see the line that is printed. Default: all in turn"
+)
+
+
 def _allow(context: typer.Context, packages: list[str] | None) -> list[str] | None:
     """As long as the command runs, folders may name what is in `packages`."""
     if packages:
@@ -144,7 +150,7 @@ def sample(
     path: Annotated[str, typer.Argument(help="a run folder, a model folder, or a Hub id", autocompletion=completion.runs)],
     out: Annotated[Path, typer.Option(help="FILE.png for a grid, FILE.npz for arrays `samples` and `labels`")],
     num: Annotated[int, typer.Option("-n", help="how many")] = 100,
-    labels: Annotated[str | None, typer.Option(help="classes, such as 0,1,2; repeated to length. Default: all in turn")] = None,
+    labels: Annotated[str | None, typer.Option(help=LABELS)] = None,
     steps: Annotated[int | None, typer.Option(help="noise levels, for a generator that has a choice")] = None,
     seed: Annotated[int | None, typer.Option(help="the same seed draws the same samples")] = None,
     guidance_scale: Annotated[float, typer.Option(help="classifier-free guidance, for a network trained with label dropout")] = 1.0,
@@ -158,16 +164,21 @@ def sample(
     from fewstep.samples import check_out, write_samples
 
     check_out(out)
-    count, wanted = _threads(threads), _whole_numbers("--labels", labels, "0,1,2")
+    count = _threads(threads)
     import torch
 
+    from fewstep.class_labels import split_labels, told
     from fewstep.generator import load
     from fewstep.run import choose_threads
 
     generator = load(path, "cuda" if torch.cuda.is_available() else "cpu")
+    wanted = None if labels is None else split_labels(labels, generator.class_names)
     torch.set_num_threads(choose_threads(count, generator.denoiser, generator.shape))
     write_samples(generator, num, out, wanted, seed=seed, steps=steps, guidance_scale=guidance_scale, churn=churn)
     typer.echo(f"{num} samples, {generator.evaluations(steps)} evaluation(s) each: {out}")
+    drawn = generator.labels(min(num, generator.num_classes or 0) if wanted is None else min(num, len(wanted)), wanted)
+    if drawn is not None and (names := told(generator.class_names, drawn.tolist())):
+        typer.echo(f"classes: {names}")
 
 
 @app.command()

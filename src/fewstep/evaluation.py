@@ -33,6 +33,7 @@ from fewstep.metrics.rows import row_roles
 from fewstep.metrics.suite import FEWEST, Suite
 from fewstep.recipe import Recipe, validated
 from fewstep.run import choose_threads
+from fewstep.run_data import numbered_as
 from fewstep.training.run_folder import RunFolder
 from fewstep.version import __version__
 
@@ -104,7 +105,7 @@ def _evaluate(
     models: dict[str, Generator] = {recipe.method.name: generator} if teacher is None else {"teacher": teacher, "student": generator}
     counts = _step_counts(models, steps)
     others = {other: read_results(other) for other in options.beside}
-    data = in_memory(load_data(recipe.data, recipe.seed))
+    data = numbered_as(in_memory(load_data(recipe.data, recipe.seed)), generator.class_names, str(path))
     torch.set_num_threads(choose_threads(threads, generator.denoiser, data.shape))
     device = "cuda" if torch.cuda.is_available() and not points else "cpu"
     say("measuring the floor")

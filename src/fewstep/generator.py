@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from fewstep import hub, pil, registry
+from fewstep.class_labels import Labels, label_tensor
 from fewstep.data.units import Units
 from fewstep.denoisers import Guided
 from fewstep.errors import UserError
@@ -227,10 +228,17 @@ class Generator(
             raise UserError(f"steps is {steps}; this generator was made for {default}: leave steps out, or give {default}")
         return self.kind.sigmas(self.sampler, steps)
 
-    def labels(self, num: int, labels: int | Sequence[int] | Tensor | None = None, first: int = 0) -> Tensor | None:
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What its classes are called, in the order of their numbers; empty where nobody knows."""
+        names = self.info.get("class_names") or ()
+        return tuple(map(str, names)) if len(names) == self.num_classes else ()
+
+    def labels(self, num: int, labels: Labels = None, first: int = 0) -> Tensor | None:
         """Labels int64 [num] for `sample`: those given, repeated to length, or 0, 1, 2, ... in turn; None if there are no classes.
 
-        They begin at sample number `first`. Raises UserError for labels of a generator without classes, or outside 0..num_classes - 1.
+        A string is the name of a class (see `class_names`). They begin at sample number `first`. Raises UserError for labels of a generator
+        without classes, for a name that is none of theirs or of several, and outside 0..num_classes - 1.
         """
         if self.num_classes is None:
             if labels is not None:
@@ -238,13 +246,8 @@ class Generator(
             return None
         if labels is None:
             return torch.arange(first, first + num) % self.num_classes
-        try:
-            wanted = torch.as_tensor(labels).flatten()
-        except (OverflowError, RuntimeError, TypeError, ValueError):  # what no tensor holds
-            raise UserError(f"labels are {labels!r:.100}; allowed are whole numbers from 0 to {self.num_classes - 1}") from None
-        if wanted.is_floating_point() or not len(wanted) or wanted.min() < 0 or wanted.max() >= self.num_classes:
-            raise UserError(f"labels are {wanted.tolist()}; allowed are whole numbers from 0 to {self.num_classes - 1}")
-        return wanted.long()[torch.arange(first, first + num) % len(wanted)]
+        wanted = label_tensor(labels, self.class_names, self.num_classes)
+        return wanted[torch.arange(first, first + num) % len(wanted)]
 
     def to_pil(self, samples: Tensor) -> list[Any]:
         """One `PIL.Image.Image` for each of `samples` [N, C, H, W] in [-1, 1], of one channel or three. Raises UserError for points."""
@@ -259,7 +262,7 @@ class Generator(
     def sample(
         self,
         num: int,
-        labels: int | Sequence[int] | Tensor | None = None,
+        labels: Labels = None,
         seed: Seed = None,
         steps: int | None = None,
         sampler: str | None = None,
@@ -273,7 +276,8 @@ class Generator(
 
         Args:
             num: how many.
-            labels: class of each sample, [num] or shorter (then repeated); default 0, 1, 2, ... in turn.
+            labels: class of each sample, by number or by name (see `class_names`), [num] or shorter (then repeated); default 0, 1, 2, ...
+                in turn.
             seed: one seed, and the same seed, `num` and `batch_size` give the same noise on every device; or one for each sample, which
                 then depends on its own seed alone, however samples are dealt into calls and batches; None draws a new one.
             steps: noise levels; a distilled student only has the numbers it was distilled for.
@@ -297,7 +301,7 @@ class Generator(
     def batches(
         self,
         num: int,
-        labels: int | Sequence[int] | Tensor | None = None,
+        labels: Labels = None,
         seed: Seed = None,
         steps: int | None = None,
         sampler: str | None = None,

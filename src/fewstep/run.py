@@ -15,6 +15,7 @@ from torch import nn
 
 from fewstep.build import Data, in_memory, load_data, make_method, note, training_data
 from fewstep.data import PointData
+from fewstep.data.audit import audit
 from fewstep.data.beforehand import beforehand
 from fewstep.data.own import ForeignData
 from fewstep.errors import UserError, first_line
@@ -28,6 +29,7 @@ from fewstep.metrics.figures import choices
 from fewstep.networks.base import num_parameters
 from fewstep.own_parts import named_faults
 from fewstep.recipe import Recipe, Trainer, load_recipe, resolved
+from fewstep.run_data import as_recorded, keep, tell
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder
 from fewstep.version import __version__
@@ -168,12 +170,15 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
     devices = trainer.known_devices
     with named_faults(recipe, lambda error: "nothing was trained"):
         data, unread = _known_data(recipe)
+        data = as_recorded(recipe, data)
         method = make_method(recipe, data)
     check_parts(recipe, method, devices)
     classes = f"{data.num_classes or 'no'} classes"
     items = "points" if len(data.shape) == 1 else "images"
     training = f"a stream of {items}" if data.train_size is None else f"{data.train_size} training {items}"
-    lines = [*map(str, settings), f"data: {training}, {data.heldout_size} held out, shape {list(data.shape)}, {classes}", *unread]
+    told = [] if unread else audit(data).lines()
+    about = f"data: {training}, {data.heldout_size} held out, shape {list(data.shape)}, {classes}"
+    lines = [*map(str, settings), about, *unread, *told]
     for name, network in method.networks.items():
         turn = next((turn for turn in method.turns if name in turn.trains), None)
         does = f"learns every {turn.every} steps" if turn and turn.every > 1 else "learns every step" if turn else "frozen"
@@ -300,6 +305,8 @@ def _train_recipe(
     recipe = run.going_on(recipe)
     fabric.launch()
     data = _data_in_turn(recipe, fabric)
+    data = as_recorded(recipe, data, run)
+    audited = audit(data)
     if recipe.trainer.workers and not isinstance(data, ForeignData):
         note(f"trainer.workers is {recipe.trainer.workers}, and {data.name} lies in memory: none is started")
     with named_faults(recipe, lambda error: "nothing was trained"):
@@ -314,7 +321,9 @@ def _train_recipe(
     watch = _watch(recipe, data, fabric)
     fabric.barrier()  # all have read what the folder holds, and found no mistake: now it may be written to
     if fabric.is_global_zero:
-        run.open(resolved(recipe), made_by() | ({} if source is None else {"recipe": source}))
+        run.open(resolved(recipe), made_by() | ({} if source is None else {"recipe": source}) | {"data_audit": audited.lines()})
+        tell(audited, run, getattr(data, "note", "") or "")
+        keep(audited, run)
         if not is_held:
             held.enter_context(held_folder(run.path))
         if method.kept_teacher is not None and not run.has_teacher():

@@ -14,6 +14,7 @@ from fewstep.measurement import read_results, usual_samples
 from fewstep.methods.base import Alarm, Method
 from fewstep.metrics.rows import row_roles
 from fewstep.recipe import Recipe, load_recipe, resolved, shipped_recipes
+from fewstep.run_data import kept
 from fewstep.text import read_json, read_text
 from fewstep.training.health import COMMON, SETTLED
 from fewstep.training.run_folder import RunFolder, differences
@@ -59,7 +60,7 @@ def report(path: Path) -> None:
         readings=method.readings,
         watched=_watched(recipe, records),
         alarms=raised,
-        data=[str(sentence) for sentence in info.get("data_audit") or ()],
+        data=_data(run, info),
         changes=changes,
         changed_from=changed_from,
         recipe=read_text(run.recipe_file, YAML_BYTES),
@@ -79,6 +80,12 @@ def _results(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]:
     except (UserError, LookupError, TypeError, ValueError, AttributeError):
         return None, [f"results.json cannot be read, and is not shown here; run fewstep evaluate {run.path} again."]
     return results, []
+
+
+def _data(run: RunFolder, info: Mapping[str, Any]) -> list[str]:
+    """Sentences on the data, as they were when the run began; of a run of an older version, when it first went on."""
+    found = info.get("data_audit") or kept(run).get("lines")
+    return [str(sentence) for sentence in found] if isinstance(found, list) else []
 
 
 def _unread(count: int) -> str:

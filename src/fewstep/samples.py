@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fewstep.class_labels import Labels
 from fewstep.errors import Interrupted, UserError
 from fewstep.files import replace_file, whole_file
 from fewstep.generator import Generator
@@ -35,7 +36,7 @@ def check_out(out: Path) -> None:
         raise UserError(f"--out is {out}, which is a folder; give the name of a file")
 
 
-def write_samples(generator: Generator, num: int, out: Path, labels: list[int] | None, **options: Any) -> None:
+def write_samples(generator: Generator, num: int, out: Path, labels: Labels, **options: Any) -> None:
     """Draw `num` samples into `out`, whole or not at all: a .png, a grid; or a .npz with ``samples`` [num, *shape] and ``labels`` [num].
 
     A .npz is written as it is drawn and takes a batch's memory. `options` are those of `Generator.sample`, and the samples are the same.

@@ -239,7 +239,7 @@ def test_images_without_a_class_among_those_with_one(tmp_path):
     message = refused(tmp_path)
     assert "5 images outside the class sub-folders: 0.png, 1.png, 2.png and 2 more; " in message
     assert len(image_folder(str(tmp_path), 8, holdout=0.5, label_column="none").train) == 5
-    for place in ("train/ant/0.png", "train/bee/1.png", "test/2.png"):
+    for place in ("train/ant/0.png", "train/bee/1.png", "test/ant/3.png", "test/2.png"):
         write(tmp_path / "split" / place, picture(0))
     assert "1 image outside the class sub-folders: test/2.png;" in refused(tmp_path / "split")
 

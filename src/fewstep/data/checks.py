@@ -8,6 +8,11 @@ from fewstep.data.errors import DataError
 SHOWN = 3
 
 
+def printable(text: str) -> str:
+    """`text` in one line, with what a screen would obey, or cannot show, as Python writes it: a name may hold anything."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of mistake: what is found, with ``{s}`` and ``{es}`` where a plural ends otherwise, and what mends it."""

@@ -15,6 +15,7 @@ from typing import IO
 import numpy as np
 import torch
 
+from fewstep.data.audit import Origin
 from fewstep.data.checks import Kind, Mistakes
 from fewstep.data.errors import DataError
 from fewstep.data.image_sets import image_folder
@@ -84,7 +85,9 @@ def cifar10_of(path: str, flip: bool = False, md5: str = MD5) -> ImageData:
         raise DataError(f"{source}, where {(archive or folder or place).name} cannot be read ({error}); fetch it again") from error
     mistakes.add_all(MISSING, sorted(missing))
     mistakes.check()
-    return ImageData("cifar10", pixels[0], pixels[1], labels[0], labels[1], 127.5, names, flip)
+    num = (len(TRAIN) + 1) * RECORDS
+    origin = Origin(str(archive or folder), "record", num, (), META, f"{TRAIN[0]} to {TRAIN[-1]}", f"{TEST}, as its authors split it")
+    return ImageData("cifar10", pixels[0], pixels[1], labels[0], labels[1], 127.5, names, flip, origin=origin)
 
 
 def cifar10_of_the_hub(flip: bool = False) -> ImageData:

@@ -1,4 +1,4 @@
-"""Images in folders: which files count, which folders are splits, and the class of an image, which is the folder that it lies in."""
+"""Images in folders: whether a folder is read as one, which folders are splits, and the class of an image, the folder that it lies in."""
 
 import os
 from collections.abc import Iterator
@@ -6,126 +6,197 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fewstep.data.checks import Kind, Mistakes
+from fewstep.data.audit import LeftOut, Origin
+from fewstep.data.checks import SHOWN, Kind, Mistakes
 from fewstep.data.errors import DataError
-from fewstep.data.splits import CHUNK, EMPTY_CLASS, HELD_OUT, TRAIN, Split
+from fewstep.data.metadata import speaks_for
+from fewstep.data.scanning import Parts, Scan, is_hidden
+from fewstep.data.splits import CHUNK, EMPTY_CLASS, HELD_OUT, SPLIT_FOLDERS, TRAIN, Found, Split
 
-SPLIT_FOLDERS = {
-    "train": TRAIN,
-    "training": TRAIN,
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-}
-IMAGE_FILES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".pnm",
-    ".avif",
-    ".jp2",
-    ".tga",
-)
-# a folder that has one of these, and not only images, is for `datasets`
-TABLES = (".parquet", ".arrow", ".zip", ".tar", ".gz", ".tgz", "metadata.csv", "metadata.jsonl")
+# what the only sub-folder of a split is called that has no labels
+NO_CLASS = {*SPLIT_FOLDERS, "unknown", "unlabelled", "unlabeled", "images", "image", "imgs", "img", "all", "data"}
+SHARDS = (".tar", ".tar.gz", ".tgz")  # archives that may be WebDataset's
+SAVED = ("state.json", "dataset_dict.json")  # of save_to_disk
 
 STRAY = Kind("image{s} outside the class sub-folders", "put each into the sub-folder of its class, or set data.label_column: none")
 EMPTY_FOLDER = Kind("class sub-folder{s} without an image", "fill or remove what is named")
+ARCHIVE = Kind("archive{s} beside images that lie unpacked", "unpack what is not yet, if there is any")
+ONLY_PLACE = Kind("metadata file{s} without a column of labels", "the class of an image is its sub-folder")
 
 
-def image_files(root: Path, source: str) -> list[tuple[str, ...]]:
-    """The images below `root` as parts of their paths, in order; none where files of a table lie there too.
+def is_of_images(scan: Scan, root: Path, label_column: str | None, source: str) -> bool:
+    """Whether the folder `root` is read as images in folders, and not by `datasets` as tables, archives, or images with metadata.
 
-    Raises DataError, of the data set called `source`, for a folder that is come to twice, and for a name that is not UTF-8.
+    Raises DataError where there is nothing to read, where either could be meant, and where metadata would drop images without a word.
     """
-    found: list[tuple[str, ...]] = []
-    known: dict[str, str] = {}
-    for folder, inner, names in os.walk(root, followlinks=True):
-        inner[:] = [name for name in inner if not _is_hidden(name)]
-        parts = Path(folder).relative_to(root).parts
-        here, there = "/".join(parts) or ".", os.path.realpath(folder)
-        if there in known:
+    if any((root / name).is_file() for name in SAVED):
+        return False
+    tables = [*scan.tables, *scan.archives, *scan.metadata]
+    if not scan.images:
+        if not tables:
+            raise _nothing(scan, source)
+        if scan.archives and not (scan.tables or scan.metadata or any(parts[-1].lower().endswith(SHARDS) for parts in scan.archives)):
+            first, several = "/".join(scan.archives[0]), len(scan.archives) > 1
             raise DataError(
-                f"{source}, where {_shown(here)} is a link to {_shown(known[there])}, whose images are there already; take the link away, "
-                "or the same pictures would be on both sides of the split"
+                f"{source}, which holds {len(scan.archives)} archive{'s' * several} ({first}{', ...' * several}) and no image that lies "
+                f"unpacked; unpack {'them' if several else 'it'} there, and give data.path the folder of the images"
             )
-        known[there] = here
-        for name in (*inner, *names):
-            if _shown(name) != name:
-                raise DataError(f"{source}, where the name {_shown(name)} in {_shown(here)} is not UTF-8; rename it")
-        for name in names:
-            if name.lower().endswith(TABLES) and not _is_hidden(name):
-                return []
-            if name.lower().endswith(IMAGE_FILES) and not _is_hidden(name):
-                found.append((*parts, name))
-    return sorted(found)
+        return False
+    if (scan.tables or scan.archives) and _is_of_the_hub(root):
+        return False
+    if scan.tables:
+        first = "/".join(scan.tables[0])
+        raise DataError(
+            f"{source}, which holds {len(scan.images)} images and {len(scan.tables)} table{'s' * (len(scan.tables) > 1)} ({first}), and "
+            "either could be meant; give data.path the table itself or a folder of images alone, or move one of them away"
+        )
+    return not scan.metadata or not speaks_for(scan, root, label_column, source)
 
 
-def _shown(name: str) -> str:
-    """`name` as it can be printed: bytes that are no UTF-8 as in Python's own notation."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+def _nothing(scan: Scan, source: str) -> DataError:
+    if not scan.left_out:
+        return DataError(f"{source}, an empty folder; put images into it, one sub-folder a class")
+    others = "; ".join(str(LeftOut.of(kind, places)).removeprefix("left out: ") for kind, places in scan.left_out.items())
+    return DataError(f"{source}, which holds no image that can be read, but {others}; put images into it, one sub-folder a class")
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "__"))
+def _is_of_the_hub(root: Path) -> bool:
+    """Whether the README of a repository of the Hugging Face Hub says how the data set is to be read."""
+    try:
+        with (root / "README.md").open(errors="replace") as file:
+            head = file.read(1 << 16)
+    except OSError:
+        return False
+    block = head.split("\n---", 1)[0] if head.startswith("---\n") else ""
+    return any(line.startswith(("configs:", "dataset_info:")) for line in block.splitlines())
 
 
-def folder_splits(
-    root: Path, files: list[tuple[str, ...]], classes: bool, mistakes: Mistakes
-) -> tuple[list[Split], tuple[str, ...], list[Tensor]]:
-    """The splits among `files` below `root`, the names of the classes, and the labels int64 [N] of each split.
+def folder_splits(root: Path, scan: Scan, classes: bool, mistakes: Mistakes) -> Found:
+    """The splits among the images of `scan` in the folder `root`, with their classes if `classes`, and if there are two at least.
 
-    The latter two are empty without `classes`, or where there are fewer than two. What is wrong with the classes goes to `mistakes`. Raises
-    DataError for a folder that lies beside splits and is none.
+    A split beside that to train on is held out if its images lie in classes as those do; of several the first of `HELD_OUT`. What is wrong
+    with the classes goes to `mistakes`. Raises DataError for a folder that lies beside splits and is none.
     """
     import pyarrow as pa
 
-    tops = sorted({parts[0] for parts in files})  # folders, and images that lie in none
-    kinds = {top: SPLIT_FOLDERS.get(top.lower()) for top in tops}
-    split_of: dict[str, str] = {}
-    if list(kinds.values()) == [TRAIN] or (TRAIN in kinds.values() and any(kind in HELD_OUT for kind in kinds.values())):
-        others = [top for top, kind in kinds.items() if kind is None]
-        if others:
-            raise DataError(
-                f"{mistakes.source}, where {others[0]!r} lies beside the splits {', '.join(top for top in tops if kinds[top])}; "
-                f"take it elsewhere, or give data.path the folder of one split"
-            )
-        split_of = {top: kind for top, kind in kinds.items() if kind}
-    held = next((name for name in HELD_OUT if name in split_of.values()), None)
-    used, words, stray = [], [], []
-    for name in (TRAIN, held) if held else (TRAIN,):
-        rows = [parts for parts in files if split_of.get(parts[0], TRAIN) == name]
-        inner = [parts[1:] if split_of else parts for parts in rows]
-        words.append([parts[-2] if len(parts) > 1 else None for parts in inner])
+    split_of = _split_folders(scan.images, mistakes.source)
+    rows = {name: [parts for parts in scan.images if split_of.get(parts[0], TRAIN) == name] for name in (TRAIN, *HELD_OUT)}
+    words = {name: [_word(parts[1:] if split_of else parts) for parts in some] for name, some in rows.items()}
+    classes = classes and any(words[TRAIN])
+    present = [name for name in HELD_OUT if rows[name]]
+    passed = [name for name in present if classes and _is_unlabelled(words[name], set(words[TRAIN]))]
+    held = next((name for name in present if name not in passed), None)
+    used = [TRAIN, held] if held else [TRAIN]
+    if passed and held is None:
+        mistakes.notes.append(
+            f"the images of {_folders(split_of, passed)} lie in no class sub-folders and have no labels, so data.holdout of "
+            f"{_folders(split_of, [TRAIN])} is held out instead; put them into the sub-folders of their classes to hold them out, or set "
+            "data.label_column: none to learn without classes and hold them out"
+        )
+    splits = []
+    for name in used:
 
-        def arrays(column: str, rows: list[tuple[str, ...]] = rows) -> Iterator[Any]:
+        def arrays(column: str, rows: list[Parts] = rows[name]) -> Iterator[Any]:
             for first in range(0, len(rows), 16 * CHUNK):
                 yield pa.array([str(root.joinpath(*parts)) for parts in rows[first : first + 16 * CHUNK]], pa.string())
 
-        used.append(Split(name, {}, len(rows), arrays, root))
-        stray.append(["/".join(parts) for parts, word in zip(rows, words[-1], strict=True) if word is None])
-    if not classes or not any(words[0]):
-        return used, (), []
-    for places in stray:
-        mistakes.add_all(STRAY, places)
-    filled = {parts[:k] for parts in files for k in range(1, len(parts))}
-    trained = {parts[:-1] for parts in files if len(parts) > (2 if split_of else 1) and split_of.get(parts[0], TRAIN) == TRAIN}
-    for above in sorted({parts[:-1] for parts in trained}):
-        inside = sorted(entry.name for entry in os.scandir(root.joinpath(*above)) if entry.is_dir() and not _is_hidden(entry.name))
-        mistakes.add_all(EMPTY_FOLDER, ["/".join((*above, name)) for name in inside if (*above, name) not in filled])
-    names = sorted({word for column in words for word in column if word is not None})
-    mistakes.add_all(EMPTY_CLASS, [name for name in names if name not in set(words[0])])
-    if len(names) < 2:
-        return used, (), []
+        splits.append(Split(name, {}, len(rows[name]), arrays, root))
+    out = [_left_out_split(split_of, name, rows[name], passed, held) for name in present if name not in used]
+    names = _class_names(root, scan.images, used, rows, words, split_of, mistakes) if classes else ()
     number = {name: k for k, name in enumerate(names)}
-    return used, tuple(names), [torch.tensor([number.get(word or "", 0) for word in column]) for column in words]
+    labels = [torch.tensor([number.get(word or "", 0) for word in words[name]]) for name in used] if len(names) > 1 else []
+    by = "the sub-folder" if len(names) > 1 else _no_classes(words[TRAIN], classes)
+    origin = Origin(
+        str(root),
+        "file",
+        scan.found,
+        (*out, *_left_out(scan)),
+        by,
+        _folders(split_of, [TRAIN]) if split_of else "",
+        f"{_folders(split_of, [held])}, which lies there as a split of its own" if held else "",
+        _by_content(scan),
+    )
+    return Found(splits, "path", tuple(names) if len(names) > 1 else (), labels, origin, named=True)
+
+
+def _split_folders(files: list[Parts], source: str) -> dict[str, str]:
+    """The split that each folder at the top is; empty where there are none. Raises DataError for one beside them that is none."""
+    tops = sorted({parts[0] for parts in files})  # folders, and images that lie in none
+    kinds = {top: SPLIT_FOLDERS.get(top.lower()) for top in tops}
+    if list(kinds.values()) != [TRAIN] and not (TRAIN in kinds.values() and any(kind in HELD_OUT for kind in kinds.values())):
+        return {}
+    others = [top for top, kind in kinds.items() if kind is None]
+    if others:
+        raise DataError(
+            f"{source}, where {others[0]!r} lies beside the splits {', '.join(top for top in tops if kinds[top])}; "
+            f"take it elsewhere, or give data.path the folder of one split"
+        )
+    return {top: kind for top, kind in kinds.items() if kind}
+
+
+def _word(parts: Parts) -> str | None:
+    """The class of an image at `parts` below its split."""
+    return parts[-2] if len(parts) > 1 else None
+
+
+def _is_unlabelled(words: list[str | None], known: set[str | None]) -> bool:
+    """Whether images of a split with these classes have none: they lie in no folder, or in one that stands for nothing."""
+    found = set(words)
+    only = next(iter(found)) if len(found) == 1 else ""
+    return only is None or (only not in known and only.lower() in NO_CLASS)
+
+
+def _class_names(
+    root: Path,
+    files: list[Parts],
+    used: list[str],
+    rows: dict[str, list[Parts]],
+    words: dict[str, list[str | None]],
+    split_of: dict[str, str],
+    mistakes: Mistakes,
+) -> list[str]:
+    """The classes of the splits `used`, in the order of words; what is wrong with them goes to `mistakes`."""
+    for name in used:
+        inner = [parts[1:] if split_of else parts for parts in rows[name]]
+        stray = ["/".join(parts) for parts, below in zip(rows[name], inner, strict=True) if _word(below) is None]
+        mistakes.add_all(STRAY, stray)
+    filled = {parts[:k] for parts in files for k in range(1, len(parts))}
+    trained = {parts[:-1] for parts in rows[TRAIN] if len(parts) > (2 if split_of else 1)}
+    for above in sorted({parts[:-1] for parts in trained}):
+        inside = sorted(entry.name for entry in os.scandir(root.joinpath(*above)) if entry.is_dir() and not is_hidden(entry.name))
+        mistakes.add_all(EMPTY_FOLDER, ["/".join((*above, name)) for name in inside if (*above, name) not in filled])
+    names = sorted({word for name in used for word in words[name] if word is not None})
+    mistakes.add_all(EMPTY_CLASS, [name for name in names if name not in set(words[TRAIN])])
+    return names
+
+
+def _folders(split_of: dict[str, str], names: list[str]) -> str:
+    """The folders of the splits `names`, as they are called."""
+    return " and ".join(f"{top}/" for top, split in split_of.items() if split in names)
+
+
+def _left_out_split(split_of: dict[str, str], name: str, rows: list[Parts], passed: list[str], held: str | None) -> LeftOut:
+    why = "without class sub-folders" if name in passed else f"which is not needed beside {_folders(split_of, [held or ''])}"
+    kind = Kind(f"image{{s}} of {_folders(split_of, [name])}, {why}", "")
+    return LeftOut.of(kind, ["/".join(parts) for parts in rows])
+
+
+def _left_out(scan: Scan) -> list[LeftOut]:
+    """What a folder of images holds that is none."""
+    archives = {ARCHIVE: ["/".join(parts) for parts in scan.archives], ONLY_PLACE: ["/".join(parts) for parts in scan.metadata]}
+    return [LeftOut.of(kind, places) for kind, places in {**archives, **scan.left_out}.items() if places]
+
+
+def _no_classes(words: list[str | None], wanted: bool) -> str:
+    if not wanted:
+        return "data.label_column is none" if any(words) else "the images lie in no sub-folders"
+    return f"all images lie in the one sub-folder {next(word for word in words if word)}"
+
+
+def _by_content(scan: Scan) -> tuple[str, ...]:
+    if not scan.by_content:
+        return ()
+    num, names = len(scan.by_content), ", ".join("/".join(parts) for parts in scan.by_content[:SHOWN])
+    verbs = "have none of the usual endings, and were" if num > 1 else "has none of the usual endings, and was"
+    return (f"{num:,} of the images {verbs} told by content ({names}{', ...' * (num > SHOWN)}).",)

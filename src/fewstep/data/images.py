@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.data.audit import Origin
 from fewstep.data.errors import DataError
 from fewstep.data.parts import InMemory
 from fewstep.streams import uniform
@@ -28,6 +29,7 @@ class ImageData(InMemory):
         class_names: one for each label; empty without classes.
         flip: whether a training image may be mirrored left to right.
         note: what was taken for granted when it was found, to be said; "" for nothing.
+        origin: where its images come from; None for what was made in Python.
 
     """
 
@@ -40,6 +42,7 @@ class ImageData(InMemory):
     class_names: tuple[str, ...]
     flip: bool = False
     note: str = ""
+    origin: Origin | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -107,7 +110,8 @@ def load_digits() -> ImageData:
     labels = torch.from_numpy(digits.target).long()
     train, heldout = stratified_split(digits.target, len(pixels), 0.2)
     names = tuple(str(k) for k in range(10))
-    return ImageData("digits", pixels[train], pixels[heldout], labels[train], labels[heldout], 8.0, names)
+    origin = Origin("scikit-learn's digits", "image", len(pixels), (), "the digit", "80% of each digit", "20% of each digit, seed 0")
+    return ImageData("digits", pixels[train], pixels[heldout], labels[train], labels[heldout], 8.0, names, origin=origin)
 
 
 def photo_crops(size: int = 32, stride: int = 8) -> ImageData:
@@ -130,4 +134,7 @@ def photo_crops(size: int = 32, stride: int = 8) -> ImageData:
     label = {split: torch.cat([torch.full((len(c),), k) for k, c in enumerate(crops)]) for split, crops in parts.items()}
     joined = {split: torch.cat(crops) for split, crops in parts.items()}
     names = tuple(Path(name).stem for name in photos.filenames)
-    return ImageData("photos", joined["train"], joined["heldout"], label["train"], label["heldout"], 127.5, names, flip=True)
+    place = "two photographs of scikit-learn, those that lie across the border between the two parts not counted"
+    num = sum(map(len, joined.values()))
+    origin = Origin(place, "crop", num, (), "the photograph", "of the upper four fifths", "of the lowest fifth")
+    return ImageData("photos", joined["train"], joined["heldout"], label["train"], label["heldout"], 127.5, names, True, origin=origin)

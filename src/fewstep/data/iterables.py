@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fewstep.data.audit import Origin
 from fewstep.data.errors import DataError
 from fewstep.data.items import Pair, Spec, chance, first_spec
-from fewstep.data.own import EXCERPT, LOOKED_AT, ForeignData, Items, class_names, is_map_style, most_items
+from fewstep.data.own import EXCERPT, LOOKED_AT, UNCOUNTED, ForeignData, Items, class_names, is_map_style, most_items
 from fewstep.data.shares import Shards, Share
 from fewstep.data.units import Units
 
@@ -26,6 +27,7 @@ class StreamData(ForeignData):
         buffer: items that are shuffled together.
         heldout: where the held-out items come from, and how many of them; None for those that `shards` passes over.
         flip: whether a training image may be mirrored left to right.
+        origin: where its items come from.
 
     """
 
@@ -37,8 +39,9 @@ class StreamData(ForeignData):
         buffer: int,
         heldout: tuple[Shards | Items, int] | None = None,
         flip: bool = False,
+        origin: Origin | None = None,
     ) -> None:
-        super().__init__(spec, class_names, flip)
+        super().__init__(spec, class_names, flip, origin)
         self.shards, self.buffer, self.heldout = shards, buffer, heldout
 
     @property
@@ -103,8 +106,11 @@ class StreamData(ForeignData):
                     held += self.heldout[0].first(shard, num)
         for items, what in ((train, "train on"), (held, "hold out")):
             if not items and not (what == "hold out" and self.heldout and isinstance(self.heldout[0], Items)):
+                num = len(train) + len(held)
+                advice = "lower data.heldout_items" if self.heldout else f"data.heldout_items={max(1, num // 10)} would do"
                 raise DataError(
-                    f"the data set {self.name} has too few items to {what}, {self.heldout_size} held out; lower data.heldout_items"
+                    f"the data set {self.name} has too few items to {what}, {self.heldout_size} held out of {num} found; "
+                    + (advice if num > 1 or self.heldout else "give at least 2 items")
                 )
         if self.heldout and isinstance(self.heldout[0], Items):
             return self._together(train), self.heldout[0].excerpt(0, self.heldout[1])
@@ -125,13 +131,15 @@ def stream_data(
     names: tuple[str, ...] | None = None,
     flip: bool = False,
     drawn: bool = True,
+    place: str = "",
+    classes_by: str = "the data set itself",
 ) -> StreamData:
     """An iterable `source` of somebody's, as the package wants it.
 
     Its held-out part is `heldout`, another data set, or its own attribute ``heldout``: of either the first `heldout_items` (2,000); or
     else as many of its own first items, which are then not trained on. So many as `buffer` (1,000) are shuffled together. Its classes are
-    `names`, or `num_classes` (0: labels are left alone), or what its attributes say as in `item_data`. `drawn` as in
-    `Shards`. Raises DataError, one sentence, for what will not do.
+    `names`, or `num_classes` (0: labels are left alone), or what its attributes say as in `item_data`. `drawn` as in `Shards`. For the
+    audit, `place` is where it lies, and `classes_by` what tells the classes. Raises DataError, one sentence, for what will not do.
     """
     other = heldout if heldout is not None else getattr(source, "heldout", None)
     held = HELD_OUT if heldout_items is None else heldout_items
@@ -153,4 +161,9 @@ def stream_data(
         if not hasattr(other, "__iter__"):
             raise DataError(f"the data set {name}: its heldout is a {type(other).__name__}; give a data set")
         kept = (Shards(other, f"{name}, its held-out part,", convert), held)
-    return StreamData(shards, spec, names, BUFFER if buffer is None else buffer, kept, flip)
+    spread = f", spread over {len(shards.heldout)} of {shards.num} shards" if shards.num > 1 else ""
+    how = f"the first items (data.heldout_items){spread}" if kept is None else "the first items of another data set (data.heldout_items)"
+    shown = f"{shards.num:,} shard{'s' * (shards.num > 1)} of {place or name}, read as it is asked for"
+    classes = classes_by if names else "labels are left alone" if num_classes == 0 else "its items have no labels"
+    origin = Origin(shown, classes=classes, train="all others of a stream", heldout=how, remarks=(UNCOUNTED,) if names else ())
+    return StreamData(shards, spec, names, BUFFER if buffer is None else buffer, kept, flip, origin)

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.data.audit import Origin
 from fewstep.data.errors import DataError
+from fewstep.data.holdout import advice, count_fitting
 from fewstep.data.images import ImageData
 from fewstep.data.items import HALF, Pair, Spec, chance, first_spec, in_words, parted
 from fewstep.data.parts import TwoParts
@@ -26,6 +28,7 @@ LOOKED_AT = 8  # first items, which say what all are
 EXCERPT = 10_000  # items of a part that is measured, in memory
 EXCERPT_BYTES = 2**29  # and no more than this
 READ = 500  # at a time
+UNCOUNTED = "the items of each class are not counted, for they are read as they are asked for."
 
 Say = Callable[[str], None]
 
@@ -103,11 +106,13 @@ class ForeignData(ABC):
         spec: of its items.
         class_names: one for each class.
         flip: whether a training image may be mirrored left to right.
+        origin: where its items come from.
 
     """
 
-    def __init__(self, spec: Spec, class_names: tuple[str, ...], flip: bool = False) -> None:
+    def __init__(self, spec: Spec, class_names: tuple[str, ...], flip: bool = False, origin: Origin | None = None) -> None:
         self.spec, self.class_names, self.flip = spec, class_names, flip
+        self.origin = origin
         self._excerpt: ImageData | PointData | None = None
 
     @property
@@ -182,10 +187,10 @@ class ForeignData(ABC):
         if self._excerpt is None:
             (x, label), (held, held_label) = self._read_excerpt()
             if len(self.shape) == 1:
-                self._excerpt = PointData(self.name, x, held, units=self.units)
+                self._excerpt = PointData(self.name, x, held, units=self.units, origin=self.origin)
             else:
                 half = HALF if self.spec.bytes else None
-                self._excerpt = ImageData(self.name, x, held, label, held_label, half, self.class_names, self.flip)
+                self._excerpt = ImageData(self.name, x, held, label, held_label, half, self.class_names, self.flip, origin=self.origin)
         return self._excerpt
 
     @abstractmethod
@@ -196,8 +201,10 @@ class ForeignData(ABC):
 class ItemData(TwoParts, ForeignData):
     """Items by number, in two parts: `train` and `heldout`."""
 
-    def __init__(self, train: Items, heldout: Items, class_names: tuple[str, ...], flip: bool = False) -> None:
-        super().__init__(train.spec, class_names, flip)
+    def __init__(
+        self, train: Items, heldout: Items, class_names: tuple[str, ...], flip: bool = False, origin: Origin | None = None
+    ) -> None:
+        super().__init__(train.spec, class_names, flip, origin)
         self.train, self.heldout = train, heldout
 
     def standardize(self, units: Units | None = None) -> None:
@@ -256,14 +263,21 @@ def item_data(
         say(f"{name}: no pixel of its first images is below 0, and images are to lie in [-1, 1]; look whether they are to be scaled")
     if len(train) > most_items(spec):
         say(f"{name}: measuring looks at {most_items(spec):,} of its {len(train):,} training items, at random")
-    return ItemData(train, held, names)
+    fraction = HOLDOUT if holdout is None else holdout
+    how = "a data set of its own" if other is not None else f"the fraction {fraction:.15g} of the items (data.holdout), chosen by seed 0"
+    place = f"a data set of one's own, {type(dataset).__module__}:{type(dataset).__qualname__}"
+    classes = "the data set itself" if names else "data.num_classes is 0" if num_classes == 0 else "its items have no labels"
+    origin = Origin(place, "item", len(train) + len(held), (), classes, "", how, (UNCOUNTED,) if names else ())
+    return ItemData(train, held, names, origin=origin)
 
 
 def _split(dataset: Any, spec: Spec, holdout: float) -> tuple[Items, Items]:
     held = round(holdout * len(dataset))
     if not 0 < held < len(dataset):
+        value = count_fitting(holdout, len(dataset), 1)
         raise DataError(
-            f"the data set {spec.name} has {len(dataset)} item(s), of which data.holdout {holdout} takes {held}; each part needs one"
+            f"the data set {spec.name} has {len(dataset)} item(s), of which data.holdout {holdout} takes {held}; each part needs one: "
+            + advice(value)
         )
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
     return Items(dataset, spec, order[held:].sort().values), Items(dataset, spec, order[:held].sort().values)

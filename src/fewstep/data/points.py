@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 
 from fewstep.arrays import load_npy
+from fewstep.data.audit import Origin
 from fewstep.data.density import Density
 from fewstep.data.errors import DataError
+from fewstep.data.holdout import advice, count_fitting
 from fewstep.data.mixtures import Mixture
 from fewstep.data.parts import InMemory
 from fewstep.data.units import Units, units_of
 from fewstep.limits import TooLarge
+
+LEAST = 40  # points of each part
+STANDARD = "each column is learned about its mean, in standard deviations (data.standardize), and drawn in the file's units."
 
 
 def check_points(x: Tensor) -> None:
@@ -33,6 +38,7 @@ class PointData(InMemory):
         train, heldout: float32 [N, D] and [M, D].
         density: what both splits were drawn from, where that is known.
         units: that the user's points come in, of which `train` and `heldout` are the standard form; None where they are as they come.
+        origin: where they come from; None for what was made in Python.
 
     Raises:
         DataError: where a point is not finite.
@@ -44,6 +50,7 @@ class PointData(InMemory):
     heldout: Tensor
     density: Density | None = None
     units: Units | None = None
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         check_points(self.train)
@@ -99,10 +106,16 @@ def point_file(path: str, holdout: float, standardize: bool = True) -> PointData
         what = f"shape {list(array.shape)} and type {array.dtype}"
         raise DataError(f"data.path is {path!r}, which holds {what}; give one array of numbers [N, D]")
     held = round(len(array) * holdout)
-    if held < 40 or len(array) - held < 40:
-        raise DataError(f"data.path is {path!r} with {len(array)} points, of which data.holdout {holdout} takes {held}; each part needs 40")
+    if held < LEAST or len(array) - held < LEAST:
+        value = count_fitting(holdout, len(array), LEAST)
+        raise DataError(
+            f"data.path is {path!r} with {len(array)} points, of which data.holdout {holdout} takes {held}; each part needs {LEAST}: "
+            + (advice(value) if value is not None else f"give at least {2 * LEAST} points")
+        )
     units = units_of(array, f"data.path is {path!r}") if standardize else None
     whole = torch.from_numpy(array.astype(np.float64))
     points = whole.float() if units is None else units.standard(whole)
     order = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))
-    return PointData(Path(path).stem, points[order[held:]], points[order[:held]], None, units)
+    how = f"the fraction {holdout:.15g} of the points (data.holdout), at random by seed 0"
+    origin = Origin(path, "point", len(points), (), "points have none", "", how, () if units is None else (STANDARD,))
+    return PointData(Path(path).stem, points[order[held:]], points[order[:held]], None, units, origin)

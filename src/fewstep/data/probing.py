@@ -6,17 +6,15 @@ What settings follow from that is `fewstep.finding`'s to say.
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fewstep.data.checks import Mistakes
 from fewstep.data.errors import DataError
-from fewstep.data.folders import folder_splits, image_files
+from fewstep.data.image_sets import find_images
 from fewstep.data.pixels import Resize, Unfit, fitted, flat_image, inside
-from fewstep.data.splits import NO_LABELS, Split, encoded
-from fewstep.data.tables import table_splits
+from fewstep.data.splits import Split, encoded
 from fewstep.limits import cores
 
 LOOKED_AT = 1000  # images at most, evenly over the training split: their standard deviation is then known to about a hundredth
@@ -124,10 +122,8 @@ def _training_split(path: str, config: str | None, image_column: str | None, lab
     """The split that is trained on, and its column of images. Raises DataError."""
     source = f"data.path is {path!r}"
     mistakes = Mistakes(source)  # told of when the data are opened
-    if files := image_files(Path(path), source):
-        return folder_splits(Path(path), files, label_column != NO_LABELS, mistakes)[0][0], "path"
-    used, image, _, _ = table_splits(path, config, image_column, label_column, mistakes)
-    return used[0], image
+    found = find_images(path, config, image_column, label_column, mistakes)
+    return found.splits[0], found.image
 
 
 def _image(split: Split, content: Any, path: str | None) -> _Seen | None:

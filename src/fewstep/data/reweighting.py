@@ -90,4 +90,4 @@ class PowerData(PointData):
 def power_data(data: PointData, gamma: float, seed: int) -> PowerData:
     """`data` with its training draws reweighted to ``p^gamma``. Raises DataError as `power_weights` does."""
     points, log_weights = power_weights(data.train, gamma, torch.Generator().manual_seed(seed))
-    return PowerData(data.name, points, data.heldout, data.density, data.units, log_weights.softmax(0).cumsum(0))
+    return PowerData(data.name, points, data.heldout, data.density, data.units, data.origin, log_weights.softmax(0).cumsum(0))

@@ -16,12 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewstep.data.audit import Origin
 from fewstep.data.checks import Kind, Mistakes
 from fewstep.data.errors import DataError
 from fewstep.data.pixels import DAMAGED, Resize, Unfit, inside, read_pixels
 from fewstep.limits import WORD, cores
 
 TRAIN, HELD_OUT = "train", ("test", "validation")  # the first of the latter that there is
+SPLIT_FOLDERS = {
+    "train": TRAIN,
+    "training": TRAIN,
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+}
 NO_LABELS = "none"  # instead of a column of labels
 CHUNK = 64  # images that a thread decodes before it asks for more
 
@@ -68,6 +75,28 @@ class Split:
         if self.root is not None and path is not None:
             return str(Path(path).relative_to(self.root))
         return f"row {row} of {self.name}" + (f", {path}" if path else "")
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image data set before its images are read.
+
+    Attributes:
+        splits: what to train on, and what to hold out if there is a split for it.
+        image: the column of images.
+        names: of the classes; empty without.
+        labels: int64 [N] of each split; empty without classes.
+        origin: how it was found; how a part is held out, where that is still to be done, is left open.
+        named: whether the classes are known by their names alone, and their numbers are ours to give. They are in the order of words here.
+
+    """
+
+    splits: list[Split]
+    image: str
+    names: tuple[str, ...]
+    labels: list[Tensor]
+    origin: Origin
+    named: bool = False
 
 
 def decode_split(

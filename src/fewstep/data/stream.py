@@ -1,5 +1,6 @@
 """Images out of shards of parquet, Arrow or WebDataset, here or far away, by `datasets` in streaming form: read as they are asked for."""
 
+from dataclasses import replace
 from glob import glob
 from io import BytesIO
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from fewstep import hub
 from fewstep.data.archives import check_shards
+from fewstep.data.checks import SHOWN
 from fewstep.data.errors import DataError
 from fewstep.data.items import in_words
 from fewstep.data.iterables import StreamData, stream_data
@@ -82,7 +84,23 @@ def image_stream(
         return x, number[value]
 
     held = None if heldout_split is None else only(_opened(source, path, config, heldout_split))
-    return stream_data(only(rows), name, held, 0 if label is None else None, heldout_items, buffer, convert, names, flip, drawn=False)
+    by = "" if label is None else f"the column {label!r}"
+    classes = 0 if label is None else None
+    data = stream_data(only(rows), name, held, classes, heldout_items, buffer, convert, names, flip, False, path, by)
+    assert data.origin is not None
+    data.origin = replace(data.origin, remarks=(*data.origin.remarks, *_others(place)))
+    return data
+
+
+def _others(folder: Path) -> tuple[str, ...]:
+    """What is said of files in a folder of shards that are none."""
+    files = folder.rglob("*") if folder.is_dir() else ()
+    others = sorted(str(file.relative_to(folder)) for file in files if file.is_file() and file.suffix not in BUILDERS)
+    if not others:
+        return ()
+    several = len(others) > 1
+    names = ", ".join(others[:SHOWN]) + ", ..." * (len(others) > SHOWN)
+    return (f"{len(others):,} file{'s' * several} there {'are' if several else 'is'} no shard{'s' * several}, and not read ({names}).",)
 
 
 def _opened(source: str, path: str, config: str | None, split: str) -> Any:

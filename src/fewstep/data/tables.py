@@ -14,15 +14,18 @@ from torch import Tensor
 
 from fewstep import hub
 from fewstep.data.archives import check_archives
-from fewstep.data.checks import Kind, Mistakes
+from fewstep.data.audit import LeftOut, Origin
+from fewstep.data.checks import SHOWN, Kind, Mistakes
 from fewstep.data.errors import DataError
-from fewstep.data.folders import IMAGE_FILES
 from fewstep.data.parquet import check_arrow, check_rows, runs
-from fewstep.data.splits import CHUNK, EMPTY_CLASS, HELD_OUT, NO_LABELS, TRAIN, Split
+from fewstep.data.scanning import HIDDEN, IMAGE_FILES, Scan
+from fewstep.data.splits import CHUNK, EMPTY_CLASS, HELD_OUT, NO_LABELS, TRAIN, Found, Split
 
 # a column of numbers or words of such a name, in letters of any size, is taken for the classes; of several the first
 LABELS = ("label", "labels", "class", "classes", "category", "target", "digit", "fine_label")
 WHOLE = r"u?int\d+|bool"
+
+READ_ALONG = ("README.md", "dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")  # what `datasets` reads itself
 
 FILE = Kind("file{s} that cannot be read", "fetch again or remove what is named")
 OUTSIDE = Kind("image{s} with a label outside the classes", "mend the labels, or set data.label_column: none")
@@ -30,16 +33,24 @@ UNLABELLED = Kind("image{s} without a label", "label or remove what is named, or
 
 
 def table_splits(
-    path: str, config: str | None, image_column: str | None, label_column: str | None, mistakes: Mistakes, each: int = 0
-) -> tuple[list[Split], str, tuple[str, ...], list[Tensor]]:
+    path: str,
+    config: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    mistakes: Mistakes,
+    scan: Scan | None = None,
+    each: int = 0,
+) -> Found:
     """The splits of the tables at `path` to train on and to hold out (or the former alone), and how to read them.
 
-    With them come the column of images, the names of the classes and the labels int64 [N] of each split; the latter two are empty without
-    classes. What is wrong with files and labels goes to `mistakes`. Raises DataError for a place that holds no such tables, columns that
-    are not there, splits that differ, and more rows, of `each` bytes, than there is memory for. The other arguments are those of
+    What is wrong with files and labels goes to `mistakes`. Raises DataError for a place that holds no such tables, columns that are not
+    there, splits that differ, and more rows, of `each` bytes, than there is memory for. `scan` is what lies in the folder `path`, if it is
+    one; the other arguments are those of
     `fewstep.data.image_folder`.
     """
-    splits = _open(path, config, mistakes)
+    splits, is_of_folders = _open(path, config, mistakes)
+    import datasets
+
     features = (splits.get(TRAIN) or next(iter(splits.values()))).features
     image = find_image_column(mistakes.source, features, image_column)
     label, others = _label_column(mistakes.source, features, label_column, rf"{WHOLE}|float\d+|(large_)?string", lists=True)
@@ -50,16 +61,67 @@ def table_splits(
         )
     for split in splits.values():
         check_rows(f"{mistakes.source}, split {split.name}", split.num)
-    used = _choose(mistakes.source, splits, image, label)
+    used, withheld = _choose(mistakes.source, splits, image, label)
     check_rows(mistakes.source, sum(split.num for split in used), each)
-    return used, image, *_classes(used, label, mistakes)
+    names, labels = _classes(used, label, mistakes)
+    is_declared = label is not None and isinstance(used[0].features[label], datasets.ClassLabel)
+    is_word = label is not None and not is_declared and _holds_words(used[0].features[label])
+    out = []
+    for split in splits.values():
+        if split not in used and split.num:
+            why = ", whose labels are withheld" if split.name in withheld else ", which is not needed beside those that are used"
+            out.append(LeftOut(split.num, f"row{'s' * (split.num > 1)} of the split {split.name}{why}", (), ""))
+    many, others_there = len(splits) > 1, _other_files(scan)
+    origin = Origin(
+        path,
+        "file" if others_there else "row",
+        sum(split.num for split in splits.values()) + sum(entry.count for entry in others_there),
+        (*out, *others_there),
+        f"the column {label!r}" if names else _no_classes(label_column, label, others),
+        f"the split {used[0].name}" if many else "",
+        f"the split {used[1].name}" if len(used) > 1 else "",
+        _beside(scan),
+    )
+    # `datasets` has numbered sub-folders in the order of words, which nobody has asked it for
+    return Found(used, image, names, labels, origin, is_word or (is_of_folders and is_declared and list(names) == sorted(names)))
 
 
-def _open(path: str, config: str | None, mistakes: Mistakes) -> dict[str, Split]:
-    """The splits of the tables at `path`, by name."""
+def _no_classes(wanted: str | None, label: str | None, others: list[str]) -> str:
+    if wanted == NO_LABELS:
+        return "data.label_column is none"
+    if label is not None:
+        return f"the column {label!r} is empty"
+    return "no column is called like labels" + (f", and of {', '.join(others)} none is named in data.label_column" if others else "")
+
+
+def _holds_words(feature: Any) -> bool:
+    return re.fullmatch(r"(large_)?string", getattr(feature, "dtype", "")) is not None
+
+
+def _other_files(scan: Scan | None) -> list[LeftOut]:
+    """What lies beside images that metadata speaks for."""
+    return [LeftOut.of(kind, places) for kind, places in scan.left_out.items()] if scan is not None and scan.metadata else []
+
+
+def _beside(scan: Scan | None) -> tuple[str, ...]:
+    """What is said of files in a folder of tables that are none."""
+    if scan is None or scan.metadata:
+        return ()
+    others = [place for kind, places in scan.left_out.items() if kind is not HIDDEN for place in places if place not in READ_ALONG]
+    places = ["/".join(parts) for parts in scan.images] + sorted(others)
+    if not places:
+        return ()
+    what = f"{len(places):,} file{'s' * (len(places) > 1)} beside the tables{f', {len(scan.images):,} of them images,' * bool(scan.images)}"
+    first = ", ".join(places[:SHOWN]) + ", ..." * (len(places) > SHOWN)
+    return (f"{what} {'are' if len(places) > 1 else 'is'} not read ({first}).",)
+
+
+def _open(path: str, config: str | None, mistakes: Mistakes) -> tuple[dict[str, Split], bool]:
+    """The splits of the tables at `path`, by name, and whether `datasets` has made them of images in folders."""
     import datasets
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
     from datasets.packaged_modules.parquet.parquet import Parquet
 
     place = Path(path)
@@ -69,8 +131,6 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> dict[str, Split]
         if not (place.is_dir() or is_parquet):
             allowed = "give a folder of images, a .parquet file, a save_to_disk folder, or the Hub id of a data set"
             raise DataError(f"{mistakes.source}, which is not a folder; {allowed}")
-        if place.is_dir() and not any(place.rglob("*.*")):
-            raise DataError(f"{mistakes.source}, an empty folder; put images into it, one sub-folder a class")
         for file in [place] if is_parquet else sorted(place.rglob("*.parquet")):
             try:
                 pq.read_metadata(file)
@@ -82,6 +142,7 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> dict[str, Split]
     # what `datasets` has unpacked lies in its own folders
     own = (Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.EXTRACTED_DATASETS_PATH), Path(datasets.config.HF_CACHE_HOME))
     folders = (place.parent if is_parquet else place,) if place.exists() else ()
+    is_of_folders = False
     try:
         with hub.data_set(mistakes.source, path) if of_hub else nullcontext():
             if any((place / name).is_file() for name in ("state.json", "dataset_dict.json")):
@@ -89,11 +150,12 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> dict[str, Split]
             else:
                 data_files = {TRAIN: str(place)} if is_parquet else None
                 builder = datasets.load_dataset_builder("parquet" if is_parquet else path, config, data_files=data_files)
+                is_of_folders = isinstance(builder, ImageFolder)
                 if isinstance(builder, Parquet) and place.exists():  # read as it lies, without a copy in the cache
                     return {
                         str(name): _parquet(mistakes.source, str(name), files, builder.info.features, folders)
                         for name, files in builder.config.data_files.items()
-                    }
+                    }, False
                 builder.download_and_prepare()
                 loaded = builder.as_dataset()
     except hub.NotHad as error:
@@ -109,7 +171,7 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> dict[str, Split]
     return {
         str(name): _arrow(mistakes.source, str(name), rows, (*folders, *own))
         for name, rows in (loaded if isinstance(loaded, dict) else {TRAIN: loaded}).items()
-    }
+    }, is_of_folders
 
 
 def check_files(place: Path, source: str) -> None:
@@ -171,8 +233,9 @@ def _unreadable(source: str, file: str, error: Exception) -> DataError:
     return DataError(f"{source}, whose file {file} cannot be read ({' '.join(str(error).split())[:100]}); fetch again or remove it")
 
 
-def _choose(source: str, splits: dict[str, Split], image: str, label: str | None) -> list[Split]:
-    """The split to train on, and the one to hold out where there is one whose labels are not withheld."""
+def _choose(source: str, splits: dict[str, Split], image: str, label: str | None) -> tuple[list[Split], list[str]]:
+    """The split to train on, and the one to hold out where there is one; and those that are passed over, whose labels are withheld."""
+    withheld: list[str] = []
     train = splits[TRAIN] if TRAIN in splits else next(iter(splits.values()))
     if not train.num:
         raise DataError(f"{source}, whose split {train.name} holds no rows; give at least 2 images")
@@ -187,8 +250,9 @@ def _choose(source: str, splits: dict[str, Split], image: str, label: str | None
                 if column is not None and other.features.get(column) != train.features[column]:
                     raise DataError(f"{source}, whose splits {train.name} and {name} differ in column {column!r}; give both the same")
             if label is None or labelled(other) or not labelled(train):
-                return [train, other]
-    return [train]
+                return [train, other], withheld
+            withheld.append(name)
+    return [train], withheld
 
 
 def find_image_column(source: str, features: Any, wanted: str | None) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.data.audit import Origin
 from fewstep.data.curves import Curve, Pinwheel
 from fewstep.data.density import Density, checked_gamma
 from fewstep.data.errors import DataError
@@ -151,4 +152,10 @@ def toy_data(density: str | Density, size: int = 20_000, seed: int = 0) -> Point
     train, heldout = (
         law.sample(num, torch.Generator().manual_seed(int(stream))) for num, stream in zip((size, HELDOUT), streams, strict=True)
     )
-    return PointData(law.name, train, heldout, law)
+    origin = Origin(
+        f"points drawn from the density {law.name}, on which everything is known",
+        classes="points have none",
+        train=f"drawn from seed {seed}",
+        heldout="others, which do not depend on how many are trained on",
+    )
+    return PointData(law.name, train, heldout, law, origin=origin)

@@ -1,7 +1,7 @@
 """A run folder: from it alone everything about a run can be made again.
 
-recipe.yaml  metrics.jsonl  checkpoints/step_N/  samples/step_N.png  model/  best/  teacher/  results.json  report.html  dashboard/
-traceback.txt (of a part of one's own that failed)  metrics.damaged.jsonl (as it was, where lines of it could not be read)
+recipe.yaml  metrics.jsonl  checkpoints/step_N/  samples/step_N.png  model/  best/  teacher/  data.json  results.json  report.html
+dashboard/  traceback.txt (of a part of one's own that failed)  metrics.damaged.jsonl (as it was, where lines of it could not be read)
 """
 
 import json
@@ -40,6 +40,7 @@ class RunFolder:
         self.results_file = path / "results.json"
         self.report_file = path / "report.html"
         self.dashboard_folder = path / "dashboard"
+        self.data_file = path / "data.json"  # what was found of the data, and used
         self.fault_file = path / "traceback.txt"  # of a part of one's own
 
     def recipe(self) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""Classes as they are asked for, by number or by name, and as they are told: number = name.
+
+A whole number is always the number of a class, from 0, also where classes have names that are numbers themselves: of the classes 1, 2 and
+10, ``2`` is the last one, which is called 10.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from fewstep.data.checks import printable
+from fewstep.errors import UserError
+
+Labels = int | str | Sequence[int | str] | Tensor | None
+
+SHOWN = 12
+NUMBER = re.compile(r"\s*[+-]?[0-9]+\s*")
+
+
+def split_labels(text: str, names: Sequence[str]) -> list[int | str]:
+    """The classes in a text such as ``3,cat``: numbers as numbers, all else as it stands. A name may have commas in it.
+
+    Raises UserError where there is nothing between two commas.
+    """
+    parts, found = text.split(","), list[int | str]()
+    while parts:
+        # the longest name that begins here
+        several = next((k for k in range(len(parts), 1, -1) if ",".join(parts[:k]).strip() in names), 1)
+        word, parts = ",".join(parts[:several]).strip(), parts[several:]
+        if not word:
+            raise UserError(f"--labels is {text!r}; give numbers or names of classes with commas between, such as 0,1,2")
+        found.append(int(word) if NUMBER.fullmatch(word) and len(word) < 1000 else word)
+    return found
+
+
+def label_tensor(labels: Labels, names: Sequence[str], num_classes: int) -> Tensor:
+    """Numbers int64 [N] of the classes `labels`, each a number or one of `names`. Raises UserError for what is no class."""
+    if isinstance(labels, str):
+        labels = [labels]
+    if isinstance(labels, Sequence):
+        labels = [_number(one, names, num_classes) if isinstance(one, str) else one for one in labels]
+    allowed = f"whole numbers from 0 to {num_classes - 1}"
+    try:
+        wanted = torch.as_tensor(labels).flatten()
+    except (OverflowError, RuntimeError, TypeError, ValueError):  # what no tensor holds
+        raise UserError(f"labels are {labels!r:.100}; allowed are {allowed}") from None
+    if wanted.is_floating_point() or not len(wanted):
+        raise UserError(f"labels are {wanted.tolist()}; allowed are {allowed}")
+    if wanted.min() < 0 or wanted.max() >= num_classes:
+        raise UserError(f"labels are {wanted.tolist()}; allowed are {allowed}{_misread(wanted.tolist(), names)}")
+    return wanted.long()
+
+
+def _number(name: str, names: Sequence[str], num_classes: int) -> int:
+    """The number of the class that is called `name`. Raises UserError where none is, or several are."""
+    numbers = [k for k, known in enumerate(names) if known == name]
+    if len(numbers) == 1:
+        return numbers[0]
+    if numbers:
+        raise UserError(f"labels name {name!r}, and classes {', '.join(map(str, numbers))} are called so; give the number of one")
+    allowed = f"whole numbers from 0 to {num_classes - 1}"
+    if not names:
+        raise UserError(f"labels name {name!r}, but this generator does not know what its classes are called; give {allowed}")
+    close = difflib.get_close_matches(name, names, 1, 0.5)
+    meant = f"; did you mean {close[0]!r}?" if close else ""
+    raise UserError(
+        f"labels name {name!r}, which is no class{meant}; allowed are {allowed}, and the names in {told(names, range(num_classes))}"
+    )
+
+
+def _misread(numbers: Iterable[int], names: Sequence[str]) -> str:
+    """What helps whoever gave as numbers what are names; "" where nobody did."""
+    wrong = next((str(number) for number in numbers if not 0 <= number < len(names) and str(number) in names), None)
+    if wrong is None:
+        return ""
+    return f"; a whole number is the number of a class, and the class that is called {wrong} has the number {list(names).index(wrong)}"
+
+
+def told(names: Sequence[str], numbers: Iterable[int]) -> str:
+    """``0 = cat, 1 = dog`` for these `numbers`, each once and the first few of them; "" where classes have no names."""
+    once = [number for number in dict.fromkeys(numbers) if number < len(names)]
+    more = f", and {len(once) - SHOWN} more" if len(once) > SHOWN else ""
+    return ", ".join(f"{number} = {printable(names[number])}" for number in once[:SHOWN]) + more

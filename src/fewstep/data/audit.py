@@ -1,0 +1,178 @@
+"""What was found of a data set, what is used, what is left out and why, its classes, and its split: to be printed and kept.
+
+A source (a folder, a table, a density) says where its items come from in an `Origin`; `audit` counts what has become of them in a data set.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fewstep.data.checks import SHOWN, Kind, printable
+from fewstep.data.protocol import Data
+
+MOST_CLASSES = 12  # that are shown in a line
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Items of one kind that are not used: how many, what they are (in that number), the first few by name, and what would change it."""
+
+    count: int
+    what: str
+    names: tuple[str, ...]
+    remedy: str
+
+    @classmethod
+    def of(cls, kind: Kind, places: Iterable[str]) -> "LeftOut":
+        """All of `places`, for the reason `kind`."""
+        places = list(places)
+        several = len(places) > 1
+        return cls(len(places), kind.what.format(s="s" * several, es="es" * several), tuple(places[:SHOWN]), kind.remedy)
+
+    def __str__(self) -> str:
+        """A sentence without its end."""
+        more = f" and {self.count - len(self.names):,} more" if self.names and self.count > len(self.names) else ""
+        names = f" ({', '.join(self.names)}{more})" if self.names else ""
+        return f"left out: {self.count:,} {self.what}{names}" + (f"; {self.remedy}" if self.remedy else "")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a data set comes from, as its source tells.
+
+    Attributes:
+        place: what was looked at, as in "12 files found in PLACE".
+        unit: what was counted there, "file", "row" or "point"; "" where nothing was.
+        found: how many; None where nobody counted.
+        left_out: what of it is not used.
+        classes: what tells the classes, such as "the sub-folder"; or, without classes, why there are none.
+        train, heldout: how each part was made.
+        remarks: whole sentences on what else is worth knowing.
+
+    """
+
+    place: str
+    unit: str = ""
+    found: int | None = None
+    left_out: tuple[LeftOut, ...] = ()
+    classes: str = ""
+    train: str = ""
+    heldout: str = ""
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """A class: its number, its name, and its items in each part; None where they were not counted."""
+
+    number: int
+    name: str
+    train: int | None
+    heldout: int | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a data set, "train" or "heldout": how many items it has (None where that is not known), and how it was made."""
+
+    name: str
+    count: int | None
+    how: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What has become of a data set's items.
+
+    Attributes:
+        name: of the data set.
+        items: what they are, "images" or "points".
+        origin: where they come from.
+        parts: what is trained on, and what is held out.
+        classes: one for each number; empty without.
+
+    """
+
+    name: str
+    items: str
+    origin: Origin
+    parts: tuple[Part, Part]
+    classes: tuple[ClassCount, ...]
+
+    @property
+    def used(self) -> int | None:
+        """Items in both parts; None where that is not known."""
+        counts = [part.count for part in self.parts]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON."""
+        return {**asdict(self), "used": self.used}
+
+    def lines(self, most: int = MOST_CLASSES) -> list[str]:
+        """Sentences: found and used, each reason for what is left out, the classes (`most` of them), and the split."""
+        origin = self.origin
+        lines = [
+            self._found(),
+            *(f"{entry}." for entry in map(str, origin.left_out)),
+            *origin.remarks,
+            self._classes(most),
+            "; ".join(self._part(part) for part in self.parts) + ".",
+        ]
+        return [printable(line) for line in lines]
+
+    def _found(self) -> str:
+        origin, used = self.origin, self.used
+        if origin.found is None or not origin.unit:
+            return f"{self.name}: {origin.place}."
+        many = f"{origin.found:,} {origin.unit}{'s' * (origin.found != 1)} found in {origin.place}"
+        out = sum(entry.count for entry in origin.left_out)
+        if used is None:
+            return f"{self.name}: {many}."
+        return f"{self.name}: {many}, {'all' if not out else f'{used:,}'} used{f', {out:,} left out' if out else ', none left out'}."
+
+    def _classes(self, most: int) -> str:
+        if not self.classes:
+            return f"no classes{f': {self.origin.classes}' if self.origin.classes else ''}."
+        first, known = self.classes[:most], self.classes[0].train is not None
+        shown = ", ".join(
+            f"{entry.number} = {entry.name}" + (f" ({entry.train:,} + {entry.heldout:,})" if known else "") for entry in first
+        )
+        more = f" and {len(self.classes) - most:,} more" if len(self.classes) > most else ""
+        by = f" by {self.origin.classes}" if self.origin.classes else ""
+        counts = " (items trained on + held out)" if known else ""
+        many = f"{len(self.classes):,} class{'es' * (len(self.classes) > 1)}"
+        return f"{many}{by}, number = name{counts}: {shown}{more}."
+
+    def _part(self, part: Part) -> str:
+        count = "not counted" if part.count is None else f"{part.count:,}"
+        how = f" ({part.how})" if part.how else ""
+        return f"{'trained on' if part.name == 'train' else 'held out'}: {count}{how}"
+
+
+def audit(data: Data) -> Audit:
+    """What is known of `data`. Nothing is read for it: classes of a data set that is read item by item are not counted."""
+    origin: Origin = getattr(data, "origin", None) or Origin("made in Python")
+    labels = [_labels(data, split) for split in ("train", "heldout")]
+    counts: list[list[int] | None] = [None if one is None else one.bincount(minlength=len(data.class_names)).tolist() for one in labels]
+    classes = tuple(
+        ClassCount(number, name, *(None if one is None else one[number] for one in counts)) for number, name in enumerate(data.class_names)
+    )
+    parts = (Part("train", data.train_size, origin.train), Part("heldout", data.heldout_size, origin.heldout))
+    return Audit(data.name, "images" if len(data.shape) == 3 else "points", origin, parts, classes)
+
+
+def _labels(data: Data, split: str) -> Any:
+    labels = getattr(data, "labels", None)
+    return None if labels is None or not data.class_names else labels(split)
+
+
+def changes(before: Mapping[str, Any], now: Audit) -> list[str]:
+    """What is different between the `config` of an earlier audit of a data set and `now`, in words; empty where nothing is."""
+    found = []
+    for old, new in zip(before.get("parts", ()), now.parts, strict=False):
+        if old.get("count") != new.count:
+            part = "trained on" if new.name == "train" else "held out"
+            found.append(f"{old.get('count')} {now.items} were {part}, now {new.count}")
+    return found

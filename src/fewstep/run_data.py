@@ -1,0 +1,111 @@
+"""The data of a run: its classes numbered as in what the run goes on or learns from, told of at the start, and kept in the run folder."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fewstep import hub
+from fewstep.build import Data, note
+from fewstep.data import DataError
+from fewstep.data.audit import Audit, changes
+from fewstep.data.checks import printable
+from fewstep.data.class_order import in_order_of, other_names
+from fewstep.errors import UserError
+from fewstep.files import at_home, replace_file
+from fewstep.recipe import Recipe
+from fewstep.text import read_json
+from fewstep.training.run_folder import RunFolder
+
+
+def recorded_names(path: str | Path | None) -> tuple[str, ...]:
+    """The names of the classes that the generator at `path` was trained with, in its order; empty where it has none, or cannot be read.
+
+    `path` is a run folder, a model folder or a Hub id. What is wrong with it is told when the generator is opened.
+    """
+    if path is None:
+        return ()
+    folder = at_home(path)
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    try:
+        if not folder.exists() and hub.is_id(str(path)):
+            folder = hub.fetched(str(path), str(path), ["config.json"])
+        names = read_json(folder / "config.json")["info"]["class_names"]
+    except (UserError, OSError, ValueError, LookupError, TypeError):
+        return ()
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def kept(run: RunFolder) -> dict[str, Any]:
+    """What the run folder holds of its data; empty where that is nothing, as in runs of version 0.1.0."""
+    try:
+        found = read_json(run.data_file)
+    except (OSError, ValueError):
+        return {}
+    lists = [found.get(key) for key in ("classes", "parts")] if isinstance(found, dict) else [None]
+    whole = all(isinstance(one, list) and all(isinstance(entry, dict) and "name" in entry for entry in one) for one in lists)
+    return found if whole else {}
+
+
+def numbered_as(data: Any, names: Sequence[str], owner: str) -> Any:
+    """`data` with its classes in the order of `names`, as `in_order_of` has it. Raises UserError where they cannot be."""
+    try:
+        return in_order_of(data, names, owner)
+    except DataError as error:
+        raise UserError(str(error)) from error
+
+
+def as_recorded(recipe: Recipe, data: Data, run: RunFolder | None = None) -> Data:
+    """`data` with its classes numbered as in the run that goes on, else as in its teacher, else as in the weights that it starts from.
+
+    A label is a number to a network, and stays what it was. Classes of other names are matched by number: that is said of a teacher's, and
+    raises UserError for a run that goes on, as does an order that cannot be had.
+    """
+    own: tuple[str, ...] = ()
+    if run is not None:
+        classes = kept(run).get("classes") or ()
+        own = tuple(str(entry["name"]) for entry in classes) or recorded_names(run.model_folder if run.model_folder.is_dir() else None)
+    teacher = run.teacher_folder if run is not None and run.has_teacher() else recipe.method.teacher_path
+    sources = [
+        (f"the run in {run.path}" if run else "", own),
+        ("the teacher (method.teacher)", recorded_names(teacher)),
+        ("what the run starts from (trainer.init)", () if own else recorded_names(recipe.trainer.init)),
+    ]
+    settled: str | None = None
+    for owner, names in sources:
+        if not names:
+            continue
+        if names is own and sorted(own) != sorted(data.class_names):
+            raise UserError(
+                f"{owner} was trained with the classes {_some(own)}, and the data {data.name} now has {_some(data.class_names) or 'none'}: "
+                "a label would mean something else; give the data back the classes that it had, or train into another folder"
+            )
+        ordered = numbered_as(data, names, owner)
+        if ordered is not data and settled is not None:
+            raise UserError(f"{settled} and {owner} number the same classes differently; leave one of them out, or train it anew")
+        if ordered is not data and names is not own:
+            note(f"the classes of {data.name} are numbered as {owner} numbers them: {_some(names)}")
+        if (other := other_names(ordered, names)) is not None:
+            note(f"{owner} has classes of other names, and they are matched by number: {other}")
+        data, settled = ordered, settled or (owner if sorted(names) == sorted(data.class_names) else None)
+    return data
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(map(printable, names[:4])) + (f", ... ({len(names)})" if len(names) > 4 else "")
+
+
+def tell(found: Audit, run: RunFolder, said: str = "") -> None:
+    """Say what has been found of the data, but for what was `said` already, and what of it has changed since the run began."""
+    for line in found.lines():
+        if line.rstrip(".") not in said:
+            sys.stderr.write(f"data: {line}\n")
+    for change in changes(kept(run), found):
+        note(f"the data is not what it was when the run began: {change}")
+
+
+def keep(found: Audit, run: RunFolder) -> None:
+    """Write what was found into the run folder, if it is not there yet."""
+    if not run.data_file.exists():
+        replace_file(run.data_file, json.dumps({**found.config, "lines": found.lines()}, indent=2).encode())
