@@ -158,7 +158,7 @@ def closed_port():
         return f"http://127.0.0.1:{held.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("address", [closed_port(), "http://no-such-host.invalid"])
+@pytest.mark.parametrize("address", [closed_port(), "http://no-such-host.invalid"], ids=["closed", "no host"])
 @pytest.mark.parametrize(("word", "way"), OF, ids=IDS)
 def test_no_network_is_said_as_that(word, way, address, online):
     online(address)
