@@ -7,6 +7,7 @@ Images go through a batch at a time, and real ones stay bytes: of a set of any s
 its features, `KEPT` rows of them, and `PIXELS` images for the measures that look at pixels.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -28,7 +29,10 @@ FEWEST = 10_000  # samples below which the bias of a Frechet distance is no long
 
 
 def within_class_std(x: Tensor, label: Tensor | None) -> float:
-    """Root of the mean variance of an element about its class mean, classes weighing alike; x [N, ...], label [N] or None."""
+    """Root of the mean variance of an element about its class mean, classes weighing alike; x [N, ...], label [N] or None.
+
+    NaN where no class has two items.
+    """
     x = x.flatten(1)
     groups = [torch.arange(len(x))] if label is None else [(label == k).nonzero().flatten() for k in label.unique()]
     found = []
@@ -37,7 +41,7 @@ def within_class_std(x: Tensor, label: Tensor | None) -> float:
             mean = torch.stack([x[part].double().sum(0) for part in group.split(BATCH)]).sum(0) / len(group)
             squares = [(x[part].double() - mean).square().sum(0) for part in group.split(BATCH)]
             found.append(torch.stack(squares).sum(0).mean() / (len(group) - 1))
-    return torch.stack(found).mean().sqrt().item()
+    return torch.stack(found).mean().sqrt().item() if found else math.nan
 
 
 class Suite:

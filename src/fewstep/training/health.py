@@ -13,10 +13,16 @@ from fewstep.methods.base import Alarm
 
 @dataclass(frozen=True)
 class Raised:
-    """Something is wrong: `name` in one word, and a sentence that says what, why, and what to change."""
+    """Something is wrong: `name` in one word, what was `seen`, and `advice`: why that may be, and what to change."""
 
     name: str
-    message: str
+    seen: str
+    advice: str
+
+    @property
+    def message(self) -> str:
+        """All of it, but for the name."""
+        return f"{self.seen}. {self.advice}"
 
 
 # what any run can suffer from; a method says in its own words what to do about it, and has alarms of its own beside these
@@ -127,16 +133,21 @@ def alarms(
     for rule in (*COMMON, *own):
         if rule.figure not in figures:
             continue
-        value, margin = figures[rule.figure], 2 * figures.get(f"{rule.figure}_error", 0.0)
+        value, margin = figures[rule.figure], margin_of(rule, figures)
         if rule.low <= value + margin and value - margin <= rule.high:
             continue
-        told = _told(rule, (advice or {}).get(rule.name, rule.advice), value, margin, course or Course(), rate)
-        raised.append(Raised(rule.name, f"{rule.message.format(value=value)}. {told}"))
+        usual = (advice or {}).get(rule.name, rule.advice)
+        raised.append(Raised(rule.name, rule.message.format(value=value), what_to_do(rule, usual, value, margin, course or Course(), rate)))
     return raised
 
 
-def _told(rule: Alarm, advice: str, value: float, margin: float, course: Course, rate: str) -> str:
-    """What to do: `advice`, unless the figure is still where it began."""
+def margin_of(rule: Alarm, figures: Mapping[str, Any]) -> float:
+    """By how much the figure of `rule` may be off among `figures`: two of its standard errors, 0 for one that has none."""
+    return 2 * float(figures.get(f"{rule.figure}_error", 0.0))
+
+
+def what_to_do(rule: Alarm, advice: str, value: float, margin: float, course: Course, rate: str) -> str:
+    """`advice`, unless the figure of `rule`, now `value` give or take `margin`, is still where its `course` began."""
     first, nearest = course.first.get(rule.figure), course.nearest.get(rule.figure)
     if rule.sound is None or first is None or nearest is None:
         return advice
