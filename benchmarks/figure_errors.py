@@ -5,9 +5,9 @@
 True subsets are drawn from true data (real digits; points of the ring and the grid) and measured as an evaluation measures samples:
 with few reference and many generated items, then the other way round. Beside them the fault that a figure is there to tell: for
 most visible noise; for recall, spacing and the spread within classes samples collapsed onto two images a class; for the distance to
-the train split its own images again; for the class asked for other labels; for points half of the modes left out, or modes twice as wide. The error of a figure is the
-root mean square of its deviation from the value of many items, over the draws, of the truth or of the fault, whichever is larger;
-its share of what lies between truth and fault decides (`fewstep.metrics.least`). Writes results/figure_errors.json.
+the train split its own images again; for the class asked for other labels; for points half of the modes left out, or modes of
+twice the variance. How large the error is beside what lies between truth and fault decides (`share_of`, and
+`fewstep.metrics.least`). Writes results/figure_errors.json.
 """
 
 import json
@@ -33,7 +33,13 @@ MANY = 400  # items of the sides that are not few
 POINT_SIZES = (40, 60, 80, 120, 160, 240, 400, 1_000)
 MANY_POINTS = 1_000
 NOISE = 0.5  # standard deviation of the visible noise, of pixels in [-1, 1]
-FAULTS = {"recall": "collapsed", "spacing": "collapsed", "within_class_std": "collapsed", "train_distance": "copies", "class_accuracy": "shuffled"}
+FAULTS = {
+    "recall": "collapsed",
+    "spacing": "collapsed",
+    "within_class_std": "collapsed",
+    "train_distance": "copies",
+    "class_accuracy": "shuffled",
+}
 POINT_FAULTS = {"inside": "wide", "variance": "wide", "median_radius": "wide"}
 
 Rows = list[Mapping[str, float]]
@@ -68,25 +74,27 @@ def draw_points(name: str, sizes: Mapping[str, int], rng: torch.Generator) -> di
     return {kind: suite.measure(x) for kind, x in (("truth", truth), ("half", half), ("wide", wide))}
 
 
-def errors(few: Sequence[Mapping[str, Any]], many: Sequence[Mapping[str, Any]], faults: Mapping[str, str], usual: str) -> dict[str, Any]:
-    """Of each figure at a size: mean and deviation of the truth and of its fault, and its error as a share of what lies between them."""
+def summary(draws: Sequence[Mapping[str, Any]], faults: Mapping[str, str], usual: str) -> dict[str, Any]:
+    """Of each figure over the `draws` at a size: mean and deviation of the truth and of its fault; a figure not had in all is left out."""
     found = {}
-    for key in many[0]["truth"]:
-        fault = faults.get(key, usual)
-        row: dict[str, Any] = {"fault": fault}
-        limits = {kind: statistics.mean(draw[kind][key] for draw in many if key in draw[kind]) for kind in ("truth", fault)}
-        gap, off = abs(limits["truth"] - limits[fault]), 0.0
-        for kind in ("truth", fault):
-            values = [draw[kind][key] for draw in few if key in draw[kind] and math.isfinite(draw[kind][key])]
-            if len(values) < len(few):
-                off = math.inf  # it cannot even be worked out in every draw
-                continue
-            name = "truth" if kind == "truth" else "at_fault"
-            row |= {name: statistics.mean(values), f"{name}_std": statistics.stdev(values)}
-            off = max(off, math.sqrt(statistics.mean((value - limits[kind]) ** 2 for value in values)))
-        row["share"] = off / gap if math.isfinite(off) and gap else None
-        found[key] = row
+    for key in draws[0]["truth"]:
+        row: dict[str, Any] = {"fault": faults.get(key, usual)}
+        for kind, name in (("truth", "truth"), (row["fault"], "at_fault")):
+            values = [draw[kind][key] for draw in draws if math.isfinite(draw[kind].get(key, math.nan))]
+            if len(values) == len(draws):
+                row |= {name: statistics.mean(values), f"{name}_std": statistics.stdev(values)}
+        if {"truth", "at_fault"} <= row.keys():
+            found[key] = row
     return found
+
+
+def share_of(row: Mapping[str, float], many: Mapping[str, float]) -> float:
+    """The error of a figure by its summary `row`, as a share of what lies between truth and fault where items are `many`.
+
+    Of the truth, chance and bias together; of the fault, which differs from draw to draw by itself, bias alone.
+    """
+    truth = math.hypot(row["truth"] - many["truth"], row["truth_std"])
+    return max(truth, abs(row["at_fault"] - many["at_fault"])) / abs(many["truth"] - many["at_fault"])
 
 
 def few_and_many(side: str, sizes: Sequence[int], many: int, sides: Sequence[str], draw: Any) -> list[dict[str, Any]]:
@@ -107,11 +115,12 @@ def study(name: str, sizes: Sequence[int], many: int, sides: Sequence[str], draw
     """Every side of one kind of data."""
     rows = []
     for side in sides:
-        found = few_and_many(side, sizes, many, sides, draw)
-        for row in found:
-            figures = errors(row["draws"], found[-1]["draws"], faults, usual)
-            rows.append({"study": name, "side": side, "size": row["size"], "many": many, "figures": figures})
-            print(name, side, row["size"], {key: None if x["share"] is None else round(x["share"], 3) for key, x in figures.items()}, flush=True)
+        found = [(row["size"], summary(row["draws"], faults, usual)) for row in few_and_many(side, sizes, many, sides, draw)]
+        for size, figures in found:
+            for key, row in figures.items():
+                row["share"] = share_of(row, found[-1][1][key])
+            rows.append({"study": name, "side": side, "size": size, "many": many, "figures": figures})
+            print(name, side, size, {key: round(row["share"], 3) for key, row in figures.items()}, flush=True)
     return rows
 
 

@@ -198,11 +198,13 @@ def _self_test(found: dict[str, float]) -> str:
 
 
 def _footnote(results: dict[str, Any]) -> str:
+    warnings = [f"warning: {text}" for text in results.get("warnings", ())]
     if "energy" in next(iter(results["rows"].values())):
-        return (
+        text = (
             f"n = {results['n']} samples (seed {results['seed']}) against {results['reference']}; the first row is the floor, "
             "another exact set. Standard errors are in the JSON file"
         )
+        return "\n".join([text, *warnings])
     protocol = results.get("protocol", {})
     lines = ["The training acted on these features: FD flatters it"] * (results.get("trained_in_features") == "evaluator")
     seeds = f"seed {results['seed']}"
@@ -210,9 +212,10 @@ def _footnote(results: dict[str, Any]) -> str:
         seeds = f"the least of {len(protocol['seeds'])} blocks, from seeds {', '.join(map(str, protocol['seeds']))}"
     lines.append(
         f"FD: Frechet distance of n = {results['n']} samples ({seeds}) to {results['reference']} in the features "
-        f"{results['features']}; floor: the {results.get('floor_of', 'real train split')}'s, {results['floor']:.3f}"
+        f"{results['features']}; floor: the {results.get('floor_of', 'real train split')}'s"
+        + ("" if results["floor"] is None else f", {results['floor']:.3f}")
     )
-    return "\n".join([" ".join(lines), *(f"warning: {text}" for text in results.get("warnings", ()))])
+    return "\n".join([" ".join(lines), *warnings])
 
 
 def _print_table(lines: list[list[str]]) -> None:

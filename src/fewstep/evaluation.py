@@ -19,6 +19,7 @@ from fewstep.measurement import (
     Row,
     check_same_protocol,
     check_samples,
+    floor_row,
     measure,
     measure_by,
     protocol_record,
@@ -27,6 +28,7 @@ from fewstep.measurement import (
     usual_samples,
 )
 from fewstep.metrics.figures import FIGURES
+from fewstep.metrics.least import summed_up
 from fewstep.metrics.point_suite import PointSuite
 from fewstep.metrics.protocol import PRESETS, Preset, departures, differences
 from fewstep.metrics.rows import row_roles
@@ -120,7 +122,7 @@ def _evaluate(
     floor = (
         "exact samples" if points and isinstance(data, PointData) and data.density else "held-out half" if points else _floor_name(suite)
     )
-    rows: dict[str, Row] = {floor: {"role": "floor", **suite.floor_row()}}
+    rows: dict[str, Row] = {floor: {"role": "floor", **floor_row(suite)}}
     for name, model in models.items():
         model.to(device)
         for count in counts[name]:
@@ -147,7 +149,7 @@ def _evaluate(
         "training_seed": recipe.seed,
         "step": generator.info.get("step"),
         "best": generator.info.get("best"),
-        "floor": suite.floor,
+        "floor": rows[floor].get("frechet", rows[floor].get("energy")),
         "floor_of": floor,
         "self_test": suite.self_test() if options.self_test and isinstance(suite, Suite) else None,
         "rows": rows,
@@ -189,8 +191,8 @@ def _floor_name(suite: Suite | PointSuite) -> str:
 
 
 def _warnings(protocol: Mapping[str, Any], rows: Mapping[str, Row], recipe: Recipe) -> list[str]:
-    """What a reader of the figures must know; nothing about points, whose measures have no bias to speak of."""
-    found = []
+    """What a reader of the figures must know: which are not given, and of which the bias is large."""
+    found = summed_up(row for row in rows.values() if row["role"] != "beside")
     biases = [row["frechet_bias"] for row in rows.values() if "frechet_bias" in row and row["role"] != "beside"]
     if biases and protocol["n"] < FEWEST:
         low, high = min(biases), max(biases)
@@ -273,3 +275,15 @@ def table(results: dict[str, Any]) -> list[list[str]]:
     for name, row in rows.items():
         lines.append([name, *(figure.form.format(row[figure.key]) if figure.key in row else "" for figure in columns)])
     return lines
+
+
+def in_words(row: Row) -> str:
+    """The figures of `row` that it gives, in words."""
+    said = [f"energy distance {row['energy']:.4f}"] if "energy" in row else []
+    if "modes" in row:
+        said.append(f"{row['modes']:.0f} modes, TV {row['weight_tv']:.3f}, {row['inside']:.1%} inside")
+    if "frechet_over_floor" in row:
+        said.append(f"Frechet distance {row['frechet_over_floor']:.2f} x the floor")
+    if "class_accuracy" in row:
+        said.append(f"{row['class_accuracy']:.1%} show the class asked for")
+    return ("\n" if "energy" in row else ", ").join(said)

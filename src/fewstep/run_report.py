@@ -96,7 +96,7 @@ def _info(run: RunFolder) -> dict[str, Any]:
 
 
 def raised_alarms(records: Sequence[Mapping[str, Any]], method: type[Method]) -> list[RaisedAlarm]:
-    """The alarms that `records` name, each with its message as it was at first and at last, and what `method` advised when it was last raised.
+    """The alarms that `records` name, each with its message as it was at first and at last, and what `method` advised at last.
 
     metrics.jsonl has their names; what was said is made of the record's own figures again, and of those before it. A name that nobody has
     any more says so.
