@@ -10,24 +10,29 @@ given from the smallest number on at which, in both, that error is at most
 * `BIASED` of it for Frechet distances, whose bias the floor beside them shows: the fault then lies at twice the truth.
 """
 
+import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fewstep.metrics.figures import BY_KEY
+from fewstep.metrics.rows import row_roles
 
 ALLOWED, BIASED = 0.25, 1.0
 NEEDS = " needs at least "
 
 
 class Least(NamedTuple):
-    """The least numbers of items: real ones that a figure is held against (each set of them), generated ones, those at a mode."""
+    """The least numbers of items: real ones that a figure is held against (each set of them); generated ones.
+
+    `at_mode` is how many of the latter a true set has to have, in expectation, at the mode of least weight.
+    """
 
     reference: int = 0
     generated: int = 0
-    at_mode: int = 0
+    at_mode: float = 0
 
 
-MEASURED = 5  # the fewest that were tried: a figure that stands then needs no more
 SHARE = 25  # of which a share has a standard error of at most .1, whatever it is
 LEAST: Mapping[str, Least] = {
     "frechet": Least(50, 50),
@@ -35,13 +40,22 @@ LEAST: Mapping[str, Least] = {
     "frechet_mean": Least(50, 50),
     "frechet_train": Least(50, 50),
     "frechet_bias": Least(50, 50),
-    "kernel": Least(150, 100),  # in the digit features; in pixels it does not see the noise
+    "kernel": Least(150, 150),  # in the digit features; in pixels it does not see the noise
     "class_accuracy": Least(0, SHARE),
     "precision": Least(75, SHARE),
     "recall": Least(SHARE, 100),
     "within_class_std": Least(50, 50),
     "spacing": Least(32, 50),
-    "train_distance": Least(MEASURED, MEASURED),
+    "train_distance": Least(5, 5),  # the fewest that were tried
+    # points: their standard errors need 40 of each side, see `fewstep.metrics.two_sample`
+    "energy": Least(40, 40),
+    "mmd": Least(40, 40),
+    "sliced_wasserstein": Least(60, 40),
+    "modes": Least(0, 40, at_mode=2.4),
+    "weight_tv": Least(0, 40, at_mode=7.5),
+    "inside": Least(0, 40),
+    "variance": Least(0, 80),
+    "median_radius": Least(0, 80),
 }
 # those whose real items are the ones that distances are to, and what these are called by their name in a protocol
 OF_REFERENCE = {"frechet", "frechet_over_floor", "frechet_mean", "frechet_bias", "kernel", "precision", "recall"}
@@ -51,18 +65,13 @@ WORDS = {"held-out split": "held-out images", "train split": "training images", 
 class Lack(NamedTuple):
     """`num` items of the kind `what`, and `least` that a figure needs of them."""
 
-    num: int
+    num: float
     what: str
-    least: int
+    least: float
 
     def reason(self, key: str) -> str:
         """Why the figure `key` is not given."""
-        return f"{self.num:,} {self.what}; {name_of(key)}{NEEDS}{self.least:,}"
-
-
-def name_of(key: str) -> str:
-    """The figure `key` in the words of a table's heading."""
-    return BY_KEY[key].heading if key in BY_KEY else key
+        return f"{self.num:,.10g} {self.what}; {BY_KEY[key].heading}{NEEDS}{self.least:,.10g}"
 
 
 def lack(key: str, real: Mapping[str, int | None], generated: int, made: str = "samples", at_mode: float | None = None) -> Lack | None:
@@ -78,7 +87,7 @@ def lack(key: str, real: Mapping[str, int | None], generated: int, made: str = "
     if generated < least.generated:
         return Lack(generated, made, least.generated)
     if at_mode is not None and at_mode < least.at_mode:
-        return Lack(int(at_mode), f"{made} at the lightest mode", least.at_mode)
+        return Lack(math.floor(10 * at_mode) / 10, f"{made} to be expected at the mode of least weight", least.at_mode)
     return None
 
 
@@ -101,23 +110,25 @@ def summed_up(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def carried(results: Mapping[str, Any]) -> dict[str, Any]:
-    """`results` of results.json, by this or an earlier version, without figures that the numbers in its protocol cannot carry."""
-    protocol = results.get("protocol")
-    if not isinstance(protocol, Mapping) or not isinstance(results.get("rows"), Mapping):
+    """`results` of results.json, by this or an earlier version, without figures that the numbers of items in it cannot carry."""
+    if not isinstance(results.get("rows"), Mapping):
         return dict(results)
-    reference, num = protocol.get("reference"), protocol.get("n")
-    known = reference.get("num") if isinstance(reference, Mapping) else None
-    what = WORDS.get(str(reference.get("what")), "items of the reference") if isinstance(reference, Mapping) else ""
+    real, num = _real_items(results), results.get("n")
     rows = {}
     for title, row in results["rows"].items():
-        if not isinstance(row, Mapping):
-            rows[title] = row
-            continue
-        lacks = {}
-        for key in row.keys() & LEAST.keys():
-            real = {what: known} if isinstance(known, int) and key in OF_REFERENCE else {}
-            made = num if isinstance(num, int) and row.get("role") != "floor" else max(each.generated for each in LEAST.values())
-            if (found := lack(key, real, made)) is not None:
-                lacks[key] = found
-        rows[title] = without(row, lacks)
+        rows[title] = row
+        if isinstance(row, Mapping):
+            # of the floor's row, how many real images stand for samples is not known
+            made = num if isinstance(num, int) and row_roles(results)[title] != "floor" else max(each.generated for each in LEAST.values())
+            lacks = {key: lack(key, real if key in OF_REFERENCE else {}, made) for key in row.keys() & LEAST.keys()}
+            rows[title] = without(row, {key: few for key, few in lacks.items() if few is not None})
     return {**results, "rows": rows}
+
+
+def _real_items(results: Mapping[str, Any]) -> dict[str, int | None]:
+    """What images were measured against, and how many: by the protocol, or else as the first versions put it into words."""
+    protocol, words = results.get("protocol"), re.match(r"(\d+) (held-out|training) images", str(results.get("reference")))
+    reference = protocol.get("reference") if isinstance(protocol, Mapping) else None
+    if isinstance(reference, Mapping) and isinstance(reference.get("num"), int):
+        return {WORDS.get(str(reference.get("what")), "items of the reference"): reference["num"]}
+    return {f"{words[2]} images": int(words[1])} if words else {}
