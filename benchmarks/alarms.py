@@ -49,8 +49,8 @@ class Teacher:
 
 
 TEACHERS = {
-    "ring": Teacher("teacher/ring", ("steps=1500",)),
-    "grid25": Teacher("teacher/ring", ("steps=1500", "data.density=grid25")),
+    "ring": Teacher("teacher/ring", ("steps=800",)),
+    "grid25": Teacher("teacher/ring", ("steps=800", "data.density=grid25")),
     "digits": Teacher("teacher/digits"),
 }
 
@@ -77,22 +77,24 @@ class Arm:
 
 
 LABELS = "data={{name: images, path: runs/alarms/data/{}, size: 8, channels: 1, holdout: 0.2}}"
+SHORT = ("steps=600", "batch_size=256")
 SMALL = ("network.channels=[16,32]", "steps=200", "batch_size=64")
+GAN = (*SHORT, "method.gan=true")
 FAILURES: tuple[Arm, ...] = (
-    Arm("rate too high", "dmd2/ring", ("steps=1000",), ("method.generator_optimizer.lr=0.3",), "noise"),
-    Arm("rate too low", "teacher/ring", ("steps=800",), ("method.optimizer.lr=1e-6",), "untrained"),
-    Arm("batch of 4", "drift/ring", ("steps=1000",), ("batch_size=4",), "collapse"),
+    Arm("rate too high", "dmd2/ring", SHORT, ("method.generator_optimizer.lr=0.3",), "noise"),
+    Arm("rate too low", "teacher/ring", SHORT, ("method.optimizer.lr=1e-6",), "untrained"),
+    Arm("batch of 4", "drift/ring", ("steps=600",), ("batch_size=4",), "collapse"),
     Arm("wrong sigma_data", "teacher/digits", SMALL, ("network.sigma_data=0.05",), "scale"),
-    Arm("teacher of other data", "dmd2/ring", ("steps=1000",), (), "noise", teacher="grid25", mend=("teacher=ring",)),
+    Arm("teacher of other data", "dmd2/ring", SHORT, (), "noise", teacher="grid25", mend=("teacher=ring",)),
     Arm("labels shuffled", "teacher/digits", SMALL, (LABELS.format("shuffled"),), "labels", mend=(LABELS.format("right"),)),
-    Arm("GAN too strong", "dmd2/ring", ("steps=1000", "method.gan=true"), ("method.gan_weight_generator=300",), "gan"),
-    Arm("EMA off", "teacher/ring", ("steps=800",), ("method.ema_decay=0",), "unaveraged"),
-    Arm("EMA too slow", "drift/ring", ("steps=1000",), ("method.ema_decay=0.9995", "method.ema_warmup=0"), "lag"),
-    Arm("frozen fake network", "dmd2/ring", ("steps=1000",), ("method.guidance_optimizer.lr=1e-9",), "disagreement"),
-    Arm("noise range wrong", "teacher/ring", ("steps=800",), ("method.sigma_mean=-6",), "untrained", mend=("method.sigma_mean=-0.5",)),
-    Arm("temperature too low", "drift/ring", ("steps=1000",), ("method.temperatures=[0.02]", "method.temperature_start=null"), "escape"),
-    Arm("spread of the posterior not asked for", "dddm/bimodal", ("steps=600",), ("method.lam=0",), "overconfident"),
-    Arm("rate too high, consistency", "consistency/ring", ("steps=1000",), ("method.optimizer.lr=1",), "unlearned"),
+    Arm("GAN too strong", "dmd2/ring", GAN, ("method.gan_weight_generator=300",), "gan"),
+    Arm("EMA off", "teacher/ring", SHORT, ("method.ema_decay=0",), "unaveraged"),
+    Arm("EMA too slow", "drift/ring", SHORT, ("method.ema_decay=0.9995", "method.ema_warmup=0"), "lag"),
+    Arm("frozen fake network", "dmd2/ring", SHORT, ("method.guidance_optimizer.lr=1e-9",), "disagreement"),
+    Arm("noise range wrong", "teacher/ring", SHORT, ("method.sigma_mean=-6",), "untrained"),
+    Arm("temperature too low", "drift/ring", SHORT, ("method.temperatures=[0.02]", "method.temperature_start=null"), "escape"),
+    Arm("spread not asked for", "dddm/bimodal", ("steps=300",), ("method.lam=0",), "overconfident"),
+    Arm("rate too high, consistency", "consistency/ring", SHORT, ("method.optimizer.lr=1",), "unlearned"),
 )
 SOUND: tuple[Arm, ...] = (
     *(Arm(name, name) for name in ("teacher/ring", "dmd2/ring", "drift/ring", "drift/grid25", "drift/mixture8d", "drift/unequal")),

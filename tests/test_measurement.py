@@ -31,7 +31,7 @@ FIGURES_OF_IMAGES |= {"class_accuracy", "within_class_std", "spacing", "train_di
 @pytest.fixture(autouse=True)
 def _few(monkeypatch):
     monkeypatch.setattr(measurement, "EXACT_SAMPLES", 400)
-    monkeypatch.setattr(measurement, "IMAGE_SAMPLES", 40)
+    monkeypatch.setattr(measurement, "IMAGE_SAMPLES", 150)
 
 
 def make(kind, seed=0):
@@ -63,7 +63,7 @@ def test_usual_numbers_of_samples(monkeypatch):
     assert (usual_samples(points=True), usual_samples(points=False)) == (7, 5)
 
 
-@pytest.mark.parametrize(("kind", "usual"), [("points", 400), ("images", 40)])
+@pytest.mark.parametrize(("kind", "usual"), [("points", 400), ("images", 150)])
 def test_a_watch_measures_as_many_as_it_is_told(kind, usual):
     data, asked = data_of(kind), []
 

@@ -163,7 +163,8 @@ def compare(
     draw(ground, gamma, generators, rows, out / "compare.png", seed, means)
     figure = ("energy", "energy distance") if density else ("frechet_over_floor", "Frechet distance / floor")
     error = rows[floor].get("energy_error", 0.0)
-    quality_by_evaluations(curves(rows, figure[0]), f"{data}: quality and network evaluations", figure[1], out / "steps.png", error)
+    if drawn := curves(rows, figure[0]):
+        quality_by_evaluations(drawn, f"{data}: quality and network evaluations", figure[1], out / "steps.png", error)
     return results
 
 

@@ -166,5 +166,5 @@ def test_reasons_are_summed_up_by_what_is_too_few():
     lacks = {key: lack(key, {"held-out images": 12}, 60) for key in ("frechet", "frechet_over_floor", "precision", "recall")}
     row = without(dict.fromkeys(lacks, 1.0), {key: few for key, few in lacks.items() if few})
     assert summed_up([row, row, {"frechet": 1.0}]) == [
-        "12 held-out images, too few for FD and FD / floor (50 needed), precision (75 needed), recall (25 needed): not given"
+        "12 held-out images, too few for FD, FD / floor (50 needed); precision (75 needed); recall (25 needed): not given"
     ]

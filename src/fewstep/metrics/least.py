@@ -105,7 +105,7 @@ def summed_up(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         items, needs = reason.split("; ", 1)
         name, least = needs.split(NEEDS)
         few.setdefault(items, {}).setdefault(least, []).append(name)
-    told = {items: ", ".join(f"{' and '.join(names)} ({least} needed)" for least, names in needs.items()) for items, needs in few.items()}
+    told = {items: "; ".join(f"{', '.join(names)} ({least} needed)" for least, names in needs.items()) for items, needs in few.items()}
     return [f"{items}, too few for {which}: not given" for items, which in told.items()]
 
 
