@@ -77,23 +77,23 @@ class Arm:
 
 
 LABELS = "data={{name: images, path: runs/alarms/data/{}, size: 8, channels: 1, holdout: 0.2}}"
-SHORT = ("steps=600", "batch_size=256")
+SHORT = ("steps=400", "batch_size=256")
 SMALL = ("network.channels=[16,32]", "steps=200", "batch_size=64")
 GAN = (*SHORT, "method.gan=true")
 FAILURES: tuple[Arm, ...] = (
     Arm("rate too high", "dmd2/ring", SHORT, ("method.generator_optimizer.lr=0.3",), "noise"),
     Arm("rate too low", "teacher/ring", SHORT, ("method.optimizer.lr=1e-6",), "untrained"),
-    Arm("batch of 4", "drift/ring", ("steps=600",), ("batch_size=4",), "collapse"),
+    Arm("batch of 4", "drift/ring", ("steps=400",), ("batch_size=4",), "collapse"),
     Arm("wrong sigma_data", "teacher/digits", SMALL, ("network.sigma_data=0.05",), "scale"),
     Arm("teacher of other data", "dmd2/ring", SHORT, (), "noise", teacher="grid25", mend=("teacher=ring",)),
     Arm("labels shuffled", "teacher/digits", SMALL, (LABELS.format("shuffled"),), "labels", mend=(LABELS.format("right"),)),
     Arm("GAN too strong", "dmd2/ring", GAN, ("method.gan_weight_generator=300",), "gan"),
-    Arm("EMA off", "teacher/ring", SHORT, ("method.ema_decay=0",), "unaveraged"),
+    Arm("EMA off", "teacher/ring", (*SHORT, "method.optimizer.final=1"), ("method.ema_decay=0",), "unaveraged"),
     Arm("EMA too slow", "drift/ring", SHORT, ("method.ema_decay=0.9995", "method.ema_warmup=0"), "lag"),
     Arm("frozen fake network", "dmd2/ring", SHORT, ("method.guidance_optimizer.lr=1e-9",), "disagreement"),
     Arm("noise range wrong", "teacher/ring", SHORT, ("method.sigma_mean=-6",), "untrained"),
     Arm("temperature too low", "drift/ring", SHORT, ("method.temperatures=[0.02]", "method.temperature_start=null"), "escape"),
-    Arm("spread not asked for", "dddm/bimodal", ("steps=300",), ("method.lam=0",), "overconfident"),
+    Arm("spread not asked for", "dddm/bimodal", ("steps=300",), ("method.lam=0.2",), "overconfident"),
     Arm("rate too high, consistency", "consistency/ring", SHORT, ("method.optimizer.lr=1",), "unlearned"),
 )
 SOUND: tuple[Arm, ...] = (

@@ -129,7 +129,7 @@ def _advice(rule: Alarm | None, record: Mapping[str, Any], method: type[Method],
         return "Look at the curves"
     usual, value = method.advice.get(rule.name, rule.advice), record.get(rule.figure)
     if not isinstance(value, int | float):
-        return usual
+        return usual.replace("{rate}", method.rate)
     return what_to_do(rule, usual, value, margin_of(rule, record), course, method.rate)
 
 

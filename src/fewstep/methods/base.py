@@ -107,8 +107,8 @@ class Alarm:
 
     `message` says what is seen, with ``{value}`` where the figure goes; `advice` says why, and what to change. Where `sound`, the value of
     a sound run, is given, the figure is compared with how it began: one that has hardly moved wants a longer run or a higher rate, or what
-    `unmoved` says, and `advice` is for one that was better before. A figure with an error (``FIGURE_error``) has to be out of the range by
-    two of them.
+    `unmoved` says, and `advice` is for one that was better before, unless `lost` is for that. In all of these ``{rate}`` stands for the
+    setting of the learning rate. A figure with an error (``FIGURE_error``) has to be out of the range by two of them.
     """
 
     name: str
@@ -119,6 +119,7 @@ class Alarm:
     high: float = math.inf
     sound: float | None = None
     unmoved: str | None = None
+    lost: str | None = None
 
 
 @dataclass(frozen=True)

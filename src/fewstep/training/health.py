@@ -31,7 +31,7 @@ COMMON = (
         "collapse",
         "health.spread",
         "samples of a class differ {value:.0%} as much as real ones: diversity is being lost",
-        "Raise batch_size, lower the learning rate, or train longer",
+        "Raise batch_size, lower {rate}, or train longer",
         low=0.8,
         sound=1.0,
     ),
@@ -39,7 +39,7 @@ COMMON = (
         "noise",
         "health.spread",
         "samples of a class differ {value:.0%} as much as real ones: they still hold noise, or training is unstable",
-        "Lower the learning rate",
+        "Lower {rate}",
         high=1.3,
         sound=1.0,
     ),
@@ -50,12 +50,13 @@ COMMON = (
         "Check network.sigma_data and the pixel range, or train longer",
         high=0.25,
         sound=0.0,
+        lost="Training is unstable: lower {rate}",
     ),
     Alarm(
         "saturation",
         "health.saturation",
         "{value:.0%} of the pixels lie beyond the data's range",
-        "Lower the learning rate, or the guidance",
+        "Lower {rate}, or the guidance",
         high=0.15,
         sound=0.0,
     ),
@@ -81,6 +82,14 @@ COMMON = (
         "Lower method.ema_decay, or train longer",
         high=0.2,
     ),
+    Alarm(
+        "unaveraged",
+        "health.averaged",
+        "the weights that ship are an average over {value:.2g} updates, and the learning rate is held to the end: they carry the chance of "
+        "the last batches",
+        "Set method.ema_decay to 0.99 or more, or let the rate fall (decay_from and final beside {rate})",
+        low=2.0,
+    ),
 )
 
 
@@ -90,7 +99,11 @@ WORSE = 1.25  # times as far from a sound value as once before: it was better
 
 
 class Course:
-    """How each figure has gone: its first value, and the one nearest to that of a sound run."""
+    """How each figure has gone: its first value, and the one nearest to that of a sound run.
+
+    Where samples were worth something before the first update, the first record has those values as ``FIGURE_first``: a rate that is far
+    too high has blown them up by the time of the record itself.
+    """
 
     def __init__(self) -> None:
         self.first: dict[str, float] = {}
@@ -101,8 +114,9 @@ class Course:
         for rule in (*COMMON, *own):
             if rule.sound is not None and rule.figure in figures:
                 value = float(f"{figures[rule.figure]:.9g}")
-                before = self.nearest.get(rule.figure, value)
-                self.first.setdefault(rule.figure, value)
+                first = float(f"{figures.get(f'{rule.figure}_first', value):.9g}")
+                before = self.nearest.get(rule.figure, first)
+                self.first.setdefault(rule.figure, first)
                 self.nearest[rule.figure] = min(before, value, key=lambda x, sound=rule.sound: abs(x - sound))  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,13 +161,20 @@ def margin_of(rule: Alarm, figures: Mapping[str, Any]) -> float:
 
 
 def what_to_do(rule: Alarm, advice: str, value: float, margin: float, course: Course, rate: str) -> str:
-    """`advice`, unless the figure of `rule`, now `value` give or take `margin`, is still where its `course` began."""
+    """`advice`, unless the figure of `rule`, now `value` give or take `margin`, is still where its `course` began.
+
+    `rate` stands for ``{rate}``.
+    """
+    return _what_to_do(rule, advice, value, margin, course, rate).replace("{rate}", rate)
+
+
+def _what_to_do(rule: Alarm, advice: str, value: float, margin: float, course: Course, rate: str) -> str:
     first, nearest = course.first.get(rule.figure), course.nearest.get(rule.figure)
     if rule.sound is None or first is None or nearest is None:
         return advice
     now, at_first, at_best = (abs(x - rule.sound) for x in (value, first, nearest))
     if now > WORSE * at_best + margin:
-        return f"It was better before ({nearest:.2g}). {advice}"
+        return f"It was better before ({nearest:.2g}). {rule.lost or advice}"
     if now >= UNMOVED * at_first:
         return f"It has hardly moved since the start ({first:.2g}). {rule.unmoved or f'Train longer (steps), or raise {rate}'}"
     return f"It has come from {first:.2g}: train longer (steps). If it stays: {advice}"

@@ -204,6 +204,8 @@ class Loop:
                 if looks:
                     seen.append((output.samples, output.label, batch))
             state.looks.look(seen, at_data=turn is self.method.turns[0])
+            if state.step == 0 and self.method.ships in turn.trains:
+                state.course.follow(state.looks.peek(), self.method.alarms)
             self._update(turn)
         state.step += 1
 
@@ -318,6 +320,8 @@ class Loop:
         if self.fabric.world_size > 1:
             state.window.average(lambda sums: reduced(self.fabric, sums, "mean"))
         means, state.window = state.window.means() | state.health(self.settings.steps), Window()
+        if state.logged[0] == 0:
+            means |= {f"{name}_first": value for name, value in state.course.first.items()}
         state.course.follow(means, self.method.alarms)
         step, seconds = state.logged
         state.logged = (state.step, state.seconds)

@@ -26,6 +26,7 @@ from fewstep.training.window import Window
 
 Better = Literal["least", "greatest", "nearest 1"]
 REMEMBERED = "remembered"  # what a checkpoint calls the tensors of a method beside its networks
+HELD = 0.2  # of a learning rate: one that ends above it has not fallen, and the last steps are as rough as the first
 LOOKS = "looks"  # and the sums of what health is told by
 
 
@@ -79,8 +80,12 @@ class State:
         turn = next((turn for turn in self.method.turns if ships in turn.trains), None)
         known = self.looks.data.figures(getattr(self.method.networks[ships], "sigma_data", None))
         updates = 0 if turn is None else turn.updates(steps)
-        lag = {"health.lag": self.ema.age / updates} if updates >= 100 else {}  # of fewer an average has hardly begun
-        return {**self.looks.take(), **known, **lag}
+        average: dict[str, float] = {}
+        if turn is not None and updates >= 100:  # of fewer an average has hardly begun
+            average["health.lag"] = self.ema.age / updates
+            if turn.optimizer.lr_at(updates - 1, updates) > HELD * turn.optimizer.lr:
+                average["health.averaged"] = self.ema.age
+        return {**self.looks.take(), **known, **average}
 
     def shipped(self) -> Generator:
         """The generator as it would be saved now."""
