@@ -52,6 +52,7 @@ TEACHERS = {
     "ring": Teacher("teacher/ring", ("steps=800",)),
     "grid25": Teacher("teacher/ring", ("steps=800", "data.density=grid25")),
     "digits": Teacher("teacher/digits"),
+    "small digits": Teacher("teacher/digits", ("network.channels=[16,32]", "steps=300", "batch_size=64")),
 }
 
 
@@ -79,15 +80,15 @@ class Arm:
 LABELS = "data={{name: images, path: runs/alarms/data/{}, size: 8, channels: 1, holdout: 0.2}}"
 SHORT = ("steps=400", "batch_size=256")
 SMALL = ("network.channels=[16,32]", "steps=200", "batch_size=64")
-GAN = (*SHORT, "method.gan=true")
+GAN = ("steps=150", "batch_size=64", "method.gan=true", "method.generator_optimizer.lr=5e-4")
 FAILURES: tuple[Arm, ...] = (
     Arm("rate too high", "dmd2/ring", SHORT, ("method.generator_optimizer.lr=0.3",), "noise"),
     Arm("rate too low", "teacher/ring", SHORT, ("method.optimizer.lr=1e-6",), "untrained"),
-    Arm("batch of 4", "drift/ring", ("steps=400",), ("batch_size=4",), "collapse"),
+    Arm("batch of 4", "drift/ring", ("steps=400",), ("batch_size=4",), "batch"),
     Arm("wrong sigma_data", "teacher/digits", SMALL, ("network.sigma_data=0.05",), "scale"),
-    Arm("teacher of other data", "dmd2/ring", SHORT, (), "noise", teacher="grid25", mend=("teacher=ring",)),
+    Arm("teacher of other data", "dmd2/ring", SHORT, (), "teacher", teacher="grid25", mend=("teacher=ring",)),
     Arm("labels shuffled", "teacher/digits", SMALL, (LABELS.format("shuffled"),), "labels", mend=(LABELS.format("right"),)),
-    Arm("GAN too strong", "dmd2/ring", GAN, ("method.gan_weight_generator=300",), "gan"),
+    Arm("GAN too strong", "dmd2/digits", GAN, ("method.gan_weight_generator=300",), "gan", teacher="small digits"),
     Arm("EMA off", "teacher/ring", (*SHORT, "method.optimizer.final=1"), ("method.ema_decay=0",), "unaveraged"),
     Arm("EMA too slow", "drift/ring", SHORT, ("method.ema_decay=0.9995", "method.ema_warmup=0"), "lag"),
     Arm("frozen fake network", "dmd2/ring", SHORT, ("method.guidance_optimizer.lr=1e-9",), "disagreement"),
@@ -114,7 +115,7 @@ def recipe_of(arm: Arm, changes: Sequence[str], folder: Path) -> Recipe:
 
 def taught(name: str, folder: Path) -> Path:
     """The run of the teacher called `name`, trained where it is not there."""
-    teacher, run = TEACHERS[name], RunFolder(folder / f"teacher_{name}")
+    teacher, run = TEACHERS[name], RunFolder(folder / f"teacher_{name.replace(' ', '_')}")
     recipe = load_recipe(teacher.recipe, [f"seed={SEED}", "trainer.threads=1", *teacher.overrides])
     if not run.is_finished(recipe.steps):
         train_recipe(recipe, run.path, resume=run.recipe_file.exists(), title=f"teacher {name}")
@@ -243,6 +244,7 @@ def main() -> None:
                 continue
             content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"sound": {}, "failures": {}}
             row = failure(arm, arguments.folder) if kind == "failures" else sound(arm, arguments.folder)
+            content = json.loads(RESULTS.read_text()) if RESULTS.exists() else content
             content[kind][arm.title] = {"recipe": arm.recipe, "overrides": list(arm.overrides), **row}
             content |= {"command": "python benchmarks/alarms.py", "seed": SEED, "machine": machine()}
             RESULTS.write_text(json.dumps(content, indent=1) + "\n")

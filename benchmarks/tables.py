@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 
 from fewstep.metrics.figures import BY_KEY
-from fewstep.metrics.least import LEAST, Least
+from fewstep.metrics.least import LEAST
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"

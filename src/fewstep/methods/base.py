@@ -180,6 +180,7 @@ class Method(ABC):
         alarms: what is alarming in the method's own terms.
         advice: what to do about a common alarm (`fewstep.training.health`), by its name.
         rate: the setting that is the learning rate of what ships.
+        compares_batch: whether a sample learns from where the others of the batch are, and the real ones, so that few teach it chance.
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
@@ -192,6 +193,7 @@ class Method(ABC):
     alarms: ClassVar[tuple[Alarm, ...]] = ()
     advice: ClassVar[Mapping[str, str]] = {}
     rate: ClassVar[str] = "method.optimizer.lr"
+    compares_batch: ClassVar[bool] = False
 
     networks: dict[str, nn.Module]
     turns: tuple[Turn, ...]

@@ -83,6 +83,21 @@ COMMON = (
         high=0.2,
     ),
     Alarm(
+        "teacher",
+        "health.teacher",
+        "the teacher denoises these items {value:.1f} times as badly as could be done without a network: it was made for other data, or for "
+        "other pixel values",
+        "Name a teacher in method.teacher that was trained on this data, with the same network.sigma_data and pixel range",
+        high=1.2,
+    ),
+    Alarm(
+        "batch",
+        "health.batch",
+        "each sample learns from {value:.0f} others: where they are is mostly chance",
+        "Raise batch_size (64 or more) for samples to feel the data",
+        low=16,
+    ),
+    Alarm(
         "unaveraged",
         "health.averaged",
         "the weights that ship are an average over {value:.2g} updates, and the learning rate is held to the end: they carry the chance of "

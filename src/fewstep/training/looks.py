@@ -199,8 +199,11 @@ class DataLooks:
             sums, classes = self.sums + sums, classes + torch.nn.functional.pad(self.classes, (0, 0, 0, len(classes) - len(self.classes)))
         self.sums, self.classes, self.num = sums, classes, self.num + len(x)
 
-    def figures(self, sigma_data: float | None) -> dict[str, float]:
-        """``health.scale``, where there is a `sigma_data`, and ``health.classes``, where there are some, with its largest error."""
+    def figures(self, sigma_data: float | None, items: int | None = None) -> dict[str, float]:
+        """``health.scale``, where there is a `sigma_data`, and ``health.classes``, where there are some, with its largest error.
+
+        Of `items` in the data, which were seen several times where they are fewer than the looks, chance is that of as many.
+        """
         if self.sums is None or self.classes is None or self.num < LEAST:
             return {}
         count, sums = self.classes[:, 0], self.classes[:, 1:]
@@ -209,10 +212,11 @@ class DataLooks:
             mean = total / num / elements
             figures["health.scale"] = max(0.0, squares / num / elements - mean**2) ** 0.5 / sigma_data
         there = int((count > 0).sum())
-        variance = (squares - sums.sum(0).square().sum().item() / num) / (num - 1)
-        error = (2 * (there - 1)) ** 0.5 / num  # of classes that tell nothing, if all elements are one
-        if there > 1 and num > there and variance > 0 and error <= WORTH:
-            within = (squares - (sums.square().sum(1) / count.clamp_min(1)).sum().item()) / (num - there)
+        own = min(num, items or num)  # different ones
+        variance = (squares - sums.sum(0).square().sum().item() / num) / num * own / (own - 1) if own > 1 else 0.0
+        error = (2 * (there - 1)) ** 0.5 / own  # of classes that tell nothing, if all elements are one
+        if there > 1 and own > there and variance > 0 and error <= WORTH:
+            within = (squares - (sums.square().sum(1) / count.clamp_min(1)).sum().item()) / num * own / (own - there)
             figures |= {"health.classes": 1 - within / variance, "health.classes_error": error}
         return figures
 

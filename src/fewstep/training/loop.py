@@ -38,6 +38,7 @@ from fewstep.training.progress import Progress
 from fewstep.training.resume import Better, State, keep_if_best, restore, restore_best, save
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.signals import StopNow, StopRequest
+from fewstep.training.standing import standing
 from fewstep.training.tracking import NoTracker, Tracker
 from fewstep.training.window import Window
 
@@ -121,6 +122,7 @@ class Loop:
         dealt = dealt_to(fabric, settings.batch_size, settings.seed, settings.accumulate, settings.workers)
         batches = make_batches(data, dealt, rng, fabric.device)
         self.state = State(method, trained, batches, ema, optimizers, dict.fromkeys(optimizers, 0), rng, settings.seed)
+        self.state.items = getattr(data, "train_size", None)  # a stream does not say
         self.faults = Faults(fabric, run)
         self.saved: int | None = None  # the step of the last checkpoint
 
@@ -179,6 +181,8 @@ class Loop:
         state = self.state
         batches = self._batches()
         scratches: list[dict[str, Any]] = [{} for _ in batches]
+        if state.step == 0:
+            state.standing = standing(self.method, self.settings.batch_size, batches)
         for turn in self.method.turns:
             if not turn.is_due(state.step, self.settings.steps):
                 continue
