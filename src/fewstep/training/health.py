@@ -85,7 +85,7 @@ COMMON = (
     Alarm(
         "teacher",
         "health.teacher",
-        "the teacher denoises these items {value:.1f} times as badly as could be done without a network: it was made for other data, or for "
+        "the teacher denoises these items {value:.1f} times as badly as can be done without a network: it was made for other data, or for "
         "other pixel values",
         "Name a teacher in method.teacher that was trained on this data, with the same network.sigma_data and pixel range",
         high=1.2,
