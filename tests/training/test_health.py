@@ -187,7 +187,8 @@ def test_labels_dealt_anew_tell_nothing_however_often_the_items_are_seen(epochs)
             looks["right"].add(x[part], label[part])
             looks["dealt"].add(x[part], dealt[part])
     figures = looks["dealt"].figures(1.0, 1000)
-    assert abs(figures["health.classes"]) < 4 * figures["health.classes_error"] == 4 * 18**0.5 / 1000
+    assert figures["health.classes_error"] == pytest.approx(18**0.5 * (1 + (1000 * epochs - 1) / 1000) / (1000 * epochs))
+    assert abs(figures["health.classes"]) < 2 * figures["health.classes_error"] < 0.02
     whole = x.var(0).sum() / x[label == 0].var(0).sum()  # about 2: half of the variance is between classes
     assert looks["right"].figures(1.0, 1000)["health.classes"] == pytest.approx(1 - 1 / whole.item(), abs=0.1)
 
@@ -210,7 +211,7 @@ def test_a_rate_that_is_far_too_high_is_no_student_that_has_not_moved(done, tmp_
     small = ["network.widths=[16]", "network.bits=3", "batch_size=64", "steps=40", "trainer.log_every=10", "data.size=500"]
     said = done("train", "dmd2/ring", *small, "method.generator_optimizer.lr=3", "--out", tmp_path / "run").err
     first, *rest = RunFolder(tmp_path / "run").metrics()
-    assert first["health.spread"] > 5
+    assert first["health.spread"] > 3
     assert first["health.spread_first"] < 2
     assert not any("health.spread_first" in record for record in rest)
     assert "raise method.generator_optimizer.lr" not in said

@@ -202,7 +202,8 @@ class DataLooks:
     def figures(self, sigma_data: float | None, items: int | None = None) -> dict[str, float]:
         """``health.scale``, where there is a `sigma_data`, and ``health.classes``, where there are some, with its largest error.
 
-        Of `items` in the data, which were seen several times where they are fewer than the looks, chance is that of as many.
+        Where there are `items` in the data, some were seen more than once: the mean of n draws with repeats from N has the variance
+        ``(1 + (n - 1) / N) / n`` about that of the law, and chance is that of so many fewer.
         """
         if self.sums is None or self.classes is None or self.num < LEAST:
             return {}
@@ -212,7 +213,7 @@ class DataLooks:
             mean = total / num / elements
             figures["health.scale"] = max(0.0, squares / num / elements - mean**2) ** 0.5 / sigma_data
         there = int((count > 0).sum())
-        own = min(num, items or num)  # different ones
+        own = num / (1 + (num - 1) / items) if items else num  # as many as chance is of: repeats are no new items
         variance = (squares - sums.sum(0).square().sum().item() / num) / num * own / (own - 1) if own > 1 else 0.0
         error = (2 * (there - 1)) ** 0.5 / own  # of classes that tell nothing, if all elements are one
         if there > 1 and own > there and variance > 0 and error <= WORTH:

@@ -20,7 +20,7 @@ from fewstep.maths.parametrization import edm_weight
 from fewstep.methods.base import Batch, Method
 from fewstep.methods.devices import whole_items
 
-LEVELS = (0.15, 0.3, 0.6)  # of sigma_data
+LEVELS = (0.08, 0.15, 0.3)  # of sigma_data: below, a teacher that was trained for a short time has not learned; above, any data look alike
 ITEMS = 256
 VALUES = 64  # of noise, at least, for each level: points of few dimensions see several draws
 
