@@ -241,7 +241,7 @@ class Teaches:
 def test_the_fit_of_a_teacher(shape):
     """Of exact denoisers of a Gaussian: 1 for its own data, where a straight line is the best; more for any other."""
     x = torch.randn(200, *shape, generator=torch.Generator().manual_seed(1))
-    batches = [Batch(x[:80]), Batch(x[80:])]
+    batches = [Batch(x[:100]), Batch(x[100:])]
     assert teacher_fit(Teaches(0.0, 1.0, 1.0), batches) == pytest.approx(1.0, abs=0.15)
     for mean, std in ((2.0, 0.3), (0.0, 0.1), (-3.0, 1.0)):
         assert teacher_fit(Teaches(mean, std, 1.0), batches) > 1.3
@@ -310,6 +310,7 @@ HEALTHY = {
     "health.teacher": 0.6,
     "health.batch": 256.0,
     "generator.gap": 0.5,
+    "generator.gan_pull": 0.5,
     "generator.escaped": 0.02,
     "denoiser.calibration": 0.9,
     "denoiser.denoising": 0.4,
@@ -328,6 +329,7 @@ ILL = [
     (DMD2, "teacher", "health.teacher", 3.0, r"3\.0 times as badly.*made for other data.*method\.teacher"),
     (Drift, "batch", "health.batch", 4.0, r"from 4 others.*Raise batch_size"),
     (DMD2, "disagreement", "generator.gap", 2.5, r"2.5 times.*guidance_optimizer\.lr.*dfake_gen_update_ratio"),
+    (DMD2, "gan", "generator.gan_pull", 50.0, r"50 times as hard.*Set method\.gan_weight_generator to auto"),
     (Drift, "escape", "generator.escaped", 0.7, "70% of the samples.*temperature_start"),
     (DDDM, "overconfident", "denoiser.calibration", 0.2, "20% as far .*xi is being ignored.*method.lam.*method.m"),
     (Teacher, "untrained", "denoiser.denoising", 0.97, r"0.97.*method\.optimizer\.lr"),

@@ -58,12 +58,14 @@ class DMD2(Method):
     rate = "method.generator_optimizer.lr"
     shown = ("dm", "fake", "gan")
     main = "generator.dm"
-    drawn: ClassVar = {"losses": ("dm", "fake", "gan"), "agreement": ("gap",)}
+    drawn: ClassVar = {"losses": ("dm", "fake", "gan"), "agreement": ("gap",), "pull": ("gan_pull",)}
     readings: ClassVar = {
         "losses": "dm is the disagreement of teacher and fake network on the generator's samples, and no measure of quality: it may rise "
         "while samples improve. fake is the fake network's denoising error: lower is better. gan, where there is one, is a contest of two.",
         "agreement": "How far the teacher and the fake network are apart, in units of what the teacher misses of the sample. Lower is "
         "better; above 1.5 the fake network does not follow.",
+        "pull": "How hard the adversarial term pulls at the samples, in units of the teacher's pull. Neither way is better: far above 1 it "
+        "is a GAN, and the teacher hardly counts.",
     }
     alarms: ClassVar = (
         Alarm(
@@ -73,6 +75,13 @@ class DMD2(Method):
             "The fake network does not follow: raise method.guidance_optimizer.lr or method.dfake_gen_update_ratio, or lower "
             "method.generator_optimizer.lr",
             high=1.5,
+        ),
+        Alarm(
+            "gan",
+            "generator.gan_pull",
+            "the adversarial term pulls {value:.0f} times as hard at the samples as the teacher does",
+            "Set method.gan_weight_generator to auto, or lower it",
+            high=10.0,
         ),
     )
     advice: ClassVar = {
@@ -207,6 +216,8 @@ class DMD2(Method):
         if self.settings.gan:
             gan = generator_loss(self.critic.logits(networks, *self._noised_anyhow(x, rng), label, told))
             self.critic.measure_weight(dm, gan, x, self.generator_updates)
+            if self.generator_updates % self.critic.PULL_EVERY == 0 and x.requires_grad:
+                terms["gan_pull"] = self.critic.pull(dm, gan, x)
             total = dm + self.critic.weight * gan
             terms |= {"gan": gan.detach(), "gan_weight": torch.tensor(self.critic.weight)}
         return LossOutput(total, terms, scratch["x"], label)
