@@ -198,6 +198,8 @@ def follow(advice: str, recipe: Recipe, found: dict[str, Any]) -> list[str]:
     times = TIMES.get(key.split(".")[-1], 4.0)
     if not isinstance(now, int | float):
         return []
+    if key == "method.ema_decay" and verb == "lower":
+        return [f"{key}={1 - 10 * (1 - now):g}"]
     after = now * times if verb == "raise" else now / times
     return [f"{key}={round(after) if isinstance(now, int) else after:g}"]
 

@@ -79,7 +79,7 @@ COMMON = (
         "lag",
         "health.lag",
         "the averaged weights, which are what ships, are {value:.0%} of the run behind",
-        "Lower method.ema_decay, or train longer",
+        "Lower method.ema_decay (ten times as far from 1), or train longer",
         high=0.2,
     ),
     Alarm(
