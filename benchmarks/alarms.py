@@ -92,8 +92,8 @@ FAILURES: tuple[Arm, ...] = (
     Arm("GAN too strong", "dmd2/digits", GAN, ("method.gan_weight_generator=300",), "gan", teacher="small digits"),
     Arm("EMA off", "teacher/ring", (*SHORT, "method.optimizer.final=1"), ("method.ema_decay=0",), "unaveraged"),
     Arm("EMA too slow", "drift/ring", SHORT, ("method.ema_decay=0.9995", "method.ema_warmup=0"), "lag"),
-    Arm("frozen fake network", "dmd2/ring", SHORT, ("method.guidance_optimizer.lr=1e-9",), "disagreement"),
-    Arm("noise range wrong", "teacher/ring", SHORT, ("method.sigma_mean=-6",), "untrained"),
+    Arm("frozen fake network", "dmd2/ring", SHORT, ("method.guidance_optimizer.lr=1e-9",), "frozen"),
+    Arm("noise range wrong", "teacher/ring", SHORT, ("method.sigma_mean=-6",), "levels"),
     Arm("temperature too low", "drift/ring", SHORT, ("method.temperatures=[0.02]", "method.temperature_start=null"), "escape"),
     Arm("spread not asked for", "dddm/bimodal", ("steps=300",), ("method.lam=0.2",), "overconfident"),
     Arm("rate too high, consistency", "consistency/ring", SHORT, ("method.optimizer.lr=1",), "unlearned"),
@@ -191,11 +191,15 @@ def follow(advice: str, recipe: Recipe, found: dict[str, Any]) -> list[str]:
         if to is None and key == "network.sigma_data":  # "to the standard deviation of the data", which the message has
             times = re.search(r"deviation is ([\d.e+-]+) times", found["message"])
             return [f"{key}={now * float(times[1])}"] if times else []
+        if to is None and (off := re.search(rf"{re.escape(key)} is ([\d.e+-]+) from", found["message"])):
+            return [f"{key}={now - float(off[1]):g}"]
         return [f"{key}={to[1]}"] if to else []
     if isinstance(now, list):
         factor = 4.0 if verb == "raise" else 0.25
         return [f"{key}={[x * factor for x in now]}"]
     times = TIMES.get(key.split(".")[-1], 4.0)
+    if known := re.search(r"add up to ([\d.e+-]+) of", found["message"] if "by as much" in advice else ""):
+        times = 1 / float(known[1])
     if not isinstance(now, int | float):
         return []
     if key == "method.ema_decay" and verb == "lower":

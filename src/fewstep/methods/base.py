@@ -240,6 +240,11 @@ class Method(ABC):
         """A teacher that has to stay in the run folder, so that the run can be resumed and measured beside it; or None."""
         return None
 
+    @property
+    def standing(self) -> dict[str, float]:
+        """Figures that are known before the first step, for `alarms`; they go into every record."""
+        return {}
+
     def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor] | None:
         """(where, V): how the method would move samples that lie at `points` [M, D], given generated `samples` and `real` ones.
 

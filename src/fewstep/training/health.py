@@ -91,6 +91,13 @@ COMMON = (
         high=1.1,  # digits after 200 steps have .6 in their teacher, in half their range 1.2, inverted 2.4; points of a ring .5
     ),
     Alarm(
+        "still",
+        "health.reach",
+        "the learning rates of all updates add up to {value:.1g} of a weight's size, where what learns has 1 or more",
+        "Raise {rate} by as much",
+        low=0.02,
+    ),
+    Alarm(
         "batch",
         "health.batch",
         "each sample learns from {value:.0f} others: where they are is mostly chance",

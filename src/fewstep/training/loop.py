@@ -182,7 +182,7 @@ class Loop:
         batches = self._batches()
         scratches: list[dict[str, Any]] = [{} for _ in batches]
         if state.step == 0:
-            state.standing = standing(self.method, self.settings.batch_size, batches)
+            state.standing = standing(self.method, self.settings.steps, self.settings.batch_size, batches)
         for turn in self.method.turns:
             if not turn.is_due(state.step, self.settings.steps):
                 continue

@@ -17,20 +17,41 @@ from torch import Tensor
 
 from fewstep.generator import Generator
 from fewstep.maths.parametrization import edm_weight
-from fewstep.methods.base import Batch, Method
+from fewstep.methods.base import Batch, Method, Turn
 from fewstep.methods.devices import whole_items
 
 LEVELS = (0.08, 0.15, 0.3)  # of sigma_data: below, a teacher that was trained for a short time has not learned; above, any data look alike
 ITEMS = 256
+FEWEST = 100  # updates, of fewer of which nothing is expected
 VALUES = 64  # of noise, at least, for each level: points of few dimensions see several draws
 
 
-def standing(method: Method, batch_size: int, batches: Sequence[Batch]) -> dict[str, float]:
-    """``health.teacher``, where there is one, and ``health.batch``, where few items harm; `batches` are this process's of the step."""
-    found = {"health.batch": float(batch_size)} if method.compares_batch else {}
+def standing(method: Method, steps: int, batch_size: int, batches: Sequence[Batch]) -> dict[str, float]:
+    """``health.teacher``, where there is one, ``health.batch``, where few items harm, ``TURN.reach`` in a run of `steps`; the method's own.
+
+    `batches` are this process's of the step.
+    """
+    found = {**method.standing, **({"health.batch": float(batch_size)} if method.compares_batch else {})}
     if (teacher := method.kept_teacher) is not None:
         found["health.teacher"] = teacher_fit(teacher, batches)
+    for turn in method.turns:
+        if turn.updates(steps) >= FEWEST:
+            found[f"{turn.name}.reach"] = reach(method, turn, steps)
+            if method.ships in turn.trains:
+                found["health.reach"] = found[f"{turn.name}.reach"]
     return found
+
+
+def reach(method: Method, turn: Turn, steps: int) -> float:
+    """How far `turn` can take a weight in a run of so many `steps`, in units of the weights' root mean square.
+
+    A step of Adam moves a weight by about the learning rate, so that all of them move it by their sum at the most.
+    """
+    updates = turn.updates(steps)
+    rates = sum(turn.optimizer.lr_at(update, updates) for update in range(updates))
+    weights = [x.detach().float() for name in turn.trains for x in method.networks[name].parameters()]
+    mean = sum(x.square().sum().item() for x in weights) / max(1, sum(x.numel() for x in weights))
+    return rates / max(mean**0.5, 1e-12)
 
 
 @torch.no_grad()

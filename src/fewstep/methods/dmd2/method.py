@@ -77,6 +77,14 @@ class DMD2(Method):
             high=1.5,
         ),
         Alarm(
+            "frozen",
+            "guidance.reach",
+            "the fake network stands still: the learning rates of all its updates add up to {value:.1g} of a weight's size, where what "
+            "learns has 1 or more",
+            "Raise method.guidance_optimizer.lr by as much",
+            low=0.02,
+        ),
+        Alarm(
             "gan",
             "generator.gan_pull",
             "the adversarial term pulls {value:.0f} times as hard at the samples as the teacher does",
