@@ -94,7 +94,6 @@ FAILURES: tuple[Arm, ...] = (
     Arm("EMA too slow", "drift/ring", SHORT, ("method.ema_decay=0.9995", "method.ema_warmup=0"), "lag"),
     Arm("frozen fake network", "dmd2/ring", SHORT, ("method.guidance_optimizer.lr=1e-9",), "frozen"),
     Arm("noise range wrong", "teacher/ring", SHORT, ("method.sigma_mean=-6",), "levels"),
-    Arm("temperature too low", "drift/ring", SHORT, ("method.temperatures=[0.02]", "method.temperature_start=null"), "escape"),
     Arm("spread not asked for", "dddm/bimodal", ("steps=300",), ("method.lam=0.2",), "overconfident"),
     Arm("rate too high, consistency", "consistency/ring", SHORT, ("method.optimizer.lr=1",), "unlearned"),
 )

@@ -87,7 +87,7 @@ COMMON = (
         "health.teacher",
         "the teacher denoises these items {value:.1f} times as badly as can be done without a network: it was made for other data, or for "
         "other pixel values",
-        "Name a teacher in method.teacher that was trained on this data, with the same network.sigma_data and pixel range",
+        "Take a teacher that was trained on this data, with the same network.sigma_data and pixel range",
         high=1.1,  # digits after 200 steps have .6 in their teacher, in half their range 1.2, inverted 2.4; points of a ring .5
     ),
     Alarm(

@@ -96,6 +96,7 @@ class DMD2(Method):
         "collapse": "The fake network lags behind the generator, or the batch is very small: raise method.dfake_gen_update_ratio or "
         "method.guidance_optimizer.lr, or batch_size",
         "noise": "Lower method.generator_optimizer.lr",
+        "teacher": "Name a teacher in method.teacher that was trained on this data, with the same network.sigma_data and pixel range",
         "drift": "The teacher does not fit the data (sigma_data, pixel range), or guidance is too strong: check the teacher's own samples, "
         "lower method.guidance_scale",
         "saturation": "Guidance or gamma is too strong, or the learning rate too high: lower method.guidance_scale, method.gamma or "
