@@ -67,10 +67,13 @@ def test_tensorboard_holds_every_record_and_picture(done, teacher_overrides, tmp
     done("train", "teacher/digits", *teacher_overrides, "trainer.tracker=tensorboard", "--out", run)
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     expected = scalars(RunFolder(run).metrics())
-    assert set(events.Tags()["scalars"]) == {name.replace(".", "/", 1) for name in expected[2]}  # a turn's curves in one group
-    for name in expected[2]:
+    names = {name for values in expected.values() for name in values}  # a figure of health comes when it is worth something
+    assert set(events.Tags()["scalars"]) == {name.replace(".", "/", 1) for name in names}  # a turn's curves in one group
+    for name in names:
         found = {event.step: event.value for event in events.Scalars(name.replace(".", "/", 1))}
-        assert found == pytest.approx({step: values[name] for step, values in expected.items()}, rel=1e-6)  # kept as float32
+        assert found == pytest.approx(
+            {step: values[name] for step, values in expected.items() if name in values}, rel=1e-6
+        )  # kept as float32
     assert [event.step for event in events.Images("samples")] == [3, 6]
     with Image.open(run / "samples" / "step_3.png") as picture:
         assert (events.Images("samples")[0].width, events.Images("samples")[0].height) == picture.size
