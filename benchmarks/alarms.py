@@ -232,7 +232,7 @@ def failure(arm: Arm, folder: Path) -> dict[str, Any]:
 
 def sound(arm: Arm, folder: Path) -> dict[str, Any]:
     """`arm` as it is shipped."""
-    return ran(recipe_of(arm, (), folder), folder / arm.key, arm.title)
+    return ran(recipe_of(arm, (), folder), folder / f"sound_{arm.key}", arm.title)
 
 
 def main() -> None:

@@ -63,9 +63,12 @@ def teacher_fit(teacher: Generator, batches: Sequence[Batch]) -> float:
     num = -(-VALUES // x[0].numel())
     noise = torch.randn(len(LEVELS), num, *x.shape[1:], generator=rng).to(x)
     found: list[Tensor] = []
+    was_learning = teacher.denoiser.training
+    teacher.denoiser.eval()  # dropout would draw
     for level, draws in zip(LEVELS, noise, strict=True):
         s = torch.full((len(x),), level * teacher.sigma_data, dtype=x.dtype, device=x.device)
         for n in draws:
             denoised = teacher.denoiser(x + s[0] * n, s, label)
             found.append((edm_weight(s, teacher.sigma_data)[0] * (denoised - x).square()).mean())
+    teacher.denoiser.train(was_learning)
     return torch.stack(found).mean().item()
