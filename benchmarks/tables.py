@@ -348,30 +348,33 @@ def told_figures(figures: dict) -> str:
 def alarms_failures() -> str:
     """One row a fault: the alarm, when, what was done, and the figures before and after."""
     content = result("alarms")
-    lines = [["fault", "alarm, from which share of the run on", "advice that was followed", "before", "after"]]
+
+    def told(changes: list[str]) -> str:
+        short = (re.sub(r"^data={.*path: ([^,]+).*", r"data.path=\1", change) for change in changes)
+        return ", ".join(f"`{change}`" for change in short)
+
+    lines = [
+        ["fault", "alarms, and the share of the run at which they were first raised", "advice, and how it was followed", "before", "after"]
+    ]
     for title, row in content["failures"].items():
         raised = {alarm["alarm"]: alarm for alarm in row["before"]["alarms"]}
-        first = raised.get(row["expected"])
         names = [
-            f"**{name}** {alarm['first']:.0%}" if name == row["expected"] else f"{name} {alarm['first']:.0%}"
+            f"{'**' * (name == row['expected'])}{name}{'**' * (name == row['expected'])} {alarm['first']:.0%}"
             for name, alarm in raised.items()
         ]
-        done = [f"`{change.split('=', 1)[0]}={change.split('=', 1)[1][:24]}`" for step in row["followed"] for change in step["done"]]
-        fault = ", ".join(f"`{change}`" for change in row["fault"] if "{" not in change) or ("`teacher`" if row["teacher"] else "")
-        advice = (
-            f"{first['advice'].split(': ')[-1] if len(first['advice']) > 160 else first['advice']}: {', '.join(done)}" if first else "none"
-        )
+        fault = told(row["fault"]) or "`teacher/grid25`"
         lines.append(
             [
-                f"{title}, {row['recipe']} {fault}".strip(),
-                ", ".join(names) or "none",
-                advice,
+                f"{title} ({row['recipe']}, {fault})",
+                ", ".join(names),
+                f"{raised[row['expected']]['advice']}: {told([change for step in row['followed'] for change in step['done']])}",
                 told_figures(row["before"]["figures"]),
-                told_figures(row["followed"][-1]["figures"]) if row["followed"] else "",
+                told_figures(row["followed"][-1]["figures"]),
             ]
         )
     n = sorted({row["before"]["n"] for row in content["failures"].values()})
-    return markdown(lines) + source(content, f" Training seed {content['seed']}; n = {' or '.join(map(str, n))} samples, seed 0.")
+    note = f" Training seed {content['seed']}; n = {' or '.join(map(str, n))} samples, seed 0. In bold the alarm whose advice was followed."
+    return markdown(lines) + source(content, note)
 
 
 def alarms_sound() -> str:

@@ -339,8 +339,8 @@ ILL = [
     (DDDM, "overconfident", "denoiser.calibration", 0.2, "20% as far .*xi is being ignored.*method.lam.*method.m"),
     (Teacher, "untrained", "denoiser.denoising", 0.97, r"0.97.*method\.optimizer\.lr"),
     (Teacher, "levels", "denoiser.levels", -5.8, r"-5\.8 from ln\(sigma_data\) - 1.*Set method\.sigma_mean"),
-    (Consistency, "unlearned", "student.consistency", 1.6, r"1.60.*knows nothing.*sigma_data.*method\.optimizer\.lr"),
-    (FlowMap, "unlearned", "student.flow", 1.6, r"1.60.*knows nothing.*sigma_data.*method\.optimizer\.lr"),
+    (Consistency, "unlearned", "student.consistency", 1.6, r"1.60.*knows nothing.*lower method\.optimizer\.lr.*sigma_data"),
+    (FlowMap, "unlearned", "student.flow", 1.6, r"1.60.*knows nothing.*lower method\.optimizer\.lr.*sigma_data"),
 ]
 
 

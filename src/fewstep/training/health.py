@@ -166,7 +166,7 @@ def alarms(
     if progress < SETTLED:
         return []
     raised = []
-    for rule in (*COMMON, *own):
+    for rule in sorted((*COMMON, *own), key=lambda rule: rule.sound is not None):  # a cause before what it does to samples and loss
         if rule.figure not in figures:
             continue
         value, margin = figures[rule.figure], margin_of(rule, figures)
