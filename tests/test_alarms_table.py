@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fewstep import measurement
 from fewstep.recipe import resolved
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +83,9 @@ def test_advice_is_followed_as_it_reads(advice, done):
 
 
 @pytest.mark.parametrize("title", ["rate too high", "batch of 4"])
-def test_the_cheapest_failures_again(title, tmp_path):
+def test_the_cheapest_failures_again(title, tmp_path, monkeypatch):
+    monkeypatch.setattr(measurement, "EXACT_SAMPLES", 1000)
+    monkeypatch.setattr(ALARMS, "POINTS", 400)
     arm = next(arm for arm in ALARMS.FAILURES if arm.title == title)
     recipe = ALARMS.recipe_of(arm, (*arm.fault, "steps=200"), tmp_path)
     found = {alarm["alarm"]: alarm for alarm in ALARMS.ran(recipe, tmp_path / "run", title)["alarms"]}
