@@ -1,4 +1,4 @@
-"""Write the tables of README.md, docs/dmd2.md, docs/drift.md, docs/dddm.md and docs/flows.md from the result files.
+"""Write the tables of README.md, docs/dmd2.md, docs/drift.md, docs/dddm.md, docs/flows.md and docs/alarms.md from the result files.
 
     python benchmarks/tables.py
 
@@ -9,6 +9,9 @@ import json
 import re
 import statistics
 from pathlib import Path
+
+from fewstep.metrics.figures import BY_KEY
+from fewstep.metrics.least import LEAST
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -336,7 +339,90 @@ def export_speed() -> str:
     return markdown(lines) + source({**content, "machine": machine}, note)
 
 
+def told_figures(figures: dict) -> str:
+    """The figures of a run in words."""
+    forms = {"energy": "energy {:.4f}", "frechet_over_floor": "FD / floor {:.2f}", "class_accuracy": "class {:.0%}"}
+    return ", ".join(form.format(figures[key]) for key, form in forms.items() if key in figures)
+
+
+def alarms_failures() -> str:
+    """One row a fault: the alarm, when, what was done, and the figures before and after."""
+    content = result("alarms")
+
+    def told(changes: list[str]) -> str:
+        short = (re.sub(r"^data={.*path: ([^,]+).*", r"data.path=\1", change) for change in changes)
+        return ", ".join(f"`{change}`" for change in short)
+
+    lines = [
+        ["fault", "alarms, and the share of the run at which they were first raised", "advice, and how it was followed", "before", "after"]
+    ]
+    for title, row in content["failures"].items():
+        raised = {alarm["alarm"]: alarm for alarm in row["before"]["alarms"]}
+        names = [
+            f"{'**' * (name == row['expected'])}{name}{'**' * (name == row['expected'])} {alarm['first']:.0%}"
+            for name, alarm in raised.items()
+        ]
+        fault = told(row["fault"]) or "`teacher/grid25`"
+        lines.append(
+            [
+                f"{title} ({row['recipe']}, {fault})",
+                ", ".join(names),
+                f"{raised[row['expected']]['advice']}: {told([change for step in row['followed'] for change in step['done']])}",
+                told_figures(row["before"]["figures"]),
+                told_figures(row["followed"][-1]["figures"]),
+            ]
+        )
+    n = sorted({row["before"]["n"] for row in content["failures"].values()})
+    note = f" Training seed {content['seed']}; n = {' or '.join(map(str, n))} samples, seed 0. In bold the alarm whose advice was followed."
+    return markdown(lines) + source(content, note)
+
+
+def alarms_sound() -> str:
+    """One row a recipe: its steps, its seconds and its alarms."""
+    content = result("alarms")
+    lines = [["recipe", "steps", "alarms", "figures"]]
+    for title, row in content["sound"].items():
+        raised = ", ".join(f"{alarm['alarm']} {alarm['first']:.0%}" for alarm in row["alarms"])
+        lines.append([title, f"{row['steps']:,}", raised or "none", told_figures(row["figures"])])
+    return markdown(lines) + source(content, f" Training seed {content['seed']}.")
+
+
+def figure_errors() -> str:
+    """One row a figure: its least numbers, and its error there and at the next smaller number that was tried."""
+    content = result("figure_errors")
+    lines = [["figure", "real items", "error there", "error below", "generated items", "error there", "error below"]]
+    measured = {key for row in content["rows"] for key in row["figures"]}
+    for key, least in LEAST.items():
+        if key in measured:
+            real = "train" if key in ("frechet_train", "within_class_std", "spacing") else "heldout"
+            made = f"{least.at_mode:g} at a mode" if least.at_mode else str(least.generated)
+            cells = [str(least.reference), *errors_at(content, key, real, least.reference)] if least.reference else ["any", "", ""]
+            # with modes, by the density that has most of them
+            at = round(least.at_mode * 25) or least.generated
+            lines.append([BY_KEY[key].heading, *cells, made, *errors_at(content, key, "generated", at, "ring" if least.at_mode else "")])
+    note = (
+        " Errors as shares of what lies between truth and fault, the larger of two feature networks or densities, in brackets the number; "
+    )
+    note += f"{content['draws']} draws, seed {content['seed']}; the other side has 400 images or 1,000 points."
+    return markdown(lines) + source(content, note)
+
+
+def errors_at(content: dict, key: str, side: str, num: int, without: str = "") -> list[str]:
+    """The error of a figure where `side` has `num` items or the next number tried, and at the one below, if there is one."""
+    skipped = {without, "pixels-8x8"} if key == "kernel" else {without}
+    shares: dict[int, list[float]] = {}
+    for row in content["rows"]:
+        if row["side"] == side and key in row["figures"] and row["study"] not in skipped:
+            shares.setdefault(row["size"], []).append(row["figures"][key]["share"])
+    at = min((size for size in shares if size >= num), default=None)
+    below = max((size for size in shares if size < num), default=None)
+    return ["" if size is None else f"{max(shares[size]):.2f} ({size})" for size in (at, below)]
+
+
 TABLES = {
+    "alarms_failures": alarms_failures,
+    "alarms_sound": alarms_sound,
+    "figure_errors": figure_errors,
     "export_speed": export_speed,
     "dddm_ring": lambda: by_steps("ring", "energy", "{:.4f}"),
     "dddm_bimodal": lambda: by_steps("bimodal", "energy", "{:.4f}"),
@@ -363,7 +449,7 @@ TABLES = {
     "flows": lambda: flows(points=False),
     "flows_ring": lambda: flows(points=True),
 }
-PAGES = (README, *(README.parent / "docs" / name for name in ("dmd2.md", "drift.md", "dddm.md", "flows.md")))
+PAGES = (README, *(README.parent / "docs" / name for name in ("dmd2.md", "drift.md", "dddm.md", "flows.md", "alarms.md")))
 
 
 def main() -> None:

@@ -480,14 +480,14 @@ def test_a_model_that_is_damaged(name, mistake, student_run, tmp_path):
 def evaluated(done, student_run, tmp_path_factory):
     run = tmp_path_factory.mktemp("evaluated") / "run"
     shutil.copytree(student_run, run)
-    outcome = done("evaluate", run, "-n", "50", "--seed", "3")
+    outcome = done("evaluate", run, "-n", "150", "--seed", "3")
     return run, outcome, json.loads((run / "results.json").read_text())
 
 
 def test_evaluate_writes_what_was_measured_and_how(evaluated, student_run):
     _, _, results = evaluated
     assert not (student_run / "results.json").exists()  # it was a copy that was measured
-    assert (results["n"], results["seed"], results["data"], results["recipe"], results["step"]) == (50, 3, "digits", "dmd2/digits", 6)
+    assert (results["n"], results["seed"], results["data"], results["recipe"], results["step"]) == (150, 3, "digits", "dmd2/digits", 6)
     assert results["training_seed"] == 0
     assert results["reference"] == "360 held-out images"
     assert {"cpu", "threads", "torch", "python", "accelerator"} <= set(results["machine"])
@@ -511,7 +511,7 @@ def test_evaluate_prints_the_table_and_where_it_went(evaluated):
     for line, (name, row) in zip(lines[1:5], results["rows"].items(), strict=True):
         assert line.startswith(name)
         assert f"{row['frechet']:.3f}" in line.split()
-    assert "n = 50 samples (seed 3)" in outcome.out
+    assert "n = 150 samples (seed 3)" in outcome.out
     assert f"{results['floor']:.3f}" in lines[5]
     assert str(run / "results.json") in outcome.out
 
@@ -526,7 +526,7 @@ def test_evaluate_puts_the_table_into_the_report(evaluated):
 
 def test_evaluate_again_gives_the_same_figures(evaluated, done):
     run, _, results = evaluated
-    done("evaluate", run, "-n", "50", "--seed", "3")
+    done("evaluate", run, "-n", "150", "--seed", "3")
     again = json.loads((run / "results.json").read_text())
     for rows in (again["rows"], results["rows"]):
         for row in rows.values():

@@ -78,7 +78,7 @@ def small(monkeypatch):
     monkeypatch.setattr(comparison, "SHOWN", 50)
     monkeypatch.setattr(comparison, "COUNTS", COUNTS)
     monkeypatch.setattr(measurement, "EXACT_SAMPLES", 400)
-    monkeypatch.setattr(measurement, "IMAGE_SAMPLES", 40)
+    monkeypatch.setattr(measurement, "IMAGE_SAMPLES", 60)
     return trained
 
 
@@ -238,7 +238,7 @@ def test_every_method_on_digits(small, done, tmp_path):
     out = tmp_path / "there"
     titles = ["teacher", "DMD2", "drift", "DDDM", "plain diffusion", *FLOWS]
     printed, results = compared(done, out, "digits")
-    assert (results["data"], results["gamma"], results["n"], results["features"]) == ("digits", 1, 40, "digits-v1")
+    assert (results["data"], results["gamma"], results["n"], results["features"]) == ("digits", 1, 60, "digits-v1")
     assert results["reference"] == "360 held-out images"
     assert_rows(results, REAL_ROW, titles, out, taught=("DMD2", *FLOWS))
     assert_trained(small, titles, 1.0, out)

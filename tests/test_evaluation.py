@@ -103,10 +103,10 @@ def test_statistics_from_elsewhere(done, run, tmp_path):
 
 
 def test_our_own_statistics_have_all_figures(done, run, scripted, cache):
-    done("evaluate", run, "-n", 60, "--steps", 1, "--features", scripted)
+    done("evaluate", run, "-n", 150, "--steps", 1, "--features", scripted)
     usual = results(run)["rows"]["teacher, 1 evaluation"]
     heldout = next(path for path in (cache / "statistics").iterdir() if np.load(path)["num"] == 360)
-    done("evaluate", run, "-n", 60, "--steps", 1, "--features", scripted, "--reference", heldout)
+    done("evaluate", run, "-n", 150, "--steps", 1, "--features", scripted, "--reference", heldout)
     row = results(run)["rows"]["teacher, 1 evaluation"]
     for name in ("frechet", "kernel", "precision", "recall", "frechet_bias"):
         assert row[name] == pytest.approx(usual[name], rel=1e-9), name

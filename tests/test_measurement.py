@@ -31,7 +31,7 @@ FIGURES_OF_IMAGES |= {"class_accuracy", "within_class_std", "spacing", "train_di
 @pytest.fixture(autouse=True)
 def _few(monkeypatch):
     monkeypatch.setattr(measurement, "EXACT_SAMPLES", 400)
-    monkeypatch.setattr(measurement, "IMAGE_SAMPLES", 40)
+    monkeypatch.setattr(measurement, "IMAGE_SAMPLES", 150)
 
 
 def make(kind, seed=0):
@@ -63,7 +63,7 @@ def test_usual_numbers_of_samples(monkeypatch):
     assert (usual_samples(points=True), usual_samples(points=False)) == (7, 5)
 
 
-@pytest.mark.parametrize(("kind", "usual"), [("points", 400), ("images", 40)])
+@pytest.mark.parametrize(("kind", "usual"), [("points", 400), ("images", 150)])
 def test_a_watch_measures_as_many_as_it_is_told(kind, usual):
     data, asked = data_of(kind), []
 
@@ -88,9 +88,9 @@ def test_a_watch_measures_as_many_as_it_is_told(kind, usual):
 @pytest.mark.parametrize(("kind", "names"), [("points", FIGURES_OF_POINTS), ("images", FIGURES_OF_IMAGES)])
 def test_a_watch_gives_the_evaluation_s_figures_without_their_errors(kind, names):
     data, generator = data_of(kind), make(kind)
-    watch = Watch(data, 60, seed=3)
+    watch = Watch(data, 150, seed=3)
     found = watch(generator)
-    row = measure(suite_for(data, seed=3), generator, 60, 3, speed=False)
+    row = measure(suite_for(data, seed=3), generator, 150, 3, speed=False)
     assert found == {f"eval.{name}": row[name] for name in names & set(row)}
     assert {f"eval.{name}" for name in names - {"variance", "median_radius"}} <= set(found)  # which need a mode that is covered
     assert all(type(value) is float and math.isfinite(value) for value in found.values())

@@ -11,10 +11,11 @@ from fewstep import registry
 from fewstep.build import in_memory, load_data
 from fewstep.data import DENSITIES, ImageData, Mixture, PointData
 from fewstep.errors import UserError
-from fewstep.evaluation import heading, machine, usual_counts
+from fewstep.evaluation import heading, in_words, machine, usual_counts
 from fewstep.files import replace_file
 from fewstep.generator import Generator, load
-from fewstep.measurement import Row, measure, protocol_record, suite_for, usual_samples
+from fewstep.measurement import Row, floor_row, measure, protocol_record, suite_for, usual_samples
+from fewstep.metrics.least import summed_up
 from fewstep.metrics.suite import Suite
 from fewstep.recipe import Recipe, load_recipe, resolved, shipped_recipes
 from fewstep.recipe.mistakes import nearest
@@ -127,7 +128,7 @@ def compare(
     suite = suite_for(ground, gamma, seed)
     num = usual_samples(density is not None)
     floor = "exact samples" if density else "real train split"
-    rows: dict[str, Row] = {floor: dict(suite.floor_row())}
+    rows: dict[str, Row] = {floor: floor_row(suite)}
     seconds = {entry.folder: RunFolder(out / entry.folder).metrics()[-1]["seconds"] for entry in entries}
     generators: dict[str, Generator] = {}
     for entry in entries:
@@ -154,6 +155,7 @@ def compare(
         if density is None
         else f"{num} exact samples of {density}" + (f"^{gamma:g}" if gamma != 1.0 else ""),
         "rows": rows,
+        "warnings": summed_up(rows.values()),
         "machine": machine(),
     }
     replace_file(out / "compare.json", json.dumps(results, indent=1).encode())
@@ -161,7 +163,8 @@ def compare(
     draw(ground, gamma, generators, rows, out / "compare.png", seed, means)
     figure = ("energy", "energy distance") if density else ("frechet_over_floor", "Frechet distance / floor")
     error = rows[floor].get("energy_error", 0.0)
-    quality_by_evaluations(curves(rows, figure[0]), f"{data}: quality and network evaluations", figure[1], out / "steps.png", error)
+    if drawn := curves(rows, figure[0]):
+        quality_by_evaluations(drawn, f"{data}: quality and network evaluations", figure[1], out / "steps.png", error)
     return results
 
 
@@ -185,7 +188,7 @@ def curves(rows: Mapping[str, Row], key: str) -> dict[str, tuple[list[int], list
     """Of each method: network evaluations, and the figure `key` there."""
     found: dict[str, tuple[list[int], list[float]]] = {}
     for row in rows.values():
-        if "method" in row:
+        if "method" in row and key in row:
             x, y = found.setdefault(row["method"], ([], []))
             x.append(row["evaluations"])
             y.append(row[key])
@@ -195,11 +198,12 @@ def curves(rows: Mapping[str, Row], key: str) -> dict[str, tuple[list[int], list
 def table_by_steps(results: Mapping[str, Any]) -> list[list[str]]:
     """One row a method, one column a number of steps: the energy distance, or the Frechet distance over its floor."""
     rows = [row for row in results["rows"].values() if "method" in row]
-    key, form = ("energy", "{:.4f}") if "energy" in rows[0] else ("frechet_over_floor", "{:.2f}")
+    points = results["features"] == "the points themselves"
+    key, form = ("energy", "{:.4f}") if points else ("frechet_over_floor", "{:.2f}")
     counts = sorted({row["steps"] for row in rows if row["steps"] in COUNTS})
     lines = [["steps", *map(str, counts)]]
     for title in dict.fromkeys(row["method"] for row in rows):
-        cells = {row["steps"]: form.format(row[key]) for row in rows if row["method"] == title}
+        cells = {row["steps"]: form.format(row[key]) for row in rows if row["method"] == title and key in row}
         heun = " (Heun, 2 k - 1 evaluations)" * any(row["sampler"] == "heun" for row in rows if row["method"] == title)
         lines.append([title + heun, *(cells.get(count, "") for count in counts)])
     return lines
@@ -236,11 +240,11 @@ def draw(
     if isinstance(data, PointData):
         assert data.density is not None
         target = data.density.power(gamma)
-        panels = [("exact samples", "", _figures(rows["exact samples"]), target.sample(SHOWN, stream(seed, "pictures of the data")))]
+        panels = [("exact samples", "", in_words(rows["exact samples"]), target.sample(SHOWN, stream(seed, "pictures of the data")))]
         for title, generator, count in shown:
             name = heading(title, generator.evaluations(count))
             samples = generator.sample(SHOWN, seed=stream_seed(seed, "pictures"), steps=count)
-            panels.append((title, name.removeprefix(f"{title}, "), _figures(rows[name]), samples))
+            panels.append((title, name.removeprefix(f"{title}, "), in_words(rows[name]), samples))
         target_panels(target, panels, path)
         return
     labels, heldout = [k for k in range(10) for _ in range(2)], data.labels("heldout")
@@ -249,12 +253,5 @@ def draw(
     blocks = [("real digits", "held out", data.images("heldout")[[next(real[k]) for k in labels]])]
     for title, generator, count in shown:
         name = heading(title, generator.evaluations(count))
-        blocks.append((name, _figures(rows[name]), generator.sample(20, labels, stream_seed(seed, "pictures"), count)))
+        blocks.append((name, in_words(rows[name]), generator.sample(20, labels, stream_seed(seed, "pictures"), count)))
     contact_sheet(blocks, path, 20)
-
-
-def _figures(row: Row) -> str:
-    if "energy" in row:
-        modes = f"\n{row['modes']:.0f} modes, TV {row['weight_tv']:.3f}, {row['inside']:.1%} inside" if "modes" in row else ""
-        return f"energy distance {row['energy']:.4f}{modes}"
-    return f"Frechet distance {row['frechet_over_floor']:.2f} x the floor, {row['class_accuracy']:.1%} show the class asked for"

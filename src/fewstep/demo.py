@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.evaluation import evaluate, run_recipe, table
+from fewstep.evaluation import evaluate, in_words, run_recipe, table
 from fewstep.generator import load
 from fewstep.metrics.rows import row_roles
 from fewstep.recipe import load_recipe, resolved
@@ -79,10 +79,7 @@ def draw(out: Path, results: dict[str, Any], per_class: int = 4) -> None:
     for name, images in pictures.items():
         row = results["rows"][name]
         speed = f", {row['images_per_second']:,.0f} images/s" if "images_per_second" in row else ""
-        figures = (
-            f"Frechet distance {row['frechet_over_floor']:.2f} x the floor, {row['class_accuracy']:.1%} show the class asked for{speed}"
-        )
-        blocks.append((name.replace("real train split", "real digits (held out; figures: train split)"), figures, images))
+        blocks.append((name.replace("real train split", "real digits (held out; figures: train split)"), in_words(row) + speed, images))
     contact_sheet(blocks, out / "demo.png", columns)
 
 

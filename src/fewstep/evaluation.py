@@ -19,6 +19,7 @@ from fewstep.measurement import (
     Row,
     check_same_protocol,
     check_samples,
+    floor_row,
     measure,
     measure_by,
     protocol_record,
@@ -27,6 +28,7 @@ from fewstep.measurement import (
     usual_samples,
 )
 from fewstep.metrics.figures import FIGURES
+from fewstep.metrics.least import summed_up
 from fewstep.metrics.point_suite import PointSuite
 from fewstep.metrics.protocol import PRESETS, Preset, departures, differences
 from fewstep.metrics.rows import row_roles
@@ -121,7 +123,7 @@ def _evaluate(
     floor = (
         "exact samples" if points and isinstance(data, PointData) and data.density else "held-out half" if points else _floor_name(suite)
     )
-    rows: dict[str, Row] = {floor: {"role": "floor", **suite.floor_row()}}
+    rows: dict[str, Row] = {floor: {"role": "floor", **floor_row(suite)}}
     for name, model in models.items():
         model.to(device)
         for count in counts[name]:
@@ -148,7 +150,7 @@ def _evaluate(
         "training_seed": recipe.seed,
         "step": generator.info.get("step"),
         "best": generator.info.get("best"),
-        "floor": suite.floor,
+        "floor": rows[floor].get("frechet", rows[floor].get("energy")),
         "floor_of": floor,
         "self_test": suite.self_test() if options.self_test and isinstance(suite, Suite) else None,
         "rows": rows,
@@ -190,8 +192,8 @@ def _floor_name(suite: Suite | PointSuite) -> str:
 
 
 def _warnings(protocol: Mapping[str, Any], rows: Mapping[str, Row], recipe: Recipe) -> list[str]:
-    """What a reader of the figures must know; nothing about points, whose measures have no bias to speak of."""
-    found = []
+    """What a reader of the figures must know: which are not given, and of which the bias is large."""
+    found = summed_up(row for row in rows.values() if row["role"] != "beside")
     biases = [row["frechet_bias"] for row in rows.values() if "frechet_bias" in row and row["role"] != "beside"]
     if biases and protocol["n"] < FEWEST:
         low, high = min(biases), max(biases)
@@ -287,11 +289,13 @@ def self_test_line(found: Mapping[str, float]) -> str:
 
 def footnote(results: Mapping[str, Any]) -> str:
     """What the figures of a table are, with n, seeds, features and floor; and what was warned of."""
+    warnings = [f"warning: {text}" for text in results.get("warnings", ())]
     if "energy" in next(iter(results["rows"].values())):
-        return (
+        text = (
             f"n = {results['n']} samples (seed {results['seed']}) against {results['reference']}; the first row is the floor, "
             "another exact set. Standard errors are in the JSON file"
         )
+        return "\n".join([text, *warnings])
     protocol = results.get("protocol", {})
     lines = ["The training acted on these features: FD flatters it"] * (results.get("trained_in_features") == "evaluator")
     seeds = f"seed {results['seed']}"
@@ -299,6 +303,19 @@ def footnote(results: Mapping[str, Any]) -> str:
         seeds = f"the least of {len(protocol['seeds'])} blocks, from seeds {', '.join(map(str, protocol['seeds']))}"
     lines.append(
         f"FD: Frechet distance of n = {results['n']} samples ({seeds}) to {results['reference']} in the features "
-        f"{results['features']}; floor: the {results.get('floor_of', 'real train split')}'s, {results['floor']:.3f}"
+        f"{results['features']}; floor: the {results.get('floor_of', 'real train split')}'s"
+        + ("" if results["floor"] is None else f", {results['floor']:.3f}")
     )
-    return "\n".join([" ".join(lines), *(f"warning: {text}" for text in results.get("warnings", ()))])
+    return "\n".join([" ".join(lines), *warnings])
+
+
+def in_words(row: Row) -> str:
+    """The figures of `row` that it gives, in words."""
+    said = [f"energy distance {row['energy']:.4f}"] if "energy" in row else []
+    if "modes" in row:
+        said.append(f"{row['modes']:.0f} modes, TV {row['weight_tv']:.3f}, {row['inside']:.1%} inside")
+    if "frechet_over_floor" in row:
+        said.append(f"Frechet distance {row['frechet_over_floor']:.2f} x the floor")
+    if "class_accuracy" in row:
+        said.append(f"{row['class_accuracy']:.1%} show the class asked for")
+    return ("\n" if "energy" in row else ", ").join(said)

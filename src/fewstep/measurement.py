@@ -15,8 +15,9 @@ from fewstep.errors import UserError, first_line
 from fewstep.generator import Generator
 from fewstep.limits import TooLarge
 from fewstep.metrics.features import FeatureNetwork, feature_network, named_features
-from fewstep.metrics.figures import choices
+from fewstep.metrics.figures import BY_KEY, choices
 from fewstep.metrics.inception import FeatureError, cache_folder
+from fewstep.metrics.least import carried, summed_up, without
 from fewstep.metrics.point_suite import PointSuite, split
 from fewstep.metrics.protocol import Preset, differences
 from fewstep.metrics.statistics import load_statistics
@@ -160,7 +161,7 @@ def check_same_protocol(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple
 
 
 def read_results(run: Path) -> dict[str, Any]:
-    """What lies in ``results.json`` of a run. Raises UserError."""
+    """What lies in ``results.json`` of a run, without figures that its numbers cannot carry (`carried`). Raises UserError."""
     path = run / "results.json"
     try:
         results = read_json(path)
@@ -172,7 +173,7 @@ def read_results(run: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({first_line(error)}); run `fewstep evaluate {run}` again") from error
     if not isinstance(results, dict) or not isinstance(results.get("rows"), dict):
         raise UserError(f"{path} holds no results; run `fewstep evaluate {run}` again")
-    return results
+    return carried(results)
 
 
 def labels_for(generator: Generator, num: int, seed: int, how: str = "balanced") -> Tensor | None:
@@ -229,9 +230,9 @@ def measure(
     labels: str = "balanced",
     slow: bool = False,
 ) -> Row:
-    """All figures of `num` samples drawn with `seed`, and with `speed` that of drawing them.
+    """All figures of `num` samples drawn with `seed` that so many can carry, and with `speed` that of drawing them.
 
-    `labels` as in `labels_for`; `slow` as in `Suite.measure_batches`.
+    `labels` as in `labels_for`; `slow` as in `Suite.measure_batches`. Why a figure is not there, ``too_few`` says by its key.
     """
     label = labels_for(generator, num, seed, labels)
     row: Row = {
@@ -243,11 +244,17 @@ def measure(
         row |= suite.measure_batches(drawn(generator, num, label, seed, steps, sampler), label, slow)
     else:
         row |= suite.measure(generator.sample(num, label, stream_seed(seed, "measured samples"), steps, sampler).cpu(), label)
+    row = without(row, suite.lacks(num))
     if speed:
         batch = min(num, 256 if isinstance(suite, Suite) else 10_000)
         # on the CPU at the end, for a GPU returns before it is done
         row["images_per_second"] = images_per_second(lambda n: generator.sample(n, seed=seed, steps=steps, sampler=sampler).cpu(), batch)
     return row
+
+
+def floor_row(suite: Suite | PointSuite) -> Row:
+    """The figures of the floor that its items can carry; ``too_few`` as in `measure`."""
+    return without(suite.floor_row(), suite.floor_lacks())
 
 
 def measure_by(preset: Preset, suite: Suite, generator: Generator, num: int, steps: int | None = None) -> Row:
@@ -256,15 +263,18 @@ def measure_by(preset: Preset, suite: Suite, generator: Generator, num: int, ste
     ``frechet_blocks`` are all of them and ``frechet_mean`` is their mean; every other figure is of the first block.
     """
     row = measure(suite, generator, num, preset.seeds[0], steps, labels=preset.labels, slow=True)
+    if "frechet" not in row:
+        return row
     blocks = [row["frechet"]]
     for seed in preset.seeds[1:]:
         label = labels_for(generator, num, seed, preset.labels)
         blocks.append(suite.frechet_of(drawn(generator, num, label, seed, steps, title=f"sampling from seed {seed}")))
     least = min(blocks)
+    ratio = {"frechet_over_floor": least / suite.floor} if "frechet_over_floor" in row else {}
     return {
         **row,
         "frechet": least,
-        "frechet_over_floor": least / suite.floor,
+        **ratio,
         "frechet_mean": sum(blocks) / len(blocks),
         "frechet_blocks": blocks,
     }
@@ -303,9 +313,20 @@ class Watch:
             self.suite, self.seed = suite_for(data, gamma, seed, features, device=device), seed
         except UserError as error:
             raise UserError(f"trainer.evaluate_features is {features!r}: {error}" if features is not None else str(error)) from error
+        self.lacks = self.suite.lacks(self.num)
+        if keep_best in self.lacks:
+            raise UserError(
+                f"trainer.keep_best is {keep_best!r}, and there are {self.lacks[keep_best].reason(keep_best)}: give more (data.holdout, "
+                "trainer.evaluate_samples), or another figure"
+            )
         if keep_best in self.suite.undefined:
-            known = [key for key in choices("points" if points else "images") if key not in self.suite.undefined]
+            known = [key for key in choices("points" if points else "images") if key not in {*self.suite.undefined, *self.lacks}]
             raise UserError(f"trainer.keep_best is {keep_best!r}, which the data {data.name} never has; give one of {', '.join(known)}")
+
+    def untold(self) -> list[str]:
+        """Which figures are not given, and why: a phrase for each reason."""
+        lacks = {key: lack for key, lack in self.lacks.items() if key not in self.suite.undefined and BY_KEY[key].is_watched}
+        return summed_up([without(dict.fromkeys(lacks), lacks)])
 
     def __call__(self, generator: Generator, measuring: Measuring | None = None) -> dict[str, float]:
         """Every figure of the evaluation at the generator's own number of steps, each under ``eval.NAME``.
@@ -318,7 +339,7 @@ class Watch:
             row = self.suite.measure_batches(batches, label)
         else:
             row = self.suite.measure(generator.sample(self.num, label, stream_seed(self.seed, "measured samples")).cpu(), label)
-        return {f"eval.{name}": value for name, value in row.items() if not name.endswith("_error")}
+        return {f"eval.{name}": value for name, value in row.items() if not name.endswith("_error") and name not in self.lacks}
 
 
 def watched_elsewhere(num: int, seed: int = 0) -> Callable[[Generator, Measuring], dict[str, float]]:

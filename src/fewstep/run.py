@@ -241,9 +241,12 @@ def _watch(recipe: Recipe, data: Data, fabric: "Fabric") -> "Callable[[Generator
     power = recipe.power(len(data.shape) == 1)
     # points may have been reweighted for the method
     measured = load_data(recipe.data, recipe.seed) if recipe.method.data_power is not None else data
-    return Watch(
+    watch = Watch(
         measured, trainer.evaluate_samples, power, features=trainer.evaluate_features, device=fabric.device, keep_best=trainer.keep_best
     )
+    for sentence in watch.untold():
+        note(sentence)
+    return watch
 
 
 def _kept(loop: "Loop", run: RunFolder, error: BaseException) -> str:

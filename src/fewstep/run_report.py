@@ -16,7 +16,7 @@ from fewstep.metrics.rows import row_roles
 from fewstep.recipe import Recipe, load_recipe, resolved, shipped_recipes
 from fewstep.run_data import kept
 from fewstep.text import read_json, read_text
-from fewstep.training.health import COMMON, SETTLED
+from fewstep.training.health import COMMON, SETTLED, Course, margin_of, what_to_do
 from fewstep.training.run_folder import RunFolder, differences
 from fewstep.version import __version__
 from fewstep.viz.report import RaisedAlarm, Span, Story, write_report
@@ -105,28 +105,41 @@ def _info(run: RunFolder) -> dict[str, Any]:
 
 
 def raised_alarms(records: Sequence[Mapping[str, Any]], method: type[Method]) -> list[RaisedAlarm]:
-    """The alarms that `records` name, each with its message as it was at first and at last, and what `method` advises.
+    """The alarms that `records` name, each with its message as it was at first and at last, and what `method` advised at last.
 
-    metrics.jsonl has their names; a message is made of the record's own figure again. A name that nobody has any more says so.
+    metrics.jsonl has their names; what was said is made of the record's own figures again, and of those before it. A name that nobody has
+    any more says so.
     """
     rules: dict[str, Alarm] = {rule.name: rule for rule in (*COMMON, *method.alarms)}
     spans: dict[str, list[Span]] = {}
     said: dict[str, list[str]] = {}
+    advised: dict[str, str] = {}
     before: list[str] = []
+    course = Course()
     for record in records:
+        course.follow({key: value for key, value in record.items() if isinstance(value, int | float)}, method.alarms)
         names = [str(name) for name in record.get("alarms") or ()]
         for name in names:
             known = spans.setdefault(name, [])
             said.setdefault(name, []).append(_message(rules.get(name), record))
+            advised[name] = _advice(rules.get(name), record, method, course)
             first = known.pop().first if name in before else record["step"]
             known.append(Span(first, record["step"]))
         before = names
     found = []
     for name, when in spans.items():
-        rule = rules.get(name)
-        advice = "Look at the curves" if rule is None else method.advice.get(name, rule.advice)
-        found.append(RaisedAlarm(name, when, said[name][0], said[name][-1], advice, name in before))
+        found.append(RaisedAlarm(name, when, said[name][0], said[name][-1], advised[name], name in before))
     return found
+
+
+def _advice(rule: Alarm | None, record: Mapping[str, Any], method: type[Method], course: Course) -> str:
+    """What the alarm of `rule` advised at `record`, where the figures have gone by `course`."""
+    if rule is None:
+        return "Look at the curves"
+    usual, value = method.advice.get(rule.name, rule.advice), record.get(rule.figure)
+    if not isinstance(value, int | float):
+        return usual.replace("{rate}", method.rate)
+    return what_to_do(rule, usual, value, margin_of(rule, record), course, method.rate)
 
 
 def _message(rule: Alarm | None, record: Mapping[str, Any]) -> str:

@@ -385,9 +385,9 @@ def test_a_licence_cannot_be_taken_off_weights(mistake, tmp_path):
 def test_the_card_says_what_was_trained_and_measured(done, student_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(student_run, run, ignore=shutil.ignore_patterns("checkpoints"))
-    done("evaluate", run, "-n", "20")
+    done("evaluate", run, "-n", "150")
     other = shutil.copytree(run, tmp_path / "other")
-    done("evaluate", run, "-n", "20", "--beside", other)
+    done("evaluate", run, "-n", "150", "--beside", other)
     results = json.loads((run / "results.json").read_text())
     done("export", run, "--format", "diffusers", "--out", tmp_path / "out")
     made_card = card(tmp_path / "out")
@@ -407,7 +407,7 @@ def test_the_card_says_what_was_trained_and_measured(done, student_run, tmp_path
     assert teacher.is_absolute()  # its folders are nobody's business
     assert recipe["method"].pop("teacher") == teacher.name
     assert recipe == whole
-    assert "20 samples (seed 0) against 360 held-out images" in made_card.text
+    assert "150 samples (seed 0) against 360 held-out images" in made_card.text
     lines = [line.split("|")[1:-1] for line in made_card.text.splitlines() if line.startswith("|")]
     assert {len(line) for line in lines} == {len(values) + 1}
     assert [line[0].strip() for line in lines[2:]] == [title for title, row in results["rows"].items() if row["role"] != "beside"]

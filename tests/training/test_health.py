@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fewstep import registry
+from fewstep.methods.base import Batch
 from fewstep.methods.consistency import Consistency
 from fewstep.methods.dddm import DDDM
 from fewstep.methods.dmd2 import DMD2
@@ -17,6 +18,7 @@ from fewstep.training.ema import EMA
 from fewstep.training.health import COMMON, Course, alarms
 from fewstep.training.looks import BLOCKS, DataLooks, Looks
 from fewstep.training.run_folder import RunFolder
+from fewstep.training.standing import teacher_fit
 
 METHODS = [registry.room("methods", name) for name in registry.names("methods")]
 EVERY = [rule for method in METHODS for rule in method.alarms]
@@ -173,6 +175,80 @@ def test_labels_that_tell_nothing_and_a_wrong_sigma_data_are_seen_and_right_ones
     assert "health.classes" not in DataLooks().figures(1.0)
 
 
+@pytest.mark.parametrize("epochs", [1, 3, 9])
+def test_labels_dealt_anew_tell_nothing_however_often_the_items_are_seen(epochs):
+    """In several epochs the same items come again: chance does not become less, which once hid that labels were wrong."""
+    rng = torch.Generator().manual_seed(0)
+    centres, label = torch.randn(10, 16, generator=rng), torch.arange(1000) % 10
+    x = centres[label] + torch.randn(1000, 16, generator=rng)
+    dealt, looks = label[torch.randperm(1000, generator=rng)], {"right": DataLooks(), "dealt": DataLooks()}
+    for _ in range(epochs):
+        for part in torch.randperm(1000, generator=rng).split(50):
+            looks["right"].add(x[part], label[part])
+            looks["dealt"].add(x[part], dealt[part])
+    figures = looks["dealt"].figures(1.0, 1000)
+    assert figures["health.classes_error"] == pytest.approx(18**0.5 * (1 + (1000 * epochs - 1) / 1000) / (1000 * epochs))
+    assert abs(figures["health.classes"]) < 2 * figures["health.classes_error"] < 0.02
+    whole = x.var(0).sum() / x[label == 0].var(0).sum()  # about 2: half of the variance is between classes
+    assert looks["right"].figures(1.0, 1000)["health.classes"] == pytest.approx(1 - 1 / whole.item(), abs=0.1)
+
+
+def test_samples_that_fly_apart_have_a_spread_though_it_is_uncertain():
+    """A few of a batch far out: the error of the spread is large, and so is the spread."""
+    rng, pooled = torch.Generator().manual_seed(0), Looks()
+    x, real = (torch.randn(256, 2, generator=rng) for _ in range(2))
+    x[:8] *= 300
+    pooled.add(x, None, real, None)
+    figures = pooled.peek()
+    assert figures == pooled.take()
+    assert figures["health.spread_error"] > 0.1 * figures["health.spread"] > 1
+    assert {"noise"} <= {alarm.name for alarm in alarms(figures, 1.0)}
+    assert "health.spread" not in pooled.take()
+
+
+def test_a_rate_that_is_far_too_high_is_no_student_that_has_not_moved(done, tmp_path):
+    """By the first record the samples have flown apart: where they began was looked at before the first update."""
+    small = ["network.widths=[16]", "network.bits=3", "batch_size=64", "steps=40", "trainer.log_every=10", "data.size=500"]
+    said = done("train", "dmd2/ring", *small, "method.generator_optimizer.lr=3", "--out", tmp_path / "run").err
+    first, *rest = RunFolder(tmp_path / "run").metrics()
+    assert first["health.spread"] > 3
+    assert first["health.spread_first"] < 2
+    assert not any("health.spread_first" in record for record in rest)
+    assert "raise method.generator_optimizer.lr" not in said
+    assert re.search(r"noise: .*It was better before \([\d.]+\)\. Lower method\.generator_optimizer\.lr", said)
+
+
+class Known(torch.nn.Module):
+    """The exact denoiser of a Gaussian about `mean`."""
+
+    def __init__(self, mean, std):
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    def forward(self, x, s, label=None):
+        s = s.view(-1, *[1] * (x.ndim - 1))
+        return self.mean + (x - self.mean) * self.std**2 / (self.std**2 + s**2)
+
+
+class Teaches:
+    """What `teacher_fit` needs of a generator."""
+
+    def __init__(self, mean, std, sigma_data):
+        self.denoiser, self.sigma_data = Known(mean, std), sigma_data
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 8, 8)])
+def test_the_fit_of_a_teacher(shape):
+    """Of exact denoisers of a Gaussian: 1 for its own data, where a straight line is the best; more for any other."""
+    x = torch.randn(200, *shape, generator=torch.Generator().manual_seed(1))
+    batches = [Batch(x[:100]), Batch(x[100:])]
+    assert teacher_fit(Teaches(0.0, 1.0, 1.0), batches) == pytest.approx(1.0, abs=0.15)
+    for mean, std in ((2.0, 0.3), (0.0, 0.1), (-3.0, 1.0)):
+        assert teacher_fit(Teaches(mean, std, 1.0), batches) > 1.2
+    split = [Batch(x[i : i + 20]) for i in range(0, 200, 20)]
+    assert teacher_fit(Teaches(2.0, 0.3, 1.0), split) == pytest.approx(teacher_fit(Teaches(2.0, 0.3, 1.0), batches), rel=1e-6)
+
+
 @pytest.mark.parametrize(("decay", "warmup", "behind"), [(0.9999, 20.0, 1 / 21), (0.0, 0.0, 0.0), (0.9, 0.0, 0.009), (0.99999, 0.0, 1.0)])
 def test_the_age_of_the_average_is_that_of_its_weights(decay, warmup, behind):
     ema = EMA(torch.nn.Linear(1, 1, bias=False), decay, warmup)
@@ -230,10 +306,17 @@ HEALTHY = {
     "health.scale": 1.1,
     "health.classes": 0.3,
     "health.lag": 0.05,
+    "health.averaged": 20.0,
+    "health.teacher": 0.6,
+    "health.batch": 256.0,
+    "health.reach": 5.0,
+    "guidance.reach": 5.0,
     "generator.gap": 0.5,
+    "generator.gan_pull": 0.5,
     "generator.escaped": 0.02,
     "denoiser.calibration": 0.9,
     "denoiser.denoising": 0.4,
+    "denoiser.levels": 0.5,
     "student.consistency": 0.3,
     "student.flow": 0.3,
 }
@@ -245,12 +328,19 @@ ILL = [
     (DMD2, "scale", "health.scale", 5.0, r"5 times network\.sigma_data.*Set network\.sigma_data"),
     (DMD2, "labels", "health.classes", 0.001, "labels tell nothing.*data.label_column"),
     (DMD2, "lag", "health.lag", 0.5, r"50% of the run behind.*method\.ema_decay"),
+    (DMD2, "unaveraged", "health.averaged", 0.0, r"average over 0 updates.*Set method\.ema_decay to 0\.99.*final beside the learning rate"),
+    (DMD2, "still", "health.reach", 0.001, "add up to 0.001 of a weight.*Raise the learning rate by as much"),
+    (DMD2, "teacher", "health.teacher", 3.0, r"3\.0 times as badly.*made for other data.*method\.teacher"),
+    (Drift, "batch", "health.batch", 4.0, r"from 4 others.*Raise batch_size"),
     (DMD2, "disagreement", "generator.gap", 2.5, r"2.5 times.*guidance_optimizer\.lr.*dfake_gen_update_ratio"),
+    (DMD2, "frozen", "guidance.reach", 1e-6, r"add up to 1e-06.*Raise method\.guidance_optimizer\.lr by as much"),
+    (DMD2, "gan", "generator.gan_pull", 50.0, r"50 times as hard.*Set method\.gan_weight_generator to auto"),
     (Drift, "escape", "generator.escaped", 0.7, "70% of the samples.*temperature_start"),
     (DDDM, "overconfident", "denoiser.calibration", 0.2, "20% as far .*xi is being ignored.*method.lam.*method.m"),
     (Teacher, "untrained", "denoiser.denoising", 0.97, r"0.97.*method\.optimizer\.lr"),
-    (Consistency, "unlearned", "student.consistency", 1.6, r"1.60.*knows nothing.*sigma_data.*method\.optimizer\.lr"),
-    (FlowMap, "unlearned", "student.flow", 1.6, r"1.60.*knows nothing.*sigma_data.*method\.optimizer\.lr"),
+    (Teacher, "levels", "denoiser.levels", -5.8, r"-5\.8 from ln\(sigma_data\) - 1.*Set method\.sigma_mean"),
+    (Consistency, "unlearned", "student.consistency", 1.6, r"1.60.*knows nothing.*lower method\.optimizer\.lr.*sigma_data"),
+    (FlowMap, "unlearned", "student.flow", 1.6, r"1.60.*knows nothing.*lower method\.optimizer\.lr.*sigma_data"),
 ]
 
 
@@ -354,7 +444,7 @@ def test_every_key_that_an_alarm_recommends_exists():
     for method in METHODS:  # a method advises what it has itself
         kinds = {"method": [method.Settings], "network": networks, "data": data, "trainer": [Trainer]}
         told = [method.advice.get(rule.name, rule.advice) for rule in COMMON] + [rule.advice for rule in method.alarms]
-        told += [method.rate, *(rule.unmoved or "" for rule in method.alarms)]
+        told += [method.rate, *(words or "" for rule in (*COMMON, *method.alarms) for words in (rule.unmoved, rule.lost))]
         for advice in told:
             for section, keys in re.findall(r"\b(method|network|data|trainer)((?:\.\w+)+)", advice):
                 assert any(has(kind, keys.split(".")[1:]) for kind in kinds[section]), f"{method.__name__}: {section}{keys}"

@@ -19,6 +19,7 @@ from fewstep.methods.base import Alarm
 from fewstep.metrics.figures import FIGURES
 from fewstep.recipe import load_recipe, resolved
 from fewstep.run_report import changed, raised_alarms, report, told
+from fewstep.training.health import Course, alarms
 from fewstep.viz.plots import curves
 
 METHODS = sorted(registry.BUILT_IN["methods"])
@@ -187,7 +188,8 @@ def test_alarms_stand_on_a_time_line_with_their_advice(troubled):
     assert 'style="left:60.00%;right:36.00%"' in page
     assert "collapse Raised at steps 300 to 1,000; still raised at the end. At step 300: samples of a class differ 47% as much" in text
     latest = "At step 1,000: samples of a class differ 54% as much as real ones: diversity is being lost."
-    assert f"{latest} What to do: {method.advice['collapse']}." in text
+    unmoved = "It has hardly moved since the start (0.44). Train longer (steps), or raise method.generator_optimizer.lr."
+    assert f"{latest} What to do: {unmoved}" in text
     assert f"disagreement Raised at step 500; passed. At step 500: {method.alarms[0].message.format(value=1.95)}" in text
     assert method.alarms[0].advice in text
     assert "forgotten Raised at step 700; passed. At step 700: this version of fewstep knows no alarm of this name." in text
@@ -235,6 +237,27 @@ def test_an_alarm_of_a_method_of_ones_own():
     (alarm,) = raised_alarms([{"step": 5, "a.b": 2.25, "alarms": ["odd"]}, {"step": 6, "alarms": []}], method)
     assert (alarm.message, alarm.advice, alarm.lasts) == ("b is 2.2", "Raise c", False)
     assert [(span.first, span.last) for span in alarm.spans] == [(5, 5)]
+
+
+@pytest.mark.parametrize(
+    ("spread", "says"),
+    [
+        ([2.0, 2.0, 1.9], "It has hardly moved since the start (2). Train longer (steps), or raise method.generator_optimizer.lr"),
+        ([1.4, 1.1, 1.9], "It was better before (1.1). Lower method.generator_optimizer.lr"),
+        ([9.0, 4.0, 2.0], "It has come from 9: train longer (steps). If it stays: Lower method.generator_optimizer.lr"),
+    ],
+)
+def test_a_report_advises_what_the_terminal_did(spread, says):
+    method, course = registry.room("methods", "dmd2"), Course()
+    logged = []
+    for step, value in enumerate(spread, start=1):
+        figures = {"health.spread": value, "health.spread_error": 0.01}
+        course.follow(figures, method.alarms)
+        raised = alarms(figures, step / len(spread), method.alarms, method.advice, course, method.rate)
+        logged.append({"step": step, **figures, "alarms": [alarm.name for alarm in raised]})
+    (alarm,) = raised_alarms(logged, method)
+    assert alarm.advice == raised[-1].advice
+    assert alarm.advice.startswith(says)
 
 
 def test_the_recipe_as_changes(tmp_path):

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fewstep.generator import Generator
 from fewstep.metrics.figures import BY_KEY
+from fewstep.metrics.least import carried, summed_up
 from fewstep.metrics.rows import row_roles
 from fewstep.networks.base import num_parameters
 from fewstep.version import __version__
@@ -37,8 +38,10 @@ def model_card(
     """The card of `generator` exported as `form` ("diffusers" or "onnx") under `name`.
 
     `licence` is any name, None where it was not stated; `difference` the largest one to ``Generator.sample`` that was found, in [-1, 1];
-    `recipe` and `results` the contents of recipe.yaml and results.json, of which the figures at this generator's number of steps are shown.
+    `recipe` and `results` the contents of recipe.yaml and results.json, of which the figures at this generator's number of steps are shown
+    that the numbers of items behind them can carry (`fewstep.metrics.least`).
     """
+    results = None if results is None else carried(results)
     steps, info = generator.default_steps(), generator.info
     counted = "one step" if steps == 1 else f"{steps} steps"
     classes = info.get("class_names") or []
@@ -129,6 +132,9 @@ def _quality(results: Mapping[str, Any] | None, steps: int) -> dict[str, float]:
 
 def _table(results: Mapping[str, Any] | None, steps: int) -> list[str]:
     values = _quality(results, steps)
+    few = summed_up(row for name, row in results["rows"].items() if row_roles(results)[name] != "beside") if results else []
+    if not values and few:
+        return [f"Measured, but {'; '.join(few)}."]
     if not results or not values:
         how = f" at {steps} step{'s' * (steps > 1)}" if results else ""
         return [f"Not measured{how} when this was exported (`fewstep evaluate` writes what is shown here)."]
@@ -142,6 +148,7 @@ def _table(results: Mapping[str, Any] | None, steps: int) -> list[str]:
     lines.append(
         f"\n{results['n']} samples (seed {results['seed']}) against {results['reference']}, in the features {results['features']}."
     )
+    lines += [f"\n{sentence[0].upper()}{sentence[1:]}." for sentence in few]
     return lines
 
 

@@ -107,8 +107,8 @@ class Alarm:
 
     `message` says what is seen, with ``{value}`` where the figure goes; `advice` says why, and what to change. Where `sound`, the value of
     a sound run, is given, the figure is compared with how it began: one that has hardly moved wants a longer run or a higher rate, or what
-    `unmoved` says, and `advice` is for one that was better before. A figure with an error (``FIGURE_error``) has to be out of the range by
-    two of them.
+    `unmoved` says, and `advice` is for one that was better before, unless `lost` is for that. In all of these ``{rate}`` stands for the
+    setting of the learning rate. A figure with an error (``FIGURE_error``) has to be out of the range by two of them.
     """
 
     name: str
@@ -119,6 +119,7 @@ class Alarm:
     high: float = math.inf
     sound: float | None = None
     unmoved: str | None = None
+    lost: str | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,7 @@ class Method(ABC):
         alarms: what is alarming in the method's own terms.
         advice: what to do about a common alarm (`fewstep.training.health`), by its name.
         rate: the setting that is the learning rate of what ships.
+        compares_batch: whether a sample learns from where the others of the batch are, and the real ones, so that few teach it chance.
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
@@ -191,6 +193,7 @@ class Method(ABC):
     alarms: ClassVar[tuple[Alarm, ...]] = ()
     advice: ClassVar[Mapping[str, str]] = {}
     rate: ClassVar[str] = "method.optimizer.lr"
+    compares_batch: ClassVar[bool] = False
 
     networks: dict[str, nn.Module]
     turns: tuple[Turn, ...]
@@ -236,6 +239,11 @@ class Method(ABC):
     def kept_teacher(self) -> Generator | None:
         """A teacher that has to stay in the run folder, so that the run can be resumed and measured beside it; or None."""
         return None
+
+    @property
+    def standing(self) -> dict[str, float]:
+        """Figures that are known before the first step, for `alarms`; they go into every record."""
+        return {}
 
     def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor] | None:
         """(where, V): how the method would move samples that lie at `points` [M, D], given generated `samples` and `real` ones.

@@ -6,9 +6,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fewstep.metrics.figures import choices
+from fewstep.metrics.figures import BY_KEY, choices
+from fewstep.metrics.least import LEAST, Lack, lack
 from fewstep.metrics.modes import mode_report, usual_radius
 from fewstep.metrics.two_sample import Estimate, energy_distance, median_bandwidth, mmd, sliced_wasserstein
+
+OF_MODES = set(choices("points")) - {"energy", "mmd", "sliced_wasserstein"}  # which are held against known modes, not against points
 
 
 class PointSuite:
@@ -41,7 +44,24 @@ class PointSuite:
     @property
     def undefined(self) -> set[str]:
         """Keys of figures that these points can never have: those of modes, where none are known."""
-        return set() if self.modes is not None else set(choices("points")) - {"energy", "mmd", "sliced_wasserstein"}
+        return set() if self.modes is not None else OF_MODES
+
+    def lacks(self, generated: int) -> dict[str, Lack]:
+        """What each figure lacks of `generated` samples that cannot be given of so few, or against so few."""
+        return self._lacks(generated, "samples")
+
+    def floor_lacks(self) -> dict[str, Lack]:
+        """The same of the floor's row, where the other exact set stands for the samples."""
+        return self._lacks(len(self.other), "points of the floor")
+
+    def _lacks(self, generated: int, made: str) -> dict[str, Lack]:
+        at_mode = None if self.modes is None else generated * (self.modes[2].min() / self.modes[2].sum()).item()
+        found = {}
+        for key in LEAST:
+            if BY_KEY[key].family == "points":
+                known = key not in OF_MODES
+                found[key] = lack(key, {"points of the reference": len(self.target)} if known else {}, generated, made, at_mode)
+        return {key: few for key, few in found.items() if few is not None}
 
     def floor_row(self) -> dict[str, float]:
         """The other exact set, measured as if it were generated."""

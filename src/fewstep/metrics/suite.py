@@ -7,6 +7,7 @@ Images go through a batch at a time, and real ones stay bytes: of a set of any s
 its features, `KEPT` rows of them, and `PIXELS` images for the measures that look at pixels.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -17,18 +18,24 @@ import torch
 from torch import Tensor
 
 from fewstep.metrics.features import FeatureNetwork
+from fewstep.metrics.figures import BY_KEY
 from fewstep.metrics.frechet import expected_bias, frechet_distance, gaussian_distance
 from fewstep.metrics.kernel_mmd import kernel_distance, kernel_distance_subsets
+from fewstep.metrics.least import LEAST, WORDS, Lack, lack
 from fewstep.metrics.manifold import nearest_distance, precision_recall
 from fewstep.metrics.statistics import BATCH, FeatureSet, Track, describe, in_random_order, network_id, real_features, scaled, untracked
 
 PIXELS = 2_000  # images whose pixels are compared
 SUBSET = 1_000  # rows of a subset, of which KID takes many
+TRAIN, HELDOUT = WORDS["train split"], WORDS["held-out split"]
 FEWEST = 10_000  # samples below which the bias of a Frechet distance is no longer small beside the differences people report
 
 
 def within_class_std(x: Tensor, label: Tensor | None) -> float:
-    """Root of the mean variance of an element about its class mean, classes weighing alike; x [N, ...], label [N] or None."""
+    """Root of the mean variance of an element about its class mean, classes weighing alike; x [N, ...], label [N] or None.
+
+    NaN where no class has two items.
+    """
     x = x.flatten(1)
     groups = [torch.arange(len(x))] if label is None else [(label == k).nonzero().flatten() for k in label.unique()]
     found = []
@@ -37,7 +44,7 @@ def within_class_std(x: Tensor, label: Tensor | None) -> float:
             mean = torch.stack([x[part].double().sum(0) for part in group.split(BATCH)]).sum(0) / len(group)
             squares = [(x[part].double() - mean).square().sum(0) for part in group.split(BATCH)]
             found.append(torch.stack(squares).sum(0).mean() / (len(group) - 1))
-    return torch.stack(found).mean().sqrt().item()
+    return torch.stack(found).mean().sqrt().item() if found else math.nan
 
 
 class Suite:
@@ -119,6 +126,30 @@ class Suite:
         """Keys of figures that these images can never have: accuracy, without labels or a network that tells classes."""
         told = hasattr(self.network, "classify") and self.train_label is not None
         return set() if told else {"class_accuracy"}
+
+    def lacks(self, generated: int) -> dict[str, Lack]:
+        """What each figure lacks of `generated` samples that cannot be given of so few, or of so few real images."""
+        return self._lacks(generated, "samples")
+
+    def floor_lacks(self) -> dict[str, Lack]:
+        """The same of the floor's row, where real images stand for the samples."""
+        found = self._lacks(*((len(self.train), TRAIN) if self.against == "heldout" else (len(self.heldout), HELDOUT)))
+        by_definition = ("within_class_std", "spacing", "train_distance", "frechet_train") if self.against == "heldout" else ()
+        return {key: lack for key, lack in found.items() if key not in by_definition}
+
+    def _lacks(self, generated: int, made: str) -> dict[str, Lack]:
+        reference = {WORDS[self.protocol()["reference"]["what"]]: self.reference.num}
+        floor = {TRAIN: len(self.train)} if self.against == "heldout" else {HELDOUT: len(self.heldout)}
+        real: dict[str, dict[str, int | None]] = {
+            "frechet_over_floor": {**reference, **floor},
+            "frechet_train": {TRAIN: len(self.train)},
+            "class_accuracy": {},
+            "within_class_std": {TRAIN: len(self.train)},
+            "spacing": {TRAIN: len(self.train)},
+            "train_distance": {TRAIN: len(self.train), HELDOUT: len(self.heldout)},
+        }
+        found = {key: lack(key, real.get(key, reference), generated, made) for key in LEAST if BY_KEY[key].family == "images"}
+        return {key: few for key, few in found.items() if few is not None}
 
     def floor_row(self) -> dict[str, float]:
         """Real images measured as if they were generated, against others: what no figure should beat."""

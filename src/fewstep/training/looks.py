@@ -1,7 +1,8 @@
 """Samples beside real data, pooled over the looks at them until the figures are worth something.
 
 One batch may hold few items, or few of a class: a figure of it alone is mostly chance. So sums are kept from look to look, each
-figure with its standard error, and a figure is given only when that error is at most `WORTH`; until then it is not there.
+figure with its standard error, and a figure is given only when that error is at most `WORTH` or it is `FAR` out; until then it is
+not there.
 
     spread^2 = V(x) / V(real)               V: mean variance of an element about the mean of its class, from items of equal class
     shift^2  = |mean(x) - mean(real)|^2 / (D var(real))    over the D elements, without the bias of chance
@@ -27,7 +28,8 @@ LEAST = 16  # degrees of freedom within classes from which a variance is taken, 
 KEPT = 1024  # items that wait for others of their class; with 32,000 classes so many are needed
 BLOCKS = 8  # that items are dealt into
 ROUNDING = 1e-12  # of a square, below which it is 0: of float32, with room
-WORTH = 0.1  # largest standard error of a figure that is given
+WORTH = 0.1  # largest standard error of a figure that is given, of 1 or of the figure, if that is more
+FAR = 4  # or a figure that lies so many errors beyond 1: of samples that fly apart, the error stays large, too
 ENOUGH = 20_000  # real items after which the data are known
 RANGE = 1.1  # magnitude beyond which an element of an image is saturated
 SIDES = ("made", "real")
@@ -92,19 +94,23 @@ class Looks:
         for waiting, classes in zip(self.waiting, self.classes, strict=True):
             waiting[:], classes[:] = [torch.cat(waiting)[-KEPT:]], [torch.cat(classes)[-KEPT:]]
 
-    def take(self) -> dict[str, float]:
-        """The figures that are worth something, each with its standard error ``NAME_error``; the sums of these begin anew."""
+    def peek(self) -> dict[str, float]:
+        """The figures that are worth something, each with its standard error ``NAME_error``."""
         figures: dict[str, float] = {}
         for name, found in (("spread", self._spread()), ("shift", self._shift()), ("saturation", self._saturation())):
-            if found is None or not found[1] <= WORTH * max(1.0, found[0]):
-                continue
-            figures |= {f"health.{name}": found[0], f"health.{name}_error": found[1]}
-            if name == "spread":
-                self.within = None
-            elif name == "shift":
-                self.sums = self.counts = self.squares = None
-            else:
-                self.saturated = None
+            if found is not None and found[1] <= max(WORTH * max(1.0, found[0]), (found[0] - 1) / FAR):
+                figures |= {f"health.{name}": found[0], f"health.{name}_error": found[1]}
+        return figures
+
+    def take(self) -> dict[str, float]:
+        """What `peek` gives; the sums of these figures begin anew."""
+        figures = self.peek()
+        if "health.spread" in figures:
+            self.within = None
+        if "health.shift" in figures:
+            self.sums = self.counts = self.squares = None
+        if "health.saturation" in figures:
+            self.saturated = None
         return figures
 
     def _spread(self) -> tuple[float, float] | None:
@@ -193,8 +199,12 @@ class DataLooks:
             sums, classes = self.sums + sums, classes + torch.nn.functional.pad(self.classes, (0, 0, 0, len(classes) - len(self.classes)))
         self.sums, self.classes, self.num = sums, classes, self.num + len(x)
 
-    def figures(self, sigma_data: float | None) -> dict[str, float]:
-        """``health.scale``, where there is a `sigma_data`, and ``health.classes``, where there are some, with its largest error."""
+    def figures(self, sigma_data: float | None, items: int | None = None) -> dict[str, float]:
+        """``health.scale``, where there is a `sigma_data`, and ``health.classes``, where there are some, with its largest error.
+
+        Where there are `items` in the data, some were seen more than once: the mean of n draws with repeats from N has the variance
+        ``(1 + (n - 1) / N) / n`` about that of the law, and chance is that of so many fewer.
+        """
         if self.sums is None or self.classes is None or self.num < LEAST:
             return {}
         count, sums = self.classes[:, 0], self.classes[:, 1:]
@@ -203,10 +213,11 @@ class DataLooks:
             mean = total / num / elements
             figures["health.scale"] = max(0.0, squares / num / elements - mean**2) ** 0.5 / sigma_data
         there = int((count > 0).sum())
-        variance = (squares - sums.sum(0).square().sum().item() / num) / (num - 1)
-        error = (2 * (there - 1)) ** 0.5 / num  # of classes that tell nothing, if all elements are one
-        if there > 1 and num > there and variance > 0 and error <= WORTH:
-            within = (squares - (sums.square().sum(1) / count.clamp_min(1)).sum().item()) / (num - there)
+        own = num / (1 + (num - 1) / items) if items else num  # as many as chance is of: repeats are no new items
+        variance = (squares - sums.sum(0).square().sum().item() / num) / num * own / (own - 1) if own > 1 else 0.0
+        error = (2 * (there - 1)) ** 0.5 / own  # of classes that tell nothing, if all elements are one
+        if there > 1 and own > there and variance > 0 and error <= WORTH:
+            within = (squares - (sums.square().sum(1) / count.clamp_min(1)).sum().item()) / num * own / (own - there)
             figures |= {"health.classes": 1 - within / variance, "health.classes_error": error}
         return figures
 

@@ -38,6 +38,7 @@ from fewstep.training.progress import Progress
 from fewstep.training.resume import Better, State, keep_if_best, restore, restore_best, save
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.signals import StopNow, StopRequest
+from fewstep.training.standing import standing
 from fewstep.training.tracking import NoTracker, Tracker
 from fewstep.training.window import Window
 
@@ -121,6 +122,7 @@ class Loop:
         dealt = dealt_to(fabric, settings.batch_size, settings.seed, settings.accumulate, settings.workers)
         batches = make_batches(data, dealt, rng, fabric.device)
         self.state = State(method, trained, batches, ema, optimizers, dict.fromkeys(optimizers, 0), rng, settings.seed)
+        self.state.items = getattr(data, "train_size", None)  # a stream does not say
         self.faults = Faults(fabric, run)
         self.saved: int | None = None  # the step of the last checkpoint
 
@@ -179,6 +181,8 @@ class Loop:
         state = self.state
         batches = self._batches()
         scratches: list[dict[str, Any]] = [{} for _ in batches]
+        if state.step == 0:
+            state.standing = standing(self.method, self.settings.steps, self.settings.batch_size, batches)
         for turn in self.method.turns:
             if not turn.is_due(state.step, self.settings.steps):
                 continue
@@ -204,6 +208,8 @@ class Loop:
                 if looks:
                     seen.append((output.samples, output.label, batch))
             state.looks.look(seen, at_data=turn is self.method.turns[0])
+            if state.step == 0 and self.method.ships in turn.trains:
+                state.course.follow(state.looks.peek(), self.method.alarms)
             self._update(turn)
         state.step += 1
 
@@ -318,6 +324,8 @@ class Loop:
         if self.fabric.world_size > 1:
             state.window.average(lambda sums: reduced(self.fabric, sums, "mean"))
         means, state.window = state.window.means() | state.health(self.settings.steps), Window()
+        if state.logged[0] == 0:
+            means |= {f"{name}_first": value for name, value in state.course.first.items()}
         state.course.follow(means, self.method.alarms)
         step, seconds = state.logged
         state.logged = (state.step, state.seconds)

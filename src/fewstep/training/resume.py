@@ -26,6 +26,7 @@ from fewstep.training.window import Window
 
 Better = Literal["least", "greatest", "nearest 1"]
 REMEMBERED = "remembered"  # what a checkpoint calls the tensors of a method beside its networks
+HELD = 0.2  # of a learning rate: one that ends above it has not fallen, and the last steps are as rough as the first
 LOOKS = "looks"  # and the sums of what health is told by
 
 
@@ -41,6 +42,8 @@ class State:
         rng: the loop's stream in this process; `seed` is the run's.
         window: what was logged since the last record.
         looks, course: what health is told by: the samples beside the data, and how figures have gone.
+        items: how many there are to train on, where that is known.
+        standing: figures of health that are known from the first step on.
         step: steps made.
         began: the moment at which the run would have begun, had it never been stopped.
         raised: names of the alarms so far.
@@ -61,6 +64,8 @@ class State:
     window: Window = field(default_factory=Window)
     looks: Looks = field(default_factory=Looks)
     course: Course = field(default_factory=Course)
+    items: int | None = None
+    standing: dict[str, float] = field(default_factory=dict)
     step: int = 0
     began: float = field(default_factory=time.monotonic)
     raised: set[str] = field(default_factory=set)
@@ -79,8 +84,12 @@ class State:
         turn = next((turn for turn in self.method.turns if ships in turn.trains), None)
         known = self.looks.data.figures(getattr(self.method.networks[ships], "sigma_data", None))
         updates = 0 if turn is None else turn.updates(steps)
-        lag = {"health.lag": self.ema.age / updates} if updates >= 100 else {}  # of fewer an average has hardly begun
-        return {**self.looks.take(), **known, **lag}
+        average: dict[str, float] = {}
+        if turn is not None and updates >= 100:  # of fewer an average has hardly begun
+            average["health.lag"] = self.ema.age / updates
+            if turn.optimizer.lr_at(updates - 1, updates) > HELD * turn.optimizer.lr:
+                average["health.averaged"] = self.ema.age
+        return {**self.looks.take(), **known, **average, **self.standing}
 
     def shipped(self) -> Generator:
         """The generator as it would be saved now."""
@@ -108,6 +117,7 @@ def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
             "ema_updates": state.ema.updates,
             "window": state.window.state_dict(),
             "course": state.course.state_dict(),
+            "standing": state.standing,
             "method": state.method.state_dict(),
             "alarms": sorted(state.raised),
             "best": state.best,
@@ -154,6 +164,7 @@ def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], N
     state.window.load_state_dict(record["window"], fabric.device)
     state.looks.load_tensors(checkpoint.networks.get(LOOKS, {}), fabric.device)
     state.course.load_state_dict(record.get("course", {}))  # a run of version 0.1.0 has none
+    state.standing = dict(record.get("standing", {}))
     state.method.load_state_dict(record["method"])
     state.method.load_tensors({name: x.to(fabric.device) for name, x in checkpoint.networks.get(REMEMBERED, {}).items()})
     if (changed := state.batches.load_state_dict(record.get("batches", []))) is not None:

@@ -51,7 +51,7 @@ class Consistency(SelfTaught):
             "unlearned",
             "student.consistency",
             "the consistency loss is {value:.2f}, as large as for a network that knows nothing",
-            "Check network.sigma_data against the data's standard deviation, and method.optimizer.lr",
+            "Training is unstable: lower method.optimizer.lr; check network.sigma_data against the data's standard deviation",
             high=1.5,
         ),
     )

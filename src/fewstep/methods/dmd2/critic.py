@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.maths.adversarial import approximate_r1, r1_penalty
 from fewstep.maths.matching import density_ratio, f_divergence_weight, ratio_means
-from fewstep.methods.base import Networks
+from fewstep.methods.base import Networks, Ratio
 from fewstep.methods.devices import mean_over_devices, whole_batch
 from fewstep.methods.dmd2.settings import DMD2Settings
 from fewstep.streams import normal
@@ -29,6 +29,7 @@ class Critic:
     """
 
     AUTO_UPDATES = 20
+    PULL_EVERY = 10  # updates, for it takes a second way back through the networks
     RATIO_GROUPS = 10
     RATIO_DECAY = 0.9
 
@@ -88,3 +89,9 @@ class Critic:
         ratio = squares[0].sqrt() / squares[1].sqrt().clamp_min(1e-12)
         self.measurements += 1
         self.weight += (ratio.item() - self.weight) / self.measurements
+
+    def pull(self, dm: Tensor, gan: Tensor, x: Tensor) -> Ratio:
+        """How hard the weighted GAN term `gan` pulls at the samples `x` [B, ...] beside the term `dm`: mean gradient norms of an item."""
+        grads = (torch.autograd.grad(term, x, retain_graph=True)[0] for term in (gan, dm))
+        over, under = (grad.flatten(1).norm(dim=1).mean() for grad in grads)
+        return Ratio(self.weight * over, under.clamp_min(1e-12))

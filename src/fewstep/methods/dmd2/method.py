@@ -58,12 +58,14 @@ class DMD2(Method):
     rate = "method.generator_optimizer.lr"
     shown = ("dm", "fake", "gan")
     main = "generator.dm"
-    drawn: ClassVar = {"losses": ("dm", "fake", "gan"), "agreement": ("gap",)}
+    drawn: ClassVar = {"losses": ("dm", "fake", "gan"), "agreement": ("gap",), "pull": ("gan_pull",)}
     readings: ClassVar = {
         "losses": "dm is the disagreement of teacher and fake network on the generator's samples, and no measure of quality: it may rise "
         "while samples improve. fake is the fake network's denoising error: lower is better. gan, where there is one, is a contest of two.",
         "agreement": "How far the teacher and the fake network are apart, in units of what the teacher misses of the sample. Lower is "
         "better; above 1.5 the fake network does not follow.",
+        "pull": "How hard the adversarial term pulls at the samples, in units of the teacher's pull. Neither way is better: far above 1 it "
+        "is a GAN, and the teacher hardly counts.",
     }
     alarms: ClassVar = (
         Alarm(
@@ -74,11 +76,27 @@ class DMD2(Method):
             "method.generator_optimizer.lr",
             high=1.5,
         ),
+        Alarm(
+            "frozen",
+            "guidance.reach",
+            "the fake network stands still: the learning rates of all its updates add up to {value:.1g} of a weight's size, where what "
+            "learns has 1 or more",
+            "Raise method.guidance_optimizer.lr by as much",
+            low=0.02,
+        ),
+        Alarm(
+            "gan",
+            "generator.gan_pull",
+            "the adversarial term pulls {value:.0f} times as hard at the samples as the teacher does",
+            "Set method.gan_weight_generator to auto, or lower it",
+            high=10.0,
+        ),
     )
     advice: ClassVar = {
         "collapse": "The fake network lags behind the generator, or the batch is very small: raise method.dfake_gen_update_ratio or "
         "method.guidance_optimizer.lr, or batch_size",
         "noise": "Lower method.generator_optimizer.lr",
+        "teacher": "Name a teacher in method.teacher that was trained on this data, with the same network.sigma_data and pixel range",
         "drift": "The teacher does not fit the data (sigma_data, pixel range), or guidance is too strong: check the teacher's own samples, "
         "lower method.guidance_scale",
         "saturation": "Guidance or gamma is too strong, or the learning rate too high: lower method.guidance_scale, method.gamma or "
@@ -207,6 +225,8 @@ class DMD2(Method):
         if self.settings.gan:
             gan = generator_loss(self.critic.logits(networks, *self._noised_anyhow(x, rng), label, told))
             self.critic.measure_weight(dm, gan, x, self.generator_updates)
+            if self.generator_updates % self.critic.PULL_EVERY == 0 and x.requires_grad:
+                terms["gan_pull"] = self.critic.pull(dm, gan, x)
             total = dm + self.critic.weight * gan
             terms |= {"gan": gan.detach(), "gan_weight": torch.tensor(self.critic.weight)}
         return LossOutput(total, terms, scratch["x"], label)

@@ -59,6 +59,7 @@ class Drift(Method):
         "drift": "The length of the field at the samples, which comes to rest where they are distributed like the data. Lower is better.",
         "escaped": "The share of samples that lie where real ones hardly are, and that the field may not bring back. 0 is best.",
     }
+    compares_batch = True
     alarms: ClassVar = (
         Alarm(
             "escape",

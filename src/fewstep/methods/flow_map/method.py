@@ -64,7 +64,7 @@ class FlowMap(SelfTaught):
             "unlearned",
             "student.flow",
             "the loss is {value:.2f}, as large as for a network that knows nothing",
-            "Check network.sigma_data against the data's standard deviation, and method.optimizer.lr",
+            "Training is unstable: lower method.optimizer.lr; check network.sigma_data against the data's standard deviation",
             high=1.5,
         ),
     )

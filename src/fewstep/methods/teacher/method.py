@@ -7,6 +7,7 @@
 A label is hidden now and then, so that the network also learns to do without one.
 """
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -49,6 +50,15 @@ class Teacher(Method):
             unmoved="Raise method.optimizer.lr, or train longer; check network.sigma_data against the data's standard deviation, and that "
             "method.sigma_mean and method.sigma_std are where there is something to learn",
         ),
+        # EDM's own is .5 above; e^3 times further out, items can be told from nothing, or nothing is hidden
+        Alarm(
+            "levels",
+            "denoiser.levels",
+            "method.sigma_mean is {value:+.1f} from ln(sigma_data) - 1: at most of the noise levels there is nothing to learn",
+            "Set method.sigma_mean to ln(network.sigma_data) - 1",
+            low=-3.0,
+            high=3.0,
+        ),
     )
 
     def __init__(self, settings: TeacherSettings, generator: Generator) -> None:
@@ -78,6 +88,13 @@ class Teacher(Method):
         weight = expand_like(edm_weight(sigma, self.generator.sigma_data), x0)
         denoising = (weight * (networks["denoiser"](x, sigma, label) - x0).square()).mean()
         return LossOutput(denoising, {"denoising": denoising.detach()})
+
+    @property
+    def standing(self) -> dict[str, float]:
+        """How far the middle of the noise levels is from where most is learned."""
+        if self.settings.sigma_sampling != "lognormal":
+            return {}
+        return {"denoiser.levels": self.settings.sigma_mean - math.log(self.generator.sigma_data) + 1}
 
     def ship(self, network: nn.Module, step: int) -> Generator:
         """The denoiser with its ODE sampler."""

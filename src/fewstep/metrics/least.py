@@ -1,0 +1,134 @@
+"""Of how few items a figure can be given. Nothing here imports torch.
+
+Of few real images the balls that precision counts in are so wide that noise lies inside them; a Frechet distance to a covariance of
+few says more of their number than of the samples. ``python benchmarks/figure_errors.py`` measures how far each figure is off, by chance
+and by bias, where either side is few, on real digits in two feature networks and on points (docs/alarms.md has its table). A figure is
+given from the smallest number on at which, in both, that error is at most
+
+* `ALLOWED` of what lies between true samples and the fault that the figure is there to tell, so that the two cannot be taken for each
+  other; or
+* `BIASED` of it for Frechet distances, whose bias the floor beside them shows: the fault then lies at twice the truth.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from fewstep.metrics.figures import BY_KEY
+from fewstep.metrics.rows import row_roles
+
+ALLOWED, BIASED = 0.25, 1.0
+NEEDS = " needs at least "
+
+
+class Least(NamedTuple):
+    """The least numbers of items: real ones that a figure is held against (each set of them); generated ones.
+
+    `at_mode` is how many of the latter a true set has to have, in expectation, at the mode of least weight.
+    """
+
+    reference: int = 0
+    generated: int = 0
+    at_mode: float = 0
+
+
+SHARE = 25  # of which a share has a standard error of at most .1, whatever it is
+LEAST: Mapping[str, Least] = {
+    "frechet": Least(50, 50),
+    "frechet_over_floor": Least(50, 50),
+    "frechet_mean": Least(50, 50),
+    "frechet_train": Least(50, 50),
+    "frechet_bias": Least(50, 50),
+    "kernel": Least(150, 150),  # in the digit features; in pixels it does not see the noise
+    "class_accuracy": Least(0, SHARE),
+    "precision": Least(75, SHARE),
+    "recall": Least(SHARE, 100),
+    "within_class_std": Least(50, 50),
+    "spacing": Least(32, 50),
+    "train_distance": Least(5, 5),  # the fewest that were tried
+    # points: their standard errors need 40 of each side, see `fewstep.metrics.two_sample`
+    "energy": Least(40, 40),
+    "mmd": Least(40, 40),
+    "sliced_wasserstein": Least(60, 40),
+    "modes": Least(0, 40, at_mode=2.4),
+    "weight_tv": Least(0, 40, at_mode=7.5),
+    "inside": Least(0, 40),
+    "variance": Least(0, 80),
+    "median_radius": Least(0, 80),
+}
+# those whose real items are the ones that distances are to, and what these are called by their name in a protocol
+OF_REFERENCE = {"frechet", "frechet_over_floor", "frechet_mean", "frechet_bias", "kernel", "precision", "recall"}
+WORDS = {"held-out split": "held-out images", "train split": "training images", "a file of statistics": "images in the statistics"}
+
+
+class Lack(NamedTuple):
+    """`num` items of the kind `what`, and `least` that a figure needs of them."""
+
+    num: float
+    what: str
+    least: float
+
+    def reason(self, key: str) -> str:
+        """Why the figure `key` is not given."""
+        return f"{self.num:,.10g} {self.what}; {BY_KEY[key].heading}{NEEDS}{self.least:,.10g}"
+
+
+def lack(key: str, real: Mapping[str, int | None], generated: int, made: str = "samples", at_mode: float | None = None) -> Lack | None:
+    """What the figure `key` lacks; None where it can be given.
+
+    `real` are the sets of real items that it is held against, by what they are called, and how many they are (None where that is not
+    known); `generated` is how many are held against them, called `made`; `at_mode` how many of these a true set has at its lightest mode.
+    """
+    least = LEAST.get(key, Least())
+    for what, num in real.items():
+        if num is not None and num < least.reference:
+            return Lack(num, what, least.reference)
+    if generated < least.generated:
+        return Lack(generated, made, least.generated)
+    if at_mode is not None and at_mode < least.at_mode:
+        return Lack(math.floor(10 * at_mode) / 10, f"{made} to be expected at the mode of least weight", least.at_mode)
+    return None
+
+
+def without(row: Mapping[str, Any], lacks: Mapping[str, Lack]) -> dict[str, Any]:
+    """`row` of results without the figures in `lacks`; ``too_few`` says why each of those is not there."""
+    kept = {key: value for key, value in row.items() if key.removesuffix("_error").removesuffix("_blocks") not in lacks}
+    reasons = {key: found.reason(key) for key, found in lacks.items() if key in row}
+    return {**kept, "too_few": {**row.get("too_few", {}), **reasons}} if reasons else kept
+
+
+def summed_up(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the reader of `rows` is told of the figures that they do not give: a phrase for each kind of items that is too few."""
+    few: dict[str, dict[str, list[str]]] = {}
+    for reason in dict.fromkeys(reason for row in rows for reason in row.get("too_few", {}).values()):
+        items, needs = reason.split("; ", 1)
+        name, least = needs.split(NEEDS)
+        few.setdefault(items, {}).setdefault(least, []).append(name)
+    told = {items: "; ".join(f"{', '.join(names)} ({least} needed)" for least, names in needs.items()) for items, needs in few.items()}
+    return [f"{items}, too few for {which}: not given" for items, which in told.items()]
+
+
+def carried(results: Mapping[str, Any]) -> dict[str, Any]:
+    """`results` of results.json, by this or an earlier version, without figures that the numbers of items in it cannot carry."""
+    if not isinstance(results.get("rows"), Mapping):
+        return dict(results)
+    real, num = _real_items(results), results.get("n")
+    rows = {}
+    for title, row in results["rows"].items():
+        rows[title] = row
+        if isinstance(row, Mapping):
+            # of the floor's row, how many real images stand for samples is not known
+            made = num if isinstance(num, int) and row_roles(results)[title] != "floor" else max(each.generated for each in LEAST.values())
+            lacks = {key: lack(key, real if key in OF_REFERENCE else {}, made) for key in row.keys() & LEAST.keys()}
+            rows[title] = without(row, {key: few for key, few in lacks.items() if few is not None})
+    return {**results, "rows": rows}
+
+
+def _real_items(results: Mapping[str, Any]) -> dict[str, int | None]:
+    """What images were measured against, and how many: by the protocol, or else as the first versions put it into words."""
+    protocol, words = results.get("protocol"), re.match(r"(\d+) (held-out|training) images", str(results.get("reference")))
+    reference = protocol.get("reference") if isinstance(protocol, Mapping) else None
+    if isinstance(reference, Mapping) and isinstance(reference.get("num"), int):
+        return {WORDS.get(str(reference.get("what")), "items of the reference"): reference["num"]}
+    return {f"{words[2]} images": int(words[1])} if words else {}
