@@ -15,6 +15,7 @@ from fewstep.metrics.least import LEAST
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+WIDTH = 109  # columns of a line of text
 
 
 def result(name: str) -> dict:
@@ -32,7 +33,18 @@ def source(content: dict, note: str = "") -> str:
     """Where the numbers come from."""
     machine = content.get("machine") or content["runs"][0]["machine"]
     place = machine["cpu"] if machine["accelerator"] == "none" else machine["accelerator"]
-    return f"\n\n`{content['command']}` on {place}, {machine['threads']} thread(s), torch {machine['torch']}.{note}"
+    text = f"`{content['command']}` on {place}, {machine['threads']} thread(s), torch {machine['torch']}.{note}"
+    return f"\n\n{wrapped(text)}"
+
+
+def wrapped(text: str) -> str:
+    """`text` in lines of the pages' width; what stands in backticks stays in one piece."""
+    lines = [""]
+    for word in re.findall(r"(?:`[^`]*`|[^\s`])+", text):
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > WIDTH:
+            lines.append("")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return "\n".join(lines)
 
 
 def quality() -> str:
