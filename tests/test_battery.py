@@ -54,7 +54,7 @@ def small(recipe: Recipe) -> list[str]:
 def local(tmp_path_factory):
     """``local(recipe)``: overrides that give it images of a folder in place of the Hub's, which tests do not reach."""
     folder, rng = tmp_path_factory.mktemp("images") / "shades", np.random.default_rng(0)
-    for split, num in (("train", 30), ("test", 20)):
+    for split, num in (("train", 40), ("test", 30)):
         for k, name in enumerate(("dark", "grey", "light")):
             (folder / split / name).mkdir(parents=True)
             for i in range(num):
@@ -163,7 +163,7 @@ def test_recipe_from_training_to_measuring(name, done, local, teacher_for, tmp_p
     Image.open(tmp_path / "a.png").verify()
 
     # measure
-    num = 50 if images else 1000
+    num = 100 if images else 1000
     done("evaluate", run, "-n", num)
     results = json.loads((run / "results.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
     assert results["recipe"] == f"{recipe.method.name}/{data.name}"

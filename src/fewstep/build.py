@@ -133,8 +133,7 @@ def open_teacher(
 
 def _no_teacher(settings: MethodSettings, data: Data) -> str:
     """What is said where a teacher is missing: how to come by one."""
-    taught = (f"{name}/{data.name}" for name, known in registry.readable("methods").items() if known.teaches)
-    recipe = next((name for name in taught if name in shipped_recipes()), "your-teacher.yaml")
+    recipe = teaching_recipe(data.name) or "your-teacher.yaml"
     otherwise = settings.other_teachers(data.mixture is not None)
     rgb = len(data.shape) == 3 and data.shape[0] == 3
     published = "or take one that exists with\n  fewstep import FILE --out runs/teacher\n" * rgb
@@ -142,6 +141,12 @@ def _no_teacher(settings: MethodSettings, data: Data) -> str:
         f"method.teacher is missing. Train one with\n  fewstep train {recipe} --out runs/teacher\n{published}"
         f"then add method.teacher=runs/teacher{otherwise}"
     )
+
+
+def teaching_recipe(data: str) -> str | None:
+    """The shipped recipe of a method whose generators can teach, on the data set of that name, if there is one."""
+    taught = (f"{name}/{data}" for name, known in registry.readable("methods").items() if known.teaches)
+    return next((name for name in taught if name in shipped_recipes()), None)
 
 
 def generator_at(path: str | Path, sigma_data: float | None) -> Generator:

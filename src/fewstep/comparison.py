@@ -198,7 +198,7 @@ def curves(rows: Mapping[str, Row], key: str) -> dict[str, tuple[list[int], list
 def table_by_steps(results: Mapping[str, Any]) -> list[list[str]]:
     """One row a method, one column a number of steps: the energy distance, or the Frechet distance over its floor."""
     rows = [row for row in results["rows"].values() if "method" in row]
-    points = results["features"] == "the points themselves"
+    points = any("energy" in row for row in rows) or results.get("features") == "the points themselves"
     key, form = ("energy", "{:.4f}") if points else ("frechet_over_floor", "{:.2f}")
     counts = sorted({row["steps"] for row in rows if row["steps"] in COUNTS})
     lines = [["steps", *map(str, counts)]]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.build import generator_at, in_memory, load_data
+from fewstep.build import generator_at, in_memory, load_data, teaching_recipe
 from fewstep.data import ImageData
 from fewstep.data.errors import DataError
 from fewstep.data.probing import LOOKED_AT, Probe, probe
@@ -120,9 +120,9 @@ def _from_teacher(recipe: Recipe, tree: dict[str, Any]) -> list[Found]:
     """What a student's recipe leaves to be found: the form of its items from the teacher, and the rates from how that was trained."""
     path = recipe.method.teacher_path
     if path is None:
+        own = teaching_recipe("images")
         raise UserError(
-            "method.teacher is missing. Train one with\n"
-            "  fewstep train teacher/images data.path=DIR --out runs/teacher\n"
+            f"method.teacher is missing. Train one with\n  fewstep train {own} data.path=DIR --out runs/teacher\n"
             "or take one that exists with\n  fewstep import FILE --out runs/teacher\nthen add method.teacher=runs/teacher"
         )
     teacher = _named(path)

@@ -12,9 +12,10 @@ import torch
 import own_sets
 from fewstep.build import load_data, training_data
 from fewstep.data import ImageData, load_digits, photo_crops, point_file, toy_data
-from fewstep.data.audit import LeftOut, audit, changes
+from fewstep.data.audit import audit, changes
 from fewstep.data.checks import Kind
 from fewstep.data.iterables import stream_data
+from fewstep.data.origin import LeftOut
 from fewstep.data.own import item_data
 from fewstep.recipe import load_recipe
 from picture_folders import encoded, lines, numbered, opened, put, two_classes

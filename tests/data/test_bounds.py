@@ -22,7 +22,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.data.archives import expanded
+from fewstep.data.archives import check_archives, expanded
+from fewstep.data.errors import DataError
 from fewstep.data.parquet import arrow_expanded
 from fewstep.limits import IMAGE_PIXELS, JSON_BYTES, TooLarge, check_size, in_units, memory
 from fewstep.recipe.reading import parse_yaml
@@ -340,9 +341,13 @@ def test_an_archive_that_would_fill_the_disk_is_refused(name, opener, tmp_path):
     else:
         path.write_bytes(ARCHIVES[name]())
     assert path.stat().st_size < 2**22
-    refused(opener, "images", folder, path.name, "unpacks to", "are allowed; take another copy, or unpack it yourself")
+    with pytest.raises(DataError, match=rf"{path.name} has .* and unpacks to .* are allowed; take another copy, or unpack it yourself"):
+        check_archives([path], "the set")
     if name == "tar":
+        refused(opener, "images", folder, path.name, "unpacks to", "are allowed; take another copy, or unpack it yourself")
         refused(opener, "stream", path, path.name, "unpacks to 10.0 TiB")
+    else:  # a folder of nothing else is not even looked into
+        refused(opener, "images", folder, path.name, "no image that lies unpacked; unpack it")
 
 
 def test_a_shard_that_holds_packed_files_is_refused(opener, tmp_path):

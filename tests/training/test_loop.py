@@ -428,7 +428,7 @@ def test_after_a_bad_loss_the_last_good_checkpoint_goes_on(tmp_path):
 def test_an_absurd_learning_rate_is_told_at_the_command_line(mistake, teacher_overrides, tmp_path):
     run = tmp_path / "run"
     message = mistake("train", "teacher/digits", *teacher_overrides, "method.optimizer.lr=1e30", "trainer.checkpoint_every=1", "--out", run)
-    assert message.startswith("error: step 2: denoiser.denoising is nan. Nothing was overwritten; the last good checkpoint is step 1. ")
+    assert "\nerror: step 2: denoiser.denoising is nan. Nothing was overwritten; the last good checkpoint is step 1. " in message
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_1"]
     assert load_checkpoint(run / "checkpoints" / "step_1").state["step"] == 1
 

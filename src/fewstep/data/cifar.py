@@ -15,11 +15,11 @@ from typing import IO
 import numpy as np
 import torch
 
-from fewstep.data.audit import Origin
 from fewstep.data.checks import Kind, Mistakes
 from fewstep.data.errors import DataError
 from fewstep.data.image_sets import image_folder
 from fewstep.data.images import ImageData
+from fewstep.data.origin import Origin
 
 ARCHIVE, MD5 = "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"
 FOLDER = "cifar-10-batches-bin"

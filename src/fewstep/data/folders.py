@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from fewstep.data.audit import LeftOut, Origin
 from fewstep.data.checks import SHOWN, Kind, Mistakes
 from fewstep.data.errors import DataError
 from fewstep.data.metadata import speaks_for
+from fewstep.data.origin import LeftOut, Origin
 from fewstep.data.scanning import Parts, Scan, is_hidden
 from fewstep.data.splits import CHUNK, EMPTY_CLASS, HELD_OUT, SPLIT_FOLDERS, TRAIN, Found, Split
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.data.audit import Origin
 from fewstep.data.errors import DataError
+from fewstep.data.origin import Origin
 from fewstep.data.parts import InMemory
 from fewstep.streams import uniform
 

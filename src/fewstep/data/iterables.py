@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.data.audit import Origin
 from fewstep.data.errors import DataError
 from fewstep.data.items import Pair, Spec, chance, first_spec
+from fewstep.data.origin import Origin
 from fewstep.data.own import EXCERPT, LOOKED_AT, UNCOUNTED, ForeignData, Items, class_names, is_map_style, most_items
 from fewstep.data.shares import Shards, Share
 from fewstep.data.units import Units

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.data.audit import Origin
 from fewstep.data.errors import DataError
 from fewstep.data.holdout import advice, count_fitting
 from fewstep.data.images import ImageData
 from fewstep.data.items import HALF, Pair, Spec, chance, first_spec, in_words, parted
+from fewstep.data.origin import Origin
 from fewstep.data.parts import TwoParts
 from fewstep.data.points import PointData
 from fewstep.data.tables import LABELS

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from fewstep.arrays import load_npy
-from fewstep.data.audit import Origin
 from fewstep.data.density import Density
 from fewstep.data.errors import DataError
 from fewstep.data.holdout import advice, count_fitting
 from fewstep.data.mixtures import Mixture
+from fewstep.data.origin import Origin
 from fewstep.data.parts import InMemory
 from fewstep.data.units import Units, units_of
 from fewstep.limits import TooLarge

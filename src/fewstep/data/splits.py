@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewstep.data.audit import Origin
 from fewstep.data.checks import Kind, Mistakes
 from fewstep.data.errors import DataError
+from fewstep.data.origin import Origin
 from fewstep.data.pixels import DAMAGED, Resize, Unfit, inside, read_pixels
 from fewstep.limits import WORD, cores
 

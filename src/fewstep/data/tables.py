@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fewstep import hub
 from fewstep.data.archives import check_archives
-from fewstep.data.audit import LeftOut, Origin
 from fewstep.data.checks import SHOWN, Kind, Mistakes
 from fewstep.data.errors import DataError
+from fewstep.data.origin import LeftOut, Origin
 from fewstep.data.parquet import check_arrow, check_rows, runs
 from fewstep.data.scanning import HIDDEN, IMAGE_FILES, Scan
 from fewstep.data.splits import CHUNK, EMPTY_CLASS, HELD_OUT, NO_LABELS, TRAIN, Found, Split

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.data.audit import Origin
 from fewstep.data.curves import Curve, Pinwheel
 from fewstep.data.density import Density, checked_gamma
 from fewstep.data.errors import DataError
 from fewstep.data.mixtures import Mixture
+from fewstep.data.origin import Origin
 from fewstep.data.points import PointData
 
 HELDOUT = 10_000  # points held out by `toy_data`

@@ -225,7 +225,7 @@ class DMD2(Method):
         if self.settings.gan:
             gan = generator_loss(self.critic.logits(networks, *self._noised_anyhow(x, rng), label, told))
             self.critic.measure_weight(dm, gan, x, self.generator_updates)
-            if self.generator_updates % self.critic.PULL_EVERY == 0 and x.requires_grad:
+            if (self.generator_updates + 1) % self.critic.PULL_EVERY == 0 and dm.requires_grad and gan.requires_grad:
                 terms["gan_pull"] = self.critic.pull(dm, gan, x)
             total = dm + self.critic.weight * gan
             terms |= {"gan": gan.detach(), "gan_weight": torch.tensor(self.critic.weight)}
