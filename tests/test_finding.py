@@ -219,6 +219,15 @@ def test_what_was_found_is_said_and_recorded_and_gone_on_with(tmp_path, done, mi
     assert "data.size was 12, now 10" in mistake(*train, "data.size=10", "--resume")
 
 
+@pytest.mark.parametrize("data", ["{name: digits}", "{name: photos, stride: 32, size: 8}"])
+def test_a_run_on_other_images_goes_on_too(data, tmp_path, done):
+    train = ["train", "teacher/images", f"data={data}", *SMALL, "--out", tmp_path / "run"]
+    done(*train)
+    model = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    done(*train, "--resume")
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == model
+
+
 def test_a_student_takes_the_form_of_its_teacher(tmp_path, done, mistake):
     folder = written(tmp_path / "d", [(12, 12)], "L", num=12)
     teacher, student = tmp_path / "teacher", tmp_path / "student"
@@ -243,8 +252,10 @@ def test_a_teacher_without_classes_has_a_student_without(tmp_path, done):
     folder = written(tmp_path / "d", [(12, 12)], "L", num=8)
     teacher = tmp_path / "teacher"
     done("train", "teacher/images", f"data={{name: images, path: {folder}, label_column: none}}", *SMALL, "--out", teacher)
-    recipe, _ = settled(load_recipe("dmd2/images", (f"method.teacher={teacher / 'model'}", f"data.path={folder}")))
-    assert recipe.data.label_column == "none"
+    for path in (teacher / "model", teacher):
+        recipe, found = settled(load_recipe("dmd2/images", (f"method.teacher={path}", f"data.path={folder}")))
+        assert recipe.data.label_column == "none"
+        assert [one.key for one in found].count("data.label_column") == 1
 
 
 def test_a_missing_teacher_is_asked_for_with_a_command_that_makes_one(mistake, tmp_path):

@@ -59,7 +59,8 @@ def settled(recipe: Recipe, run: RunFolder | None = None) -> tuple[Recipe, list[
         return recipe, []
     tree = resolved(recipe) | {"finds": []}
     if run is not None and run.recipe_file.is_file():
-        found = [Found(key, at(run.recipe(), key), f"as the run in {run.path} was begun") for key in recipe.finds]
+        begun, why = leaves(run.recipe()), f"as the run in {run.path} was begun"
+        found = [Found(key, begun[key], why) for key in recipe.finds if key in begun]
     else:
         found = _from_teacher(recipe, tree) if recipe.network.role == "copy" else _from_images(recipe, tree)
     for one in found:
@@ -138,7 +139,8 @@ def _from_teacher(recipe: Recipe, tree: dict[str, Any]) -> list[Found]:
     if teacher.num_classes is None:
         found.find("data.label_column", lambda: ("none", f"{theirs}: it knows no classes"))
     for key in DATA_OF_TEACHER:
-        if at(trained, "data.name") == recipe.data.name and at(trained, key) is not None:
+        same = at(trained, "data.name") == recipe.data.name and at(trained, key) is not None
+        if same and not (key == "data.label_column" and teacher.num_classes is None):
             found.find(key, lambda key=key: (at(trained, key), f"as the teacher's run {path} has it"))  # type: ignore[misc]
     found.find("network.sigma_data", lambda: (teacher.sigma_data, theirs))
     found.find("batch_size", lambda: _batch(teacher.shape[1], None))
