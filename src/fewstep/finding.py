@@ -171,7 +171,7 @@ def _probe(recipe: Recipe) -> Probe:
         raise UserError(f"data.name is {recipe.data.name!r}, which is points; this recipe is for images: begin from one for points")
     images = data.images("train")
     looked_at = to_pil(images[:: -(-len(images) // LOOKED_AT)])
-    return Probe(len(images), len(looked_at), np.full(len(looked_at), min(data.shape[1:])), 1, data.shape[0] == 1, looked_at)
+    return Probe(len(images), np.full(len(looked_at), min(data.shape[1:])), 1, data.shape[0] == 1, looked_at)
 
 
 def _user(look: Callable[[], Any]) -> Any:

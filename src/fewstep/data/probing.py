@@ -30,7 +30,6 @@ class Probe:
 
     Attributes:
         num: training images.
-        looked_at: how many of them were opened.
         sides: the shorter side of each that was opened, int64 [looked_at].
         shapes: how many shapes (width, height) they have.
         grey: whether no pixel of them has a colour.
@@ -39,11 +38,15 @@ class Probe:
     """
 
     num: int
-    looked_at: int
     sides: np.ndarray
     shapes: int
     grey: bool
     images: list[Any]
+
+    @property
+    def looked_at(self) -> int:
+        """How many images were opened."""
+        return len(self.images)
 
     def spread(self, size: int, channels: int, resize: Resize) -> float:
         """Standard deviation of the elements in [-1, 1] of the images that were opened, as `size`, `channels` and `resize` make them.
@@ -70,16 +73,14 @@ def probe(path: str, config: str | None = None, image_column: str | None = None,
     """
     split, column = _training_split(path, config, image_column, label_column)
     first = _seen(split, column, _evenly(split.num, FIRST))
-    pixels = sum(image.size for image in first) / max(1, len(first))
+    pixels = sum(image.pixels for image in first) / max(1, len(first))
     num = int(min(LOOKED_AT, max(FEWEST, PIXELS / max(1.0, pixels))))
     seen = first if split.num <= FIRST else _seen(split, column, _evenly(split.num, num))
     if not seen:
         raise DataError(f"data.path is {path!r}, and none of the {min(num, split.num)} images that were looked at can be read; mend them")
     grey = all(image.grey for image in seen)
     images = [image.reduced.convert("L") if grey else image.reduced for image in seen]
-    return Probe(
-        split.num, len(seen), np.array([image.side for image in seen], np.int64), len({image.shape for image in seen}), grey, images
-    )
+    return Probe(split.num, np.array([image.side for image in seen], np.int64), len({image.shape for image in seen}), grey, images)
 
 
 class _Seen(NamedTuple):
@@ -94,7 +95,7 @@ class _Seen(NamedTuple):
         return min(self.shape)
 
     @property
-    def size(self) -> int:
+    def pixels(self) -> int:
         return self.shape[0] * self.shape[1]
 
 
