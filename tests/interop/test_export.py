@@ -219,6 +219,7 @@ BETAS = torch.linspace(1e-4, 0.02, 100).tolist()
         ({"network": {"name": "dit", "patch": 4, "width": 8, "depth": 1, "heads": 1}}, "network is dit"),
         ({"network": {"name": "mlp", "widths": [8]}, "shape": (2,)}, "points of shape"),
         ({"network": ONE_LEVEL, "shape": (1, 8, 4)}, "images of 8x4"),
+        ({"network": {**ONE_LEVEL, "patch": 2}}, "patches of 2x2 pixels"),
         ({"network": ONE_LEVEL, "sampler": {"name": "few_step", "sigmas": [80.0, 20.0, 5.0]}}, "noise levels 80, 20, 5"),
         ({"network": ONE_LEVEL, "denoiser": {"name": "ddpm", "prediction": "epsilon", "betas": BETAS}}, "ForeignDenoiser"),
     ],

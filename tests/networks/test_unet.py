@@ -188,3 +188,36 @@ def test_a_condition_adds_to_the_embedding_with_particles_and_in_features_too(nu
     torch.testing.assert_close(network(x, c_noise, label, xi), at_first)  # None stands for zeros
     plain = UNet((1, 8, 8), num_classes, [8, 16], groups=4, head_dim=8, condition=2)
     assert [tuple(level.shape[1:]) for level in plain.features(x, c_noise, label, 2)] == [(16, 4, 4), (8, 8, 8)]
+
+
+# --- patches of pixels
+
+
+@pytest.mark.parametrize("num_classes", [None, 3])
+@torch.no_grad()
+def test_patches_of_pixels_are_channels_of_one_place_inside(num_classes):
+    torch.manual_seed(0)
+    network = UNet((2, 8, 12), num_classes, [8, 16], groups=4, head_dim=8, xi_channels=1, patch=2).eval()
+    assert (network.unet.config.in_channels, network.unet.config.out_channels) == (12, 8)
+    assert network.feature_shapes == [(16, (2, 3)), (8, (4, 6))]
+    x, xi, c_noise = torch.randn(3, 2, 8, 12), torch.randn(3, 2, 1, 8, 12), torch.tensor([-1.0, 0.1, 1.1])
+    label = None if num_classes is None else torch.tensor([0, 3, 1])
+    together = network(x, c_noise, label, xi=xi)
+    assert together.shape == (3, 2, 2, 8, 12)
+    for j in range(2):
+        seen = torch.cat([x, xi[:, j]], 1)
+        # [b, c 2^2, h/2, w/2]: channel 4 c + 2 i + k is row i and column k of a patch
+        inside = seen.unflatten(2, (4, 2)).unflatten(4, (6, 2)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+        out = network.unet(inside, 1000 * c_noise, class_labels=label).sample
+        expected = out.unflatten(1, (2, 2, 2)).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+        torch.testing.assert_close(together[:, j], expected, rtol=1e-4, atol=1e-5)
+    plain = UNet((2, 8, 12), num_classes, [8, 16], groups=4, head_dim=8, patch=2)
+    assert plain(x, c_noise, label).shape == x.shape
+    assert [tuple(level.shape[1:]) for level in plain.features(x, c_noise, label, 2)] == [(16, 2, 3), (8, 4, 6)]
+    plain.zero_output()
+    assert torch.equal(plain(x, c_noise, label), torch.zeros_like(x))
+
+
+def test_a_patch_that_does_not_divide_the_image_is_named():
+    with pytest.raises(ValueError, match=r"images of 28x28 cannot be cut into patches of 4 and halved 1 times; .* divisible by 8"):
+        UNet((1, 28, 28), channels=[8, 16], groups=4, head_dim=8, patch=4)

@@ -18,6 +18,9 @@ class UNetSettings(NetworkSettings):
     groups: PositiveInt = Field(32, description="groups of each GroupNorm")
     head_dim: PositiveInt = Field(64, description="channels of an attention head")
     dropout: Share = 0.0
+    patch: PositiveInt = Field(
+        1, description="side of the squares of pixels that enter as one place; 2 costs a quarter; an export to diffusers needs 1"
+    )
     time_scale: PositiveFloat = Field(
         1000.0, description="the timestep is time_scale ln(sigma)/4; an export to diffusers needs 1000, less is smoother in time"
     )
