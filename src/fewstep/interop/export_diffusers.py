@@ -44,10 +44,10 @@ def check_pipeline(generator: Generator) -> None:
         )
     if type(denoiser.network) is not UNet:
         raise UserError(f"this generator's network is {name}, and diffusers' ConsistencyModelPipeline takes a unet only; {otherwise}")
-    if denoiser.network.patch != 1:
+    if (patch := denoiser.network.patch) != 1:
         raise UserError(
-            f"this generator's network takes patches of {denoiser.network.patch}x{denoiser.network.patch} pixels (network.patch), and diffusers' "
-            f"UNet2DModel single pixels only; {otherwise}"
+            f"this generator's network takes patches of {patch}x{patch} pixels (network.patch), and diffusers' UNet2DModel single ones only; "
+            f"{otherwise}"
         )
     if generator.shape[1] != generator.shape[2]:
         height, width = generator.shape[1:]
