@@ -46,7 +46,7 @@ def check_pipeline(generator: Generator) -> None:
         raise UserError(f"this generator's network is {name}, and diffusers' ConsistencyModelPipeline takes a unet only; {otherwise}")
     if (patch := denoiser.network.patch) != 1:
         raise UserError(
-            f"this generator's network takes patches of {patch}x{patch} pixels (network.patch), and diffusers' UNet2DModel single ones only; "
+            f"this generator's network takes patches of {patch}x{patch} pixels (network.patch), and diffusers' single ones only; "
             f"{otherwise}"
         )
     if generator.shape[1] != generator.shape[2]:
