@@ -1,0 +1,168 @@
+"""Real images by every method: the recipes of MNIST and the small ones of CIFAR-10, trained, measured, and how their quality came.
+
+    python benchmarks/images.py mnist --data ../shared/data/mnist --list
+    python benchmarks/images.py mnist --data ../shared/data/mnist --only teacher dmd2 --seeds 0
+    python benchmarks/images.py cifar10 --data ../shared/data/cifar10
+
+Each arm is a shipped recipe as it is; those with a teacher distil that of their own seed. One thread a process: run two side by side,
+each with arms of its own, and they write to one results file. What is stopped goes on from its run folder in the next call, and an arm
+that is in the results is not done again. Figures are of 10,000 samples (seed 0) against the test split, in both judges; curves are of
+1,000 samples at every tenth of the training, of the models that draw in a few evaluations. Seconds are the CPU time of the training
+process, measuring on the way included. Writes results/images_NAME.json after each arm.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewstep.errors import Interrupted
+from fewstep.evaluation import Options, evaluate
+from fewstep.recipe import load_recipe
+from fewstep.run import train_recipe
+from fewstep.training.run_folder import RunFolder
+
+HERE = Path(__file__).parent
+NUM = 10_000  # samples measured at the end
+CURVE = 1_000  # samples measured on the way
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One recipe.
+
+    Attributes:
+        recipe: its name.
+        steps: at which numbers of sampling steps it is measured.
+        teacher: the arm that teaches it; None for none.
+        seeds: training seeds.
+        curve: whether it is measured on the way.
+
+    """
+
+    recipe: str
+    steps: tuple[int, ...]
+    teacher: str | None = None
+    seeds: tuple[int, ...] = (0,)
+    curve: bool = True
+
+
+ARMS = {
+    "mnist": {
+        "teacher": Arm("teacher/mnist", (18, 1), seeds=(0, 1, 2), curve=False),
+        "dmd2": Arm("dmd2/mnist", (1,), "teacher", (0, 1, 2)),
+        "dmd2, 4 steps": Arm("dmd2/mnist_4step", (4,), "teacher"),
+        "consistency": Arm("consistency/mnist", (1, 2), "teacher"),
+        "flow map": Arm("flow_map/mnist", (1, 2, 4), "teacher"),
+        "dddm": Arm("dddm/mnist", (1, 2, 4, 10)),
+        "drift": Arm("drift/mnist", (1,)),
+    },
+    "cifar10": {
+        "teacher": Arm("teacher/cifar10_cpu", (18, 1), curve=False),
+        "dmd2": Arm("dmd2/cifar10_cpu", (1,), "teacher"),
+        "flow map": Arm("flow_map/cifar10_cpu", (1, 2, 4), "teacher"),
+    },
+}
+
+
+@contextmanager
+def shared(path: Path) -> Iterator[dict]:
+    """What the results file `path` holds, to be changed by one process at a time."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        content = json.loads(path.read_text()) if path.exists() else {}
+        yield content
+        path.write_text(json.dumps(content, indent=1))
+
+
+def folder_of(root: Path, title: str, seed: int) -> Path:
+    """Where the run of an arm lies."""
+    return root / f"{title.replace(', ', '_').replace(' ', '_')}_{seed}"
+
+
+def train(arm: Arm, folder: Path, seed: int, data: Path, teacher: Path | None) -> float:
+    """Train or finish an arm in `folder`; seconds of CPU that it took, over all its parts."""
+    overrides = [f"seed={seed}", f"data.dir={json.dumps(str(data))}", "trainer.threads=1"]
+    if teacher is not None:
+        overrides.append(f"method.teacher={json.dumps(str(teacher))}")
+    steps = load_recipe(arm.recipe, overrides).steps
+    if arm.curve:
+        overrides += [f"trainer.evaluate_every={steps // 10}", f"trainer.evaluate_samples={CURVE}"]
+    run, spent = RunFolder(folder), folder / "cpu_seconds.json"
+    if run.model_step() != steps:
+        began = time.process_time()
+        try:
+            train_recipe(load_recipe(arm.recipe, overrides), folder, resume=run.recipe_file.exists(), title=folder.name, source=arm.recipe)
+        finally:
+            before = json.loads(spent.read_text()) if spent.exists() else 0.0
+            spent.write_text(json.dumps(before + time.process_time() - began))
+    return json.loads(spent.read_text())
+
+
+def curve_of(run: RunFolder) -> list[dict[str, float]]:
+    """What was measured on the way: images seen, seconds of training, and FD over the floor."""
+    keys = ("images_seen", "seconds", "eval.frechet_over_floor")
+    return [{key: record[key] for key in keys} for record in run.metrics() if keys[-1] in record]
+
+
+def main() -> None:
+    """Train, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=list(ARMS))
+    parser.add_argument("--data", type=Path, required=True, help="folder of its parquet files")
+    parser.add_argument("--folder", type=Path, help="where the runs lie; runs/images/SET if not given")
+    parser.add_argument("--only", nargs="+", help="titles of arms")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of those that each arm has")
+    parser.add_argument("--list", action="store_true", help="say what is done, and what is left")
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    arms, root = ARMS[arguments.set], arguments.folder or Path("runs/images") / arguments.set
+    results = HERE / "results" / f"images_{arguments.set}.json"
+    if unknown := set(arguments.only or ()) - arms.keys():
+        parser.error(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(arms)}")
+    for title, arm in arms.items():
+        for seed in arm.seeds:
+            if (arguments.only and title not in arguments.only) or (arguments.seeds and seed not in arguments.seeds):
+                continue
+            key = f"{title}, seed {seed}"
+            with shared(results) as content:
+                done = key in content.get("runs", {})
+            if done or arguments.list:
+                print(f"{key:24} {'done' if done else 'to do'}")
+                continue
+            folder = folder_of(root, title, seed)
+            teacher = folder_of(root, arm.teacher, seed) if arm.teacher else None
+            if teacher is not None and not (teacher / "model").is_dir():
+                print(f"{key:24} waits for its teacher, {teacher}")
+                continue
+            try:
+                seconds = train(arm, folder, seed, arguments.data, teacher)
+                found = evaluate(folder, NUM, threads=1, say=print, steps=arm.steps, options=Options(teacher=False))
+            except Interrupted as error:
+                print(f"{key}: {error}")
+                return
+            run = RunFolder(folder)
+            with shared(results) as content:
+                content["command"] = f"python benchmarks/images.py {arguments.set} --data DIR"
+                content.setdefault("runs", {})[key] = {
+                    **found,
+                    "title": title,
+                    "arm": arm.recipe,
+                    "taught": arm.teacher,
+                    "cpu_seconds": seconds,
+                    "seconds": run.metrics()[-1]["seconds"],
+                    "images_seen": run.metrics()[-1]["images_seen"],
+                    "curve": curve_of(run),
+                }
+            for name, row in found["rows"].items():
+                print(f"{key:24} {name:28} {row['frechet_over_floor']:.2f} x the floor")
+    print(f"results are in {results}")
+
+
+if __name__ == "__main__":
+    main()
