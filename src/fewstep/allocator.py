@@ -1,7 +1,7 @@
 """How memory that tensors free on a CPU is kept for the next ones.
 
 glibc gives large blocks back to the system as soon as they are free, and a training step asks for all of them anew: each page of theirs is
-then cleared and mapped again, every step. Kept, a step of the U-Nets here takes up to a third less time (``benchmarks/allocator.py``). The
+then cleared and mapped again, every step. Kept, a step of the U-Nets here takes up to a third less time (``benchmarks/levers.py``). The
 peak of memory stays; between steps it is not handed to other programs.
 """
 
