@@ -34,6 +34,36 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _undrawn():
+    """Runs hand the frames of their dashboard over, and no other process is started to draw them: some 2 s of a core a run."""
+    from fewstep import pictures
+    from fewstep.viz.dashboard.messages import pack
+
+    class Undrawn(pictures.Dashboard):
+        def _work(self) -> None:
+            pack(self.scene)
+            with self.ready:
+                while self.waiting or not self.ending:
+                    self.ready.wait_for(lambda: self.waiting or self.ending)
+                    while self.waiting:
+                        pack(self.waiting.popleft())
+                self.finished = True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "Dashboard", Undrawn)
+        yield
+
+
+@pytest.fixture
+def drawn(_undrawn, monkeypatch):
+    """But in this test they are drawn."""
+    from fewstep import pictures
+    from fewstep.viz.dashboard import Dashboard
+
+    monkeypatch.setattr(pictures, "Dashboard", Dashboard)
+
+
 @pytest.fixture
 def registry_apart(monkeypatch):
     """Nothing is registered, installed, trusted or allowed but what the test does, and nothing of it stays; gives the registry."""
