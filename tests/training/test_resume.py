@@ -62,9 +62,7 @@ def killed(arguments, command, folder):
     assert ended.code == -signal.SIGKILL, ended.err
 
 
-def test_a_student_killed_while_it_writes_a_checkpoint_ends_with_the_same_bits(
-    student_run, student_overrides, done, command, tmp_path
-):
+def test_a_student_killed_while_it_writes_a_checkpoint_ends_with_the_same_bits(student_run, student_overrides, done, command, tmp_path):
     run = tmp_path / "run"
     arguments = ["train", "dmd2/digits", *student_overrides, "--out", str(run)]
     killed(arguments, command, tmp_path / "killed")
