@@ -10,7 +10,7 @@ from fewstep.files import replace_file
 from fewstep.metrics.figures import FIGURES
 from fewstep.viz import page
 from fewstep.viz.page import escaped, paragraph, section
-from fewstep.viz.plots import curves
+from fewstep.viz.curves import curves
 
 SHOWN = 12  # pictures of the way
 BETTER = {"least": "Lower is better.", "greatest": "Higher is better.", "nearest 1": "Best at 1 (100%)."}
