@@ -57,7 +57,7 @@ def ended(copies: list[int], folder: Path, seconds: float) -> Ended:
                 if done:
                     codes[number] = os.waitstatus_to_exitcode(status)
                     if codes[number]:
-                        deadline = min(deadline, time.monotonic() + 20)
+                        deadline = min(deadline, time.monotonic() + 60)
         time.sleep(0.01)
     for number, child in enumerate(copies):
         with contextlib.suppress(ProcessLookupError):  # and what it has begun

@@ -91,7 +91,7 @@ def two_linear(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def linear(tmp_path_factory):
     folder = tmp_path_factory.mktemp("linear")
-    return folder, in_two(lambda: two_linear(folder), folder / "said", seconds=60)
+    return folder, in_two(lambda: two_linear(folder), folder / "said")
 
 
 def test_two_processes_learn_what_one_does(linear, tmp_path):

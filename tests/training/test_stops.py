@@ -203,7 +203,7 @@ def two(folder, teacher) -> None:
 
 
 def test_two_processes_measure_together_wait_as_long_as_it_takes_and_stop_together(teacher_run, tmp_path):
-    ended = in_two(lambda: two(tmp_path, teacher_run), tmp_path / "said", seconds=120)
+    ended = in_two(lambda: two(tmp_path, teacher_run), tmp_path / "said")
     assert ended.code == 0, ended.err
     assert [record["step"] for record in RunFolder(tmp_path / "slow").metrics() if "eval.made" in record] == [2]
     (first, figures), (second, nothing) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
