@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from fewstep.cli import app
 from fewstep.completion import keys
 from fewstep.data.settings import DENSITY_NAMES
 from fewstep.data.toys import DENSITIES
@@ -21,7 +22,7 @@ def asked(line: str, shell: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def offers(tmp_path, monkeypatch, done):
+def offers(tmp_path, monkeypatch, capsys):
     """``offers("train dmd")``: what is offered for the last word of a command line, in bash's way."""
 
     def call(line: str, shell: str = "bash") -> list[str]:
@@ -29,7 +30,10 @@ def offers(tmp_path, monkeypatch, done):
             patch.chdir(tmp_path)
             for name, value in asked(line, shell).items():
                 patch.setenv(name, value)
-            found = done()
+            with pytest.raises(SystemExit) as end:
+                app(prog_name="fewstep")  # the shell's name for it, of which that of the first variable is made
+        assert end.value.code == 0
+        found = capsys.readouterr()
         assert found.err == ""
         return [line for line in found.out.split("\n") if line]
 
