@@ -43,9 +43,9 @@ def _one_thread():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _undrawn():
-    """Runs hand the frames of their dashboard over, and no other process is started to draw them: some 2 s of a core a run."""
-    from fewstep import pictures
+def _quick():
+    """No other process draws the frames of a run's dashboard, and a dry run tries steps for a moment: seconds each, which few look at."""
+    from fewstep import pictures, trial
     from fewstep.viz.dashboard.messages import pack
 
     class Undrawn(pictures.Dashboard):
@@ -60,12 +60,13 @@ def _undrawn():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "Dashboard", Undrawn)
+        patch.setattr(trial, "ENOUGH", 0.05)
         yield
 
 
 @pytest.fixture
-def drawn(_undrawn, monkeypatch):
-    """But in this test they are drawn."""
+def drawn(_quick, monkeypatch):
+    """Dashboards are drawn in this test."""
     from fewstep import pictures
     from fewstep.viz.dashboard import Dashboard
 
