@@ -61,6 +61,7 @@ def _quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "Dashboard", Undrawn)
         patch.setattr(trial, "ENOUGH", 0.05)
+        patch.setattr(trial, "BATCH", 16)
         yield
 
 
