@@ -29,7 +29,26 @@ GAN = (
 )
 
 # files that take long, the longest first: they are begun first (with `--no-loadscope-reorder`), so that no worker is left with one at last
-LONG = ("test_two_are_one", "test_battery", "test_drift", "test_ddp", "test_bounds", "test_resume", "test_finding", "test_two_sample")
+LONG = (
+    "test_two_are_one",
+    "test_battery",
+    "test_comparison",
+    "test_export_onnx",
+    "test_ddp",
+    "test_bounds",
+    "test_drift",
+    "test_export",
+    "test_two_sample",
+    "test_powers",
+    "test_dashboard_processes",
+    "test_demo",
+    "test_resume",
+    "test_damage",
+    "test_plugin",
+    "test_kernels",
+    "test_samples",
+    "test_two_processes",
+)
 
 
 def pytest_collection_modifyitems(items):

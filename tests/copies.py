@@ -33,6 +33,7 @@ def begun(work: Callable[[], object], folder: Path, number: int = 0, **environme
                 os.dup2(file.fileno(), descriptor)
             setattr(sys, f"std{name}", open(descriptor, "w", buffering=1, encoding="utf-8", closefd=False))  # noqa: SIM115
         os.environ.update(environment)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has what it starts in the background ignore
         work()
         code = 0
     except SystemExit as end:
