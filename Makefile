@@ -8,7 +8,7 @@ demo: install
 	$(BIN)/fewstep demo --out runs/demo
 
 test: install
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

@@ -28,10 +28,69 @@ GAN = (
     "method.f_divergence=js",
 )
 
+# files that take long, the longest first: they are begun first (with `--no-loadscope-reorder`), so that no worker is left with one at last
+LONG = (
+    "test_two_are_one",
+    "test_battery",
+    "test_comparison",
+    "test_export_onnx",
+    "test_ddp",
+    "test_bounds",
+    "test_drift",
+    "test_export",
+    "test_two_sample",
+    "test_powers",
+    "test_dashboard_processes",
+    "test_demo",
+    "test_resume",
+    "test_damage",
+    "test_plugin",
+    "test_kernels",
+    "test_samples",
+    "test_two_processes",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first; the others as they lie."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick():
+    """No other process draws the frames of a run's dashboard, and a dry run tries steps for a moment: seconds each, which few look at."""
+    from fewstep import pictures, trial
+    from fewstep.viz.dashboard.messages import pack
+
+    class Undrawn(pictures.Dashboard):
+        def _work(self) -> None:
+            pack(self.scene)
+            with self.ready:
+                while self.waiting or not self.ending:
+                    self.ready.wait_for(lambda: self.waiting or self.ending)
+                    while self.waiting:
+                        pack(self.waiting.popleft())
+                self.finished = True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "Dashboard", Undrawn)
+        patch.setattr(trial, "ENOUGH", 0.05)
+        patch.setattr(trial, "BATCH", 16)
+        yield
+
+
+@pytest.fixture
+def drawn(_quick, monkeypatch):
+    """Dashboards are drawn in this test."""
+    from fewstep import pictures
+    from fewstep.viz.dashboard import Dashboard
+
+    monkeypatch.setattr(pictures, "Dashboard", Dashboard)
 
 
 @pytest.fixture
@@ -121,8 +180,8 @@ def fewstep_cli():
 
 @pytest.fixture(scope="session")
 def teacher_overrides() -> tuple[str, ...]:
-    """A teacher of six steps on a tiny network with dropout."""
-    return (*NETWORK, *COMMON)
+    """A teacher of six steps on a tiny network with dropout, drawn from in five evaluations."""
+    return (*NETWORK, *COMMON, "method.sampler_steps=3")
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +196,7 @@ def teacher_run(done, teacher_overrides, tmp_path_factory) -> Path:
 def still_teacher(done, tmp_path_factory) -> Path:
     """A finished tiny ``teacher/digits`` without dropout, so that no chance is left but what the loop gives. Read only."""
     path = tmp_path_factory.mktemp("runs") / "still"
-    done("train", "teacher/digits", *NETWORK, "network.dropout=0", *COMMON, "steps=2", "--out", path)
+    done("train", "teacher/digits", *NETWORK, "network.dropout=0", *COMMON, "steps=2", "method.sampler_steps=3", "--out", path)
     return path
 
 

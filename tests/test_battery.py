@@ -98,6 +98,7 @@ def teacher_for(done, local, tmp_path_factory):
     return call
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_recipe_from_training_to_measuring(name, done, local, teacher_for, tmp_path, monkeypatch):
     monkeypatch.setattr(measurement, "EXACT_SAMPLES", 1000)  # a tenth, for a hundredth of the time

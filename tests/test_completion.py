@@ -7,28 +7,47 @@ import sys
 
 import pytest
 
+from fewstep.cli import app
 from fewstep.completion import keys
 from fewstep.data.settings import DENSITY_NAMES
 from fewstep.data.toys import DENSITIES
 from fewstep.recipe import load_recipe, resolved, shipped_recipes
 
 
+def asked(line: str, shell: str) -> dict[str, str]:
+    """The variables by which a shell asks what may come in the place of the last word of a command line."""
+    words = f"fewstep {line}"
+    told = {"_FEWSTEP_COMPLETE": f"complete_{shell}", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+    return told | {"_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+
+
 @pytest.fixture
-def offers(tmp_path):
-    """``offers("train dmd")``: what is offered for the last word of a command line, in a process of its own, in bash's way."""
+def offers(tmp_path, monkeypatch, capsys):
+    """``offers("train dmd")``: what is offered for the last word of a command line, in bash's way."""
 
     def call(line: str, shell: str = "bash") -> list[str]:
-        words = f"fewstep {line}"
-        asked = {"_FEWSTEP_COMPLETE": f"complete_{shell}", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
-        asked |= {"_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-        code = "import sys; sys.argv[0] = 'fewstep'; import fewstep.cli; fewstep.cli.main()"
-        found = subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | asked, cwd=tmp_path, capture_output=True, text=True, timeout=60
-        )
-        assert found.stderr == ""
-        return [line for line in found.stdout.split("\n") if line]
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            for name, value in asked(line, shell).items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit) as end:
+                app(prog_name="fewstep")  # the shell's name for it, of which that of the first variable is made
+        assert end.value.code == 0
+        found = capsys.readouterr()
+        assert found.err == ""
+        return [line for line in found.out.split("\n") if line]
 
     return call
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_process_of_its_own_offers_the_same(shell, offers, tmp_path):
+    code = "import sys; sys.argv[0] = 'fewstep'; import fewstep.cli; fewstep.cli.main()"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | asked("train dmd", shell), cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert found.stderr == ""
+    assert [line for line in found.stdout.split("\n") if line] == offers("train dmd", shell) != []
 
 
 def test_recipes_and_files_are_offered(offers, tmp_path):

@@ -2,6 +2,9 @@
 
 import shutil
 
+import pytest
+
+pytestmark = pytest.mark.usefixtures("drawn")
 SMALL = ("network.widths=[16]", "network.bits=3", "network.latent=6", "batch_size=16", "steps=20", "trainer.accelerator=cpu")
 CADENCE = ("trainer.log_every=4", "trainer.checkpoint_every=10", "trainer.sample_every=5")
 

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import shutil
-import subprocess
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import fewstep
+from copies import in_a_copy
 from fewstep import comparison, measurement, pictures
 from fewstep.errors import UserError
 from fewstep.recipe import load_recipe
@@ -32,24 +33,6 @@ CADENCE = ("trainer.accelerator=cpu", "trainer.log_every=3", "trainer.checkpoint
 SMALL = ("steps=12", "batch_size=16", "network.width=8", "network.blocks=1", *CADENCE)
 ROOMS = {"method": "method:Rectified", "network": "network:ResidualMLP", "data": "data:circles"}
 TIMES = ("seconds", "images_per_second")
-
-# the command line, killed in the ninth loss as by a machine that goes down
-KILLED = """
-import os, signal, sys
-from fewstep.cli import main
-from fewstep_rectified.method import Rectified
-
-calls = []
-
-def loss(self, *arguments, whole=Rectified.loss):
-    calls.append(1)
-    if len(calls) == 9:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return whole(self, *arguments)
-
-Rectified.loss = loss
-main()
-"""
 
 
 def by_import_path(package):
@@ -111,13 +94,27 @@ def test_installed_it_trains_samples_and_is_evaluated(installed, done, tmp_path)
     assert "rectified, 23 evaluations" in report
 
 
-def test_killed_and_resumed_it_ends_with_the_same_numbers(installed, done, distribution, tmp_path):
+def test_killed_and_resumed_it_ends_with_the_same_numbers(installed, done, command, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     done("train", CIRCLES, *SMALL, "--out", whole)
-    path = os.pathsep.join([str(distribution), str(SOURCE), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-c", KILLED, "train", str(CIRCLES), *SMALL, "--out", str(cut)]
-    killed = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120)
-    assert killed.returncode == -9, killed.stderr
+
+    def work() -> None:
+        """The command line, killed in the ninth loss as by a machine that goes down."""
+        from fewstep_rectified.method import Rectified
+
+        calls = []
+
+        def loss(self, *arguments, whole=Rectified.loss):
+            calls.append(1)
+            if len(calls) == 9:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return whole(self, *arguments)
+
+        Rectified.loss = loss
+        raise AssertionError(command("train", CIRCLES, *SMALL, "--out", cut))
+
+    killed = in_a_copy(work, tmp_path / "killed")
+    assert killed.code == -signal.SIGKILL, killed.err
     assert [folder.name for folder in checkpoints(cut / "checkpoints")] == ["step_8", "step_4"]
     assert "going on from step 8" in done("train", CIRCLES, *SMALL, "--out", cut, "--resume").err
     assert records(cut) == records(whole)

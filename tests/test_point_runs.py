@@ -196,6 +196,7 @@ def test_the_unit_of_points_is_measured_or_given():
 # --- points of one's own -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize(("dims", "kind"), [(2, np.float64), (5, np.int32)])
 def test_points_of_ones_own_from_training_to_samples(dims, kind, done, mistake, tmp_path, monkeypatch):
     path, run = tmp_path / "mine.npy", tmp_path / "run"

@@ -53,8 +53,8 @@ def renamed(run, path, names, keep=False):
 
 
 def of_student(overrides):
-    """Without what is the teacher's network's."""
-    return [word for word in overrides if not word.startswith("network.")]
+    """Without what is the teacher's own."""
+    return [word for word in overrides if not word.startswith(("network.", "method."))]
 
 
 def meaning(data):

@@ -4,7 +4,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import tracemalloc
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from copies import begun, ended, in_a_copy
 from fewstep import samples as writing
 from fewstep.data.units import Units
 from fewstep.errors import Interrupted, UserError
@@ -140,32 +140,46 @@ def test_what_is_not_whole_is_not_there(mishap, old, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_it_in_a_sentence(number, tmp_path, teacher_run):
-    command = [sys.executable, "-m", "fewstep", "sample", str(teacher_run), "-n", "10000000", "--out", str(tmp_path / "a.npz")]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def test_a_signal_ends_it_in_a_sentence(number, tmp_path, teacher_run, command):
+    folder, said = tmp_path / "out", tmp_path / "said"
+    folder.mkdir()
+    said.mkdir()
+
+    def drawn() -> None:
+        outcome = command("sample", teacher_run, "-n", "10000000", "--out", folder / "a.npz")
+        sys.stdout.write(outcome.out)
+        sys.stderr.write(outcome.err)
+        sys.exit(outcome.code)
+
+    running = begun(drawn, said)
     began = time.monotonic()
-    while not any(path.stat().st_size > 1000 for path in tmp_path.iterdir()):
-        assert time.monotonic() - began < 60
-        assert running.poll() is None, running.stderr.read()
-        time.sleep(0.05)
-    running.send_signal(number)
-    out, err = running.communicate(timeout=30)
-    assert running.returncode == 130, err
+    while not any(path.stat().st_size > 1000 for path in folder.iterdir()) and time.monotonic() - began < 60:
+        time.sleep(0.02)
+    os.kill(running, number)
+    code, out, err = ended([running], said, 30)
+    assert code == 130, err
     assert out == ""
     assert err.splitlines()[-1].startswith("stopped after ")
-    assert err.splitlines()[-1].endswith(f" of 10,000,000 samples, of which none is kept; {tmp_path / 'a.npz'} was not written")
-    assert list(tmp_path.iterdir()) == []
+    assert err.splitlines()[-1].endswith(f" of 10,000,000 samples, of which none is kept; {folder / 'a.npz'} was not written")
+    assert list(folder.iterdir()) == []
 
 
-def test_a_limit_on_the_size_of_files_ends_it_in_a_sentence(tmp_path, teacher_run):
-    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (50000, 50000)); from fewstep.cli import main; main()"
+def test_a_limit_on_the_size_of_files_ends_it_in_a_sentence(tmp_path, teacher_run, command):
+    folder = tmp_path / "out"
+    folder.mkdir()
     for out in ("a.npz", "a.png"):
-        command = [sys.executable, "-c", code, "sample", str(teacher_run), "-n", "3000", "--steps", "1", "--out", str(tmp_path / out)]
-        outcome = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ})
-        assert outcome.returncode == 2, outcome.stderr
-        assert "Traceback" not in outcome.stderr
-        assert "error: File too large" in outcome.stderr
-        assert list(tmp_path.iterdir()) == []
+
+        def limited(out=out) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50000, 50000))
+            outcome = command("sample", teacher_run, "-n", "3000", "--steps", "1", "--out", folder / out)
+            sys.stderr.write(outcome.err)
+            sys.exit(outcome.code)
+
+        ended = in_a_copy(limited, tmp_path / "said")
+        assert ended.code == 2, ended.err
+        assert "Traceback" not in ended.err
+        assert "error: File too large" in ended.err
+        assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(

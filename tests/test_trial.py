@@ -11,11 +11,6 @@ from fewstep.recipe import Trainer
 from fewstep.run import make_fabric
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    monkeypatch.setattr(trial, "ENOUGH", 0.05)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_every_method_can_be_tried(name, still_teacher):
     recipe = CASES[name].read(still_teacher, "steps=40", batch_size=24)

@@ -1,6 +1,7 @@
 """A run is started: the engine, the threads, the folder, what is drawn and measured on the way, and the loop."""
 
 import contextlib
+import functools
 import math
 import subprocess
 import sys
@@ -88,14 +89,18 @@ def make_fabric(trainer: Trainer) -> "Fabric":
 
 def made_by() -> dict[str, Any]:
     """Version of the package, of torch, and the git commit that the package stands at (None outside a checkout)."""
-    commit = None
+    return {"fewstep": __version__, "torch": str(torch.__version__), "commit": _commit()}
+
+
+@functools.cache  # what is imported stays what it was
+def _commit() -> str | None:
     git = ["git", "-C", str(Path(__file__).parent)]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         # an installed package may lie in somebody's own repository, whose commit says nothing of it
         subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True, timeout=5)
         describe = [*git, "describe", "--always", "--dirty", "--abbrev=12"]
-        commit = subprocess.run(describe, capture_output=True, text=True, timeout=5).stdout.strip() or None
-    return {"fewstep": __version__, "torch": str(torch.__version__), "commit": commit}
+        return subprocess.run(describe, capture_output=True, text=True, timeout=5).stdout.strip() or None
+    return None
 
 
 def check_parts(recipe: Recipe, method: Method, devices: int) -> None:

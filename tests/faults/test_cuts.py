@@ -12,10 +12,10 @@ import sys
 
 import pytest
 
+from copies import in_a_child
 from fewstep import measurement
 from fewstep.training.run_folder import RunFolder
 from same_run import assert_same_run
-from test_resume import in_a_child
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}
 RUN = (

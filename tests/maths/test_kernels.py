@@ -1,11 +1,11 @@
 import math
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from copies import in_a_copy
 from fewstep.denoisers import MixtureDenoiser
 from fewstep.maths import kernels
 from fewstep.maths.kernels import KERNELS, barycenter, log_kernel_sum, sinkhorn_log_weights, temperature_range
@@ -167,27 +167,25 @@ def test_gaussian_barycenter_is_the_denoiser_of_the_samples():
     assert error(barycenter(x, y, 1.1, log_weights=weights.log()), denoiser(x, 0.5**0.5)) > 0.01
 
 
-MEMORY = """
-import sys, torch
-from fewstep.maths import kernels
-torch.set_num_threads(1)
-def kib(name):
-    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
-function, number, kernel, exclude_self = getattr(kernels, sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4] == "True"
-x = torch.randn(number, 64, generator=torch.Generator().manual_seed(0))
-function(x[:8], x[:8], 10.0, kernel, exclude_self)
-before = kib("VmRSS")
-function(x, x, 10.0, kernel, exclude_self)
-print((kib("VmHWM") - before) / 1024)
-"""
-
-
-def extra_mib(function, number, kernel, exclude_self):
-    """Peak memory of a fresh process, less what it held before the call."""
+def extra_mib(function, number, kernel, exclude_self, folder):
+    """Peak memory of a copy of this process, less what it held before the call."""
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc")
-    command = [sys.executable, "-c", MEMORY, function.__name__, str(number), kernel, str(exclude_self)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    def kib(name):
+        return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)).split()[1])
+
+    def work():
+        torch.set_num_threads(1)
+        x = torch.randn(number, 64, generator=torch.Generator().manual_seed(0))
+        function(x[:8], x[:8], 10.0, kernel, exclude_self)
+        before = kib("VmRSS")
+        function(x, x, 10.0, kernel, exclude_self)
+        sys.stdout.write(str((kib("VmHWM") - before) / 1024))
+
+    ended = in_a_copy(work, folder)
+    assert ended.code == 0, ended.err
+    return float(ended.out)
 
 
 # all pairs in float32 are 1024 MiB of 16384 samples, 256 of 8192. Blocks are 16 MiB, of which some six live at once; the allocator may
@@ -201,14 +199,19 @@ def extra_mib(function, number, kernel, exclude_self):
         (log_kernel_sum, 8192, "laplace", True),
     ],
 )
-def test_memory_is_linear(function, number, kernel, exclude_self):
-    assert extra_mib(function, number, kernel, exclude_self) < 160
+def test_memory_is_linear(function, number, kernel, exclude_self, tmp_path):
+    assert extra_mib(function, number, kernel, exclude_self, tmp_path) < 160
+
+
+def test_the_memory_of_all_pairs_is_seen(tmp_path):
+    """The check's own check."""
+    assert extra_mib(lambda x, *_: torch.cdist(x, x), 8192, "gaussian", False, tmp_path) > 240
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "exclude_self"), [("gaussian", False), ("gaussian", True), ("laplace", True)])
-def test_memory_of_65536_samples_in_64_dimensions(kernel, exclude_self):
-    assert extra_mib(barycenter, 65536, kernel, exclude_self) < 512  # all pairs are 16 GiB
+def test_memory_of_65536_samples_in_64_dimensions(kernel, exclude_self, tmp_path):
+    assert extra_mib(barycenter, 65536, kernel, exclude_self, tmp_path) < 512  # all pairs are 16 GiB
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,4 +1,4 @@
-"""Two processes on the CPU, launched by Fabric as a user would launch them: one command, no torchrun."""
+"""Two processes on the CPU; a teacher and its student as a user would launch them: one command, no torchrun."""
 
 import json
 import os
@@ -6,41 +6,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 
+from copies import Ended, in_two
 from fewstep import load
 from fewstep.training.checkpoint import load_checkpoint
 from fewstep.training.run_folder import RunFolder
 from linear_method import Linear, run_loop
 
 TWO = ("trainer.devices=2", "trainer.accelerator=cpu")
-
-# first a loss without chance, measured between two records of the log; then one that is not a number in one of the processes
-LINEAR = """
-import json, sys
-from pathlib import Path
-import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
-from linear_method import Linear, run_loop
-
-folder = Path(sys.argv[1])
-torch.set_num_threads(1)
-fabric = Fabric(accelerator="cpu", devices=2, strategy=DDPStrategy(broadcast_buffers=False))
-fabric.launch()
-method = Linear()
-measure = lambda generator, measuring: {"eval.norm": generator.weight.norm().item(), "eval.rank": fabric.global_rank}
-run_loop(folder / "two", method, fabric=fabric, on_evaluate=measure, accumulate=2, checkpoint_every=3, evaluate_every=5)
-weights = torch.cat([p.detach().flatten() for name in sorted(method.networks) for p in method.networks[name].parameters()])
-both = fabric.all_gather(weights)
-if fabric.is_global_zero:
-    (folder / "both.json").write_text(json.dumps([both.tolist(), weights.tolist()]))
-bad = lambda turn, call: torch.tensor(float("nan") if (fabric.global_rank, turn, call) == (1, "second", 4) else 0.0)
-run_loop(folder / "bad", Linear(before=bad), fabric=fabric, checkpoint_every=3)
-"""
 
 # the command line twice, for importing everything costs more than the runs. The first process is slow to copy the teacher into the
 # student's run, and the second waits for the moment at which half of the copy is there (or in vain, which is as well)
@@ -68,12 +46,6 @@ for second, arguments in enumerate(json.load(open(sys.argv[1]))):
 """
 
 
-class Ended(NamedTuple):
-    code: int | None  # None: it had to be killed
-    out: str
-    err: str
-
-
 def launch(script: str, folder: Path, *arguments: Path, seconds: float) -> Ended:
     """Run `script`, which starts a second process of itself; both are killed after `seconds`."""
     file = folder / "two_processes.py"
@@ -94,10 +66,32 @@ def launch(script: str, folder: Path, *arguments: Path, seconds: float) -> Ended
     return Ended(process.returncode, out, err)
 
 
+def two_linear(folder: Path) -> None:
+    """First a loss without chance, measured between two records of the log; then one that is not a number in one of the processes."""
+    torch.set_num_threads(1)
+    fabric = Fabric(accelerator="cpu", devices=2, strategy=DDPStrategy(broadcast_buffers=False))
+    fabric.launch()
+    method = Linear()
+
+    def measure(generator, measuring):
+        return {"eval.norm": generator.weight.norm().item(), "eval.rank": fabric.global_rank}
+
+    run_loop(folder / "two", method, fabric=fabric, on_evaluate=measure, accumulate=2, checkpoint_every=3, evaluate_every=5)
+    weights = torch.cat([p.detach().flatten() for name in sorted(method.networks) for p in method.networks[name].parameters()])
+    both = fabric.all_gather(weights)
+    if fabric.is_global_zero:
+        (folder / "both.json").write_text(json.dumps([both.tolist(), weights.tolist()]))
+
+    def bad(turn, call):
+        return torch.tensor(float("nan") if (fabric.global_rank, turn, call) == (1, "second", 4) else 0.0)
+
+    run_loop(folder / "bad", Linear(before=bad), fabric=fabric, checkpoint_every=3)
+
+
 @pytest.fixture(scope="module")
 def linear(tmp_path_factory):
     folder = tmp_path_factory.mktemp("linear")
-    return folder, launch(LINEAR, folder, folder, seconds=40)
+    return folder, in_two(lambda: two_linear(folder), folder / "said")
 
 
 def test_two_processes_learn_what_one_does(linear, tmp_path):

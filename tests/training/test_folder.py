@@ -64,6 +64,7 @@ SMALL = (
     "trainer.accelerator=cpu",
     "trainer.checkpoint_every=2",
     "trainer.log_every=1",
+    "trainer.sample_every=4",
 )
 
 
@@ -80,7 +81,17 @@ def test_a_run_that_another_process_trains_is_left_alone(holder, done, mistake, 
 
 
 def test_of_two_that_begin_at_once_one_goes_on(tmp_path):
-    command = [sys.executable, "-m", "fewstep", "train", "teacher/ring", *SMALL, "steps=300", "trainer.sample_every=300"]
+    command = [
+        sys.executable,
+        "-m",
+        "fewstep",
+        "train",
+        "teacher/ring",
+        *SMALL,
+        "steps=300",
+        "trainer.sample_every=300",
+        "trainer.checkpoint_every=60",
+    ]
     both = [
         subprocess.Popen([*command, "--out", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)

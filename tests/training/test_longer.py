@@ -17,6 +17,7 @@ SMALL = (
     "trainer.accelerator=cpu",
     "trainer.checkpoint_every=4",
     "trainer.log_every=1",
+    "trainer.sample_every=4",
 )
 RATES = ("method.optimizer.lr=1e-3", "method.optimizer.warmup=0", "method.optimizer.decay_from=0.0", "method.optimizer.decay=cosine")
 

@@ -3,34 +3,20 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from copies import in_two
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder
 from same_run import assert_same_run, truncate
+from test_resume import killed
 
 OWN = Path(__file__).parent.parent / "data"
 SMALL = ("network.widths=[8]", "batch_size=12", "trainer.accelerator=cpu", "trainer.log_every=2", "trainer.checkpoint_every=2")
 MEASURED = ("trainer.sample_every=6", "trainer.evaluate_every=4", "trainer.evaluate_samples=50")
-
-# the process dies half-way through writing the checkpoint of step 4
-KILLED = """
-import os, signal
-from fewstep import files
-write_file = files.write_file
-def dying(path, content):
-    if (path.parent.name, path.name) == (".step_4.partial", "optimizers.pt"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return write_file(path, content)
-files.write_file = dying
-from fewstep.cli import main
-main()
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -60,13 +46,12 @@ NOISY = "data={name: 'own_sets:Noisy', size: 40}"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_streaming_run_ends_with_the_same_bits(workers, parquet, done, tmp_path):
+def test_a_killed_streaming_run_ends_with_the_same_bits(workers, parquet, done, command, tmp_path):
     """Over two epochs, measured on the way."""
     arguments = ["train", "teacher/ring", stream(parquet), *SMALL, *MEASURED, "steps=30", f"trainer.workers={workers}"]
     whole, run = tmp_path / "whole", tmp_path / "run"
     done(*arguments, "--out", whole)
-    process = subprocess.run([sys.executable, "-c", KILLED, *arguments, "--out", str(run)], capture_output=True, text=True, timeout=300)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    killed([*arguments, "--out", str(run)], command, tmp_path / "killed")
     assert checkpoints(run / "checkpoints")[0].name == "step_2"
     assert "going on from step 2" in done(*arguments, "--out", run, "--resume").err
     assert_same_run(run, whole)
@@ -116,46 +101,36 @@ def test_workers_for_data_in_memory_are_not_started(teacher_overrides, done, tmp
 
 # --- two processes ---------------------------------------------------------------------------------------------------
 
-# each run whole; then without its last checkpoint, gone on with; then one that fails in one of the processes
-TWO = """
-import json, os, shutil, sys
-from pathlib import Path
-from fewstep.cli import app, main
 
-commands = json.load(open(sys.argv[1]))
-for command in commands[:-1]:
-    run = Path(command[-1])
-    app(args=command, standalone_mode=False)
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        shutil.copytree(run, run.with_name(run.name + "_again"))
-        shutil.rmtree(run.with_name(run.name + "_again") / "checkpoints" / "step_6")
-    again = str(run.with_name(run.name + "_again"))
-    app(args=[*command[:-1], again, "--resume"], standalone_mode=False)
-sys.argv = ["fewstep", *commands[-1]]
-main()
-"""
+def both(commands, command) -> None:
+    """Each run whole; then without its last checkpoint, gone on with; then one that fails in one of the processes."""
+    for number, arguments in enumerate(commands):
+        folders = [Path(arguments[-1])]
+        if number < len(commands) - 1:
+            folders.append(folders[0].with_name(folders[0].name + "_again"))
+        for run in folders:
+            if run != folders[0] and os.environ["LOCAL_RANK"] == "0":
+                shutil.copytree(folders[0], run)
+                shutil.rmtree(run / "checkpoints" / "step_6")
+            outcome = command(*arguments[:-1], run, *["--resume"] * (run != folders[0]))
+            sys.stderr.write(outcome.err)
+            if outcome.code:
+                sys.exit(outcome.code)
 
 
-def test_two_processes(parquet, teacher_overrides, tmp_path):
+def test_two_processes(parquet, teacher_overrides, command, tmp_path):
     two = ("trainer.devices=2", "trainer.accelerator=cpu", "trainer.workers=2")
     runs = {"stream": ["teacher/ring", stream(parquet), *SMALL], "noisy": ["teacher/digits", NOISY, *teacher_overrides]}
     commands = [["train", *what, *two, "steps=6", "--out", str(tmp_path / name)] for name, what in runs.items()]
     fails = ["teacher/digits", "data={name: 'own_sets:OneFails', size: 40}", *teacher_overrides, *two, "steps=40"]
     commands.append(["train", *fails, "--out", str(tmp_path / "fails")])
-    (tmp_path / "commands.json").write_text(json.dumps(commands))
-    (tmp_path / "script.py").write_text(TWO)
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "commands.json")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        _, err = process.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"it hangs: {process.communicate()[1]}")
+    code, _, err = in_two(lambda: both(commands, command), tmp_path / "said", seconds=240)
+    assert code is not None, f"it hangs: {err}"
     for name in runs:
         assert err.count("going on from step 4") == 2, err
         assert_same_run(tmp_path / f"{name}_again", tmp_path / name)
     states = json.loads((tmp_path / "stream" / "checkpoints" / "step_6" / "state.json").read_text())["batches"]
     assert [len(state["states"]) for state in states] == [2, 2]  # of each process, those of its workers
-    assert process.returncode == 2, err
+    assert code == 2, err
     assert "Traceback" not in err
     assert "the data set OneFails raised OSError: the disk is gone, at item 30. Nothing is lost: " in err

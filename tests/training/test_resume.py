@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+from copies import in_a_child, in_a_copy
 from fewstep import files, measurement
 from fewstep.errors import Interrupted
 from fewstep.training.checkpoint import checkpoints
@@ -42,26 +43,29 @@ def test_a_killed_teacher_ends_with_the_same_bits(teacher_run, teacher_overrides
     assert_same_run(run, teacher_run)
 
 
-KILLED = """
-import os, signal
-from fewstep import files
-write_file = files.write_file
-def dying(path, content):
-    if (path.parent.name, path.name) == (".step_4.partial", "optimizers.pt"):
-        path.write_bytes(content[: len(content) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
-    return write_file(path, content)
-files.write_file = dying
-from fewstep.cli import main
-main()
-"""
+def killed(arguments, command, folder):
+    """The end of a copy of this process that dies half-way through writing the checkpoint of step 4."""
+
+    def work() -> None:
+        write_file = files.write_file
+
+        def dying(path, content):
+            if (path.parent.name, path.name) == (".step_4.partial", "optimizers.pt"):
+                path.write_bytes(content[: len(content) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write_file(path, content)
+
+        files.write_file = dying
+        raise AssertionError(command(*arguments))
+
+    ended = in_a_copy(work, folder)
+    assert ended.code == -signal.SIGKILL, ended.err
 
 
-def test_a_student_killed_while_it_writes_a_checkpoint_ends_with_the_same_bits(student_run, student_overrides, done, tmp_path):
+def test_a_student_killed_while_it_writes_a_checkpoint_ends_with_the_same_bits(student_run, student_overrides, done, command, tmp_path):
     run = tmp_path / "run"
     arguments = ["train", "dmd2/digits", *student_overrides, "--out", str(run)]
-    process = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, timeout=300)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    killed(arguments, command, tmp_path / "killed")
     assert_left_in_the_middle(run, 2)
     assert (run / "checkpoints" / ".step_4.partial").is_dir()
     assert [record["step"] for record in RunFolder(run).metrics()] == [2]  # a step is saved before it is logged
@@ -79,12 +83,12 @@ BY_DATA = ("method.gamma=2", "method.temperature_warmup=.9")
 
 
 @pytest.mark.parametrize(("recipe", "ramps"), [("drift/vanilla", BY_FIELD), ("drift/mixture8d", BY_DATA)])
-def test_a_drift_killed_while_it_writes_a_checkpoint_ends_with_the_same_bits(recipe, ramps, done, tmp_path):
+@pytest.mark.usefixtures("drawn")
+def test_a_drift_killed_while_it_writes_a_checkpoint_ends_with_the_same_bits(recipe, ramps, done, command, tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
     arguments = ["train", recipe, *POINTS, *CADENCE, *ramps]
     done(*arguments, "--out", whole)
-    process = subprocess.run([sys.executable, "-c", KILLED, *arguments, "--out", str(run)], capture_output=True, text=True, timeout=300)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    killed([*arguments, "--out", str(run)], command, tmp_path / "killed")
     assert_left_in_the_middle(run, 2)
     torch.manual_seed(99)  # what the process did before is no matter
     assert "going on from step 2" in done(*arguments, "--out", run, "--resume").err
@@ -94,18 +98,6 @@ def test_a_drift_killed_while_it_writes_a_checkpoint_ends_with_the_same_bits(rec
     assert frames[0] == frames[1]
     temperatures = [record["temperature"] for record in RunFolder(run).metrics()]
     assert len(set(temperatures)) == 3  # the ramp was under way, and went on where it was
-
-
-def in_a_child(work) -> int:
-    """Do `work` in a copy of this process; its exit status, negative for the signal that killed it."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def stubborn() -> Linear:

@@ -4,21 +4,25 @@ import json
 import os
 import signal
 import time
+from datetime import timedelta
 
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 
+from copies import in_a_child, in_two
 from fewstep import measurement
 from fewstep.data.images import load_digits
 from fewstep.errors import Interrupted
 from fewstep.generator import load
-from fewstep.measurement import Watch
+from fewstep.measurement import Watch, watched_elsewhere
+from fewstep.training.measuring import Measuring
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.signals import SIGNALS, StopNow, StopRequest
-from linear_method import run_loop
+from linear_method import Linear, run_loop
 from same_run import assert_same_run
-from test_ddp import launch
-from test_resume import in_a_child, stubborn
+from test_resume import stubborn
 
 CADENCES = {"steps": 8, "log_every": 3, "sample_every": 4, "checkpoint_every": 3, "evaluate_every": 5}
 
@@ -160,60 +164,46 @@ def test_nothing_takes_a_request_to_stop_for_a_fault():
 
 # --- two processes ---------------------------------------------------------------------------------------------------
 
-# measuring that takes longer than the engine's limit; then a real measurement; then a request that one of the two gets while they draw
-TWO = """
-import json, os, signal, sys, time
-from datetime import timedelta
-from pathlib import Path
-import torch
-import torch.distributed as dist
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
-from fewstep.errors import Interrupted
-from fewstep.generator import load
-from fewstep import measurement
-from fewstep.data.images import load_digits
-from fewstep.measurement import Watch, watched_elsewhere
-from linear_method import Linear, run_loop
-from fewstep.training.measuring import Measuring
 
-folder, teacher = map(Path, sys.argv[1:])
-torch.set_num_threads(1)
-fabric = Fabric(accelerator="cpu", devices=2, strategy=DDPStrategy(broadcast_buffers=False))
-fabric.launch()
-dist.distributed_c10d._set_pg_timeout(timedelta(seconds=6), None)  # not of the launch, which a busy machine may take long over
-first = fabric.is_global_zero
+def two(folder, teacher) -> None:
+    """Measuring that takes longer than the engine's limit; a real measurement; and a request that one of the two gets while they draw."""
+    torch.set_num_threads(1)
+    fabric = Fabric(accelerator="cpu", devices=2, strategy=DDPStrategy(broadcast_buffers=False))
+    fabric.launch()
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=6), None)  # not of the launch, which may take a busy machine long
+    first = fabric.is_global_zero
 
-def slow(generator, measuring):
-    time.sleep(8 * first)
-    return {"eval.made": 1.0}
+    def slow(generator, measuring):
+        time.sleep(8 * first)
+        return {"eval.made": 1.0}
 
-run_loop(folder / "slow", Linear(), fabric=fabric, on_evaluate=slow, steps=2, evaluate_every=2)
+    run_loop(folder / "slow", Linear(), fabric=fabric, on_evaluate=slow, steps=2, evaluate_every=2)
 
-made, generator = [], load(teacher)
-sample = generator.sample
-generator.sample = lambda num, *rest: made.append(num) or sample(num, *rest)
-watch = Watch(load_digits(), 600) if first else watched_elsewhere(600)
-figures = watch(generator, Measuring(fabric))
-(folder / f"{fabric.global_rank}.json").write_text(json.dumps([made, figures]))
+    made, generator = [], load(teacher)
+    sample = generator.sample
+    generator.sample = lambda num, *rest: made.append(num) or sample(num, *rest)
+    watch = Watch(load_digits(), 600) if first else watched_elsewhere(600)
+    figures = watch(generator, Measuring(fabric))
+    (folder / f"{fabric.global_rank}.json").write_text(json.dumps([made, figures]))
 
-def signalled(generator, measuring):
-    def part():
-        os.kill(os.getpid(), signal.SIGTERM) if not first else None
-        return torch.zeros(1)
-    for _ in range(1000):
-        measuring.share([part, part])
-    return {}
+    def signalled(generator, measuring):
+        def part():
+            if not first:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return torch.zeros(1)
 
-try:
-    run_loop(folder / "stopped", Linear(), fabric=fabric, on_evaluate=signalled, steps=8, evaluate_every=5)
-except Interrupted as stopped:
-    (folder / f"{fabric.global_rank}.txt").write_text(str(stopped))
-"""
+        for _ in range(1000):
+            measuring.share([part, part])
+        return {}
+
+    try:
+        run_loop(folder / "stopped", Linear(), fabric=fabric, on_evaluate=signalled, steps=8, evaluate_every=5)
+    except Interrupted as stopped:
+        (folder / f"{fabric.global_rank}.txt").write_text(str(stopped))
 
 
 def test_two_processes_measure_together_wait_as_long_as_it_takes_and_stop_together(teacher_run, tmp_path):
-    ended = launch(TWO, tmp_path, tmp_path, teacher_run, seconds=100)
+    ended = in_two(lambda: two(tmp_path, teacher_run), tmp_path / "said")
     assert ended.code == 0, ended.err
     assert [record["step"] for record in RunFolder(tmp_path / "slow").metrics() if "eval.made" in record] == [2]
     (first, figures), (second, nothing) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))

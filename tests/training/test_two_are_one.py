@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from copies import in_two
 from every_method import CASES, made
 from fewstep.errors import UserError
 from fewstep.methods.base import Method
@@ -23,30 +24,6 @@ from fewstep.training.run_folder import RunFolder
 from same_run import TIMES, assert_same_run
 
 STEPS, ITEMS = 3, 24
-
-SCRIPT = """
-import sys
-import time
-from pathlib import Path
-import torch
-from safetensors.torch import save_file
-from every_method import CASES
-from fewstep.recipe import Trainer
-from fewstep.run import make_fabric
-from test_two_are_one import goes_on, learned
-
-torch.set_num_threads(1)
-fabric = make_fabric(Trainer(accelerator="cpu", devices=2))
-fabric.launch()
-out, teacher = map(Path, sys.argv[1:])
-for number, name in enumerate(CASES):
-    found = learned(name, teacher, out / "run", fabric)
-    differing = goes_on(name, teacher, out / f"run_{number}", fabric)
-    if fabric.is_global_zero:
-        save_file(found, out / f"{number}.safetensors")
-        (out / f"{number}.txt").write_text(differing)
-    fabric.barrier()
-"""
 
 
 def stirred(method: Method) -> None:
@@ -109,28 +86,26 @@ def goes_on(name: str, teacher: Path, folder: Path, fabric, accumulate: int = 1)
     return ", ".join(differing)
 
 
+def both(out: Path, teacher: Path) -> None:
+    """What each of two processes does with every case."""
+    torch.set_num_threads(1)
+    fabric = make_fabric(Trainer(accelerator="cpu", devices=2))
+    fabric.launch()
+    for number, name in enumerate(CASES):
+        found = learned(name, teacher, out / "run", fabric)
+        differing = goes_on(name, teacher, out / f"run_{number}", fabric)
+        if fabric.is_global_zero:
+            save_file(found, out / f"{number}.safetensors")
+            (out / f"{number}.txt").write_text(differing)
+        fabric.barrier()
+
+
 @pytest.fixture(scope="module")
 def two(still_teacher, tmp_path_factory):
-    """What two processes have learned of each case; all in one launch, for starting them costs more than the steps."""
+    """What two processes have learned of each case, and what they said."""
     folder = tmp_path_factory.mktemp("two")
-    script = folder / "two.py"
-    script.write_text(SCRIPT)
-    here = Path(__file__).parent
-    paths = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(folder), str(still_teacher)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": paths},
-    )
-    try:
-        said, _ = process.communicate(timeout=400)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        said = f"it hangs\n{process.communicate()[0]}"
-    return folder, said
+    ended = in_two(lambda: both(folder, still_teacher), folder / "said", seconds=400)
+    return folder, f"{ended.code}: {ended.out}{ended.err}"
 
 
 @pytest.fixture(scope="module")
@@ -201,15 +176,23 @@ def test_one_process_goes_on_where_it_was_stopped(name, accumulate, still_teache
         assert goes_on(name, still_teacher, tmp_path / "run", make_fabric(Trainer(accelerator="cpu")), accumulate) == ""
 
 
-def test_two_processes_that_were_killed_go_on(tmp_path):
+def test_two_processes_that_were_killed_go_on(command, tmp_path):
     """From the command line, as a user does it: SIGKILL for both, and the run ends as one that nobody touched."""
     settings = ("network.widths=[16]", "network.bits=3", "network.latent=6", "batch_size=24", "steps=90", "trainer.accelerator=cpu")
     cadences = ("trainer.devices=2", "trainer.log_every=7", "trainer.checkpoint_every=30", "trainer.sample_every=45")
-    command = [sys.executable, "-m", "fewstep", "train", "drift/ring", *settings, *cadences]
+    arguments = ["train", "drift/ring", *settings, *cadences]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, "--out", str(whole)], check=True, capture_output=True, timeout=120)
+
+    def trained(*more: object) -> None:
+        assert command(*arguments, *more).code == 0
+
+    ended = in_two(lambda: trained("--out", whole), tmp_path / "one")
+    assert ended.code == 0, ended.err
     running = subprocess.Popen(
-        [*command, "--out", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        [sys.executable, "-m", "fewstep", *arguments, "--out", str(killed)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 60
     while not (killed / "checkpoints" / "step_30").exists() and time.monotonic() < deadline:
@@ -217,5 +200,6 @@ def test_two_processes_that_were_killed_go_on(tmp_path):
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
     assert not (killed / "checkpoints" / "step_90").exists()
-    subprocess.run([*command, "--out", str(killed), "--resume"], check=True, capture_output=True, timeout=120)
+    ended = in_two(lambda: trained("--out", killed, "--resume"), tmp_path / "again")
+    assert ended.code == 0, ended.err
     assert_same_run(whole, killed)
