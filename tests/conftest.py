@@ -63,8 +63,12 @@ def _one_thread():
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick():
-    """No other process draws the frames of a run's dashboard, and a dry run tries steps for a moment: seconds each, which few look at."""
+    """No other process draws the frames of a run's dashboard, nor are a report's curves drawn, and a dry run tries steps for a moment.
+
+    Each takes seconds, and few look at it.
+    """
     from fewstep import pictures, trial
+    from fewstep.viz import report
     from fewstep.viz.dashboard.messages import pack
 
     class Undrawn(pictures.Dashboard):
@@ -79,6 +83,7 @@ def _quick():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "Dashboard", Undrawn)
+        patch.setattr(report, "curves", lambda records, names, log=False: f"<svg><text>{' '.join(names)}</text></svg>")
         patch.setattr(trial, "ENOUGH", 0.05)
         patch.setattr(trial, "BATCH", 16)
         yield
@@ -86,11 +91,13 @@ def _quick():
 
 @pytest.fixture
 def drawn(_quick, monkeypatch):
-    """Dashboards are drawn in this test."""
+    """Dashboards and the curves of reports are drawn in this test."""
     from fewstep import pictures
+    from fewstep.viz import plots, report
     from fewstep.viz.dashboard import Dashboard
 
     monkeypatch.setattr(pictures, "Dashboard", Dashboard)
+    monkeypatch.setattr(report, "curves", plots.curves)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from PIL import Image
 
 import fewstep
 import fewstep.run
+import fewstep.viz.report
 from browser import CHROMIUM, Browser
 from fewstep import registry
 from fewstep.methods.base import Alarm
@@ -20,7 +21,16 @@ from fewstep.metrics.figures import FIGURES
 from fewstep.recipe import load_recipe, resolved
 from fewstep.run_report import changed, raised_alarms, report, told
 from fewstep.training.health import Course, alarms
-from fewstep.viz.curves import curves
+from fewstep.viz.plots import curves
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _curves_are_drawn(_quick):
+    """Elsewhere they are not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fewstep.viz.report, "curves", curves)
+        yield
+
 
 METHODS = sorted(registry.BUILT_IN["methods"])
 STEPS = 1000
@@ -324,51 +334,3 @@ def test_curves_take_what_runs_log():
     drawn = curves([dict.fromkeys(many, 1.0) | {"step": step} for step in range(3)], many, log=True)
     assert {f"var(--line-{number})" for number in range(8)} <= set(re.findall(r"var\(--line-\d\)", drawn))
     assert not re.search(r"#[0-9a-f]{6}\b", drawn)
-
-
-def drawn_line(drawn, number=0):
-    """Of a line by its colour: the points of each piece between the gaps; and the dots, which are pieces of one point."""
-    ways = re.findall(rf'<path d="([^"h]*)" style="[^"]*--line-{number}\)', drawn)
-    pieces = [piece.removesuffix("l0 0").split("L") for way in ways for piece in way.split("M")[1:]]
-    return sorted([tuple(map(float, point.split())) for point in piece] for piece in pieces)
-
-
-@pytest.mark.parametrize("log", [False, True])
-def test_curves_stand_where_their_values_are(log):
-    """By the ticks, of which two give the scale of an axis."""
-    values = {0: 1.0, 10: 3.0, 25: 2.0, 40: 20.0}
-    drawn = curves([{"step": step, "a.x": value} for step, value in values.items()], ["a.x"], log)
-    (line,) = drawn_line(drawn)
-    texts = [(float(x), float(y), text) for x, y, text in re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>([\d.,]+)</text>', drawn)]
-    steps = sorted((float(text), x) for x, y, text in texts if y == max(y for *_, y, _ in texts))
-    levels = sorted((float(text), y) for x, y, text in texts if x == min(x for x, *_ in texts))
-    scale = np.log if log else np.float64
-    for ticks, places, wanted in ((steps, [x for x, _ in line], values), (levels, [y for _, y in line], values.values())):
-        assert len(ticks) > 1
-        law = scale if ticks is levels else np.float64
-        (a, at_a), (b, at_b) = ticks[0], ticks[-1]
-        shift = 3.15 if ticks is levels else 0.0  # text stands on its line, which is below its middle
-        expected = [at_a - shift + (law(value) - law(a)) / (law(b) - law(a)) * (at_b - at_a) for value in wanted]
-        assert places == pytest.approx(expected, abs=0.2)
-
-
-def test_what_is_not_finite_leaves_a_gap_and_what_is_not_there_does_not():
-    logged = [{"step": step, "a.x": value} for step, value in enumerate([1.0, 2.0, float("nan"), 3.0, float("inf"), -1.0, 2.0])]
-    logged.insert(1, {"step": 0.5, "b.y": 1})
-    assert [len(piece) for piece in drawn_line(curves(logged, ["a.x"]))] == [2, 1, 2]
-    assert [len(piece) for piece in drawn_line(curves(logged, ["a.x"], log=True))] == [2, 1, 1]
-    assert drawn_line(curves([], ["a.x"])) == []
-
-
-@pytest.mark.parametrize("log", [False, True])
-@pytest.mark.parametrize(
-    "values", [[1.0], [0.0, 0.0], [5e-324, 1e308], [1e-12, 1.0 + 1e-12], [-1e5, 1e5], [7.0, 7.0 + 1e-15], [1e308, -1e308], [1e99, -1e99]]
-)
-def test_curves_of_any_numbers_lie_inside(values, log):
-    drawn = curves([{"step": 10**k, "<a>.x": value} for k, value in enumerate(values)], ["<a>.x"], log)
-    assert "&lt;a&gt;.x" in drawn
-    width, height = map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn).groups())
-    for x, y in itertools.chain.from_iterable(drawn_line(drawn)):
-        assert 0 <= x <= width
-        assert 0 <= y <= height
-    assert drawn.count("<text") < 25

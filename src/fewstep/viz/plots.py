@@ -1,9 +1,11 @@
-"""Pictures of samples, and of figures over evaluations."""
+"""Pictures of samples and curves of a run."""
 
+import hashlib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -67,6 +69,59 @@ def scatter(points: Tensor, path: Path | io.BytesIO, limits: tuple[float, float]
         axes.set(xlim=limits, ylim=limits)
     axes.grid(alpha=0.3)
     figure.savefig(path)
+
+
+# of curves that stand in a page: the page's style gives each its colour, light or dark; what matplotlib draws with is replaced
+INK, GRID = "#010101", "#020202"
+LINES = tuple(f"#0300{number:02x}" for number in range(8))
+
+
+def curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], log: bool = False) -> str:
+    """An SVG element of the named figures of `records` (lines of metrics.jsonl) over steps, to stand in a page.
+
+    Text is text in the page's font and has its colour; those of the lines and the grid are the page's variables ``--line-0`` to
+    ``--line-7`` and ``--grid``. What is not finite leaves a gap.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    buffer = io.StringIO()
+    style: dict[Any, Any] = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+    with rc_context(style | {"svg.fonttype": "none", "svg.hashsalt": " ".join(names), "font.size": 9}):
+        figure = Figure(figsize=(5.2, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        for number, name in enumerate(names):
+            points = [(record["step"], record[name]) for record in records if isinstance(record.get(name), int | float)]
+            mark = "." if len(points) == 1 else ""
+            axes.plot(
+                [step for step, _ in points],
+                [value for _, value in points],
+                label=name,
+                linewidth=1.5,
+                linestyle=("-", "--")[number // len(LINES) % 2],
+                marker=mark,
+                color=LINES[number % len(LINES)],
+            )
+        axes.set(xlabel="step")
+        if log:
+            axes.set_yscale("log")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color=GRID, linewidth=0.6)
+        axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, handlelength=1.4)
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    for colour, variable in ((INK, "currentColor"), (GRID, "var(--grid)"), *((line, f"var(--line-{i})") for i, line in enumerate(LINES))):
+        text = text.replace(colour, variable)
+    # names inside are the page's, where several pictures stand
+    own = hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
+    text = re.sub(r'\bid="', f'id="{own}-', text)
+    text = re.sub(r'href="#', f'href="#{own}-', text)
+    text = text.replace("url(#", f"url(#{own}-")
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # it would be the whole page's
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # which a page knows
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
+    return re.sub(r' (width|height)="[0-9.]+pt"', "", text, count=2)
 
 
 class Target(Protocol):

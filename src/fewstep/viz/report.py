@@ -9,8 +9,8 @@ from typing import Any, Literal
 from fewstep.files import replace_file
 from fewstep.metrics.figures import FIGURES
 from fewstep.viz import page
-from fewstep.viz.curves import curves
 from fewstep.viz.page import escaped, paragraph, section
+from fewstep.viz.plots import curves
 
 SHOWN = 12  # pictures of the way
 BETTER = {"least": "Lower is better.", "greatest": "Higher is better.", "nearest 1": "Best at 1 (100%)."}
