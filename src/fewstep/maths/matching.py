@@ -97,6 +97,67 @@ def f_divergence_weight(ratio: Tensor, divergence: str) -> Tensor:
     return F_DIVERGENCES[divergence](ratio)
 
 
+# the first two derivatives of h in log r
+_SLOPES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "reverse_kl": lambda r: (torch.zeros_like(r), torch.zeros_like(r)),
+    "softened_reverse_kl": lambda r: (-r / (1 + r) ** 2, r * (r - 1) / (1 + r) ** 3),
+    "js": lambda r: (r / (1 + r) ** 2, r * (1 - r) / (1 + r) ** 3),
+    "hellinger": lambda r: (r.sqrt() / 2, r.sqrt() / 4),
+    "kl": lambda r: (r, r),
+    "jeffreys": lambda r: (r, r),
+    "neyman": lambda r: (-1 / r, 1 / r),
+}
+
+
+def uni_terms(
+    x: Tensor, x_s: Tensor, s: Tensor, x0_real: Tensor, x0_fake: Tensor, ratio: Tensor, divergence: str, max_weight: float = math.inf
+) -> Tensor:
+    """What each item gives to the descent of an f-divergence along the diffusion, [B]: SiD's term and DMD's (arXiv 2505.20755, Thm. 3.2).
+
+    ``D_f(real | fake) = 1/2 int E_fake[ h(r) |score_real - score_fake|^2 ] d(s^2)``, where ``h = r^2 f''`` is that of `f_divergence_weight`
+    and r = p_real / p_fake at ``x_s = x + s n``. With ``d = x0_real - x0_fake``, h' and h'' derivatives in log r, and sums over an item,
+
+        h d . [ (x0_real - x) - a d ]  +  w d . x_s,    a = (1 + h'/h) / 2,    w = [ (h' - h'') |d|^2 / 2 + h' d . (x0_fake - x) ] / s^2,
+
+    has on average the gradient of ``s^4 / 2 E[ h |score difference|^2 ]``, over the item's dimension. The first is SiD's term, through both
+    networks: its alpha is 1/2 for reverse KL, 1 for KL. In the second w and d stand still: DMD's direction. Reverse KL has h 1 and w 0.
+
+    Args:
+        x: [B, ...] samples with a gradient; `x_s` like it, made of them; `s` [B] the noise levels.
+        x_s: the noised samples.
+        s: noise levels.
+        x0_real: what the frozen denoisers make of `x_s`, with a gradient; `x0_fake` likewise.
+        x0_fake: see there.
+        ratio: r, [B].
+        divergence: of `F_DIVERGENCES`.
+        max_weight: bound of ``|w| / h``, for where r and the denoisers do not belong together.
+
+    """
+    d, h = x0_real - x0_fake, f_divergence_weight(ratio, divergence)
+    first, second = _SLOPES[divergence](ratio)
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).flatten(1).sum(1)
+
+    sid = h * dot(d, x0_real - x) - (h + first) / 2 * dot(d, d)
+    with torch.no_grad():
+        weight = ((first - second) / 2 * dot(d, d) + first * dot(d, x0_fake - x)) / s.square()
+        weight = torch.minimum(weight.abs(), max_weight * h).copysign(weight)
+    return (sid + weight * dot(d.detach(), x_s)) / x[0].numel()
+
+
+def uni_loss(
+    x: Tensor, x_s: Tensor, s: Tensor, x0_real: Tensor, x0_fake: Tensor, ratio: Tensor, divergence: str, max_weight: float = 10.0
+) -> Tensor:
+    """Uni-Instruct (arXiv 2505.20755), a scalar: `uni_terms`, each over the divisor of `dmd_gradient`, averaged.
+
+    For reverse KL it is `sid_loss` with an alpha of 1/2, and `ratio` does not matter. Raises ValueError for an unknown divergence.
+    """
+    with torch.no_grad():
+        divisor = _divisor(x, x0_real, x0_real - x0_fake, max_ratio=10.0).clamp_min(torch.finfo(x.dtype).tiny).flatten()
+    return (uni_terms(x, x_s, s, x0_real, x0_fake, ratio, divergence, max_weight) / divisor).mean()
+
+
 def density_ratio(logits: Tensor, lower: float = 0.1, upper: float = 20.0) -> Tensor:
     """``p_real / p_fake`` [B] as a discriminator's `logits` [B] or [B, heads] have it: exp of their mean, clipped (as above, Sec. 4.2)."""
     return logits.reshape(len(logits), -1).float().mean(1).exp().clamp(lower, upper)
