@@ -187,6 +187,7 @@ def drift_field(
     kernel: str = "gaussian",
     temperature_fake: float | None = None,
     plan: str = "softmax",
+    iterations: int = 20,
 ) -> Tensor:
     """The score-based drift ``V(x) = gamma (b_real(x) - x) - (b_fake(x) - x)``, like `x` [N, D] (MATHS 3.1; arXiv 2603.07514).
 
@@ -196,7 +197,7 @@ def drift_field(
 
     With `temperature_fake` set to ``temperature / gamma`` and gamma 1 this is the two-temperature field, whose Gaussian modes end at
     ``s^2 / gamma`` (their weights do not: MATHS 3.1). `plan` "sinkhorn" replaces both softmaxes by transport plans, which see to it
-    that all samples pull alike (arXiv 2603.12366; nothing is left out of the plan from x to itself). Carries no gradient.
+    that all samples pull alike (arXiv 2603.12366; nothing is left out of the plan from x to itself), in so many `iterations`. No gradient.
 
     Raises ValueError for fewer than 2 rows of x, and as `barycenter` does.
     """
@@ -209,8 +210,10 @@ def drift_field(
             b_real = barycenter(x, y_real, temperature, kernel)
             b_fake = barycenter(x, y_fake, cold, kernel, exclude_self=itself)
         else:
-            b_real = barycenter(x, y_real, temperature, kernel, log_weights=sinkhorn_log_weights(x, y_real, temperature, kernel))
-            b_fake = barycenter(x, y_fake, cold, kernel, log_weights=sinkhorn_log_weights(x, y_fake, cold, kernel))
+            weights_real = sinkhorn_log_weights(x, y_real, temperature, kernel, iterations)
+            weights_fake = sinkhorn_log_weights(x, y_fake, cold, kernel, iterations)
+            b_real = barycenter(x, y_real, temperature, kernel, log_weights=weights_real)
+            b_fake = barycenter(x, y_fake, cold, kernel, log_weights=weights_fake)
         return gamma * (b_real - x) - (b_fake - x)
 
 
@@ -249,6 +252,7 @@ def drifting_loss(
     weight_neg: Tensor | None = None,
     affinity_floor: float = 0.0,
     plan: str = "double_softmax",
+    iterations: int = 20,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of Drifting Models (arXiv 2602.04770, Alg. 2 and Eqs. 13-17): generated `gen` follow their drift.
 
@@ -267,6 +271,7 @@ def drifting_loss(
         affinity_floor: least affinity. The released code has 1e-3, which at low temperatures outweighs the kernel: far samples
             then act, and the set comes to rest too narrow (a ring) or far too wide (many dimensions). 0 is the paper.
         plan: "double_softmax", or "sinkhorn": a transport plan to the positives and one to the negatives (arXiv 2603.12366).
+        iterations: of Sinkhorn's algorithm.
 
     Returns:
         The loss, a scalar, or [B] for groups; and info: ``scale`` (S) and ``drift_<temperature>``, scalars.
@@ -302,8 +307,8 @@ def drifting_loss(
         for temperature in temperatures:
             logits = distance / -temperature
             if plan == "sinkhorn":
-                drift = _plan(logits[..., k:], weight[..., k:]) @ targets_unit[:, k:]
-                drift = drift - _plan(logits[..., :k], weight[..., :k]) @ targets_unit[:, :k]
+                drift = _plan(logits[..., k:], weight[..., k:], iterations) @ targets_unit[:, k:]
+                drift = drift - _plan(logits[..., :k], weight[..., :k], iterations) @ targets_unit[:, :k]
             else:
                 affinity = (logits.softmax(2) * logits.softmax(1)).sqrt().clamp_min(affinity_floor) * weight
                 parts = affinity[..., :k], affinity[..., k:]
@@ -315,7 +320,7 @@ def drifting_loss(
     return loss if groups else loss[0], info
 
 
-def _plan(logits: Tensor, weight: Tensor, iterations: int = 20) -> Tensor:
+def _plan(logits: Tensor, weight: Tensor, iterations: int) -> Tensor:
     """The entropic plan [B, N, M] with uniform rows and columns as `weight` [B, 1, M] says, each row scaled to 1."""
     target = (weight / weight.sum(2, keepdim=True)).clamp_min(1e-30).log()
     g = torch.zeros_like(target)
