@@ -16,8 +16,8 @@ import statistics
 from pathlib import Path
 
 import torch
-from dmd2 import after_each_step, train
 
+from dmd2 import after_each_step, train
 from fewstep.build import load_data
 from fewstep.evaluation import machine
 from fewstep.generator import load
@@ -35,7 +35,7 @@ def levels(*sigmas: float) -> tuple[str, ...]:
     return (f"method.conditioning_sigma={sigmas[0]}", f"method.sampler_sigmas=[{', '.join(map(str, sigmas))}]")
 
 
-SHORT = ("steps=700",)
+SHORT = ("steps=400",)
 # title -> recipe and overrides
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "short: 80, 16.8, 2.24, 0.131": (FOUR, (*AS_BEFORE, *SHORT)),

@@ -67,7 +67,7 @@ class Critic:
     def ratio(
         self, networks: Networks, x_s: Tensor, s: Tensor, label: Tensor | None, told: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(r at noised samples `x_s`, [B]; the mean of r as the heads have it; the mean of h(r), by which a loss with that weight is divided).
+        """(r at noised samples `x_s`, [B]; the mean of r as the heads have it; the mean of h(r), for a loss so weighted to be divided by).
 
         The first is divided by its running mean over fake samples at about the same noise level, one of `RATIO_GROUPS`.
         """

@@ -20,7 +20,6 @@ def apart(x: Tensor, label: Tensor, y: Tensor, y_label: Tensor, temperature: flo
 
 def mean_square_distance(y: Tensor, label: Tensor | None = None) -> float:
     """The mean squared distance of two different rows of `y` [M, D] that have one label [M]; 0 where no two have."""
-    y = y.double()
     if label is None:
         label = y.new_zeros(len(y), dtype=torch.long)
     count = label.bincount()

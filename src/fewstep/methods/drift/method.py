@@ -106,16 +106,15 @@ class Drift(Method):
             raise ValueError(f"method.guidance_scale is {settings.guidance_scale}; it needs method.field=drifting and data with classes")
         if self.plan == "sinkhorn" and self.field_name == "toy":
             raise ValueError("method.plan is 'sinkhorn', which the field 'toy' does not know; use another method.field")
-        if settings.temperature_unit == "distance" and (self.field_name == "drifting" or limits is not None):
+        if settings.temperature_unit == "distance" and self.field_name == "drifting":
             raise ValueError(
-                "method.temperature_unit is 'distance', but temperatures "
-                + (
-                    "of the field 'drifting' count in mean distances anyway"
-                    if limits is None
-                    else "left to the data ('auto') are no multiples"
-                )
-                + "; leave it at 'one', or "
-                + ("use another method.field" if limits is None else "give numbers")
+                "method.temperature_unit is 'distance', but temperatures of the field 'drifting' count in mean distances anyway; leave it "
+                "at 'one'"
+            )
+        if settings.temperature_unit == "distance" and limits is not None:
+            raise ValueError(
+                "method.temperature_unit is 'distance', but temperatures that are left to the data ('auto') are no multiples; give numbers, "
+                "or leave it at 'one'"
             )
         if self.field_name == "wasserstein" and settings.kernel != "gaussian":
             raise ValueError("method.kernel is 'laplace', but the field 'wasserstein' moves by squared distances; use gaussian")
@@ -153,7 +152,7 @@ class Drift(Method):
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
         """The regression onto x + V. Terms: ``loss``; ``drift``, the field's root mean square; now and then ``escaped``; ``plan_error``.
 
-        ``plan_error`` is the share of the mass that the plans of the field "wasserstein" have wrong, the worst class at the worst temperature.
+        ``plan_error`` is the share of the mass that the field "wasserstein" has sent wrong, in the worst class at the worst temperature.
         ``escaped`` is the share of generated samples where real ones (blurred by the kernel) are rarer than for 99% of the real ones:
         a field can vanish because mass has gone where nothing pulls it back (arXiv 2604.24196).
         """
@@ -219,11 +218,12 @@ class Drift(Method):
         return mine.back(total, x), torch.stack(errors).max()
 
     def _temperatures(self, y: Tensor, y_label: Tensor | None = None) -> list[float]:
-        """The temperatures as they stand, beside real y [M, F]: times their mean squared distance within a class, where that is the unit."""
+        """The temperatures as they stand; where distances are their unit, times the mean squared one of real y [M, F] within a class."""
         now = [ramp(self.updates) for ramp in self.temperatures]
         if self.settings.temperature_unit == "one":
             return now
-        squared = mean_square_distance(y, y_label)
+        # of all classes together, should a batch hold no two items of one; where all items coincide, any unit will do
+        squared = mean_square_distance(y, y_label) or mean_square_distance(y) or 1.0
         unit = squared if self.kernel == "gaussian" else math.sqrt(squared)
         return [temperature * unit for temperature in now]
 

@@ -26,8 +26,8 @@ class DriftSettings(MethodSettings):
     )
     temperature_unit: Literal["one", "distance"] = Field(
         "one",
-        description="distance: numbers count in the mean (squared, with a Gaussian kernel) distance of a batch's real items of one class, "
-        "in whatever features the field acts on",
+        description="distance: numbers count in the mean squared distance of a batch's real items of one class, in the features that "
+        "the field acts on; for a Laplace kernel in its root",
     )
     temperature_start: PositiveFloat | Literal["auto"] | None = Field(
         None, description="where each temperature begins; auto is twice the data's total variance"
