@@ -67,7 +67,7 @@ def test_each_class_has_plans_of_its_own(memory):
     output, found = gradient(method, x, y, second, LABEL)
     expected, worst = torch.zeros_like(x), 0.0
     for k in (0, 1, 3):
-        mine = LABEL == k
+        mine = k == LABEL
         expected[mine], error = wasserstein_field(x[mine], kept[kept_label == k], second[mine], 0.5)
         worst = max(worst, error.item())
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -136,8 +136,8 @@ def test_sets_hold_the_items_of_each_class_and_give_them_back():
     sets = Sets(items, LABEL, torch.tensor([1, 3]))
     assert sets.items.shape == (2, 12, 3)
     for row, k in enumerate((1, 3)):
-        count = (LABEL == k).sum()
-        assert torch.equal(sets.items[row, :count], items[LABEL == k])
+        count = (k == LABEL).sum()
+        assert torch.equal(sets.items[row, :count], items[k == LABEL])
         torch.testing.assert_close(sets.log_weights[row].exp(), torch.cat([torch.full((count,), 1 / count), torch.zeros(12 - count)]))
     back = sets.back(2 * sets.items, items)
     assert torch.equal(back, torch.where(((LABEL == 1) | (LABEL == 3))[:, None], 2 * items, 0))

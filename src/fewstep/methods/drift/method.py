@@ -113,8 +113,8 @@ class Drift(Method):
             )
         if settings.temperature_unit == "distance" and limits is not None:
             raise ValueError(
-                "method.temperature_unit is 'distance', but temperatures that are left to the data ('auto') are no multiples; give numbers, "
-                "or leave it at 'one'"
+                "method.temperature_unit is 'distance', but temperatures that are left to the data ('auto') are no multiples; give "
+                "numbers, or leave it at 'one'"
             )
         if self.field_name == "wasserstein" and settings.kernel != "gaussian":
             raise ValueError("method.kernel is 'laplace', but the field 'wasserstein' moves by squared distances; use gaussian")
