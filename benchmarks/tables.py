@@ -183,6 +183,19 @@ def digits(name: str) -> str:
     return markdown(lines) + source(content, f" Mean over training seeds {', '.join(seeds)}, the range in brackets; n = 2000{sets}.")
 
 
+def digits_4step() -> str:
+    """What was tried for several steps: each run by itself, with the figures after each step."""
+    content = result("digits_4step_sweep")
+    lines = [["levels of the steps", "training steps", "seed", "FD / floor", "after each step", "class asked for", "class std", "seconds"]]
+    for run in content["runs"]:
+        row = run["row"]
+        after = ", ".join(f"{step['frechet_over_floor']:.2f}" for step in run["steps"])
+        cells = [f"{row['frechet_over_floor']:.2f}", after, f"{row['class_accuracy']:.1%}", f"{row['within_class_std']:.0%}"]
+        lines.append([run["title"], str(run["training_steps"]), str(run["training_seed"]), *cells, f"{run['seconds']:.0f}"])
+    samplings = len(content["runs"][0]["seeds"])
+    return markdown(lines) + source(content, f" n = 2000, mean of {samplings} sets of samples; after each step one set.")
+
+
 def drift_step() -> str:
     """The whole step, then the field alone: times and memory beside the plain form."""
     content = result("drift_step")
@@ -457,6 +470,9 @@ TABLES = {
     "floor": lambda: digits("laboratory_floor"),
     "dmd2_steps": dmd2_steps,
     "dmd2_digits": lambda: digits("dmd2_digits"),
+    "losses_digits": lambda: digits("losses_digits"),
+    "digits_4step": digits_4step,
+    "drift_features": lambda: digits("drift_features"),
     "drift_step": drift_step,
     "flows": lambda: flows(points=False),
     "flows_ring": lambda: flows(points=True),
