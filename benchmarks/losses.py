@@ -63,9 +63,7 @@ def main() -> None:
             folder = arguments.folder / f"{arm.replace(', ', '_').replace(' ', '_')}_{seed}"
             shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut short
             overrides = ARMS[arm]
-            steps, seconds = trained_for(
-                arguments.seconds, "dmd2/digits", folder, *overrides, f"method.teacher={teacher}", f"seed={seed}"
-            )
+            steps, seconds = trained_for(arguments.seconds, "dmd2/digits", folder, *overrides, f"method.teacher={teacher}", f"seed={seed}")
             found = figures(suite, load(folder), SAMPLINGS)
             runs.append(
                 {
