@@ -16,16 +16,16 @@ import shutil
 from pathlib import Path
 
 import torch
+
 from dmd2 import train
 from equal_time import figures, trained_for
-
 from fewstep.build import load_data
 from fewstep.evaluation import machine
 from fewstep.generator import load
 from fewstep.measurement import suite_for, usual_samples
 from fewstep.recipe import load_recipe
 
-SAMPLINGS = 8
+SAMPLINGS = 4
 RESULTS = Path(__file__).parent / "results" / "losses_digits.json"
 HEAD = ("method.gan=true", "method.gan_weight_generator=auto")
 # title -> overrides

@@ -54,13 +54,15 @@ class Drift(Method):
     ships = "generator"
     shown = ("drift",)
     main = "generator.loss"
-    drawn: ClassVar = {"losses": ("loss",), "drift": ("drift",), "escaped": ("escaped",)}
+    drawn: ClassVar = {"losses": ("loss",), "drift": ("drift",), "escaped": ("escaped",), "plans": ("plan_error",)}
     logarithmic = ("losses", "drift")
     readings: ClassVar = {
         "losses": "The mean squared length of the field at the samples: how far they are still moved. Lower is better at one temperature; "
         "as temperatures fall, it changes by itself.",
         "drift": "The length of the field at the samples, which comes to rest where they are distributed like the data. Lower is better.",
         "escaped": "The share of samples that lie where real ones hardly are, and that the field may not bring back. 0 is best.",
+        "plans": "The share of samples to which the transport plans of the field send too much or too little, in the worst class at the "
+        "coldest temperature. Lower is better; above 0.2 they were cut short.",
     }
     compares_batch = True
     alarms: ClassVar = (
