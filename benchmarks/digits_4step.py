@@ -9,6 +9,7 @@ is in there already is not done again. One thread.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import torch
 from dmd2 import after_each_step, train
 from fewstep.build import load_data
 from fewstep.evaluation import machine
-from fewstep.generator import load
+from fewstep.generator import Generator, load
 from fewstep.measurement import measure, suite_for, usual_samples
 from fewstep.recipe import load_recipe
 
@@ -49,6 +50,20 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+@torch.no_grad()
+def kept_by_each_step(generator: Generator, num: int = 1000) -> list[float]:
+    """How much of what the step before has left each later step keeps: the correlation of their pixels about the class means."""
+    sigmas, label, rng = generator.sigmas().float(), generator.labels(num), torch.Generator().manual_seed(0)
+    made, x = [], torch.zeros(num, *generator.shape)
+    for sigma in sigmas:
+        x = generator.denoiser(x + sigma * torch.randn(x.shape, generator=rng), sigma, label)
+        centred = x.flatten(1).clone()
+        for k in label.unique():
+            centred[label == k] -= centred[label == k].mean(0)
+        made.append(centred)
+    return [((a * b).sum() / (a.norm() * b.norm())).item() for a, b in itertools.pairwise(made)]
+
+
 def main() -> None:
     """Train, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,10 +79,10 @@ def main() -> None:
         train("teacher/digits", teacher, f"seed={seed}")
         for arm in arguments.arms:
             runs = json.loads(arguments.results.read_text())["runs"] if arguments.results.exists() else []
-            if any((run["title"], run["training_seed"]) == (arm, seed) for run in runs):
-                continue
             recipe, overrides = ARMS[arm]
             folder = arguments.folder / f"{re.sub('[^0-9a-z.]+', '_', arm)}_{seed}"
+            if any((run["title"], run["training_seed"]) == (arm, seed) for run in runs):
+                continue
             seconds = train(recipe, folder, *overrides, f"method.teacher={teacher}", f"seed={seed}")
             generator = load(folder)
             rows = [measure(suite, generator, num, sampling, speed=False) for sampling in range(SAMPLINGS)]
@@ -90,6 +105,7 @@ def main() -> None:
                     "floor": suite.floor,
                     "row": row,
                     "steps": steps,
+                    "kept": kept_by_each_step(generator),
                     "machine": {**machine(), "load": os.getloadavg()[0]},
                 }
             )
