@@ -112,15 +112,17 @@ _SLOPES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
 def uni_terms(
     x: Tensor, x_s: Tensor, s: Tensor, x0_real: Tensor, x0_fake: Tensor, ratio: Tensor, divergence: str, max_weight: float = math.inf
 ) -> Tensor:
-    """What each item gives to the descent of an f-divergence along the diffusion, [B]: SiD's term and DMD's (arXiv 2505.20755, Thm. 3.2).
+    """What each item gives to the descent of an f-divergence along the diffusion, [B] (Uni-Instruct, arXiv 2505.20755).
 
     ``D_f(real | fake) = 1/2 int E_fake[ h(r) |score_real - score_fake|^2 ] d(s^2)``, where ``h = r^2 f''`` is that of `f_divergence_weight`
-    and r = p_real / p_fake at ``x_s = x + s n``. With ``d = x0_real - x0_fake``, h' and h'' derivatives in log r, and sums over an item,
+    and r = p_real / p_fake at ``x_s = x + s n`` (Thm. 3.1). With ``d = x0_real - x0_fake``, derivatives h' and h'' in log r, and sums over
+    an item, SiD's term and DMD's,
 
         h d . [ (x0_real - x) - a d ]  +  w d . x_s,    a = (1 + h'/h) / 2,    w = [ (h' - h'') |d|^2 / 2 + h' d . (x0_fake - x) ] / s^2,
 
     has on average the gradient of ``s^4 / 2 E[ h |score difference|^2 ]``, over the item's dimension. The first is SiD's term, through both
     networks: its alpha is 1/2 for reverse KL, 1 for KL. In the second w and d stand still: DMD's direction. Reverse KL has h 1 and w 0.
+    (Thm. 3.2 says that there is such a sum; what stands in it is worked out here, and held to the divergence by finite differences.)
 
     Args:
         x: [B, ...] samples with a gradient; `x_s` like it, made of them; `s` [B] the noise levels.
@@ -320,7 +322,7 @@ def drifting_loss(
     return loss if groups else loss[0], info
 
 
-def _plan(logits: Tensor, weight: Tensor, iterations: int) -> Tensor:
+def _plan(logits: Tensor, weight: Tensor, iterations: int = 20) -> Tensor:
     """The entropic plan [B, N, M] with uniform rows and columns as `weight` [B, 1, M] says, each row scaled to 1."""
     target = (weight / weight.sum(2, keepdim=True)).clamp_min(1e-30).log()
     g = torch.zeros_like(target)

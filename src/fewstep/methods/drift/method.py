@@ -208,16 +208,20 @@ class Drift(Method):
             label, y_label = (s.new_zeros(len(s), dtype=torch.long) for s in (x, y))
         classes = label.unique()
         mine, real, other = Sets(x, label, classes), Sets(y, y_label, classes), Sets(second, label, classes)
-        total, errors = torch.zeros_like(mine.items), []
+        total, worst = torch.zeros_like(mine.items), x.new_zeros(())
         for temperature in temperatures:
             field, error = wasserstein_field(
-                *(s.items for s in (mine, real, other)),
+                mine.items,
+                real.items,
+                other.items,
                 temperature,
                 self.settings.sinkhorn_iterations,
-                *(s.log_weights for s in (mine, real, other)),
+                mine.log_weights,
+                real.log_weights,
+                other.log_weights,
             )
-            total, errors = total + field, [*errors, error.max()]
-        return mine.back(total, x), torch.stack(errors).max()
+            total, worst = total + field, torch.maximum(worst, error.max())
+        return mine.back(total, x), worst
 
     def _temperatures(self, y: Tensor, y_label: Tensor | None = None) -> list[float]:
         """The temperatures as they stand; where distances are their unit, times the mean squared one of real y [M, F] within a class."""
