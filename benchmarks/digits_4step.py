@@ -2,10 +2,14 @@
 
     python benchmarks/digits_4step.py                                 every arm, seed 0; 5 to 10 minutes a run on one idle core
     python benchmarks/digits_4step.py --arms "5, 1.9, 0.72, 0.27" --seeds 0 1 2
+    python benchmarks/digits_4step.py --arms "80, 16.8, 2.24, 0.131" --noise 1 0.8      of a run that is there: less noise between steps
 
 Each arm is dmd2/digits_4step (or dmd2/digits, where it says 1 step) with the overrides in `ARMS`. Figures are means over `SAMPLINGS` sets
 of 2,000 samples; a set varies by about 0.05 with its seed. Writes results/digits_4step_sweep.json after each run; a run that
 is in there already is not done again. One thread.
+
+With --noise a student that has been trained is sampled again with that share of the noise that its steps ask for, and the run's row gains
+``noise``: FD / floor after each step, means over `NOISY` sets.
 """
 
 import argparse
@@ -23,9 +27,10 @@ from fewstep.build import load_data
 from fewstep.evaluation import machine
 from fewstep.generator import Generator, load
 from fewstep.measurement import measure, suite_for, usual_samples
+from fewstep.metrics.suite import Suite
 from fewstep.recipe import load_recipe
 
-SAMPLINGS = 8
+SAMPLINGS, NOISY = 8, 4
 RESULTS = Path(__file__).parent / "results" / "digits_4step_sweep.json"
 ONE, FOUR = "dmd2/digits", "dmd2/digits_4step"
 AS_BEFORE = ("method.conditioning_sigma=80", "method.sampler_sigmas=null")
@@ -51,6 +56,18 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 @torch.no_grad()
+def with_less_noise(generator: Generator, suite: Suite, num: int, share: float) -> list[float]:
+    """FD / floor after each step where only `share` of the noise of its level is added; the network is told the whole level."""
+    label, sums = generator.labels(num), torch.zeros(len(generator.sigmas()))
+    for seed in range(NOISY):
+        rng, x = torch.Generator().manual_seed(100 + seed), torch.zeros(num, *generator.shape)
+        for i, sigma in enumerate(generator.sigmas().float()):
+            x = generator.denoiser(x + (share if i else 1) * sigma * torch.randn(x.shape, generator=rng), sigma, label)
+            sums[i] += suite.measure(x.clamp(-1, 1), label)["frechet_over_floor"]
+    return (sums / NOISY).tolist()
+
+
+@torch.no_grad()
 def kept_by_each_step(generator: Generator, num: int = 1000) -> list[float]:
     """How much of what the step before has left each later step keeps: the correlation of their pixels about the class means."""
     sigmas, label, rng = generator.sigmas().float(), generator.labels(num), torch.Generator().manual_seed(0)
@@ -64,6 +81,11 @@ def kept_by_each_step(generator: Generator, num: int = 1000) -> list[float]:
     return [((a * b).sum() / (a.norm() * b.norm())).item() for a, b in itertools.pairwise(made)]
 
 
+def write(path: Path, runs: list[dict]) -> None:
+    """Write the results."""
+    path.write_text(json.dumps({"command": "python benchmarks/digits_4step.py", "runs": runs}, indent=1) + "\n")
+
+
 def main() -> None:
     """Train, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -71,6 +93,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/digits_4step"))
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--noise", type=float, nargs="+", help="sample what has been trained with these shares of its noise, and stop")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     suite, num = suite_for(load_data(load_recipe(ONE).data)), usual_samples(False)
@@ -81,6 +104,17 @@ def main() -> None:
             runs = json.loads(arguments.results.read_text())["runs"] if arguments.results.exists() else []
             recipe, overrides = ARMS[arm]
             folder = arguments.folder / f"{re.sub('[^0-9a-z.]+', '_', arm)}_{seed}"
+            if arguments.noise:
+                for share in arguments.noise:
+                    found = with_less_noise(load(folder), suite, num, share)
+                    print(
+                        f"{arm}, seed {seed}, noise {share:g}: FD / floor after each step", *(f"{value:.3f}" for value in found), flush=True
+                    )
+                    runs = json.loads(arguments.results.read_text())["runs"]
+                    run = next(run for run in runs if (run["title"], run["training_seed"]) == (arm, seed))
+                    run.setdefault("noise", {})[f"{share:g}"] = found
+                    write(arguments.results, runs)
+                continue
             if any((run["title"], run["training_seed"]) == (arm, seed) for run in runs):
                 continue
             seconds = train(recipe, folder, *overrides, f"method.teacher={teacher}", f"seed={seed}")
@@ -109,7 +143,7 @@ def main() -> None:
                     "machine": {**machine(), "load": os.getloadavg()[0]},
                 }
             )
-            arguments.results.write_text(json.dumps({"command": "python benchmarks/digits_4step.py", "runs": runs}, indent=1) + "\n")
+            write(arguments.results, runs)
             after = ", ".join(f"{step['frechet_over_floor']:.2f}" for step in steps)
             print(
                 f"{arm}, seed {seed}: {seconds:.0f} s; FD / floor {row['frechet_over_floor']:.3f}"

@@ -125,11 +125,11 @@ def uni_terms(
     (Thm. 3.2 says that there is such a sum; what stands in it is worked out here, and held to the divergence by finite differences.)
 
     Args:
-        x: [B, ...] samples with a gradient; `x_s` like it, made of them; `s` [B] the noise levels.
-        x_s: the noised samples.
-        s: noise levels.
-        x0_real: what the frozen denoisers make of `x_s`, with a gradient; `x0_fake` likewise.
-        x0_fake: see there.
+        x: [B, ...], samples with a gradient.
+        x_s: the noised samples, made of them.
+        s: their noise levels, [B].
+        x0_real: what the frozen teacher makes of `x_s`, with a gradient.
+        x0_fake: what the fake network makes of it, likewise.
         ratio: r, [B].
         divergence: of `F_DIVERGENCES`.
         max_weight: bound of ``|w| / h``, for where r and the denoisers do not belong together.
