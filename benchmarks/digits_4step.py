@@ -49,9 +49,19 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "short: 80, 5, 1.2, 0.3": (FOUR, (*levels(80.0, 5.0, 1.2, 0.3), *SHORT)),
     "short: 1 step": (ONE, SHORT),
     "short: 1 step from 5": (ONE, ("method.conditioning_sigma=5", *SHORT)),
+    "short: 2 steps": (FOUR, ("method.sampler_steps=2", *SHORT)),
+    "short: 80, 16.8, 2.24, 0.5": (FOUR, (*levels(80.0, 16.8, 2.24, 0.5), *SHORT)),
+    "short: one fake network": (FOUR, ("method.fake_per_step=false", *SHORT)),
+    "short: noised data": (FOUR, ("method.inputs=noised_data", *SHORT)),
+    "short: rate halved": (FOUR, ("method.generator_optimizer.lr=1e-4", *SHORT)),
+    "short: fake network learns 4 times an update": (FOUR, ("method.dfake_gen_update_ratio=4", *SHORT)),
+    "short: EMA 0.99": (FOUR, ("method.ema_decay=0.99", *SHORT)),
+    "short: batch 256": (FOUR, ("batch_size=256", *SHORT)),  # as many items a step as one step has
     "1 step": (ONE, ()),
     "80, 16.8, 2.24, 0.131": (FOUR, AS_BEFORE),
     "5, 1.9, 0.72, 0.27": (FOUR, levels(5.0, 1.9, 0.72, 0.27)),
+    "5600 steps": (FOUR, ("steps=5600",)),
+    "DMD loss, GAN": (FOUR, ("method.loss=dmd", "method.gan=true", "method.gan_weight_generator=auto")),
 }
 
 

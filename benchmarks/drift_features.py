@@ -6,8 +6,8 @@
 
 Each arm is drift/digits with a field of `FIELDS` on one of the features of `FEATURES`, for so many steps as take --seconds of CPU;
 "teacher" is the bottleneck of teacher/digits, one a seed. FD is measured in the evaluator's features, and flatters runs that acted on
-them. Figures are means over `SAMPLINGS` sets of 2,000 samples. Writes results/drift_features.json after each run; a run that is in there
-already is not done again.
+them. Figures are means over `SAMPLINGS` sets of 2,000 samples. Writes results/drift_features.json after each run; a run of as many
+seconds that is in there is not done again.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main() -> None:
             for field in arguments.fields:
                 runs = json.loads(arguments.results.read_text())["runs"] if arguments.results.exists() else []
                 title = f"{FEATURES[features]}, {field}"
-                if any((run["title"], run["training_seed"]) == (title, seed) for run in runs):
+                if any((run["title"], run["training_seed"], run["asked_seconds"]) == (title, seed, arguments.seconds) for run in runs):
                     continue
                 folder = arguments.folder / f"{features}_{field}_{seed}"
                 shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut short

@@ -6,7 +6,7 @@
 
 Each arm is dmd2/digits with the overrides in `ARMS`, distilled from the same teacher (teacher/digits, one a seed), for so many steps as
 take --seconds of CPU. Figures are means over `SAMPLINGS` sets of 2,000 samples. Writes results/losses_digits.json after each run; a run
-that is in there already is not done again.
+of as many seconds that is in there is not done again.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
         train("teacher/digits", teacher, f"seed={seed}")
         for arm in arguments.arms:
             runs = json.loads(arguments.results.read_text())["runs"] if arguments.results.exists() else []
-            if any((run["title"], run["training_seed"]) == (arm, seed) for run in runs):
+            if any((run["title"], run["training_seed"], run["asked_seconds"]) == (arm, seed, arguments.seconds) for run in runs):
                 continue
             folder = arguments.folder / f"{arm.replace(', ', '_').replace(' ', '_')}_{seed}"
             shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut short
