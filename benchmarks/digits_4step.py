@@ -49,6 +49,9 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "short: 80, 5, 1.2, 0.3": (FOUR, (*levels(80.0, 5.0, 1.2, 0.3), *SHORT)),
     "short: 1 step": (ONE, SHORT),
     "short: 1 step from 5": (ONE, ("method.conditioning_sigma=5", *SHORT)),
+    "short: 16.8, 2.24, 0.131": (FOUR, ("method.sampler_steps=3", *levels(16.8, 2.24, 0.131), *SHORT)),
+    "short: 16.8, 4, 0.8, 0.131": (FOUR, (*levels(16.8, 4.0, 0.8, 0.131), *SHORT)),
+    "short: 5, 2.41, 0.988, 0.313": (FOUR, (*levels(5.0, 2.4112654, 0.9876543, 0.3125), *SHORT)),  # a ramp that diffusers can name
     "short: 2 steps": (FOUR, ("method.sampler_steps=2", *SHORT)),
     "short: 80, 16.8, 2.24, 0.5": (FOUR, (*levels(80.0, 16.8, 2.24, 0.5), *SHORT)),
     "short: one fake network": (FOUR, ("method.fake_per_step=false", *SHORT)),

@@ -30,6 +30,7 @@ SAMPLINGS = 4
 RESULTS = Path(__file__).parent / "results" / "drift_features.json"
 FEATURES = {"none": "pixels", "random": "random network", "teacher": "trained teacher", "evaluator": "evaluator"}
 DISTANCE = "method.temperature_unit=distance"
+SOON = "method.optimizer.warmup=20"  # runs may be short
 FIELDS = {
     "gaussian": ("method.field=strict", DISTANCE, "method.temperatures=[0.07, 0.2, 0.7]"),
     "drifting": ("method.field=drifting", "method.temperatures=[0.02, 0.05, 0.2]"),
@@ -62,14 +63,14 @@ def main() -> None:
                 shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut short
                 named = arguments.folder / f"teacher_{seed}" if features == "teacher" else features
                 steps, seconds = trained_for(
-                    arguments.seconds, "drift/digits", folder, *FIELDS[field], f"method.features={named}", f"seed={seed}"
+                    arguments.seconds, "drift/digits", folder, *FIELDS[field], SOON, f"method.features={named}", f"seed={seed}"
                 )
                 found = figures(suite, load(folder), SAMPLINGS)
                 runs.append(
                     {
                         "title": title,
                         "recipe": "drift/digits",
-                        "overrides": [*FIELDS[field], f"method.features={features}"],
+                        "overrides": [*FIELDS[field], SOON, f"method.features={features}"],
                         "trained_in_features": features,
                         "training_seed": seed,
                         "training_steps": steps,
