@@ -212,14 +212,19 @@ def equal_time(name: str) -> str:
 def digits_4step() -> str:
     """What was tried for several steps: each run by itself, with the figures after each step."""
     content = result("digits_4step_sweep")
-    lines = [["levels of the steps", "training steps", "seed", "FD / floor", "after each step", "class asked for", "class std", "seconds"]]
+    lines = [
+        ["levels of the steps", "training steps", "seed", "FD / floor", "after each step", "kept by each", "class asked for", "class std"]
+    ]
     for run in content["runs"]:
         row = run["row"]
         after = ", ".join(f"{step['frechet_over_floor']:.2f}" for step in run["steps"])
-        cells = [f"{row['frechet_over_floor']:.2f}", after, f"{row['class_accuracy']:.1%}", f"{row['within_class_std']:.0%}"]
-        lines.append([run["title"], str(run["training_steps"]), str(run["training_seed"]), *cells, f"{run['seconds']:.0f}"])
+        kept = ", ".join(f"{value:.2f}" for value in run.get("kept", []))
+        cells = [f"{row['frechet_over_floor']:.2f}", after, kept, f"{row['class_accuracy']:.1%}", f"{row['within_class_std']:.0%}"]
+        lines.append([run["title"], str(run["training_steps"]), str(run["training_seed"]), *cells])
     samplings = len(content["runs"][0]["seeds"])
-    return markdown(lines) + source(content, f" n = 2000, mean of {samplings} sets of samples; after each step one set.")
+    return markdown(lines) + source(
+        content, f" n = 2000, mean of {samplings} sets of samples; after each step one set. Kept: the correlation with the step before."
+    )
 
 
 def drift_step() -> str:
