@@ -233,3 +233,12 @@ def test_temperatures_left_to_the_data_are_those_of_the_features(features):
 def test_what_does_not_go_together_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+@pytest.mark.parametrize(("temperatures", "warned"), [([0.001], True), ([1.0], True), ([1e-5], False)])
+def test_the_bound_on_gamma_is_told_of_in_the_data_s_own_distances(temperatures, warned, capsys):
+    """The ring's points are 18 apart, squared: at .001 of that gamma 6 is beyond 1 + 2 (.2)^2 / .018 = 5.4, and far within at 1e-5."""
+    settings = ["method.field=strict", "method.gamma_by=field", "method.gamma=6", "method.temperature_unit=distance", "batch_size=512"]
+    recipe = load_recipe("drift/ring", [*settings, f"method.temperatures={temperatures}", "method.temperature_start=null"])
+    make_method(recipe, training_data(recipe))
+    assert ("becomes a point from gamma" in capsys.readouterr().err) == warned

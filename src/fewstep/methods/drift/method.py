@@ -141,7 +141,9 @@ class Drift(Method):
             if not limits[1] > 0:
                 raise ValueError("method.temperatures is 'auto', but most points of a batch coincide; give numbers, or data without copies")
         if settings.gamma_by == "field" and settings.field == "strict":
-            _warn_of_bound(settings, min(_ends(settings, limits)), given.data)
+            relative = settings.temperature_unit == "distance"
+            unit = mean_square_distance(given.data.some(given.batch_size, given.seed).flatten(1)) if relative else 1.0
+            _warn_of_bound(settings, min(_ends(settings, limits)) * unit, given.data)
         generator = given.make_generator({"name": "push_forward"}, {"name": "push_forward"})
         generator.info["trained_in_features"] = settings.features
         return cls(settings, generator, given.steps, features, limits)
