@@ -45,7 +45,7 @@ CASES = {
     "drift, sinkhorn": Case("drift/digits", ("method.plan=sinkhorn",)),
     "drift, wasserstein": Case(
         "drift/digits",
-        ("method.field=wasserstein", "method.temperature_unit=distance", "method.temperatures=[.02, 1.0]", "method.memory=60"),
+        ("method.field=wasserstein", "method.temperature_unit=distance", "method.temperatures=[.1, 1.0]", "method.memory=60"),
     ),
     "drift, memory": Case("drift/digits", ("method.field=drifting", "method.memory=60")),
     "drift, features": Case("drift/digits", ("method.features=random", "method.field=drifting", "method.temperatures=[.02, .2]")),
