@@ -183,6 +183,50 @@ def digits(name: str) -> str:
     return markdown(lines) + source(content, f" Mean over training seeds {', '.join(seeds)}, the range in brackets; n = 2000{sets}.")
 
 
+def equal_time(name: str) -> str:
+    """Digits at equal training time, of the longest that there is: one row a setting, as `digits` has them, with the training steps."""
+    content = result(name)
+    longest = max(run["asked_seconds"] for run in content["runs"])
+    runs = [run for run in content["runs"] if run["asked_seconds"] == longest]
+    columns = {
+        "frechet_over_floor": ("FD / floor", "{:.2f}"),
+        "class_accuracy": ("class asked for", "{:.1%}"),
+        "recall": ("recall", "{:.2f}"),
+        "within_class_std": ("class std", "{:.0%}"),
+        "spacing": ("spacing", "{:.0%}"),
+        "train_distance": ("distance to train", "{:.0%}"),
+    }
+    lines = [["", *(heading for heading, _ in columns.values()), "steps"]]
+    for title in dict.fromkeys(run["title"] for run in runs):
+        group = [run for run in runs if run["title"] == title]
+        cells = [ranged([run["row"][key] for run in group], form) for key, (_, form) in columns.items()]
+        mark = "*" * (group[0].get("trained_in_features") == "evaluator")
+        lines.append([title + mark, *cells, f"{statistics.median(run['training_steps'] for run in group):,.0f}"])
+    seeds = ", ".join(sorted({str(run["training_seed"]) for run in runs}))
+    note = f" {longest:g} CPU seconds of training each; training seeds {seeds}; n = 2000, mean of {len(runs[0]['seeds'])} sets of samples."
+    if any(line[0].endswith("*") for line in lines):
+        note += " * The training acted on the features in which FD is measured: FD flatters it."
+    return markdown(lines) + source({**content, "machine": runs[0]["machine"]}, note)
+
+
+def digits_4step() -> str:
+    """What was tried for several steps: each run by itself, with the figures after each step."""
+    content = result("digits_4step_sweep")
+    lines = [
+        ["levels of the steps", "training steps", "seed", "FD / floor", "after each step", "kept by each", "class asked for", "class std"]
+    ]
+    for run in content["runs"]:
+        row = run["row"]
+        after = ", ".join(f"{step['frechet_over_floor']:.2f}" for step in run["steps"])
+        kept = ", ".join(f"{value:.2f}" for value in run.get("kept", []))
+        cells = [f"{row['frechet_over_floor']:.2f}", after, kept, f"{row['class_accuracy']:.1%}", f"{row['within_class_std']:.0%}"]
+        lines.append([run["title"], str(run["training_steps"]), str(run["training_seed"]), *cells])
+    samplings = len(content["runs"][0]["seeds"])
+    return markdown(lines) + source(
+        content, f" n = 2000, mean of {samplings} sets of samples; after each step one set. Kept: the correlation with the step before."
+    )
+
+
 def drift_step() -> str:
     """The whole step, then the field alone: times and memory beside the plain form."""
     content = result("drift_step")
@@ -457,6 +501,9 @@ TABLES = {
     "floor": lambda: digits("laboratory_floor"),
     "dmd2_steps": dmd2_steps,
     "dmd2_digits": lambda: digits("dmd2_digits"),
+    "losses_digits": lambda: equal_time("losses_digits"),
+    "digits_4step": digits_4step,
+    "drift_features": lambda: equal_time("drift_features"),
     "drift_step": drift_step,
     "flows": lambda: flows(points=False),
     "flows_ring": lambda: flows(points=True),

@@ -35,6 +35,7 @@ CASES = {
     "dmd2": Case("dmd2/digits", TAUGHT),
     "dmd2, gan and r1": Case("dmd2/digits", (*TAUGHT, *GAN, "method.f_divergence=js")),
     "dmd2, exact r1": Case("dmd2/digits", (*TAUGHT, *GAN, "method.r1=exact", "method.gan_weight_generator=auto")),
+    "dmd2, uni": Case("dmd2/digits", (*TAUGHT, "method.loss=uni", "method.gan=true", "method.f_divergence=kl")),
     "dmd2, two steps": Case("dmd2/digits", (*TAUGHT, *STEPS)),
     "dmd2, exact teacher": Case("dmd2/ring", (*CODED, "method.fake_widths=[16]")),
     "drift": Case("drift/ring", CODED),
@@ -42,6 +43,10 @@ CASES = {
     "drift, toy": Case("drift/ring", (*CODED, *FIXED, "method.field=toy")),
     "drift, drifting": Case("drift/digits", ("method.field=drifting", "method.guidance_scale=2.0")),
     "drift, sinkhorn": Case("drift/digits", ("method.plan=sinkhorn",)),
+    "drift, wasserstein": Case(
+        "drift/digits",
+        ("method.field=wasserstein", "method.temperature_unit=distance", "method.temperatures=[.1, 1.0]", "method.memory=60"),
+    ),
     "drift, memory": Case("drift/digits", ("method.field=drifting", "method.memory=60")),
     "drift, features": Case("drift/digits", ("method.features=random", "method.field=drifting", "method.temperatures=[.02, .2]")),
     "dddm": Case("dddm/digits", (*UNET, "method.m=2", "method.label_dropout=.5")),

@@ -30,7 +30,11 @@ POOL = "data.size=500"
         ("drift/ring", ["method.temperature_start=0"], ["method.temperature_start is 0;", "greater than 0"]),
         ("drift/ring", ["method.gamma=0"], ["method.gamma is 0;", "greater than 0"]),
         ("drift/ring", ["method.gamma_start=-1"], ["method.gamma_start is -1;", "greater than 0"]),
-        ("drift/ring", ["method.field=strikt"], ["method.field is 'strikt'", "'strict', 'two_temperature', 'toy' or 'drifting'"]),
+        (
+            "drift/ring",
+            ["method.field=strikt"],
+            ["method.field is 'strikt'", "'strict', 'two_temperature', 'toy', 'drifting' or 'wasserstein'"],
+        ),
         ("drift/ring", ["batch_size=1"], ["batch_size is 1;", "at least 2"]),
         ("drift/ring", ["data.density=rign"], ["'rign'", "did you mean 'ring'?", "moons"]),
         ("drift/ring", ["data.size=1"], ["data.size is 1;", "greater than or equal to 2"]),

@@ -9,6 +9,7 @@ from torch.nn.functional import softplus
 
 from fewstep.denoisers import MixtureDenoiser
 from fewstep.generator import Generator
+from fewstep.maths.matching import f_divergence_weight, uni_loss
 from fewstep.maths.schedules import student_sigmas
 from fewstep.methods import Batch
 from fewstep.methods.dmd2 import DMD2
@@ -692,7 +693,9 @@ def test_a_student_of_several_steps_ships_with_its_levels_and_is_sampled_as_it_w
         ({"sampler_steps": 2, "sampler_sigmas": [80.0]}, r"sampler_sigmas is \[80.0\]; .* give 2 levels that fall from 80.0"),
         ({"sampler_steps": 2, "sampler_sigmas": [70.0, 2.0]}, "give 2 levels that fall from 80.0"),
         ({"sampler_steps": 2, "sampler_sigmas": [80.0, 80.0]}, "give 2 levels that fall from 80.0"),
-        ({"f_divergence": "js"}, r"f_divergence is 'js'.* set method\.gan=true and method\.loss=dmd"),
+        ({"f_divergence": "js"}, r"f_divergence is 'js'.* set method\.gan=true and method\.loss to dmd or uni"),
+        ({"f_divergence": "js", "loss": "uni"}, r"f_divergence is 'js'.* set method\.gan=true"),
+        ({"gamma": 1.5, "loss": "uni"}, r"method\.gamma is 1.5, which method\.loss=uni does not know.*use 1, or"),
         ({"f_divergence": "kl", "gan": True, "loss": "sid"}, r"f_divergence is 'kl'"),
         ({"gan": True, "gan_levels": 3}, r"gan_levels is 3, but the network has 2"),
         ({"fake_min_step_percent": 0.6, "fake_max_step_percent": 0.5}, r"fake_min_step_percent 0.6 must not exceed"),
@@ -837,3 +840,55 @@ def test_the_field_of_several_steps_is_that_of_the_last(make_method, steps):
     sigma = method.levels[len(method.levels) // 2].float()
     expected = method.networks["teacher"](points, sigma, None) - fake(points, sigma, None)
     torch.testing.assert_close(field, expected.detach())
+
+
+# --- Uni-Instruct
+
+
+def generator_s_gradient(method, verdict=None):
+    """(output, its gradient at the samples, which stand by themselves); the heads say `verdict`."""
+    sample = torch.randn(NUM, 1, 8, 8, generator=seeded(7)).requires_grad_()
+    networks = {**as_the_loop_does(method, "generator"), "generator": lambda *_: sample}
+    if verdict is not None:
+        networks["head"] = lambda features: verdict[:, None]
+    output = method.loss("generator", networks, batch(), seeded(), {})
+    return output, torch.autograd.grad(output.loss, sample)[0]
+
+
+@pytest.mark.parametrize("gan", [False, True])
+def test_uni_with_reverse_kl_is_sid_with_an_alpha_of_one_half_and_needs_no_head(make_method, gan):
+    (uni, found), (sid, expected) = (
+        generator_s_gradient(make_method(gan=gan, gan_weight_generator=0.0, **options))
+        for options in ({"loss": "uni"}, {"loss": "sid", "sid_alpha": 0.5})
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(uni.terms["dm"], sid.terms["dm"], rtol=1e-4, atol=1e-7)
+    assert "ratio" not in uni.terms
+
+
+@pytest.mark.parametrize("divergence", ["kl", "js", "hellinger"])
+def test_uni_is_the_weighted_sum_at_the_ratio_of_the_heads(make_method, divergence):
+    """The exact sum, which `tests/maths/test_uni.py` holds to the divergence, with the heads' r over its running mean at the level."""
+    verdict = torch.tensor([-3.0, -0.5, 0.0, 0.4, 1.0, 9.0])
+    method = make_method(gan=True, gan_weight_generator=0.0, f_divergence=divergence, loss="uni")
+    seen = {}
+
+    def teacher(x_s, s, label, inner=method.networks["teacher"]):
+        seen["x_s"], seen["s"], seen["real"] = x_s, s, inner(x_s, s, label)
+        return seen["real"]
+
+    sample = torch.randn(NUM, 1, 8, 8, generator=seeded(7)).requires_grad_()
+    networks = {**method.networks, "generator": lambda *_: sample, "teacher": teacher, "head": lambda features: verdict[:, None]}
+    output = method.loss("generator", networks, batch(), seeded(), {})
+    (found,) = torch.autograd.grad(output.loss, sample, retain_graph=True)
+    s = seen["s"]
+    level = torch.tensor([(karras(torch.arange(1000)).float() - at).abs().argmin() for at in s]) * 10 // 1000
+    ratio = verdict.exp().clamp(0.1, 20).double()
+    ratio = ratio / torch.tensor([0.9 + 0.1 * ratio[level == g].mean() for g in level])
+    fake = method.networks["fake"](seen["x_s"], s, batch().label)
+    expected = uni_loss(sample, seen["x_s"], s, seen["real"], fake, ratio.float(), divergence)
+    expected = expected / f_divergence_weight(ratio, divergence).mean().float()
+    torch.testing.assert_close(output.terms["dm"], expected.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, sample)[0], rtol=1e-3, atol=1e-7)
+    assert output.terms["ratio"].item() == pytest.approx(verdict.exp().clamp(0.1, 20).mean().item(), rel=1e-5)
+    assert "method.f_divergence" in method.needs_whole_batch

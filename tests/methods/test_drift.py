@@ -423,7 +423,9 @@ def test_what_does_not_go_together_is_refused(options, message):
 
 
 def test_a_field_that_there_is_not():
-    with pytest.raises(UserError, match=r"method\.field is 'loose'; allowed: 'strict', 'two_temperature', 'toy' or 'drifting'"):
+    with pytest.raises(
+        UserError, match=r"method\.field is 'loose'; allowed: 'strict', 'two_temperature', 'toy', 'drifting' or 'wasserstein'"
+    ):
         load_recipe("drift/ring", ["method.field=loose"])
     with pytest.raises(ValueError, match="loose"):
         make(field="loose")

@@ -2,9 +2,12 @@ import pytest
 import torch
 from torch import nn
 
+from fewstep.build import make_method, training_data
 from fewstep.generator import Generator, frozen
+from fewstep.methods.drift.classes import mean_square_distance
 from fewstep.methods.drift.features import RandomFeatures, TeacherFeatures
 from fewstep.metrics.features import DigitClassifier, PooledPixels
+from fewstep.recipe import load_recipe
 
 
 def teacher(channels=1):
@@ -59,3 +62,27 @@ def test_a_gradient_passes_through_features_to_the_images_and_not_to_the_weights
     assert (gradient.flatten(1).norm(dim=1) > 0).all()
     module = getattr(network, "denoiser", network)
     assert not any(p.requires_grad for p in (module.parameters() if isinstance(module, nn.Module) else []))
+
+
+@pytest.mark.parametrize("network", [RandomFeatures((1, 8, 8)), TeacherFeatures(teacher())])
+def test_parts_of_one_scale_count_alike(network):
+    x = images(30)
+    before = network.parts(x)
+    assert max(mean_square_distance(part) for part in before) > 3 * min(mean_square_distance(part) for part in before)
+    network.even(x)
+    for scale, part in zip(network.scales, before, strict=True):
+        assert mean_square_distance(scale * part) == pytest.approx(1.0, rel=1e-4)
+    torch.testing.assert_close(network(x), torch.cat([s * p for s, p in zip(network.scales, before, strict=True)], 1))
+    network.even(torch.zeros(4, 1, 8, 8))  # all one: nothing to go by
+    assert network(x).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["random", "teacher"])
+def test_a_method_s_features_are_brought_to_one_scale_by_its_data(name, teacher_run):
+    recipe = load_recipe("drift/digits", [f"method.features={teacher_run if name == 'teacher' else name}", "batch_size=32"])
+    data = training_data(recipe)
+    method = make_method(recipe, data)
+    parts = method.features.parts(data.some(256, recipe.seed))
+    assert [s**2 * mean_square_distance(p) for s, p in zip(method.features.scales, parts, strict=True)] == pytest.approx(
+        [1.0] * len(parts), rel=1e-3
+    )

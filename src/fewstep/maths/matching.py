@@ -97,6 +97,69 @@ def f_divergence_weight(ratio: Tensor, divergence: str) -> Tensor:
     return F_DIVERGENCES[divergence](ratio)
 
 
+# the first two derivatives of h in log r
+_SLOPES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "reverse_kl": lambda r: (torch.zeros_like(r), torch.zeros_like(r)),
+    "softened_reverse_kl": lambda r: (-r / (1 + r) ** 2, r * (r - 1) / (1 + r) ** 3),
+    "js": lambda r: (r / (1 + r) ** 2, r * (1 - r) / (1 + r) ** 3),
+    "hellinger": lambda r: (r.sqrt() / 2, r.sqrt() / 4),
+    "kl": lambda r: (r, r),
+    "jeffreys": lambda r: (r, r),
+    "neyman": lambda r: (-1 / r, 1 / r),
+}
+
+
+def uni_terms(
+    x: Tensor, x_s: Tensor, s: Tensor, x0_real: Tensor, x0_fake: Tensor, ratio: Tensor, divergence: str, max_weight: float = math.inf
+) -> Tensor:
+    """What each item gives to the descent of an f-divergence along the diffusion, [B] (Uni-Instruct, arXiv 2505.20755).
+
+    ``D_f(real | fake) = 1/2 int E_fake[ h(r) |score_real - score_fake|^2 ] d(s^2)``, where ``h = r^2 f''`` is that of `f_divergence_weight`
+    and r = p_real / p_fake at ``x_s = x + s n`` (Thm. 3.1). With ``d = x0_real - x0_fake``, derivatives h' and h'' in log r, and sums over
+    an item, SiD's term and DMD's,
+
+        h d . [ (x0_real - x) - a d ]  +  w d . x_s,    a = (1 + h'/h) / 2,    w = [ (h' - h'') |d|^2 / 2 + h' d . (x0_fake - x) ] / s^2,
+
+    has on average the gradient of ``s^4 / 2 E[ h |score difference|^2 ]``, over the item's dimension. The first is SiD's term, through both
+    networks: its alpha is 1/2 for reverse KL, 1 for KL. In the second w and d stand still: DMD's direction. Reverse KL has h 1 and w 0.
+    (Thm. 3.2 says that there is such a sum; what stands in it is worked out here, and held to the divergence by finite differences.)
+
+    Args:
+        x: [B, ...], samples with a gradient.
+        x_s: the noised samples, made of them.
+        s: their noise levels, [B].
+        x0_real: what the frozen teacher makes of `x_s`, with a gradient.
+        x0_fake: what the fake network makes of it, likewise.
+        ratio: r, [B].
+        divergence: of `F_DIVERGENCES`.
+        max_weight: bound of ``|w| / h``, for where r and the denoisers do not belong together.
+
+    """
+    d, h = x0_real - x0_fake, f_divergence_weight(ratio, divergence)
+    first, second = _SLOPES[divergence](ratio)
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).flatten(1).sum(1)
+
+    sid = h * dot(d, x0_real - x) - (h + first) / 2 * dot(d, d)
+    with torch.no_grad():
+        weight = ((first - second) / 2 * dot(d, d) + first * dot(d, x0_fake - x)) / s.square()
+        weight = torch.minimum(weight.abs(), max_weight * h).copysign(weight)
+    return (sid + weight * dot(d.detach(), x_s)) / x[0].numel()
+
+
+def uni_loss(
+    x: Tensor, x_s: Tensor, s: Tensor, x0_real: Tensor, x0_fake: Tensor, ratio: Tensor, divergence: str, max_weight: float = 10.0
+) -> Tensor:
+    """Uni-Instruct (arXiv 2505.20755), a scalar: `uni_terms`, each over the divisor of `dmd_gradient`, averaged.
+
+    For reverse KL it is `sid_loss` with an alpha of 1/2, and `ratio` does not matter. Raises ValueError for an unknown divergence.
+    """
+    with torch.no_grad():
+        divisor = _divisor(x, x0_real, x0_real - x0_fake, max_ratio=10.0).clamp_min(torch.finfo(x.dtype).tiny).flatten()
+    return (uni_terms(x, x_s, s, x0_real, x0_fake, ratio, divergence, max_weight) / divisor).mean()
+
+
 def density_ratio(logits: Tensor, lower: float = 0.1, upper: float = 20.0) -> Tensor:
     """``p_real / p_fake`` [B] as a discriminator's `logits` [B] or [B, heads] have it: exp of their mean, clipped (as above, Sec. 4.2)."""
     return logits.reshape(len(logits), -1).float().mean(1).exp().clamp(lower, upper)
@@ -126,6 +189,7 @@ def drift_field(
     kernel: str = "gaussian",
     temperature_fake: float | None = None,
     plan: str = "softmax",
+    iterations: int = 20,
 ) -> Tensor:
     """The score-based drift ``V(x) = gamma (b_real(x) - x) - (b_fake(x) - x)``, like `x` [N, D] (MATHS 3.1; arXiv 2603.07514).
 
@@ -135,7 +199,7 @@ def drift_field(
 
     With `temperature_fake` set to ``temperature / gamma`` and gamma 1 this is the two-temperature field, whose Gaussian modes end at
     ``s^2 / gamma`` (their weights do not: MATHS 3.1). `plan` "sinkhorn" replaces both softmaxes by transport plans, which see to it
-    that all samples pull alike (arXiv 2603.12366; nothing is left out of the plan from x to itself). Carries no gradient.
+    that all samples pull alike (arXiv 2603.12366; nothing is left out of the plan from x to itself), in so many `iterations`. No gradient.
 
     Raises ValueError for fewer than 2 rows of x, and as `barycenter` does.
     """
@@ -148,8 +212,10 @@ def drift_field(
             b_real = barycenter(x, y_real, temperature, kernel)
             b_fake = barycenter(x, y_fake, cold, kernel, exclude_self=itself)
         else:
-            b_real = barycenter(x, y_real, temperature, kernel, log_weights=sinkhorn_log_weights(x, y_real, temperature, kernel))
-            b_fake = barycenter(x, y_fake, cold, kernel, log_weights=sinkhorn_log_weights(x, y_fake, cold, kernel))
+            weights_real = sinkhorn_log_weights(x, y_real, temperature, kernel, iterations)
+            weights_fake = sinkhorn_log_weights(x, y_fake, cold, kernel, iterations)
+            b_real = barycenter(x, y_real, temperature, kernel, log_weights=weights_real)
+            b_fake = barycenter(x, y_fake, cold, kernel, log_weights=weights_fake)
         return gamma * (b_real - x) - (b_fake - x)
 
 
@@ -188,6 +254,7 @@ def drifting_loss(
     weight_neg: Tensor | None = None,
     affinity_floor: float = 0.0,
     plan: str = "double_softmax",
+    iterations: int = 20,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of Drifting Models (arXiv 2602.04770, Alg. 2 and Eqs. 13-17): generated `gen` follow their drift.
 
@@ -206,6 +273,7 @@ def drifting_loss(
         affinity_floor: least affinity. The released code has 1e-3, which at low temperatures outweighs the kernel: far samples
             then act, and the set comes to rest too narrow (a ring) or far too wide (many dimensions). 0 is the paper.
         plan: "double_softmax", or "sinkhorn": a transport plan to the positives and one to the negatives (arXiv 2603.12366).
+        iterations: of Sinkhorn's algorithm.
 
     Returns:
         The loss, a scalar, or [B] for groups; and info: ``scale`` (S) and ``drift_<temperature>``, scalars.
@@ -241,8 +309,8 @@ def drifting_loss(
         for temperature in temperatures:
             logits = distance / -temperature
             if plan == "sinkhorn":
-                drift = _plan(logits[..., k:], weight[..., k:]) @ targets_unit[:, k:]
-                drift = drift - _plan(logits[..., :k], weight[..., :k]) @ targets_unit[:, :k]
+                drift = _plan(logits[..., k:], weight[..., k:], iterations) @ targets_unit[:, k:]
+                drift = drift - _plan(logits[..., :k], weight[..., :k], iterations) @ targets_unit[:, :k]
             else:
                 affinity = (logits.softmax(2) * logits.softmax(1)).sqrt().clamp_min(affinity_floor) * weight
                 parts = affinity[..., :k], affinity[..., k:]

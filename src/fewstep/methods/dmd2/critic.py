@@ -64,12 +64,12 @@ class Critic:
         return logits, approximate_r1(logits, self.logits(networks, perturbed, s, label, told))
 
     @torch.no_grad()
-    def divergence_weight(
+    def ratio(
         self, networks: Networks, x_s: Tensor, s: Tensor, label: Tensor | None, told: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """(h(r) with mean 1, [B]; the mean of r as the heads have it) at noised samples `x_s`: the weight of f-distill.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(r at noised samples `x_s`, [B]; the mean of r as the heads have it; the mean of h(r), for a loss so weighted to be divided by).
 
-        r is divided by its running mean over fake samples at about the same noise level, one of `RATIO_GROUPS`.
+        The first is divided by its running mean over fake samples at about the same noise level, one of `RATIO_GROUPS`.
         """
         ratio = density_ratio(self.logits(networks, x_s, s, label, told))
         level = torch.searchsorted(self.levels, s.to(self.levels)).clamp_max(len(self.levels) - 1)
@@ -77,8 +77,9 @@ class Critic:
         means = torch.tensor(self.ratio_means, dtype=torch.float64, device=x_s.device)
         means = ratio_means(means, whole_batch(ratio), whole_batch(group), self.RATIO_DECAY)
         self.ratio_means = means.tolist()
-        weight = f_divergence_weight(ratio / means[group].to(ratio), self.settings.f_divergence)
-        return weight / mean_over_devices(weight.mean()), ratio.mean()
+        normalised = ratio / means[group].to(ratio)
+        weight = f_divergence_weight(normalised, self.settings.f_divergence)
+        return normalised, ratio.mean(), mean_over_devices(weight.mean())
 
     def measure_weight(self, dm: Tensor, gan: Tensor, x: Tensor, updates: int) -> None:
         """Where the weight is "auto": the running mean of |d dm/dx| / |d gan/dx| over `AUTO_UPDATES` updates after warm-up, then held."""

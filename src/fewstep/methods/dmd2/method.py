@@ -4,7 +4,7 @@
     x      = G(x' + sigma_j n, sigma_j, label)                      step j of several, x' from the generator's own earlier steps
     generator, every k-th step:
         x_s  = x + s n'                                             s from the middle of the Karras grid
-        loss = L_dm(x, D_real(x_s, s), D_fake(x_s, s))              the DMD or the SiD loss, or DMD's weighted by h(p_real / p_fake)
+        loss = L_dm(x, D_real(x_s, s), D_fake(x_s, s))              the DMD or the SiD loss, DMD's weighted by h(p_real / p_fake), or both
              + w_g softplus(-h(features at x_s'))                   optional GAN term
     fake ("guidance"), every step:
         loss = mean w(s) (D_fake(x_s, s) - stop_gradient(x))^2      s from a range of its own
@@ -12,7 +12,8 @@
 
 D_real is the frozen teacher; G and D_fake start from its weights. With several steps there is a D_fake for each: one score for the
 mixture of their samples leaves the first step too narrow and the last too wide (docs/dmd2.md). With the DMD loss no gradient passes
-through either denoiser; with the SiD loss (arXiv 2404.04057) it passes through both, their weights held still.
+through either denoiser; with the SiD loss (arXiv 2404.04057) it passes through both, their weights held still, and with Uni-Instruct's
+(2505.20755), a sum of the two that descends an f-divergence.
 """
 
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from fewstep.denoisers import Guided, StepwiseDenoiser
 from fewstep.generator import Generator, frozen
 from fewstep.maths.adversarial import discriminator_loss, generator_loss
-from fewstep.maths.matching import dmd_gradient, dmd_loss, sid_loss
+from fewstep.maths.matching import dmd_gradient, dmd_loss, f_divergence_weight, sid_loss, uni_loss
 from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.maths.schedules import karras_sigmas, level_sigmas
 from fewstep.methods.base import Alarm, Batch, Given, LossOutput, Method, Networks, Ramp, Ratio, Turn, exact_denoiser
@@ -202,22 +203,25 @@ class DMD2(Method):
 
     def _generator_loss(self, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
         x, step = self.generate(networks["generator"], batch, rng)
-        label, told, sid = batch.label, self._told(step), self.settings.loss == "sid"
+        label, told, loss = batch.label, self._told(step), self.settings.loss
         scratch["x"], scratch["step"] = x.detach(), step
-        with torch.set_grad_enabled(sid):
+        with torch.set_grad_enabled(loss != "dmd"):
             first = round(self.first(self.generator_updates) * len(self.levels))
             x_s, s = self._noised(x, min(first, self.last), self.last, rng)
             x0_real = Guided.of(networks["teacher"], self.settings.guidance_scale)(x_s, s, label)
             x0_fake = networks["fake"](x_s, s, label, **told)
         terms: dict[str, Tensor | Ratio] = {}
-        if sid:
+        ratio, mean_weight = x.new_ones(len(x)), x.new_ones(())  # reverse KL needs no head
+        divergence = self.settings.f_divergence
+        if divergence != "reverse_kl":
+            ratio, terms["ratio"], mean_weight = self.critic.ratio(networks, x_s.detach(), s, label, told)
+        if loss == "sid":
             dm = sid_loss(x, x0_real, x0_fake, self.settings.sid_alpha, self.settings.gamma, x_s)
+        elif loss == "uni":
+            dm = uni_loss(x, x_s, s, x0_real, x0_fake, ratio, divergence) / mean_weight
         else:
             grad = dmd_gradient(x, x0_real, x0_fake, self.settings.gamma, x_s)
-            if self.settings.f_divergence != "reverse_kl":
-                weight, terms["ratio"] = self.critic.divergence_weight(networks, x_s, s, label, told)
-                grad = expand_like(weight, grad) * grad
-            dm = dmd_loss(x, grad)
+            dm = dmd_loss(x, expand_like(f_divergence_weight(ratio, divergence) / mean_weight, grad) * grad)
         with torch.no_grad():
             gap = Ratio((x0_real - x0_fake).abs().mean(), (x - x0_real).abs().mean())
         terms |= {"dm": dm.detach(), "gap": gap}
@@ -296,10 +300,15 @@ def _check(settings: DMD2Settings, teacher: Generator, student: Generator | None
             f"method.guidance_scale is {settings.guidance_scale}, but the teacher was trained without label dropout and has no "
             "unconditional estimate; use 1, or a teacher trained with method.label_dropout above 0"
         )
-    if settings.f_divergence != "reverse_kl" and not (settings.gan and settings.loss == "dmd"):
+    if settings.f_divergence != "reverse_kl" and (not settings.gan or settings.loss == "sid"):
         raise ValueError(
-            f"method.f_divergence is {settings.f_divergence!r}, which weighs the DMD loss by the discriminator's density ratio; "
-            "set method.gan=true and method.loss=dmd, or leave it at 'reverse_kl'"
+            f"method.f_divergence is {settings.f_divergence!r}, which weighs the loss by the discriminator's density ratio; set "
+            "method.gan=true and method.loss to dmd or uni, or leave it at 'reverse_kl'"
+        )
+    if settings.loss == "uni" and settings.gamma != 1.0:
+        raise ValueError(
+            f"method.gamma is {settings.gamma}, which method.loss=uni does not know: its divergence is that of the data themselves; use "
+            "1, or method.loss=sid or dmd"
         )
     if student is not None and settings.sampler_steps > 1:
         raise ValueError(

@@ -17,7 +17,9 @@ class DMD2Settings(Grid, TaughtSettings):
     """Distribution matching distillation of a teacher into a generator of one or a few steps."""
 
     name: Literal["dmd2"]
-    loss: Literal["dmd", "sid"] = "dmd"
+    loss: Literal["dmd", "sid", "uni"] = Field(
+        "dmd", description="uni is Uni-Instruct: the gradient of f_divergence as a weighted sum of the SiD and the DMD term"
+    )
     sid_alpha: float = Field(1.0, description="alpha of the SiD loss")
     gamma: PositiveFloat = Field(1.0, description="match p_real^gamma")
     guidance_scale: NonNegativeFloat = Field(1.0, description="classifier-free guidance of the teacher")
@@ -59,7 +61,7 @@ class DMD2Settings(Grid, TaughtSettings):
     r1: Literal["approximate", "exact"] = Field("approximate", description="that slope by a finite difference, or by a second gradient")
     r1_alpha: PositiveFloat = Field(0.1, description="length of the finite difference")
     f_divergence: Literal["reverse_kl", "softened_reverse_kl", "js", "hellinger", "kl", "jeffreys", "neyman"] = Field(
-        "reverse_kl", description="f-distill: weigh the DMD loss by the heads' density ratio"
+        "reverse_kl", description="the divergence that the DMD loss (f-distill) or the uni loss descends, by the heads' density ratio"
     )
 
     draws_power: ClassVar = True

@@ -1,6 +1,10 @@
-"""What a drift on images can act on instead of pixels: features [N, D] with a gradient (Deng et al. 2026, arXiv 2602.04770, Eqs. 13-14)."""
+"""What a drift on images can act on instead of pixels: features [N, D] with a gradient (Deng et al. 2026, arXiv 2602.04770, Eqs. 13-14).
 
-from collections.abc import Callable
+Features of several parts, such as a hidden state and the pixels, are brought to one scale by what real items have: on digits the squared
+distances of a random network's means are a 300th of the pixels', and those of a teacher's bottleneck 20 times theirs.
+"""
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +13,33 @@ from fewstep.denoisers.protocol import FeatureDenoiser
 from fewstep.errors import UserError
 from fewstep.generator import frozen
 from fewstep.methods.base import Given
+from fewstep.methods.drift.classes import mean_square_distance
 
 Features = Callable[[Tensor], Tensor]
+SOME = 256  # real items by which parts are brought to one scale
 
 
-class RandomFeatures(nn.Module):
+class Parts:
+    """Features that are joined from `parts`, each times its scale: 1 until `even` has found better ones."""
+
+    scales: Sequence[float] | None = None
+
+    def parts(self, images: Tensor) -> list[Tensor]:
+        """The parts [N, ...] of images [N, C, H, W]."""
+        raise NotImplementedError
+
+    def joined(self, images: Tensor) -> Tensor:
+        """Features [N, D] of images [N, C, H, W]."""
+        parts = self.parts(images)
+        return torch.cat([part * scale for part, scale in zip(parts, self.scales or [1.0] * len(parts), strict=True)], 1)
+
+    @torch.no_grad()
+    def even(self, images: Tensor) -> None:
+        """Give each part a mean squared distance of 1 between two of the real `images`; one that they all share stays as it is."""
+        self.scales = [(mean_square_distance(part.float()) or 1.0) ** -0.5 for part in self.parts(images)]
+
+
+class RandomFeatures(Parts, nn.Module):
     """A small convolutional network that was never trained, seed 0: [N, 2 width + pixels]. A baseline for learned features."""
 
     name = "random"
@@ -26,14 +52,18 @@ class RandomFeatures(nn.Module):
             self.second = nn.Conv2d(width, width, 3, padding=1, stride=2)
         self.requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Means over the image of two layers, and the pixels themselves: float32 [N, D]."""
+    def parts(self, images: Tensor) -> list[Tensor]:
+        """Means over the image of two layers, and the pixels themselves."""
         first = nn.functional.silu(self.first(images))
         second = nn.functional.silu(self.second(first))
-        return torch.cat([first.mean((2, 3)), second.mean((2, 3)), images.flatten(1)], 1)
+        return [first.mean((2, 3)), second.mean((2, 3)), images.flatten(1)]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features, float32 [N, D]."""
+        return self.joined(images)
 
 
-class TeacherFeatures:
+class TeacherFeatures(Parts):
     """The hidden state of a diffusion teacher at its bottleneck, with the pixels beside it (arXiv 2605.07327).
 
     The images are seen by `denoiser` at one noise level, without noise.
@@ -44,12 +74,16 @@ class TeacherFeatures:
     def __init__(self, denoiser: nn.Module, sigma: float = 0.2) -> None:
         self.denoiser, self.sigma = denoiser, sigma
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Features [N, D] of images [N, C, H, W]."""
+    def parts(self, images: Tensor) -> list[Tensor]:
+        """The bottleneck and the pixels."""
         sigma = torch.tensor(self.sigma, device=images.device)
         assert isinstance(self.denoiser, FeatureDenoiser)
         hidden = self.denoiser.features(images, sigma, None, 1)[0]
-        return torch.cat([hidden.flatten(1), images.flatten(1)], 1)
+        return [hidden.flatten(1), images.flatten(1)]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features [N, D] of images [N, C, H, W]."""
+        return self.joined(images)
 
 
 def features_named(name: str, given: Given) -> Features | None:
@@ -59,7 +93,9 @@ def features_named(name: str, given: Given) -> Features | None:
     if len(given.data.shape) == 1:
         raise ValueError(f"method.features is {name!r}; points drift as they are, with 'none'")
     if name == "random":
-        return RandomFeatures(given.data.shape)
+        random = RandomFeatures(given.data.shape)
+        random.even(given.data.some(SOME, given.seed))
+        return random
     if name == "pooled":
         return given.feature_network("pixels-8x8")
     if name == "evaluator":
@@ -77,4 +113,5 @@ def features_named(name: str, given: Given) -> Features | None:
         features(torch.zeros(2, *given.data.shape))
     except ValueError as error:  # a model with classes and none that means no class
         raise ValueError(f"method.features is {name!r}, which gives no features without a class: {error}") from error
+    features.even(given.data.some(SOME, given.seed))
     return features

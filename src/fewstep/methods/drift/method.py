@@ -7,7 +7,8 @@
 For the Gaussian kernel this is distribution matching with the scores of the two sets of samples, blurred by ``h^2 = T / 2``
 (Lai et al. 2026, arXiv 2603.07514). gamma and T may each move during training. Fields: "strict" is the one above; "two_temperature" has
 ``b_fake`` at ``T / gamma`` and gamma 1 elsewhere; "drifting" is Drifting Models (Deng et al. 2026, arXiv 2602.04770) and "toy" the
-field of its 2D notebook. Each class drifts by itself. The field may act on features of x instead of x (2602.04770, Eqs. 13-14).
+field of its 2D notebook; "wasserstein" is W-Flow's (2605.11755), between entropic transport plans to real samples and to a second
+generated batch. Each class drifts by itself. The field may act on features of x instead of x (2602.04770, Eqs. 13-14).
 """
 
 import math
@@ -21,8 +22,10 @@ from torch import Tensor, nn
 from fewstep.generator import Generator
 from fewstep.maths.kernels import log_kernel_sum, temperature_range
 from fewstep.maths.matching import drift_field, drifting_loss, toy_drift_field
+from fewstep.maths.transport import wasserstein_field
 from fewstep.methods.base import Alarm, Batch, Data, Given, LossOutput, Method, Networks, Ramp, Turn
 from fewstep.methods.devices import whole_batch, world_size
+from fewstep.methods.drift.classes import Sets, apart, mean_square_distance
 from fewstep.methods.drift.features import features_named
 from fewstep.methods.drift.settings import DriftSettings
 from fewstep.networks import tables_of
@@ -51,13 +54,15 @@ class Drift(Method):
     ships = "generator"
     shown = ("drift",)
     main = "generator.loss"
-    drawn: ClassVar = {"losses": ("loss",), "drift": ("drift",), "escaped": ("escaped",)}
+    drawn: ClassVar = {"losses": ("loss",), "drift": ("drift",), "escaped": ("escaped",), "plans": ("plan_error",)}
     logarithmic = ("losses", "drift")
     readings: ClassVar = {
         "losses": "The mean squared length of the field at the samples: how far they are still moved. Lower is better at one temperature; "
         "as temperatures fall, it changes by itself.",
         "drift": "The length of the field at the samples, which comes to rest where they are distributed like the data. Lower is better.",
         "escaped": "The share of samples that lie where real ones hardly are, and that the field may not bring back. 0 is best.",
+        "plans": "The share of samples to which the transport plans of the field send too much or too little, in the worst class at the "
+        "coldest temperature. Lower is better; above 0.2 they were cut short.",
     }
     compares_batch = True
     alarms: ClassVar = (
@@ -67,6 +72,13 @@ class Drift(Method):
             "{value:.0%} of the samples lie where real ones hardly are, and the field may not bring them back",
             "Raise method.temperature_start or method.temperatures",
             high=0.5,
+        ),
+        Alarm(
+            "transport",
+            "generator.plan_error",
+            "the transport plans leave {value:.0%} of the samples without their share",
+            "Raise method.sinkhorn_iterations, or method.temperatures",
+            high=0.2,
         ),
     )
     advice: ClassVar = {
@@ -88,7 +100,7 @@ class Drift(Method):
         self.settings, self.generator, self.features = settings, generator, features
         self.field_name, self.plan, self.memory = settings.field, settings.plan, settings.memory
         self.gamma, self.temperatures = _ramps(settings, steps, limits)
-        if self.field_name in ("toy", "drifting") and (self.gamma.end != 1.0 or self.gamma.start not in (None, 1.0)):
+        if self.field_name in ("toy", "drifting", "wasserstein") and (self.gamma.end != 1.0 or self.gamma.start not in (None, 1.0)):
             raise ValueError(
                 f"method.gamma is {self.gamma.end}, which the field {self.field_name!r} does not know; use 1, or method.gamma_by=data"
             )
@@ -96,6 +108,18 @@ class Drift(Method):
             raise ValueError(f"method.guidance_scale is {settings.guidance_scale}; it needs method.field=drifting and data with classes")
         if self.plan == "sinkhorn" and self.field_name == "toy":
             raise ValueError("method.plan is 'sinkhorn', which the field 'toy' does not know; use another method.field")
+        if settings.temperature_unit == "distance" and self.field_name == "drifting":
+            raise ValueError(
+                "method.temperature_unit is 'distance', but temperatures of the field 'drifting' count in mean distances anyway; leave it "
+                "at 'one'"
+            )
+        if settings.temperature_unit == "distance" and limits is not None:
+            raise ValueError(
+                "method.temperature_unit is 'distance', but temperatures that are left to the data ('auto') are no multiples; give "
+                "numbers, or leave it at 'one'"
+            )
+        if self.field_name == "wasserstein" and settings.kernel != "gaussian":
+            raise ValueError("method.kernel is 'laplace', but the field 'wasserstein' moves by squared distances; use gaussian")
         self.kernel = "laplace" if self.field_name in ("toy", "drifting") else settings.kernel
         self.kept: dict[str, Tensor] = {}  # real items that are remembered, and their labels
         self.networks = {"generator": generator.denoiser}
@@ -108,16 +132,21 @@ class Drift(Method):
         """A map from noise to the data, with features and temperatures found where the settings leave them to the data."""
         if given.batch_size < 2:  # before distances inside a batch are asked for
             raise ValueError(f"batch_size is {given.batch_size}; drift needs at least 2 samples a step, for each leaves itself out")
-        limits = None
+        features, limits = features_named(settings.features, given), None
         if "auto" in (settings.temperatures, settings.temperature_start):
-            limits = temperature_range(given.data.some(given.batch_size, given.seed).flatten(1), settings.temperature_neighbours)
+            some = given.data.some(given.batch_size, given.seed)
+            with torch.no_grad():  # distances are those that the field will see
+                some = features(some).float() if features else some.flatten(1)
+            limits = temperature_range(some, settings.temperature_neighbours)
             if not limits[1] > 0:
                 raise ValueError("method.temperatures is 'auto', but most points of a batch coincide; give numbers, or data without copies")
         if settings.gamma_by == "field" and settings.field == "strict":
-            _warn_of_bound(settings, min(_ends(settings, limits)), given.data)
+            relative = settings.temperature_unit == "distance"
+            unit = mean_square_distance(given.data.some(given.batch_size, given.seed).flatten(1)) if relative else 1.0
+            _warn_of_bound(settings, min(_ends(settings, limits)) * unit, given.data)
         generator = given.make_generator({"name": "push_forward"}, {"name": "push_forward"})
         generator.info["trained_in_features"] = settings.features
-        return cls(settings, generator, given.steps, features_named(settings.features, given), limits)
+        return cls(settings, generator, given.steps, features, limits)
 
     @property
     def needs_whole_batch(self) -> str:
@@ -125,8 +154,9 @@ class Drift(Method):
         return "every sample drifts by what all others of the batch are"
 
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
-        """The regression onto x + V. Terms: ``loss``; ``drift``, the field's root mean square; now and then ``escaped``.
+        """The regression onto x + V. Terms: ``loss``; ``drift``, the field's root mean square; now and then ``escaped``; ``plan_error``.
 
+        ``plan_error`` is the share of the mass that the field "wasserstein" has sent wrong, in the worst class at the worst temperature.
         ``escaped`` is the share of generated samples where real ones (blurred by the kernel) are rarer than for 99% of the real ones:
         a field can vanish because mass has gone where nothing pulls it back (arXiv 2604.24196).
         """
@@ -136,8 +166,13 @@ class Drift(Method):
         # the field is that of the whole batch, wherever its items are
         phi_x, label = whole_batch(features(x).float()), None if batch.label is None else whole_batch(batch.label)
         phi_y = self._remember(whole_batch(features(batch.x).float()), label)
-        total, drift = self._regress(phi_x, *phi_y, label)
-        terms = {"loss": total.detach(), "drift": drift}
+        second = None
+        if self.field_name == "wasserstein":
+            with torch.no_grad():
+                z = normal((len(batch.x), *self.generator.latent_shape), rng)
+                second = whole_batch(features(networks["generator"](z, math.inf, batch.label)).float())
+        total, terms = self._regress(phi_x, *phi_y, label, second)
+        terms = {"loss": total.detach(), **terms}
         if batch.label is None and self.updates % self.LOOK == 0:
             terms["escaped"] = self._escaped(phi_x.detach(), phi_y[0])
         return LossOutput(total * world_size(), terms, x.detach(), batch.label)
@@ -150,33 +185,68 @@ class Drift(Method):
         self.kept = {name: torch.cat([x, self.kept[name]])[: self.memory] if name in self.kept else x for name, x in now.items()}
         return self.kept["kept"], self.kept.get("label")
 
-    def _regress(self, x: Tensor, y: Tensor, y_label: Tensor | None, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(loss, RMS of the field) for features of generated x [B, F] and real y [M, F], with labels [B] and [M] or None."""
+    def _regress(
+        self, x: Tensor, y: Tensor, y_label: Tensor | None, label: Tensor | None, second: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss, terms) for features of generated x [B, F] and real y [M, F], labelled [B] and [M] or None; `second` is like x."""
         if self.field_name == "drifting":
             return self._drifting(x, y, y_label, label)
-        flat = x.detach()
-        if label is None or y_label is None:
-            drift = self._field(flat, y)
+        flat, terms = x.detach(), dict[str, Tensor]()
+        if second is not None:
+            drift, terms["plan_error"] = self._wasserstein(flat, y, second, label, y_label)
+        elif label is None or y_label is None:
+            drift = self._field(flat, y, self._temperatures(y))
         else:
-            temperature = max(ramp(self.updates) for ramp in self.temperatures)
-            drift = self._field(*_apart(flat, label, y, y_label, temperature, self.kernel))[:, : x.shape[1]]
+            temperatures = self._temperatures(y, y_label)
+            drift = self._field(*apart(flat, label, y, y_label, max(temperatures), self.kernel), temperatures)[:, : x.shape[1]]
             alone = label.bincount(minlength=int(y_label.max()) + 1)[label] < 2
             drift = drift.masked_fill(alone[:, None], 0.0)  # one alone of its class has no field
-        return (x - (flat + drift)).square().mean(), drift.square().mean().sqrt()
+        return (x - (flat + drift)).square().mean(), {"drift": drift.square().mean().sqrt(), **terms}
 
-    def _field(self, x: Tensor, y: Tensor) -> Tensor:
-        gamma, total = self.gamma(self.updates), torch.zeros_like(x)
-        for ramp in self.temperatures:
-            temperature = ramp(self.updates)
+    def _wasserstein(self, x: Tensor, y: Tensor, second: Tensor, label: Tensor | None, y_label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(the field of W-Flow at x, the worst error of its plans); each class has plans of its own."""
+        temperatures = self._temperatures(y, y_label)
+        if label is None or y_label is None:
+            label, y_label = (s.new_zeros(len(s), dtype=torch.long) for s in (x, y))
+        classes = label.unique()
+        mine, real, other = Sets(x, label, classes), Sets(y, y_label, classes), Sets(second, label, classes)
+        total, worst = torch.zeros_like(mine.items), x.new_zeros(())
+        for temperature in temperatures:
+            field, error = wasserstein_field(
+                mine.items,
+                real.items,
+                other.items,
+                temperature,
+                self.settings.sinkhorn_iterations,
+                mine.log_weights,
+                real.log_weights,
+                other.log_weights,
+            )
+            total, worst = total + field, torch.maximum(worst, error.max())
+        return mine.back(total, x), worst
+
+    def _temperatures(self, y: Tensor, y_label: Tensor | None = None) -> list[float]:
+        """The temperatures as they stand; where distances are their unit, times the mean squared one of real y [M, F] within a class."""
+        now = [ramp(self.updates) for ramp in self.temperatures]
+        if self.settings.temperature_unit == "one":
+            return now
+        # of all classes together, should a batch hold no two items of one; where all items coincide, any unit will do
+        squared = mean_square_distance(y, y_label) or mean_square_distance(y) or 1.0
+        unit = squared if self.kernel == "gaussian" else math.sqrt(squared)
+        return [temperature * unit for temperature in now]
+
+    def _field(self, x: Tensor, y: Tensor, temperatures: Sequence[float]) -> Tensor:
+        gamma, total, iterations = self.gamma(self.updates), torch.zeros_like(x), self.settings.sinkhorn_iterations
+        for temperature in temperatures:
             if self.field_name == "toy":
                 total += toy_drift_field(x, y, temperature)
             elif self.field_name == "two_temperature":
-                total += drift_field(x, y, x, temperature, 1.0, self.kernel, temperature / gamma, self.plan)
+                total += drift_field(x, y, x, temperature, 1.0, self.kernel, temperature / gamma, self.plan, iterations)
             else:
-                total += drift_field(x, y, x, temperature, gamma, self.kernel, None, self.plan)
+                total += drift_field(x, y, x, temperature, gamma, self.kernel, None, self.plan, iterations)
         return total
 
-    def _drifting(self, x: Tensor, y: Tensor, y_label: Tensor | None, label: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _drifting(self, x: Tensor, y: Tensor, y_label: Tensor | None, label: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         temperatures = [ramp(self.updates) for ramp in self.temperatures]
         plan = "sinkhorn" if self.plan == "sinkhorn" else "double_softmax"
         groups = [(x, y)] if label is None else [(x[label == k], y[y_label == k]) for k in label.unique()]
@@ -189,15 +259,15 @@ class Drift(Method):
                 neg = y
                 weight = y.new_full((len(y),), (len(gen) - 1) * (self.settings.guidance_scale - 1) / len(y))
             loss, info = drifting_loss(
-                gen, pos, neg, temperatures, weight_neg=weight, affinity_floor=self.settings.affinity_floor, plan=plan
+                gen, pos, neg, temperatures, None, None, weight, self.settings.affinity_floor, plan, self.settings.sinkhorn_iterations
             )
             losses = losses + loss * len(gen)
             drifts = drifts + torch.stack([v for k, v in info.items() if k.startswith("drift_")]).mean() * len(gen)
             total += len(gen)
-        return losses / max(1, total), drifts / max(1, total)
+        return losses / max(1, total), {"drift": drifts / max(1, total)}
 
     def _escaped(self, x: Tensor, y: Tensor) -> Tensor:
-        temperature = max(ramp(self.updates) for ramp in self.temperatures)
+        temperature = max(self._temperatures(y))
         if self.field_name == "drifting":  # its temperatures count in mean distances
             temperature *= torch.cdist(x, y).mean().item()
         real = log_kernel_sum(y, y, temperature, self.kernel, exclude_self=True)
@@ -209,14 +279,17 @@ class Drift(Method):
             return None
         if self.field_name in ("strict", "two_temperature") and self.plan == "softmax":
             gamma, total = self.gamma(self.updates), torch.zeros_like(points)
-            for temperature in (ramp(self.updates) for ramp in self.temperatures):
+            for temperature in self._temperatures(real):
                 two = self.field_name == "two_temperature"
                 cold = temperature / gamma if two else None
                 total += drift_field(points, real, samples, temperature, 1.0 if two else gamma, self.kernel, cold)
             return points, total
+        if self.field_name == "wasserstein":
+            some, second = samples[: min(len(real), len(samples) // 2)], samples[len(samples) // 2 :]
+            return some, self._wasserstein(some, real, second, None, None)[0]
         some = samples[: len(real)]
         if self.field_name != "drifting":
-            return some, self._field(some, real)
+            return some, self._field(some, real, self._temperatures(real))
         with torch.enable_grad():
             x = some.clone().requires_grad_(True)
             (gradient,) = torch.autograd.grad(self._regress(x, real, None, None)[0], x)
@@ -282,17 +355,3 @@ def _warn_of_bound(settings: DriftSettings, temperature: float, data: Data) -> N
             f"warning: method.gamma is {settings.gamma}, and with the strict field at temperature {temperature:g} a mode of {data.name} "
             f"becomes a point from gamma {bound:.3g} on (1 + 2 std^2 / T); drift/ring (method.gamma_by=data) has no such bound\n"
         )
-
-
-def _apart(x: Tensor, label: Tensor, y: Tensor, y_label: Tensor, temperature: float, kernel: str) -> tuple[Tensor, Tensor]:
-    """Both sets with coordinates added that keep classes out of each other's kernels: e^-100 of a weight reaches another class.
-
-    Real samples of classes that x does not have are dropped: a transport plan would find them a partner all the same.
-    """
-    wanted = torch.isin(y_label, label)
-    y, y_label = y[wanted], y_label[wanted]
-    classes = int(label.max()) + 1
-    widest = x.norm(dim=1).max() + y.norm(dim=1).max()
-    reach = widest.square() + 100 * temperature if kernel == "gaussian" else (widest + 100 * temperature).square()
-    codes = torch.eye(classes, device=x.device, dtype=x.dtype) * (reach / 2).sqrt()
-    return torch.cat([x, codes[label]], 1), torch.cat([y, codes[y_label]], 1)

@@ -14,7 +14,7 @@ class DriftSettings(MethodSettings):
 
     name: Literal["drift"]
     optimizer: Optimizer = Field(default_factory=Optimizer)
-    field: Literal["strict", "two_temperature", "toy", "drifting"] = Field(
+    field: Literal["strict", "two_temperature", "toy", "drifting", "wasserstein"] = Field(
         "strict", description="which definition of the drift; gamma through the field is known to the first two"
     )
     gamma: PositiveFloat = Field(1.0, description="aim at p^gamma")
@@ -24,6 +24,11 @@ class DriftSettings(MethodSettings):
     temperatures: Annotated[list[PositiveFloat], Field(min_length=1)] | Literal["auto"] = Field(
         [0.1], description="of the kernel, fields added up; auto from the distances inside a batch"
     )
+    temperature_unit: Literal["one", "distance"] = Field(
+        "one",
+        description="distance: numbers count in the mean squared distance of a batch's real items of one class, in the features that "
+        "the field acts on; for a Laplace kernel in its root",
+    )
     temperature_start: PositiveFloat | Literal["auto"] | None = Field(
         None, description="where each temperature begins; auto is twice the data's total variance"
     )
@@ -32,8 +37,13 @@ class DriftSettings(MethodSettings):
     temperature_neighbours: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.04, description="auto ends at the squared distance to the neighbour of this rank, as a share of the batch; less than a mode holds"
     )
-    kernel: Literal["gaussian", "laplace"] = Field("gaussian", description="of strict and two_temperature; the others have Laplace's")
-    plan: Literal["softmax", "sinkhorn"] = Field("softmax", description="sinkhorn: transport plans, at about ten times the cost")
+    kernel: Literal["gaussian", "laplace"] = Field(
+        "gaussian", description="of strict and two_temperature; wasserstein has the Gaussian one, the others Laplace's"
+    )
+    plan: Literal["softmax", "sinkhorn"] = Field(
+        "softmax", description="sinkhorn: transport plans, at about ten times the cost; wasserstein has them anyway"
+    )
+    sinkhorn_iterations: PositiveInt = Field(20, description="of a transport plan; plan_error says whether they were enough")
     affinity_floor: Fraction = Field(0.0, description="of field drifting; the released code has 1e-3")
     guidance_scale: PositiveFloat = Field(1.0, description="of field drifting: guidance by weighted negatives")
     features: UserPath = Field("none", description="what the field acts on: none, random, pooled, evaluator, or a teacher's run folder")

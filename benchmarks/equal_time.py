@@ -1,0 +1,40 @@
+"""What benchmarks that compare at equal training time share: how many steps of a recipe take so many seconds of CPU, on one thread."""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from fewstep.generator import Generator
+from fewstep.measurement import measure, usual_samples
+from fewstep.metrics.suite import Suite
+from fewstep.recipe import load_recipe
+from fewstep.run import train_recipe
+
+TRIED = (10, 40)  # steps of the two runs whose difference is the time of steps alone
+
+
+def steps_within(seconds: float, source: str, *overrides: str) -> int:
+    """How many steps of the recipe `source` with `overrides` take so many CPU seconds, without what a run does once."""
+    spent = []
+    with tempfile.TemporaryDirectory() as folder:
+        for steps in TRIED:
+            began = time.process_time()
+            train_recipe(load_recipe(source, [*overrides, f"steps={steps}"]), Path(folder) / str(steps), title="timing")
+            spent.append(time.process_time() - began)
+    return max(TRIED[1], round(seconds * (TRIED[1] - TRIED[0]) / (spent[1] - spent[0])))
+
+
+def trained_for(seconds: float, source: str, folder: Path, *overrides: str) -> tuple[int, float]:
+    """Train `source` in `folder` for so many CPU seconds; (steps, CPU seconds that the whole run took)."""
+    steps = steps_within(seconds, source, *overrides)
+    began = time.process_time()
+    train_recipe(load_recipe(source, [*overrides, f"steps={steps}"]), folder, title=folder.name)
+    return steps, time.process_time() - began
+
+
+def figures(suite: Suite, generator: Generator, samplings: int) -> dict:
+    """The means over `samplings` sets of samples, and how far FD / floor of one set is from their mean."""
+    rows = [measure(suite, generator, usual_samples(False), sampling, speed=False) for sampling in range(samplings)]
+    row = {key: statistics.mean(row[key] for row in rows) for key, value in rows[0].items() if not isinstance(value, str)}
+    return {"row": row, "frechet_over_floor_spread": statistics.stdev(row["frechet_over_floor"] for row in rows)}

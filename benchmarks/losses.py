@@ -1,0 +1,94 @@
+"""The losses of DMD2 on real digits at equal training time: dmd, sid and uni, each as it is and by other divergences.
+
+    python benchmarks/losses.py                               every arm, 3 seeds; 300 CPU seconds a run, on one thread
+    python benchmarks/losses.py --arms "sid" "uni, KL" --seeds 0
+    python benchmarks/losses.py --seconds 60 --results /tmp/short.json
+
+Each arm is dmd2/digits with the overrides in `ARMS`, distilled from the same teacher (teacher/digits, one a seed), for so many steps as
+take --seconds of CPU. Figures are means over `SAMPLINGS` sets of 2,000 samples. Writes results/losses_digits.json after each run; a run
+of as many seconds that is in there is not done again.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from dmd2 import train
+from equal_time import figures, trained_for
+from fewstep.build import load_data
+from fewstep.evaluation import machine
+from fewstep.generator import load
+from fewstep.measurement import suite_for, usual_samples
+from fewstep.recipe import load_recipe
+
+SAMPLINGS = 4
+RESULTS = Path(__file__).parent / "results" / "losses_digits.json"
+HEAD = ("method.gan=true", "method.gan_weight_generator=auto")
+# title -> overrides
+ARMS: dict[str, tuple[str, ...]] = {
+    "dmd": ("method.loss=dmd",),
+    "sid": (),
+    "uni, reverse KL": ("method.loss=uni",),
+    "uni, KL": ("method.loss=uni", "method.f_divergence=kl", *HEAD),
+    "uni, JS": ("method.loss=uni", "method.f_divergence=js", *HEAD),
+    "uni, Hellinger": ("method.loss=uni", "method.f_divergence=hellinger", *HEAD),
+    "uni, KL, the head as a ratio only": ("method.loss=uni", "method.f_divergence=kl", "method.gan=true", "method.gan_weight_generator=0"),
+    "sid, GAN": HEAD,
+    "dmd, GAN": ("method.loss=dmd", *HEAD),
+}
+
+
+def main() -> None:
+    """Train, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--folder", type=Path, default=Path("runs/losses"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    suite = suite_for(load_data(load_recipe("dmd2/digits").data))
+    for seed in arguments.seeds:
+        teacher = arguments.folder / f"teacher_{seed}"
+        train("teacher/digits", teacher, f"seed={seed}")
+        for arm in arguments.arms:
+            runs = json.loads(arguments.results.read_text())["runs"] if arguments.results.exists() else []
+            if any((run["title"], run["training_seed"], run["asked_seconds"]) == (arm, seed, arguments.seconds) for run in runs):
+                continue
+            folder = arguments.folder / f"{arm.replace(', ', '_').replace(' ', '_')}_{seed}"
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut short
+            overrides = ARMS[arm]
+            steps, seconds = trained_for(arguments.seconds, "dmd2/digits", folder, *overrides, f"method.teacher={teacher}", f"seed={seed}")
+            found = figures(suite, load(folder), SAMPLINGS)
+            runs.append(
+                {
+                    "title": arm,
+                    "recipe": "dmd2/digits",
+                    "overrides": list(overrides),
+                    "training_seed": seed,
+                    "training_steps": steps,
+                    "asked_seconds": arguments.seconds,
+                    "seconds": seconds,
+                    "n": usual_samples(False),
+                    "seeds": list(range(SAMPLINGS)),
+                    "floor": suite.floor,
+                    **found,
+                    "machine": {**machine(), "load": os.getloadavg()[0]},
+                }
+            )
+            arguments.results.write_text(json.dumps({"command": "python benchmarks/losses.py", "runs": runs}, indent=1) + "\n")
+            row = found["row"]
+            print(
+                f"{arm}, seed {seed}: {steps} steps in {seconds:.0f} CPU s; FD / floor {row['frechet_over_floor']:.3f}, "
+                f"class {row['class_accuracy']:.1%}, recall {row['recall']:.2f}, std {row['within_class_std']:.0%}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
