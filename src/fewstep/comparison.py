@@ -125,8 +125,8 @@ def compare(
             continue
         train_recipe(recipe, run.path, resume=run.recipe_file.exists(), title=entry.title, source=entry.recipe)
 
-    suite = suite_for(ground, gamma, seed)
     num = usual_samples(density is not None)
+    suite = suite_for(ground, gamma, seed, num=num)
     floor = "exact samples" if density else "real train split"
     rows: dict[str, Row] = {floor: floor_row(suite)}
     seconds = {entry.folder: RunFolder(out / entry.folder).metrics()[-1]["seconds"] for entry in entries}

@@ -12,6 +12,7 @@ import torch
 from fewstep import registry
 from fewstep.build import in_memory, load_data
 from fewstep.data import ImageData, PointData
+from fewstep.data.checks import printable
 from fewstep.errors import UserError
 from fewstep.files import at_home, replace_file
 from fewstep.generator import Generator, load
@@ -27,7 +28,7 @@ from fewstep.measurement import (
     suite_for,
     usual_samples,
 )
-from fewstep.metrics.figures import FIGURES
+from fewstep.metrics.figures import FIGURES, Figure
 from fewstep.metrics.least import summed_up
 from fewstep.metrics.point_suite import PointSuite
 from fewstep.metrics.protocol import PRESETS, Preset, departures, differences
@@ -113,7 +114,7 @@ def _evaluate(
     say("measuring the floor")
     reference: str | Path = options.reference or (preset.reference if preset else "heldout")
     features = options.features or (preset.features_option if preset else None)
-    suite = suite_for(data, recipe.power(points), seed, features, reference, device, say)
+    suite = suite_for(data, recipe.power(points), seed, features, reference, device, say, num, judges=2)
     labels, seeds = (preset.labels, preset.seeds) if preset else ("balanced", (seed,))
     protocol = protocol_record(suite, num, generator.num_classes is not None, seeds, labels)
     if preset is not None:
@@ -274,8 +275,16 @@ def table(results: dict[str, Any]) -> list[list[str]]:
     columns = [figure for figure in FIGURES if figure.is_column and any(figure.key in row for row in rows.values())]
     lines = [["", *(figure.heading for figure in columns)]]
     for name, row in rows.items():
-        lines.append([name, *(figure.form.format(row[figure.key]) if figure.key in row else "" for figure in columns)])
+        lines.append([name, *(_cell(row, figure) for figure in columns)])
     return lines
+
+
+def _cell(row: Row, figure: Figure) -> str:
+    """How `row` gives `figure`, with the class whose it is where it is the least over them."""
+    if figure.key not in row:
+        return ""
+    whose = row.get(f"{figure.key}_of")
+    return figure.form.format(row[figure.key]) + (f" ({printable(str(whose))})" if whose is not None else "")
 
 
 def self_test_line(found: Mapping[str, float]) -> str:

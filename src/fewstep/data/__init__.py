@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fewstep.data.image_sets import image_folder
     from fewstep.data.images import ImageData, load_digits, photo_crops
     from fewstep.data.mixtures import Mixture
+    from fewstep.data.mnist import mnist
     from fewstep.data.points import PointData, point_file
     from fewstep.data.reweighting import PowerData, power_data
     from fewstep.data.toys import DENSITIES, make_density, toy_data
@@ -30,6 +31,7 @@ _PLACES = {
     "image_folder": "image_sets",
     "load_digits": "images",
     "make_density": "toys",
+    "mnist": "mnist",
     "photo_crops": "images",
     "point_file": "points",
     "power_data": "reweighting",
@@ -49,6 +51,7 @@ __all__ = [
     "image_folder",
     "load_digits",
     "make_density",
+    "mnist",
     "photo_crops",
     "point_file",
     "power_data",
