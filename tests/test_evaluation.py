@@ -66,6 +66,7 @@ def test_the_record_of_how_it_was_measured(done, run):
         "quantisation": "none",
         "labels": "balanced",
         "seeds": [0],
+        "floor_n": 60,
     }
     bias = found["rows"]["teacher, 1 evaluation"]["frechet_bias"]
     assert f"n = 60 is below 10,000: FD is too large by about {bias:.3g} (FD of half as many less FD" in out

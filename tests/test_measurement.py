@@ -90,7 +90,7 @@ def test_a_watch_gives_the_evaluation_s_figures_without_their_errors(kind, names
     data, generator = data_of(kind), make(kind)
     watch = Watch(data, 150, seed=3)
     found = watch(generator)
-    row = measure(suite_for(data, seed=3), generator, 150, 3, speed=False)
+    row = measure(suite_for(data, seed=3, num=150), generator, 150, 3, speed=False)
     assert found == {f"eval.{name}": row[name] for name in names & set(row)}
     assert {f"eval.{name}" for name in names - {"variance", "median_radius"}} <= set(found)  # which need a mode that is covered
     assert all(type(value) is float and math.isfinite(value) for value in found.values())

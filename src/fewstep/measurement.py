@@ -85,10 +85,8 @@ def suite_for(
     if len(data.heldout) < FEWEST_IMAGES:
         raise UserError(f"{data.name} has {len(data.heldout)} images held out; measuring needs {FEWEST_IMAGES}: raise data.holdout")
     try:
-        if features is None:
-            network = feature_network(data.name, data.shape, data.num_classes)
-        else:
-            network = named_features(features, device, say)
+        usual = features is None
+        network = feature_network(data.name, data.shape, data.num_classes) if usual else named_features(str(features), device, say)
         fitted(network, data.shape, data.num_classes, data.class_names, say)
         second = second_judge(network, data.shape, data.num_classes) if judges > 1 else None
         return Suite(

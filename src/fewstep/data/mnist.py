@@ -55,10 +55,14 @@ def mnist(dir: str | None = None, bar: Bar = no_bar) -> ImageData:
     for part in PARTS:
         images, classes = (_array(source, file, KINDS[kind]) for kind in KINDS if (file := found[part, kind]) is not None)
         if len(images) != len(classes) or not len(images):
-            raise DataError(f"{source}, whose {_name(part, 'images')} has {len(images):,} images and {len(classes):,} labels; fetch both anew")
+            raise DataError(
+                f"{source}, whose {_name(part, 'images')} has {len(images):,} images and {len(classes):,} labels; fetch both anew"
+            )
         if classes.max() >= CLASSES:
             row = int(np.flatnonzero(classes >= CLASSES)[0])
-            raise DataError(f"{source}, whose {_name(part, 'labels')} has the label {classes[row]} in place {row}; labels are 0 to 9: fetch it anew")
+            raise DataError(
+                f"{source}, whose {_name(part, 'labels')} has the label {classes[row]} in place {row}; labels are 0 to 9: fetch it anew"
+            )
         pixels.append(torch.from_numpy(images)[:, None])
         labels.append(torch.from_numpy(classes.astype(np.int64)))
     names = tuple(map(str, range(CLASSES)))
@@ -94,10 +98,14 @@ def _array(source: str, file: Path, dims: int) -> NDArray[np.uint8]:
 def _numbers(source: str, name: str, content: IO[bytes], dims: int) -> NDArray[np.uint8]:
     head = content.read(4 + 4 * dims)
     if len(head) < 4 + 4 * dims or head[:4] != bytes((0, 0, UNSIGNED, dims)):
-        raise DataError(f"{source}, whose {name} does not begin as an IDX file of {dims} dimension{'s' * (dims > 1)} of bytes; fetch it again")
+        raise DataError(
+            f"{source}, whose {name} does not begin as an IDX file of {dims} dimension{'s' * (dims > 1)} of bytes; fetch it again"
+        )
     shape = struct.unpack(f">{dims}I", head[4:])
     if shape[1:] != (SIDE,) * (dims - 1):
-        raise DataError(f"{source}, whose {name} claims images of {' x '.join(map(str, shape[1:]))}, where MNIST has {SIDE} x {SIDE}; fetch it again")
+        raise DataError(
+            f"{source}, whose {name} claims images of {' x '.join(map(str, shape[1:]))}, where MNIST has {SIDE} x {SIDE}; fetch it again"
+        )
     check_rows(f"{source}, whose {name} is read", shape[0], math.prod(shape[1:]))
     wanted = math.prod(shape)
     parts, left = [], wanted
@@ -109,4 +117,3 @@ def _numbers(source: str, name: str, content: IO[bytes], dims: int) -> NDArray[n
             f"{source}, whose {name} has {'fewer' if left else 'more'} than the {wanted:,} bytes that its header claims; fetch it again"
         )
     return np.frombuffer(bytearray(b"".join(parts)), np.uint8).reshape(shape)
-

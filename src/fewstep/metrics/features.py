@@ -175,8 +175,8 @@ def fitted(
         network.take_half_size()
     elif known is not None and tuple(shape) != tuple(known):
         raise FeatureError(
-            f"features {network.name} cannot be had of images of shape {list(shape)}, for they are those of {list(known)}; give others, such "
-            f"as --features {PIXELS}"
+            f"features {network.name} cannot be had of images of shape {list(shape)}, for they are those of {list(known)}; give others, "
+            f"such as --features {PIXELS}"
         )
     if classes is not None and num_classes not in (None, classes):
         raise FeatureError(

@@ -92,7 +92,7 @@ def lack(
     """What the figure `key` lacks; None where it can be given.
 
     `real` are the sets of real items that it is held against, by what they are called, and how many they are (None where that is not
-    known); `generated` is how many are held against them, called `made`; `at_mode` how many of these a true set has `where` they are fewest.
+    known); `generated` is how many are held against them, called `made`; `at_mode` how many of these a true set has `where` they are few.
     """
     least = LEAST.get(key, Least())
     for what, num in real.items():

@@ -8,7 +8,6 @@ Images go through a batch at a time, and real ones stay bytes: of a set of any s
 its features, `KEPT` rows of them, and `PIXELS` images for the measures that look at pixels.
 """
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fewstep.metrics.classes import class_variances, root_of_mean, shares, within_class_std
 from fewstep.metrics.copies import Known, near_copies, nearest_two
 from fewstep.metrics.features import FeatureNetwork
 from fewstep.metrics.figures import BY_KEY
@@ -46,31 +46,7 @@ IN_CLASS = "of each class"
 BY_DEFINITION = {"within_class_std": 1.0, "least_class_std": 1.0, "spacing": 1.0, "frechet_train": 0.0, "train_distance": 1.0}
 
 Row = dict[str, Any]
-
-
-def class_variances(x: Tensor, label: Tensor | None) -> dict[int, Tensor]:
-    """Of each class with two items or more the mean variance of an element about the class mean; x [N, ...], label [N] or None."""
-    x = x.flatten(1)
-    groups = {0: torch.arange(len(x))} if label is None else {int(k): (label == k).nonzero().flatten() for k in label.unique()}
-    found = {}
-    for k, group in groups.items():
-        if len(group) > 1:
-            mean = torch.stack([x[part].double().sum(0) for part in group.split(BATCH)]).sum(0) / len(group)
-            squares = [(x[part].double() - mean).square().sum(0) for part in group.split(BATCH)]
-            found[k] = torch.stack(squares).sum(0).mean() / (len(group) - 1)
-    return found
-
-
-def within_class_std(x: Tensor, label: Tensor | None) -> float:
-    """Root of the mean variance of an element about its class mean, classes weighing alike; x [N, ...], label [N] or None.
-
-    NaN where no class has two items.
-    """
-    return _root_of_mean(class_variances(x, label))
-
-
-def _root_of_mean(variances: dict[int, Tensor]) -> float:
-    return torch.stack(list(variances.values())).mean().sqrt().item() if variances else math.nan
+__all__ = ["FEWEST", "Suite", "images_per_second", "within_class_std"]
 
 
 class Judge(NamedTuple):
@@ -131,7 +107,7 @@ class Suite:
         self.floor = gaussian_distance(self.floor_set.gaussian, self.reference.gaussian)
         self.second = None if second is None or self.against == "a file" else self._judge(second, num)
         self.train_variances = class_variances(train, train_label)
-        self.train_std = _root_of_mean(self.train_variances)
+        self.train_std = root_of_mean(self.train_variances)
         self.known = Known(train, half)
         some = self._some(heldout)
         key = {"what": "nearest training images of held-out ones", "of": [self.train_set.sha256, self.heldout_set.sha256, len(some)]}
@@ -264,7 +240,7 @@ class Suite:
             assert self.floor_set.rows is not None
             hits = classify(self.floor_set.rows).argmax(1) == label[self.floor_index]
             row["class_accuracy"] = hits.double().mean().item()
-            row |= self._least("least_class_accuracy", _shares(hits, label[self.floor_index]))
+            row |= self._least("least_class_accuracy", shares(hits, label[self.floor_index]))
         return row
 
     def measure(self, samples: Tensor, label: Tensor | None, slow: bool = False) -> Row:
@@ -311,7 +287,7 @@ class Suite:
         if classify is not None and label is not None:
             hit = torch.cat(hits)
             row["class_accuracy"] = int(hit.sum()) / seen
-            row |= self._least("least_class_accuracy", _shares(hit, label[:seen].cpu()))
+            row |= self._least("least_class_accuracy", shares(hit, label[:seen].cpu()))
         row["frechet_train"] = gaussian_distance(features.gaussian, self.train_set.gaussian)
         return row
 
@@ -371,7 +347,7 @@ class Suite:
             if k in self.train_variances and self.train_variances[k] > 0
         }
         return {
-            "within_class_std": _root_of_mean(variances) / self.train_std,
+            "within_class_std": root_of_mean(variances) / self.train_std,
             **(self._least("least_class_std", ratios) if label is not None else {}),
             "spacing": self._spacing(ours),
             "train_distance": nearest[:, 0].mean().item() / self.heldout_distance,
@@ -394,11 +370,6 @@ class Suite:
     def _some(self, images: Tensor) -> Tensor:
         """A random `PIXELS` of `images`, or all in their own order, flat."""
         return images[in_random_order(len(images), PIXELS)[:PIXELS]].flatten(1)
-
-
-def _shares(hits: Tensor, label: Tensor) -> dict[int, float]:
-    """Of each class in `label` int64 [N] the share of its `hits` bool [N]."""
-    return {int(k): hits[label == k].double().mean().item() for k in label.unique()}
 
 
 def images_per_second(sample: Callable[[int], Any], num: int, repeats: int = 3) -> float:

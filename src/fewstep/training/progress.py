@@ -13,7 +13,6 @@ from tqdm.utils import disp_len
 
 from fewstep.screen import SCREEN, size
 
-
 FEW = 5_000  # items, of fewer of which reading takes no time that anybody would watch
 
 
