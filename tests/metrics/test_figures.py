@@ -103,7 +103,8 @@ def test_a_table_of_all_there_is():
     head, line = table({"rows": {"all": row}})
     assert " | ".join(head) == (
         " | FD | FD / floor | 2nd judge | mean of blocks | FD to train | KID | +- | class asked for | worst class | precision | recall | "
-        "class std | least class std | spacing | to train | copies | energy distance | MMD^2 | SW2 | modes | weights, TV | inside | variance | radius | trained, s | samples/s"
+        "class std | least class std | spacing | to train | copies | "
+        "energy distance | MMD^2 | SW2 | modes | weights, TV | inside | variance | radius | trained, s | samples/s"
     )
     assert " | ".join(line) == (
         "all | 1.235 | 1.23 | 1.23 | 1.235 | 1.235 | 1.23457 | 1.23457 | 123.5% | 123% | 1.23 | 1.23 | 123% | 123% (cat) | 123% | 123% | "

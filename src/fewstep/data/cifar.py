@@ -1,7 +1,7 @@
 """CIFAR-10: from parquet as the Hub has it, the binary archive that its authors publish (cs.toronto.edu/~kriz/cifar.html), or the Hub.
 
-The archive holds five files ``data_batch_1.bin`` to ``_5`` and ``test_batch.bin`` of 10,000 records: a byte of label, then 3 x 32 x 32 bytes, red, green and
-blue planes, row by row. ``batches.meta.txt`` holds a class name a line.
+The archive holds five files ``data_batch_1.bin`` to ``_5`` and ``test_batch.bin`` of 10,000 records: a byte of label, then 3 x 32 x 32
+bytes, red, green and blue planes, row by row. ``batches.meta.txt`` holds a class name a line.
 """
 
 import hashlib
@@ -80,8 +80,8 @@ def cifar10_of(path: str, flip: bool = False, md5: str = MD5) -> ImageData:
     folder = next((c for c in candidates if any((c / name).is_file() for name in (*TRAIN, TEST, META))), None)
     if archive is None and folder is None:
         raise DataError(
-            f"{source}, which holds neither {ARCHIVE} nor {FOLDER} nor train*.parquet; fetch the archive from cs.toronto.edu/~kriz/cifar.html, "
-            f"or {TABLES.where}, and name their folder in data.dir=FOLDER"
+            f"{source}, which holds neither {ARCHIVE} nor {FOLDER} nor train*.parquet; fetch the archive from "
+            f"cs.toronto.edu/~kriz/cifar.html, or {TABLES.where}, and name their folder in data.dir=FOLDER"
         )
     files = _packed(archive) if archive is not None else _unpacked(folder or place)
     if archive is not None and (found := _md5(archive)) != md5:

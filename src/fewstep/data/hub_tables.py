@@ -11,7 +11,7 @@ from fewstep.data.splits import Bar, no_bar
 
 @dataclass(frozen=True)
 class HubTables:
-    """A data set in tables: its `name`, its `hub` id, `shape` (C, H, W), columns, number of `classes`, and the `folder` inside the Hub's."""
+    """A data set in tables: `name`, `hub` id, `shape` (C, H, W), columns, number of `classes`, and the `folder` that the Hub's are in."""
 
     name: str
     hub: str

@@ -36,8 +36,8 @@ FILES = ", ".join(f"{part}-{kind}-idx{dims}-ubyte" for part in PARTS for kind, d
 def mnist(dir: str | None = None, bar: Bar = no_bar) -> ImageData:
     """MNIST: 60,000 training images and 10,000 held out, grey, 28 x 28, 10 classes.
 
-    `dir` is a folder of ``train*.parquet`` and ``test*.parquet`` as in ``ylecun/mnist``, or of the four IDX files, packed or not; None reads
-    the Hub. Raises DataError for what is missing or is not what its format says, naming the file.
+    `dir` is a folder of ``train*.parquet`` and ``test*.parquet`` as in ``ylecun/mnist``, or of the four IDX files, packed or not; None
+    reads the Hub. Raises DataError for what is missing or is not what its format says, naming the file.
     """
     authors = f", or {FILES}, packed or not"
     if dir is None:

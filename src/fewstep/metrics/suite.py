@@ -259,9 +259,9 @@ class Suite:
         is the least over the classes comes with the class, as ``KEY_of``.
 
         With `slow` also what takes long or is of interest once: ``kernel_subsets`` and ``kernel_subsets_std``, KID as papers report
-        it, from 1,000 samples up, ``frechet_bias``, see `expected_bias`, and where there is a second judge ``frechet_second_over_floor``.
+        it, from 1,000 samples up, and ``frechet_bias``, see `expected_bias`. A second judge gives ``frechet_second_over_floor``.
         """
-        classify, second = getattr(self.network, "classify", None), self.second if slow else None
+        classify, second = getattr(self.network, "classify", None), self.second
         pixels: list[Tensor] = []
         hits: list[Tensor] = []
         others: list[Moments] = []
