@@ -13,9 +13,8 @@ def disagreement(rows: Mapping[str, Mapping[str, Any]], names: tuple[str, str] =
 
     What is within 5% counts as equal.
     """
-    judged = {
-        title: (row[FIRST], row[SECOND]) for title, row in rows.items() if row.keys() >= {FIRST, SECOND} and row.get("role") != "floor"
-    }
+    known = {title: row for title, row in rows.items() if row.get("role") != "floor" and {FIRST, SECOND} <= row.keys()}
+    judged = {title: (row[FIRST], row[SECOND]) for title, row in known.items()}
     pairs = list(combinations(judged, 2))
     split = []
     for a, b in pairs:
@@ -28,8 +27,5 @@ def disagreement(rows: Mapping[str, Mapping[str, Any]], names: tuple[str, str] =
         return None
     a, b = split[0]
     many = f"{len(split)} of {len(pairs)} pairs of rows" if len(pairs) > 1 else "the two rows"
-    (a_first, a_second), (b_first, b_second) = judged[a], judged[b]
-    return (
-        f"the judges rank {many} differently: FD / floor of {a} and {b} is {a_first:.2f} and {b_first:.2f} to {names[0]}, and {a_second:.2f} "
-        f"and {b_second:.2f} to {names[1]}; which is better is not settled"
-    )
+    told = (f"{judged[a][k]:.2f} and {judged[b][k]:.2f} to {name}" for k, name in enumerate(names))
+    return f"the judges rank {many} differently: FD / floor of {a} and {b} is {', and '.join(told)}; which is better is not settled"
