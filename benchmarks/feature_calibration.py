@@ -22,7 +22,7 @@ from fewstep.metrics.features import extract
 from fewstep.metrics.frechet import frechet_distance
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from train_digit_features import EPOCHS, train_classifier
+from train_features import EPOCHS, train_classifier
 
 RESULTS = Path(__file__).parent / "results" / "feature_calibration.json"
 SEEDS = range(5)
