@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_one_sentence(package, tmp_path):
         (
             (1, 32, 32),
             10,
-            r"features mnist cannot be had of images of shape \[1, 32, 32\], for they are those of \[1, 28, 28\]; give others",
+            r"features mnist cannot be had of images of shape \[1, 32, 32\], for they are those of \[1, 28, 28\]",
         ),
         ((3, 28, 28), 10, r"of shape \[3, 28, 28\]"),
         ((1, 28, 28), 26, r"features mnist tell 10 classes apart, and the data has 26; give others"),

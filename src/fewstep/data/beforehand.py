@@ -17,6 +17,7 @@ def beforehand(settings: DataSettings) -> ImageData | None:
 
     It takes no memory. What a run would cost can be counted on it, and nothing can be learned.
     """
+    size: int
     if isinstance(settings, Cifar10):
         path, size, channels, flip = HUB, settings.size, SHAPE[0], settings.flip
     elif isinstance(settings, Mnist):

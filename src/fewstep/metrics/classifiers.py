@@ -67,10 +67,14 @@ class ResidualClassifier(nn.Module):
 
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, channels: int, size: int, num_classes: int, widths: Sequence[int], residual: bool = True) -> None:
         super().__init__()
         self.architecture = {"channels": channels, "size": size, "num_classes": num_classes, "widths": list(widths), "residual": residual}
-        self.name, self.sha256 = "untrained", None
+        self.name = "untrained"
+        self.sha256: str | None = None
         self.class_names: tuple[str, ...] = ()
         self.shape = (channels, size, size)
         self.enlarges = 1
