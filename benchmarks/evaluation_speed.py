@@ -80,9 +80,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rng = torch.Generator().manual_seed(0)
-    train, heldout, made = (
-        torch.randint(256, (n, 3, 32, 32), generator=rng, dtype=torch.uint8) for n in (arguments.train, 10_000, arguments.num)
-    )
+    sizes = (arguments.train, 10_000, arguments.num)
+    train, heldout, made = (torch.randint(256, (n, 3, 32, 32), generator=rng, dtype=torch.uint8) for n in sizes)
     labels = [torch.arange(len(x)) % 10 for x in (train, heldout, made)]
     first, second = judge((64, 128, 128), True, "first"), judge((48, 64, 96), False, "second")
     rows: dict[str, Any] = {}
