@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from fewstep.data.cifar import cifar10, cifar10_of_the_hub
     from fewstep.data.density import Density
     from fewstep.data.errors import DataError
+    from fewstep.data.idx import mnist
     from fewstep.data.image_sets import image_folder
     from fewstep.data.images import ImageData, load_digits, photo_crops
     from fewstep.data.mixtures import Mixture
-    from fewstep.data.mnist import mnist
     from fewstep.data.points import PointData, point_file
     from fewstep.data.reweighting import PowerData, power_data
     from fewstep.data.toys import DENSITIES, make_density, toy_data
@@ -31,7 +31,7 @@ _PLACES = {
     "image_folder": "image_sets",
     "load_digits": "images",
     "make_density": "toys",
-    "mnist": "mnist",
+    "mnist": "idx",
     "photo_crops": "images",
     "point_file": "points",
     "power_data": "reweighting",

@@ -3,8 +3,8 @@
 import torch
 
 from fewstep.data.cifar import CLASSES, HUB, RECORDS, SHAPE, TRAIN
+from fewstep.data.idx import TABLES as MNIST
 from fewstep.data.images import ImageData
-from fewstep.data.mnist import TABLES as MNIST
 from fewstep.data.settings import Cifar10, Images, Mnist
 from fewstep.sections import DataSettings
 
