@@ -6,18 +6,23 @@
 
 Each set is measured as an evaluation measures samples, in both judges where there are two: training images again, real images that are
 neither in the reference nor seen by the networks (one half of the held-out split against the other), training images with noise, class
-means, one image a class, one class, half of the classes, and noise alone. `mistakes` says where the figures rank them wrongly; there must be
-none. A classifier that has seen the train split tells copies of it from new images: on digits that is measured apart, by classifiers of the
-same kind that are trained on 720 digits (A). The Frechet distance to 357 others (C) is taken from A itself, whose ratio is 1 by definition,
-and from 720 digits that the classifier has never seen (B). Writes results/feature_calibration.json, the data sets that are not named left as
-they are.
+means, one image a class, one class, half of the classes, and noise alone. `mistakes` says where the figures rank them wrongly; there must
+be none.
+
+A classifier that has seen the train split tells copies of it from new images. On digits that is measured apart, by classifiers of the
+same kind that are trained on 720 digits (A): the Frechet distance to 357 others (C) is taken from A itself, whose ratio is 1 by
+definition, and from 720 digits that the classifier has never seen (B).
+
+Writes results/feature_calibration.json; data sets that are not named stay as they are there.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +51,7 @@ NOISY = tuple(f"train images with noise {noise}" for noise in NOISES)
 # from better to worse: each of a pair has to have the lower Frechet distance, to both judges
 BETTER = (
     (COPIES, NOISY[0]),
-    *zip(NOISY[:-1], NOISY[1:], strict=True),
+    *itertools.pairwise(NOISY),
     (NOISY[-1], NOISE),
     (COPIES, HALF),
     (HALF, ONE),
@@ -119,14 +124,8 @@ def table(data: ImageData, num: int) -> dict[str, Any]:
     rows[UNSEEN] = {"n": len(data.heldout) // 2, **unseen(data)}
     _tell(UNSEEN, rows[UNSEEN])
     names = [suite.network.name, *([suite.second.network.name] if suite.second is not None else [])]
-    return {
-        "judges": names,
-        "protocol": suite.protocol(),
-        "n": num,
-        "rows": rows,
-        "mistakes": mistakes(rows),
-        "disagreement": disagreement(rows),
-    }
+    found = {"judges": names, "protocol": suite.protocol(), "n": num, "rows": rows}
+    return {**found, "mistakes": mistakes(rows), "disagreement": disagreement(rows)}
 
 
 def _tell(title: str, row: Mapping[str, Any]) -> None:
@@ -194,16 +193,7 @@ def opened(name: str, folder: Path | None, most: int | None) -> ImageData:
         return data
     assert data.train_label is not None
     some = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[:most]
-    return ImageData(
-        data.name,
-        data.train[some],
-        data.heldout,
-        data.train_label[some],
-        data.heldout_label,
-        data.half,
-        data.class_names,
-        origin=data.origin,
-    )
+    return replace(data, train=data.train[some], train_label=data.train_label[some])
 
 
 def main(given: Sequence[str] | None = None) -> int:
