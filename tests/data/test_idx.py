@@ -73,11 +73,12 @@ def test_the_authors_files_packed_or_not(packed, hyphen, tmp_path):
         ("train-images-idx3-ubyte", idx(images("train")) + b"0", "has more than the 31,360 bytes that its header claims"),
         ("train-images-idx3-ubyte", idx(images("train")[:, :27]), "claims images of 27 x 28, where MNIST has 28 x 28"),
         ("train-images-idx3-ubyte", idx(images("train")[:39]), "has 39 images and 40 labels"),
-        ("train-labels-idx1-ubyte", idx(np.arange(40)), "has the label 10 in place 10, and labels are 0 to 9"),
+        ("train-labels-idx1-ubyte", idx(np.arange(40)), "has the label 10 in place 10; labels are 0 to 9: fetch it anew"),
         ("t10k-images-idx3-ubyte", gzip.compress(idx(images("t10k")))[:-20], "cannot be read"),
         ("t10k-images-idx3-ubyte", bytes((0, 0, 8, 3)) + struct.pack(">3I", 2**32 - 1, 28, 28), "claims 4,294,967,295 rows, where at most"),
         ("t10k-images-idx3-ubyte", gzip.compress(bytes((0, 0, 8, 3)) + struct.pack(">3I", 9, 28, 28) + bytes(10**7)), "has more than"),
     ],
+    ids=range(12),
 )
 def test_a_file_that_will_not_do_is_named(name, content, says, tmp_path):
     for other, whole in files().items():
@@ -87,7 +88,7 @@ def test_a_file_that_will_not_do_is_named(name, content, says, tmp_path):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as error:
         mnist(str(tmp_path))
-    assert says in str(error.value).replace("and 40 labels of train", "and 40 labels")
+    assert says in str(error.value)
     assert str(error.value).startswith(f"data.dir is {str(tmp_path)!r}, ")
     assert "\n" not in str(error.value)
 

@@ -93,7 +93,10 @@ class Suite:
     ) -> None:
         self.train, self.heldout, self.train_label, self.heldout_label = train, heldout, train_label, heldout_label
         self.network, self.half, self.track, self.cache, self.class_names = network, half, track, cache, class_names
-        self.train_set, self.heldout_set = self._both_splits(network)
+        self.train_set, self.heldout_set = (
+            real_features(network, split, half, cache, track, f"features of the {name} split")
+            for split, name in ((train, "train"), (heldout, "held-out"))
+        )
         self.against = reference if isinstance(reference, str) else "a file"
         sets = {"train": self.train_set, "heldout": self.heldout_set}
         self.reference = sets[reference] if isinstance(reference, str) else reference
@@ -103,7 +106,7 @@ class Suite:
                 f"{len(self.train_set.gaussian.mean)}; take statistics that were made with the same features"
             )
         # real images that are not in the reference, as many as there will be samples
-        self.floor_set, self.floor_index = self._floor_set(network, self._floor_split(self.train_set, self.heldout_set), num)
+        self.floor_set, self.floor_index = self._floor_set(num)
         self.floor = gaussian_distance(self.floor_set.gaussian, self.reference.gaussian)
         self.second = None if second is None or self.against == "a file" else self._judge(second, num)
         self.train_variances = class_variances(train, train_label)
@@ -114,41 +117,43 @@ class Suite:
         self.heldout_nearest = kept_array(cache, key, lambda: nearest_two(some, train.flatten(1)))
         self.heldout_distance = self.heldout_nearest[:, 0].mean().item()
 
-    def _both_splits(self, network: FeatureNetwork) -> tuple[FeatureSet, FeatureSet]:
-        train, heldout = (
-            real_features(network, split, self.half, self.cache, self.track, f"features of the {name} split")
-            for split, name in ((self.train, "train"), (self.heldout, "held-out"))
-        )
-        return train, heldout
-
     def _floor_split(self, train: Any, heldout: Any) -> Any:
         """Which of two things that belong to the splits belongs to the floor's."""
         return train if self.against == "heldout" else heldout
 
-    def _floor_set(self, network: FeatureNetwork, whole: FeatureSet, num: int | None) -> tuple[FeatureSet, Tensor]:
-        """The features of `num` random images of the floor's split, always the same, and which images its rows are; of all if it has fewer.
+    def _floor_images(self, num: int | None) -> Tensor | None:
+        """Which `num` images of the floor's split the floor is of: random ones, always the same; None for all, where it has no more."""
+        size = len(self._floor_split(self.train, self.heldout))
+        if num is None or num >= size:
+            return None
+        num, order = max(2, num), in_random_order(size)
+        kept = order[: len(self._floor_split(self.train_features, self.heldout_features))]  # whose features are at hand
+        some = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))[:num]
+        return kept[some] if num <= len(kept) else order[:num]
 
-        `whole` are those of the split.
-        """
-        images: Tensor = self._floor_split(self.train, self.heldout)
-        order, rows = in_random_order(len(images)), whole.rows
-        assert rows is not None
-        if num is None or num >= len(images):
+    def _floor_set(self, num: int | None) -> tuple[FeatureSet, Tensor]:
+        """The features of the images of the floor, and which images its rows are."""
+        images, whole = self._floor_split((self.train, self.train_set), (self.heldout, self.heldout_set))
+        rows, order, some = whole.rows, in_random_order(len(images)), self._floor_images(num)
+        if some is None:
             return whole, order[: len(rows)]
-        num = max(2, num)
-        if num <= len(rows):
-            some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:num]
-            return FeatureSet(Moments.of(rows[some]).gaussian(), num, rows[some], None, whole.sha256), order[some]
-        some = order[:num]  # more than are kept of any set
-        found = real_features(network, images[some], self.half, self.cache, self.track, "features of the floor")
+        if len(some) <= len(rows):
+            place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+            mine = rows[place[some]]
+            return FeatureSet(Moments.of(mine).gaussian(), len(some), mine, None, whole.sha256), some
+        found = real_features(self.network, images[some], self.half, self.cache, self.track, "features of the floor")
         assert found.rows is not None
-        return found, some[in_random_order(num)[: len(found.rows)]]
+        return found, some[in_random_order(len(some))[: len(found.rows)]]
 
     def _judge(self, network: FeatureNetwork, num: int | None) -> Judge:
-        train, heldout = self._both_splits(network)
-        to = heldout if self.against == "heldout" else train
-        floor = self._floor_set(network, self._floor_split(train, heldout), num)[0]
-        return Judge(network, to.gaussian, gaussian_distance(floor.gaussian, to.gaussian))
+        """What `network` makes of the reference, and of the images of the floor."""
+        images, some = self._floor_split(self.train, self.heldout), self._floor_images(num)
+        reference = self.heldout if self.against == "heldout" else self.train
+        to, floor = (
+            real_features(network, part, self.half, self.cache, self.track, f"second judge: {title}").gaussian
+            for part, title in ((reference, "reference"), (images if some is None else images[some], "floor"))
+        )
+        return Judge(network, to, gaussian_distance(floor, to))
 
     @property
     def heldout_features(self) -> Tensor:
