@@ -40,7 +40,7 @@ def shades(tmp_path_factory):
 
 @pytest.mark.parametrize("second", [True, False])
 def test_a_folder_of_images_becomes_a_file_of_features(second, tool, shades, tmp_path, capsys, monkeypatch):
-    plan = tool.Plan((6, 8), 6, residual=not second)
+    plan = tool.Plan((6, 8), 60, residual=not second)
     monkeypatch.setitem(tool.PLANS, tool.OTHER if second else tool.FIRST, plan)
     out = tmp_path / "shades.safetensors"
     state = torch.get_rng_state()
@@ -61,7 +61,7 @@ def test_a_folder_of_images_becomes_a_file_of_features(second, tool, shades, tmp
         told = json.loads(file.metadata()[METADATA])
     assert told["accuracy"] == hits.double().mean() > 0.9
     assert told["command"].startswith("python tools/train_features.py ")
-    assert (told["data"], told["epochs"], told["train"] + told["heldout"]) == ("shades", 6, 120)
+    assert (told["data"], told["epochs"], told["train"] + told["heldout"]) == ("shades", 60, 120)
     again = tmp_path / "again.safetensors"
     assert tool.main([*options, "--out", str(again)]) == 0
     assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), load_classifier(again).state_dict().values(), strict=True))

@@ -176,7 +176,8 @@ def load_classifier(path: Path, name: str | None = None) -> ResidualClassifier:
         raise
     except Exception as error:  # safetensors, json and what a wrong file makes of them
         raise FeatureError(f"{path} is no feature network ({first_line(error)[:150]}); {other}") from error
-    network = network.to(memory_format=torch.channels_last)  # in which convolutions are faster on a CPU
+    # in which convolutions are faster on a CPU
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.name, network.sha256 = name or path.stem, sha256_of(path)
     network.class_names = tuple(map(str, classes))
     return network.requires_grad_(False).eval()
