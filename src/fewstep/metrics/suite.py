@@ -66,7 +66,7 @@ class Suite:
         network: features; one with a method ``classify`` also gives the class accuracy.
         half: the byte that means 0; None for float images.
         reference: what distances are to: the split "heldout" or "train", or statistics from elsewhere.
-        cache: folder where the features of the real splits are kept; None for no keeping.
+        cache: folder where the features of the real splits are kept, and beside it ``neighbours``; None for no keeping.
         track: shows how far a long extraction is.
         num: samples that are to be measured, and so of how many real images the floor is; None is all.
         class_names: one for each label.
@@ -114,7 +114,9 @@ class Suite:
         self.known = Known(train, half)
         some = self._some(heldout)
         key = {"what": "nearest training images of held-out ones", "of": [self.train_set.sha256, self.heldout_set.sha256, len(some)]}
-        self.heldout_nearest = kept_array(cache, key, lambda: nearest_two(some, train.flatten(1)))
+        self.heldout_nearest = kept_array(
+            None if cache is None else cache.with_name("neighbours"), key, lambda: nearest_two(some, train.flatten(1))
+        )
         self.heldout_distance = self.heldout_nearest[:, 0].mean().item()
 
     def _floor_split(self, train: Any, heldout: Any) -> Any:
