@@ -136,7 +136,7 @@ def scaled(data: ImageData, pixels: Tensor) -> Tensor:
 @torch.no_grad()
 def finish(network: ResidualClassifier, data: ImageData) -> float:
     """Round the weights as the file holds them, and fit mean and deviation of the features on the train split; the held-out accuracy."""
-    network.eval()
+    network.eval().to(memory_format=torch.channels_last)  # as it will be loaded
     network.load_state_dict({key: value.float() for key, value in in_half(network).items()}, strict=False)
     network.mean.zero_()
     network.std.fill_(1.0)
@@ -227,7 +227,9 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, help="a state of the same network (.pt), trained elsewhere: only the file is made")
     arguments = parser.parse_args(given)
     try:
-        out = make(arguments, shlex.join(["python", "tools/train_features.py", *(sys.argv[1:] if given is None else given)]))
+        weights = None if arguments.weights is None else str(arguments.weights)
+        told = [Path(one).name if one == weights else one for one in (sys.argv[1:] if given is None else given)]  # not where it lay here
+        out = make(arguments, shlex.join(["python", "tools/train_features.py", *told]))
     except (UserError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

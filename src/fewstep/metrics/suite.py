@@ -112,11 +112,9 @@ class Suite:
         self.train_variances = class_variances(train, train_label)
         self.train_std = root_of_mean(self.train_variances)
         self.known = Known(train, half)
-        some = self._some(heldout)
+        some, neighbours = self._some(heldout), None if cache is None else cache.with_name("neighbours")
         key = {"what": "nearest training images of held-out ones", "of": [self.train_set.sha256, self.heldout_set.sha256, len(some)]}
-        self.heldout_nearest = kept_array(
-            None if cache is None else cache.with_name("neighbours"), key, lambda: nearest_two(some, train.flatten(1))
-        )
+        self.heldout_nearest = kept_array(neighbours, key, lambda: nearest_two(some, train.flatten(1)))
         self.heldout_distance = self.heldout_nearest[:, 0].mean().item()
 
     def _floor_split(self, train: Any, heldout: Any) -> Any:
