@@ -191,7 +191,7 @@ def ratios() -> list[float]:
 def opened(name: str, folder: Path | None, most: int | None) -> ImageData:
     """The data set, with at most so many training images."""
     place = None if folder is None else str(folder / name)
-    data = load_digits() if name == "digits" else mnist(place, reading_bar) if name == "mnist" else cifar10(place, bar=reading_bar)
+    data = load_digits() if name == "digits" else mnist(place, bar=reading_bar) if name == "mnist" else cifar10(place, bar=reading_bar)
     if most is None or most >= len(data.train):
         return data
     assert data.train_label is not None

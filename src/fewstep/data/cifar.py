@@ -38,7 +38,7 @@ LABEL = Kind(f"record{{s}} with a label above {CLASSES - 1}", f"unpack {ARCHIVE}
 NAMES = Kind(f"file{{s}} without {CLASSES} class names", f"unpack {ARCHIVE} anew")
 
 
-def cifar10(dir: str | None = None, flip: bool = False, size: int = SHAPE[-1], bar: Bar = no_bar) -> ImageData:
+def cifar10(dir: str | None = None, flip: bool = False, size: int = SHAPE[-1], *, bar: Bar = no_bar) -> ImageData:
     """CIFAR-10: from the folder `dir` (parquet as in ``uoft-cs/cifar10``, or what `cifar10_of` takes), or from the Hugging Face Hub.
 
     `size` 16 averages squares of four pixels. Raises DataError.

@@ -33,7 +33,7 @@ GZIP = b"\x1f\x8b"
 FILES = ", ".join(f"{part}-{kind}-idx{dims}-ubyte" for part in PARTS for kind, dims in KINDS.items())
 
 
-def mnist(dir: str | None = None, bar: Bar = no_bar) -> ImageData:
+def mnist(dir: str | None = None, *, bar: Bar = no_bar) -> ImageData:
     """MNIST: 60,000 training images and 10,000 held out, grey, 28 x 28, 10 classes.
 
     `dir` is a folder of ``train*.parquet`` and ``test*.parquet`` as in ``ylecun/mnist``, or of the four IDX files, packed or not; None

@@ -33,6 +33,7 @@ def image_folder(
     image_column: str | None = None,
     label_column: str | None = None,
     config: str | None = None,
+    *,
     bar: Bar = no_bar,
 ) -> ImageData:
     """The images at `path`: a folder (class = sub-folder), parquet, a ``save_to_disk`` folder, or a data set of the Hugging Face Hub.
