@@ -42,8 +42,9 @@ def nearest_distances(a: Tensor, b: Tensor, k: int = 1, same: bool = False) -> T
     large = len(a) * len(b) * a.shape[1] > LARGE
     centre = b[:1024].double().mean(0)
     found = []
-    for start in range(0, len(a), ROWS):
-        rows = a[start : start + ROWS]
+    together = 4 * ROWS if large else ROWS  # others are converted once for all of these
+    for start in range(0, len(a), together):
+        rows = a[start : start + together]
         exact, sure = _nearest(rows, b, centre, k, same, torch.float32 if large else torch.float64)
         if not sure.all():
             exact[~sure] = _nearest(rows[~sure], b, centre, k, same, torch.float64)[0]
