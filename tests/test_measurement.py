@@ -25,7 +25,7 @@ POINTS = {"name": "mlp", "widths": [8]}
 IMAGES = {"name": "unet", "channels": [8], "groups": 4, "head_dim": 4}
 FIGURES_OF_POINTS = {"energy", "mmd", "sliced_wasserstein", "modes", "weight_tv", "inside", "variance", "median_radius"}
 FIGURES_OF_IMAGES = {"frechet", "frechet_over_floor", "frechet_train", "kernel", "precision", "recall"}
-FIGURES_OF_IMAGES |= {"class_accuracy", "within_class_std", "spacing", "train_distance"}
+FIGURES_OF_IMAGES |= {"class_accuracy", "within_class_std", "spacing", "train_distance", "copies", "near_copies"}
 
 
 @pytest.fixture(autouse=True)
