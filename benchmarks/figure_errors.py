@@ -77,7 +77,7 @@ def draw_points(name: str, sizes: Mapping[str, int], rng: torch.Generator) -> di
 def summary(draws: Sequence[Mapping[str, Any]], faults: Mapping[str, str], usual: str) -> dict[str, Any]:
     """Of each figure over the `draws` at a size: mean and deviation of the truth and of its fault; a figure not had in all is left out."""
     found = {}
-    for key in (key for key in draws[0]["truth"] if not key.endswith("_error")):
+    for key in (key for key in draws[0]["truth"] if not key.endswith(("_error", "_of"))):
         row: dict[str, Any] = {"fault": faults.get(key, usual)}
         for kind, name in (("truth", "truth"), (row["fault"], "at_fault")):
             values = [draw[kind][key] for draw in draws if math.isfinite(draw[kind].get(key, math.nan))]

@@ -100,6 +100,12 @@ def drawn(_quick, monkeypatch):
     monkeypatch.setattr(report, "curves", plots.curves)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_apart(tmp_path_factory):
+    """What evaluations keep is not the user's."""
+    os.environ["FEWSTEP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def registry_apart(monkeypatch):
     """Nothing is registered, installed, trusted or allowed but what the test does, and nothing of it stays; gives the registry."""

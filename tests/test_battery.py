@@ -63,7 +63,9 @@ def local(tmp_path_factory):
 
     def call(recipe: Recipe) -> list[str]:
         if recipe.data.name == "cifar10":
-            return [f"data={{name: images, path: {folder}, flip: true}}"]
+            return [f"data={{name: images, path: {folder}, size: {recipe.data.size}, flip: true}}"]
+        if recipe.data.name == "mnist":
+            return [f"data={{name: images, path: {folder}, size: 28, channels: 1}}"]
         return [f"data.path={folder}"] if recipe.data.name == "images" else []
 
     import datasets

@@ -497,14 +497,15 @@ def test_evaluate_writes_what_was_measured_and_how(evaluated, student_run):
     rows = results["rows"]
     assert list(rows) == ["real train split", "teacher, 5 evaluations", "teacher, 1 evaluation", "student, 1 evaluation"]
     assert [row.get("evaluations") for row in rows.values()] == [None, 5, 1, 1]
-    expected = "frechet frechet_over_floor frechet_train kernel precision recall class_accuracy within_class_std spacing train_distance"
+    expected = "frechet frechet_over_floor frechet_train kernel precision recall class_accuracy within_class_std spacing train_distance "
+    expected += "copies near_copies"
     for name, row in rows.items():
         assert set(expected.split()) <= set(row)
         assert row["frechet_over_floor"] == pytest.approx(row["frechet"] / results["floor"])
         assert name == "real train split" or row["images_per_second"] > 0
     assert rows["real train split"]["frechet"] == results["floor"] > 0
-    # six steps teach nothing, and the figures must say so
-    assert all(row["frechet_over_floor"] > 20 for name, row in rows.items() if name != "real train split")
+    # six steps teach nothing, and the figures must say so, also against the floor of as few images
+    assert all(row["frechet_over_floor"] > 5 for name, row in rows.items() if name != "real train split")
 
 
 def test_evaluate_prints_the_table_and_where_it_went(evaluated):

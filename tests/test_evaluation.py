@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import untrained
 from fewstep import measurement
 from fewstep.data import load_digits
+from fewstep.evaluation import _warnings, run_recipe
 from fewstep.files import sha256_of
 from fewstep.generator import load
-from fewstep.measurement import drawn, labels_for, sample_seeds
+from fewstep.measurement import drawn, labels_for, sample_seeds, suite_for
 from fewstep.metrics import frechet_distance
+from fewstep.metrics.classifiers import load_classifier
 from fewstep.metrics.features import DigitClassifier, extract
 from fewstep.metrics.inception import ScriptedFeatures
 from fewstep.metrics.statistics import pixel_sha256
@@ -66,6 +69,7 @@ def test_the_record_of_how_it_was_measured(done, run):
         "quantisation": "none",
         "labels": "balanced",
         "seeds": [0],
+        "floor_n": 60,
     }
     bias = found["rows"]["teacher, 1 evaluation"]["frechet_bias"]
     assert f"n = 60 is below 10,000: FD is too large by about {bias:.3g} (FD of half as many less FD" in out
@@ -182,6 +186,32 @@ def test_results_of_one_protocol_stand_in_one_table(done, mistake, run, tmp_path
     (other / "results.json").write_text("[")
     assert "cannot be read" in mistake("evaluate", run, "-n", 60, "--beside", other)
     assert (run / "results.json").read_bytes() == before
+
+
+def test_a_second_judge_has_a_column_and_is_heard_where_it_disagrees(done, run, tmp_path, monkeypatch):
+    network = load_classifier(untrained.write(tmp_path / "other.safetensors"))
+    monkeypatch.setattr(measurement, "second_judge", lambda *given: network)
+    out = done("evaluate", run, "-n", 60, "--steps", "1,2").out
+    found = results(run)
+    assert found["protocol"]["second"] == {"name": "other", "sha256": network.sha256}
+    assert found["rows"]["real train split"]["frechet_second_over_floor"] == 1
+    real = DIGITS.images("train")[suite_for(DIGITS, num=60).floor_index]
+    to = extract(network, DIGITS.images("heldout"))
+    for steps, row in zip((1, 2), list(found["rows"].values())[1:], strict=True):
+        samples = extract(network, samples_of(run, 60, 0, steps))
+        expected = frechet_distance(samples, to) / frechet_distance(extract(network, real), to)
+        assert row["frechet_second_over_floor"] == pytest.approx(expected, rel=1e-4)
+    assert "2nd judge" in out.splitlines()[0]
+    assert "2nd judge: FD / floor in the features other, of a network that was trained apart" in out
+    assert ("the judges rank the two rows differently" in out) == any("rank the two rows" in text for text in found["warnings"])
+    rows = {title: dict(row) for title, row in found["rows"].items()}
+    for row, first, second in zip(list(rows.values())[1:], (2.0, 3.0), (5.0, 4.0), strict=True):
+        row |= {"frechet_over_floor": first, "frechet_second_over_floor": second, "near_copies": 0.5, "copies": 0.25}
+    said = _warnings(found["protocol"], rows, run_recipe(run))
+    assert any(
+        text.startswith("the judges rank the two rows differently") and "to digits-v1, and 5.00 and 4.00 to other" in text for text in said
+    )
+    assert sum("50.0% of the samples looked at of teacher, " in text and "25.0% in every byte" in text for text in said) == 2
 
 
 def test_a_teacher_that_was_measured_otherwise_is_named(done, student_run, teacher_run, tmp_path):

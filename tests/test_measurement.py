@@ -25,7 +25,7 @@ POINTS = {"name": "mlp", "widths": [8]}
 IMAGES = {"name": "unet", "channels": [8], "groups": 4, "head_dim": 4}
 FIGURES_OF_POINTS = {"energy", "mmd", "sliced_wasserstein", "modes", "weight_tv", "inside", "variance", "median_radius"}
 FIGURES_OF_IMAGES = {"frechet", "frechet_over_floor", "frechet_train", "kernel", "precision", "recall"}
-FIGURES_OF_IMAGES |= {"class_accuracy", "within_class_std", "spacing", "train_distance"}
+FIGURES_OF_IMAGES |= {"class_accuracy", "within_class_std", "spacing", "train_distance", "copies", "near_copies"}
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,7 @@ def test_a_watch_gives_the_evaluation_s_figures_without_their_errors(kind, names
     data, generator = data_of(kind), make(kind)
     watch = Watch(data, 150, seed=3)
     found = watch(generator)
-    row = measure(suite_for(data, seed=3), generator, 150, 3, speed=False)
+    row = measure(suite_for(data, seed=3, num=150), generator, 150, 3, speed=False)
     assert found == {f"eval.{name}": row[name] for name in names & set(row)}
     assert {f"eval.{name}" for name in names - {"variance", "median_radius"}} <= set(found)  # which need a mode that is covered
     assert all(type(value) is float and math.isfinite(value) for value in found.values())

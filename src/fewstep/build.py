@@ -25,6 +25,7 @@ from fewstep.metrics.features import feature_network, named_features
 from fewstep.own_parts import check_method, check_network
 from fewstep.recipe import Recipe, shipped_recipes
 from fewstep.sections import DataSettings, MethodSettings, NetworkSettings
+from fewstep.training.progress import reading_bar
 
 Data = ImageData | PointData | ForeignData
 
@@ -32,11 +33,14 @@ Data = ImageData | PointData | ForeignData
 def load_data(settings: DataSettings, seed: int = 0) -> Data:
     """The data set that a recipe's data section names; what it draws it draws from `seed`. Raises UserError."""
     room = registry.room("data", settings.name)
-    seeded = {"seed": seed} if "seed" in inspect.signature(room).parameters else {}
+    asked = inspect.signature(room).parameters
+    given: dict[str, Any] = {"seed": seed} if "seed" in asked else {}
+    if "bar" in asked and settings.name in registry.BUILT_IN["data"]:
+        given["bar"] = reading_bar
 
     def made(settings: DataSettings) -> Any:
         try:
-            return room(**settings.arguments(), **seeded)
+            return room(**settings.arguments(), **given)
         except (DataError, UserError):
             raise
         except Exception as error:  # whatever somebody's code raises; our own is left to be seen
@@ -231,7 +235,7 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
         recipe.batch_size,
         teacher,
         untrained,
-        lambda name: named_features(name) if name else feature_network(data.name),
+        lambda name: named_features(name) if name else feature_network(data.name, data.shape, data.num_classes),
         load,
     )
     room = registry.room("methods", settings.name)

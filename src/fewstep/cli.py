@@ -192,7 +192,8 @@ def evaluate(
     features: Annotated[
         str | None,
         typer.Option(
-            help="for images: inception (downloaded once), digits-v1, pixels-8x8, or a TorchScript file of its interface: code that runs"
+            help="for images: inception (downloaded once), digits-v1, mnist, cifar10, mnist-second, cifar10-second, pixels-8x8, the "
+            ".safetensors of tools/train_features.py, or a TorchScript file of Inception's interface: code that runs"
         ),
     ] = None,
     reference: Annotated[Path | None, typer.Option(help="for images: a .npz with mu and sigma to measure against")] = None,
@@ -204,6 +205,9 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="another run, measured by the same protocol, for the same table", autocompletion=completion.runs),
     ] = None,
+    no_teacher: Annotated[
+        bool, typer.Option("--no-teacher", help="leave the teacher out; else its figures are kept, and used again for the same model")
+    ] = False,
     threads: Threads = "auto",
     allow: Allow = None,
 ) -> None:
@@ -211,7 +215,7 @@ def evaluate(
     count, counts = _threads(threads), _whole_numbers("--steps", steps, "1,2,4")
     from fewstep import evaluation
 
-    options = evaluation.Options(features, reference, protocol, self_test, tuple(beside or ()))
+    options = evaluation.Options(features, reference, protocol, self_test, tuple(beside or ()), not no_teacher)
     results = evaluation.evaluate(path, num, seed, count, lambda text: _say(f"{text} ..."), counts, options)
     is_run = (path / "recipe.yaml").exists()
     if is_run:

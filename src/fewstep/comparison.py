@@ -15,6 +15,7 @@ from fewstep.evaluation import heading, in_words, machine, usual_counts
 from fewstep.files import replace_file
 from fewstep.generator import Generator, load
 from fewstep.measurement import Row, floor_row, measure, protocol_record, suite_for, usual_samples
+from fewstep.metrics.judging import disagreement
 from fewstep.metrics.least import summed_up
 from fewstep.metrics.suite import Suite
 from fewstep.recipe import Recipe, load_recipe, resolved, shipped_recipes
@@ -125,8 +126,8 @@ def compare(
             continue
         train_recipe(recipe, run.path, resume=run.recipe_file.exists(), title=entry.title, source=entry.recipe)
 
-    suite = suite_for(ground, gamma, seed)
     num = usual_samples(density is not None)
+    suite = suite_for(ground, gamma, seed, num=num, judges=2)
     floor = "exact samples" if density else "real train split"
     rows: dict[str, Row] = {floor: floor_row(suite)}
     seconds = {entry.folder: RunFolder(out / entry.folder).metrics()[-1]["seconds"] for entry in entries}
@@ -155,7 +156,7 @@ def compare(
         if density is None
         else f"{num} exact samples of {density}" + (f"^{gamma:g}" if gamma != 1.0 else ""),
         "rows": rows,
-        "warnings": summed_up(rows.values()),
+        "warnings": [*summed_up(rows.values()), *filter(None, [disagreement(rows)])],
         "machine": machine(),
     }
     replace_file(out / "compare.json", json.dumps(results, indent=1).encode())

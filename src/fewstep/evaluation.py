@@ -1,5 +1,6 @@
 """Measure what a run made, beside its floor and its teacher; write results.json."""
 
+import hashlib
 import json
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,9 +13,11 @@ import torch
 from fewstep import registry
 from fewstep.build import in_memory, load_data
 from fewstep.data import ImageData, PointData
+from fewstep.data.checks import printable
 from fewstep.errors import UserError
 from fewstep.files import at_home, replace_file
 from fewstep.generator import Generator, load
+from fewstep.kept_figures import figures_folder, keep_row, kept_row, model_sha256
 from fewstep.measurement import (
     Row,
     check_same_protocol,
@@ -27,7 +30,8 @@ from fewstep.measurement import (
     suite_for,
     usual_samples,
 )
-from fewstep.metrics.figures import FIGURES
+from fewstep.metrics.figures import FIGURES, Figure
+from fewstep.metrics.judging import SECOND, disagreement
 from fewstep.metrics.least import summed_up
 from fewstep.metrics.point_suite import PointSuite
 from fewstep.metrics.protocol import PRESETS, Preset, departures, differences
@@ -38,6 +42,8 @@ from fewstep.run import choose_threads
 from fewstep.run_data import numbered_as
 from fewstep.training.run_folder import RunFolder
 from fewstep.version import __version__
+
+COPIED = 0.02  # the share of near copies from which on they are told of: of held-out real images it is far less
 
 
 def run_recipe(path: Path) -> Recipe:
@@ -56,6 +62,7 @@ class Options:
         protocol: name of a preset, see `fewstep.metrics.protocol`.
         self_test: whether to measure one half of the real images against the other, too.
         beside: other runs, whose results are shown in the same table if they were measured by the same protocol.
+        teacher: whether the teacher of a distilled run is measured, too.
 
     """
 
@@ -64,6 +71,7 @@ class Options:
     protocol: str | None = None
     self_test: bool = False
     beside: tuple[Path, ...] = ()
+    teacher: bool = True
 
 
 def evaluate(
@@ -78,7 +86,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure the run in `path`, or the model in its folder ``best``; write results.json there, and return it.
 
-    A distilled run is measured beside its teacher. What can be sampled with any number of steps is measured at its own and at
+    A distilled run is measured beside its teacher, whose figures are kept in the cache and used again for the same model, data, protocol,
+    machine and version of the package. What can be sampled with any number of steps is measured at its own and at
     one, a distributional denoiser at 4 too; or at `steps`. `say` is told what is being done. Raises UserError for a folder that
     holds no run or no model yet, for too small a `num`, for `steps` that nothing in the run can serve, for `options` that cannot be
     met, for runs beside it that were measured otherwise, and for parts of somebody's own that are not in one of the packages in `allow`.
@@ -103,8 +112,9 @@ def _evaluate(
     preset = _preset(options, points, seed)
     num = (usual_samples(points) if preset is None else preset.num) if num is None else num
     check_samples(num, "-n", points, generator.num_classes)
-    teacher = load(run.teacher_folder) if run.has_teacher() else None
-    models: dict[str, Generator] = {recipe.method.name: generator} if teacher is None else {"teacher": teacher, "student": generator}
+    models: dict[str, Generator] = {"student" if run.has_teacher() else recipe.method.name: generator}
+    if run.has_teacher() and options.teacher:
+        models = {"teacher": load(run.teacher_folder), **models}
     counts = _step_counts(models, steps)
     others = {other: read_results(other) for other in options.beside}
     data = numbered_as(in_memory(load_data(recipe.data, recipe.seed)), generator.class_names, str(path))
@@ -113,7 +123,7 @@ def _evaluate(
     say("measuring the floor")
     reference: str | Path = options.reference or (preset.reference if preset else "heldout")
     features = options.features or (preset.features_option if preset else None)
-    suite = suite_for(data, recipe.power(points), seed, features, reference, device, say)
+    suite = suite_for(data, recipe.power(points), seed, features, reference, device, say, num, judges=2)
     labels, seeds = (preset.labels, preset.seeds) if preset else ("balanced", (seed,))
     protocol = protocol_record(suite, num, generator.num_classes is not None, seeds, labels)
     if preset is not None:
@@ -124,20 +134,33 @@ def _evaluate(
         "exact samples" if points and isinstance(data, PointData) and data.density else "held-out half" if points else _floor_name(suite)
     )
     rows: dict[str, Row] = {floor: {"role": "floor", **floor_row(suite)}}
+    teachers = _teacher_key(run, suite, protocol, seed, device, data) if "teacher" in models and isinstance(suite, Suite) else None
     for name, model in models.items():
-        model.to(device)
         for count in counts[name]:
-            title = heading(name, model.evaluations(count))
+            title, key = heading(name, model.evaluations(count)), None
+            if model is not generator and teachers is not None:
+                key = {**teachers, "steps": count}
+                if (found := kept_row(key)) is not None:
+                    say(f"{title}: figures of an earlier evaluation of the same model by the same protocol, kept in {figures_folder()}")
+                    rows[title] = {"role": "teacher", **found}
+                    continue
             say(f"measuring {title}")
-            role = "own" if model is generator else "teacher"
+            model.to(device)
             if preset is not None:
                 assert isinstance(suite, Suite)
-                rows[title] = {"role": role, **measure_by(preset, suite, model, num, count)}
+                row = measure_by(preset, suite, model, num, count)
             else:
-                rows[title] = {"role": role, **measure(suite, model, num, seed, count, slow=True)}
+                row = measure(suite, model, num, seed, count, slow=True)
+            if key is not None:
+                keep_row(key, row)
+            rows[title] = {"role": "own" if model is generator else "teacher", **row}
     for other, theirs in others.items():
         mine = [title for title, role in row_roles(theirs).items() if role in ("teacher", "own")]
-        rows |= {f"{other}: {title}": {**theirs["rows"][title], "role": "beside", "run": str(other)} for title in mine}
+        for title in mine:
+            row = {**theirs["rows"][title], "role": "beside", "run": str(other)}
+            if theirs["protocol"].get("second") != protocol.get("second"):
+                row.pop(SECOND, None)
+            rows[f"{other}: {title}"] = row
     results = {
         "recipe": f"{recipe.method.name}/{data.name}",
         "data": data.name,
@@ -161,6 +184,28 @@ def _evaluate(
     where = run.results_file if model_folder == run.path else model_folder / "results.json"
     replace_file(where, json.dumps(results, indent=1).encode())
     return results
+
+
+def _teacher_key(
+    run: RunFolder, suite: Suite, protocol: Mapping[str, Any], seed: int, device: str, data: ImageData | PointData
+) -> dict[str, Any] | None:
+    """What the figures of the teacher in `run` depend on, but for its number of steps; None where its files cannot be read."""
+    try:
+        model = model_sha256(run.teacher_folder)
+    except OSError:
+        return None
+    labels = [
+        None if one is None else hashlib.sha256(one.numpy().tobytes()).hexdigest() for one in (suite.train_label, suite.heldout_label)
+    ]
+    return {
+        "model": model,
+        "protocol": protocol,
+        "seed": seed,
+        "data": [suite.train_set.sha256, suite.heldout_set.sha256, *labels, list(data.class_names)],
+        "device": device,
+        "machine": machine(),
+        "fewstep": __version__,
+    }
 
 
 def _run_and_model(path: Path) -> tuple[RunFolder, Path]:
@@ -202,6 +247,15 @@ def _warnings(protocol: Mapping[str, Any], rows: Mapping[str, Row], recipe: Reci
             f"n = {protocol['n']:,} is below {FEWEST:,}: FD is too large by about {size} (FD of half as many less FD, arXiv 1911.07023); "
             "compare equal n only"
         )
+    second = protocol.get("second")
+    if second and (split := disagreement(rows, (protocol["features"]["name"], second["name"]))):
+        found.append(split)
+    for title, row in rows.items():
+        if row["role"] in ("own", "teacher") and row.get("near_copies", 0.0) > COPIED:
+            found.append(
+                f"{row['near_copies']:.1%} of the samples looked at of {title} are nearly training images again"
+                + (f", and {row['copies']:.1%} in every byte" if row.get("copies") else "")
+            )
     if protocol.get("departures"):
         found.append(f"this is not the protocol {protocol['preset']}: {'; '.join(protocol['departures'])}")
     if teacher := recipe.method.teacher_path:
@@ -274,8 +328,16 @@ def table(results: dict[str, Any]) -> list[list[str]]:
     columns = [figure for figure in FIGURES if figure.is_column and any(figure.key in row for row in rows.values())]
     lines = [["", *(figure.heading for figure in columns)]]
     for name, row in rows.items():
-        lines.append([name, *(figure.form.format(row[figure.key]) if figure.key in row else "" for figure in columns)])
+        lines.append([name, *(_cell(row, figure) for figure in columns)])
     return lines
+
+
+def _cell(row: Row, figure: Figure) -> str:
+    """How `row` gives `figure`, with the class whose it is where it is the least over them."""
+    if figure.key not in row:
+        return ""
+    whose = row.get(f"{figure.key}_of")
+    return figure.form.format(row[figure.key]) + (f" ({printable(str(whose))})" if whose is not None else "")
 
 
 def self_test_line(found: Mapping[str, float]) -> str:
@@ -297,6 +359,7 @@ def footnote(results: Mapping[str, Any]) -> str:
         )
         return "\n".join([text, *warnings])
     protocol = results.get("protocol", {})
+    floor_n, second = protocol.get("floor_n"), protocol.get("second")
     lines = ["The training acted on these features: FD flatters it"] * (results.get("trained_in_features") == "evaluator")
     seeds = f"seed {results['seed']}"
     if protocol.get("preset"):
@@ -304,9 +367,12 @@ def footnote(results: Mapping[str, Any]) -> str:
     lines.append(
         f"FD: Frechet distance of n = {results['n']} samples ({seeds}) to {results['reference']} in the features "
         f"{results['features']}; floor: the {results.get('floor_of', 'real train split')}'s"
+        + (f", of which {floor_n:,} random images count" if floor_n else "")
         + ("" if results["floor"] is None else f", {results['floor']:.3f}")
     )
-    return "\n".join([" ".join(lines), *warnings])
+    if second:
+        lines.append(f"2nd judge: FD / floor in the features {second['name']}, of a network that was trained apart")
+    return "\n".join([". ".join(lines), *warnings])
 
 
 def in_words(row: Row) -> str:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from fewstep.build import in_memory
-from fewstep.data import ImageData, Mixture, PointData
+from fewstep.data import Mixture, PointData
 from fewstep.data.protocol import Data
 from fewstep.errors import UserError, first_line
 from fewstep.generator import Generator
 from fewstep.limits import TooLarge
-from fewstep.metrics.features import FeatureNetwork, feature_network, named_features
+from fewstep.metrics.features import feature_network, fitted, named_features, second_judge
 from fewstep.metrics.figures import BY_KEY, choices
 from fewstep.metrics.inception import FeatureError, cache_folder
 from fewstep.metrics.least import carried, summed_up, without
@@ -57,13 +57,16 @@ def suite_for(
     reference: str | Path = "heldout",
     device: torch.device | str = "cpu",
     say: Callable[[str], None] = lambda text: None,
+    num: int | None = None,
+    judges: int = 1,
 ) -> Suite | PointSuite:
     """The measures for a data set: images in the features that belong to it, points against exact samples of ``p^gamma``.
 
     Points of an unknown density are measured against the held-out ones, which are of gamma 1 (UserError for another). Images are
     measured in `features` where they are named (see `named_features`), which run on `device`, and against the split "heldout" or
-    "train" or the statistics in a file. What a scripted network finds in the data is kept in the cache. Raises UserError for features
-    or a reference that cannot be had or do not fit.
+    "train" or the statistics in a file. The floor is that of `num` real images; of `judges` 2 the second is the other network that the
+    package has for the data, if there is one. What a network in a file finds in the data is kept in the cache. Raises UserError for
+    features or a reference that cannot be had or do not fit.
     """
     data = in_memory(data)
     if isinstance(data, PointData):
@@ -82,8 +85,10 @@ def suite_for(
     if len(data.heldout) < FEWEST_IMAGES:
         raise UserError(f"{data.name} has {len(data.heldout)} images held out; measuring needs {FEWEST_IMAGES}: raise data.holdout")
     try:
-        network = named_features(features, device, say) if features is not None else feature_network(data.name)
-        _check_fit(network, data)
+        usual = features is None
+        network = feature_network(data.name, data.shape, data.num_classes) if usual else named_features(str(features), device, say)
+        fitted(network, data.shape, data.num_classes, data.class_names, say)
+        second = second_judge(network, data.shape, data.num_classes) if judges > 1 else None
         return Suite(
             data.train,
             data.heldout,
@@ -94,22 +99,14 @@ def suite_for(
             load_statistics(reference)[0] if isinstance(reference, Path) else reference,
             cache_folder() / "statistics" if hasattr(network, "sha256") else None,
             tracked,
+            num,
+            data.class_names,
+            second,
         )
     except FeatureError as error:
         raise UserError(str(error)) from error
     except ValueError as error:
         raise UserError(f"{reference}: {error}") from error
-
-
-def _check_fit(network: FeatureNetwork, data: ImageData) -> None:
-    """Raise FeatureError where `network` cannot take images of `data`."""
-    try:
-        with torch.no_grad():
-            network(torch.zeros(2, *data.shape))
-    except Exception as error:  # whatever the network raises
-        raise FeatureError(
-            f"features {network.name} cannot be had of images of shape {list(data.shape)} ({first_line(error)[:100]}); take others"
-        ) from error
 
 
 def sample_seeds(seed: int, first: int, num: int) -> list[int]:
@@ -310,7 +307,7 @@ class Watch:
         self.num = num or usual_samples(points)
         check_samples(self.num, "trainer.evaluate_samples", points, data.num_classes)
         try:
-            self.suite, self.seed = suite_for(data, gamma, seed, features, device=device), seed
+            self.suite, self.seed = suite_for(data, gamma, seed, features, device=device, num=self.num), seed
         except UserError as error:
             raise UserError(f"trainer.evaluate_features is {features!r}: {error}" if features is not None else str(error)) from error
         self.lacks = self.suite.lacks(self.num)
@@ -339,7 +336,8 @@ class Watch:
             row = self.suite.measure_batches(batches, label)
         else:
             row = self.suite.measure(generator.sample(self.num, label, stream_seed(self.seed, "measured samples")).cpu(), label)
-        return {f"eval.{name}": value for name, value in row.items() if not name.endswith("_error") and name not in self.lacks}
+        numbers = {name: value for name, value in row.items() if not isinstance(value, str)}  # and not whose least one is
+        return {f"eval.{name}": value for name, value in numbers.items() if not name.endswith("_error") and name not in self.lacks}
 
 
 def watched_elsewhere(num: int, seed: int = 0) -> Callable[[Generator, Measuring], dict[str, float]]:

@@ -81,6 +81,7 @@ BUILT_IN: Mapping[str, Mapping[str, Place]] = {
         "digits": _data("images:load_digits", "Digits"),
         "photos": _data("images:photo_crops", "Photos"),
         "images": _data("image_sets:image_folder", "Images"),
+        "mnist": _data("idx:mnist", "Mnist"),
         "cifar10": _data("cifar:cifar10", "Cifar10"),
         "toy": _data("toys:toy_data", "Toy"),
         "points": _data("points:point_file", "Points"),

@@ -103,7 +103,7 @@ def test_names(small, tmp_path):
     assert named_features("digits-v1").name == "digits-v1"
     assert named_features("pixels-8x8").name == "pixels-8x8"
     assert named_features(str(small)).name == "small"
-    with pytest.raises(FeatureError, match="there are no features 'inseption'; allowed: inception, digits-v1, pixels-8x8, or the path"):
+    with pytest.raises(FeatureError, match="'inseption'; allowed: inception, digits-v1, mnist, mnist-second, cifar10, cifar10-s"):
         named_features("inseption")
     with pytest.raises(FeatureError, match=r"there is no file .*none\.pt"):
         named_features(str(tmp_path / "none.pt"))

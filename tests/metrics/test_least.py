@@ -9,7 +9,7 @@ import torch
 from fewstep import measurement
 from fewstep.metrics.features import PooledPixels
 from fewstep.metrics.figures import BY_KEY
-from fewstep.metrics.least import ALLOWED, BIASED, LEAST, SHARE, carried, lack, summed_up, without
+from fewstep.metrics.least import ALLOWED, BIASED, LEAST, SHARE, Least, carried, lack, summed_up, without
 from fewstep.metrics.manifold import precision_recall
 from fewstep.metrics.point_suite import OF_MODES, PointSuite
 from fewstep.metrics.suite import Suite
@@ -17,6 +17,13 @@ from fewstep.metrics.suite import Suite
 MEASURED = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "figure_errors.json").read_text())["rows"]
 IMAGES = sorted(key for key in LEAST if BY_KEY[key].family == "images" and BY_KEY[key].is_watched)
 POINTS = sorted(key for key in LEAST if BY_KEY[key].family == "points")
+# not by how far they were off, but by a rule: shares of SHARE items, or of as many of each class; the second judge as the first
+BY_RULE = {
+    "copies": Least(0, SHARE),
+    "near_copies": Least(5, SHARE),
+    "least_class_accuracy": Least(0, 0, SHARE),
+    "least_class_std": Least(50, 0, SHARE),
+}
 SHARES = {"class_accuracy": 1, "precision": 1, "recall": 0, "inside": 1}  # of which side each is a share
 # the real items that each is held against, of those in `sizes`
 AGAINST = {
@@ -30,6 +37,10 @@ AGAINST = {
     "within_class_std": ("train",),
     "spacing": ("train",),
     "train_distance": ("train", "heldout"),
+    "copies": (),
+    "near_copies": ("train",),
+    "least_class_accuracy": (),
+    "least_class_std": ("train",),
 }
 
 
@@ -65,7 +76,7 @@ def smallest(key, side, study):
     return sizes[0]
 
 
-@pytest.mark.parametrize("key", [key for key in IMAGES if key not in ("frechet_over_floor",)])
+@pytest.mark.parametrize("key", [key for key in IMAGES if key not in ("frechet_over_floor", *BY_RULE)])
 def test_the_least_numbers_of_images_are_those_measured(key):
     studies = ["digits-v1"] if key in ("kernel", "class_accuracy") else ["digits-v1", "pixels-8x8"]
     sides = AGAINST[key] or ("heldout",)
@@ -73,6 +84,11 @@ def test_the_least_numbers_of_images_are_those_measured(key):
     if key in SHARES:
         reference, generated = (max(SHARE, n) if SHARES[key] == side else n for side, n in enumerate((reference, generated)))
     assert LEAST[key][:2] == (reference if AGAINST[key] else 0, generated)
+
+
+def test_the_least_numbers_by_rule():
+    assert {key: LEAST[key] for key in BY_RULE} == BY_RULE
+    assert LEAST["frechet_second_over_floor"] == LEAST["frechet_over_floor"]
 
 
 @pytest.mark.parametrize("key", POINTS)
@@ -90,7 +106,8 @@ def test_the_least_numbers_of_points_are_those_measured(key):
 @pytest.mark.parametrize("key", IMAGES)
 @pytest.mark.parametrize("short", [0, 1])
 def test_each_figure_of_images_stands_at_its_least_numbers_and_not_below(key, short):
-    reference, generated = LEAST[key][:2]
+    reference, generated, in_class = LEAST[key]
+    generated = max(generated, 2 * int(in_class))
     sides = {side: max(2, reference) for side in AGAINST[key]}
     for side in (*sides, "generated"):
         num = (generated if side == "generated" else reference) - short
@@ -101,9 +118,14 @@ def test_each_figure_of_images_stands_at_its_least_numbers_and_not_below(key, sh
             assert key in row
             assert key not in row.get("too_few", {})
         else:
-            name = {"generated": "samples", "train": "training images", "heldout": "held-out images"}[side]
+            few, least = (num, num + 1) if side != "generated" or not in_class else (f"{num / 2:g}", int(in_class))
+            name = {
+                "generated": "samples of each class" if in_class else "samples",
+                "train": "training images",
+                "heldout": "held-out images",
+            }[side]
             assert key not in row
-            assert row["too_few"][key] == f"{num} {name}; {BY_KEY[key].heading} needs at least {num + 1}"
+            assert row["too_few"][key] == f"{few} {name}; {BY_KEY[key].heading} needs at least {least}"
 
 
 @pytest.mark.parametrize("key", POINTS)
@@ -143,7 +165,7 @@ def test_the_floor_s_row_is_held_to_the_same(against):
     found = Suite(a, b, a_label, b_label, PooledPixels(), reference=against)
     row = measurement.floor_row(found)
     assert {"frechet", "frechet_over_floor", "precision", "kernel"} & row.keys() == set()
-    assert all(reason.startswith("12 held-out images; ") for reason in row["too_few"].values())
+    assert all(reason.startswith(("12 held-out images; ", "6 held-out images of each class; ")) for reason in row["too_few"].values())
     assert ("spacing" in row) == (against == "heldout")  # there 1 by definition
 
 

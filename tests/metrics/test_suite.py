@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import untrained
 from fewstep.data import load_digits
 from fewstep.metrics import frechet_distance, kernel_distance, precision_recall
 from fewstep.metrics import statistics as metric_statistics
@@ -113,9 +114,12 @@ def test_speed_is_the_median_after_a_warm_up(monkeypatch):
 
 def test_bytes_give_the_figures_of_the_images_they_stand_for(suite):
     by_bytes = Suite(DIGITS.train, DIGITS.heldout, LABEL, HELDOUT_LABEL, feature_network("digits"), half=8.0)
-    assert by_bytes.floor_row() == pytest.approx(suite.floor_row())
     samples = TRAIN[:300].flip(2)
-    assert by_bytes.measure(samples, LABEL[:300]) == pytest.approx(suite.measure(samples, LABEL[:300]))
+    pairs = [(by_bytes.floor_row(), suite.floor_row())]
+    for found, expected in (*pairs, (by_bytes.measure(samples, LABEL[:300]), suite.measure(samples, LABEL[:300]))):
+        words = {key for key, value in expected.items() if isinstance(value, str)}
+        assert {key: found.pop(key) for key in words} == {key: expected.pop(key) for key in words}
+        assert found == pytest.approx(expected)
 
 
 def test_the_size_of_the_batches_does_not_matter(suite):
@@ -124,8 +128,11 @@ def test_the_size_of_the_batches_does_not_matter(suite):
     bias = whole.pop("frechet_bias")
     parts = suite.measure_batches(samples.split(100), LABEL[:301], slow=True)
     assert parts.pop("frechet_bias") != bias  # whose halves are others
+    for whose in ("least_class_std_of", "least_class_accuracy_of"):
+        assert parts.pop(whose) == whole.pop(whose)
     assert parts == pytest.approx(whole, rel=1e-6)
-    assert list(suite.measure(samples, None)) == [name for name in whole if name != "class_accuracy"]
+    of_classes = ("class_accuracy", "least_class_accuracy", "least_class_std")
+    assert list(suite.measure(samples, None)) == [name for name in whole if name not in of_classes]
 
 
 def test_only_so_many_rows_and_images_are_kept(monkeypatch):
@@ -203,3 +210,93 @@ def test_the_self_test_finds_nothing_in_real_data_and_something_in_data_of_two_k
     assert found["frechet"] / 2 < found["bias"] < found["frechet"] * 2
     with pytest.raises(ValueError, match="a self-test needs 8"):
         Suite(TRAIN[:7], HELDOUT[:7], None, None, feature_network("digits")).self_test()
+
+
+# --- floors of as many images as samples, classes, copies, and a second judge ------------------------------------------
+
+
+def small(num=None, **options):
+    return Suite(TRAIN, HELDOUT, LABEL, HELDOUT_LABEL, feature_network("digits"), num=num, **options)
+
+
+@pytest.mark.parametrize("num", [100, 700])
+@pytest.mark.parametrize("kept", [10_000, 300])  # rows that are kept of any set
+def test_the_floor_is_of_as_many_real_images_as_there_are_samples(num, kept, suite, monkeypatch):
+    monkeypatch.setattr(metric_statistics, "KEPT", kept)
+    monkeypatch.setattr(metric_statistics.in_random_order, "__defaults__", (kept,))
+    found, again = small(num), small(num)
+    assert found.floor == again.floor > suite.floor  # always the same images; of fewer, so more bias
+    some = found.floor_index
+    assert len(some) == len(some.unique()) == min(num, kept)
+    if num <= kept:
+        assert found.floor == pytest.approx(frechet_distance(extract(found.network, TRAIN[some]), extract(found.network, HELDOUT)))
+    row = found.floor_row()
+    assert (row["frechet"], row["frechet_over_floor"]) == (found.floor, 1)
+    assert row["class_accuracy"] > 0.98
+    assert found.protocol()["floor_n"] == num
+    halves = found.measure(TRAIN[torch.randperm(1437, generator=torch.Generator().manual_seed(5))[:num]], None)
+    assert 0.7 < halves["frechet_over_floor"] < 1.4  # other real images of the same number
+
+
+@pytest.mark.parametrize("num", [None, 1437, 2000])
+def test_the_floor_of_all_images_is_what_it_was(num, suite):
+    found = small(num)
+    assert found.floor == suite.floor
+    assert found.floor_row() == suite.floor_row()
+    assert found.protocol() == suite.protocol()
+    assert "floor_n" not in found.protocol()
+
+
+def test_the_floor_against_the_train_split_is_of_held_out_images():
+    found = small(100, reference="train")
+    assert found.protocol()["floor_n"] == 100
+    assert set(found.floor_index.tolist()) <= set(range(360))
+    assert found.floor_row()["frechet_train"] == found.floor
+
+
+def test_the_class_that_is_worst_off_is_named():
+    found = small(class_names=tuple("abcdefghij"))
+    label = torch.arange(600) % 10
+    samples = torch.stack([TRAIN[k == LABEL][i] for i in range(60) for k in range(10)])
+    honest = found.measure(samples, label)
+    assert honest["least_class_std"] > 0.8
+    assert honest["least_class_accuracy"] > 0.95
+    collapsed = samples.clone()
+    collapsed[label == 3] = samples[3] + 0.01 * torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    row = found.measure(collapsed, label)
+    assert (row["least_class_std_of"], row["least_class_std"] < 0.1) == ("d", True)
+    assert row["within_class_std"] > 0.8  # of which the mean over classes tells little
+    variances = [collapsed[label == k].double().var(0).mean() / TRAIN[k == LABEL].double().var(0).mean() for k in range(10)]
+    assert row["least_class_std"] == pytest.approx(min(variances).sqrt().item(), rel=1e-6)
+    wrong = label.clone()
+    wrong[label == 7] = 8
+    row = found.measure(samples, wrong)
+    assert row["least_class_accuracy_of"] == "i"
+    assert 0.4 < row["least_class_accuracy"] < 0.6
+    assert not {"least_class_std", "least_class_accuracy", "least_class_std_of"} & found.measure(samples, None).keys()
+
+
+def test_copies_of_training_images_are_counted(suite):
+    samples = HELDOUT.clone()
+    samples[:36] = TRAIN[:36]
+    samples[36:72] = (TRAIN[36:72] + 0.01).clamp(-1, 1)
+    row = suite.measure(samples, None)
+    assert row["copies"] == 0.1  # the others are a byte off
+    assert row["near_copies"] == pytest.approx(0.2, abs=0.01)
+    floor = suite.floor_row()
+    assert floor["copies"] == 0
+    assert floor["near_copies"] < 0.01
+
+
+def test_a_second_judge_has_a_floor_of_its_own(tmp_path):
+    network = untrained.network()
+    network.name, network.sha256 = "mine", "abc"
+    found = small(100, second=network)
+    some, samples = found.floor_index, TRAIN[:300].flip(2)
+    to = extract(network, HELDOUT)
+    expected = frechet_distance(extract(network, samples), to) / frechet_distance(extract(network, TRAIN[some]), to)
+    assert found.measure(samples, None)["frechet_second_over_floor"] == pytest.approx(expected, rel=1e-6)
+    assert found.floor_row()["frechet_second_over_floor"] == 1
+    assert found.protocol()["second"] == {"name": "mine", "sha256": "abc"}
+    published = FeatureSet(found.heldout_set.gaussian, None, None, None, "abc")
+    assert small(second=network, reference=published).second is None

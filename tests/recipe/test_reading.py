@@ -116,10 +116,10 @@ SHARE = FROM_0 + "less than or equal to 1"  # both ends are told, whichever was 
         ("trainer.precision='16'", "trainer.precision", "'16'", "'32-true' or 'bf16-mixed'"),
         ("trainer.tracker=wndb", "trainer.tracker", "'wndb'", "'none', 'wandb' or 'tensorboard'"),
         (
-            "data.name=mnist",
+            "data.name=emnist",
             "data.name",
-            "'mnist'",
-            "'digits', 'photos', 'images', 'cifar10', 'toy', 'points', 'stream', or package.module:Name",
+            "'emnist'; did you mean 'mnist'?",
+            "'digits', 'photos', 'images', 'mnist', 'cifar10', 'toy', 'points', 'stream', or package.module:Name",
         ),
         (
             "method.name=dmd3",

@@ -252,4 +252,4 @@ def test_a_figure_that_the_data_can_never_have_is_refused_before_training(figure
 def test_accuracy_needs_labels_and_a_network_that_tells_classes():
     data = load_data(load_recipe("teacher/digits").data)
     assert suite_for(data).undefined == set()
-    assert suite_for(data, features="pixels-8x8").undefined == {"class_accuracy"}
+    assert suite_for(data, features="pixels-8x8").undefined == {"class_accuracy", "least_class_accuracy"}

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fewstep.data.cifar import cifar10, cifar10_of_the_hub
     from fewstep.data.density import Density
     from fewstep.data.errors import DataError
+    from fewstep.data.idx import mnist
     from fewstep.data.image_sets import image_folder
     from fewstep.data.images import ImageData, load_digits, photo_crops
     from fewstep.data.mixtures import Mixture
@@ -30,6 +31,7 @@ _PLACES = {
     "image_folder": "image_sets",
     "load_digits": "images",
     "make_density": "toys",
+    "mnist": "idx",
     "photo_crops": "images",
     "point_file": "points",
     "power_data": "reweighting",
@@ -49,6 +51,7 @@ __all__ = [
     "image_folder",
     "load_digits",
     "make_density",
+    "mnist",
     "photo_crops",
     "point_file",
     "power_data",

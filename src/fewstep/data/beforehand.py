@@ -3,12 +3,13 @@
 import torch
 
 from fewstep.data.cifar import CLASSES, HUB, RECORDS, SHAPE, TRAIN
+from fewstep.data.idx import TABLES as MNIST
 from fewstep.data.images import ImageData
-from fewstep.data.settings import Cifar10, Images
+from fewstep.data.settings import Cifar10, Images, Mnist
 from fewstep.sections import DataSettings
 
 # training images, images held out, classes
-KNOWN = {HUB: (len(TRAIN) * RECORDS, RECORDS, CLASSES), "ylecun/mnist": (60_000, 10_000, 10)}
+KNOWN = {HUB: (len(TRAIN) * RECORDS, RECORDS, CLASSES), MNIST.hub: (60_000, 10_000, 10)}
 
 
 def beforehand(settings: DataSettings) -> ImageData | None:
@@ -16,8 +17,11 @@ def beforehand(settings: DataSettings) -> ImageData | None:
 
     It takes no memory. What a run would cost can be counted on it, and nothing can be learned.
     """
+    size: int
     if isinstance(settings, Cifar10):
-        path, size, channels, flip = HUB, SHAPE[-1], SHAPE[0], settings.flip
+        path, size, channels, flip = HUB, settings.size, SHAPE[0], settings.flip
+    elif isinstance(settings, Mnist):
+        path, size, channels, flip = MNIST.hub, MNIST.shape[-1], MNIST.shape[0], False
     elif isinstance(settings, Images) and settings.label_column is None:
         path, size, channels, flip = settings.path, settings.size, settings.channels, settings.flip
     else:

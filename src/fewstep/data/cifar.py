@@ -1,7 +1,7 @@
-"""CIFAR-10 from the binary archive that its authors publish (cs.toronto.edu/~kriz/cifar.html), for machines without a network.
+"""CIFAR-10: from parquet as the Hub has it, the binary archive that its authors publish (cs.toronto.edu/~kriz/cifar.html), or the Hub.
 
-Five files ``data_batch_1.bin`` to ``_5`` and ``test_batch.bin`` of 10,000 records: a byte of label, then 3 x 32 x 32 bytes, red, green and
-blue planes, row by row. ``batches.meta.txt`` holds a class name a line.
+The archive holds five files ``data_batch_1.bin`` to ``_5`` and ``test_batch.bin`` of 10,000 records: a byte of label, then 3 x 32 x 32
+bytes, red, green and blue planes, row by row. ``batches.meta.txt`` holds a class name a line.
 """
 
 import hashlib
@@ -14,12 +14,14 @@ from typing import IO
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fewstep.data.checks import Kind, Mistakes
 from fewstep.data.errors import DataError
-from fewstep.data.image_sets import image_folder
+from fewstep.data.hub_tables import HubTables
 from fewstep.data.images import ImageData
 from fewstep.data.origin import Origin
+from fewstep.data.splits import Bar, no_bar
 
 ARCHIVE, MD5 = "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"
 FOLDER = "cifar-10-batches-bin"
@@ -27,6 +29,7 @@ HUB = "uoft-cs/cifar10"
 TRAIN, TEST, META = tuple(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin", "batches.meta.txt"
 RECORDS, SHAPE, CLASSES = 10_000, (3, 32, 32), 10
 RECORD = 1 + 3 * 32 * 32
+TABLES = HubTables("cifar10", HUB, SHAPE, "img", CLASSES, "plain_text")
 AT_ONCE = 1000  # records; divides RECORDS
 
 MISSING = Kind("missing file{s}", f"unpack {ARCHIVE} anew, or name the folder that it lies in")
@@ -35,9 +38,33 @@ LABEL = Kind(f"record{{s}} with a label above {CLASSES - 1}", f"unpack {ARCHIVE}
 NAMES = Kind(f"file{{s}} without {CLASSES} class names", f"unpack {ARCHIVE} anew")
 
 
-def cifar10(dir: str | None = None, flip: bool = False) -> ImageData:
-    """CIFAR-10: from the official archive in the folder `dir` (see `cifar10_of`), or from the Hugging Face Hub. Raises DataError."""
-    return cifar10_of_the_hub(flip) if dir is None else cifar10_of(dir, flip)
+def cifar10(dir: str | None = None, flip: bool = False, size: int = SHAPE[-1], *, bar: Bar = no_bar) -> ImageData:
+    """CIFAR-10: from the folder `dir` (parquet as in ``uoft-cs/cifar10``, or what `cifar10_of` takes), or from the Hugging Face Hub.
+
+    `size` 16 averages squares of four pixels. Raises DataError.
+    """
+    if dir is None:
+        data = cifar10_of_the_hub(flip, bar)
+    elif (place := TABLES.place(Path(dir))) is not None:
+        data = replace(TABLES.read(place, f"data.dir is {dir!r}", bar), flip=flip)
+    else:
+        data = cifar10_of(dir, flip)
+    return data if size == SHAPE[-1] else averaged(data)
+
+
+def averaged(data: ImageData) -> ImageData:
+    """`data` at half its height and width: bytes, each the mean of a square of four, rounded."""
+
+    def halved(pixels: Tensor) -> Tensor:
+        parts = []
+        for part in pixels.split(AT_ONCE):
+            wide = part.to(torch.int16)
+            parts.append(((wide[..., ::2, ::2] + wide[..., ::2, 1::2] + wide[..., 1::2, ::2] + wide[..., 1::2, 1::2] + 2) // 4).byte())
+        return torch.cat(parts)
+
+    remark = f"Images are {data.shape[-1] // 2} pixels wide: each is the mean of a square of four."
+    origin = None if data.origin is None else replace(data.origin, remarks=(*data.origin.remarks, remark))
+    return replace(data, train=halved(data.train), heldout=halved(data.heldout), origin=origin)
 
 
 def cifar10_of(path: str, flip: bool = False, md5: str = MD5) -> ImageData:
@@ -52,7 +79,10 @@ def cifar10_of(path: str, flip: bool = False, md5: str = MD5) -> ImageData:
     archive = next((c for c in candidates if c.is_file()), None)
     folder = next((c for c in candidates if any((c / name).is_file() for name in (*TRAIN, TEST, META))), None)
     if archive is None and folder is None:
-        raise DataError(f"{source}, which holds neither {ARCHIVE} nor {FOLDER}; fetch the archive from cs.toronto.edu/~kriz/cifar.html")
+        raise DataError(
+            f"{source}, which holds neither {ARCHIVE} nor {FOLDER} nor train*.parquet; fetch the archive from "
+            f"cs.toronto.edu/~kriz/cifar.html, or {TABLES.where}, and name their folder in data.dir=FOLDER"
+        )
     files = _packed(archive) if archive is not None else _unpacked(folder or place)
     if archive is not None and (found := _md5(archive)) != md5:
         raise DataError(f"{source}, where {archive.name} has the MD5 checksum {found}, and not {md5}; fetch it again")
@@ -90,13 +120,9 @@ def cifar10_of(path: str, flip: bool = False, md5: str = MD5) -> ImageData:
     return ImageData("cifar10", pixels[0], pixels[1], labels[0], labels[1], 127.5, names, flip, origin=origin)
 
 
-def cifar10_of_the_hub(flip: bool = False) -> ImageData:
+def cifar10_of_the_hub(flip: bool = False, bar: Bar = no_bar) -> ImageData:
     """The same from ``uoft-cs/cifar10`` of the Hugging Face Hub. Raises DataError where it cannot be had."""
-    try:
-        data = image_folder(HUB, SHAPE[-1], flip=flip, resize="none", image_column="img", label_column="label")
-    except DataError as error:
-        raise DataError(f"data.dir is missing, and {error}; or name in data.dir the folder that holds {ARCHIVE}") from error
-    return replace(data, name="cifar10")
+    return replace(TABLES.of_the_hub(bar, f", or {ARCHIVE} of cs.toronto.edu/~kriz/cifar.html"), flip=flip)
 
 
 def _md5(file: Path) -> str:

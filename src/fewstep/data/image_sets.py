@@ -19,7 +19,7 @@ from fewstep.data.images import ImageData, copies
 from fewstep.data.parquet import check_rows
 from fewstep.data.pixels import Resize
 from fewstep.data.scanning import scan
-from fewstep.data.splits import NO_LABELS, Found, decode_split
+from fewstep.data.splits import NO_LABELS, Bar, Found, decode_split, no_bar
 from fewstep.data.tables import table_splits
 
 
@@ -33,6 +33,8 @@ def image_folder(
     image_column: str | None = None,
     label_column: str | None = None,
     config: str | None = None,
+    *,
+    bar: Bar = no_bar,
 ) -> ImageData:
     """The images at `path`: a folder (class = sub-folder), parquet, a ``save_to_disk`` folder, or a data set of the Hugging Face Hub.
 
@@ -40,7 +42,7 @@ def image_folder(
     "test" or "validation" is held out (one whose labels are withheld is passed over), else the fraction `holdout` of the only one,
     stratified. Columns are found by their type, or named: `image_column`, and `label_column`, which is a ClassLabel, integers or words
     ("none": no classes). Integers, words and sub-folders become classes in ascending order, numbers in words as numbers, of those that the
-    training split holds. `config` names one of several configurations of a data set.
+    training split holds. `config` names one of several configurations of a data set. `bar` shows how far reading is.
 
     Raises:
         DataError: for a place that holds no images, or several things that could be meant; and, naming file or row, for images that are
@@ -53,15 +55,18 @@ def image_folder(
     found = find_images(path, config, image_column, label_column, mistakes, channels * size * size)
     mistakes.check()
     used, image, labels, names, origin = found.splits, found.image, found.labels, found.names, found.origin
+    title = f"reading {Path(path).name or path}"
     if len(used) > 1:
-        pixels = [decode_split(split, image, np.arange(split.num), size, channels, resize, mistakes) for split in used]
+        with bar(title, sum(split.num for split in used)) as advance:
+            pixels = [decode_split(split, image, np.arange(split.num), size, channels, resize, mistakes, advance) for split in used]
         mistakes.check()
     else:
         keep, out, how = hold_out(source, used[0].num, labels[0] if labels else None, names, holdout)
         origin = replace(origin, heldout=how)
         # each image goes to where it is wanted: a selection afterwards would hold all of them twice
         place = torch.cat([keep, out]).argsort().numpy()
-        whole = decode_split(used[0], image, place, size, channels, resize, mistakes)
+        with bar(title, used[0].num) as advance:
+            whole = decode_split(used[0], image, place, size, channels, resize, mistakes, advance)
         mistakes.check()
         pixels = [whole[: len(keep)], whole[len(keep) :]]
         labels = [labels[0][keep], labels[0][out]] if labels else labels

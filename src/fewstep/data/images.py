@@ -82,12 +82,13 @@ class ImageData(InMemory):
         return pixels.float() if self.half is None else pixels.float() / self.half - 1
 
 
+def digests(pixels: Tensor) -> list[bytes]:
+    """What tells each of the images `pixels` uint8 [N, ...] from others, in 16 bytes."""
+    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in pixels.contiguous().numpy()]
+
+
 def copies(train: Tensor, heldout: Tensor) -> int:
     """How many of the images `heldout` uint8 [M, ...] are exact copies of one of `train` [N, ...]."""
-
-    def digests(pixels: Tensor) -> list[bytes]:
-        return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in pixels.numpy()]
-
     known = set(digests(train))
     return sum(digest in known for digest in digests(heldout))
 

@@ -45,13 +45,27 @@ class Images(DataSettings):
     points: ClassVar = False
 
 
+class Mnist(DataSettings):
+    """MNIST, 28x28, grey, 10 classes: from parquet as the Hub has it, its authors' four files, or the Hugging Face Hub."""
+
+    name: Literal["mnist"]
+    dir: UserPath | None = Field(
+        None, description="folder of train*.parquet and test*.parquet, or of the authors' files; null reads ylecun/mnist of the Hub"
+    )
+
+    points: ClassVar = False
+
+
 class Cifar10(DataSettings):
-    """CIFAR-10, from the binary archive that its authors publish, or from the Hugging Face Hub."""
+    """CIFAR-10: from parquet as the Hub has it, the binary archive that its authors publish, or the Hugging Face Hub."""
 
     name: Literal["cifar10"]
     dir: UserPath | None = Field(
-        None, description="folder of cifar-10-binary.tar.gz, or what it unpacks to; null reads uoft-cs/cifar10 of the Hub"
+        None,
+        description="folder of train*.parquet and test*.parquet, of cifar-10-binary.tar.gz, or what that unpacks to; "
+        "null reads uoft-cs/cifar10 of the Hub",
     )
+    size: Literal[16, 32] = Field(32, description="16 averages squares of four pixels")
     flip: bool = Field(False, description="mirror half of the training images")
 
     points: ClassVar = False

@@ -6,6 +6,7 @@ image is decoded into its place in the final array, so that memory is the pixels
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -32,7 +33,16 @@ SPLIT_FOLDERS = {
 NO_LABELS = "none"  # instead of a column of labels
 CHUNK = 64  # images that a thread decodes before it asks for more
 
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Shows how far a piece of work of a title and a total is: what it gives is called with the number of items just done."""
+
 EMPTY_CLASS = Kind("class{es} without a training image", "add images or take the class out, or set data.label_column: none")
+
+
+@contextmanager
+def no_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """The `Bar` that shows nothing."""
+    yield lambda count: None
 
 
 @dataclass(frozen=True)
@@ -100,9 +110,19 @@ class Found:
 
 
 def decode_split(
-    split: Split, column: str, place: NDArray[np.int64], size: int, channels: int, resize: Resize, mistakes: Mistakes
+    split: Split,
+    column: str,
+    place: NDArray[np.int64],
+    size: int,
+    channels: int,
+    resize: Resize,
+    mistakes: Mistakes,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
-    """All images uint8 [N, C, size, size], that of row r at place[r], in as many threads as there are cores: Pillow lets go of the lock."""
+    """All images uint8 [N, C, size, size], that of row r at place[r], in as many threads as there are cores: Pillow lets go of the lock.
+
+    `advance` is told of each few images that are done.
+    """
     pixels = torch.empty((split.num, channels, size, size), dtype=torch.uint8)
     array, first = pixels.numpy(), 0
 
@@ -128,6 +148,7 @@ def decode_split(
             here = place[first : first + len(batch)]
             slices = [slice(begin, begin + CHUNK) for begin in range(0, len(batch), CHUNK)]
             for part, unfit in zip(slices, pool.map(decode, [(here[s], content[s], paths[s]) for s in slices]), strict=True):
+                advance(min(part.stop, len(batch)) - part.start)
                 for k, path, reason in unfit:
                     mistakes.add(reason.kind, split.place(first + part.start + k, path), reason.detail)
             first += len(batch)

@@ -1,6 +1,7 @@
 """The figures of an evaluation: what each is, how it is written, and which way is better. Nothing here imports torch.
 
-A key is that of a row of results.json; in metrics.jsonl it is ``eval.KEY``. The standard error of a figure of points is ``KEY_error``.
+A key is that of a row of results.json; in metrics.jsonl it is ``eval.KEY``. The standard error of a figure of points is ``KEY_error``; of
+a figure that is the least over the classes, ``KEY_of`` names the class.
 """
 
 from dataclasses import dataclass
@@ -68,6 +69,15 @@ FIGURES = (
         is_curve=True,
     ),
     Figure(
+        "frechet_second_over_floor",
+        "2nd judge",
+        "{:.2f}",
+        "images",
+        "least",
+        "FD / floor in another network that was trained apart: what two judges rank differently is not settled.",
+        is_watched=False,
+    ),
+    Figure(
         "frechet_mean",
         "mean of blocks",
         "{:.3f}",
@@ -132,6 +142,14 @@ FIGURES = (
         "The share of samples that show the class they were made for, as a classifier of the features sees it.",
     ),
     Figure(
+        "least_class_accuracy",
+        "worst class",
+        "{:.0%}",
+        "images",
+        "greatest",
+        "The share of samples that show the class they were made for, of the class of which fewest do, which is named.",
+    ),
+    Figure(
         "precision",
         "precision",
         "{:.2f}",
@@ -156,6 +174,14 @@ FIGURES = (
         "How far pixels spread about the mean of their class, as a ratio to real images: below 1 classes have collapsed.",
     ),
     Figure(
+        "least_class_std",
+        "least class std",
+        "{:.0%}",
+        "images",
+        "nearest 1",
+        "The spread of pixels of the class that spreads least, as a ratio to the same class of real images: far below 1 it has collapsed.",
+    ),
+    Figure(
         "spacing",
         "spacing",
         "{:.0%}",
@@ -170,6 +196,23 @@ FIGURES = (
         "images",
         "nearest 1",
         "The mean distance of a sample to the nearest training image, as a ratio to that of held-out images: below 1 is memorising.",
+    ),
+    Figure(
+        "copies",
+        "copies",
+        "{:.1%}",
+        "images",
+        "least",
+        "The share of samples that are a training image again, in every byte; in the first row of held-out images.",
+    ),
+    Figure(
+        "near_copies",
+        "near copies",
+        "{:.1%}",
+        "images",
+        "least",
+        "The share of samples whose nearest training image is at most a third as far as the second nearest, as hardly any real image is.",
+        is_column=False,
     ),
     Figure(
         "energy",

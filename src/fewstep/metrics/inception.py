@@ -60,10 +60,13 @@ class ScriptedFeatures:
     Attributes:
         sha256: of the file; with the name it says which network measured a number.
         dims: features an image has.
+        rounds: True, for it sees images as a file would hold them, in bytes.
 
     Raises FeatureError for a file that is no such network.
 
     """
+
+    rounds = True
 
     def __init__(self, path: Path, name: str | None = None, device: torch.device | str = "cpu") -> None:
         if path.suffix == ".pkl":

@@ -25,7 +25,7 @@ NEEDS = " needs at least "
 class Least(NamedTuple):
     """The least numbers of items: real ones that a figure is held against (each set of them); generated ones.
 
-    `at_mode` is how many of the latter a true set has to have, in expectation, at the mode of least weight.
+    `at_mode` is how many of the latter a true set has to have, in expectation, at the mode of least weight, or of each class.
     """
 
     reference: int = 0
@@ -41,12 +41,17 @@ LEAST: Mapping[str, Least] = {
     "frechet_train": Least(50, 50),
     "frechet_bias": Least(50, 50),
     "kernel": Least(150, 150),  # in the digit features; in pixels it does not see the noise
+    "frechet_second_over_floor": Least(50, 50),  # as in the first judge
     "class_accuracy": Least(0, SHARE),
+    "least_class_accuracy": Least(0, 0, at_mode=SHARE),
     "precision": Least(75, SHARE),
     "recall": Least(SHARE, 100),
     "within_class_std": Least(50, 50),
+    "least_class_std": Least(50, 0, at_mode=SHARE),
     "spacing": Least(32, 50),
     "train_distance": Least(5, 5),  # the fewest that were tried
+    "copies": Least(0, SHARE),
+    "near_copies": Least(5, SHARE),
     # points: their standard errors need 40 of each side, see `fewstep.metrics.two_sample`
     "energy": Least(40, 40),
     "mmd": Least(40, 40),
@@ -58,7 +63,9 @@ LEAST: Mapping[str, Least] = {
     "median_radius": Least(0, 80),
 }
 # those whose real items are the ones that distances are to, and what these are called by their name in a protocol
-OF_REFERENCE = {"frechet", "frechet_over_floor", "frechet_mean", "frechet_bias", "kernel", "precision", "recall"}
+OF_REFERENCE = {"frechet", "frechet_over_floor", "frechet_mean", "frechet_bias", "frechet_second_over_floor", "kernel"}
+OF_REFERENCE |= {"precision", "recall"}
+AT_MODE = "to be expected at the mode of least weight"
 WORDS = {"held-out split": "held-out images", "train split": "training images", "a file of statistics": "images in the statistics"}
 
 
@@ -74,11 +81,18 @@ class Lack(NamedTuple):
         return f"{self.num:,.10g} {self.what}; {BY_KEY[key].heading}{NEEDS}{self.least:,.10g}"
 
 
-def lack(key: str, real: Mapping[str, int | None], generated: int, made: str = "samples", at_mode: float | None = None) -> Lack | None:
+def lack(
+    key: str,
+    real: Mapping[str, int | None],
+    generated: int,
+    made: str = "samples",
+    at_mode: float | None = None,
+    where: str = AT_MODE,
+) -> Lack | None:
     """What the figure `key` lacks; None where it can be given.
 
     `real` are the sets of real items that it is held against, by what they are called, and how many they are (None where that is not
-    known); `generated` is how many are held against them, called `made`; `at_mode` how many of these a true set has at its lightest mode.
+    known); `generated` is how many are held against them, called `made`; `at_mode` how many of these a true set has `where` they are few.
     """
     least = LEAST.get(key, Least())
     for what, num in real.items():
@@ -87,13 +101,13 @@ def lack(key: str, real: Mapping[str, int | None], generated: int, made: str = "
     if generated < least.generated:
         return Lack(generated, made, least.generated)
     if at_mode is not None and at_mode < least.at_mode:
-        return Lack(math.floor(10 * at_mode) / 10, f"{made} to be expected at the mode of least weight", least.at_mode)
+        return Lack(math.floor(10 * at_mode) / 10, f"{made} {where}", least.at_mode)
     return None
 
 
 def without(row: Mapping[str, Any], lacks: Mapping[str, Lack]) -> dict[str, Any]:
     """`row` of results without the figures in `lacks`; ``too_few`` says why each of those is not there."""
-    kept = {key: value for key, value in row.items() if key.removesuffix("_error").removesuffix("_blocks") not in lacks}
+    kept = {key: value for key, value in row.items() if key.removesuffix("_error").removesuffix("_blocks").removesuffix("_of") not in lacks}
     reasons = {key: found.reason(key) for key, found in lacks.items() if key in row}
     return {**kept, "too_few": {**row.get("too_few", {}), **reasons}} if reasons else kept
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 ROWS, COLUMNS = 512, 8192  # of a block
 SPARE = 4  # neighbours looked at beyond the k-th, for rounding may exchange two that are equally near
+LARGE = 10**9  # multiplications, of more of which single precision saves time
 ROUNDING = 1e-13  # of a squared distance, relative to the squares that it is the difference of
 
 
@@ -29,20 +30,50 @@ def nearest_distance(a: Tensor, b: Tensor, k: int = 1, same: bool = False) -> Te
 
     With `same`, a and b are one set and a row does not count as its own neighbour.
     """
-    rank = k + same
+    return nearest_distances(a, b, k, same)[:, k - 1]
+
+
+def nearest_distances(a: Tensor, b: Tensor, k: int = 1, same: bool = False) -> Tensor:
+    """Those to the k nearest rows, ascending: float64 [N, k]; `same` as in `nearest_distance`.
+
+    Of large sets candidates are found in single precision. Where its rounding could have hidden a nearer row they are looked for again in
+    double, so that the outcome is the same.
+    """
+    large = len(a) * len(b) * a.shape[1] > LARGE
     centre = b[:1024].double().mean(0)
     found = []
-    for _, rows in _blocks(a, ROWS):
-        nearest, index = torch.empty(len(rows), 0, dtype=torch.float64), torch.empty(len(rows), 0, dtype=torch.int64)
-        for start, columns in _blocks(b, COLUMNS):
-            squared = _squared_distances(rows, columns, centre)
-            values, place = squared.topk(min(rank + SPARE, len(columns)), dim=1, largest=False)
-            nearest, index = torch.cat([nearest, values], 1), torch.cat([index, place + start], 1)
-            nearest, order = nearest.topk(min(rank + SPARE, nearest.shape[1]), dim=1, largest=False)
-            index = index.gather(1, order)
-        exact = torch.stack([(rows - b[index[:, i]].double()).square().sum(1) for i in range(index.shape[1])], 1)
-        found.append(exact.kthvalue(rank, dim=1).values.sqrt())
+    together = 4 * ROWS if large else ROWS  # others are converted once for all of these
+    for start in range(0, len(a), together):
+        rows = a[start : start + together]
+        exact, sure = _nearest(rows, b, centre, k, same, torch.float32 if large else torch.float64)
+        if not sure.all():
+            exact[~sure] = _nearest(rows[~sure], b, centre, k, same, torch.float64)[0]
+        found.append(exact)
     return torch.cat(found)
+
+
+def _nearest(rows: Tensor, b: Tensor, centre: Tensor, k: int, same: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The distances of `nearest_distances` of a few rows [n, k], candidates found in `dtype`, and of which rows these are sure [n]."""
+    rank = k + same
+    few = rows.to(dtype)
+    nearest, index = torch.empty(len(rows), 0, dtype=dtype), torch.empty(len(rows), 0, dtype=torch.int64)
+    longest = torch.zeros((), dtype=dtype)
+    for start in range(0, len(b), COLUMNS):
+        columns = b[start : start + COLUMNS].to(dtype)
+        squared = _squared_distances(few, columns, centre.to(dtype))
+        values, place = squared.topk(min(rank + SPARE, len(columns)), dim=1, largest=False)
+        nearest, index = torch.cat([nearest, values], 1), torch.cat([index, place + start], 1)
+        nearest, order = nearest.topk(min(rank + SPARE, nearest.shape[1]), dim=1, largest=False)
+        index = index.gather(1, order)
+        if dtype == torch.float32:
+            longest = torch.maximum(longest, (columns - centre.to(dtype)).square().sum(1).max())
+    exact = torch.stack([(rows.double() - b[index[:, i]].double()).square().sum(1) for i in range(index.shape[1])], 1).sort(1).values
+    sure = torch.ones(len(rows), dtype=torch.bool)
+    if dtype == torch.float32 and nearest.shape[1] < len(b):
+        # none of the other rows is nearer than the last candidate, but for rounding of the squares that a distance is the difference of
+        error = 8 * rows.shape[1] ** 0.5 * torch.finfo(dtype).eps * ((few - centre.to(dtype)).square().sum(1) + longest)
+        sure = exact[:, rank - 1] <= (nearest[:, -1] - error).double()
+    return exact[:, int(same) : rank].sqrt(), sure
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:

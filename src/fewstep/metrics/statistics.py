@@ -4,10 +4,11 @@ A file of statistics is a ``.npz`` with arrays ``mu`` [D] and ``sigma`` [D, D], 
 ``rows`` [K, D] (float32), ``num``, and ``key``, the JSON of what was measured, in which features.
 """
 
+import contextlib
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,8 +140,32 @@ def real_features(
     except FeatureError:
         pass  # not there, or damaged
     found = describe(network, track(batches, -(-len(order) // BATCH), title))
-    save_statistics(path, found, key)
+    with contextlib.suppress(OSError):  # a cache that cannot be written is none
+        save_statistics(path, found, key)
     return FeatureSet(found.gaussian, found.num, found.rows, found.halves, sha256)
+
+
+def kept_array(cache: Path | None, key: Mapping[str, Any], make: Callable[[], Tensor]) -> Tensor:
+    """What `make` makes, float64; with `cache`, from the file there if this was done before for the same `key`.
+
+    A damaged file, and one of another key, is made again; a cache that cannot be written is none.
+    """
+    if cache is None:
+        return make()
+    told = json.dumps({"version": VERSION, **key}, sort_keys=True)
+    path = cache / f"{hashlib.sha256(told.encode()).hexdigest()[:40]}.npz"
+    try:
+        arrays = load_npz(path, ("values", "key"))
+        if str(arrays["key"]) == told and arrays["values"].dtype == np.float64 and np.isfinite(arrays["values"]).all():
+            return torch.from_numpy(arrays["values"])
+    except (OSError, ValueError, EOFError, TypeError, KeyError, zipfile.BadZipFile):
+        pass  # not there, or damaged
+    made = make()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            np.savez(file, values=made.numpy(), key=np.array(told))
+    return made
 
 
 def network_id(network: FeatureNetwork) -> dict[str, str | None]:

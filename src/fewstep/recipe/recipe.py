@@ -66,7 +66,8 @@ class Trainer(Section):
     )
     evaluate_features: UserPath | None = Field(
         None,
-        description="of images: inception, digits-v1, pixels-8x8 or a TorchScript file (code that runs); null for the data's own",
+        description="of images: a name such as inception, mnist or pixels-8x8, a .safetensors of tools/train_features.py, or a TorchScript "
+        "file (code that runs); null for the data's own",
     )
     keep_best: str | None = Field(None, description="a figure, such as frechet, whose best checkpoint is kept in best/; null for none")
     checkpoint_every: PositiveInt | None = Field(None, description="steps between checkpoints; null for a tenth of the run")

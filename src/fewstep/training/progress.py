@@ -1,6 +1,7 @@
 """What a person sees while work goes on: a bar on a terminal, a line now and then elsewhere."""
 
 import contextlib
+import os
 import sys
 import textwrap
 import time
@@ -11,6 +12,8 @@ from tqdm import tqdm
 from tqdm.utils import disp_len
 
 from fewstep.screen import SCREEN, size
+
+FEW = 5_000  # items, of fewer of which reading takes no time that anybody would watch
 
 
 class Layout(NamedTuple):
@@ -136,6 +139,17 @@ class Progress:
         done = self.done - self.start
         seconds = (time.monotonic() - self.began) / done * max(0, self.total - self.done) if done else None
         return f"{'?' if seconds is None else tqdm.format_interval(seconds)} to go"
+
+
+@contextlib.contextmanager
+def reading_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar while `total` items are read, in the first process alone and not for `FEW`; what is yielded is told of those just done."""
+    progress = Progress(title, total, quiet=total < FEW or os.environ.get("LOCAL_RANK", "0") != "0")
+    progress.begin()
+    try:
+        yield progress.advance
+    finally:
+        progress.close()
 
 
 def _short(title: str, room: int) -> str:

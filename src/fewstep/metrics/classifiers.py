@@ -1,0 +1,199 @@
+"""Classifiers whose activations are the features of MNIST and CIFAR-10, and their files; those of the package were never made anew.
+
+``tools/train_features.py`` trains one on the train split of a data set alone and writes it as a safetensors file: matrices in half
+precision, vectors in single, and in the metadata what builds the network, its classes, its accuracy and the command. Numbers that were
+measured in other features do not compare, so the file's SHA-256 stands beside them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, interpolate, pixel_unshuffle, silu
+
+from fewstep.errors import first_line
+from fewstep.files import sha256_of, whole_file
+from fewstep.metrics.inception import FeatureError
+from fewstep.text import parse_json
+
+METADATA = "fewstep.features"  # the key under which a file says what it is
+LONGEST = 2**20  # characters of that
+MOST = {"channels": 64, "size": 1024, "num_classes": 100_000}
+MOST_LEVELS, MOST_WIDTH = 8, 4096
+COUNTERS = "num_batches_tracked"  # of a norm, which only training asks for
+
+
+class Normed(nn.Sequential):
+    """A convolution and the norm of its outputs: [B, width, H / stride, W / stride]."""
+
+    def __init__(self, before: int, width: int, stride: int = 1) -> None:
+        super().__init__(nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width))
+
+
+class Residual(nn.Module):
+    """Two convolutions around which the input goes, too (He et al. 2016, arXiv 1512.03385)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = Normed(width, width), Normed(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Like x [B, width, H, W]."""
+        return silu(x + self.second(silu(self.first(x))))
+
+
+class ResidualClassifier(nn.Module):
+    """A small residual network over images [B, C, size, size], with features of two depths.
+
+    The features are the averages over the image of the activations half-way, which tell textures and strokes, and those before the last
+    layer, which tell classes; each less its mean on the train split and divided by its standard deviation there, so that neither drowns
+    the other.
+
+    Args:
+        channels: C.
+        size: height and width, even.
+        num_classes: classes that it tells apart.
+        widths: channels of each level; the first level works at half of `size`, each next one at half of the one before.
+        residual: whether levels hold residual blocks, or plain convolutions.
+
+    Attributes:
+        name: what stands beside numbers that are measured in its features.
+        sha256: of its file; None before it has one.
+        class_names: one for each number that it gives.
+        shape: (C, size, size) of the images that it takes.
+
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int, size: int, num_classes: int, widths: Sequence[int], residual: bool = True) -> None:
+        super().__init__()
+        self.architecture = {"channels": channels, "size": size, "num_classes": num_classes, "widths": list(widths), "residual": residual}
+        self.name = "untrained"
+        self.sha256: str | None = None
+        self.class_names: tuple[str, ...] = ()
+        self.shape = (channels, size, size)
+        self.enlarges = 1
+        self.num_classes = num_classes
+        levels, before = [], 4 * channels
+        for level, width in enumerate(widths):
+            inner: nn.Module = Residual(width) if residual else nn.Sequential(Normed(width, width), nn.SiLU())
+            levels.append(nn.Sequential(Normed(before, width, 1 if level == 0 else 2), nn.SiLU(), inner))
+            before = width
+        self.levels = nn.ModuleList(levels)
+        self.output = nn.Linear(widths[-1], num_classes)
+        self.halfway = len(widths) // 2
+        self.register_buffer("mean", torch.zeros(widths[self.halfway - 1] + widths[-1]))
+        self.register_buffer("std", torch.ones(widths[self.halfway - 1] + widths[-1]))
+
+    def activations(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The averages over the image after the levels half-way and last: [B, D'] and [B, D'']."""
+        x, halfway = pixel_unshuffle(images, 2), images
+        for level, block in enumerate(self.levels, 1):
+            x = block(x)
+            halfway = x if level == self.halfway else halfway
+        return tuple(adaptive_avg_pool2d(each, 1).flatten(1) for each in (halfway, x))  # type: ignore[return-value]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [B, D] of images [B, C, size, size] in [-1, 1]. Raises ValueError for images of another shape."""
+        if tuple(images.shape[1:]) != self.shape:
+            raise ValueError(f"the images are {list(images.shape[1:])}, and these features are for {list(self.shape)}")
+        if self.enlarges > 1:
+            images = interpolate(images, scale_factor=self.enlarges, mode="bilinear")
+        return (torch.cat(self.activations(images), 1) - self.mean) / self.std
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Class logits [B, num_classes] from features [B, D]."""
+        last = self.output.in_features
+        return self.output(features[:, -last:] * self.std[-last:] + self.mean[-last:])
+
+    def take_half_size(self) -> None:
+        """From now on images are half as wide and high as those that it was trained on, and are enlarged, as its name then says."""
+        channels, size, _ = self.shape
+        self.shape, self.enlarges, self.name = (channels, size // 2, size // 2), 2, f"{self.name} at 2x"
+
+    @torch.no_grad()
+    def number_as(self, names: Sequence[str]) -> bool:
+        """Give classes the numbers that they have in `names`; False, and nothing is changed, where these are not its own classes."""
+        if sorted(names) != sorted(self.class_names) or len(set(names)) != len(names):
+            return False
+        order = [self.class_names.index(name) for name in names]
+        self.output.weight.copy_(self.output.weight[order].clone())
+        self.output.bias.copy_(self.output.bias[order].clone())
+        self.class_names = tuple(names)
+        return True
+
+
+def save_classifier(network: ResidualClassifier, path: Path, about: Mapping[str, Any]) -> None:
+    """Write `network` to `path`, whole or not at all; `about` goes into its metadata: data, accuracy, command. Raises OSError."""
+    from safetensors.torch import save
+
+    told = {**about, "architecture": network.architecture, "classes": list(network.class_names)}
+    with whole_file(path) as file:
+        file.write(save(in_half(network), {METADATA: json.dumps(told)}))
+
+
+def in_half(network: nn.Module) -> dict[str, Tensor]:
+    """The weights as a file holds them: matrices in half precision, vectors in single."""
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items() if not key.endswith(COUNTERS)}
+    return {key: value.half() if value.ndim > 1 else value.float() for key, value in state.items()}
+
+
+def load_classifier(path: Path, name: str | None = None) -> ResidualClassifier:
+    """The network in a file that `save_classifier` wrote, frozen, called `name` or else as the file is. Raises FeatureError."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise FeatureError(f"there is no file {path}; give a .safetensors file that tools/train_features.py wrote")
+    other = "give a file that tools/train_features.py wrote"
+    try:
+        with safe_open(path, "pt") as file:
+            about = (file.metadata() or {}).get(METADATA)
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
+        if about is None or len(about) > LONGEST:
+            raise FeatureError(f"{path} says nothing of a feature network in its metadata; {other}")
+        told = parse_json(about)
+        arguments, classes = _checked(told["architecture"]), told["classes"]
+        if not isinstance(classes, list) or len(classes) != arguments["num_classes"]:
+            raise ValueError(f"it names {len(classes)} classes of {arguments['num_classes']}")
+        with torch.device("meta"):  # takes no memory, so that what the file claims costs nothing
+            expected = {key: tuple(value.shape) for key, value in ResidualClassifier(**arguments).state_dict().items()}
+        expected = {key: shape for key, shape in expected.items() if not key.endswith(COUNTERS)}
+        if wrong := sorted(key for key in expected.keys() | shapes.keys() if expected.get(key) != shapes.get(key)):
+            raise ValueError(f"{wrong[0]} has shape {shapes.get(wrong[0])}, and its metadata asks for {expected.get(wrong[0])}")
+        weights = {key: value.float() for key, value in load_file(path).items()}
+        if bad := sorted(key for key, value in weights.items() if not value.isfinite().all()):
+            raise ValueError(f"{bad[0]} holds values that are not finite")
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away
+            network = ResidualClassifier(**arguments)
+        network.load_state_dict(weights, strict=False)
+    except FeatureError:
+        raise
+    except Exception as error:  # safetensors, json and what a wrong file makes of them
+        raise FeatureError(f"{path} is no feature network ({first_line(error)[:150]}); {other}") from error
+    # in which convolutions are faster on a CPU
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.name, network.sha256 = name or path.stem, sha256_of(path)
+    network.class_names = tuple(map(str, classes))
+    return network.requires_grad_(False).eval()
+
+
+def _checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What builds a network, held against what a file may ask for. Raises ValueError."""
+    if set(arguments) != {*MOST, "widths", "residual"}:
+        raise ValueError(f"its metadata has the arguments {', '.join(sorted(map(str, arguments)))}")
+    for key, most in MOST.items():
+        if type(arguments[key]) is not int or not 1 <= arguments[key] <= most:
+            raise ValueError(f"{key} is {arguments[key]!r}, allowed are 1 to {most}")
+    widths = arguments["widths"]
+    fits = isinstance(widths, list) and 2 <= len(widths) <= MOST_LEVELS
+    if not fits or not all(type(width) is int and 1 <= width <= MOST_WIDTH for width in widths):
+        raise ValueError(f"widths is {str(widths)[:50]}, allowed are 2 to {MOST_LEVELS} numbers up to {MOST_WIDTH}")
+    if arguments["size"] % 2:
+        raise ValueError(f"size is {arguments['size']}, which is odd")
+    return {**arguments, "residual": bool(arguments["residual"])}

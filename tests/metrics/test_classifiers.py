@@ -1,0 +1,133 @@
+"""Feature networks in files: what is written comes back, and what is no such file is one sentence."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import untrained
+from fewstep.files import sha256_of
+from fewstep.metrics.classifiers import METADATA, ResidualClassifier, load_classifier, save_classifier
+from fewstep.metrics.inception import FeatureError
+
+IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def metadata(path):
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()[METADATA])
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize(("channels", "size", "widths"), [(1, 8, (6, 8)), (3, 16, (5, 6, 7)), (1, 28, (4, 5, 6, 7))])
+def test_a_network_comes_back_from_its_file_alone(channels, size, widths, residual, tmp_path):
+    made = untrained.network(channels, size, 4, widths, residual)
+    save_classifier(made, tmp_path / "mine.safetensors", {"data": "x", "accuracy": 0.25, "command": "c"})
+    found = load_classifier(tmp_path / "mine.safetensors")
+    images = torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    torch.testing.assert_close(found(images), made(images), rtol=0.02, atol=0.02)  # half precision
+    assert found(images).shape == (3, widths[len(widths) // 2 - 1] + widths[-1])
+    assert (found.name, found.sha256) == ("mine", sha256_of(tmp_path / "mine.safetensors"))
+    assert (found.shape, found.num_classes, found.class_names) == ((channels, size, size), 4, ("0", "1", "2", "3"))
+    assert not found.training
+    assert not any(p.requires_grad for p in found.parameters())
+    told = metadata(tmp_path / "mine.safetensors")
+    assert (told["data"], told["accuracy"], told["classes"], told["command"]) == ("x", 0.25, ["0", "1", "2", "3"], "c")
+    dtypes = {value.ndim > 1: value.dtype for value in load_file(tmp_path / "mine.safetensors").values()}
+    assert dtypes == {True: torch.float16, False: torch.float32}
+
+
+def test_features_are_activations_of_two_depths_in_standard_units_and_classes_are_told_from_the_last():
+    made = untrained.network()
+    halfway, last = made.activations(IMAGES)
+    torch.testing.assert_close(made(IMAGES), (torch.cat([halfway, last], 1) - made.mean) / made.std)
+    torch.testing.assert_close(made.classify(made(IMAGES)), made.output(last))
+    with pytest.raises(ValueError, match=r"the images are \[3, 8, 8\], and these features are for \[1, 8, 8\]"):
+        made(torch.zeros(2, 3, 8, 8))
+
+
+def test_classes_get_the_numbers_that_the_data_has():
+    made = untrained.network(classes=3)
+    before = made.classify(made(IMAGES))
+    assert made.number_as(("2", "0", "1"))
+    torch.testing.assert_close(made.classify(made(IMAGES)), before[:, [2, 0, 1]])
+    assert made.class_names == ("2", "0", "1")
+    assert not made.number_as(("2", "0", "3"))
+    assert not made.number_as(("2", "0", "0"))
+    torch.testing.assert_close(made.classify(made(IMAGES)), before[:, [2, 0, 1]])
+
+
+def test_images_of_half_the_size_are_enlarged():
+    made = untrained.network(size=16)
+    twice = torch.nn.functional.interpolate(IMAGES, scale_factor=2, mode="bilinear")
+    expected = made(twice)
+    made.take_half_size()
+    torch.testing.assert_close(made(IMAGES), expected)
+    assert (made.name, made.shape) == ("untrained at 2x", (1, 8, 8))
+
+
+def changed(path, out, about=None, weights=None):
+    """The file with another story in its metadata, or other weights."""
+    told = json.dumps({**metadata(path), **(about or {})})
+    save_file({**load_file(path), **(weights or {})}, out, {METADATA: told})
+    return out
+
+
+ARCHITECTURE = untrained.network().architecture
+
+
+@pytest.mark.parametrize(
+    ("about", "weights", "says"),
+    [
+        ({"architecture": {**ARCHITECTURE, "widths": [6, 9]}}, {}, "its metadata asks for"),
+        ({"architecture": {**ARCHITECTURE, "widths": [6, 5000]}}, {}, "widths is [6, 5000], allowed are"),
+        ({"architecture": {**ARCHITECTURE, "widths": [6]}}, {}, "widths is [6], allowed are"),
+        ({"architecture": {**ARCHITECTURE, "widths": "many"}}, {}, "widths is many"),
+        ({"architecture": {**ARCHITECTURE, "size": 7}}, {}, "size is 7, which is odd"),
+        ({"architecture": {**ARCHITECTURE, "num_classes": 10**9}}, {}, "num_classes is 1000000000, allowed are 1 to"),
+        ({"architecture": {**ARCHITECTURE, "channels": True}}, {}, "channels is True"),
+        ({"architecture": {**ARCHITECTURE, "depth": 3}}, {}, "its metadata has the arguments"),
+        ({"architecture": None}, {}, "is no feature network"),
+        ({"classes": ["a"]}, {}, "it names 1 classes of 10"),
+        ({}, {"mean": torch.full((14,), torch.nan)}, "mean holds values that are not finite"),
+        ({}, {"more": torch.zeros(3)}, "more has shape (3,), and its metadata asks for None"),
+    ],
+)
+def test_what_is_no_such_network_is_one_sentence(about, weights, says, tmp_path):
+    path = changed(untrained.write(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", about, weights)
+    with pytest.raises(FeatureError) as error:
+        load_classifier(path)
+    assert says in str(error.value)
+    assert "b.safetensors" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_such_file_is_one_sentence(tmp_path):
+    whole = untrained.write(tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.safetensors").write_text("no")
+    save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
+    for name, says in (
+        ("cut", "is no feature network"),
+        ("text", "is no feature network"),
+        ("other", "says nothing of a feature network"),
+        ("none", "there is no file"),
+    ):
+        with pytest.raises(FeatureError, match=says) as error:
+            load_classifier(tmp_path / f"{name}.safetensors")
+        assert f"{name}.safetensors" in str(error.value)
+
+
+def test_the_networks_of_the_package_and_their_seconds_are_less_than_3_mb():
+    """What is there of them; a wheel has what lies in the package."""
+    from fewstep.metrics import features
+
+    sizes = [(features.files("fewstep.metrics") / features._file(name)) for name in features.CLASSIFIERS if features.is_shipped(name)]
+    assert sum(path.stat().st_size for path in sizes) < 3e6
+    for name in (name for name in features.CLASSIFIERS if features.is_shipped(name)):
+        found = features.named_features(name)
+        assert isinstance(found, ResidualClassifier)
+        assert (found.name, found.num_classes) == (name, 10)
+        assert metadata(features.files("fewstep.metrics") / features._file(name))["accuracy"] > 0.85

@@ -1,0 +1,128 @@
+"""The tool that trains feature networks, on a handful of images."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from fewstep.data import image_folder, load_digits
+from fewstep.metrics.classifiers import METADATA, load_classifier
+
+TOOL = Path(__file__).parents[2] / "tools" / "train_features.py"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("train_features", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "train_features", module)
+        spec.loader.exec_module(module)
+        yield module
+
+
+@pytest.fixture(scope="module")
+def shades(tmp_path_factory):
+    """Images that are dark or light, 60 of each."""
+    folder, rng = tmp_path_factory.mktemp("shades") / "shades", np.random.default_rng(0)
+    for k, name in enumerate(("dark", "light")):
+        (folder / name).mkdir(parents=True)
+        for i in range(60):
+            Image.fromarray(rng.integers(120 * k, 120 * k + 100, (16, 16, 3), dtype=np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("second", [True, False])
+def test_a_folder_of_images_becomes_a_file_of_features(second, tool, shades, tmp_path, capsys, monkeypatch):
+    plan = tool.Plan((6, 8), 60, residual=not second)
+    monkeypatch.setitem(tool.PLANS, tool.OTHER if second else tool.FIRST, plan)
+    out = tmp_path / "shades.safetensors"
+    state = torch.get_rng_state()
+    options = [str(shades), "--size", "16", "--out", str(out), *["--second"] * second]
+    assert tool.main(options) == 0
+    assert torch.equal(torch.get_rng_state(), state)
+    printed = capsys.readouterr().out
+    assert f"wrote {out}" in printed
+    network, data = load_classifier(out), image_folder(str(shades), 16)
+    assert (network.class_names, network.shape, network.architecture["residual"]) == (("dark", "light"), (3, 16, 16), not second)
+    with torch.no_grad():
+        features = network(data.images("train"))
+        hits = network.classify(network(data.images("heldout"))).argmax(1) == data.heldout_label
+    torch.testing.assert_close(features.mean(0), torch.zeros(14), atol=1e-3, rtol=0)
+    varied = features.std(0) > 0.5
+    torch.testing.assert_close(features.std(0)[varied], torch.ones(int(varied.sum())), atol=1e-2, rtol=0)
+    with safe_open(out, "pt") as file:
+        told = json.loads(file.metadata()[METADATA])
+    assert told["accuracy"] == hits.double().mean() > 0.9
+    assert told["command"].startswith("python tools/train_features.py ")
+    assert (told["data"], told["epochs"], told["train"] + told["heldout"]) == ("shades", 60, 120)
+    again = tmp_path / "again.safetensors"
+    assert tool.main([*options, "--out", str(again)]) == 0
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), load_classifier(again).state_dict().values(), strict=True))
+
+
+def test_weights_that_were_trained_elsewhere_become_the_same_file(tool, shades, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(tool.PLANS, tool.FIRST, tool.Plan((6, 8), 1))
+    network = tool.trained(image_folder(str(shades), 16), tool.PLANS[tool.FIRST])
+    torch.save(network.state_dict(), tmp_path / "state.pt")
+    common = [str(shades), "--size", "16"]
+    assert tool.main([*common, "--out", str(tmp_path / "a.safetensors")]) == 0
+    assert tool.main([*common, "--out", str(tmp_path / "b.safetensors"), "--weights", str(tmp_path / "state.pt")]) == 0
+    a, b = (load_classifier(tmp_path / f"{name}.safetensors") for name in "ab")
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    monkeypatch.setitem(tool.PLANS, tool.FIRST, tool.Plan((6, 9), 1))
+    capsys.readouterr()
+    options = ["--out", str(tmp_path / "c.safetensors"), "--weights", str(tmp_path / "state.pt")]
+    assert tool.main([*common, *options]) == 2
+    assert "which is no state of this network" in capsys.readouterr().err
+    assert not (tmp_path / "c.safetensors").exists()
+
+
+def test_what_will_not_do_is_one_sentence(tool, shades, tmp_path, capsys):
+    for options, says in (
+        ([str(tmp_path / "none")], "is not a folder"),
+        ([str(shades / "dark")], "has 0 classes; a classifier needs images of two at least"),
+        ([str(shades), "--size", "15"], "--size is 15; give an even number from 8"),
+        ([str(shades), "--epochs", "-1"], "--epochs is -1.0; give a positive number"),
+        ([str(shades), "--data", "x"], "--data is x, which is for mnist and cifar10"),
+        ([str(shades), "--out", str(tmp_path / "no" / "a.safetensors")], "there is no folder"),
+        (["mnist", "--data", str(tmp_path)], "which holds no MNIST; fetch"),
+        (["digits", "--second"], "the digits have one network"),
+    ):
+        assert tool.main([*options, *([] if "--out" in options else ["--out", str(tmp_path / "a.safetensors")])]) == 2, options
+        err = capsys.readouterr().err
+        assert says in err
+        assert err.count("error: ") == 1
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_images_are_shifted_each_by_its_own_and_their_edge_is_mirrored(tool):
+    x = torch.arange(8 * 64.0).reshape(8, 1, 8, 8)
+    moved = tool.shifted(x, torch.Generator().manual_seed(0), 2)
+    padded = torch.nn.functional.pad(x, (2,) * 4, mode="reflect")
+    places = {
+        next((i, j) for i in range(5) for j in range(5) if torch.equal(moved[k], padded[k, :, i : i + 8, j : j + 8])) for k in range(8)
+    }
+    assert len(places) > 3
+
+
+def test_the_digits_are_trained_as_ever(tool):
+    """The first update by hand: what is drawn, in which order, and how it is stepped."""
+    data = load_digits()
+    images, labels = data.images("train")[:100], data.labels("train")[:100]
+    network = tool.train_classifier(images, labels, epochs=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        other = tool.DigitClassifier()
+        optimizer = torch.optim.AdamW(other.parameters(), 2e-3, weight_decay=0.01)
+        index = torch.randperm(100)
+        logits = other.classify(torch.nn.functional.dropout(other(images[index]), 0.2))
+        torch.nn.functional.cross_entropy(logits, labels[index], label_smoothing=0.05).backward()
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True))
