@@ -328,6 +328,8 @@ def _train_recipe(
         keep_checkpoints=trainer.keep_checkpoints,
         ema_decay=recipe.method.ema_decay,
         ema_warmup=recipe.method.ema_warmup,
+        compile=trainer.compile,
+        data_on_device=trainer.data_on_device,
     )
     tracker = make_tracker(trainer.tracker if fabric.is_global_zero else "none", run.path, resolved(recipe))
     try:

@@ -60,6 +60,12 @@ class Trainer(Section):
     threads: PositiveInt | Literal["auto"] = Field(
         "auto", description="CPU threads; auto is 1 for small networks, and for others the fewest that are nearly as fast as more"
     )
+    compile: bool | Literal["reduce-overhead"] = Field(
+        False, description="compile the networks (torch.compile): faster steps after a slow first one; reduce-overhead: CUDA graphs, too"
+    )
+    data_on_device: bool | Literal["auto"] = Field(
+        "auto", description="keep the training images on the GPU; auto: where they take at most a tenth of its free memory"
+    )
     accumulate: PositiveInt = Field(1, description="parts of a batch whose gradients are added up, to save memory")
     workers: NonNegativeInt = Field(0, description="processes a device that read ahead, for data that does not lie in memory")
     log_every: PositiveInt = 50
