@@ -26,9 +26,10 @@ from torch import nn
 from fewstep.errors import UserError, first_line
 from fewstep.generator import Generator
 from fewstep.limits import cores
-from fewstep.methods.base import Batch, Method
+from fewstep.methods.base import Method
 from fewstep.networks.base import num_parameters
 from fewstep.recipe import Recipe, Trainer
+from fewstep.training.batches import random_batch
 from fewstep.training.learned import set_learning
 from fewstep.training.precision import FULL, MIXED, Mixed, in_precision
 
@@ -272,8 +273,7 @@ class _Probe:
     def _pass(self, twin: Method, precision: Precise, items: int) -> float:
         """Seconds of a step's losses and their gradients, each turn counting as often as it comes."""
         rng = torch.Generator().manual_seed(0)
-        label = None if self.num_classes is None else torch.arange(items) % self.num_classes
-        batch, scratch = Batch(2 * torch.rand(items, *self.shape, generator=rng) - 1, label), dict[str, Any]()
+        batch, scratch = random_batch(items, self.shape, self.num_classes, rng), dict[str, Any]()
         mixed, seconds = Mixed(), 0.0
         mixed.on = precision == MIXED
         networks = {name: in_precision(network, mixed) for name, network in twin.networks.items()}

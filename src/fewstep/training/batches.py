@@ -10,7 +10,6 @@ from fewstep.data import ImageData
 from fewstep.methods.base import Batch
 from fewstep.streams import dealt, parts
 
-
 OnDevice = bool | Literal["auto"]
 SHARE = 0.1  # of the memory of a GPU that is free, that images may take there for good
 
@@ -21,6 +20,16 @@ class TrainingData(Protocol):
     @property
     def train(self) -> Tensor:
         """All training items [N, ...]."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an item."""
+        ...
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes there are, or None."""
         ...
 
     def batch(self, index: Tensor, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -39,6 +48,12 @@ def on_the_device(data: TrainingData, device: torch.device, wanted: OnDevice) ->
         return data
     label = None if data.train_label is None else data.train_label.to(device)
     return replace(data, train=data.train.to(device), train_label=label)
+
+
+def random_batch(items: int, shape: tuple[int, ...], num_classes: int | None, rng: torch.Generator) -> Batch:
+    """So many random items [*shape] in [-1, 1], of all classes in turn, where `rng` is: to see what a step on such costs."""
+    label = None if num_classes is None else torch.arange(items, device=rng.device) % num_classes
+    return Batch(2 * torch.rand(items, *shape, generator=rng, device=rng.device) - 1, label)
 
 
 class Batches(Protocol):

@@ -36,7 +36,7 @@ class Called:
 
     """
 
-    def __init__(self, method: Method, fabric: Fabric, trained: tuple[str, ...], compile: Compile = False) -> None:  # noqa: A002
+    def __init__(self, method: Method, fabric: Fabric, trained: tuple[str, ...], compile: Compile = False) -> None:
         self.method, self.fabric, self.compile = method, fabric, compile
         self.wrapped: dict[str, _FabricModule] = {name: self._wrapped(method.networks[name]) for name in trained}
         plain: Mapping[str, nn.Module] = {name: self._compiled(network) for name, network in method.networks.items()}

@@ -36,7 +36,7 @@ from fewstep.training.loading import OnDevice, dealt_to, make_batches
 from fewstep.training.measuring import Measuring
 from fewstep.training.progress import Progress
 from fewstep.training.resume import Better, State, keep_if_best, restore, restore_best, save
-from fewstep.training.room import is_of_memory, too_large
+from fewstep.training.room import Room, is_of_memory
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.signals import StopNow, StopRequest
 from fewstep.training.standing import standing
@@ -120,10 +120,11 @@ class Loop:
         rng = Draws(settings.seed, settings.batch_size, *parts, fabric.device)
         dealt = dealt_to(fabric, settings.batch_size, settings.seed, settings.accumulate, settings.workers)
         batches = make_batches(data, dealt, rng, fabric.device, settings.data_on_device)
-        self.shape, self.num_classes = tuple(data.shape), data.num_classes
         self.state = State(method, trained, batches, ema, optimizers, dict.fromkeys(optimizers, 0), rng, settings.seed)
         self.state.items = getattr(data, "train_size", None)  # a stream does not say
         self.faults = Faults(fabric, run)
+        sizes = (tuple(data.shape), data.num_classes, settings.batch_size, settings.accumulate)
+        self.room = Room(method, self.called, optimizers, *sizes)
         self.saved: int | None = None  # the step of the last checkpoint
 
     def train(self, resume: bool = False) -> None:
@@ -179,19 +180,15 @@ class Loop:
     def advance(self) -> None:
         """One step: all turns that are due, on one batch in `accumulate` parts. Nothing is logged or saved.
 
-        Raises UserError for a loss that is not finite, for networks that cannot be compiled, and where memory runs out: with what would fit.
+        Raises UserError for a loss that is not finite, networks that cannot be compiled, and too little memory: then with what would fit.
         """
         try:
             with self.called.at_work():
                 self._advance()
-            return
         except Exception as error:
-            if not is_of_memory(error):
-                raise
-            cause = error.with_traceback(error.__traceback__)
-        state, settings = self.state, self.settings
-        sizes = (self.shape, self.num_classes, settings.batch_size, settings.accumulate, state.step + 1, self.faults.last_good())
-        raise too_large(cause, self.method, self.called, self.fabric, state.optimizers, *sizes) from None
+            if is_of_memory(error):
+                raise self.room.lacking(error, self.state.step + 1, self.faults.last_good()) from None
+            raise
 
     def _advance(self) -> None:
         state = self.state

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
 from fewstep.errors import UserError
 from fewstep.limits import in_units
-from fewstep.methods.base import Batch, Method
+from fewstep.methods.base import Method
+from fewstep.training.batches import random_batch
 from fewstep.training.called import Called
 
-NO_ROOM = ("can't allocate memory", "not enough memory", "out of memory")  # what torch says of main memory, and other devices
+NO_ROOM = ("can't allocate memory", "not enough memory", "out of memory")  # what torch says of main memory, and of other devices
 
 
 def is_of_memory(error: BaseException) -> bool:
@@ -21,126 +21,94 @@ def is_of_memory(error: BaseException) -> bool:
     return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in NO_ROOM))
 
 
-def too_large(
-    error: BaseException,
-    method: Method,
-    called: Called,
-    fabric: Fabric,
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    shape: tuple[int, ...],
-    num_classes: int | None,
-    batch_size: int,
-    accumulate: int,
-    step: int,
-    kept: str,
-) -> UserError:
-    """What is said of a step that ran out of memory; `method` is used up by it.
+class Room:
+    """What fits into memory, of a run that has run out of it.
 
     Args:
-        error: what was raised; what its frames hold is let go.
-        method: whose losses are tried on smaller and smaller parts of a batch.
+        method: whose losses are tried; it is used up by that.
         called: its networks.
-        fabric: the engine.
         optimizers: of each turn.
         shape: of an item.
         num_classes: of the data.
         batch_size: over all devices.
-        accumulate: the parts that a device's share was in.
-        step: the number of the step, from 1.
-        kept: what is left of the run, in words.
+        accumulate: the parts that a device's share of it is in.
 
     """
-    traceback.clear_frames(error.__traceback__)
-    for optimizer in optimizers.values():
-        optimizer.zero_grad(set_to_none=True)
-    device, devices = fabric.device, fabric.world_size
-    where = "memory"
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        properties = torch.cuda.get_device_properties(device)
-        where = f"memory on {properties.name} ({in_units(properties.total_memory)})"
-    whole, share = method.needs_whole_batch is not None, batch_size // devices
-    now = f"batch_size {batch_size}" + (f" and trainer.accumulate {accumulate}" if accumulate > 1 else "")
-    told = f"step {step}: out of {where} with {now}, {share // accumulate} items at once. Nothing is lost: {kept}. "
-    fitting = _fitting(method, called, device, optimizers, shape, num_classes, share, accumulate, devices > 1)
-    if fitting is None:
-        smaller = "a smaller network (network.*)" + ("" if called_in_bf16(fabric) else ", or trainer.precision=bf16-mixed")
-        return UserError(f"{told}Not even {_least(method)} item{'s' * (_least(method) > 1)} at once would fit: give {smaller}")
-    parts, tried = fitting
-    if whole:
-        smaller = f"batch_size={share // parts * devices}"
-        return UserError(f"{told}{smaller} fits{tried}; train with it into another folder ({method.needs_whole_batch})")
-    return UserError(f"{told}trainer.accumulate={parts} fits{tried}: the same batch in {parts} parts; go on with --resume and that")
 
+    def __init__(
+        self,
+        method: Method,
+        called: Called,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        shape: tuple[int, ...],
+        num_classes: int | None,
+        batch_size: int,
+        accumulate: int,
+    ) -> None:
+        self.method, self.called, self.optimizers = method, called, optimizers
+        self.shape, self.num_classes, self.batch_size, self.accumulate = shape, num_classes, batch_size, accumulate
+        self.device, self.devices = called.fabric.device, called.fabric.world_size
 
-def called_in_bf16(fabric: Fabric) -> bool:
-    """Whether the engine works in bfloat16 already."""
-    return bool(getattr(fabric.strategy.precision, "on", False))
+    def lacking(self, error: BaseException, step: int, kept: str) -> UserError:
+        """What is said where step number `step`, from 1, ended in `error`, and what is left of the run is `kept`, in words."""
+        self._let_go(error)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        where = "memory"
+        if self.device.type == "cuda":
+            gpu = torch.cuda.get_device_properties(self.device)
+            where = f"memory on {gpu.name} ({in_units(gpu.total_memory)})"
+        share = self.batch_size // self.devices
+        now = f"batch_size {self.batch_size}" + (f" and trainer.accumulate {self.accumulate}" if self.accumulate > 1 else "")
+        told = f"step {step}: out of {where} with {now}, {share // self.accumulate} items at once. Nothing is lost: {kept}. "
+        fitting = self._fitting(share)
+        if fitting is None:
+            mixed = getattr(self.called.fabric.strategy.precision, "on", False)
+            otherwise = "" if mixed else ", or trainer.precision=bf16-mixed"
+            return UserError(f"{told}Fewer items would not help, or the method needs them: take a smaller network (network.*){otherwise}")
+        parts, how = fitting
+        if (reason := self.method.needs_whole_batch) is not None:
+            smaller = f"batch_size={share // parts * self.devices}"
+            return UserError(
+                f"{told}{smaller} {how}: train with that into another folder, for a batch is learned from as a whole ({reason})"
+            )
+        return UserError(f"{told}trainer.accumulate={parts} {how}: the same batch in {parts} parts; go on with --resume and that")
 
+    def _let_go(self, error: BaseException) -> None:
+        """What the frames of `error` hold, all activations among it."""
+        traceback.clear_frames(error.__traceback__)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
-def _least(method: Method) -> int:
-    return max(1, method.least_items)
+    def _fitting(self, share: int) -> tuple[int, str] | None:
+        """Into how many parts a device's `share` of a batch has to go, and how that is known; None where not even the least fits.
 
+        Among several processes nothing can be tried, for the others wait in the middle of their step.
+        """
+        parts = self.accumulate
+        while True:
+            parts = next((number for number in range(2 * parts, share + 1) if share % number == 0), 0)
+            if not parts or share // parts < self.method.least_items:
+                return None
+            if self.devices > 1:
+                return parts, "takes about half as much"
+            try:
+                self._try(share // parts)
+            except Exception as error:
+                if not is_of_memory(error):
+                    raise
+                self._let_go(error)
+                continue
+            return parts, f"fits (a step of {share // parts} items at once was tried)"
 
-def _fitting(
-    method: Method,
-    called: Called,
-    device: torch.device,
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    shape: tuple[int, ...],
-    num_classes: int | None,
-    share: int,
-    accumulate: int,
-    several: bool,
-) -> tuple[int, str] | None:
-    """Into how many parts a device's `share` of a batch has to go, and how that is known; None where not even the least fits.
-
-    Among `several` processes nothing can be tried, for the others wait in the middle of their step: half as much is what is told.
-    """
-    parts = accumulate
-    while True:
-        parts = next((number for number in range(2 * parts, share + 1) if share % number == 0), 0)
-        if not parts or share // parts < _least(method):
-            return None
-        if several:
-            return parts, " if half as much does"
-        try:
-            _tried(method, called, device, optimizers, shape, num_classes, share // parts)
-        except Exception as error:
-            if not is_of_memory(error):
-                raise
-            traceback.clear_frames(error.__traceback__)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            continue
-        return parts, f" ({share // parts} items at once were tried)"
-
-
-def _tried(
-    method: Method,
-    called: Called,
-    device: torch.device,
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    shape: tuple[int, ...],
-    num_classes: int | None,
-    items: int,
-) -> None:
-    """The losses of a step and their gradients on so many random items, beside the moments that the optimisers keep."""
-    moments = [
-        torch.empty_like(p)
-        for optimizer in optimizers.values()
-        if not optimizer.state
-        for group in optimizer.param_groups
-        for p in group["params"]
-        for _ in range(2)
-    ]
-    rng = torch.Generator(device).manual_seed(0)
-    label = None if num_classes is None else torch.arange(items, device=device) % num_classes
-    batch, scratch = Batch(2 * torch.rand(items, *shape, generator=rng, device=device) - 1, label), dict[str, Any]()
-    for turn in method.turns:
-        networks = called.in_turn(turn)
-        learning = [p for name in turn.trains for p in called.parameters[name]]
-        # kept until the turn ends, as gradients are
-        gradients = torch.autograd.grad(method.loss(turn.name, networks, batch, rng, scratch).loss, learning, allow_unused=True)
-        del gradients
-    del moments
+    def _try(self, items: int) -> None:
+        """The losses of a step and their gradients on so many items, beside the moments that the optimisers are yet to make."""
+        unmade = [optimizer for optimizer in self.optimizers.values() if not optimizer.state]
+        moments = [torch.empty_like(p) for optimizer in unmade for group in optimizer.param_groups for p in group["params"] for _ in "mv"]
+        rng, scratch = torch.Generator(self.device).manual_seed(0), dict[str, Any]()
+        batch = random_batch(items, self.shape, self.num_classes, rng)
+        for turn in self.method.turns:
+            networks = self.called.in_turn(turn)
+            learning = [p for name in turn.trains for p in self.called.parameters[name]]
+            torch.autograd.grad(self.method.loss(turn.name, networks, batch, rng, scratch).loss, learning, allow_unused=True)
+        del moments
