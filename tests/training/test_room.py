@@ -41,9 +41,15 @@ def out_of_memory(name, most, teacher, folder, monkeypatch, batch_size=24, accum
 
 
 @pytest.mark.parametrize(
-    ("most", "accumulate", "parts", "items"), [(12, 1, 2, 12), (11, 1, 3, 8), (8, 2, 4, 6), (5, 1, 6, 4), (1, 1, 24, 1)]
+    ("most", "accumulate", "parts", "items", "error"),
+    [
+        (12, 1, 2, 12, torch.OutOfMemoryError),
+        (11, 1, 4, 6, MemoryError),
+        (8, 2, 4, 6, RuntimeError),
+        (5, 1, 8, 3, torch.OutOfMemoryError),
+        (1, 1, 24, 1, torch.OutOfMemoryError),
+    ],
 )
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, RuntimeError])
 def test_the_parts_that_fit_are_found(most, accumulate, parts, items, error, still_teacher, tmp_path, monkeypatch):
     text = out_of_memory("teacher", most, still_teacher, tmp_path, monkeypatch, accumulate=accumulate, error=error)
     now = "batch_size 24" + (f" and trainer.accumulate {accumulate}" if accumulate > 1 else "")
@@ -54,7 +60,7 @@ def test_the_parts_that_fit_are_found(most, accumulate, parts, items, error, sti
 
 def test_a_method_that_needs_the_whole_batch_gets_a_smaller_one(still_teacher, tmp_path, monkeypatch):
     text = out_of_memory("dmd2, gan and r1", 7, still_teacher, tmp_path, monkeypatch)
-    assert "batch_size=6 fits (a step of 6 items at once was tried): train with that into another folder" in text
+    assert "batch_size=6 fits (a step of 6 items at once was tried); train with that into another folder" in text
     assert "accumulate" not in text
 
 
