@@ -2,7 +2,8 @@
 
     python benchmarks/step_overhead.py [--repeats 15] [--only digits]
 
-For each turn (teacher, generator, fake) and each network (digits; the 32x32 one), the time of the whole step in the loop -
+For each turn (teacher, generator, fake) and each network (digits; the 32x32 one of photos; those of the recipes for MNIST at
+28x28 and CIFAR-10 at 32x32, on random images of that shape, so that no data set is needed), the time of the whole step in the loop -
 data, noise, loss, clipping, AdamW, EMA, logging - over the time of the bare forward and backward passes. Step and passes
 alternate in one process; the figure is the median of the pairwise ratios. Peak memory is read in a process of its own for
 each. Writes results/step_overhead.json.
@@ -20,29 +21,27 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from fewstep.build import load_data, make_method
+from fewstep.build import make_method
 from fewstep.evaluation import machine
 from fewstep.methods.dmd2 import DMD2
 from fewstep.recipe import load_recipe
 from fewstep.run import choose_threads
 from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
-from measuring import peak_mib, timed
+from measuring import BATCH, data_for, peak_mib, recipe_name, timed
 
 RESULTS = Path(__file__).parent / "results" / "step_overhead.json"
-BATCH = {"digits": 64, "photos": 64}
 TURNS = ("teacher", "generator dmd", "generator sid", "fake")
 
 
 def setting(network: str, turn: str, folder: Path, precision: str = "32-true") -> tuple[Callable[[], None], Callable[[], None]]:
     """(whole step, bare passes) of one turn."""
-    recipe = load_recipe(f"teacher/{network}", ("method.label_dropout=0",))
-    data = load_data(recipe.data)
+    recipe, data = load_recipe(recipe_name("teacher", network), ("method.label_dropout=0",)), data_for(network)
     teacher = make_method(recipe, data)
     torch.set_num_threads(choose_threads("auto", teacher.networks["denoiser"], data.shape))
     method = teacher
     if turn != "teacher":
-        settings = load_recipe(f"dmd2/{network}", (f"method.teacher={folder}",))
+        settings = load_recipe(recipe_name("dmd2", network), (f"method.teacher={folder}",))
         RunFolder(folder).save_model(teacher.ship(teacher.networks["denoiser"], 0), folder)
         settings.method.loss = "sid" if turn.endswith("sid") else "dmd"
         method = make_method(settings, data)
