@@ -87,9 +87,9 @@ def test_what_is_given_or_has_a_rule_is_not_measured(recipe, line, able, monkeyp
 @pytest.mark.parametrize(
     ("capability", "precision", "line"),
     [
-        ((9, 0), "bf16-mixed", "precision: bf16, which this GPU is made for"),
-        ((8, 0), "bf16-mixed", "precision: bf16, which this GPU is made for"),
-        ((7, 5), "32-true", "precision: fp32, for this GPU has no bf16 arithmetic"),
+        ((9, 0), "bf16-mixed", "precision: bf16, which this GPU is made for; fp32 products by TF32"),
+        ((8, 0), "bf16-mixed", "precision: bf16, which this GPU is made for; fp32 products by TF32"),
+        ((7, 5), "32-true", "precision: fp32, for this GPU has no bf16 arithmetic; fp32 products by TF32"),
     ],
 )
 def test_a_gpu_says_what_it_has(capability, precision, line, monkeypatch):

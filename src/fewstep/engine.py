@@ -130,6 +130,8 @@ def choose(
         if device.type == "cpu":
             threads, why = _threads(recipe, threads, precision, probe, processes, begun)
             lines.append(f"CPU threads: {threads}{why}")
+        elif device.type == "cuda":
+            lines.append("fp32 products by TF32")  # in a step, see `fewstep.training.called`
     finally:
         torch.set_num_threads(before)
     return Chosen(precision, threads, "; ".join(lines))
