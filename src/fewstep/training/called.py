@@ -3,7 +3,7 @@
 `torch.compile` gets wrappers of its own, so the method's networks, and with them checkpoints, averages and what ships, stay as they are.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -39,10 +39,13 @@ class Called:
     def __init__(self, method: Method, fabric: Fabric, trained: tuple[str, ...], compile: Compile = False) -> None:
         self.method, self.fabric, self.compile = method, fabric, compile
         self.wrapped: dict[str, _FabricModule] = {name: self._wrapped(method.networks[name]) for name in trained}
-        plain: Mapping[str, nn.Module] = {name: self._compiled(network) for name, network in method.networks.items()}
+        standing = {name: self._compiled(network) for name, network in method.networks.items()}
+        learning: dict[str, Any] = {**self.wrapped}
+        if compile and fabric.world_size == 1:  # the engine would send other entrances through what is compiled
+            learning = {name: Beside(wrapped, method.networks[name]) for name, wrapped in self.wrapped.items()}
         self.standing, self.learning = (  # as they are called while they do not learn, and while they do
             {name: self._kept(in_precision(module, fabric.strategy.precision)) for name, module in modules.items()}
-            for modules in (plain, self.wrapped)
+            for modules in (standing, learning)
         )
         # asked for once: to go through all modules takes longer than an average's step
         self.parameters = {name: list(learned(network).values()) for name, network in method.networks.items()}
@@ -82,9 +85,8 @@ class Called:
     def _wrapped(self, network: nn.Module) -> _FabricModule:
         """`network` as the engine runs it, other entrances than ``forward`` included."""
         wrapped: _FabricModule = self.fabric.setup_module(self._compiled(network))
-        if not self.compile or self.fabric.world_size > 1:  # or else they would be compiled, too
-            for entrance in getattr(network, "forward_methods", ()):
-                wrapped.mark_forward_method(entrance)
+        for entrance in getattr(network, "forward_methods", ()):
+            wrapped.mark_forward_method(entrance)
         return wrapped
 
     def _compiled(self, network: nn.Module) -> Any:
@@ -94,6 +96,20 @@ class Called:
 
     def _kept(self, network: Any) -> Any:
         return Kept(network) if self.compile == GRAPHS else network
+
+
+class Beside:
+    """A network that is called as `wrapped`, and by its other entrances as it is."""
+
+    def __init__(self, wrapped: nn.Module, network: nn.Module) -> None:
+        self.wrapped, self.network = wrapped, network
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the network gives."""
+        return self.wrapped(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["network"], name)
 
 
 class Kept:
