@@ -121,9 +121,7 @@ def main() -> None:
     parser.add_argument("--only", choices=list(BATCH))
     parser.add_argument("--turn", choices=TURNS)
     parser.add_argument("--precision", default="32-true", help="bf16-mixed on a GPU")
-    parser.add_argument(
-        "--clock", choices=list(CLOCKS), default="wall", help="cpu: seconds of this process alone, on a machine that is busy"
-    )
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: seconds of this process alone, for a busy machine")
     parser.add_argument("--memory", choices=("step", "passes"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
