@@ -26,13 +26,13 @@ from fewstep.methods.base import Batch, Method, Turn
 from fewstep.methods.devices import move
 from fewstep.own_parts import check_output
 from fewstep.streams import Draws
-from fewstep.training.batches import TrainingData
+from fewstep.training.batches import OnDevice, TrainingData
 from fewstep.training.called import Called, Compile
 from fewstep.training.ema import EMA
 from fewstep.training.faults import Faults, reduced
 from fewstep.training.health import SETTLED, alarms
 from fewstep.training.learned import learned
-from fewstep.training.loading import OnDevice, dealt_to, make_batches
+from fewstep.training.loading import dealt_to, make_batches
 from fewstep.training.measuring import Measuring
 from fewstep.training.progress import Progress
 from fewstep.training.resume import Better, State, keep_if_best, restore, restore_best, save
@@ -123,8 +123,7 @@ class Loop:
         self.state = State(method, trained, batches, ema, optimizers, dict.fromkeys(optimizers, 0), rng, settings.seed)
         self.state.items = getattr(data, "train_size", None)  # a stream does not say
         self.faults = Faults(fabric, run)
-        sizes = (tuple(data.shape), data.num_classes, settings.batch_size, settings.accumulate)
-        self.room = Room(method, self.called, optimizers, *sizes)
+        self.room = Room(method, self.called, optimizers, data, settings.batch_size, settings.accumulate)
         self.saved: int | None = None  # the step of the last checkpoint
 
     def train(self, resume: bool = False) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from fewstep.data.own import ForeignData
 from fewstep.errors import UserError
 from fewstep.limits import in_units
 from fewstep.methods.base import Method
-from fewstep.training.batches import random_batch
+from fewstep.training.batches import TrainingData, random_batch
 from fewstep.training.called import Called
 
 NO_ROOM = ("can't allocate memory", "not enough memory", "out of memory")  # what torch says of main memory, and of other devices
@@ -28,8 +29,7 @@ class Room:
         method: whose losses are tried; it is used up by that.
         called: its networks.
         optimizers: of each turn.
-        shape: of an item.
-        num_classes: of the data.
+        data: tells the shape of an item and the classes.
         batch_size: over all devices.
         accumulate: the parts that a device's share of it is in.
 
@@ -39,14 +39,13 @@ class Room:
         self,
         method: Method,
         called: Called,
-        optimizers: Mapping[str, torch.optim.Optimizer],
-        shape: tuple[int, ...],
-        num_classes: int | None,
+        optimizers: Mapping[str, Any],
+        data: TrainingData | ForeignData,
         batch_size: int,
         accumulate: int,
     ) -> None:
         self.method, self.called, self.optimizers = method, called, optimizers
-        self.shape, self.num_classes, self.batch_size, self.accumulate = shape, num_classes, batch_size, accumulate
+        self.data, self.batch_size, self.accumulate = data, batch_size, accumulate
         self.device, self.devices = called.fabric.device, called.fabric.world_size
 
     def lacking(self, error: BaseException, step: int, kept: str) -> UserError:
@@ -106,7 +105,7 @@ class Room:
         unmade = [optimizer for optimizer in self.optimizers.values() if not optimizer.state]
         moments = [torch.empty_like(p) for optimizer in unmade for group in optimizer.param_groups for p in group["params"] for _ in "mv"]
         rng, scratch = torch.Generator(self.device).manual_seed(0), dict[str, Any]()
-        batch = random_batch(items, self.shape, self.num_classes, rng)
+        batch = random_batch(items, tuple(self.data.shape), self.data.num_classes, rng)
         for turn in self.method.turns:
             networks = self.called.in_turn(turn)
             learning = [p for name in turn.trains for p in self.called.parameters[name]]
