@@ -121,19 +121,15 @@ def choose(
 
     """
     probe = _Probe(recipe, method, shape, num_classes, processes)
-    before = torch.get_num_threads()
-    try:
-        threads = choose_threads(recipe.trainer.threads, method.networks[method.ships], shape)
-        torch.set_num_threads(max(1, threads // processes))
-        precision, why = _precision(recipe, method, shape, device, probe, begun)
-        lines = [f"precision: {'bf16' if precision == MIXED else 'fp32'}{why}"]
-        if device.type == "cpu":
-            threads, why = _threads(recipe, threads, precision, probe, processes, begun)
-            lines.append(f"CPU threads: {threads}{why}")
-        elif device.type == "cuda":
-            lines.append("fp32 products by TF32")  # in a step, see `fewstep.training.called`
-    finally:
-        torch.set_num_threads(before)
+    threads = choose_threads(recipe.trainer.threads, method.networks[method.ships], shape)
+    probe.threads = max(1, threads // processes)
+    precision, why = _precision(recipe, method, shape, device, probe, begun)
+    lines = [f"precision: {'bf16' if precision == MIXED else 'fp32'}{why}"]
+    if device.type == "cpu":
+        threads, why = _threads(recipe, threads, precision, probe, processes, begun)
+        lines.append(f"CPU threads: {threads}{why}")
+    elif device.type == "cuda":
+        lines.append("fp32 products by TF32")  # in a step, see `fewstep.training.called`
     return Chosen(precision, threads, "; ".join(lines))
 
 
@@ -210,17 +206,18 @@ class _Probe:
 
     Attributes:
         fault: what went wrong, where nothing could be timed.
+        threads: of this process, while precisions are compared.
 
     """
 
     def __init__(self, recipe: Recipe, method: Method, shape: tuple[int, ...], num_classes: int | None, processes: int) -> None:
         self.recipe, self.method, self.shape, self.num_classes = recipe, method, shape, num_classes
         self.most = max(1, recipe.batch_size // (processes * recipe.trainer.accumulate))
-        self.fault = ""
+        self.fault, self.threads = "", 1
 
     def speedup(self) -> float | None:
         """How many times as fast bfloat16 is as float32; None where that could not be tried."""
-        ways: dict[Any, tuple[Precise, int]] = {name: (name, torch.get_num_threads()) for name in (FULL, MIXED)}
+        ways: dict[Any, tuple[Precise, int]] = {name: (name, self.threads) for name in (FULL, MIXED)}
         rounds = self._alternating(ways)
         return None if rounds is None else statistics.median(one[FULL] / one[MIXED] for one in rounds)
 
