@@ -47,11 +47,21 @@ def compiler():
         pytest.skip("no C++ compiler")
 
 
-def test_a_compiled_run_learns_the_same_under_the_same_names(compiler, done, still_teacher, tmp_path):
-    """A student with a frozen teacher and a gradient through it; the run then goes on without compiling, and the other way round."""
-    options = (f"method.teacher={still_teacher}", "steps=2", "batch_size=8", "trainer.accelerator=cpu", "trainer.checkpoint_every=1")
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("teacher/ring", ("network.widths=[8]",)),
+        # a frozen teacher, and a gradient through it: some minutes of a C++ compiler
+        pytest.param("dmd2/digits", ("method.teacher={teacher}",), marks=pytest.mark.slow),
+    ],
+)
+def test_a_compiled_run_learns_the_same_under_the_same_names(recipe, options, compiler, done, still_teacher, tmp_path, monkeypatch):
+    """It then goes on without compiling."""
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # or else processes are started for it
+    given = (option.replace("{teacher}", str(still_teacher)) for option in options)
+    options = (*given, "steps=2", "batch_size=8", "trainer.accelerator=cpu", "trainer.checkpoint_every=1")
     for name, compiled in (("plain", False), ("compiled", True)):
-        done("train", "dmd2/digits", *options, f"trainer.compile={str(compiled).lower()}", "--out", tmp_path / name)
+        done("train", recipe, *options, f"trainer.compile={str(compiled).lower()}", "--out", tmp_path / name)
     plain, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "compiled"))
     assert plain.keys() == other.keys()
     for key, value in plain.items():
@@ -59,7 +69,7 @@ def test_a_compiled_run_learns_the_same_under_the_same_names(compiler, done, sti
     for path in (tmp_path / "compiled").rglob("*.safetensors"):
         assert not any("_orig_mod" in key for key in load_file(path)), path
     assert b"_orig_mod" not in (tmp_path / "compiled" / "checkpoints" / "step_2" / "optimizers.pt").read_bytes()
-    going = done("train", "dmd2/digits", *options, "steps=3", "--out", tmp_path / "compiled", "--resume").err
+    going = done("train", recipe, *options, "steps=3", "--out", tmp_path / "compiled", "--resume").err
     assert "going on from step 2" in going
 
 
