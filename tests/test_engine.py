@@ -244,7 +244,7 @@ def test_a_run_says_records_and_keeps_what_it_chose(paying, done, tmp_path, monk
 
 def test_a_run_goes_on_bit_for_bit_though_it_would_choose_otherwise_now(paying, done, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    cadence = ("trainer.log_every=1", "trainer.checkpoint_every=2", "method.optimizer.warmup=0")
+    cadence = ("trainer.log_every=1", "trainer.checkpoint_every=2", "method.optimizer.warmup=0", "method.optimizer.decay_from=1")
     done("train", "teacher/digits", *SHORT, *cadence, "--out", whole)
     done("train", "teacher/digits", *SHORT, *cadence, "steps=2", "--out", parts)
     monkeypatch.setattr(engine, "has_bf16", lambda: False)

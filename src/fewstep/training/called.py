@@ -38,10 +38,12 @@ class Called:
 
     def __init__(self, method: Method, fabric: Fabric, trained: tuple[str, ...], compile: Compile = False) -> None:
         self.method, self.fabric, self.compile = method, fabric, compile
+        # whether other entrances than forward go through the engine, which would send them through what is compiled
+        self.through = not compile or fabric.world_size > 1
         self.wrapped: dict[str, _FabricModule] = {name: self._wrapped(method.networks[name]) for name in trained}
         standing = {name: self._compiled(network) for name, network in method.networks.items()}
         learning: dict[str, Any] = {**self.wrapped}
-        if compile and fabric.world_size == 1:  # the engine would send other entrances through what is compiled
+        if not self.through:
             learning = {name: Beside(wrapped, method.networks[name]) for name, wrapped in self.wrapped.items()}
         self.standing, self.learning = (  # as they are called while they do not learn, and while they do
             {name: self._kept(in_precision(module, fabric.strategy.precision)) for name, module in modules.items()}
@@ -85,7 +87,7 @@ class Called:
     def _wrapped(self, network: nn.Module) -> _FabricModule:
         """`network` as the engine runs it, other entrances than ``forward`` included."""
         wrapped: _FabricModule = self.fabric.setup_module(self._compiled(network))
-        for entrance in getattr(network, "forward_methods", ()):
+        for entrance in getattr(network, "forward_methods", ()) if self.through else ():
             wrapped.mark_forward_method(entrance)
         return wrapped
 
