@@ -1,4 +1,4 @@
-"""What the benchmarks of single steps share: the time of a call, taken in turns, and the peak memory of a process."""
+"""What the benchmarks of single steps share: what they are of, the time of a call, taken in turns, and the peak memory of a process."""
 
 import time
 from collections.abc import Callable
@@ -6,16 +6,42 @@ from pathlib import Path
 
 import torch
 
+from fewstep.build import Data, load_data
+from fewstep.data import ImageData
+from fewstep.recipe import load_recipe, shipped_recipes
 
-def timed(call: Callable[[], object]) -> float:
-    """Seconds of one call, with what it left running on a GPU."""
+# random images of the shape of a data set that need not be there, and the recipes, the first of which that is shipped gives the network
+SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+NETWORKS = {"cifar10": ("cifar10_cpu", "cifar10_small")}
+BATCH = {"digits": 64, "photos": 64, "mnist": 64, "cifar10": 64}
+
+
+def recipe_name(method: str, network: str) -> str:
+    """The shipped recipe of `method` for what is called `network` here."""
+    names = [f"{method}/{name}" for name in NETWORKS.get(network, (network,))]
+    return next(name for name in names if name in shipped_recipes())
+
+
+def data_for(network: str) -> Data:
+    """The data of `network`: as shipped, or random bytes of the shape and in ten classes."""
+    if network not in SHAPES:
+        return load_data(load_recipe(recipe_name("teacher", network)).data)
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (1100, *SHAPES[network]), dtype=torch.uint8, generator=rng)
+    label = torch.arange(len(pixels)) % 10
+    names = tuple(str(k) for k in range(10))
+    return ImageData(network, pixels[:1000], pixels[1000:], label[:1000], label[1000:], 127.5, names, flip=network == "cifar10")
+
+
+def timed(call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call by `clock`, with what it left running on a GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    began = time.perf_counter()
+    began = clock()
     call()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def peak_mib() -> float:

@@ -2,7 +2,8 @@
 
     python benchmarks/step_overhead.py [--repeats 15] [--only digits]
 
-For each turn (teacher, generator, fake) and each network (digits; the 32x32 one), the time of the whole step in the loop -
+For each turn (teacher, generator, fake) and each network (digits; the 32x32 one of photos; those of the recipes for MNIST at
+28x28 and CIFAR-10 at 32x32, on random images of that shape, so that no data set is needed), the time of the whole step in the loop -
 data, noise, loss, clipping, AdamW, EMA, logging - over the time of the bare forward and backward passes. Step and passes
 alternate in one process; the figure is the median of the pairwise ratios. Peak memory is read in a process of its own for
 each. Writes results/step_overhead.json.
@@ -14,42 +15,41 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from lightning_fabric import Fabric
 
-from fewstep.build import load_data, make_method
+from fewstep.build import make_method
+from fewstep.engine import choose_threads, make_fabric
 from fewstep.evaluation import machine
 from fewstep.methods.dmd2 import DMD2
-from fewstep.recipe import load_recipe
-from fewstep.run import choose_threads
+from fewstep.recipe import Trainer, load_recipe
 from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
-from measuring import peak_mib, timed
+from measuring import BATCH, data_for, peak_mib, recipe_name, timed
 
 RESULTS = Path(__file__).parent / "results" / "step_overhead.json"
-BATCH = {"digits": 64, "photos": 64}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 TURNS = ("teacher", "generator dmd", "generator sid", "fake")
 
 
 def setting(network: str, turn: str, folder: Path, precision: str = "32-true") -> tuple[Callable[[], None], Callable[[], None]]:
     """(whole step, bare passes) of one turn."""
-    recipe = load_recipe(f"teacher/{network}", ("method.label_dropout=0",))
-    data = load_data(recipe.data)
+    recipe, data = load_recipe(recipe_name("teacher", network), ("method.label_dropout=0",)), data_for(network)
     teacher = make_method(recipe, data)
     torch.set_num_threads(choose_threads("auto", teacher.networks["denoiser"], data.shape))
     method = teacher
     if turn != "teacher":
-        settings = load_recipe(f"dmd2/{network}", (f"method.teacher={folder}",))
+        settings = load_recipe(recipe_name("dmd2", network), (f"method.teacher={folder}",))
         RunFolder(folder).save_model(teacher.ship(teacher.networks["denoiser"], 0), folder)
         settings.method.loss = "sid" if turn.endswith("sid") else "dmd"
         method = make_method(settings, data)
         assert isinstance(method, DMD2)
         method.turns = tuple(t for t in method.turns if t.name == ("guidance" if turn == "fake" else "generator"))
         method.turns = (type(method.turns[0])(method.turns[0].name, method.turns[0].trains, method.turns[0].optimizer, every=1),)
-    fabric = Fabric(accelerator="auto", devices=1, precision=precision)
+    fabric = make_fabric(Trainer(precision=precision))
     loop = Loop(method, data, fabric, RunFolder(folder), LoopSettings(steps=10**6, batch_size=BATCH[network]))
     bare = {name: module.network for name, module in method.networks.items()}
     x = torch.randn(BATCH[network], *data.shape, device=fabric.device)
@@ -81,13 +81,13 @@ def setting(network: str, turn: str, folder: Path, precision: str = "32-true") -
     return loop.advance, passes
 
 
-def measure(network: str, turn: str, repeats: int, precision: str) -> dict:
+def measure(network: str, turn: str, repeats: int, precision: str, clock: str) -> dict:
     """The overhead of one turn, and the peak memory of a process that does only the step or only the passes."""
     with tempfile.TemporaryDirectory() as folder:
         step, passes = setting(network, turn, Path(folder), precision)
         for call in (step, passes, step, passes):
             call()
-        pairs = [(timed(step), timed(passes)) for _ in range(repeats)]
+        pairs = [(timed(step, CLOCKS[clock]), timed(passes, CLOCKS[clock])) for _ in range(repeats)]
     ratio = statistics.median(a / b for a, b in pairs)
     row = {
         "network": network,
@@ -95,6 +95,7 @@ def measure(network: str, turn: str, repeats: int, precision: str) -> dict:
         "batch": BATCH[network],
         "threads": torch.get_num_threads(),
         "repeats": repeats,
+        "clock": clock,
         "ratio": ratio,
     }
     row |= {"step_ms": 1e3 * statistics.median(a for a, _ in pairs), "passes_ms": 1e3 * statistics.median(b for _, b in pairs)}
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--only", choices=list(BATCH))
     parser.add_argument("--turn", choices=TURNS)
     parser.add_argument("--precision", default="32-true", help="bf16-mixed on a GPU")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: seconds of this process alone, for a busy machine")
     parser.add_argument("--memory", choices=("step", "passes"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
@@ -129,7 +131,8 @@ def main() -> None:
     print(f"{'network':8} {'turn':14} {'ratio':>6} {'step ms':>9} {'passes ms':>9} {'step MiB':>9} {'passes MiB':>10}")
     for network in [arguments.only] if arguments.only else BATCH:
         for turn in [arguments.turn] if arguments.turn else TURNS:
-            row = measure(network, turn, arguments.repeats if network == "digits" else max(7, arguments.repeats // 3), arguments.precision)
+            repeats = arguments.repeats if network == "digits" else max(7, arguments.repeats // 3)
+            row = measure(network, turn, repeats, arguments.precision, arguments.clock)
             rows.append(row)
             print(
                 f"{network:8} {turn:14} {row['ratio']:6.3f} {row['step_ms']:9.1f} {row['passes_ms']:9.1f} "

@@ -9,8 +9,8 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-# subprocesses inherit these; the Hub's is read when huggingface_hub is imported
-os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "HF_HUB_OFFLINE": "1"}
+# subprocesses inherit these; the Hub's is read when huggingface_hub is imported; without bfloat16 no run measures which it takes
+os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "HF_HUB_OFFLINE": "1", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
 
 import pytest
 import torch

@@ -2,34 +2,32 @@
 
 import contextlib
 import functools
-import math
 import subprocess
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from fewstep.build import Data, in_memory, load_data, make_method, note, training_data
 from fewstep.data import PointData
 from fewstep.data.audit import audit
 from fewstep.data.beforehand import beforehand
 from fewstep.data.own import ForeignData
-from fewstep.errors import UserError, first_line
+from fewstep.engine import Chosen, choose, make_fabric, settle
+from fewstep.engine import choose_threads as choose_threads
+from fewstep.errors import UserError
 from fewstep.files import at_home, held_folder, replace_file
 from fewstep.finding import settled
 from fewstep.generator import Generator, load
 from fewstep.hub import NotHad
-from fewstep.limits import cores
 from fewstep.methods.base import Method
 from fewstep.metrics.figures import choices
 from fewstep.networks.base import num_parameters
 from fewstep.own_parts import named_faults
-from fewstep.recipe import Recipe, Trainer, load_recipe, resolved
+from fewstep.recipe import Recipe, load_recipe, resolved
 from fewstep.run_data import as_recorded, keep, tell
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder
@@ -40,51 +38,6 @@ if TYPE_CHECKING:
 
     from fewstep.training.loop import Loop
     from fewstep.training.measuring import Measuring
-
-# below this many multiply-adds an image, a second CPU thread costs more than it brings (measured: README, "Threads")
-THREADS_FROM = 1e9
-
-
-def choose_threads(threads: int | str, network: nn.Module, shape: tuple[int, ...]) -> int:
-    """CPU threads for `network` on items of `shape`: `threads` itself, or for "auto" 1 if the network is small, else all cores."""
-    if isinstance(threads, int):
-        if threads > (most := max(16, 4 * cores())):
-            raise UserError(f"threads is {threads}; this machine has {cores()} core{'s' * (cores() > 1)}: give at most {most}, or auto")
-        return threads
-    work = num_parameters(network) * math.prod(shape[1:])  # bounds a convolutional network's multiply-adds from above
-    if work < THREADS_FROM:
-        return 1
-    return cores()
-
-
-def make_fabric(trainer: Trainer) -> "Fabric":
-    """lightning-fabric as the trainer section says. Raises UserError for what this machine does not offer."""
-    from lightning_fabric import Fabric
-    from lightning_fabric.strategies.ddp import DDPStrategy
-
-    from fewstep.training.precision import MIXED, Mixed
-
-    several = trainer.strategy == "ddp" or trainer.devices != 1 or trainer.num_nodes > 1
-    strategy = DDPStrategy(broadcast_buffers=False) if several else "auto"
-    mixed = Mixed() if trainer.precision == MIXED else None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a GPU lies idle, when the user asked for the CPU
-            fabric = Fabric(
-                accelerator=trainer.accelerator,
-                devices=trainer.devices,
-                strategy=strategy,
-                precision=None if mixed else trainer.precision,
-                plugins=mixed,
-                num_nodes=trainer.num_nodes,
-            )
-    except Exception as error:  # Fabric raises several kinds for what a machine lacks
-        raise UserError(
-            f"trainer: this machine cannot run {trainer.accelerator} with precision {trainer.precision}: {first_line(error)}"
-        ) from error
-    if mixed is not None:
-        mixed.device = fabric.device.type
-    return fabric
 
 
 def made_by() -> dict[str, Any]:
@@ -194,15 +147,17 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
         lines.append(f"network {name}: {num_parameters(network):,} parameters, {does}{some}")
     seen = recipe.steps * recipe.batch_size
     lines.append(f"{items} to be seen: {seen:,} in {recipe.steps:,} steps of {recipe.batch_size}")
-    threads = choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)
-    lines.append(f"CPU threads: {threads}")
+    alone = trainer.model_copy(update={"devices": 1, "num_nodes": 1, "strategy": "auto"})
+    fabric = make_fabric(alone)
+    chosen = choose(recipe, method, data.shape, data.num_classes, fabric.device, devices)
+    lines.append(chosen.line)
     with named_faults(recipe, lambda error: "that was in a step on a few random items, to count its costs"):
         costs = measure(method, data.shape, data.num_classes, recipe.steps, recipe.batch_size, devices, trainer.accumulate)
     lines += costs.lines(items[:-1], seen)
     if timed and not unread:
-        fabric = make_fabric(trainer.model_copy(update={"devices": 1, "num_nodes": 1, "strategy": "auto"}))
+        settle(fabric, chosen.precision)
         with named_faults(recipe, lambda error: "that was in a few steps that were tried, to see how long they take"):
-            found = trial.tried(recipe, data, method, costs.weights + costs.activations, fabric, threads)
+            found = trial.tried(recipe, data, method, costs.weights + costs.activations, fabric, chosen.threads)
         lines += trial.lines(recipe, found, items == "points", costs.evaluations)
     return lines
 
@@ -232,6 +187,21 @@ def _data_in_turn(recipe: Recipe, fabric: "Fabric") -> Data:
     if isinstance(data, UserError):
         raise data
     return data
+
+
+def _chosen_together(recipe: Recipe, method: Method, data: Data, fabric: "Fabric", begun: Mapping[str, Any] | None) -> Chosen:
+    """What `choose` says in the first process, in all of them. Raises UserError."""
+    chosen: Chosen | UserError | None = None
+    if fabric.is_global_zero:
+        try:
+            chosen = choose(recipe, method, data.shape, data.num_classes, fabric.device, fabric.world_size, begun)
+        except UserError as error:
+            chosen = error
+    chosen = fabric.broadcast(chosen)
+    if isinstance(chosen, UserError):
+        raise chosen
+    assert chosen is not None
+    return chosen
 
 
 def _watch(recipe: Recipe, data: Data, fabric: "Fabric") -> "Callable[[Generator, Measuring], Mapping[str, float]] | None":
@@ -319,9 +289,11 @@ def _train_recipe(
         note(f"trainer.workers is {recipe.trainer.workers}, and {data.name} lies in memory: none is started")
     with named_faults(recipe, lambda error: "nothing was trained"):
         method = make_method(recipe, data, run.teacher_folder if run.has_teacher() else None)
-    threads = choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)
-    torch.set_num_threads(max(1, threads // fabric.world_size) if fabric.device.type == "cpu" else threads)
     check_parts(recipe, method, fabric.world_size)
+    chosen = _chosen_together(recipe, method, data, fabric, run.recipe() if run.recipe_file.is_file() else None)
+    recipe = recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update={"precision": chosen.precision})})
+    settle(fabric, chosen.precision)
+    torch.set_num_threads(max(1, chosen.threads // fabric.world_size) if fabric.device.type == "cpu" else chosen.threads)
     check_longer(recipe, run, method)
     if recipe.trainer.init is not None and not checkpoints(run.checkpoint_folder):  # a run that goes on has weights of its own
         start_from(recipe.trainer.init, method)
@@ -329,7 +301,9 @@ def _train_recipe(
     watch = _watch(recipe, data, fabric)
     fabric.barrier()  # all have read what the folder holds, and found no mistake: now it may be written to
     if fabric.is_global_zero:
-        run.open(resolved(recipe), made_by() | ({} if source is None else {"recipe": source}) | {"data_audit": audited.lines()})
+        engine = {"engine": chosen.line, "threads": chosen.threads}
+        run.open(resolved(recipe), made_by() | ({} if source is None else {"recipe": source}) | engine | {"data_audit": audited.lines()})
+        sys.stderr.write(f"{chosen.line}\n")
         tell(audited, run, getattr(data, "note", "") or "")
         keep(audited, run)
         if not is_held:
@@ -359,6 +333,8 @@ def _train_recipe(
         keep_checkpoints=trainer.keep_checkpoints,
         ema_decay=recipe.method.ema_decay,
         ema_warmup=recipe.method.ema_warmup,
+        compile=trainer.compile,
+        data_on_device=trainer.data_on_device,
     )
     tracker = make_tracker(trainer.tracker if fabric.is_global_zero else "none", run.path, resolved(recipe))
     try:

@@ -226,7 +226,8 @@ def changed(recipe: Recipe, info: Mapping[str, Any]) -> tuple[list[tuple[str, st
         shipped = {key: value for key, value in resolved(load_recipe(source)).items() if key != "finds"}  # all of it was found
     except UserError:
         return None, f"This run came from {source}, which this version of fewstep cannot read; the whole recipe is below."
-    found = [(key, _value(old), _value(new)) for key, old, new in differences(shipped, resolved(recipe))]
+    chosen = ("trainer.precision", "auto")  # was chosen by the run, and is not what anybody changed
+    found = [(key, _value(old), _value(new)) for key, old, new in differences(shipped, resolved(recipe)) if (key, old) != chosen]
     if not found:
         return found, f"This is {source}, unchanged, as fewstep {__version__} ships it."
     many = f"{len(found)} setting{'s' * (len(found) > 1)}"

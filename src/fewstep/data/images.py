@@ -69,14 +69,14 @@ class ImageData(InMemory):
 
     def batch(self, index: Tensor, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Training images float32 [B, C, H, W] in [-1, 1] and their labels [B], on `device`, for `index` int64 [B]."""
-        pixels = self.train[index]
-        if device.type == "cuda":
+        pixels = self.train[index.to(self.train.device)]
+        if device.type == "cuda" and pixels.device.type == "cpu":
             pixels = pixels.pin_memory()  # a copy that training need not wait for
         x = self._scaled(pixels.to(device, non_blocking=device.type == "cuda"))
         if self.flip:
             mirrored = uniform((len(x),), rng).to(device) < 0.5
             x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-        return x, None if self.train_label is None else self.train_label[index].to(device)
+        return x, None if self.train_label is None else self.train_label[index.to(self.train_label.device)].to(device)
 
     def _scaled(self, pixels: Tensor) -> Tensor:
         return pixels.float() if self.half is None else pixels.float() / self.half - 1

@@ -54,8 +54,18 @@ class Trainer(Section):
     devices: PositiveInt | Literal["auto"] = Field(1, description="devices a node; batch_size is divided among all")
     num_nodes: PositiveInt = 1
     strategy: Literal["auto", "ddp"] = "auto"
-    precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="bf16-mixed: the networks' layers work in bfloat16")
-    threads: PositiveInt | Literal["auto"] = Field("auto", description="CPU threads; auto is 1 for small networks")
+    precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
+        "auto", description="bf16-mixed: the networks' layers work in bfloat16; auto does so where it is at least 1.15 times as fast"
+    )
+    threads: PositiveInt | Literal["auto"] = Field(
+        "auto", description="CPU threads; auto is 1 for small networks, and for others the fewest that are nearly as fast as more"
+    )
+    compile: bool | Literal["reduce-overhead"] = Field(
+        False, description="compile the networks (torch.compile): faster steps after a slow first one; reduce-overhead: CUDA graphs, too"
+    )
+    data_on_device: bool | Literal["auto"] = Field(
+        "auto", description="keep the training images on the GPU; auto: where they take at most a tenth of its free memory"
+    )
     accumulate: PositiveInt = Field(1, description="parts of a batch whose gradients are added up, to save memory")
     workers: NonNegativeInt = Field(0, description="processes a device that read ahead, for data that does not lie in memory")
     log_every: PositiveInt = 50

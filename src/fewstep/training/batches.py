@@ -1,12 +1,17 @@
 """Which items each step learns from: a function of the seed and the step, so that a run that was stopped goes on with the same ones."""
 
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from fewstep.data import ImageData
 from fewstep.methods.base import Batch
 from fewstep.streams import dealt, parts
+
+OnDevice = bool | Literal["auto"]
+SHARE = 0.1  # of the memory of a GPU that is free, that images may take there for good
 
 
 class TrainingData(Protocol):
@@ -17,9 +22,38 @@ class TrainingData(Protocol):
         """All training items [N, ...]."""
         ...
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an item."""
+        ...
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes there are, or None."""
+        ...
+
     def batch(self, index: Tensor, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Data [B, ...] and labels for `index` [B], on `device`."""
         ...
+
+
+def on_the_device(data: TrainingData, device: torch.device, wanted: OnDevice) -> TrainingData:
+    """`data` with its training images, as the bytes that they are, on a GPU `device` for good: no step waits for a copy then.
+
+    With "auto" they are where they take at most a tenth of the memory that is free. Points, a few numbers each, stay where they are.
+    """
+    if wanted is False or device.type != "cuda" or not isinstance(data, ImageData):
+        return data
+    if wanted == "auto" and data.train.nbytes > SHARE * torch.cuda.mem_get_info(device)[0]:
+        return data
+    label = None if data.train_label is None else data.train_label.to(device)
+    return replace(data, train=data.train.to(device), train_label=label)
+
+
+def random_batch(items: int, shape: tuple[int, ...], num_classes: int | None, rng: torch.Generator) -> Batch:
+    """So many random items [*shape] in [-1, 1], of all classes in turn, where `rng` is: to see what a step on such costs."""
+    label = None if num_classes is None else torch.arange(items, device=rng.device) % num_classes
+    return Batch(2 * torch.rand(items, *shape, generator=rng, device=rng.device) - 1, label)
 
 
 class Batches(Protocol):

@@ -1,7 +1,7 @@
 """The running average of weights that ships (arXiv 2312.02696 calls the warm-up form a power-function EMA)."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.training.learned import average_of, learned
 
@@ -15,6 +15,7 @@ class EMA:
 
     def __init__(self, module: nn.Module, decay: float = 0.9999, warmup: float = 20.0) -> None:
         self.module = average_of(module)
+        self.pairs = _Pairs(self.module, module)
         self.decay, self.warmup, self.updates = decay, warmup, 0
         self.age = 0.0  # mean age of the weights in the average, in updates
 
@@ -35,7 +36,18 @@ class EMA:
     def update(self, module: nn.Module) -> None:
         """Move the average towards the parameters of `module`; its buffers are copied."""
         keep = self._keep()
-        theirs = [parameter.detach() for parameter in learned(module).values()]
-        torch._foreach_lerp_(list(learned(self.module).values()), theirs, 1 - keep)
-        for mine, others in zip(self.module.buffers(), module.buffers(), strict=True):
-            mine.copy_(others)
+        if module is not self.pairs.module:
+            self.pairs = _Pairs(self.module, module)
+        torch._foreach_lerp_(self.pairs.mine, self.pairs.theirs, 1 - keep)
+        for mine, theirs in self.pairs.buffers:
+            mine.copy_(theirs)
+
+
+class _Pairs:
+    """What an average holds beside what it follows, looked up once: to go through all modules takes as long as the average itself."""
+
+    def __init__(self, average: nn.Module, module: nn.Module) -> None:
+        self.module = module
+        self.mine: list[Tensor] = list(learned(average).values())
+        self.theirs: list[Tensor] = list(learned(module).values())
+        self.buffers = list(zip(average.buffers(), module.buffers(), strict=True))

@@ -66,14 +66,15 @@ class Faults:
 
     def unreadable(self, step: int, why: str) -> UserError:
         """What is said of a batch of `step` that cannot be had."""
-        return UserError(f"step {step}: {why}. Nothing is lost: {self._last_good()}; mend the data set, and go on with --resume")
+        return UserError(f"step {step}: {why}. Nothing is lost: {self.last_good()}; mend the data set, and go on with --resume")
 
     def _fail(self, step: int, name: str, value: float) -> NoReturn:
         raise UserError(
-            f"step {step}: {name} is {value}. Nothing was overwritten; {self._last_good()}. Train into another "
+            f"step {step}: {name} is {value}. Nothing was overwritten; {self.last_good()}. Train into another "
             "folder with a lower learning rate (method.*lr) or method.*clip, or with trainer.precision=32-true"
         )
 
-    def _last_good(self) -> str:
+    def last_good(self) -> str:
+        """What is left of the run, in words."""
         checkpoint, _ = self.run.latest_checkpoint()
         return f"the last good checkpoint is step {checkpoint.state['step']}" if checkpoint else "no checkpoint had been written yet"

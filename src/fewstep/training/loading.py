@@ -22,7 +22,7 @@ from fewstep.data.own import ForeignData, ItemData, Items
 from fewstep.data.shares import Share
 from fewstep.methods.base import Batch
 from fewstep.streams import dealt, parts, stream_seed
-from fewstep.training.batches import Batches, InMemory, Shuffled, TrainingData
+from fewstep.training.batches import Batches, InMemory, OnDevice, Shuffled, TrainingData, on_the_device
 from fewstep.training.signals import SIGNALS
 
 AHEAD = 2  # batches that each worker has ready
@@ -40,13 +40,15 @@ class Dealt:
     workers: int = 0
 
 
-def make_batches(data: TrainingData | ForeignData, dealt: Dealt, rng: torch.Generator, device: torch.device) -> Batches:
-    """Batches of `data`, wherever it lies; `rng` is the loop's own stream, and `device` where they go."""
+def make_batches(
+    data: TrainingData | ForeignData, dealt: Dealt, rng: torch.Generator, device: torch.device, on_device: OnDevice = "auto"
+) -> Batches:
+    """Batches of `data`, wherever it lies; `rng` is the loop's own stream, and `device` where they go; see `on_the_device`."""
     if isinstance(data, ItemData):
         return Loaded(data, dealt, rng, device)
     if isinstance(data, StreamData):
         return Streamed(data, dealt, rng, device)
-    memory = cast(TrainingData, data)
+    memory = on_the_device(cast(TrainingData, data), device, on_device)
     indices = Shuffled(len(memory.train), dealt.batch_size, dealt.seed)
     return InMemory(memory, indices, dealt.rank, dealt.world_size, dealt.accumulate, rng, device)
 

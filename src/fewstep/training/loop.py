@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
+from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor
 
 from fewstep.data.errors import DataError
@@ -26,16 +26,17 @@ from fewstep.methods.base import Batch, Method, Turn
 from fewstep.methods.devices import move
 from fewstep.own_parts import check_output
 from fewstep.streams import Draws
-from fewstep.training.batches import TrainingData
+from fewstep.training.batches import OnDevice, TrainingData
+from fewstep.training.called import Called, Compile
 from fewstep.training.ema import EMA
 from fewstep.training.faults import Faults, reduced
 from fewstep.training.health import SETTLED, alarms
-from fewstep.training.learned import learned, set_learning
+from fewstep.training.learned import learned
 from fewstep.training.loading import dealt_to, make_batches
 from fewstep.training.measuring import Measuring
-from fewstep.training.precision import in_precision
 from fewstep.training.progress import Progress
 from fewstep.training.resume import Better, State, keep_if_best, restore, restore_best, save
+from fewstep.training.room import Room, is_of_memory
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.signals import StopNow, StopRequest
 from fewstep.training.standing import standing
@@ -61,6 +62,8 @@ class LoopSettings:
     keep_checkpoints: int = 2
     ema_decay: float = 0.9999
     ema_warmup: float = 20.0
+    compile: Compile = False
+    data_on_device: OnDevice = "auto"
 
 
 def check_batch_size(batch_size: int, devices: int, accumulate: int) -> None:
@@ -111,19 +114,16 @@ class Loop:
         move(method, fabric.device)
         ema = EMA(method.networks[method.ships], settings.ema_decay, settings.ema_warmup)
         trained = tuple(sorted({name for turn in method.turns for name in turn.trains}))
-        self.wrapped: dict[str, _FabricModule] = {name: self._wrapped(name) for name in trained}
-        self.standing, self.learning = (  # as they are called while they do not learn, and while they do
-            {name: in_precision(module, fabric.strategy.precision) for name, module in modules.items()}
-            for modules in (method.networks, self.wrapped)
-        )
+        self.called = Called(method, fabric, trained, settings.compile)
         optimizers = {turn.name: cast(_FabricOptimizer, fabric.setup_optimizers(self._optimizer(turn))) for turn in method.turns}
         parts = (fabric.global_rank, fabric.world_size, settings.accumulate)
         rng = Draws(settings.seed, settings.batch_size, *parts, fabric.device)
         dealt = dealt_to(fabric, settings.batch_size, settings.seed, settings.accumulate, settings.workers)
-        batches = make_batches(data, dealt, rng, fabric.device)
+        batches = make_batches(data, dealt, rng, fabric.device, settings.data_on_device)
         self.state = State(method, trained, batches, ema, optimizers, dict.fromkeys(optimizers, 0), rng, settings.seed)
         self.state.items = getattr(data, "train_size", None)  # a stream does not say
         self.faults = Faults(fabric, run)
+        self.room = Room(method, self.called, optimizers, data, settings.batch_size, settings.accumulate)
         self.saved: int | None = None  # the step of the last checkpoint
 
     def train(self, resume: bool = False) -> None:
@@ -177,7 +177,19 @@ class Loop:
         return every is not None and (self.state.step % every == 0 or self.state.step == self.settings.steps)
 
     def advance(self) -> None:
-        """One step: all turns that are due, on one batch in `accumulate` parts. Nothing is logged or saved."""
+        """One step: all turns that are due, on one batch in `accumulate` parts. Nothing is logged or saved.
+
+        Raises UserError for a loss that is not finite, networks that cannot be compiled, and too little memory: then with what would fit.
+        """
+        try:
+            with self.called.at_work():
+                self._advance()
+        except Exception as error:
+            if is_of_memory(error):
+                raise self.room.lacking(error, self.state.step + 1, self.faults.last_good()) from None
+            raise
+
+    def _advance(self) -> None:
         state = self.state
         batches = self._batches()
         scratches: list[dict[str, Any]] = [{} for _ in batches]
@@ -186,12 +198,7 @@ class Loop:
         for turn in self.method.turns:
             if not turn.is_due(state.step, self.settings.steps):
                 continue
-            for name, module in self.method.networks.items():
-                if name not in turn.trains:
-                    set_learning(module, False)
-            for name in turn.trains:
-                set_learning(self.method.networks[name], True)
-            networks = {name: self.learning[name] if name in turn.trains else self.standing[name] for name in self.method.networks}
+            networks = self.called.in_turn(turn)
             looks = state.updates[turn.name] % max(1, self.settings.log_every // (5 * turn.every)) == 0
             seen: list[tuple[Tensor | None, Tensor | None, Batch]] = []
             for part in state.rng.parts():
@@ -199,7 +206,7 @@ class Loop:
                 with contextlib.ExitStack() as stack:
                     if part < len(batches) - 1:
                         for name in turn.trains:
-                            stack.enter_context(self.fabric.no_backward_sync(self.wrapped[name]))
+                            stack.enter_context(self.fabric.no_backward_sync(self.called.wrapped[name]))
                     output = self.method.loss(turn.name, networks, batch, state.rng, scratch)
                     check_output(self.method, turn, output)
                     self.faults.look_at_loss(turn, output, state.step + 1)
@@ -218,7 +225,7 @@ class Loop:
         state, settings = self.state, turn.optimizer
         optimizer = state.optimizers[turn.name]
         limit = settings.clip or math.inf  # without a limit the norm is still measured, and looked at
-        norm = self.fabric.clip_gradients(self.wrapped[turn.trains[0]], optimizer, max_norm=limit, error_if_nonfinite=False)
+        norm = self.fabric.clip_gradients(self.called.wrapped[turn.trains[0]], optimizer, max_norm=limit, error_if_nonfinite=False)
         assert norm is not None
         state.window.add({f"{turn.name}.grad_norm": norm})
         self.faults.look_at(norm, f"{turn.name}.grad_norm", self.state.step + 1)
@@ -231,14 +238,6 @@ class Loop:
         self.method.after_update(turn.name)
         if self.method.ships in turn.trains:
             state.ema.update(self.method.networks[self.method.ships])
-
-    def _wrapped(self, name: str) -> _FabricModule:
-        """The network called `name` as the engine runs it, other entrances than ``forward`` included."""
-        module = self.method.networks[name]
-        wrapped = self.fabric.setup_module(module)
-        for entrance in getattr(module, "forward_methods", ()):
-            wrapped.mark_forward_method(entrance)
-        return wrapped
 
     def _optimizer(self, turn: Turn) -> torch.optim.Optimizer:
         s = turn.optimizer

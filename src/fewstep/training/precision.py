@@ -4,6 +4,7 @@ The engine's own plugin rounds what a network is *given*, too: a noise level of 
 kernels and closed forms are no networks, and are worked out in float32.
 """
 
+import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 MIXED: Literal["bf16-mixed"] = "bf16-mixed"
+FULL: Literal["32-true"] = "32-true"
 
 
 class Mixed(Precision):
@@ -23,20 +25,23 @@ class Mixed(Precision):
 
     Attributes:
         device: the kind of device that it works on, such as "cpu" or "cuda"; to be set when it is known.
+        on: whether it is in force; without, all is float32. To be set before a network is wrapped.
 
     """
 
     precision = MIXED
 
     def __init__(self) -> None:
-        self.device = "cpu"
+        self.device, self.on = "cpu", True
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """Inside, layers work in bfloat16."""
-        return torch.autocast(self.device, torch.bfloat16)
+        return torch.autocast(self.device, torch.bfloat16) if self.on else contextlib.nullcontext()
 
     def convert_output(self, data: Any) -> Any:
         """`data`, a tensor or a tree of them, with what came in bfloat16 in float32."""
+        if not self.on:
+            return data
         return tree_map_only(Tensor, lambda x: x.float() if x.dtype == torch.bfloat16 else x, data)
 
 
@@ -71,5 +76,5 @@ class InPrecision:
 
 def in_precision(module: nn.Module, precision: Any) -> Any:
     """`module` as it is to be called: itself in full precision, and where it has no weights, as a closed form has none."""
-    mixed = isinstance(precision, Mixed) and next(module.parameters(), None) is not None
+    mixed = isinstance(precision, Mixed) and precision.on and next(module.parameters(), None) is not None
     return InPrecision(module, precision) if mixed else module

@@ -1,0 +1,302 @@
+"""What a run computes with: the engine, the precision of its networks' layers, and CPU threads; measured where no rule tells.
+
+``trainer.precision=auto`` is bfloat16 where that pays, and ``trainer.threads=auto`` the fewest threads that are nearly as fast as more.
+Which those are on this machine, a second of passes tells: the losses of the run's own method and networks on random items, forwards and
+backwards, by both ways in turn. They are made by a twin of the method that shares its weights, so that nothing of the run moves: no
+weight, no state, no random stream. What was found is in the run folder, and a run that goes on does so with that.
+"""
+
+import contextlib
+import copy
+import io
+import itertools
+import math
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from fewstep.errors import UserError, first_line
+from fewstep.generator import Generator
+from fewstep.limits import cores
+from fewstep.methods.base import Method
+from fewstep.networks.base import num_parameters
+from fewstep.recipe import Recipe, Trainer
+from fewstep.training.batches import random_batch
+from fewstep.training.learned import set_learning
+from fewstep.training.precision import FULL, MIXED, Mixed, in_precision
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+# below this many multiply-adds an image, a second CPU thread costs more than it brings (measured: README, "Threads")
+THREADS_FROM = 1e9
+MIXED_FROM = 1e9  # multiply-adds a batch, below which a step is mostly not its layers
+PAYS = 1.15  # times as fast as float32 that bfloat16 has to be to be taken
+SCALES = 1.1  # times as fast that more threads have to be
+SECOND = 1.0  # that measuring may take, or little more: at least `ROUNDS` are made
+ROUNDS = 3
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}  # of x86, and of Arm, as Linux calls them
+
+Precise = Literal["32-true", "bf16-mixed"]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a run computes with: the `precision` of its layers and CPU `threads` in all, and in `line` why."""
+
+    precision: Precise
+    threads: int
+    line: str
+
+
+def make_fabric(trainer: Trainer) -> "Fabric":
+    """lightning-fabric as the trainer section says; precision "auto" is float32 until `settle`. Raises UserError for what is not there."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    several = trainer.strategy == "ddp" or trainer.devices != 1 or trainer.num_nodes > 1
+    strategy = DDPStrategy(broadcast_buffers=False) if several else "auto"
+    mixed = Mixed()
+    mixed.on = trainer.precision == MIXED
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a GPU lies idle, when the user asked for the CPU
+            fabric = Fabric(
+                accelerator=trainer.accelerator, devices=trainer.devices, strategy=strategy, plugins=mixed, num_nodes=trainer.num_nodes
+            )
+    except Exception as error:  # Fabric raises several kinds for what a machine lacks
+        raise UserError(
+            f"trainer: this machine cannot run {trainer.accelerator} with precision {trainer.precision}: {first_line(error)}"
+        ) from error
+    mixed.device = fabric.device.type
+    return fabric
+
+
+def settle(fabric: "Fabric", precision: Precise) -> None:
+    """Let `fabric`, of `make_fabric`, work in `precision`."""
+    mixed = fabric.strategy.precision
+    assert isinstance(mixed, Mixed)
+    mixed.on = precision == MIXED
+
+
+def choose_threads(threads: int | str, network: nn.Module, shape: tuple[int, ...]) -> int:
+    """CPU threads for `network` on items of `shape`: `threads` itself, or for "auto" 1 if the network is small, else all cores."""
+    if isinstance(threads, int):
+        if threads > (most := max(16, 4 * cores())):
+            raise UserError(f"threads is {threads}; this machine has {cores()} core{'s' * (cores() > 1)}: give at most {most}, or auto")
+        return threads
+    return 1 if _work(network, shape) < THREADS_FROM else cores()
+
+
+def choose(
+    recipe: Recipe,
+    method: Method,
+    shape: tuple[int, ...],
+    num_classes: int | None,
+    device: torch.device,
+    processes: int = 1,
+    begun: Mapping[str, Any] | None = None,
+) -> Chosen:
+    """The precision and the threads of a run of `recipe` by `method`.
+
+    Args:
+        recipe: what its trainer section gives is taken.
+        method: it is not changed.
+        shape: of an item.
+        num_classes: of the data.
+        device: that trains.
+        processes: among which batch and cores are divided.
+        begun: the recipe.yaml of a run that goes on, whose precision and threads stay.
+
+    Raises:
+        UserError: for more threads than make sense.
+
+    """
+    probe = _Probe(recipe, method, shape, num_classes, processes)
+    threads = choose_threads(recipe.trainer.threads, method.networks[method.ships], shape)
+    probe.threads = max(1, threads // processes)
+    precision, why = _precision(recipe, method, shape, device, probe, begun)
+    lines = [f"precision: {'bf16' if precision == MIXED else 'fp32'}{why}"]
+    if device.type == "cpu":
+        threads, why = _threads(recipe, threads, precision, probe, processes, begun)
+        lines.append(f"CPU threads: {threads}{why}")
+    elif device.type == "cuda":
+        lines.append("fp32 products by TF32")  # in a step, see `fewstep.training.called`
+    return Chosen(precision, threads, "; ".join(lines))
+
+
+def _precision(
+    recipe: Recipe, method: Method, shape: tuple[int, ...], device: torch.device, probe: "_Probe", begun: Mapping[str, Any] | None
+) -> tuple[Precise, str]:
+    """The precision, and why in words that follow it."""
+    asked = recipe.trainer.precision
+    if asked != "auto":
+        return asked, ", as given"
+    trainer = None if begun is None else begun.get("trainer")
+    kept = trainer.get("precision") if isinstance(trainer, Mapping) else None
+    if kept in (FULL, MIXED):
+        return kept, ", as the run was begun"
+    if len(shape) == 1:
+        return FULL, ", for these are points"
+    if sum(_work(network, shape) for network in method.networks.values()) * recipe.batch_size < MIXED_FROM:
+        return FULL, ", for the network is small"
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return MIXED, ", which this GPU is made for"
+        return FULL, ", for this GPU has no bf16 arithmetic"
+    if device.type != "cpu":
+        return FULL, f", for that is sound on {device.type}"
+    if not has_bf16():
+        return FULL, ", for this CPU has no bf16 arithmetic"
+    ratio = probe.speedup()
+    if ratio is None:
+        return FULL, f", for bf16 could not be tried ({probe.fault})"
+    if ratio >= PAYS:
+        return MIXED, f", {ratio:.1f}x as fast as fp32 here"
+    return FULL, f", for bf16 is {ratio:.1f}x as fast on this CPU"
+
+
+def _threads(
+    recipe: Recipe, usual: int, precision: Precise, probe: "_Probe", processes: int, begun: Mapping[str, Any] | None
+) -> tuple[int, str]:
+    """CPU threads of all `processes` together, `usual` ones where nothing is to be measured, and why in words that follow it."""
+    if recipe.trainer.threads != "auto":
+        return usual, ", as given"
+    made_by = None if begun is None else begun.get("made_by")
+    kept = made_by.get("threads") if isinstance(made_by, Mapping) else None
+    if isinstance(kept, int) and 1 <= kept <= cores():
+        return kept, ", as the run was begun"
+    most = cores() // processes
+    if usual == 1 or most < 2:
+        return usual, ""
+    found = probe.scaling(precision, most)
+    if found is None:
+        return usual, ""
+    number, ratio, against = found
+    return number * processes, f", {ratio:.1f}x as fast as {against * processes} here"
+
+
+def has_bf16() -> bool:
+    """Whether this CPU has instructions for products in bfloat16, and torch may use them (``ONEDNN_MAX_CPU_ISA`` may forbid it)."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    if limit not in ("ALL", "DEFAULT") and not any(word in limit for word in ("BF16", "AMX", "AVX10")):
+        return False
+    try:
+        return not BF16_FLAGS.isdisjoint(Path("/proc/cpuinfo").read_text().split())
+    except (OSError, UnicodeDecodeError):  # not Linux
+        names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+def _work(network: nn.Module, shape: tuple[int, ...]) -> float:
+    """A bound from above of the multiply-adds of a convolutional network on one item."""
+    return num_parameters(network) * math.prod(shape[1:])
+
+
+class _Probe:
+    """Passes of a run's own losses on random items, timed.
+
+    Attributes:
+        fault: what went wrong, where nothing could be timed.
+        threads: of this process, while precisions are compared.
+
+    """
+
+    def __init__(self, recipe: Recipe, method: Method, shape: tuple[int, ...], num_classes: int | None, processes: int) -> None:
+        self.recipe, self.method, self.shape, self.num_classes = recipe, method, shape, num_classes
+        self.most = max(1, recipe.batch_size // (processes * recipe.trainer.accumulate))
+        self.fault, self.threads = "", 1
+
+    def speedup(self) -> float | None:
+        """How many times as fast bfloat16 is as float32; None where that could not be tried."""
+        ways: dict[Any, tuple[Precise, int]] = {name: (name, self.threads) for name in (FULL, MIXED)}
+        rounds = self._alternating(ways)
+        return None if rounds is None else statistics.median(one[FULL] / one[MIXED] for one in rounds)
+
+    def scaling(self, precision: Precise, most: int) -> tuple[int, float, int] | None:
+        """Threads up to `most`, and how many times as fast they are as another number, which comes last; None where it could not be tried.
+
+        The others are half as many, or where that is none twice as many.
+        """
+        numbers = [number for power in range(most.bit_length()) if (number := 2**power) < most] + [most]
+        rounds = self._alternating({number: (precision, number) for number in numbers})
+        if rounds is None:
+            return None
+        gains = [statistics.median(one[few] / one[more] for one in rounds) for few, more in itertools.pairwise(numbers)]
+        place = next((place for place, gain in enumerate(gains) if gain < SCALES), len(gains))
+        return (numbers[place], gains[place - 1], numbers[place - 1]) if place else (numbers[0], 1 / gains[0], numbers[1])
+
+    def _alternating(self, ways: Mapping[Any, tuple[Precise, int]]) -> list[dict[Any, float]] | None:
+        """Seconds of a pass by each of `ways`, a precision and threads, in several rounds."""
+        before = torch.get_num_threads()
+        try:
+            with _twin(self.method) as twin, torch.random.fork_rng(devices=[]), contextlib.redirect_stderr(io.StringIO()):
+                return self._rounds(twin, ways)
+        except (
+            Exception
+        ) as error:  # of a method of one's own, say, that cannot be copied, or fails: in training it is told of as it should be
+            self.fault = f"{type(error).__name__}: {first_line(error)}"
+            return None
+        finally:
+            torch.set_num_threads(before)
+
+    def _rounds(self, twin: Method, ways: Mapping[Any, tuple[Precise, int]]) -> list[dict[Any, float]]:
+        least = min(self.most, max(2, twin.least_items))
+
+        def timed(way: tuple[Precise, int], items: int) -> float:
+            if way[1] != torch.get_num_threads():
+                torch.set_num_threads(way[1])
+                self._pass(twin, way[0], items)  # the pool of threads settles
+            return self._pass(twin, way[0], items)
+
+        first = next(iter(ways.values()))
+        timed(first, least)  # makes memory and kernels ready
+        each = timed(first, least) / least
+        items = int(min(self.most, max(least, SECOND / (2 * ROUNDS * len(ways)) / max(each, 1e-9))))
+        for way in ways.values():
+            timed(way, items)
+        rounds: list[dict[Any, float]] = []
+        began = time.perf_counter()
+        while len(rounds) < ROUNDS or time.perf_counter() - began < SECOND / 2:
+            rounds.append({name: timed(way, items) for name, way in ways.items()})
+        return rounds
+
+    def _pass(self, twin: Method, precision: Precise, items: int) -> float:
+        """Seconds of a step's losses and their gradients, each turn counting as often as it comes."""
+        rng = torch.Generator().manual_seed(0)
+        batch, scratch = random_batch(items, self.shape, self.num_classes, rng), dict[str, Any]()
+        mixed, seconds = Mixed(), 0.0
+        mixed.on = precision == MIXED
+        networks = {name: in_precision(network, mixed) for name, network in twin.networks.items()}
+        for turn in twin.turns:
+            for name, network in twin.networks.items():
+                set_learning(network, name in turn.trains)
+            learning = [p for name in turn.trains for p in twin.networks[name].parameters() if p.requires_grad]
+            began = time.perf_counter()
+            output = twin.loss(turn.name, networks, batch, rng, scratch)
+            torch.autograd.grad(output.loss, learning, allow_unused=True)
+            seconds += (time.perf_counter() - began) * turn.updates(self.recipe.steps) / self.recipe.steps
+        return seconds
+
+
+@contextlib.contextmanager
+def _twin(method: Method) -> Iterator[Method]:
+    """A copy of `method` with the same weights in memory; which of these take gradients is afterwards what it was."""
+    held: list[nn.Module] = [*method.networks.values()]
+    for part in vars(method).values():
+        held += [part] if isinstance(part, nn.Module) else [part.denoiser] if isinstance(part, Generator) else []
+    shared = {id(p): p for module in held for p in module.parameters()}
+    flags = [(p, p.requires_grad) for p in shared.values()]
+    try:
+        yield copy.deepcopy(method, dict[int, Any](shared))
+    finally:
+        for p, flag in flags:
+            p.requires_grad_(flag)
