@@ -20,9 +20,9 @@ from lightning_fabric import Fabric
 
 from fewstep.build import Data, load_data, make_method
 from fewstep.data import ImageData
+from fewstep.engine import choose_threads
 from fewstep.evaluation import machine
 from fewstep.recipe import load_recipe
-from fewstep.run import choose_threads
 from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
 from measuring import timed

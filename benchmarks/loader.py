@@ -38,9 +38,9 @@ from fewstep.data import ImageData, cifar10, image_folder
 from fewstep.data.cifar import CLASSES, META, RECORDS, TEST, TRAIN, cifar10_of
 from fewstep.data.own import item_data
 from fewstep.data.stream import image_stream
+from fewstep.engine import choose_threads
 from fewstep.evaluation import machine
 from fewstep.recipe import load_recipe
-from fewstep.run import choose_threads
 from fewstep.training.loading import Dealt, make_batches
 from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder

@@ -13,9 +13,10 @@ from torch import nn
 import fewstep
 from fewstep.build import load_data, make_method
 from fewstep.data import load_digits
+from fewstep.engine import choose_threads
 from fewstep.errors import UserError
 from fewstep.recipe import load_recipe
-from fewstep.run import choose_threads, describe, train_recipe
+from fewstep.run import describe, train_recipe
 from fewstep.training.run_folder import RunFolder
 
 # --- parts of a batch ------------------------------------------------------------------------------------------------
