@@ -38,7 +38,8 @@ from fewstep.evaluation import machine
 from fewstep.files import at_home, held_folder, replace_file
 from fewstep.text import read_json
 from gpu_data import found_data
-from gpu_pieces import Piece, Place, all_pieces, work
+from gpu_piece import Piece, Place, work
+from gpu_pieces import all_pieces
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 WRITE_EVERY, SAY_EVERY = 5.0, 20.0  # seconds
@@ -200,9 +201,9 @@ class Call:
         took = time.monotonic() - began
         state = self.state(piece)
         state |= {"state": ended[0], "why": ended[1], "seconds": round(state["seconds"] + took, 1)}
-        state["sittings"].append(
-            {"at": time.strftime("%Y-%m-%d %H:%M:%S"), "seconds": round(took, 1), "ended": ended[0], "machine": self.facts}
-        )
+        sitting = {"at": time.strftime("%Y-%m-%d %H:%M:%S"), "seconds": round(took, 1), "cpu_seconds": round(processor_seconds() - busy, 1)}
+        sitting = {"at": time.strftime("%Y-%m-%d %H:%M:%S"), "seconds": round(took, 1), "cpu_seconds": round(processor_seconds() - busy, 1)}
+        state["sittings"].append({**sitting, "ended": ended[0], "machine": self.facts})
         self.write()
         words = {"done": "done", "part": "to be gone on with", "failed": f"failed: {ended[1]}"}[ended[0]]
         say(f"  {piece.news(self.record(piece)['rows'])}; {took:.0f} s; {words}")
