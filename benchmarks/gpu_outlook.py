@@ -19,10 +19,9 @@ from fewstep.costs import measure
 from fewstep.data.images import ImageData
 from fewstep.recipe import load_recipe
 from fewstep.training.run_folder import RunFolder
-from gpu_peaks import PEAKS
+from gpu_tables import assumed_tflops, hours
 
 RESULTS = Path(__file__).parent / "results" / "gpu_outlook.json"
-ASSUMED_GPU, ASSUMED_SHARE = "NVIDIA H100 80GB HBM3", 0.4
 # recipe: network of `gpu_steps`, teacher if it has one, and what is published for its settings
 RUNS: dict[str, tuple[str, str | None, str]] = {
     "teacher/cifar10": ("edm", None, "1.79 at 35 evaluations (EDM's README, with augmentation)"),
@@ -47,28 +46,6 @@ def counted(recipe: str, teacher: Path | None) -> dict[str, Any]:
     return {"images": settings.steps * settings.batch_size, "steps": settings.steps, "flops_per_image": costs.step}
 
 
-def hours(images: float, flops_per_image: float, tflops: float) -> float:
-    """Hours of a GPU that makes `tflops` 10^12 operations a second."""
-    return images * flops_per_image / (tflops * 1e12) / 3600
-
-
-def assumed_tflops() -> float:
-    """TFLOP/s of the assumption: a share of the bf16 peak of a known GPU."""
-    peak = PEAKS[ASSUMED_GPU].bf16
-    assert peak is not None
-    return ASSUMED_SHARE * peak
-
-
-def measured_tflops(results: dict[str, Any], network: str) -> dict[str, float]:
-    """By GPU: the TFLOP/s of its fastest bf16 step of `network` in the results of `gpu.py`; of tiny results, or none, nothing."""
-    rows = results.get("pieces", {}).get(f"steps_{network}", {}).get("rows", []) if not results.get("tiny") else []
-    found: dict[str, float] = {}
-    for row in rows:
-        if row["precision"] == "bf16" and "tflops" in row:
-            found[row["device"]] = max(found.get(row["device"], 0.0), row["tflops"])
-    return found
-
-
 def main() -> None:
     """Count, print, write."""
     rows: list[dict[str, Any]] = []
@@ -82,9 +59,7 @@ def main() -> None:
             row = counted(recipe, taught[teacher] if teacher else None)
             rows.append({"recipe": recipe, "network": network, "published": published, **row})
             at = hours(row["images"], row["flops_per_image"], assumed_tflops())
-            print(
-                f"{recipe:22} {row['images']:12,} images, {row['flops_per_image']:.3g} FLOP each, {at:6.1f} h at {assumed_tflops():.0f} TFLOP/s"
-            )
+            print(f"{recipe:22} {row['images']:12,} images, {row['flops_per_image']:.3g} FLOP each, {at:6.1f} h assumed")
     RESULTS.write_text(json.dumps({"command": "python benchmarks/gpu_outlook.py", "rows": rows}, indent=1) + "\n")
 
 

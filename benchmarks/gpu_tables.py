@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpu_outlook import ASSUMED_GPU, ASSUMED_SHARE, assumed_tflops, hours, measured_tflops
+from gpu_peaks import PEAKS
 
 FOLDER = Path(__file__).parent / "results"
+ASSUMED_GPU, ASSUMED_SHARE = "NVIDIA H100 80GB HBM3", 0.4
 NOTHING = "Nothing has been measured on a GPU yet: `python benchmarks/gpu.py` on a machine with one fills this in."
 
 
@@ -20,6 +21,28 @@ def rows_of(found: dict[str, Any], piece: str) -> list[dict[str, Any]]:
     """The rows of a piece."""
     rows: list[dict[str, Any]] = found["pieces"].get(piece, {}).get("rows", [])
     return rows
+
+
+def hours(images: float, flops_per_image: float, tflops: float) -> float:
+    """Hours of a GPU that makes `tflops` 10^12 operations a second."""
+    return images * flops_per_image / (tflops * 1e12) / 3600
+
+
+def assumed_tflops() -> float:
+    """TFLOP/s of the assumption: a share of the bf16 peak of a known GPU."""
+    peak = PEAKS[ASSUMED_GPU].bf16
+    assert peak is not None
+    return ASSUMED_SHARE * peak
+
+
+def measured_tflops(found: dict[str, Any], network: str) -> dict[str, float]:
+    """By GPU: the TFLOP/s of its fastest bf16 step of `network` in the results of `gpu.py`; of tiny results, or none, nothing."""
+    rows = rows_of(found, f"steps_{network}") if not found.get("tiny") else []
+    rates: dict[str, float] = {}
+    for row in rows:
+        if row["precision"] == "bf16" and "tflops" in row:
+            rates[row["device"]] = max(rates.get(row["device"], 0.0), row["tflops"])
+    return rates
 
 
 def devices(found: dict[str, Any]) -> str:
@@ -85,7 +108,7 @@ def outlook_lines(found: dict[str, Any], outlook: dict[str, Any]) -> list[list[s
 def outlook_note() -> str:
     """What the hours rest on."""
     return (
-        f"`python benchmarks/gpu_outlook.py` counts the operations, each multiplication and addition as one. Assumed: {ASSUMED_SHARE:.0%} of "
-        f"the dense bf16 peak of one {ASSUMED_GPU}, {assumed_tflops():.0f} TFLOP/s; small networks reach less. Measured: the fastest bf16 "
-        "step of the recipe's network in the table of steps; what the loop and measuring add is left out."
+        "`python benchmarks/gpu_outlook.py` counts the operations; a multiplication and its addition are two. Assumed: "
+        f"{ASSUMED_SHARE:.0%} of the dense bf16 peak of one {ASSUMED_GPU}, {assumed_tflops():.0f} TFLOP/s; small networks reach less. "
+        "Measured: the fastest bf16 step of the recipe's network in the table of steps; what the loop and measuring add is left out."
     )
