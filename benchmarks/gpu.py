@@ -259,18 +259,18 @@ def go_on(call: Call, budget: float, only: list[str] | None) -> int:
     """Go through the pieces while the budget lasts; the exit code."""
     began, pieces, sat = time.monotonic(), chosen(call, only), 0
     for piece in pieces:
-        left = budget - (time.monotonic() - began)
         why = call.why_not(piece, again=bool(only))
-        if call.stop.asked:
-            break
-        if why is not None:
-            if only and why != "done":
-                raise UserError(f"{piece.name} cannot be begun: {why}")
-            continue
-        if left < piece.least:
-            continue  # a later one may take less
-        call.sit(piece, min(piece.budget, left))
-        sat += 1
+        if why is not None and why != "done" and only:
+            raise UserError(f"{piece.name} cannot be begun: {why}")
+        known = None
+        # one that ends before its time is over, and has come further, is gone on with in a new process
+        while why is None and not call.stop.asked and (left := budget - (time.monotonic() - began)) >= piece.least:
+            rows, sat = len(call.record(piece)["rows"]), sat + 1
+            if rows == known:
+                break
+            known = rows
+            call.sit(piece, min(piece.budget, left))
+            why = call.why_not(piece, again=False)
     rest = [piece for piece in pieces if not piece.done(call.results)]
     startable = [piece for piece in rest if call.why_not(piece, again=bool(only)) is None]
     call.write()
@@ -303,6 +303,8 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Go on; the exit code is 0, 1 where a piece has failed, 2 for a mistake, 130 when stopped."""
     given, stop, context = arguments(), Stop(), multiprocessing.get_context(FORK)
+    if given.tiny:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also where there is a GPU
     if not (given.budget > 0 and given.train_minutes > 0):
         raise UserError(f"--budget is {given.budget:g} and --train-minutes {given.train_minutes:g}; give more than 0")
     facts = asked_elsewhere(context)

@@ -90,10 +90,9 @@ class Training(Piece):
         from fewstep.recipe import load_recipe
         from fewstep.run import train_recipe
 
-        if not self.run_folder.recipe_file.exists():
-            self.file.unlink(missing_ok=True)
         changed = self.overrides()  # which makes what they name
         planned = json.loads(self.file.read_text()) if self.file.exists() else self.planned(changed)
+        self._free()
         recipe = load_recipe(self.plan.recipe, planned["overrides"])
         try:
             train_recipe(recipe, self.run_folder.path, resume=True, title=self.name, source=self.plan.recipe)
@@ -121,6 +120,16 @@ class Training(Piece):
         planned = {"steps": steps, "batch_size": recipe.batch_size, "seconds_a_step": trial.step, "overrides": overrides}
         replace_file(self.file, json.dumps(planned, indent=1).encode())
         return planned
+
+    def _free(self) -> None:
+        """Give back what the tried steps took of the device."""
+        import gc
+
+        import torch
+
+        gc.collect()
+        if self.place.device == "cuda":
+            torch.cuda.empty_cache()
 
     def rows(self, known: list[Row]) -> list[Row]:
         """The run's course: images, seconds, and what was measured on the way.
