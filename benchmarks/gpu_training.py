@@ -107,7 +107,8 @@ class Training(Piece):
         from fewstep.run import choose_threads, make_fabric
         from fewstep.trial import tried
 
-        recipe = load_recipe(self.plan.recipe, changed)
+        # in the recipe's own precision: what chooses one begins with the run
+        recipe = load_recipe(self.plan.recipe, [one for one in changed if not one.startswith("trainer.precision")])
         data = training_data(recipe)
         method = make_method(recipe, data)
         threads = choose_threads(recipe.trainer.threads, method.networks[method.ships], data.shape)
