@@ -21,7 +21,6 @@ from fewstep.build import make_method
 from fewstep.data.images import ImageData
 from fewstep.errors import first_line
 from fewstep.recipe import load_recipe
-from fewstep.room import is_out_of_memory
 from gpu_peaks import share
 from measuring import peak_mib
 
@@ -206,6 +205,11 @@ def timed_step(step: Callable[[], None], device: str, enough: float) -> tuple[fl
     while len(found) < 3 or (sum(found) < enough and len(found) < 200):
         found.append(once())
     return statistics.median(found), len(found)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device has said that it has no more memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
 
 
 Known = Mapping[tuple[str, bool, int], Mapping[str, Any]]

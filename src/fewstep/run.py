@@ -293,7 +293,6 @@ def _train_recipe(
 ) -> None:
     """What `train_recipe` does, while `held` keeps the folder from other processes."""
     from fewstep.pictures import ImagePictures, PointPictures
-    from fewstep.room import told_without_room
     from fewstep.training.loop import Loop, LoopSettings
     from fewstep.training.tracking import check_tracker, make_tracker
 
@@ -358,10 +357,9 @@ def _train_recipe(
     )
     tracker = make_tracker(trainer.tracker if fabric.is_global_zero else "none", run.path, resolved(recipe))
     try:
-        with told_without_room(recipe, data, fabric.device, fabric.world_size, run.teacher_folder if run.has_teacher() else None):
-            loop = Loop(method, data, fabric, run, settings, tracker, pictures, title, watch, pictures.begin)
-            with named_faults(recipe, lambda error: _kept(loop, run, error)):
-                loop.train(resume)
+        loop = Loop(method, data, fabric, run, settings, tracker, pictures, title, watch, pictures.begin)
+        with named_faults(recipe, lambda error: _kept(loop, run, error)):
+            loop.train(resume)
     finally:
         pictures.close()
     if fabric.is_global_zero and after is not None:

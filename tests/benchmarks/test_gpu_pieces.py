@@ -330,17 +330,25 @@ def test_every_test_that_is_marked_gpu_is_in_a_file_that_is_asked(tmp_path):
     assert {"test_gpu.py", "test_kernels.py", "test_images.py"} <= files
 
 
-def test_a_row_that_a_whole_sitting_was_not_enough_for_is_given_up(tmp_path, monkeypatch):
+def test_a_row_that_two_sittings_were_not_enough_for_is_given_up(tmp_path, monkeypatch):
     steps = gpu_pieces.Steps(Place(tmp_path, None, tiny=False, device="cuda", gpu="NVIDIA H200"), "edm", "EDM's")
     steps.folder.mkdir()
-    begun = {"network": "edm", "precision": "bf16", "compiled": True, "batch": 64, "device": "NVIDIA H200", "begun": True}
+    row = {"network": "edm", "precision": "bf16", "compiled": True, "batch": 64, "device": "NVIDIA H200"}
     seen = []
-    monkeypatch.setattr(gpu_steps, "measure", lambda name, place, known, send: seen.append(known) or True)
-    steps.run(100.0, [{**begun, "had": 100.0}])  # cut short by a small budget: to be tried again
-    steps.run(100.0, [{**begun, "had": 400.0}])
-    assert seen[0] == {}
-    assert seen[1]["bf16", True, 64]["failed"] == "not in 400 s"
-    assert steps.rows([])[-1]["failed"] == "not in 400 s"
+
+    def measure(name, place, known, send):
+        seen.append(known)
+        if not known:
+            send({**row, "begun": True})  # and then its time is over
+        return bool(known)
+
+    monkeypatch.setattr(gpu_steps, "measure", measure)
+    for seconds in (400.0, 100.0, 100.0, 400.0):  # what a small budget cuts short is no try
+        assert steps.run(seconds, steps.rows([])) is False
+    assert steps.run(300.0, steps.rows([])) is True
+    assert seen[:4] == [{}] * 4
+    assert seen[4]["bf16", True, 64]["failed"] == "not done in 2 sittings, the last of 400 s"
+    assert steps.rows([]) == [{**row, "failed": "not done in 2 sittings, the last of 400 s"}]
 
 
 # --- training --------------------------------------------------------------------------------------------------------
