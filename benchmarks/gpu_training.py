@@ -11,10 +11,11 @@ from fewstep.files import replace_file
 from fewstep.training.run_folder import RunFolder
 from gpu_data import overrides as data_overrides
 from gpu_data import why_not
-from gpu_piece import Piece, Place, Row
+from gpu_piece import Piece, Place, Row, read_rows
 
 SAMPLES, SAMPLES_ON_THE_WAY = 10_000, 2_000
 SEED = 0
+COMPILING_PAYS = 1.2  # times as fast, from which on a minute or two of compiling is worth it in a run of several
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Training(Piece):
             changed.append(f"method.teacher={self.place.out / self.plan.teacher / 'run'}")
         if self.place.tiny:  # compiling takes minutes, however small the network
             return [*changed, *self.plan.tiny, "batch_size=16", *known_options({"trainer.precision": ("auto",)})]
-        return [*changed, *known_options({"trainer.precision": ("auto",), "trainer.compile": ("auto", True)})]
+        compiled = {"trainer.compile": (True,)} if compiling_pays(self.place) else {}
+        return [*changed, *known_options({"trainer.precision": ("auto",), **compiled})]
 
     def run(self, seconds: float, rows: list[Row]) -> bool:
         """Train for so long, from the last checkpoint if there is one."""
@@ -159,6 +161,13 @@ def trained(folder: Path) -> bool:
     """Whether the run planned in `folder` has come to its end."""
     plan = folder / "plan.json"
     return plan.exists() and RunFolder(folder / "run").is_finished(json.loads(plan.read_text())["steps"])
+
+
+def compiling_pays(place: Place) -> bool:
+    """Whether the steps of the small network that were measured on this device are much faster when they are compiled."""
+    rows = [row for row in read_rows(place.out / "steps_small" / "rows.jsonl") if row["device"] == place.gpu and row["precision"] == "bf16"]
+    rate = {(row["compiled"], row["batch"]): row["images_per_second"] for row in rows if "images_per_second" in row}
+    return any(compiled and fast >= COMPILING_PAYS * rate.get((False, batch), fast) for (compiled, batch), fast in rate.items())
 
 
 def known_options(wanted: Mapping[str, tuple[Any, ...]]) -> Iterator[str]:

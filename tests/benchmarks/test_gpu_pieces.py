@@ -359,6 +359,17 @@ def test_options_that_the_package_does_not_know_are_left_out():
     assert list(gpu_training.known_options(wanted)) == ['trainer.precision="bf16-mixed"', 'trainer.accelerator="auto"']
 
 
+@pytest.mark.parametrize(("compiled", "pays"), [(1300.0, True), (1100.0, False), (0.0, False), (None, False)])
+def test_a_run_is_compiled_where_that_was_measured_to_pay(tmp_path, compiled, pays):
+    place = Place(tmp_path, None, tiny=False, device="cuda", gpu="NVIDIA H200")
+    rows = [step_row(64, 900.0), step_row(128, 1000.0), step_row(128, 100.0, precision="tf32"), step_row(64, 1100.0, compiled=True)]
+    rows += [step_row(128, 9000.0, compiled=True, device="NVIDIA A10")]
+    rows += [] if compiled is None else [step_row(128, compiled, compiled=True)]
+    (tmp_path / "steps_small").mkdir()
+    (tmp_path / "steps_small" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert gpu_training.compiling_pays(place) is pays
+
+
 @pytest.mark.parametrize("name", gpu_training.PLANS)
 def test_what_is_changed_in_a_recipe_is_known_to_it(tmp_path, name):
     (tmp_path / "cifar10" / "cifar-10-batches-bin").mkdir(parents=True)
