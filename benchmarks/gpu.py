@@ -165,7 +165,7 @@ class Call:
         """Why a piece is not begun now; None where it can be."""
         if piece.done(self.results):
             return "done"
-        state = self.record(piece)["states"].get(self.place.gpu, {})
+        state = self.results["pieces"].get(piece.name, {}).get("states", {}).get(self.place.gpu, {})
         if state.get("state") == "failed" and not again:
             return f"failed: {state['why']} (again with --only {piece.name})"
         return piece.waits(self.results)

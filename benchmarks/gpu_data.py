@@ -65,9 +65,8 @@ def write_plain(read: ImageData, folder: Path) -> None:
     """Write `read`, of CIFAR-10's size, as the files of the authors' binary version. Raises UserError for another size."""
     sizes = [len(read.train), len(read.heldout)]
     if sizes != [len(TRAIN) * RECORDS, RECORDS] or read.num_classes != 10 or read.shape != (3, 32, 32):
-        raise UserError(
-            f"{read.name} has {sizes[0]:,} and {sizes[1]:,} images {list(read.shape)} of {read.num_classes} classes: no CIFAR-10"
-        )
+        found = f"{sizes[0]:,} and {sizes[1]:,} images {list(read.shape)} of {read.num_classes or 'no'} classes"
+        raise UserError(f"{read.name} has {found}, and CIFAR-10 has 50,000 and 10,000 images [3, 32, 32] of 10 classes: {WHERE}")
     assert read.train_label is not None
     assert read.heldout_label is not None
     with replace_folder(folder) as partial:
