@@ -40,7 +40,8 @@ def exact_products():
 
 
 def options(device, precision="32-true"):
-    return ["batch_size=32", f"trainer.accelerator={device}", f"trainer.precision={precision}"]
+    # a picture at the end alone: each costs as much as many steps here
+    return ["batch_size=32", f"trainer.accelerator={device}", f"trainer.precision={precision}", "trainer.sample_every=1000"]
 
 
 def records(run):
@@ -133,7 +134,7 @@ PLACES = [("cpu", "cpu"), *(pytest.param(*pair, marks=GPU) for pair in (("cuda",
 def test_a_checkpoint_goes_on_on_another_device(tmp_path, done, still_teacher, name, first, then):
     run, case = tmp_path / "run", CASES[name]
     given = [override.replace("{teacher}", str(still_teacher)) for override in case.overrides]
-    given += ["batch_size=16", "trainer.log_every=1", "trainer.checkpoint_every=2", "steps=6"]
+    given += ["batch_size=16", "trainer.log_every=1", "trainer.checkpoint_every=2", "trainer.sample_every=1000", "steps=6"]
     done("train", case.recipe, "--out", run, *given, f"trainer.accelerator={first}")
     for folder in (run / "checkpoints").iterdir():  # as if it had been stopped at step 4
         if folder.name == "step_6":
