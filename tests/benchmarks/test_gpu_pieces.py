@@ -530,27 +530,44 @@ def call_script(*arguments, **options):
     return subprocess.run(whole, **{"capture_output": True, "text": True, "timeout": 500, **options})
 
 
-def test_every_piece_small_on_the_cpu(tmp_path):
-    done = call_script("--tiny", "--out", tmp_path, "--budget", 400)
+def finished(folder, *names):
+    """The results in `folder`, of whose pieces `names` all have come to their end."""
+    results = json.loads((folder / "gpu.json").read_text())
+    assert list(results["pieces"]) == list(names)
+    for name, piece in results["pieces"].items():
+        assert piece["states"]["cpu"]["state"] == "done", (name, piece["states"])
+        assert piece["rows"], name
+    for name in {"teacher", "student", "flow_map"} & set(names):
+        rows = results["pieces"][name]["rows"]
+        assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
+        assert all(row["images_seen"] == 16 * row["step"] and row["eval.frechet"] >= 0 for row in rows)
+    for name in {"student_figures", "flow_map_figures"} & set(names):
+        titles = {row["title"] for row in results["pieces"][name]["rows"]}
+        assert {"teacher, 35 evaluations", "student, 1 evaluation"} <= titles
+    return results
+
+
+def test_a_teacher_and_its_student_small_on_the_cpu(tmp_path):
+    names = ("teacher", "student", "student_figures")
+    done = call_script("--tiny", "--out", tmp_path, "--budget", 400, *(word for name in names for word in ("--only", name)))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing is left" in done.stdout
-    results = json.loads((tmp_path / "gpu.json").read_text())
-    assert list(results["pieces"]) == [piece.name for piece in gpu_pieces.all_pieces(Place(tmp_path, None, tiny=True))]
-    for name, piece in results["pieces"].items():
-        assert piece["states"]["cpu"]["state"] == "done", name
-        assert piece["rows"], name
+    results = finished(tmp_path, *names)
+    assert [line[0] for line in gpu_tables.runs_lines(results)[1:]].count("teacher") >= 2
+    assert gpu_tables.outlook_lines(results, {"rows": []})[0][-1] == "hours, measured"  # of tiny results nothing is told
+
+
+@pytest.mark.slow
+def test_every_piece_small_on_the_cpu(tmp_path):
+    done = call_script("--tiny", "--out", tmp_path, "--budget", 1000, timeout=1200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing is left" in done.stdout
+    results = finished(tmp_path, *(piece.name for piece in gpu_pieces.all_pieces(Place(tmp_path, None, tiny=True))))
     for network in ("small", "edm", "sdxl"):
         rows = results["pieces"][f"steps_{network}"]["rows"]
         assert {(row["precision"], row["compiled"]) for row in rows} == {("tf32", False), ("bf16", False), ("bf16", True)}
         assert all(row["images_per_second"] > 0 and row["share"] is None and row["peak_mib"] > 0 for row in rows)
     assert [row["outcome"] for row in results["pieces"]["tests"]["rows"]] == ["passed"]
-    for run in ("teacher", "student", "flow_map"):
-        rows = results["pieces"][run]["rows"]
-        assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
-        assert all(row["images_seen"] == 16 * row["step"] and row["eval.frechet"] >= 0 for row in rows)
-    figures = results["pieces"]["student_figures"]["rows"]
-    assert {"teacher, 35 evaluations", "student, 1 evaluation"} <= {row["title"] for row in figures}
-    assert gpu_tables.runs_lines(results)
 
 
 def test_a_run_goes_on_from_its_folder_after_a_kill(tmp_path):
