@@ -543,7 +543,8 @@ def finished(folder, *names):
         assert all(row["images_seen"] == 16 * row["step"] and row["eval.frechet"] >= 0 for row in rows)
     for name in {"student_figures", "flow_map_figures"} & set(names):
         titles = {row["title"] for row in results["pieces"][name]["rows"]}
-        assert {"teacher, 35 evaluations", "student, 1 evaluation"} <= titles
+        assert "teacher, 35 evaluations" in titles
+        assert any(title.startswith("student, ") for title in titles)
     return results
 
 
