@@ -1,4 +1,4 @@
-"""Write the tables of README.md, docs/dmd2.md, docs/drift.md, docs/dddm.md, docs/flows.md and docs/alarms.md from the result files.
+"""Write the tables of README.md and of docs/alarms.md, cifar10.md, dddm.md, dmd2.md, drift.md and flows.md from the result files.
 
     python benchmarks/tables.py
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fewstep.metrics.figures import BY_KEY
 from fewstep.metrics.least import LEAST
+from gpu_tables import NOTHING, devices, outlook_lines, outlook_note, results, runs_lines, steps_lines
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -475,7 +476,31 @@ def errors_at(content: dict, key: str, side: str, num: int, without: str = "") -
     return ["" if size is None else f"{max(shares[size]):.2f} ({size})" for size in (at, below)]
 
 
+def gpu_steps() -> str:
+    """Time, rate and memory of a training step on the GPUs that there were."""
+    found = results()
+    lines = steps_lines(found)
+    note = f"`python benchmarks/gpu.py` on {devices(found)}. Forward, backward and AdamW, medians; of each the batch with most images/s."
+    return f"{markdown(lines)}\n\n{wrapped(note)}" if lines else wrapped(NOTHING)
+
+
+def gpu_runs() -> str:
+    """What the runs on a GPU came to, by images and seconds."""
+    found = results()
+    lines = runs_lines(found)
+    note = f"`python benchmarks/gpu.py` on {devices(found)}. CIFAR-10 (JPEG), n = 2,000 on the way, seed 0; seconds with measuring."
+    return f"{markdown(lines)}\n\n{wrapped(note)}" if lines else wrapped(NOTHING)
+
+
+def gpu_outlook() -> str:
+    """What published figures would take."""
+    return f"{markdown(outlook_lines(results(), result('gpu_outlook')))}\n\n{wrapped(outlook_note())}"
+
+
 TABLES = {
+    "gpu_steps": gpu_steps,
+    "gpu_runs": gpu_runs,
+    "gpu_outlook": gpu_outlook,
     "alarms_failures": alarms_failures,
     "alarms_sound": alarms_sound,
     "figure_errors": figure_errors,
@@ -508,7 +533,7 @@ TABLES = {
     "flows": lambda: flows(points=False),
     "flows_ring": lambda: flows(points=True),
 }
-PAGES = (README, *(README.parent / "docs" / name for name in ("dmd2.md", "drift.md", "dddm.md", "flows.md", "alarms.md")))
+PAGES = (README, *(README.parent / "docs" / name for name in ("alarms.md", "cifar10.md", "dddm.md", "dmd2.md", "drift.md", "flows.md")))
 
 
 def main() -> None:

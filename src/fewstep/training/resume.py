@@ -200,10 +200,17 @@ def _restore_chance(state: State, saved: Mapping[str, Tensor], fabric: Fabric) -
     """
     rank, before = fabric.global_rank, len(saved["loop"])
     shared = saved.get("batch", saved["loop"] if before == 1 else None)
-    if shared is not None:
+    # a GPU's generator is another one than the CPU's, and knows nothing of its states
+    other_kind = saved["loop"].shape[-1] != len(state.rng.get_state())
+    if shared is not None and not other_kind:
         _set(state.rng.shared, shared[0])
     else:  # version 0.1.0 had a stream a process
         state.rng.shared.manual_seed(stream_seed(state.seed, "batch", state.step))
+    if other_kind:
+        if state.rng.is_dealt:
+            state.rng.begin_own(state.seed, rank, state.step)
+        torch.manual_seed(stream_seed(state.seed, "process", rank, state.step))
+        return f"this run has come from another kind of device to {fabric.device.type}: going on with other random numbers"
     if before == fabric.world_size:
         if "batch" in saved and state.rng.is_dealt:
             _set(state.rng, saved["loop"][rank])
