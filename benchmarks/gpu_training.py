@@ -106,7 +106,7 @@ class Training(Piece):
         """How long the run is to be with what is `changed`, from a few steps that are tried; kept, for a run goes on as it began."""
         from fewstep.build import make_method, training_data
         from fewstep.recipe import load_recipe
-        from fewstep.run import choose_threads, make_fabric
+        from fewstep.engine import choose_threads, make_fabric
         from fewstep.trial import tried
 
         # in the recipe's own precision: what chooses one begins with the run

@@ -141,7 +141,7 @@ def test_wrong_value_names_path_value_and_allowed(override, path, got, allowed):
         ("method.gan=1", "method.gan", "1", "a boolean"),
         ("method.gan_weight_generator=atuo", "method.gan_weight_generator", "'atuo'", "a number or 'auto'"),
         ("method.gan_weight_generator=-1", "method.gan_weight_generator", "-1", "greater than or equal to 0 or 'auto'"),
-        ("method.loss=kl", "method.loss", "'kl'", "'dmd' or 'sid'"),
+        ("method.loss=kl", "method.loss", "'kl'", "'dmd', 'sid' or 'uni'"),
         ("method.dfake_gen_update_ratio=0", "method.dfake_gen_update_ratio", "0", "greater than 0"),
         ("method.min_step_start=2", "method.min_step_start", "2", "less than or equal to 1"),
         ("method.min_step_percent=2", "method.min_step_percent", "2", SHARE),
