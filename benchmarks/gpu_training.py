@@ -105,8 +105,8 @@ class Training(Piece):
     def planned(self, changed: list[str]) -> dict[str, Any]:
         """How long the run is to be with what is `changed`, from a few steps that are tried; kept, for a run goes on as it began."""
         from fewstep.build import make_method, training_data
-        from fewstep.recipe import load_recipe
         from fewstep.engine import choose_threads, make_fabric
+        from fewstep.recipe import load_recipe
         from fewstep.trial import tried
 
         # in the recipe's own precision: what chooses one begins with the run

@@ -167,15 +167,13 @@ def sample(
     count = _threads(threads)
     import torch
 
-    from fewstep.allocator import keep_freed_memory
     from fewstep.class_labels import split_labels, told
-    from fewstep.engine import choose_threads
+    from fewstep.engine import choose_threads, use_threads
     from fewstep.generator import load
 
     generator = load(path, "cuda" if torch.cuda.is_available() else "cpu")
     wanted = None if labels is None else split_labels(labels, generator.class_names)
-    keep_freed_memory()
-    torch.set_num_threads(choose_threads(count, generator.denoiser, generator.shape))
+    use_threads(choose_threads(count, generator.denoiser, generator.shape))
     write_samples(generator, num, out, wanted, seed=seed, steps=steps, guidance_scale=guidance_scale, churn=churn)
     typer.echo(f"{num} samples, {generator.evaluations(steps)} evaluation(s) each: {out}")
     drawn = generator.labels(min(num, generator.num_classes or 0) if wanted is None else min(num, len(wanted)), wanted)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from fewstep.allocator import keep_freed_memory
 from fewstep.errors import UserError, first_line
 from fewstep.generator import Generator
 from fewstep.limits import cores
@@ -94,6 +95,12 @@ def choose_threads(threads: int | str, network: nn.Module, shape: tuple[int, ...
             raise UserError(f"threads is {threads}; this machine has {cores()} core{'s' * (cores() > 1)}: give at most {most}, or auto")
         return threads
     return 1 if _work(network, shape) < THREADS_FROM else cores()
+
+
+def use_threads(number: int) -> None:
+    """From now on this process computes on so many CPU threads, and keeps the memory that they free; see `fewstep.allocator`."""
+    torch.set_num_threads(number)
+    keep_freed_memory()
 
 
 def choose(

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from fewstep import registry
-from fewstep.allocator import keep_freed_memory
 from fewstep.build import in_memory, load_data
 from fewstep.data import ImageData, PointData
 from fewstep.data.checks import printable
-from fewstep.engine import choose_threads
+from fewstep.engine import choose_threads, use_threads
 from fewstep.errors import UserError
 from fewstep.files import at_home, replace_file
 from fewstep.generator import Generator, load
@@ -119,8 +118,7 @@ def _evaluate(
     counts = _step_counts(models, steps)
     others = {other: read_results(other) for other in options.beside}
     data = numbered_as(in_memory(load_data(recipe.data, recipe.seed)), generator.class_names, str(path))
-    keep_freed_memory()
-    torch.set_num_threads(choose_threads(threads, generator.denoiser, data.shape))
+    use_threads(choose_threads(threads, generator.denoiser, data.shape))
     device = "cuda" if torch.cuda.is_available() and not points else "cpu"
     say("measuring the floor")
     reference: str | Path = options.reference or (preset.reference if preset else "heldout")

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fewstep.allocator import keep_freed_memory
 from fewstep.build import Data, in_memory, load_data, make_method, note, training_data
 from fewstep.data import PointData
 from fewstep.data.audit import audit
 from fewstep.data.beforehand import beforehand
 from fewstep.data.own import ForeignData
-from fewstep.engine import Chosen, choose, make_fabric, settle
+from fewstep.engine import Chosen, choose, make_fabric, settle, use_threads
 from fewstep.errors import UserError
 from fewstep.files import at_home, held_folder, replace_file
 from fewstep.finding import settled
@@ -293,8 +292,7 @@ def _train_recipe(
     chosen = _chosen_together(recipe, method, data, fabric, run.recipe() if run.recipe_file.is_file() else None)
     recipe = recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update={"precision": chosen.precision})})
     settle(fabric, chosen.precision)
-    keep_freed_memory()
-    torch.set_num_threads(max(1, chosen.threads // fabric.world_size) if fabric.device.type == "cpu" else chosen.threads)
+    use_threads(max(1, chosen.threads // fabric.world_size) if fabric.device.type == "cpu" else chosen.threads)
     check_longer(recipe, run, method)
     if recipe.trainer.init is not None and not checkpoints(run.checkpoint_folder):  # a run that goes on has weights of its own
         start_from(recipe.trainer.init, method)

@@ -113,7 +113,7 @@ SHARE = FROM_0 + "less than or equal to 1"  # both ends are told, whichever was 
         ("trainer.evaluate_samples=39", "trainer.evaluate_samples", "39", "greater than or equal to 40"),
         ("trainer.devices=0", "trainer.devices", "0", "greater than 0 or 'auto'"),
         ("trainer.devices=many", "trainer.devices", "'many'", "an integer or 'auto'"),
-        ("trainer.precision='16'", "trainer.precision", "'16'", "'32-true' or 'bf16-mixed'"),
+        ("trainer.precision='16'", "trainer.precision", "'16'", "'auto', '32-true' or 'bf16-mixed'"),
         ("trainer.tracker=wndb", "trainer.tracker", "'wndb'", "'none', 'wandb' or 'tensorboard'"),
         (
             "data.name=emnist",
