@@ -14,7 +14,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from fewstep.training.progress import Progress, reading_bar
 PACKAGE = Path(__file__).parents[1] / "src/fewstep/metrics"
 EPOCHS, BATCH, SEED = 60, 128, 0  # of the digits
 SMOOTHING, SHIFT, MOMENTUM, DECAY, RISE = 0.1, 2, 0.9, 5e-4, 0.2  # of the others
+WHITENED = 2000  # images, whose patches whiten the first convolution
 PEAK = 0.2  # learning rate of batches of 128
 
 
@@ -40,13 +41,14 @@ class Plan:
     widths: tuple[int, ...]
     epochs: float
     residual: bool = True
+    pooled: bool = False
 
 
 FIRST, OTHER = "", "-second"
 PLANS = {
     "mnist": Plan((24, 48, 64), 8),
     "mnist-second": Plan((16, 32, 48), 6, residual=False),
-    "cifar10": Plan((64, 128, 128), 12),
+    "cifar10": Plan((64, 128, 192), 12, pooled=True),
     "cifar10-second": Plan((48, 64, 96), 10, residual=False),
     FIRST: Plan((32, 64, 96), 20),
     OTHER: Plan((24, 48, 64), 20, residual=False),
@@ -87,10 +89,11 @@ def trained(data: ImageData, plan: Plan, seed: int = SEED) -> ResidualClassifier
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = untrained(data, plan).to(memory_format=torch.channels_last)
+        network.whiten(scaled(data, data.train[:WHITENED]))
     rng = torch.Generator().manual_seed(seed)
     batch = min(BATCH, len(data.train))
     steps, order = max(1, round(plan.epochs * len(data.train) / batch)), torch.empty(0, dtype=torch.int64)
-    matrices, vectors = ([p for p in network.parameters() if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
+    matrices, vectors = ([p for p in network.parameters() if p.requires_grad and (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr=PEAK, momentum=MOMENTUM, nesterov=True)
     progress = Progress(f"training features of {data.name}", steps)
@@ -123,7 +126,7 @@ def trained(data: ImageData, plan: Plan, seed: int = SEED) -> ResidualClassifier
 def untrained(data: ImageData, plan: Plan) -> ResidualClassifier:
     """The network of `plan` for images and classes of `data`."""
     channels, size, _ = data.shape
-    network = ResidualClassifier(channels, size, len(data.class_names), plan.widths, plan.residual)
+    network = ResidualClassifier(channels, size, len(data.class_names), plan.widths, plan.residual, plan.pooled)
     network.class_names = data.class_names
     return network
 
@@ -193,7 +196,7 @@ def make(arguments: argparse.Namespace, command: str) -> Path:
     if arguments.size % 2 or not 8 <= arguments.size <= 1024:
         raise UserError(f"--size is {arguments.size}; give an even number from 8 to 1024")
     plan = PLANS[name + kind if of_package else kind]
-    plan = Plan(plan.widths, arguments.epochs or plan.epochs, plan.residual)
+    plan = replace(plan, epochs=arguments.epochs or plan.epochs)
     if plan.epochs <= 0:
         raise UserError(f"--epochs is {plan.epochs}; give a positive number")
     data = opened(name, arguments.data, arguments.size, arguments.channels)

@@ -20,10 +20,10 @@ def metadata(path):
         return json.loads(file.metadata()[METADATA])
 
 
-@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("form", [{"residual": True}, {"residual": False}, {"pooled": True}])
 @pytest.mark.parametrize(("channels", "size", "widths"), [(1, 8, (6, 8)), (3, 16, (5, 6, 7)), (1, 28, (4, 5, 6, 7))])
-def test_a_network_comes_back_from_its_file_alone(channels, size, widths, residual, tmp_path):
-    made = untrained.network(channels, size, 4, widths, residual)
+def test_a_network_comes_back_from_its_file_alone(channels, size, widths, form, tmp_path):
+    made = untrained.network(channels, size, 4, widths, **form)
     save_classifier(made, tmp_path / "mine.safetensors", {"data": "x", "accuracy": 0.25, "command": "c"})
     found = load_classifier(tmp_path / "mine.safetensors")
     images = torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -46,6 +46,25 @@ def test_features_are_activations_of_two_depths_in_standard_units_and_classes_ar
     torch.testing.assert_close(made.classify(made(IMAGES)), made.output(last))
     with pytest.raises(ValueError, match=r"the images are \[3, 8, 8\], and these features are for \[1, 8, 8\]"):
         made(torch.zeros(2, 3, 8, 8))
+
+
+def test_whitened_patches_are_white():
+    noise = torch.randn(50, 3, 8, 9, generator=torch.Generator().manual_seed(0))
+    images = 0.5 * noise[..., 1:] + 0.3 * noise[..., :-1] + 0.4 * noise[:, :1, :, 1:]  # neighbours and colours are alike
+    made = untrained.network(3, 8, 4, (5, 6), pooled=True)
+    made.whiten(images)
+    out = made.stem(images)
+    assert torch.equal(out[:, :12], -out[:, 12:])
+    values = out[:, :12].transpose(0, 1).flatten(1)
+    torch.testing.assert_close(torch.cov(values), torch.eye(12), atol=0.02, rtol=0)  # less than 1 by what is added to the variances
+    assert not made.stem.weight.requires_grad
+
+
+def test_a_file_from_before_there_was_a_choice_of_forms_is_opened(tmp_path):
+    made = untrained.network()
+    del made.architecture["pooled"]
+    save_classifier(made, tmp_path / "old.safetensors", {"data": "x"})
+    torch.testing.assert_close(load_classifier(tmp_path / "old.safetensors")(IMAGES), made(IMAGES), rtol=0.02, atol=0.02)
 
 
 def test_classes_get_the_numbers_that_the_data_has():

@@ -7,10 +7,10 @@ import torch
 from fewstep.metrics.classifiers import ResidualClassifier, save_classifier
 
 
-def network(channels: int = 1, size: int = 8, classes: int = 10, widths=(6, 8), residual: bool = True, seed: int = 0) -> ResidualClassifier:
+def network(channels: int = 1, size: int = 8, classes: int = 10, widths=(6, 8), seed: int = 0, **form: bool) -> ResidualClassifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = ResidualClassifier(channels, size, classes, widths, residual).eval()
+        made = ResidualClassifier(channels, size, classes, widths, **form).eval()
     made.class_names = tuple(str(k) for k in range(classes))
     made.mean.copy_(torch.linspace(-0.1, 0.1, len(made.mean)))
     made.std.copy_(torch.linspace(0.5, 2.0, len(made.std)))

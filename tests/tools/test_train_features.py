@@ -40,7 +40,7 @@ def shades(tmp_path_factory):
 
 @pytest.mark.parametrize("second", [True, False])
 def test_a_folder_of_images_becomes_a_file_of_features(second, tool, shades, tmp_path, capsys, monkeypatch):
-    plan = tool.Plan((6, 8), 60, residual=not second)
+    plan = tool.Plan((6, 8), 60, residual=not second, pooled=not second)
     monkeypatch.setitem(tool.PLANS, tool.OTHER if second else tool.FIRST, plan)
     out = tmp_path / "shades.safetensors"
     state = torch.get_rng_state()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, interpolate, pixel_unshuffle, silu
+from torch.nn.functional import adaptive_avg_pool2d, interpolate, max_pool2d, pixel_unshuffle, silu
 
 from fewstep.errors import first_line
 from fewstep.files import sha256_of, whole_file
@@ -23,6 +23,7 @@ METADATA = "fewstep.features"  # the key under which a file says what it is
 LONGEST = 2**20  # characters of that
 MOST = {"channels": 64, "size": 1024, "num_classes": 100_000}
 MOST_LEVELS, MOST_WIDTH = 8, 4096
+WHITE = 5e-4  # added to the variances that whitening divides by
 COUNTERS = "num_batches_tracked"  # of a norm, which only training asks for
 
 
@@ -45,6 +46,20 @@ class Residual(nn.Module):
         return silu(x + self.second(silu(self.first(x))))
 
 
+class Pooled(nn.Module):
+    """A convolution whose outputs are halved by their greatest values, and another around which they go, too."""
+
+    def __init__(self, before: int, width: int) -> None:
+        super().__init__()
+        self.first, self.norm1 = nn.Conv2d(before, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.second, self.norm2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width, H / 2, W / 2] of x [B, before, H, W]."""
+        x = silu(self.norm1(max_pool2d(self.first(x), 2)))
+        return silu(x + self.norm2(self.second(x)))
+
+
 class ResidualClassifier(nn.Module):
     """A small residual network over images [B, C, size, size], with features of two depths.
 
@@ -58,6 +73,8 @@ class ResidualClassifier(nn.Module):
         num_classes: classes that it tells apart.
         widths: channels of each level; the first level works at half of `size`, each next one at half of the one before.
         residual: whether levels hold residual blocks, or plain convolutions.
+        pooled: whether each level begins at the size of the one before and pools, the first of them on whitened patches of 2x2 pixels
+            (`whiten`), and not with a convolution that halves; dearer, and better for photographs.
 
     Attributes:
         name: what stands beside numbers that are measured in its features.
@@ -70,17 +87,26 @@ class ResidualClassifier(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, channels: int, size: int, num_classes: int, widths: Sequence[int], residual: bool = True) -> None:
+    def __init__(
+        self, channels: int, size: int, num_classes: int, widths: Sequence[int], residual: bool = True, pooled: bool = False
+    ) -> None:
         super().__init__()
-        self.architecture = {"channels": channels, "size": size, "num_classes": num_classes, "widths": list(widths), "residual": residual}
+        self.architecture = {"channels": channels, "size": size, "num_classes": num_classes, "widths": list(widths)}
+        self.architecture |= {"residual": residual, "pooled": pooled}
         self.name = "untrained"
         self.sha256: str | None = None
         self.class_names: tuple[str, ...] = ()
         self.shape = (channels, size, size)
         self.enlarges = 1
         self.num_classes = num_classes
-        levels, before = [], 4 * channels
+        levels: list[nn.Module] = []
+        before = 8 * channels if pooled else 4 * channels
+        self.stem = nn.Conv2d(channels, before, 2, bias=False) if pooled else None
         for level, width in enumerate(widths):
+            if pooled:
+                levels.append(Pooled(before, width))
+                before = width
+                continue
             inner: nn.Module = Residual(width) if residual else nn.Sequential(Normed(width, width), nn.SiLU())
             levels.append(nn.Sequential(Normed(before, width, 1 if level == 0 else 2), nn.SiLU(), inner))
             before = width
@@ -92,7 +118,7 @@ class ResidualClassifier(nn.Module):
 
     def activations(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The averages over the image after the levels half-way and last: [B, D'] and [B, D'']."""
-        x, halfway = pixel_unshuffle(images, 2), images
+        x, halfway = pixel_unshuffle(images, 2) if self.stem is None else silu(self.stem(images)), images
         for level, block in enumerate(self.levels, 1):
             x = block(x)
             halfway = x if level == self.halfway else halfway
@@ -105,6 +131,20 @@ class ResidualClassifier(nn.Module):
         if self.enlarges > 1:
             images = interpolate(images, scale_factor=self.enlarges, mode="bilinear")
         return (torch.cat(self.activations(images), 1) - self.mean) / self.std
+
+    @torch.no_grad()
+    def whiten(self, images: Tensor) -> None:
+        """Set the filters of the first convolution to the principal directions of patches of `images` [N, C, H, W], and to their negatives.
+
+        Each is divided by its standard deviation, so that what comes out is white; they are not learned (Coates and Ng 2012).
+        """
+        if self.stem is None:
+            return
+        patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).flatten(0, 2).flatten(1).double()
+        values, directions = torch.linalg.eigh(torch.cov(patches.T))
+        filters = (directions / (values + WHITE).sqrt()).T.reshape(-1, images.shape[1], 2, 2).float()
+        self.stem.weight.copy_(torch.cat([filters, -filters]))
+        self.stem.requires_grad_(False)
 
     def classify(self, features: Tensor) -> Tensor:
         """Class logits [B, num_classes] from features [B, D]."""
@@ -185,7 +225,7 @@ def load_classifier(path: Path, name: str | None = None) -> ResidualClassifier:
 
 def _checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What builds a network, held against what a file may ask for. Raises ValueError."""
-    if set(arguments) != {*MOST, "widths", "residual"}:
+    if set(arguments) - {"pooled"} != {*MOST, "widths", "residual"}:
         raise ValueError(f"its metadata has the arguments {', '.join(sorted(map(str, arguments)))}")
     for key, most in MOST.items():
         if type(arguments[key]) is not int or not 1 <= arguments[key] <= most:
@@ -196,4 +236,4 @@ def _checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"widths is {str(widths)[:50]}, allowed are 2 to {MOST_LEVELS} numbers up to {MOST_WIDTH}")
     if arguments["size"] % 2:
         raise ValueError(f"size is {arguments['size']}, which is odd")
-    return {**arguments, "residual": bool(arguments["residual"])}
+    return {**arguments, "residual": bool(arguments["residual"]), "pooled": bool(arguments.get("pooled", False))}
