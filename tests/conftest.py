@@ -67,7 +67,7 @@ def _quick():
 
     Each takes seconds, and few look at it.
     """
-    from fewstep import pictures, trial
+    from fewstep import engine, pictures, trial
     from fewstep.viz import report
     from fewstep.viz.dashboard.messages import pack
 
@@ -85,6 +85,7 @@ def _quick():
         patch.setattr(pictures, "Dashboard", Undrawn)
         patch.setattr(report, "curves", lambda records, names, log=False: f"<svg><text>{' '.join(names)}</text></svg>")
         patch.setattr(trial, "ENOUGH", 0.05)
+        patch.setattr(engine, "keep_freed_memory", lambda: False)  # it would stay for other tests, some of which measure memory
         patch.setattr(trial, "BATCH", 16)
         yield
 

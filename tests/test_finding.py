@@ -216,6 +216,7 @@ def test_what_was_found_is_said_and_recorded_and_gone_on_with(tmp_path, done, mi
     written(tmp_path / "d" / "more", [(8, 8)], "L")  # other images would give another size: the run keeps its own
     assert RunFolder(run).recipe() == recorded
     recipe, found = settled(load_recipe("teacher/images", (f"data={{name: images, path: {folder}}}", *SMALL)), RunFolder(run))
+    recorded["trainer"]["precision"] = "auto"  # what was chosen is recorded
     assert resolved(recipe) == {key: value for key, value in recorded.items() if key not in ("format", "made_by")}
     assert all("as the run in" in one.reason for one in found)
     assert "data.size was 12, now 10" in mistake(*train, "data.size=10", "--resume")

@@ -1,0 +1,168 @@
+"""Short runs by which the recipes of MNIST and small CIFAR-10 were chosen: every arm trains for equally many seconds, on one thread.
+
+    python benchmarks/image_sweep.py teacher/mnist --data ../shared/data/mnist --list
+    python benchmarks/image_sweep.py teacher/mnist --data ../shared/data/mnist --seconds 600
+    python benchmarks/image_sweep.py dmd2/mnist --data ../shared/data/mnist --teacher runs/images/mnist/teacher_0 --arms "as it is"
+
+A teacher is measured by its denoising error on the test split, weighted as in training, at noise levels between fixed quantiles (1,500
+images and noises, always the same), and by FD / floor of 1,000 samples at `HEUN` levels; a student by FD / floor of 2,000 samples. What is
+in the results already is not done again; two processes with arms of their own may run side by side. Writes results/sweep_RECIPE.json.
+"""
+
+import argparse
+import itertools
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from fewstep.build import in_memory, load_data
+from fewstep.data import ImageData
+from fewstep.engine import use_threads
+from fewstep.evaluation import machine
+from fewstep.generator import Generator, load
+from fewstep.maths.parametrization import edm_weight
+from fewstep.measurement import measure, suite_for
+from fewstep.recipe import load_recipe
+from fewstep.run import train_recipe
+from fewstep.training.run_folder import RunFolder
+from images import shared
+
+HERE = Path(__file__).parent
+HEUN = 10  # levels, 19 evaluations
+ITEMS = 1_500
+TRIED = (10, 40)  # steps between which the clock is read
+QUANTILES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # edges of the ranges of sigma in which the error is told
+# recipe -> title -> what differs from the recipe
+ARMS: dict[str, dict[str, tuple[str, ...]]] = {
+    "teacher/mnist": {
+        "as it is": (),
+        "(64, 128)": ("network.channels=[64,128]",),
+        "(32, 64, 128) without patches": ("network.channels=[32,64,128]", "network.patch=1"),
+        "(32, 64)": ("network.channels=[32,64]",),
+        "lr 2e-3": ("method.optimizer.lr=2e-3",),
+        "lr 5e-4": ("method.optimizer.lr=5e-4",),
+        "batch 32": ("batch_size=32",),
+        "batch 128": ("batch_size=128",),
+        "two layers a block": ("network.layers_per_block=2",),
+        "sigma_mean -0.8": ("method.sigma_mean=-0.8",),
+        "sigma_std 1.6": ("method.sigma_std=1.6", "method.sigma_mean=-0.8"),
+        "smooth in time": ("network.time_scale=50",),
+    },
+    "dmd2/mnist": {
+        "as it is": (),
+        "rates x 2": ("method.generator_optimizer.lr=2e-4", "method.guidance_optimizer.lr=6e-4"),
+        "rates x .5": ("method.generator_optimizer.lr=5e-5", "method.guidance_optimizer.lr=1.5e-4"),
+        "fake lr 1e-3": ("method.guidance_optimizer.lr=1e-3",),
+        "batch 32": ("batch_size=32",),
+        "alpha 1.2": ("method.sid_alpha=1.2",),
+        "first level 30": ("method.conditioning_sigma=30",),
+        "first level 10": ("method.conditioning_sigma=10",),
+        "ratio 3": ("method.dfake_gen_update_ratio=3",),
+        "GAN": ("method.gan=true", "method.gan_weight_generator=auto"),
+    },
+    "teacher/cifar10_cpu": {
+        "as it is": (),
+        "(64, 128)": ("network.channels=[64,128]",),
+        "(128, 256)": ("network.channels=[128,256]",),
+        "lr 2e-3": ("method.optimizer.lr=2e-3",),
+        "lr 5e-4": ("method.optimizer.lr=5e-4",),
+        "batch 32": ("batch_size=32",),
+    },
+}
+
+
+@torch.no_grad()
+def denoising_error(generator: Generator, data: ImageData) -> dict[str, float]:
+    """The weighted error of a denoiser on the test split: in all, and in ranges of sigma."""
+    rng = torch.Generator().manual_seed(0)
+    index = torch.randperm(len(data.heldout), generator=rng)[:ITEMS]
+    x, label = data.images("heldout")[index], data.heldout_label
+    noise = torch.randn(x.shape, generator=rng)
+    quantiles = (torch.randperm(len(x), generator=rng) + 0.5) / len(x)
+    sigma = torch.exp(-1.2 + 1.2 * torch.special.ndtri(quantiles)).float()
+    parts = []
+    for some in torch.arange(len(x)).split(250):
+        noised = x[some] + sigma[some, None, None, None] * noise[some]
+        error = (generator.denoiser(noised, sigma[some], None if label is None else label[index[some]]) - x[some]).square()
+        parts.append(edm_weight(sigma[some], generator.sigma_data) * error.flatten(1).mean(1))
+    error = torch.cat(parts)
+    edges = [0.0, *QUANTILES, float("inf")]
+    ranges = {f"{a:g} to {b:g}": error[(sigma >= a) & (sigma < b)].mean().item() for a, b in itertools.pairwise(edges)}
+    return {"all": error.mean().item(), **ranges}
+
+
+def steps_within(seconds: float, source: str, overrides: list[str]) -> int:
+    """How many steps of the recipe `source` with `overrides` take so many seconds by the run's own clock, which reading data is not in."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder(Path(folder) / "timing")
+        train_recipe(load_recipe(source, [*overrides, f"steps={TRIED[1]}", f"trainer.log_every={TRIED[0]}"]), run.path, title="timing")
+        clock = {record["step"]: record["seconds"] for record in run.metrics()}
+    return max(TRIED[1], round(seconds * (TRIED[1] - TRIED[0]) / (clock[TRIED[1]] - clock[TRIED[0]])))
+
+
+def main() -> None:
+    """Train, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", choices=list(ARMS))
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--teacher", help="run folder, for students")
+    parser.add_argument("--arms", nargs="+")
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--folder", type=Path, default=Path("runs/sweep"))
+    parser.add_argument("--list", action="store_true")
+    arguments = parser.parse_args()
+    arms = ARMS[arguments.recipe]
+    name = arguments.recipe.replace("/", "_")
+    results = HERE / "results" / f"sweep_{name}.json"
+    use_threads(1)
+    common = [f"data.dir={json.dumps(arguments.data)}", "trainer.threads=1", "trainer.precision=32-true", "trainer.log_every=100"]
+    if arguments.teacher:
+        common.append(f"method.teacher={json.dumps(arguments.teacher)}")
+    data, suite = None, None
+    for title in arguments.arms or arms:
+        with shared(results) as content:
+            done = any(run["title"] == title and run["asked_seconds"] == arguments.seconds for run in content.get("runs", []))
+        if done or arguments.list:
+            print(f"{title:32} {'done' if done else 'to do'}")
+            continue
+        if data is None:
+            data = in_memory(load_data(load_recipe(arguments.recipe, common).data))
+            assert isinstance(data, ImageData)
+        overrides = [*arms[title], *common]
+        steps = steps_within(arguments.seconds, arguments.recipe, overrides)
+        folder = arguments.folder / f"{name}_{title.replace(' ', '_').replace(',', '')}"
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut short
+        recipe = load_recipe(arguments.recipe, [*overrides, f"steps={steps}"])
+        began = time.process_time()
+        train_recipe(recipe, folder, title=title)
+        seconds = time.process_time() - began
+        generator = load(folder)
+        teaches = arguments.recipe.startswith("teacher/")
+        num = 1_000 if teaches else 2_000
+        suite = suite or suite_for(data, num=num)
+        row = measure(suite, generator, num, 0, HEUN if teaches else None, speed=False)
+        run = {
+            "title": title,
+            "overrides": list(arms[title]),
+            "asked_seconds": arguments.seconds,
+            "cpu_seconds": seconds,
+            "steps": steps,
+            "images_seen": steps * recipe.batch_size,
+            "n": num,
+            "seed": 0,
+            "row": row,
+            "denoising_error": denoising_error(generator, data) if teaches else None,
+        }
+        with shared(results) as content:
+            content |= {"command": f"python benchmarks/image_sweep.py {arguments.recipe} --data DIR", "machine": machine()}
+            content.setdefault("runs", []).append(run)
+        error = f", error {run['denoising_error']['all']:.4f}" if teaches else ""
+        print(f"{title:32} {steps} steps in {seconds:.0f} s: {row['frechet_over_floor']:.2f} x the floor{error}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
