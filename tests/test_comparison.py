@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from fewstep import comparison, measurement, pictures
+from fewstep.data import load_digits
 from fewstep.errors import UserError
 from fewstep.recipe import load_recipe
 from fewstep.run import train_recipe
@@ -245,7 +246,8 @@ def test_every_method_on_digits(small, done, tmp_path):
     assert_tables(printed, results, REAL_ROW)
     assert printed.startswith("FD / floor by number of steps")
     assert results["rows"][REAL_ROW]["frechet_over_floor"] == 1
-    assert all(row["frechet_over_floor"] > 2 for name, row in results["rows"].items() if name != REAL_ROW)
+    whole = measurement.suite_for(load_digits()).floor  # that of as few images as were generated is larger
+    assert all(row["frechet"] > 10 * whole for name, row in results["rows"].items() if name != REAL_ROW)
     with Image.open(out / "compare.png") as picture:
         pixels = picture.convert("L")
     # two of each class in a row of 20, five times enlarged, under a line of words: real ones, one row a method, and seven of other steps
