@@ -78,7 +78,7 @@ def write_plain(read: ImageData, folder: Path) -> None:
 
 
 def tiny_images(folder: Path) -> Path:
-    """Eight pictures of each of ten colours, 8 x 8, in a folder a class: made once."""
+    """Sixty pictures of each of ten colours, 8 x 8, in a folder a class: made once."""
     if not folder.exists():
         from PIL import Image
 
@@ -87,7 +87,7 @@ def tiny_images(folder: Path) -> Path:
         with replace_folder(folder) as partial:
             for label in range(10):
                 (partial / f"class_{label}").mkdir()
-                for number in range(8):
+                for number in range(60):
                     noise = torch.randint(0, 60, (8, 8, 3), generator=rng)
                     pixels = (noise + torch.tensor([19 * label, 190 - 19 * label, 90])).to(torch.uint8)
                     Image.fromarray(pixels.numpy()).save(partial / f"class_{label}" / f"{number}.png")

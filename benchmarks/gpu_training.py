@@ -118,7 +118,7 @@ class Training(Piece):
         steps = max(8, round(60 * self.place.minutes / trial.step))
         cadences = {"log_every": steps // 100, "evaluate_every": steps // 8, "checkpoint_every": steps // 10, "sample_every": steps // 4}
         lines = [f"trainer.{key}={max(1, value)}" for key, value in cadences.items()]
-        samples = 40 if self.place.tiny else SAMPLES_ON_THE_WAY
+        samples = 60 if self.place.tiny else SAMPLES_ON_THE_WAY
         overrides = [*changed, f"steps={steps}", *lines, f"trainer.evaluate_samples={samples}"]
         planned = {"steps": steps, "batch_size": recipe.batch_size, "seconds_a_step": trial.step, "overrides": overrides}
         replace_file(self.file, json.dumps(planned, indent=1).encode())
@@ -203,7 +203,7 @@ class Figures(Piece):
         """Measure; the results lie in the run."""
         from fewstep.evaluation import evaluate
 
-        evaluate(self.path, 40 if self.place.tiny else SAMPLES, SEED, say=lambda text: print(text, flush=True))
+        evaluate(self.path, 60 if self.place.tiny else SAMPLES, SEED, say=lambda text: print(text, flush=True))
         return True
 
     def rows(self, known: list[Row]) -> list[Row]:
