@@ -11,19 +11,14 @@ seconds that is in there is not done again.
 """
 
 import argparse
-import json
-import os
-import shutil
 from pathlib import Path
 
 import torch
 
 from dmd2 import train
-from equal_time import figures, trained_for
+from equal_time import studied
 from fewstep.build import load_data
-from fewstep.evaluation import machine
-from fewstep.generator import load
-from fewstep.measurement import suite_for, usual_samples
+from fewstep.measurement import suite_for
 from fewstep.recipe import load_recipe
 
 SAMPLINGS = 4
@@ -55,42 +50,20 @@ def main() -> None:
             train("teacher/digits", arguments.folder / f"teacher_{seed}", f"seed={seed}")
         for features in arguments.features:
             for field in arguments.fields:
-                runs = json.loads(arguments.results.read_text())["runs"] if arguments.results.exists() else []
-                title = f"{FEATURES[features]}, {field}"
-                if any((run["title"], run["training_seed"], run["asked_seconds"]) == (title, seed, arguments.seconds) for run in runs):
-                    continue
-                folder = arguments.folder / f"{features}_{field}_{seed}"
-                shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut short
                 named = arguments.folder / f"teacher_{seed}" if features == "teacher" else features
-                steps, seconds = trained_for(
-                    arguments.seconds, "drift/digits", folder, *FIELDS[field], SOON, f"method.features={named}", f"seed={seed}"
-                )
-                found = figures(suite, load(folder), SAMPLINGS)
-                runs.append(
-                    {
-                        "title": title,
-                        "recipe": "drift/digits",
-                        "overrides": [*FIELDS[field], SOON, f"method.features={features}"],
-                        "trained_in_features": features,
-                        "training_seed": seed,
-                        "training_steps": steps,
-                        "asked_seconds": arguments.seconds,
-                        "seconds": seconds,
-                        "n": usual_samples(False),
-                        "seeds": list(range(SAMPLINGS)),
-                        "floor": suite.floor,
-                        **found,
-                        "machine": {**machine(), "load": os.getloadavg()[0]},
-                    }
-                )
-                command = {"command": "python benchmarks/drift_features.py", "runs": runs}
-                arguments.results.write_text(json.dumps(command, indent=1) + "\n")
-                row = found["row"]
-                print(
-                    f"{title}, seed {seed}: {steps} steps in {seconds:.0f} CPU s; FD / floor {row['frechet_over_floor']:.3f}, "
-                    f"class {row['class_accuracy']:.1%}, recall {row['recall']:.2f}, std {row['within_class_std']:.0%}, "
-                    f"to train {row['train_distance']:.0%}",
-                    flush=True,
+                studied(
+                    arguments.results,
+                    "python benchmarks/drift_features.py",
+                    f"{FEATURES[features]}, {field}",
+                    seed,
+                    arguments.seconds,
+                    "drift/digits",
+                    arguments.folder / f"{features}_{field}_{seed}",
+                    suite,
+                    SAMPLINGS,
+                    (*FIELDS[field], SOON),
+                    (f"method.features={named}",),
+                    trained_in_features=features,
                 )
 
 

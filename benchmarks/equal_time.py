@@ -1,11 +1,15 @@
 """What benchmarks that compare at equal training time share: how many steps of a recipe take so many seconds of CPU, on one thread."""
 
+import json
+import os
+import shutil
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-from fewstep.generator import Generator
+from fewstep.evaluation import machine
+from fewstep.generator import Generator, load
 from fewstep.measurement import measure, usual_samples
 from fewstep.metrics.suite import Suite
 from fewstep.recipe import load_recipe
@@ -38,3 +42,54 @@ def figures(suite: Suite, generator: Generator, samplings: int) -> dict:
     rows = [measure(suite, generator, usual_samples(False), sampling, speed=False) for sampling in range(samplings)]
     row = {key: statistics.mean(row[key] for row in rows) for key, value in rows[0].items() if not isinstance(value, str)}
     return {"row": row, "frechet_over_floor_spread": statistics.stdev(row["frechet_over_floor"] for row in rows)}
+
+
+def studied(
+    results: Path,
+    command: str,
+    title: str,
+    seed: int,
+    seconds: float,
+    source: str,
+    folder: Path,
+    suite: Suite,
+    samplings: int,
+    overrides: tuple[str, ...],
+    local: tuple[str, ...] = (),
+    **told: str,
+) -> None:
+    """Train `source` with `overrides` for so many CPU seconds, measure it, and add it to the file `results`, if it is not there yet.
+
+    `local` are overrides with paths of this machine, which are not recorded; what is `told` of the run is.
+    """
+    runs = json.loads(results.read_text())["runs"] if results.exists() else []
+    if any((run["title"], run["training_seed"], run["asked_seconds"]) == (title, seed, seconds) for run in runs):
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut short
+    steps, spent = trained_for(seconds, source, folder, *overrides, *local, f"seed={seed}")
+    found = figures(suite, load(folder), samplings)
+    runs.append(
+        {
+            "title": title,
+            "recipe": source,
+            "overrides": list(overrides),
+            **told,
+            "training_seed": seed,
+            "training_steps": steps,
+            "asked_seconds": seconds,
+            "seconds": spent,
+            "n": usual_samples(False),
+            "seeds": list(range(samplings)),
+            "floor": suite.floor,
+            **found,
+            "machine": {**machine(), "load": os.getloadavg()[0]},
+        }
+    )
+    results.write_text(json.dumps({"command": command, "runs": runs}, indent=1) + "\n")
+    row = found["row"]
+    print(
+        f"{title}, seed {seed}: {steps} steps in {spent:.0f} CPU s; FD / floor {row['frechet_over_floor']:.3f}, "
+        f"class {row['class_accuracy']:.1%}, recall {row['recall']:.2f}, std {row['within_class_std']:.0%}, "
+        f"to train {row['train_distance']:.0%}",
+        flush=True,
+    )

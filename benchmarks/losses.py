@@ -10,19 +10,14 @@ of as many seconds that is in there is not done again.
 """
 
 import argparse
-import json
-import os
-import shutil
 from pathlib import Path
 
 import torch
 
 from dmd2 import train
-from equal_time import figures, trained_for
+from equal_time import studied
 from fewstep.build import load_data
-from fewstep.evaluation import machine
-from fewstep.generator import load
-from fewstep.measurement import suite_for, usual_samples
+from fewstep.measurement import suite_for
 from fewstep.recipe import load_recipe
 
 SAMPLINGS = 4
@@ -57,36 +52,18 @@ def main() -> None:
         teacher = arguments.folder / f"teacher_{seed}"
         train("teacher/digits", teacher, f"seed={seed}")
         for arm in arguments.arms:
-            runs = json.loads(arguments.results.read_text())["runs"] if arguments.results.exists() else []
-            if any((run["title"], run["training_seed"], run["asked_seconds"]) == (arm, seed, arguments.seconds) for run in runs):
-                continue
-            folder = arguments.folder / f"{arm.replace(', ', '_').replace(' ', '_')}_{seed}"
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut short
-            overrides = ARMS[arm]
-            steps, seconds = trained_for(arguments.seconds, "dmd2/digits", folder, *overrides, f"method.teacher={teacher}", f"seed={seed}")
-            found = figures(suite, load(folder), SAMPLINGS)
-            runs.append(
-                {
-                    "title": arm,
-                    "recipe": "dmd2/digits",
-                    "overrides": list(overrides),
-                    "training_seed": seed,
-                    "training_steps": steps,
-                    "asked_seconds": arguments.seconds,
-                    "seconds": seconds,
-                    "n": usual_samples(False),
-                    "seeds": list(range(SAMPLINGS)),
-                    "floor": suite.floor,
-                    **found,
-                    "machine": {**machine(), "load": os.getloadavg()[0]},
-                }
-            )
-            arguments.results.write_text(json.dumps({"command": "python benchmarks/losses.py", "runs": runs}, indent=1) + "\n")
-            row = found["row"]
-            print(
-                f"{arm}, seed {seed}: {steps} steps in {seconds:.0f} CPU s; FD / floor {row['frechet_over_floor']:.3f}, "
-                f"class {row['class_accuracy']:.1%}, recall {row['recall']:.2f}, std {row['within_class_std']:.0%}",
-                flush=True,
+            studied(
+                arguments.results,
+                "python benchmarks/losses.py",
+                arm,
+                seed,
+                arguments.seconds,
+                "dmd2/digits",
+                arguments.folder / f"{arm.replace(', ', '_').replace(' ', '_')}_{seed}",
+                suite,
+                SAMPLINGS,
+                ARMS[arm],
+                (f"method.teacher={teacher}",),
             )
 
 
