@@ -108,7 +108,8 @@ def server(online, monkeypatch):
 
 
 def data_of(path, **settings):
-    return load_data(load_recipe("teacher/mnist", [("data.path", path), *settings.items()]).data)
+    of_the_hub = {"name": "images", "path": path, "size": 32, "channels": 1}
+    return load_data(load_recipe("teacher/mnist", [("data", of_the_hub), *settings.items()]).data)
 
 
 def stream_of(path):
@@ -233,16 +234,28 @@ def test_shards_at_an_address_that_does_not_answer(server, online):
     assert "where the server has nothing (it answers 404); mend the address" in refused(stream_of, f"{base}/own/gone/a.tar")[0]
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist"])
+SIZES = {
+    "mnist": "data: 60000 training images, 10000 held out, shape [1, 28, 28], 10 classes",
+    "cifar10_cpu": "data: 50000 training images, 10000 held out, shape [3, 32, 32], 10 classes",
+}
+OF_THE_HUB = {"mnist": "ylecun/mnist", "cifar10_cpu": "uoft-cs/cifar10"}
+
+
+def test_data_of_which_nothing_is_known_is_needed_to_describe_a_recipe(server):
+    recipe = load_recipe("teacher/mnist", [("data", {"name": "images", "path": "own/unknown", "size": 32, "channels": 1})])
+    with pytest.raises(UserError, match="there is no such folder"):
+        describe(recipe)
+
+
+@pytest.mark.parametrize("name", SIZES)
 def test_a_shipped_recipe_is_described_without_its_data(name, server):
-    recipe = load_recipe("teacher/mnist", [("data.path", "ylecun/mnist" if name == "mnist" else "own/unknown"), ("batch_size", 4)])
-    if name == "digits":
-        with pytest.raises(UserError, match="there is no such folder"):
-            describe(recipe)
-        return
+    recipe = load_recipe(f"teacher/{name}", [("batch_size", 4)])
     lines = describe(recipe)
-    assert lines[0] == "data: 60000 training images, 10000 held out, shape [1, 32, 32], 10 classes"
-    assert lines[1].startswith("the data was not read, and the line above is what is known of it: data.path is 'ylecun/mnist': there is")
+    assert lines[0] == SIZES[name]
+    said = "the data was not read, and the line above is what is known of it: data.dir is missing, so that "
+    assert lines[1].startswith(f"{said}{OF_THE_HUB[name]} was looked for: the local cache of the Hub has no such data set, and")
+    assert "and say data.dir=FOLDER" in lines[1]
+    assert "data.path" not in lines[1]
     assert any(line.startswith("FLOPs per image: ") for line in lines)
 
 

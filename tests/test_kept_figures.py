@@ -76,7 +76,7 @@ def test_a_second_evaluation_measures_the_student_alone(done, run, student_run, 
     before = rows(run)
     second = done("evaluate", run, "-n", 60)
     assert second.err.count(KEPT) == 2
-    assert f"teacher, 35 evaluations: {KEPT} {figures_folder()}" in second.err
+    assert f"teacher, 5 evaluations: {KEPT} {figures_folder()}" in second.err
     assert len(drawn) == 4
     after = rows(run)
     assert list(before) == list(after)

@@ -447,13 +447,13 @@ def test_a_network_that_fails_in_the_middle_is_named(theirs, mistake):
         def forward(self, x, c_noise, label=None):
             self.calls = getattr(self, "calls", 0) + self.training
             if self.calls == 6:
-                raise MemoryError("full\\nof things")
+                raise ArithmeticError("full\\nof things")
             return super().forward(x, c_noise, label)
     """
     theirs.write(more=more)
     err = mistake("train", theirs.recipe(network="Odd"), "--out", "run")  # with a method of ours
     assert f"the network '{theirs.name}:Odd' failed in {theirs.name}.py, line " in err
-    assert "(MemoryError: full); that was at step 6" in err
+    assert "(ArithmeticError: full); that was at step 6" in err
 
 
 def test_a_data_set_that_fails_is_named(theirs, mistake):

@@ -197,7 +197,7 @@ def test_evaluation_numbers_the_data_as_the_run(overrides, run, monkeypatch, tmp
 
     seen = []
 
-    def stop(data, *given):
+    def stop(data, *given, **named):
         seen.append(data)
         raise UserError("enough")
 

@@ -188,7 +188,7 @@ def test_a_checkpoint_from_before_there_was_a_best_is_gone_on_with(tmp_path):
 
 def test_the_figures_that_can_be_chosen_are_those_that_are_measured(teacher_run, done, tmp_path):
     small = ("network.channels=[8]", "network.groups=4", "network.head_dim=4", "method.sampler_steps=1", "batch_size=16", "steps=2")
-    cadence = ("trainer.evaluate_every=1", "trainer.evaluate_samples=150", "trainer.accelerator=cpu")
+    cadence = ("trainer.evaluate_every=1", "trainer.evaluate_samples=250", "trainer.accelerator=cpu")
     done("train", "teacher/digits", *small, *cadence, "trainer.keep_best=class_accuracy", "--out", tmp_path / "run")
     records = RunFolder(tmp_path / "run").metrics()
     assert {name.removeprefix("eval.") for name in records[0] if name.startswith("eval.")} == set(choices("images"))
@@ -200,7 +200,7 @@ def test_the_figures_that_can_be_chosen_are_those_that_are_measured(teacher_run,
     assert generator.info["best"] == best
     assert generator.info["step"] == best["step"]
     done("sample", tmp_path / "run" / "best", "-n", 4, "--out", tmp_path / "grid.png")
-    out = done("evaluate", tmp_path / "run" / "best", "-n", 150, "--steps", 1).out
+    out = done("evaluate", tmp_path / "run" / "best", "-n", 250, "--steps", 1).out
     results = json.loads((tmp_path / "run" / "best" / "results.json").read_text())
     assert results["best"] == best
     assert results["rows"]["teacher, 1 evaluation"]["class_accuracy"] == best["value"]

@@ -336,6 +336,7 @@ ILL = [
     (DMD2, "frozen", "guidance.reach", 1e-6, r"add up to 1e-06.*Raise method\.guidance_optimizer\.lr by as much"),
     (DMD2, "gan", "generator.gan_pull", 50.0, r"50 times as hard.*Set method\.gan_weight_generator to auto"),
     (Drift, "escape", "generator.escaped", 0.7, "70% of the samples.*temperature_start"),
+    (Drift, "transport", "generator.plan_error", 0.3, r"30% of the samples without their share.*sinkhorn_iterations"),
     (DDDM, "overconfident", "denoiser.calibration", 0.2, "20% as far .*xi is being ignored.*method.lam.*method.m"),
     (Teacher, "untrained", "denoiser.denoising", 0.97, r"0.97.*method\.optimizer\.lr"),
     (Teacher, "levels", "denoiser.levels", -5.8, r"-5\.8 from ln\(sigma_data\) - 1.*Set method\.sigma_mean"),

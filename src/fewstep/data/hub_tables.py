@@ -36,8 +36,10 @@ class HubTables:
         """The data set of the Hub. Raises DataError where it cannot be had, which says what else there is."""
         try:
             return self._opened(self.hub, "data.dir is missing", bar)
-        except DataError as error:
-            raise DataError(f"data.dir is missing, and {error}; or fetch it ({self.where}{otherwise}) and say data.dir=FOLDER") from error
+        except DataError as error:  # which names a key that this data set has not
+            said = str(error).removeprefix(f"data.path is {self.hub!r}: there is no such folder, ")
+            way = f"or fetch it ({self.where}{otherwise}) and say data.dir=FOLDER"
+            raise DataError(f"data.dir is missing, so that {self.hub} was looked for: {said}; {way}") from error
 
     @property
     def where(self) -> str:
