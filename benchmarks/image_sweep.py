@@ -46,6 +46,7 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
         "lr 2e-3": ("method.optimizer.lr=2e-3",),
         "lr 5e-4": ("method.optimizer.lr=5e-4",),
         "batch 32": ("batch_size=32",),
+        "batch 32, lr 2e-3": ("batch_size=32", "method.optimizer.lr=2e-3"),
         "batch 128": ("batch_size=128",),
         "two layers a block": ("network.layers_per_block=2",),
         "sigma_mean -0.8": ("method.sigma_mean=-0.8",),
@@ -99,7 +100,8 @@ def steps_within(seconds: float, source: str, overrides: list[str]) -> int:
     """How many steps of the recipe `source` with `overrides` take so many seconds by the run's own clock, which reading data is not in."""
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder) / "timing")
-        train_recipe(load_recipe(source, [*overrides, f"steps={TRIED[1]}", f"trainer.log_every={TRIED[0]}"]), run.path, title="timing")
+        given = [*overrides, f"steps={TRIED[1]}", f"trainer.log_every={TRIED[0]}", f"trainer.sample_every={TRIED[1]}"]
+        train_recipe(load_recipe(source, given), run.path, title="timing")
         clock = {record["step"]: record["seconds"] for record in run.metrics()}
     return max(TRIED[1], round(seconds * (TRIED[1] - TRIED[0]) / (clock[TRIED[1]] - clock[TRIED[0]])))
 
@@ -136,7 +138,7 @@ def main() -> None:
         steps = steps_within(arguments.seconds, arguments.recipe, overrides)
         folder = arguments.folder / f"{name}_{title.replace(' ', '_').replace(',', '')}"
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut short
-        recipe = load_recipe(arguments.recipe, [*overrides, f"steps={steps}"])
+        recipe = load_recipe(arguments.recipe, [*overrides, f"steps={steps}", f"trainer.sample_every={steps}"])
         began = time.process_time()
         train_recipe(recipe, folder, title=title)
         seconds = time.process_time() - began

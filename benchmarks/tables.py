@@ -1,4 +1,4 @@
-"""Write the tables of README.md and of docs/alarms.md, cifar10.md, dddm.md, dmd2.md, drift.md and flows.md from the result files.
+"""Write the tables of README.md and of the pages of docs that have some from the result files.
 
     python benchmarks/tables.py
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from fewstep.metrics.figures import BY_KEY
 from fewstep.metrics.least import LEAST
 from gpu_tables import NOTHING, devices, outlook_lines, outlook_note, results, runs_lines, steps_lines
+from image_tables import cost_lines, curve_lines, figures_lines, figures_note, sweep_lines
+from images import ARMS
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -497,7 +499,43 @@ def gpu_outlook() -> str:
     return f"{markdown(outlook_lines(results(), result('gpu_outlook')))}\n\n{wrapped(outlook_note())}"
 
 
+def images(name: str, short: bool = False) -> str:
+    """Every figure of each method on real images; `short`: the first of them, of teacher and student."""
+    content = result(f"images_{name}")
+    order = [title for title in ARMS[name] if not short or title in ("teacher", "dmd2", "dmd2, 4 steps")]
+    return markdown(figures_lines(content, order, short)) + source(content, figures_note(content, order))
+
+
+def image_costs(name: str) -> str:
+    """Quality at one evaluation, two and four, over what the training took."""
+    content = result(f"images_{name}")
+    return markdown(cost_lines(content, list(ARMS[name]))) + source(content, figures_note(content, list(ARMS[name])))
+
+
+def image_curves(name: str) -> str:
+    """How quality came."""
+    content = result(f"images_{name}")
+    note = " Of seed 0, by 1,000 samples; the last column is the mean over the last fifth."
+    return markdown(curve_lines(content, list(ARMS[name]))) + source(content, note)
+
+
+def sweep(name: str) -> str:
+    """The short runs by which settings were chosen."""
+    content = result(f"sweep_{name}")
+    note = f" One seed (0), n = {content['runs'][0]['n']:,}; each for the time asked for, without measuring."
+    return markdown(sweep_lines(content)) + source(content, note)
+
+
 TABLES = {
+    "images_mnist": lambda: images("mnist"),
+    "images_mnist_short": lambda: images("mnist", short=True),
+    "image_costs_mnist": lambda: image_costs("mnist"),
+    "image_curves_mnist": lambda: image_curves("mnist"),
+    "images_cifar10": lambda: images("cifar10"),
+    "image_curves_cifar10": lambda: image_curves("cifar10"),
+    "sweep_teacher_mnist": lambda: sweep("teacher_mnist"),
+    "sweep_dmd2_mnist": lambda: sweep("dmd2_mnist"),
+    "sweep_teacher_cifar10_cpu": lambda: sweep("teacher_cifar10_cpu"),
     "gpu_steps": gpu_steps,
     "gpu_runs": gpu_runs,
     "gpu_outlook": gpu_outlook,
@@ -533,7 +571,8 @@ TABLES = {
     "flows": lambda: flows(points=False),
     "flows_ring": lambda: flows(points=True),
 }
-PAGES = (README, *(README.parent / "docs" / name for name in ("alarms.md", "cifar10.md", "dddm.md", "dmd2.md", "drift.md", "flows.md")))
+NAMES = ("alarms", "cifar10", "dddm", "dmd2", "drift", "flows", "mnist")
+PAGES = (README, *(README.parent / "docs" / f"{name}.md" for name in NAMES))
 
 
 def main() -> None:

@@ -162,6 +162,24 @@ def test_a_method_that_cannot_be_tried_learns_in_float32(quick, able, monkeypatc
     assert "for bf16 could not be tried (RuntimeError: no such kernel)" in found.line
 
 
+@pytest.mark.parametrize(("patience", "passes"), [(3.0, None), (0.0, 3)], ids=["patient", "impatient"])
+def test_where_one_pass_takes_long_it_is_left_at_that(patience, passes, quick, able, monkeypatch):
+    monkeypatch.setattr(engine, "PATIENCE", patience)
+    monkeypatch.setattr(engine, "cores", lambda: 2)
+    monkeypatch.setattr(engine, "THREADS_FROM", 0)
+    made_passes = []
+    taking(monkeypatch, lambda precision, threads: made_passes.append(precision) or 1.0)
+    found = chosen(digits())
+    if passes is None:
+        assert len(made_passes) > 4
+        assert "could not" not in found.line
+    else:  # one by which bfloat16 is tried, one for the threads, and one in which their pool settles
+        assert len(made_passes) == passes
+        assert found.precision == "32-true"
+        assert "for bf16 could not be tried (TimeoutError: even 2 items take too long here)" in found.line
+        assert found.line.endswith("CPU threads: 2")  # the rule's
+
+
 @pytest.mark.parametrize(
     ("isa", "flags", "has"),
     [

@@ -44,6 +44,7 @@ PAYS = 1.15  # times as fast as float32 that bfloat16 has to be to be taken
 SCALES = 1.1  # times as fast that more threads have to be
 SECOND = 1.0  # that measuring may take, or little more: at least `ROUNDS` are made
 ROUNDS = 3
+PATIENCE = 3.0  # seconds that the first pass may take, kernels made ready and all, or it is left at that
 LARGEST = 2e10  # multiply-adds of the fewest items by all networks, above which one pass would take seconds: it is not measured
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}  # of x86, and of Arm, as Linux calls them
 
@@ -265,10 +266,13 @@ class _Probe:
                 self._pass(twin, way[0], items)  # the pool of threads settles
             return self._pass(twin, way[0], items)
 
-        first = next(iter(ways.values()))
+        first, too_long = next(iter(ways.values())), TimeoutError(f"even {least} items take too long here")
         if least * sum(_work(network, self.shape) for network in twin.networks.values()) > LARGEST:
-            raise TimeoutError(f"even {least} items take too long here")
+            raise too_long
+        began = time.perf_counter()
         timed(first, least)  # makes memory and kernels ready
+        if time.perf_counter() - began > PATIENCE:
+            raise too_long
         each = timed(first, least) / least
         items = int(min(self.most, max(least, SECOND / (2 * ROUNDS * len(ways)) / max(each, 1e-9))))
         for way in ways.values():

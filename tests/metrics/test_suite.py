@@ -102,11 +102,13 @@ def test_within_class_std_weighs_classes_alike():
     assert within_class_std(*alone) == within_class_std(x, label)  # one item has no spread
 
 
-def test_speed_is_the_median_after_a_warm_up(monkeypatch):
-    calls, ticks = [], iter([0.0, 8.0, 100.0, 101.0, 200.0, 202.0])
+@pytest.mark.parametrize(("long", "rate", "times"), [(8.0, 5.0, 4), (7.0, 1.25, 1)])
+def test_speed_is_the_median_after_a_warm_up_or_that_of_the_warm_up_where_it_takes_long(long, rate, times, monkeypatch):
+    calls, ticks = [], iter([0.0, 8.0, 100.0, 101.0, 200.0, 202.0, 300.0, 303.0])  # calls of 8, 1, 2 and 3 seconds
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
-    assert images_per_second(calls.append, 10) == 5  # 10 images in 2 seconds
-    assert calls == [10, 10, 10, 10]
+    monkeypatch.setattr(metric_suite, "LONG", long)
+    assert images_per_second(calls.append, 10) == rate
+    assert calls == times * [10]
 
 
 # --- sets too large to hold, other references, and what takes long ----------------------------------------------------

@@ -1,0 +1,99 @@
+"""Pictures of the runs of `images.py`: samples by class of every method, and how their quality came, over images and over seconds.
+
+    python benchmarks/image_pictures.py mnist --data ../shared/data/mnist --folder runs/images/mnist
+
+Writes docs/images_NAME.png and docs/curves_NAME.png. Samples are of seed 0, the same noises for every model, and not chosen.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from fewstep.build import in_memory, load_data
+from fewstep.data import ImageData
+from fewstep.engine import use_threads
+from fewstep.generator import Generator, load
+from fewstep.recipe import load_recipe
+from fewstep.viz.plots import contact_sheet
+from images import ARMS, HERE, folder_of
+
+DOCS = HERE.parent / "docs"
+PER_CLASS, CLASSES = 2, 10
+
+
+def samples(generator: Generator, steps: int | None = None) -> torch.Tensor:
+    """`PER_CLASS` samples of each class."""
+    labels = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
+    return generator.sample(len(labels), seed=0, labels=labels, steps=steps)
+
+
+def real(data: ImageData) -> torch.Tensor:
+    """The first held-out images of each class."""
+    label = data.labels("heldout")
+    assert label is not None
+    return torch.cat([data.images("heldout")[label == k][:PER_CLASS] for k in range(CLASSES)])
+
+
+def draw_samples(name: str, data: Path, root: Path) -> Path:
+    """The contact sheet of the arms whose seed 0 has been trained."""
+    teacher = next(iter(ARMS[name].values()))
+    images = in_memory(load_data(load_recipe(teacher.recipe, [f"data.dir={json.dumps(str(data))}"]).data))
+    assert isinstance(images, ImageData)
+    blocks = [("real, held out", "", real(images))]
+    for title, arm in ARMS[name].items():
+        folder = folder_of(root, title, 0)
+        if not (folder / "model").is_dir():
+            continue
+        generator = load(folder)
+        for steps in arm.steps:
+            evaluations = generator.evaluations(steps)
+            blocks.append((title, f"{evaluations} evaluation{'s' * (evaluations > 1)}", samples(generator, steps)))
+    path = DOCS / f"images_{name}.png"
+    contact_sheet(blocks, path, columns=PER_CLASS * CLASSES)
+    return path
+
+
+def draw_curves(name: str) -> Path:
+    """FD over the floor on the way, of each arm that was measured there."""
+    content = json.loads((HERE / "results" / f"images_{name}.json").read_text())
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    titles = list(ARMS[name])
+    for run in content["runs"].values():
+        if not run["curve"]:
+            continue
+        color = f"C{titles.index(run['title'])}"
+        first = run["training_seed"] == 0
+        for ax, key, scale in ((axes[0], "images_seen", 1e-3), (axes[1], "seconds", 1 / 60)):
+            x = [record[key] * scale for record in run["curve"]]
+            y = [record["eval.frechet_over_floor"] for record in run["curve"]]
+            ax.plot(x, y, ".-", color=color, alpha=1 if first else 0.4, label=run["title"] if first else None)
+    for ax, label in zip(axes, ("images seen, thousands", "minutes of training, one core"), strict=True):
+        ax.set_yscale("log")
+        ax.set_xlabel(label)
+        ax.grid(alpha=0.3, which="both")
+    axes[0].set_ylabel("FD / floor, 1,000 samples")
+    axes[1].legend(fontsize=8)
+    path = DOCS / f"curves_{name}.png"
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def main() -> None:
+    """Draw both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=list(ARMS))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
+    use_threads(1)
+    root = arguments.folder or Path("runs/images") / arguments.set
+    for path in (draw_samples(arguments.set, arguments.data, root), draw_curves(arguments.set)):
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The tables of real images: every method beside every other, how its quality came, and the sweeps by which its settings were chosen."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from fewstep.metrics.rows import row_roles
+
+# heading -> key, form; those of the short table first
+COLUMNS = {
+    "FD / floor": ("frechet_over_floor", "{:.2f}"),
+    "second judge": ("frechet_second_over_floor", "{:.2f}"),
+    "class asked for": ("class_accuracy", "{:.1%}"),
+    "worst class": ("least_class_accuracy", "{:.1%}"),
+    "precision": ("precision", "{:.2f}"),
+    "recall": ("recall", "{:.2f}"),
+    "class std": ("within_class_std", "{:.0%}"),
+    "distance to train": ("train_distance", "{:.0%}"),
+    "copies": ("copies", "{:.1%}"),
+}
+MOST_SLOPE = 0.2  # of the curve, from its end, by which its slope is told
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """The mean, and the range in brackets where there is one to be seen; nothing of no values."""
+    if not values:
+        return ""
+    low, high = form.format(min(values)), form.format(max(values))
+    return form.format(statistics.mean(values)) + ("" if low == high else f" ({low} to {high})")
+
+
+def groups(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Runs by the title of their arm, in the order of their seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in sorted(content["runs"].values(), key=lambda run: run["training_seed"]):
+        found.setdefault(run["title"], []).append(run)
+    return found
+
+
+def own_rows(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the run's own model."""
+    roles = row_roles(run)
+    return [run["rows"][title] for title in run["rows"] if roles[title] == "own"]
+
+
+def figures_lines(content: dict[str, Any], order: Sequence[str], short: bool = False) -> list[list[str]]:
+    """A row for each arm in `order` and number of evaluations: every figure, and what its training took."""
+    columns = dict(list(COLUMNS.items())[: 4 if short else None])
+    lines = [["", "evaluations", *columns, "images seen", "training, CPU min"]]
+    arms = groups(content)
+    floor = next(run["rows"][run["floor_of"]] for runs in arms.values() for run in runs)
+    lines.append(["real train split", "", *(spread([floor[key]] if key in floor else [], form) for key, form in columns.values()), "", ""])
+    for title in (title for title in order if title in arms):
+        runs = arms[title]
+        counts = sorted({row["evaluations"] for run in runs for row in own_rows(run)}, reverse=title == "teacher")
+        for count in counts:
+            rows = [row for run in runs for row in own_rows(run) if row["evaluations"] == count]
+            cells = [spread([row[key] for row in rows if key in row], form) for key, form in columns.values()]
+            took = [f"{statistics.median(run['images_seen'] for run in runs) / 1e3:,.0f} k", f"{median_minutes(runs):.0f}"]
+            lines.append([title, str(count), *cells, *took])
+    return lines
+
+
+def median_minutes(runs: Sequence[dict[str, Any]]) -> float:
+    """Minutes of CPU that training took."""
+    return statistics.median(run["cpu_seconds"] for run in runs) / 60
+
+
+def figures_note(content: dict[str, Any], order: Sequence[str]) -> str:
+    """Of how many samples and seeds."""
+    run, arms = next(iter(content["runs"].values())), groups(content)
+    seeds = ", ".join(f"{title} {len(arms[title])}" for title in order if title in arms)
+    return (
+        f" n = {run['n']:,}, sampling seed {run['seed']}; features {run['features']}. Training seeds: {seeds}; the mean, and the range in "
+        "brackets. CPU time of a student is its own, without its teacher's; measuring on the way is in it."
+    )
+
+
+def cost_lines(content: dict[str, Any], order: Sequence[str], steps: Sequence[int] = (1, 2, 4)) -> list[list[str]]:
+    """Quality at each of `steps` over what the training took, its teacher's included."""
+    arms = groups(content)
+    lines = [["", *(f"FD / floor, {count} evaluation{'s' * (count > 1)}" for count in steps), "training with its teacher's, CPU min"]]
+    for title in (title for title in order if title in arms):
+        runs = arms[title]
+        taught = runs[0]["taught"]
+        minutes = median_minutes(runs) + (median_minutes(arms[taught]) if taught in arms else 0.0)
+        rows = [row for run in runs for row in own_rows(run)]
+        cells = [spread([row["frechet_over_floor"] for row in rows if row["evaluations"] == count], "{:.2f}") for count in steps]
+        lines.append([title, *cells, f"{minutes:.0f}"])
+    return lines
+
+
+def curve_lines(content: dict[str, Any], order: Sequence[str]) -> list[list[str]]:
+    """Of each arm's first seed, FD / floor on the way, and by how much it still falls with every tenth of the training."""
+    lines = [["", "at", *(f"{k}%" for k in range(20, 101, 20)), "falls by, each 10% of the end"]]
+    arms = groups(content)
+    for title in (title for title in order if title in arms and arms[title][0]["curve"]):
+        curve = arms[title][0]["curve"]
+        most = curve[-1]["images_seen"]
+        cells = []
+        for share in (0.2, 0.4, 0.6, 0.8, 1.0):
+            point = min(curve, key=lambda record: abs(record["images_seen"] - share * most))
+            cells.append(f"{point['eval.frechet_over_floor']:.2f}")
+        late = [record for record in curve if record["images_seen"] >= (1 - MOST_SLOPE) * most - 1]
+        first, last = late[0]["eval.frechet_over_floor"], late[-1]["eval.frechet_over_floor"]
+        falls = 1 - (last / first) ** (1 / max(1, len(late) - 1))
+        lines.append([title, f"{most / 1e3:,.0f} k images", *cells, f"{falls:.0%}"])
+    return lines
+
+
+def sweep_lines(content: dict[str, Any]) -> list[list[str]]:
+    """What each arm of a sweep came to."""
+    teaches = any(run["denoising_error"] for run in content["runs"])
+    lines = [["settings", "CPU s", "steps", "images", *(["denoising error"] if teaches else []), "FD / floor", "class asked for"]]
+    for run in sorted(content["runs"], key=lambda run: (run["asked_seconds"], run["row"]["frechet_over_floor"])):
+        error = [f"{run['denoising_error']['all']:.4f}"] if teaches else []
+        row = run["row"]
+        took = [f"{run['asked_seconds']:.0f}", f"{run['steps']:,}", f"{run['images_seen'] / 1e3:,.0f} k"]
+        changed = ", ".join(f"`{override}`" for override in run["overrides"])
+        what = f"{run['title']}: {changed}" if changed else run["title"]
+        lines.append([what, *took, *error, f"{row['frechet_over_floor']:.2f}", f"{row['class_accuracy']:.1%}"])
+    return lines

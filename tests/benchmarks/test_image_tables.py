@@ -1,0 +1,99 @@
+"""The tables of real images: means over seeds, a teacher's time beside its student's, and how fast a curve still falls."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import image_tables
+import images
+from fewstep.recipe import shipped_recipes
+
+ORDER = ["teacher", "dmd2", "flow map"]
+
+
+def row(evaluations, over, role="own", **figures):
+    return {"role": role, "evaluations": evaluations, "frechet_over_floor": over, **figures}
+
+
+def run(title, seed, rows, minutes, curve=(), taught=None):
+    return {
+        "title": title,
+        "training_seed": seed,
+        "taught": taught,
+        "rows": {"real train split": row(0, 1.0, "floor"), **{f"{title}, {k}": found for k, found in enumerate(rows)}},
+        "floor_of": "real train split",
+        "cpu_seconds": 60 * minutes,
+        "images_seen": 100_000,
+        "n": 10_000,
+        "seed": 0,
+        "features": "mnist-v1",
+        "curve": [{"images_seen": 10_000 * (k + 1), "eval.frechet_over_floor": value} for k, value in enumerate(curve)],
+    }
+
+
+CONTENT = {
+    "runs": {
+        "student 1": run("dmd2", 1, [row(1, 2.0, class_accuracy=0.99)], 30, taught="teacher"),
+        "teacher": run("teacher", 0, [row(35, 1.2), row(1, 50.0)], 60),
+        "student 0": run("dmd2", 0, [row(1, 1.0, class_accuracy=0.97)], 20, [64, 32, 16, 8, 4, 4, 4, 4, 2, 1], taught="teacher"),
+    }
+}
+
+
+def test_each_arm_has_a_row_for_each_number_of_evaluations():
+    lines = image_tables.figures_lines(CONTENT, ORDER)
+    assert lines[0][:3] == ["", "evaluations", "FD / floor"]
+    assert [line[:3] for line in lines[1:]] == [
+        ["real train split", "", "1.00"],
+        ["teacher", "35", "1.20"],
+        ["teacher", "1", "50.00"],
+        ["dmd2", "1", "1.50 (1.00 to 2.00)"],
+    ]
+    assert lines[4][lines[0].index("class asked for")] == "98.0% (97.0% to 99.0%)"
+    assert lines[2][-2:] == ["100 k", "60"]
+    assert lines[4][-1] == "25"  # the median
+    assert {len(line) for line in lines} == {len(lines[0])}
+    assert "teacher 1, dmd2 2;" in image_tables.figures_note(CONTENT, ORDER)
+
+
+def test_the_short_table_has_the_first_figures_alone():
+    lines = image_tables.figures_lines(CONTENT, ["dmd2"], short=True)
+    assert lines[0] == ["", "evaluations", *list(image_tables.COLUMNS)[:4], "images seen", "training, CPU min"]
+    assert [line[0] for line in lines[1:]] == ["real train split", "dmd2"]
+
+
+def test_what_a_student_costs_has_its_teacher_in_it():
+    lines = image_tables.cost_lines(CONTENT, ORDER)
+    assert [line[0] for line in lines[1:]] == ["teacher", "dmd2"]
+    assert lines[1] == ["teacher", "50.00", "", "", "60"]
+    assert lines[2] == ["dmd2", "1.50 (1.00 to 2.00)", "", "", "85"]
+
+
+def test_a_curve_is_told_at_fifths_and_by_its_slope_at_the_end():
+    ((_, *heading), (title, *cells)) = image_tables.curve_lines(CONTENT, ORDER)
+    assert title == "dmd2"
+    assert cells == ["100 k images", "32.00", "8.00", "4.00", "4.00", "1.00", "50%"]  # 4 at 80%, 2, 1: half of it each time
+    assert len(heading) == len(cells)
+
+
+@pytest.mark.parametrize("error", [None, {"all": 0.1234}])
+def test_a_sweep_is_told_from_the_best_on(error):
+    def arm(title, over, overrides=()):
+        found = {"title": title, "overrides": list(overrides), "asked_seconds": 60.0, "steps": 1500, "images_seen": 96_000}
+        return {**found, "row": row(1, over, class_accuracy=0.5), "denoising_error": error}
+
+    lines = image_tables.sweep_lines({"runs": [arm("as it is", 3.0), arm("wide", 2.0, ["network.channels=[64,128]"])]})
+    assert [line[0] for line in lines[1:]] == ["wide: `network.channels=[64,128]`", "as it is"]
+    assert ("0.1234" in lines[1]) == (error is not None)
+    assert {len(line) for line in lines} == {len(lines[0])}
+
+
+@pytest.mark.parametrize("name", images.ARMS)
+def test_arms_are_of_recipes_that_are_shipped_and_taught_by_an_arm_before_them(name):
+    before = set()
+    for title, arm in images.ARMS[name].items():
+        assert arm.recipe in shipped_recipes()
+        assert arm.teacher is None or arm.teacher in before
+        before.add(title)
