@@ -2,7 +2,9 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from fewstep.metrics.rows import row_roles
 
@@ -19,6 +21,8 @@ COLUMNS = {
     "copies": ("copies", "{:.1%}"),
 }
 MOST_SLOPE = 0.2  # of the curve, from its end, by which its slope is told
+SETTLED, KNOWN = 0.2, 2 / 3  # shares of a training: what lies before is not fitted; what lies behind is predicted
+SHAPE = 1.3  # times its teacher's FD, which a student is to come to
 
 
 def spread(values: Sequence[float], form: str) -> str:
@@ -106,6 +110,69 @@ def curve_lines(content: dict[str, Any], order: Sequence[str]) -> list[list[str]
         falls = 1 - (last / first) ** (1 / max(1, len(late) - 1))
         lines.append([title, f"{most / 1e3:,.0f} k images", *cells, f"{falls:.0%}"])
     return lines
+
+
+class PowerLaw(NamedTuple):
+    """FD = ``exp(offset) images^slope``."""
+
+    slope: float
+    offset: float
+
+    def at(self, images: float) -> float:
+        """FD after so many images."""
+        return float(np.exp(self.offset) * images**self.slope)
+
+    def images(self, target: float) -> float | None:
+        """Images until FD is `target`; None where it does not fall."""
+        return float(np.exp((np.log(target) - self.offset) / self.slope)) if self.slope < 0 else None
+
+
+def power_law(curve: Sequence[dict[str, float]], first: float, last: float) -> PowerLaw | None:
+    """The line through a curve between two shares of its training, both logarithmic; None through fewer than three points."""
+    most = curve[-1]["images_seen"]
+    points = [record for record in curve if first * most <= record["images_seen"] <= last * most + 1]
+    if len(points) < 3:
+        return None
+    x, y = (np.log([record[key] for record in points]) for key in ("images_seen", "eval.frechet_over_floor"))
+    return PowerLaw(*map(float, np.polyfit(x, y, 1)))
+
+
+def growth_lines(content: dict[str, Any], order: Sequence[str]) -> list[list[str]]:
+    """Whether a power law through the first two thirds of a curve predicts its end, and what one through all of it says."""
+    arms = groups(content)
+    predicted = f"predicted from {SETTLED:.0%} to {KNOWN:.0%}"
+    lines = [["", "FD / floor at the end", predicted, "predicted / found", "falls, each doubling", f"images to {SHAPE} x its teacher"]]
+    for title in (title for title in order if title in arms and arms[title][0]["curve"]):
+        run = arms[title][0]
+        curve = run["curve"]
+        before, whole = power_law(curve, SETTLED, KNOWN), power_law(curve, SETTLED, 1.0)
+        if before is None or whole is None:
+            continue
+        most, found = curve[-1]["images_seen"], curve[-1]["eval.frechet_over_floor"]
+        said = before.at(most)
+        lines.append(
+            [
+                title,
+                f"{found:.2f}",
+                f"{said:.2f}",
+                f"{said / found:.2f}",
+                f"{1 - 2**whole.slope:.0%}",
+                _needed(run, arms, whole, most, found),
+            ]
+        )
+    return lines
+
+
+def _needed(run: dict[str, Any], arms: dict[str, list[dict[str, Any]]], law: PowerLaw, most: float, found: float) -> str:
+    """In words, when the student is as good as it should be beside its teacher."""
+    if run["taught"] not in arms:
+        return ""
+    teacher = max(own_rows(arms[run["taught"]][0]), key=lambda row: row["evaluations"])
+    target = SHAPE * teacher["frechet_over_floor"]
+    if found <= target:
+        return "reached"
+    images = law.images(target)
+    return "it does not fall" if images is None else f"{images / 1e3:,.0f} k, {images / most:.1f} x as many"
 
 
 def sweep_lines(content: dict[str, Any]) -> list[list[str]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from fewstep.metrics.figures import BY_KEY
 from fewstep.metrics.least import LEAST
 from gpu_tables import NOTHING, devices, outlook_lines, outlook_note, results, runs_lines, steps_lines
-from image_tables import cost_lines, curve_lines, figures_lines, figures_note, sweep_lines
+from image_tables import cost_lines, curve_lines, figures_lines, figures_note, growth_lines, sweep_lines
 from images import ARMS
 
 HERE = Path(__file__).parent
@@ -519,6 +519,12 @@ def image_curves(name: str) -> str:
     return markdown(curve_lines(content, list(ARMS[name]))) + source(content, note)
 
 
+def image_outlook(name: str) -> str:
+    """Whether the end of a curve could be foreseen, and what it needs."""
+    content = result(f"images_{name}")
+    return markdown(growth_lines(content, list(ARMS[name]))) + source(content, " Of seed 0, by 1,000 samples.")
+
+
 def sweep(name: str) -> str:
     """The short runs by which settings were chosen."""
     content = result(f"sweep_{name}")
@@ -531,6 +537,8 @@ TABLES = {
     "images_mnist_short": lambda: images("mnist", short=True),
     "image_costs_mnist": lambda: image_costs("mnist"),
     "image_curves_mnist": lambda: image_curves("mnist"),
+    "image_outlook_mnist": lambda: image_outlook("mnist"),
+    "image_outlook_cifar10": lambda: image_outlook("cifar10"),
     "images_cifar10": lambda: images("cifar10"),
     "image_curves_cifar10": lambda: image_curves("cifar10"),
     "sweep_teacher_mnist": lambda: sweep("teacher_mnist"),
