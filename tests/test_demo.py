@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep import demo, evaluation, load
+from fewstep import comparison, demo, evaluation, load
 from fewstep.data import load_digits
+from fewstep.errors import RESUME, Interrupted
 from fewstep.training.checkpoint import checkpoints
 from fewstep.viz.plots import image_grid
 
@@ -126,6 +127,19 @@ def test_a_run_beside_is_no_part_of_the_picture(first, tmp_path):
     beside = {**results["rows"]["student, 1 evaluation"], "role": "beside", "run": "other", "steps": 7}
     demo.draw(out, {**results, "rows": {**results["rows"], "other: student, 7 evaluations": beside}})
     assert (out / "demo.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("module", "words"), [(demo, ("demo", *OVERRIDES)), (comparison, ("compare", "toys/ring"))], ids=["demo", "compare"]
+)
+def test_what_is_stopped_says_that_the_same_command_goes_on(module, words, command, tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise Interrupted(f"stopped at step 2 of 4, all saved; {RESUME}")
+
+    monkeypatch.setattr(module, "train_recipe", stopped)
+    outcome = command(*words, "--out", tmp_path / "out")
+    assert outcome.code == 130
+    assert outcome.err.splitlines()[-1] == "stopped at step 2 of 4, all saved; the same command goes on from there"
 
 
 def test_a_second_call_only_shows_it(again, first):

@@ -10,7 +10,7 @@ from typing import Any
 from fewstep import registry
 from fewstep.build import in_memory, load_data
 from fewstep.data import DENSITIES, ImageData, Mixture, PointData
-from fewstep.errors import UserError
+from fewstep.errors import UserError, going_on
 from fewstep.evaluation import heading, in_words, machine, usual_counts
 from fewstep.files import replace_file
 from fewstep.generator import Generator, load
@@ -124,7 +124,8 @@ def compare(
             run.check(resolved(recipe), resume=True)  # the same run, and not one of another seed, gamma or density
         if run.is_finished(recipe.steps):
             continue
-        train_recipe(recipe, run.path, resume=run.recipe_file.exists(), title=entry.title, source=entry.recipe)
+        with going_on():
+            train_recipe(recipe, run.path, resume=run.recipe_file.exists(), title=entry.title, source=entry.recipe)
 
     num = usual_samples(density is not None)
     suite = suite_for(ground, gamma, seed, num=num, judges=2)

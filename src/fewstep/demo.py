@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, going_on
 from fewstep.evaluation import evaluate, in_words, run_recipe, table
 from fewstep.generator import load
 from fewstep.metrics.rows import row_roles
@@ -41,7 +41,8 @@ def demo(out: Path, overrides: tuple[str, ...] = (), say: Callable[[str], None] 
             continue
         what = "a diffusion teacher learns real digits" if name == "teacher" else "it is distilled into one step"
         say(f"{number}/3 {what} ({source}, {recipe.steps} steps)")
-        train_recipe(recipe, folder.path, resume=folder.recipe_file.exists(), title=name, source=source)
+        with going_on():
+            train_recipe(recipe, folder.path, resume=folder.recipe_file.exists(), title=name, source=source)
         folder.results_file.unlink(missing_ok=True)
     student = RunFolder(out / "student")
     if student.results_file.exists():

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fewstep.data.errors import DataError
 from fewstep.data.own import ForeignData
-from fewstep.errors import Interrupted, UserError
+from fewstep.errors import RESUME, Interrupted, UserError
 from fewstep.generator import Generator
 from fewstep.methods.base import Batch, Method, Turn
 from fewstep.methods.devices import move
@@ -169,7 +169,7 @@ class Loop:
             if stopping and (measures or state.step < settings.steps):
                 if not measures and self._is_due(settings.log_every):
                     self._log({})
-                raise Interrupted(f"stopped at step {state.step} of {settings.steps}, all saved; go on with --resume")
+                raise Interrupted(f"stopped at step {state.step} of {settings.steps}, all saved; {RESUME}")
             self._look()
 
     def _is_due(self, every: int | None) -> bool:
@@ -313,7 +313,7 @@ class Loop:
             stopped = True
         if self.measuring.any(stopped):
             done = f"stopped while measuring step {state.step} of {self.settings.steps}"
-            raise Interrupted(f"{done}, all saved; go on with --resume, which measures it again")
+            raise Interrupted(f"{done}, all saved; {RESUME}, which measures it again")
         return figures
 
     def _log(self, measured: Mapping[str, float]) -> None:
@@ -369,7 +369,7 @@ class Loop:
         if self.measuring.any(stopped):
             self._save()
             done = f"stopped while drawing step {self.state.step} of {self.settings.steps}"
-            raise Interrupted(f"{done}, all saved; go on with --resume")
+            raise Interrupted(f"{done}, all saved; {RESUME}")
 
     def _picture(self) -> None:
         try:
