@@ -45,8 +45,11 @@ from train_features import EPOCHS, train_classifier
 RESULTS = Path(__file__).parent / "results" / "feature_calibration.json"
 SEEDS = range(5)
 NOISES = (0.1, 0.2, 0.4)  # standard deviations, of pixels in [-1, 1]
+SHARES = (0.97, 0.9)  # of the contrast
 COPIES, UNSEEN, MEANS, BLURRED = "copies of the train split", "unseen real images", "class means", "blurred class means"
 REPEATED, ONE, HALF, NOISE, SHUFFLED = "one image a class", "one class", "half of the classes", "Gaussian noise", "labels shuffled"
+FAINT = tuple(f"train images at {share:.0%} of their contrast" for share in SHARES)
+SOFT = "train images, half blurred"
 NOISY = tuple(f"train images with noise {noise}" for noise in NOISES)
 # from better to worse: each of a pair has to have the lower Frechet distance, to both judges. A little noise on training images may even
 # bring them nearer to new ones, for a classifier that has seen the former tells the two apart
@@ -54,6 +57,12 @@ BETTER = (
     (COPIES, NOISY[-1]),
     *itertools.pairwise(NOISY),
     (NOISY[-1], NOISE),
+    (COPIES, FAINT[-1]),
+    FAINT,
+    (FAINT[0], NOISY[-1]),  # which nobody sees, and everybody
+    (FAINT[0], HALF),
+    (COPIES, SOFT),
+    (SOFT, HALF),
     (COPIES, HALF),
     (HALF, ONE),
     (COPIES, REPEATED),
@@ -85,6 +94,9 @@ def sets_of(data: ImageData, num: int, seed: int = 1) -> dict[str, tuple[Tensor,
     found = {COPIES: (images, asked)}
     for noise, title in zip(NOISES, NOISY, strict=True):
         found[title] = (images + noise * torch.randn(images.shape, generator=rng), asked)
+    for share, title in zip(SHARES, FAINT, strict=True):
+        found[title] = (share * images, asked)
+    found[SOFT] = ((images + torch.nn.functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)) / 2, asked)
     return found | {
         HALF: (_scaled(data, data.train[some]), label[some]),
         ONE: (_scaled(data, data.train[first]), label[first]),

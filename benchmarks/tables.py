@@ -579,7 +579,7 @@ TABLES = {
     "flows": lambda: flows(points=False),
     "flows_ring": lambda: flows(points=True),
 }
-NAMES = ("alarms", "cifar10", "dddm", "dmd2", "drift", "flows", "mnist")
+NAMES = ("alarms", "cifar10", "dddm", "dmd2", "drift", "flows")
 PAGES = (README, *(README.parent / "docs" / f"{name}.md" for name in NAMES))
 
 

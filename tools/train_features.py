@@ -110,7 +110,7 @@ def trained(data: ImageData, plan: Plan, seed: int = SEED) -> ResidualClassifier
             done = step / steps
             for group in optimizer.param_groups:
                 group["lr"] = PEAK * min(done / RISE, (1 - done) / (1 - RISE))
-            last = network.activations(x.to(memory_format=torch.channels_last))[1]
+            last = network.activations(x.to(memory_format=torch.channels_last))
             loss = cross_entropy(network.output(last), data.train_label[index], label_smoothing=SMOOTHING)
             optimizer.zero_grad()
             loss.backward()

@@ -28,7 +28,7 @@ def test_a_network_comes_back_from_its_file_alone(channels, size, widths, form, 
     found = load_classifier(tmp_path / "mine.safetensors")
     images = torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
     torch.testing.assert_close(found(images), made(images), rtol=0.02, atol=0.02)  # half precision
-    assert found(images).shape == (3, widths[len(widths) // 2 - 1] + widths[-1])
+    assert found(images).shape == (3, widths[-1])
     assert (found.name, found.sha256) == ("mine", sha256_of(tmp_path / "mine.safetensors"))
     assert (found.shape, found.num_classes, found.class_names) == ((channels, size, size), 4, ("0", "1", "2", "3"))
     assert not found.training
@@ -39,10 +39,10 @@ def test_a_network_comes_back_from_its_file_alone(channels, size, widths, form, 
     assert dtypes == {True: torch.float16, False: torch.float32}
 
 
-def test_features_are_activations_of_two_depths_in_standard_units_and_classes_are_told_from_the_last():
+def test_features_are_the_last_activations_in_standard_units_and_classes_are_told_from_them():
     made = untrained.network()
-    halfway, last = made.activations(IMAGES)
-    torch.testing.assert_close(made(IMAGES), (torch.cat([halfway, last], 1) - made.mean) / made.std)
+    last = made.activations(IMAGES)
+    torch.testing.assert_close(made(IMAGES), (last - made.mean) / made.std)
     torch.testing.assert_close(made.classify(made(IMAGES)), made.output(last))
     with pytest.raises(ValueError, match=r"the images are \[3, 8, 8\], and these features are for \[1, 8, 8\]"):
         made(torch.zeros(2, 3, 8, 8))
@@ -110,7 +110,7 @@ ARCHITECTURE = untrained.network().architecture
         ({"architecture": {**ARCHITECTURE, "depth": 3}}, {}, "its metadata has the arguments"),
         ({"architecture": None}, {}, "is no feature network"),
         ({"classes": ["a"]}, {}, "it names 1 classes of 10"),
-        ({}, {"mean": torch.full((14,), torch.nan)}, "mean holds values that are not finite"),
+        ({}, {"mean": torch.full((8,), torch.nan)}, "mean holds values that are not finite"),
         ({}, {"more": torch.zeros(3)}, "more has shape (3,), and its metadata asks for None"),
     ],
 )
