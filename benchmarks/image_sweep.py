@@ -48,7 +48,7 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
         "batch 16": ("batch_size=16",),
         "batch 64": ("batch_size=64",),
         "two layers a block": ("network.layers_per_block=2",),
-        "sigma_mean 0": ("method.sigma_mean=0",),
+        "sigma_mean -1.2": ("method.sigma_mean=-1.2",),
         "sigma_mean 0.5": ("method.sigma_mean=0.5",),
         "sigma_mean -0.4, sigma_std 1.6": ("method.sigma_mean=-0.4", "method.sigma_std=1.6"),
         "smooth in time": ("network.time_scale=50",),
