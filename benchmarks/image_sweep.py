@@ -1,4 +1,4 @@
-"""Short runs by which the recipes of MNIST and small CIFAR-10 were chosen: every arm trains for equally many seconds, on one thread.
+"""Short runs by which the recipes of MNIST and small CIFAR-10 were chosen: every arm trains for equally many seconds of CPU, on one thread.
 
     python benchmarks/image_sweep.py teacher/mnist --data ../shared/data/mnist --list
     python benchmarks/image_sweep.py teacher/mnist --data ../shared/data/mnist --seconds 600
@@ -13,12 +13,11 @@ import argparse
 import itertools
 import json
 import shutil
-import tempfile
-import time
 from pathlib import Path
 
 import torch
 
+from equal_time import trained_for
 from fewstep.build import in_memory, load_data
 from fewstep.data import ImageData
 from fewstep.engine import use_threads
@@ -27,14 +26,12 @@ from fewstep.generator import Generator, load
 from fewstep.maths.parametrization import edm_weight
 from fewstep.measurement import measure, suite_for
 from fewstep.recipe import load_recipe
-from fewstep.run import train_recipe
 from fewstep.training.run_folder import RunFolder
 from images import shared
 
 HERE = Path(__file__).parent
 HEUN = 10  # levels, 19 evaluations
 ITEMS = 1_500
-TRIED = (10, 40)  # steps between which the clock is read
 QUANTILES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # edges of the ranges of sigma in which the error is told
 # recipe -> title -> what differs from the recipe
 ARMS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -96,16 +93,6 @@ def denoising_error(generator: Generator, data: ImageData) -> dict[str, float]:
     return {"all": error.mean().item(), **ranges}
 
 
-def steps_within(seconds: float, source: str, overrides: list[str]) -> int:
-    """How many steps of the recipe `source` with `overrides` take so many seconds by the run's own clock, which reading data is not in."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = RunFolder(Path(folder) / "timing")
-        given = [*overrides, f"steps={TRIED[1]}", f"trainer.log_every={TRIED[0]}", f"trainer.sample_every={TRIED[1]}"]
-        train_recipe(load_recipe(source, given), run.path, title="timing")
-        clock = {record["step"]: record["seconds"] for record in run.metrics()}
-    return max(TRIED[1], round(seconds * (TRIED[1] - TRIED[0]) / (clock[TRIED[1]] - clock[TRIED[0]])))
-
-
 def main() -> None:
     """Train, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,6 +109,7 @@ def main() -> None:
     results = HERE / "results" / f"sweep_{name}.json"
     use_threads(1)
     common = [f"data.dir={json.dumps(arguments.data)}", "trainer.threads=1", "trainer.precision=32-true", "trainer.log_every=100"]
+    common.append("trainer.sample_every=1000000")  # at the end alone
     if arguments.teacher:
         common.append(f"method.teacher={json.dumps(arguments.teacher)}")
     data, suite = None, None
@@ -135,13 +123,9 @@ def main() -> None:
             data = in_memory(load_data(load_recipe(arguments.recipe, common).data))
             assert isinstance(data, ImageData)
         overrides = [*arms[title], *common]
-        steps = steps_within(arguments.seconds, arguments.recipe, overrides)
         folder = arguments.folder / f"{name}_{title.replace(' ', '_').replace(',', '')}"
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut short
-        recipe = load_recipe(arguments.recipe, [*overrides, f"steps={steps}", f"trainer.sample_every={steps}"])
-        began = time.process_time()
-        train_recipe(recipe, folder, title=title)
-        seconds = time.process_time() - began
+        steps, seconds = trained_for(arguments.seconds, arguments.recipe, folder, *overrides)
         generator = load(folder)
         teaches = arguments.recipe.startswith("teacher/")
         num = 1_000 if teaches else 2_000
@@ -153,7 +137,7 @@ def main() -> None:
             "asked_seconds": arguments.seconds,
             "cpu_seconds": seconds,
             "steps": steps,
-            "images_seen": steps * recipe.batch_size,
+            "images_seen": RunFolder(folder).metrics()[-1]["images_seen"],
             "n": num,
             "seed": 0,
             "row": row,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cells import ranged
 from fewstep.metrics.rows import row_roles
 
 # heading -> key, form; those of the short table first
@@ -23,14 +24,6 @@ COLUMNS = {
 MOST_SLOPE = 0.2  # of the curve, from its end, by which its slope is told
 SETTLED, KNOWN = 0.2, 2 / 3  # shares of a training: what lies before is not fitted; what lies behind is predicted
 SHAPE = 1.3  # times its teacher's FD, which a student is to come to
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """The mean, and the range in brackets where there is one to be seen; nothing of no values."""
-    if not values:
-        return ""
-    low, high = form.format(min(values)), form.format(max(values))
-    return form.format(statistics.mean(values)) + ("" if low == high else f" ({low} to {high})")
 
 
 def groups(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -53,13 +46,13 @@ def figures_lines(content: dict[str, Any], order: Sequence[str], short: bool = F
     lines = [["", "evaluations", *columns, "images seen", "training, CPU min"]]
     arms = groups(content)
     floor = next(run["rows"][run["floor_of"]] for runs in arms.values() for run in runs)
-    lines.append(["real train split", "", *(spread([floor[key]] if key in floor else [], form) for key, form in columns.values()), "", ""])
+    lines.append(["real train split", "", *(ranged([floor[key]] if key in floor else [], form) for key, form in columns.values()), "", ""])
     for title in (title for title in order if title in arms):
         runs = arms[title]
         counts = sorted({row["evaluations"] for run in runs for row in own_rows(run)}, reverse=title == "teacher")
         for count in counts:
             rows = [row for run in runs for row in own_rows(run) if row["evaluations"] == count]
-            cells = [spread([row[key] for row in rows if key in row], form) for key, form in columns.values()]
+            cells = [ranged([row[key] for row in rows if key in row], form) for key, form in columns.values()]
             took = [f"{statistics.median(run['images_seen'] for run in runs) / 1e3:,.0f} k", f"{median_minutes(runs):.0f}"]
             lines.append([title, str(count), *cells, *took])
     return lines
@@ -89,7 +82,7 @@ def cost_lines(content: dict[str, Any], order: Sequence[str], steps: Sequence[in
         taught = runs[0]["taught"]
         minutes = median_minutes(runs) + (median_minutes(arms[taught]) if taught in arms else 0.0)
         rows = [row for run in runs for row in own_rows(run)]
-        cells = [spread([row["frechet_over_floor"] for row in rows if row["evaluations"] == count], "{:.2f}") for count in steps]
+        cells = [ranged([row["frechet_over_floor"] for row in rows if row["evaluations"] == count], "{:.2f}") for count in steps]
         lines.append([title, *cells, f"{minutes:.0f}"])
     return lines
 
@@ -164,14 +157,18 @@ def growth_lines(content: dict[str, Any], order: Sequence[str]) -> list[list[str
 
 
 def _needed(run: dict[str, Any], arms: dict[str, list[dict[str, Any]]], law: PowerLaw, most: float, found: float) -> str:
-    """In words, when the student is as good as it should be beside its teacher."""
+    """In words, when the student is as good as it should be beside its teacher.
+
+    Both were measured at the end, of equally many samples, and so tell by what factor FD has yet to fall; a curve is of fewer samples, in
+    units of another floor, and tells how fast it does.
+    """
     if run["taught"] not in arms:
         return ""
     teacher = max(own_rows(arms[run["taught"]][0]), key=lambda row: row["evaluations"])
-    target = SHAPE * teacher["frechet_over_floor"]
-    if found <= target:
+    factor = SHAPE * teacher["frechet"] / own_rows(run)[0]["frechet"]
+    if factor >= 1:
         return "reached"
-    images = law.images(target)
+    images = law.images(factor * found)
     return "it does not fall" if images is None else f"{images / 1e3:,.0f} k, {images / most:.1f} x as many"
 
 

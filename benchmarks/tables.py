@@ -10,6 +10,7 @@ import re
 import statistics
 from pathlib import Path
 
+from cells import ranged
 from fewstep.metrics.figures import BY_KEY
 from fewstep.metrics.least import LEAST
 from gpu_tables import NOTHING, devices, outlook_lines, outlook_note, results, runs_lines, steps_lines
@@ -71,15 +72,9 @@ def quality() -> str:
         for key, form in columns.values():
             scale = runs[0]["floor"] if key == "frechet_train" else 1
             values = [run["rows"][name][key] / scale for run in runs if key in run["rows"][name]]
-            if not values:
-                cells.append("")
-                continue
-            spread = (
-                f" ({form.format(min(values))} to {form.format(max(values))})"
-                if form.format(min(values)) != form.format(max(values))
-                else ""
-            )
-            cells.append(form.format(statistics.mean(values)) + (spread if key != "images_per_second" else ""))
+            if values and key == "images_per_second":  # whose range is the machine's
+                values = [statistics.mean(values)]
+            cells.append(ranged(values, form))
         lines.append([name, *cells])
     took = {part: statistics.median(run["seconds"][part] for run in runs) for part in ("teacher", "student")}
     note = (
@@ -131,12 +126,6 @@ LABORATORY = {
 }
 
 
-def ranged(values: list[float], form: str) -> str:
-    """The mean, and the range where it shows."""
-    low, high = form.format(min(values)), form.format(max(values))
-    return form.format(statistics.mean(values)) + (f" ({low} to {high})" if low != high else "")
-
-
 def laboratory(*studies: str) -> str:
     """One row a setting: mean over seeds, with the range."""
     contents = [result(f"laboratory_{study}") for study in studies]
@@ -147,7 +136,7 @@ def laboratory(*studies: str) -> str:
         cells = []
         for key, (_, form) in LABORATORY.items():
             values = [run["row"][key] for run in group if key in run["row"]]
-            cells.append(ranged(values, form) if values else "")
+            cells.append(ranged(values, form))
         lines.append([title, *cells, f"{statistics.median(run['seconds'] for run in group):.0f}"])
     floor = runs[0]["floor"]
     seeds = ", ".join(sorted({str(run["training_seed"]) for run in runs}))
@@ -368,7 +357,7 @@ def flows(points: bool) -> str:
         cells = [title + some, ranged([run["cpu_seconds"] for run in group], "{:.0f}")]
         for count in counts:
             rows = [run["rows"][count] for run in group if count in run["rows"]]
-            cells += [ranged([row[key] for row in rows], form) if rows else "" for key, _, form in shown]
+            cells += [ranged([row[key] for row in rows], form) for key, _, form in shown]
         lines.append(cells)
     seeds = sorted({run["training_seed"] for run in runs})
     sets = "one set of samples" if points else f"mean of {len(runs[0]['seeds'])} sets of samples"
@@ -579,7 +568,7 @@ TABLES = {
     "flows": lambda: flows(points=False),
     "flows_ring": lambda: flows(points=True),
 }
-NAMES = ("alarms", "cifar10", "dddm", "dmd2", "drift", "flows")
+NAMES = ("alarms", "cifar10", "dddm", "dmd2", "drift", "flows", "mnist")
 PAGES = (README, *(README.parent / "docs" / f"{name}.md" for name in NAMES))
 
 

@@ -14,7 +14,7 @@ ORDER = ["teacher", "dmd2", "flow map"]
 
 
 def row(evaluations, over, role="own", **figures):
-    return {"role": role, "evaluations": evaluations, "frechet_over_floor": over, **figures}
+    return {"role": role, "evaluations": evaluations, "frechet": 0.5 * over, "frechet_over_floor": over, **figures}
 
 
 def run(title, seed, rows, minutes, curve=(), taught=None):
@@ -79,15 +79,16 @@ def test_a_curve_is_told_at_fifths_and_by_its_slope_at_the_end():
 
 
 def test_a_power_law_is_found_again_and_predicts_what_was_held_out():
-    law = [100 * (k + 1) ** -0.5 for k in range(10)]
-    content = {"runs": {"teacher": run("teacher", 0, [row(35, 10.0)], 60), "dmd2": run("dmd2", 0, [], 20, law, taught="teacher")}}
+    law, at_the_end = [100 * (k + 1) ** -0.5 for k in range(10)], [row(1, 26.0)]  # of more samples, in units of another floor
+    student = run("dmd2", 0, at_the_end, 20, law, taught="teacher")
+    content = {"runs": {"teacher": run("teacher", 0, [row(35, 10.0)], 60), "dmd2": student}}
     ((*_,), (title, *cells)) = image_tables.growth_lines(content, ORDER)
     assert title == "dmd2"
     assert cells[:4] == ["31.62", "31.62", "1.00", "29%"]  # 2^-.5
-    assert cells[4] == "592 k, 5.9 x as many"  # (100 / 13)^2 x 10,000
+    assert cells[4] == "400 k, 4.0 x as many"  # from 26 to 13
     reached = {**content, "runs": {**content["runs"], "teacher": run("teacher", 0, [row(35, 30.0)], 60)}}
     assert image_tables.growth_lines(reached, ORDER)[1][-1] == "reached"
-    rising = {"runs": {**content["runs"], "dmd2": run("dmd2", 0, [], 20, law[::-1], taught="teacher")}}
+    rising = {"runs": {**content["runs"], "dmd2": run("dmd2", 0, at_the_end, 20, law[::-1], taught="teacher")}}
     assert image_tables.growth_lines(rising, ORDER)[1][-1] == "it does not fall"
     assert image_tables.power_law(content["runs"]["dmd2"]["curve"], 0.95, 1.0) is None
 
