@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 import struct
 import time
 from pathlib import Path
@@ -151,17 +152,19 @@ def test_tables_that_will_not_do_are_one_sentence(tmp_path):
     parquet(tmp_path / "d", (1, 28), "picture")
     parquet(tmp_path / "e", (1, 28), "image")
     (tmp_path / "e" / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
+    parquet(tmp_path / "f", (1, 28), "image", name="kind")
     for name, says in (
         ("a", "has train*.parquet, and no test*.parquet; fetch that, too: the files in mnist/ of huggingface.co/datasets/ylecun/mnist"),
         ("b", "has 3 classes, and mnist has 10; take another copy"),
-        ("c", "images not of data.size: row 0 of train (32 x 32)"),
-        ("d", "data.image_column is 'image'"),
+        ("c", "images not of 28 x 28: row 0 of train (32 x 32)"),
+        ("d", "whose columns of images are ['picture'] of ['label', 'picture']; mnist has 'image' and 'label': give the folder of its own"),
+        ("f", "whose columns of classes, integers or words are ['kind'] of ['image', 'kind']; mnist has 'image' and 'label': give the"),
         ("e", "train-00000-of-00001.parquet"),
     ):
         with pytest.raises(DataError) as error:
             mnist(str(tmp_path / name))
         assert says in str(error.value)
-        assert "data.path" not in str(error.value)
+        assert set(re.findall(r"data\.\w+", str(error.value))) == {"data.dir"}  # which is the only key that there is
 
 
 def test_what_is_missing_says_what_to_fetch_and_how_to_name_it(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 from fewstep.data.errors import DataError
 from fewstep.data.image_sets import image_folder
 from fewstep.data.images import ImageData
+from fewstep.data.pixels import UNEQUAL
 from fewstep.data.splits import Bar, no_bar
 
 
@@ -53,7 +54,14 @@ class HubTables:
         except DataError as error:  # which names a key that this data set has not
             if path == self.hub:
                 raise
-            raise DataError(str(error).replace(f"data.path is {path!r}", source)) from error
+            said = str(error)
+            columns = [f"data.{key} is {column!r}; " for key, column in (("image_column", self.image), ("label_column", self.label))]
+            if any(key in said for key in columns):
+                said += f"; {self.name} has {self.image!r} and {self.label!r}: give the folder of its own files"
+            words = {f"data.path is {path!r}": source, "not of data.size": f"not of {size} x {size}", UNEQUAL.remedy: "take another copy"}
+            for key, word in (*words.items(), *((key, "") for key in (*columns, "; name one of them, or 'none'"))):
+                said = said.replace(key, word)
+            raise DataError(said) from error
         if data.num_classes != self.classes:
             raise DataError(f"{source}, where {path} has {data.num_classes} classes, and {self.name} has {self.classes}; take another copy")
         return replace(data, name=self.name)
