@@ -1,12 +1,15 @@
 """What benchmarks that compare at equal training time share: how many steps of a recipe take so many seconds of CPU, on one thread."""
 
 import json
+import math
 import os
 import shutil
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from fewstep.evaluation import machine
 from fewstep.generator import Generator, load
@@ -14,19 +17,29 @@ from fewstep.measurement import measure, usual_samples
 from fewstep.metrics.suite import Suite
 from fewstep.recipe import load_recipe
 from fewstep.run import train_recipe
+from fewstep.training.loop import Loop
 
-TRIED = (10, 40)  # steps of the two runs whose difference is the time of steps alone
+TRIED, FIRST = 40, 10  # steps that are timed, and those of them that do not count
 
 
 def steps_within(seconds: float, source: str, *overrides: str) -> int:
-    """How many steps of the recipe `source` with `overrides` take so many CPU seconds, without what a run does once."""
-    spent = []
-    with tempfile.TemporaryDirectory() as folder:
-        for steps in TRIED:
-            began = time.process_time()
-            train_recipe(load_recipe(source, [*overrides, f"steps={steps}"]), Path(folder) / str(steps), title="timing")
+    """How many steps of the recipe `source` with `overrides` take so many CPU seconds, without what a run does once.
+
+    By the mean of some steps after the first ones, without the dearest tenth: other work on the machine makes some of them long.
+    """
+    spent, advance = [], Loop.advance
+
+    def timed(loop: Loop, *given: Any, **more: Any) -> Any:
+        began = time.process_time()
+        try:
+            return advance(loop, *given, **more)
+        finally:
             spent.append(time.process_time() - began)
-    return max(TRIED[1], round(seconds * (TRIED[1] - TRIED[0]) / (spent[1] - spent[0])))
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(Loop, "advance", timed):
+        train_recipe(load_recipe(source, [*overrides, f"steps={TRIED}"]), Path(folder) / "tried", title="timing")
+    usual = sorted(spent[FIRST:])[: math.ceil(0.9 * (TRIED - FIRST))]
+    return max(TRIED, round(seconds / statistics.mean(usual)))
 
 
 def trained_for(seconds: float, source: str, folder: Path, *overrides: str) -> tuple[int, float]:

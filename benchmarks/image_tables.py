@@ -184,3 +184,14 @@ def sweep_lines(content: dict[str, Any]) -> list[list[str]]:
         what = f"{run['title']}: {changed}" if changed else run["title"]
         lines.append([what, *took, *error, f"{row['frechet_over_floor']:.2f}", f"{row['class_accuracy']:.1%}"])
     return lines
+
+
+def calibration_lines(table: dict[str, Any]) -> list[list[str]]:
+    """A row for each set of which everybody knows how good it is, in the order of the first judge."""
+    keys = ("FD / floor", "second judge", "class asked for", "precision", "recall", "class std")
+    columns = {heading: COLUMNS[heading] for heading in keys if any(COLUMNS[heading][0] in row for row in table["rows"].values())}
+    lines = [["", *columns]]
+    for title, row in sorted(table["rows"].items(), key=lambda item: (item[1].get("role") != "floor", item[1]["frechet_over_floor"])):
+        name = "floor: random train images" if row.get("role") == "floor" else title
+        lines.append([name, *(ranged([row[key]] if key in row else [], form) for key, form in columns.values())])
+    return lines

@@ -14,7 +14,7 @@ from cells import ranged
 from fewstep.metrics.figures import BY_KEY
 from fewstep.metrics.least import LEAST
 from gpu_tables import NOTHING, devices, outlook_lines, outlook_note, results, runs_lines, steps_lines
-from image_tables import cost_lines, curve_lines, figures_lines, figures_note, growth_lines, sweep_lines
+from image_tables import calibration_lines, cost_lines, curve_lines, figures_lines, figures_note, growth_lines, sweep_lines
 from images import ARMS
 
 HERE = Path(__file__).parent
@@ -514,10 +514,18 @@ def image_outlook(name: str) -> str:
     return markdown(growth_lines(content, list(ARMS[name]))) + source(content, " Of seed 0, by 1,000 samples.")
 
 
+def calibration(name: str) -> str:
+    """What the feature networks make of sets that everybody can rank."""
+    content = result("feature_calibration")
+    table = content["tables"][name]
+    note = " ".join([f" n = {table['n']:,}, in {' and '.join(table['judges'])}.", *(f"Wrong: {text}." for text in table["mistakes"])])
+    return markdown(calibration_lines(table)) + source(content, note)
+
+
 def sweep(name: str) -> str:
     """The short runs by which settings were chosen."""
     content = result(f"sweep_{name}")
-    note = f" One seed (0), n = {content['runs'][0]['n']:,}; each for the time asked for, without measuring."
+    note = f" One seed (0), n = {content['runs'][0]['n']:,}; each for the time asked for, without measuring.{content.get('note', '')}"
     return markdown(sweep_lines(content)) + source(content, note)
 
 
@@ -530,6 +538,7 @@ TABLES = {
     "image_outlook_cifar10": lambda: image_outlook("cifar10"),
     "images_cifar10": lambda: images("cifar10"),
     "image_curves_cifar10": lambda: image_curves("cifar10"),
+    "calibration_mnist": lambda: calibration("mnist"),
     "sweep_teacher_mnist": lambda: sweep("teacher_mnist"),
     "sweep_dmd2_mnist": lambda: sweep("dmd2_mnist"),
     "sweep_teacher_cifar10_cpu": lambda: sweep("teacher_cifar10_cpu"),
@@ -568,7 +577,7 @@ TABLES = {
     "flows": lambda: flows(points=False),
     "flows_ring": lambda: flows(points=True),
 }
-NAMES = ("alarms", "cifar10", "dddm", "dmd2", "drift", "flows", "mnist")
+NAMES = ("alarms", "cifar10", "dddm", "dmd2", "drift", "evaluation", "flows", "mnist")
 PAGES = (README, *(README.parent / "docs" / f"{name}.md" for name in NAMES))
 
 

@@ -124,7 +124,7 @@ def _evaluate(
     reference: str | Path = options.reference or (preset.reference if preset else "heldout")
     features = options.features or (preset.features_option if preset else None)
     suite = suite_for(data, recipe.power(points), seed, features, reference, device, say, num, judges=2)
-    labels, seeds = (preset.labels, preset.seeds) if preset else ("balanced", (seed,))
+    labels, seeds = (preset.labels, preset.seeds) if preset else (None, (seed,))
     protocol = protocol_record(suite, num, generator.num_classes is not None, seeds, labels)
     if preset is not None:
         protocol |= {"preset": options.protocol, "departures": departures(preset, protocol)}

@@ -14,6 +14,7 @@ from fewstep.data.protocol import Data
 from fewstep.errors import UserError, first_line
 from fewstep.generator import Generator
 from fewstep.limits import TooLarge
+from fewstep.metrics.asking import asked_labels, how_asked
 from fewstep.metrics.features import feature_network, fitted, named_features, second_judge
 from fewstep.metrics.figures import BY_KEY, choices
 from fewstep.metrics.inception import FeatureError, cache_folder
@@ -128,8 +129,9 @@ def tracked(batches: Iterable[Tensor], total: int, title: str) -> Iterator[Tenso
         progress.close()
 
 
-def protocol_record(suite: Suite | PointSuite, num: int, classes: bool, seeds: Iterable[int], labels: str = "balanced") -> dict[str, Any]:
+def protocol_record(suite: Suite | PointSuite, num: int, classes: bool, seeds: Iterable[int], labels: str | None = None) -> dict[str, Any]:
     """How `num` samples are measured by `suite`: what goes into results, see `fewstep.metrics.protocol`."""
+    labels = labels or how_asked(real_labels(suite))
     if isinstance(suite, Suite):
         how = suite.protocol()
     else:
@@ -173,12 +175,14 @@ def read_results(run: Path) -> dict[str, Any]:
     return carried(results)
 
 
-def labels_for(generator: Generator, num: int, seed: int, how: str = "balanced") -> Tensor | None:
-    """Labels int64 [num] of samples to be measured: the classes in turn, or with `how` "uniform" drawn at random from `seed`."""
-    if how == "balanced" or generator.num_classes is None:
-        return generator.labels(num)
-    rng = stream(seed, "measured labels")
-    return torch.randint(generator.num_classes, (num,), generator=rng)
+def real_labels(suite: Suite | PointSuite) -> Tensor | None:
+    """Labels int64 [N] of the training split that `suite` measures against; None for data without."""
+    return suite.train_label if isinstance(suite, Suite) else None
+
+
+def labels_for(generator: Generator, num: int, seed: int, real: Tensor | None, how: str | None = None) -> Tensor | None:
+    """Labels int64 [num] of samples that are measured against data whose training split has `real`; see `fewstep.metrics.asking`."""
+    return None if generator.num_classes is None else asked_labels(num, generator.num_classes, seed, how or how_asked(real), real)
 
 
 def drawn(
@@ -224,14 +228,14 @@ def measure(
     steps: int | None = None,
     sampler: str | None = None,
     speed: bool = True,
-    labels: str = "balanced",
+    labels: str | None = None,
     slow: bool = False,
 ) -> Row:
     """All figures of `num` samples drawn with `seed` that so many can carry, and with `speed` that of drawing them.
 
-    `labels` as in `labels_for`; `slow` as in `Suite.measure_batches`. Why a figure is not there, ``too_few`` says by its key.
+    `labels` is `how` in `labels_for`; `slow` as in `Suite.measure_batches`. Why a figure is not there, ``too_few`` says by its key.
     """
-    label = labels_for(generator, num, seed, labels)
+    label = labels_for(generator, num, seed, real_labels(suite), labels)
     row: Row = {
         "sampler": sampler or generator.sampler["name"],
         "steps": steps or generator.default_steps(),
@@ -264,7 +268,7 @@ def measure_by(preset: Preset, suite: Suite, generator: Generator, num: int, ste
         return row
     blocks = [row["frechet"]]
     for seed in preset.seeds[1:]:
-        label = labels_for(generator, num, seed, preset.labels)
+        label = labels_for(generator, num, seed, suite.train_label, preset.labels)
         blocks.append(suite.frechet_of(drawn(generator, num, label, seed, steps, title=f"sampling from seed {seed}")))
     least = min(blocks)
     ratio = {"frechet_over_floor": least / suite.floor} if "frechet_over_floor" in row else {}
@@ -330,7 +334,7 @@ class Watch:
 
         All processes of a run share drawing images by `measuring`, see `watched_elsewhere`.
         """
-        label, measuring = generator.labels(self.num), measuring or Measuring()
+        label, measuring = labels_for(generator, self.num, self.seed, real_labels(self.suite)), measuring or Measuring()
         if isinstance(self.suite, Suite):
             batches = drawn(generator, self.num, label, self.seed, title="measuring", measuring=measuring)
             row = self.suite.measure_batches(batches, label)
@@ -340,12 +344,15 @@ class Watch:
         return {f"eval.{name}": value for name, value in numbers.items() if not name.endswith("_error") and name not in self.lacks}
 
 
-def watched_elsewhere(num: int, seed: int = 0) -> Callable[[Generator, Measuring], dict[str, float]]:
-    """What stands for a `Watch` of `num` samples in all processes but the first: it draws its share of the images, and has no figures."""
+def watched_elsewhere(num: int, real: Tensor | None, seed: int = 0) -> Callable[[Generator, Measuring], dict[str, float]]:
+    """What stands for a `Watch` of `num` samples in all processes but the first: it draws its share of the images, and has no figures.
+
+    `real` int64 [N] are the labels of the training split, or None.
+    """
 
     def draw(generator: Generator, measuring: Measuring) -> dict[str, float]:
         if len(generator.shape) == 3:
-            for _ in drawn(generator, num, generator.labels(num), seed, measuring=measuring):
+            for _ in drawn(generator, num, labels_for(generator, num, seed, real), seed, measuring=measuring):
                 raise AssertionError("only the first process has the images")
         return {}
 

@@ -211,7 +211,8 @@ def _watch(recipe: Recipe, data: Data, fabric: "Fabric") -> "Callable[[Generator
     if trainer.evaluate_every is None:
         return None
     if not fabric.is_global_zero:
-        return watched_elsewhere(trainer.evaluate_samples or usual_samples(len(data.shape) == 1))
+        num = trainer.evaluate_samples or usual_samples(len(data.shape) == 1)
+        return watched_elsewhere(num, in_memory(data).labels("train") if len(data.shape) == 3 else None)
     power = recipe.power(len(data.shape) == 1)
     # points may have been reweighted for the method
     measured = load_data(recipe.data, recipe.seed) if recipe.method.data_power is not None else data

@@ -112,3 +112,16 @@ def test_arms_are_of_recipes_that_are_shipped_and_taught_by_an_arm_before_them(n
         assert arm.recipe in shipped_recipes()
         assert arm.teacher is None or arm.teacher in before
         before.add(title)
+
+
+def test_calibration_has_its_floor_first_and_then_what_is_nearest():
+    rows = {
+        "one class": row(0, 900.0, class_accuracy=1.0),
+        "floor": row(0, 1.0, "floor", class_accuracy=0.998),
+        "copies": row(0, 0.9, class_accuracy=0.99, precision=0.87),
+    }
+    lines = image_tables.calibration_lines({"rows": rows})
+    assert lines[0] == ["", "FD / floor", "class asked for", "precision"]
+    assert [line[0] for line in lines[1:]] == ["floor: random train images", "copies", "one class"]
+    assert lines[2] == ["copies", "0.90", "99.0%", "0.87"]
+    assert lines[3][3] == ""

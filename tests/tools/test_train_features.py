@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from fewstep.data import image_folder, load_digits
+from fewstep.data import ImageData, image_folder, load_digits
 from fewstep.metrics.classifiers import METADATA, load_classifier
 
 TOOL = Path(__file__).parents[2] / "tools" / "train_features.py"
@@ -100,6 +100,50 @@ def test_what_will_not_do_is_one_sentence(tool, shades, tmp_path, capsys):
         assert says in err
         assert err.count("error: ") == 1
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_images_are_faded_each_by_its_own_and_stay_in_range(tool):
+    x = torch.cat([torch.full((500, 1, 2, 2), -1.0), torch.full((500, 1, 2, 2), 1.0)], 3)
+    faded = tool.faded(x, torch.Generator().manual_seed(0))
+    dark, bright = faded[:, 0, 0, 0], faded[:, 0, 0, -1]
+    share = (bright - dark) / 2
+    assert faded.abs().max() <= 1
+    assert torch.equal(faded[..., :2], dark[:, None, None, None].expand(-1, 1, 2, 2))
+    assert 1 - tool.FADED <= share.min() < 1 - 0.95 * tool.FADED
+    assert 1 - 0.05 * tool.FADED < share.max() <= 1
+    middle = (dark + bright) / 2 / (1 - share).clamp_min(1e-6)  # -1 where the darkest stays, 1 where the brightest does
+    assert middle.min() < -0.95
+    assert middle.max() > 0.95
+    assert middle.mean().abs() < 0.1
+
+
+def test_each_image_is_mirrored_in_every_other_pass(tool, monkeypatch):
+    """Marked at one side, every image is seen with the mark there in one pass and on the other side in the next."""
+    seen = []
+    images = torch.zeros(tool.BATCH * 2, 3, 8, 8, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(len(images)) % 255 + 1
+    labels = torch.arange(len(images)) % 2
+    data = ImageData("marked", images, images[:2], labels, labels[:2], 127.5, ("a", "b"), flip=True)
+    monkeypatch.setattr(tool, "shifted", lambda x, rng: x.clone())
+    forward = tool.ResidualClassifier.activations
+
+    def looking(network, x):
+        seen.extend(x[:, 0, 0, 0] > -1)
+        return forward(network, x)
+
+    monkeypatch.setattr(tool.ResidualClassifier, "activations", looking)
+    order = []
+    permuted = torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *given, **more: order.append(permuted(*given, **more)) or order[-1])
+    tool.trained(data, tool.Plan((8, 8), 4, residual=False, faded=False))
+    passes = [torch.empty(len(images), dtype=torch.bool) for _ in range(4)]
+    places = [each for each in order if len(each) == len(images)]
+    for number, place in enumerate(places[-4:]):
+        passes[number][place] = torch.tensor(seen[number * len(images) : (number + 1) * len(images)])
+    assert torch.equal(passes[0], passes[2])
+    assert torch.equal(passes[1], passes[3])
+    assert torch.equal(passes[0], ~passes[1])
+    assert 0.3 < passes[0].float().mean() < 0.7
 
 
 def test_images_are_shifted_each_by_its_own_and_their_edge_is_mirrored(tool):

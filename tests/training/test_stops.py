@@ -182,7 +182,7 @@ def two(folder, teacher) -> None:
     made, generator = [], load(teacher)
     sample = generator.sample
     generator.sample = lambda num, *rest: made.append(num) or sample(num, *rest)
-    watch = Watch(load_digits(), 600) if first else watched_elsewhere(600)
+    watch = Watch(load_digits(), 600) if first else watched_elsewhere(600, load_digits().train_label)
     figures = watch(generator, Measuring(fabric))
     (folder / f"{fabric.global_rank}.json").write_text(json.dumps([made, figures]))
 

@@ -1,9 +1,9 @@
 """How figures were measured: the record that goes with them, and when two of them may be set side by side.
 
 A record names what a Frechet distance depends on besides the images: ``n``, ``features`` (name and SHA-256 of the network),
-``reference`` (what, how many, SHA-256 of its pixels or file), ``quantisation`` ("bytes", or "none"), ``labels`` ("balanced",
-"uniform" or "none") and ``floor_n``, of how many real images the floor is where these are not all. ``second`` is the network of the second
-judge, on which no other figure depends. ``preset``, ``seeds`` and ``departures`` say where it came from, and may differ.
+``reference`` (what, how many, SHA-256 of its pixels or file), ``quantisation`` ("bytes", or "none"), ``labels`` ("none", or a way of
+`fewstep.metrics.asking`) and ``floor_n``, of how many real images the floor is where these are not all. ``second`` is the network of the
+second judge, on which no other figure depends. ``preset``, ``seeds`` and ``departures`` say where it came from, and may differ.
 """
 
 from collections.abc import Mapping

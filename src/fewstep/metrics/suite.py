@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fewstep.metrics.asking import rarest_share
 from fewstep.metrics.classes import class_variances, root_of_mean, shares, within_class_std
 from fewstep.metrics.copies import Known, near_copies, nearest_two
 from fewstep.metrics.features import FeatureNetwork
@@ -218,11 +219,10 @@ class Suite:
             "spacing": {TRAIN: len(self.train)},
             "train_distance": {TRAIN: len(self.train), HELDOUT: len(self.heldout)},
         }
-        classes = len(self.train_variances) if self.train_label is not None else 0
         in_class = {"least_class_accuracy": generated, "least_class_std": min(generated, PIXELS)}
         found = {}
         for key in (key for key in LEAST if BY_KEY[key].family == "images"):
-            each = in_class[key] / classes if key in in_class and classes else None
+            each = in_class[key] * rarest_share(self.train_label) if key in in_class and self.train_label is not None else None
             found[key] = lack(key, real.get(key, reference), generated, made, each, IN_CLASS)
         return {key: few for key, few in found.items() if few is not None}
 
