@@ -106,6 +106,7 @@ VALUES = {
     "data.size": 6,
     "data.channels": 1,
     "network.sigma_data": 0.33,
+    "network.patch": 2,
     "network.channels": [8, 24],
     "network.groups": 2,
     "network.head_dim": 4,
@@ -116,6 +117,34 @@ VALUES = {
     "method.sigma_mean": -0.5,
     "method.ema_decay": 0.75,
 }
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "channels"), [(8, 1, [32, 64]), (20, 1, [48, 96]), (24, 2, [48, 96]), (28, 2, [48, 96]), (64, 2, [48, 96, 96])]
+)
+def test_larger_images_are_cut_into_patches(size, patch, channels, tmp_path):
+    found = found_in(written(tmp_path / "d", [(size, size)], "L"))
+    assert (found["network.patch"], found["network.channels"]) == (patch, channels)
+
+
+def test_a_patch_that_is_given_has_widths_that_fit_it(tmp_path):
+    found = found_in(written(tmp_path / "d", [(12, 12)]), "network.patch=6")
+    assert found["network.channels"] == [64, 128]
+    assert found_in(tmp_path / "d", "network.patch=4")["network.channels"] == [64]  # three places a side, which cannot be halved
+
+
+@pytest.mark.parametrize(("size", "mean"), [(8, -0.6), (28, 1.0)])
+def test_drawings_are_learned_at_high_noise(size, mean, tmp_path):
+    """Strokes on an empty ground, and not noise of all shades, which stands for photographs."""
+    folder, rng = tmp_path / "d", np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        (folder / name).mkdir(parents=True)
+        for k in range(6):
+            pixels = rng.integers(0, 12, (size, size), dtype=np.uint8)
+            pixels[:, : size // 4] = rng.integers(0, 256, (size, size // 4), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{k}.png")
+    assert found_in(folder)["method.sigma_mean"] == mean
+    assert found_in(written(tmp_path / "other", [(28, 28)], "L"))["method.sigma_mean"] == -1.2
 
 
 @pytest.mark.parametrize("key", load_recipe("teacher/images").finds)

@@ -30,12 +30,16 @@ FEW = 5000  # images, below which a network can learn them by heart
 WIDTHS = {
     8: ([32, 64], [32, 64]),
     16: ([32, 64], [64, 128]),
-    32: ([32, 64, 128], [64, 128, 256]),
-    LARGEST: ([32, 64, 128, 128], [64, 128, 256, 256]),
+    32: ([48, 96], [96, 192]),
+    LARGEST: ([48, 96, 96], [96, 192, 192]),
 }
+PATCHED = 24  # pixels a side, from which squares of four become one place: of 28x28 a step takes a third of the time (results/levers.json)
+DRAWN = 0.5  # of the pixels being black or white, from which images count as drawings
+SIGMA_MEANS = {"few": -0.6, "drawn": 1.0, "other": -1.2}
+NARROW = 64  # channels, below which groups and heads are those of the recipes for digits and MNIST
 LARGE = 20_000_000  # parameters, from which the rates of the recipes for CIFAR-10 are taken
 DATA_OF_TEACHER = tuple(f"data.{key}" for key in ("path", "config", "image_column", "label_column", "resize", "holdout", "flip"))
-RATES = {32: 1e-3, 64: 5e-4}  # by the width of its first level
+RATES = {64: 1e-3, 128: 5e-4}  # by the width of its first level
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,11 @@ def _from_images(recipe: Recipe, tree: dict[str, Any]) -> list[Found]:
         return float(f"{value:.2g}"), f"the standard deviation of {seen.looked_at:,} images"
 
     found.find("network.sigma_data", spread)
-    widths = found.find("network.channels", lambda: _widths(size, channels))
-    found.find("network.groups", lambda: (_divisor(widths, 32 if min(widths) > 32 else 8), "a divisor of every width"))
-    found.find("network.head_dim", lambda: (_divisor(widths[-1:], 32 if min(widths) <= 32 else 64), "a divisor of the last width"))
+    # the patches of other networks are of another kind
+    patch = (found.find("network.patch", lambda: _patch(size)) if "network.channels" in leaves(tree) else None) or 1
+    widths = found.find("network.channels", lambda: _widths(size, channels, patch))
+    found.find("network.groups", lambda: (_divisor(widths, 32 if min(widths) >= NARROW else 8), "a divisor of every width"))
+    found.find("network.head_dim", lambda: (_divisor(widths[-1:], 64 if min(widths) >= NARROW else 32), "a divisor of the last width"))
     batch = found.find("batch_size", lambda: _batch(size, seen.num))
     found.find("method.optimizer.lr", lambda: _rate(widths, size))
     _of_length(found, recipe.steps, "method.optimizer")
@@ -113,7 +119,16 @@ def _from_images(recipe: Recipe, tree: dict[str, Any]) -> list[Found]:
             else (0.01, f"of {seen.num:,} images, each seen {_passes(recipe.steps, batch, seen.num)} times")
         ),
     )
-    found.find("method.sigma_mean", lambda: (-0.6, "so few pixels are decided at high noise") if size <= 12 else (-1.2, "EDM's"))
+
+    def level() -> tuple[float, str]:
+        if size <= 12:
+            return SIGMA_MEANS["few"], "so few pixels are decided at high noise"
+        share = _user(lambda: seen.extreme(size, channels, at(tree, "data.resize") or "none"))
+        if share >= DRAWN:
+            return SIGMA_MEANS["drawn"], f"as for MNIST: {share:.0%} of the pixels are black or white, and forms are decided at high noise"
+        return SIGMA_MEANS["other"], "EDM's"
+
+    found.find("method.sigma_mean", level)
     return list(found)
 
 
@@ -202,11 +217,18 @@ def _size(seen: Probe) -> tuple[int, str]:
     return size, "which all have" if seen.shapes == 1 else f"the least side of {seen.looked_at:,} images, which have {seen.shapes:,} shapes"
 
 
-def _widths(size: int, channels: int) -> tuple[list[int], str]:
-    """Width of each level, the deepest of which still has whole pixels."""
+def _patch(size: int) -> tuple[int, str]:
+    """Side of the squares of pixels that are one place to the network."""
+    if size >= PATCHED and size % 4 == 0:
+        return 2, f"a network of {size // 2}x{size // 2} places takes a fraction of the time"
+    return 1, f"for {size}x{size} images"
+
+
+def _widths(size: int, channels: int, patch: int) -> tuple[list[int], str]:
+    """Width of each level, the deepest of which still has whole places."""
     side = next((side for side in WIDTHS if size <= side), LARGEST)
     widths = list(WIDTHS[side][channels == 3])
-    while len(widths) > 1 and size % 2 ** (len(widths) - 1):
+    while len(widths) > 1 and size % (patch * 2 ** (len(widths) - 1)):
         widths.pop()
     return widths, f"for {size}x{size} images {'in colour' if channels == 3 else 'in grey'}"
 

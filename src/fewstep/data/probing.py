@@ -21,6 +21,7 @@ LOOKED_AT = 1000  # images at most, evenly over the training split: their standa
 FIRST = 16  # of them, which tell how large the others are
 PIXELS = 3e8  # that are decoded in all, a matter of seconds: of larger images fewer are looked at
 FEWEST = 64
+NEAR = 12  # of 255: a twentieth
 KEPT_SIDE = 128  # pixels of the shorter side of what is kept of each
 
 
@@ -53,17 +54,28 @@ class Probe:
 
         Raises DataError where they are all one colour.
         """
+        found = float(self._pixels(size, channels, resize).std(dtype=np.float64)) / 127.5
+        if not found > 0:
+            raise DataError(f"the {self.looked_at} images that were looked at are all one colour; there is nothing to learn")
+        return found
+
+    def extreme(self, size: int, channels: int, resize: Resize) -> float:
+        """Share of those elements that are at most `NEAR` from the least or the greatest value: most of a drawing, little of a photograph.
+
+        Raises DataError as `spread` does.
+        """
+        pixels = self._pixels(size, channels, resize)
+        return float(((pixels <= NEAR) | (pixels >= 255 - NEAR)).mean())
+
+    def _pixels(self, size: int, channels: int, resize: Resize) -> np.ndarray:
+        """Bytes [looked_at, size, size, ...] of the images that were opened."""
         mode = "L" if channels == 1 else "RGB"
         try:
             # those that are kept smaller than they are have no size to be held to
             ways: list[Resize] = ["fit" if side > KEPT_SIDE and resize != "stretch" else resize for side in self.sides]
-            pixels = np.stack([fitted(image.convert(mode), size, way) for image, way in zip(self.images, ways, strict=True)])
+            return np.stack([fitted(image.convert(mode), size, way) for image, way in zip(self.images, ways, strict=True)])
         except Unfit as reason:
             raise DataError(f"data.resize is {resize} with data.size {size}, and an image is {reason.detail}; change one of them") from None
-        found = float(pixels.std(dtype=np.float64)) / 127.5
-        if not found > 0:
-            raise DataError(f"the {self.looked_at} images that were looked at are all one colour; there is nothing to learn")
-        return found
 
 
 def probe(path: str, config: str | None = None, image_column: str | None = None, label_column: str | None = None) -> Probe:

@@ -35,6 +35,7 @@ Findable = Literal[
     "network.channels",
     "network.groups",
     "network.head_dim",
+    "network.patch",
     "network.sigma_data",
 ]
 
