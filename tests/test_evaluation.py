@@ -156,6 +156,31 @@ def test_real_images_against_real_ones(done, run):
     assert f"self-test: FD of two halves of the real train split, 718 images each: {found['frechet']:.3g}" in out
 
 
+def test_a_teacher_is_measured_with_guidance(done, mistake, run, tmp_path):
+    """Asked for, or its own; every step then takes two evaluations, and a line says so."""
+    plain = done("evaluate", run, "-n", 60, "--steps", 1).out
+    before = results(run)["rows"]["teacher, 1 evaluation"]
+    assert "guidance" not in plain
+    asked = done("evaluate", run, "-n", 60, "--steps", 1, "--guidance-scale", 3).out
+    row = results(run)["rows"]["teacher, 2 evaluations"]
+    assert "teacher, 2 evaluations: by guidance 3, of which every step takes twice the evaluations" in asked
+    assert (row["guidance_scale"], row["frechet"] != before["frechet"]) == (3.0, True)
+    config = json.loads((run / "model" / "config.json").read_text())
+    config["sampler"]["guidance_scale"] = 3.0
+    (run / "model" / "config.json").write_text(json.dumps(config))
+    done("evaluate", run, "-n", 60, "--steps", 1)
+    own = results(run)["rows"]["teacher, 2 evaluations"]
+    assert own["frechet"] == row["frechet"]
+    done("evaluate", run, "-n", 60, "--steps", 1, "--guidance-scale", 1)
+    assert results(run)["rows"]["teacher, 1 evaluation"]["frechet"] == before["frechet"]
+    assert "--guidance-scale is nan; give a finite number" in mistake("evaluate", run, "-n", 60, "--guidance-scale", "nan")
+    config["info"]["label_dropout"] = 0.0
+    del config["sampler"]["guidance_scale"]
+    (run / "model" / "config.json").write_text(json.dumps(config))
+    said = mistake("evaluate", run, "-n", 60, "--guidance-scale", 2)
+    assert "--guidance-scale is 2.0; there is no teacher here that was trained with label dropout" in said
+
+
 def test_results_of_one_protocol_stand_in_one_table(done, mistake, run, tmp_path):
     other = shutil.copytree(run, tmp_path / "other")
     done("evaluate", other, "-n", 60, "--steps", 1, "--seed", 3)

@@ -111,6 +111,28 @@ def test_guidance_is_passed_on():
     assert not torch.allclose(found, generator.sample(5, seed=4))
 
 
+def test_guidance_of_its_own_is_kept_counted_and_can_be_set_otherwise(tmp_path):
+    plain, guided = make(), make({**TEACHER, "guidance_scale": 3.0})
+    guided.load_state_dict(plain.state_dict())
+    assert (plain.guidance_scale, guided.guidance_scale) == (1.0, 3.0)
+    assert (plain.evaluations(18), guided.evaluations(18), guided.evaluations(18, "euler")) == (35, 70, 36)
+    assert torch.equal(guided.sample(5, seed=4), plain.sample(5, seed=4, guidance_scale=3.0))
+    assert torch.equal(guided.sample(5, seed=4, guidance_scale=1.0), plain.sample(5, seed=4))
+    guided.save_pretrained(tmp_path / "guided")
+    assert torch.equal(fewstep.load(tmp_path / "guided").sample(5, seed=4), guided.sample(5, seed=4))
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), "much", True, 1e9])
+def test_guidance_that_is_no_number_is_refused(scale):
+    with pytest.raises(ValueError, match="guidance_scale is for heun and euler, and must be a finite number"):
+        make({**TEACHER, "guidance_scale": scale})
+
+
+def test_a_student_has_no_guidance_of_its_own():
+    with pytest.raises(ValueError, match="guidance_scale is for heun and euler"):
+        make({**STUDENT, "guidance_scale": 2.0})
+
+
 def test_sampling_needs_no_dropout_and_leaves_the_mode_alone():
     generator = make().train()
     seen = []

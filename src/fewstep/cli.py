@@ -153,7 +153,7 @@ def sample(
     labels: Annotated[str | None, typer.Option(help=LABELS)] = None,
     steps: Annotated[int | None, typer.Option(help="noise levels, for a generator that has a choice")] = None,
     seed: Annotated[int | None, typer.Option(help="the same seed draws the same samples")] = None,
-    guidance_scale: Annotated[float, typer.Option(help="classifier-free guidance, for a network trained with label dropout")] = 1.0,
+    guidance_scale: Annotated[float | None, typer.Option(help="classifier-free guidance; 1 is none")] = None,
     churn: Annotated[
         float | None, typer.Option(help="of a sampler that draws from the posterior: 1 is new noise at each step, 0 none")
     ] = None,
@@ -186,9 +186,8 @@ def evaluate(
     path: Annotated[Path, typer.Argument(help="a run folder", autocompletion=completion.runs)],
     num: Annotated[int | None, typer.Option("-n", help="samples; default 2,000 images or 10,000 points")] = None,
     seed: Annotated[int, typer.Option(help="of the samples")] = 0,
-    steps: Annotated[
-        str | None, typer.Option(help="numbers of steps to measure at, such as 1,2,4; for a generator that has a choice")
-    ] = None,
+    steps: Annotated[str | None, typer.Option(help="numbers of steps to measure at, such as 1,2,4, where there is a choice")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="of a teacher that was trained with label dropout; 1: none")] = None,
     features: Annotated[
         str | None,
         typer.Option(
@@ -215,7 +214,7 @@ def evaluate(
     count, counts = _threads(threads), _whole_numbers("--steps", steps, "1,2,4")
     from fewstep import evaluation
 
-    options = evaluation.Options(features, reference, protocol, self_test, tuple(beside or ()), not no_teacher)
+    options = evaluation.Options(features, reference, protocol, self_test, tuple(beside or ()), not no_teacher, guidance_scale)
     results = evaluation.evaluate(path, num, seed, count, lambda text: _say(f"{text} ..."), counts, options)
     is_run = (path / "recipe.yaml").exists()
     if is_run:

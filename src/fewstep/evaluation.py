@@ -63,6 +63,7 @@ class Options:
         self_test: whether to measure one half of the real images against the other, too.
         beside: other runs, whose results are shown in the same table if they were measured by the same protocol.
         teacher: whether the teacher of a distilled run is measured, too.
+        guidance_scale: of what denoises at every level and can be guided, where another than its own is wanted.
 
     """
 
@@ -72,6 +73,7 @@ class Options:
     self_test: bool = False
     beside: tuple[Path, ...] = ()
     teacher: bool = True
+    guidance_scale: float | None = None
 
 
 def evaluate(
@@ -87,10 +89,10 @@ def evaluate(
     """Measure the run in `path`, or the model in its folder ``best``; write results.json there, and return it.
 
     A distilled run is measured beside its teacher, whose figures are kept in the cache and used again for the same model, data, protocol,
-    machine and version of the package. What can be sampled with any number of steps is measured at its own and at
-    one, a distributional denoiser at 4 too; or at `steps`. `say` is told what is being done. Raises UserError for a folder that
-    holds no run or no model yet, for too small a `num`, for `steps` that nothing in the run can serve, for `options` that cannot be
-    met, for runs beside it that were measured otherwise, and for parts of somebody's own that are not in one of the packages in `allow`.
+    machine and version of the package. What can be sampled with any number of steps is measured at its own and at one, a distributional
+    denoiser at 4 too; or at `steps`. `say` is told what is being done. Raises UserError for a folder that holds no run or no model yet, for
+    too small a `num`, for `steps` that nothing in the run can serve, for `options` that cannot be met, for runs beside it that were
+    measured otherwise, and for parts of somebody's own that are not in one of the packages in `allow`.
     """
     with registry.allowing(allow):
         return _evaluate(at_home(path), num, seed, threads, say, steps, options)
@@ -115,6 +117,7 @@ def _evaluate(
     models: dict[str, Generator] = {"student" if run.has_teacher() else recipe.method.name: generator}
     if run.has_teacher() and options.teacher:
         models = {"teacher": load(run.teacher_folder), **models}
+    _guide(models, options.guidance_scale)
     counts = _step_counts(models, steps)
     others = {other: read_results(other) for other in options.beside}
     data = numbered_as(in_memory(load_data(recipe.data, recipe.seed)), generator.class_names, str(path))
@@ -130,16 +133,15 @@ def _evaluate(
         protocol |= {"preset": options.protocol, "departures": departures(preset, protocol)}
     for other, theirs in others.items():
         check_same_protocol({"protocol": protocol}, theirs, ("this evaluation", str(other)))
-    floor = (
-        "exact samples" if points and isinstance(data, PointData) and data.density else "held-out half" if points else _floor_name(suite)
-    )
+    exact = isinstance(data, PointData) and data.density is not None
+    floor = suite.floor_name if isinstance(suite, Suite) else "exact samples" if exact else "held-out half"
     rows: dict[str, Row] = {floor: {"role": "floor", **floor_row(suite)}}
     teachers = _teacher_key(run, suite, protocol, seed, device, data) if "teacher" in models and isinstance(suite, Suite) else None
     for name, model in models.items():
         for count in counts[name]:
             title, key = heading(name, model.evaluations(count)), None
             if model is not generator and teachers is not None:
-                key = {**teachers, "steps": count}
+                key = {**teachers, "steps": count, "guidance_scale": model.guidance_scale}
                 if (found := kept_row(key)) is not None:
                     say(f"{title}: figures of an earlier evaluation of the same model by the same protocol, kept in {figures_folder()}")
                     rows[title] = {"role": "teacher", **found}
@@ -231,11 +233,6 @@ def _preset(options: Options, points: bool, seed: int) -> Preset | None:
     return preset
 
 
-def _floor_name(suite: Suite | PointSuite) -> str:
-    assert isinstance(suite, Suite)
-    return suite.floor_name
-
-
 def _warnings(protocol: Mapping[str, Any], rows: Mapping[str, Row], recipe: Recipe) -> list[str]:
     """What a reader of the figures must know: which are not given, and of which the bias is large."""
     found = summed_up(row for row in rows.values() if row["role"] != "beside")
@@ -278,6 +275,16 @@ def usual_counts(model: Generator) -> list[int]:
 def heading(name: str, evaluations: int) -> str:
     """What a row of a table is called: ``distilled, 4 evaluations``."""
     return f"{name}, {evaluations} evaluation{'s' * (evaluations > 1)}"
+
+
+def _guide(models: Mapping[str, Generator], scale: float | None) -> None:
+    """Have those of `models` that can be guided sampled with guidance `scale`, if one is given. Raises UserError where none can."""
+    guided = [model for model in models.values() if model.is_denoiser and model.info.get("label_dropout")]
+    if scale is not None and not (guided and abs(scale) < 1e6):
+        allowed = "give a finite number, 1 for none" if guided else "there is no teacher here that was trained with label dropout"
+        raise UserError(f"--guidance-scale is {scale}; {allowed}")
+    for model in guided:
+        model.sampler |= {} if scale is None else {"guidance_scale": scale}
 
 
 def _step_counts(models: Mapping[str, Generator], steps: Sequence[int] | None) -> dict[str, list[int]]:
@@ -370,6 +377,8 @@ def footnote(results: Mapping[str, Any]) -> str:
         + (f", of which {floor_n:,} random images count" if floor_n else "")
         + ("" if results["floor"] is None else f", {results['floor']:.3f}")
     )
+    guided = {title: row["guidance_scale"] for title, row in results["rows"].items() if "guidance_scale" in row}
+    lines += [f"{title}: by guidance {scale:g}, of which every step takes twice the evaluations" for title, scale in guided.items()]
     if second:
         lines.append(f"2nd judge: FD / floor in the features {second['name']}, of a network that was trained apart")
     return "\n".join([". ".join(lines), *warnings])

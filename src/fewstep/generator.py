@@ -47,9 +47,9 @@ class Generator(
         num_classes: number of classes, or None.
         sigma_data: standard deviation of the data that the network was trained for; a push-forward's unit of output.
         network: the network's name and arguments (see `fewstep.networks`).
-        sampler: its ``name`` and what that needs (see `fewstep.samplers.SAMPLERS`): of "heun" and "euler" ``steps``, a default, and the
-            grid ``sigma_min``, ``sigma_max``, ``rho``; of "few_step" ``sigmas``, or ``levels``, a list for each number of steps, with
-            ``steps``; of "distributional" ``steps`` and ``churn``; of "push_forward" nothing.
+        sampler: its ``name`` and what that needs (see `fewstep.samplers.SAMPLERS`): of "heun" and "euler" ``steps``, a default, the grid
+            ``sigma_min``, ``sigma_max``, ``rho``, and ``guidance_scale`` if it is guided; of "few_step" ``sigmas``, or ``levels``, a list
+            for each number of steps, with ``steps``; of "distributional" ``steps`` and ``churn``; of "push_forward" nothing.
         info: anything worth keeping: method, recipe, step, whether labels were dropped in training.
         denoiser: its ``name`` and settings (see `fewstep.denoisers.DENOISERS`); None is ``{"name": "preconditioned"}``.
         units: ``location`` and ``scale`` of each column of points, in which samples come out; None for those that were learned.
@@ -114,8 +114,13 @@ class Generator(
 
     @property
     def any_steps(self) -> bool:
-        """Whether it can be sampled with several numbers of steps, of which its sampler names the default."""
+        """Whether it can be sampled with several numbers of steps; its sampler names the default."""
         return "steps" in self.sampler
+
+    @property
+    def guidance_scale(self) -> float:
+        """Classifier-free guidance with which it is sampled where none is asked for; 1 is none."""
+        return float(self.sampler.get("guidance_scale", 1.0))
 
     @property
     def step_counts(self) -> list[int] | None:
@@ -209,9 +214,9 @@ class Generator(
         return self.sampler["steps"] if self.any_steps else (self.step_counts or [1])[0]
 
     def evaluations(self, steps: int | None = None, sampler: str | None = None) -> int:
-        """How many network evaluations one sample costs (without guidance)."""
+        """How many network evaluations one sample costs with the guidance that is its own; guidance doubles them."""
         kind = SAMPLERS[sampler] if sampler else self.kind
-        return kind.evaluations(steps or self.default_steps())
+        return kind.evaluations(steps or self.default_steps()) * (1 if self.guidance_scale == 1.0 else 2)
 
     def sigmas(self, steps: int | None = None) -> Tensor:
         """The noise levels for `steps` (times, for "distributional"), float64 [steps], descending.
@@ -266,7 +271,7 @@ class Generator(
         seed: Seed = None,
         steps: int | None = None,
         sampler: str | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         batch_size: int | None = None,
         churn: float | None = None,
     ) -> Tensor:
@@ -282,7 +287,7 @@ class Generator(
                 then depends on its own seed alone, however samples are dealt into calls and batches; None draws a new one.
             steps: noise levels; a distilled student only has the numbers it was distilled for.
             sampler: "heun" or "euler", for a generator that integrates an ODE.
-            guidance_scale: classifier-free guidance; needs a network trained with label dropout.
+            guidance_scale: classifier-free guidance, which needs a network trained with label dropout; None for its own.
             batch_size: samples a network evaluation; 256 images or 10,000 points if None.
             churn: of a distributional denoiser's bridge, from 0 (no new noise) to 1 (DDPM's posterior); None for its own.
 
@@ -305,7 +310,7 @@ class Generator(
         seed: Seed = None,
         steps: int | None = None,
         sampler: str | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         batch_size: int | None = None,
         churn: float | None = None,
     ) -> Iterator[Tensor]:
@@ -315,14 +320,14 @@ class Generator(
         """
         if num < 1:
             raise UserError(f"num is {num}; give at least 1")
-        if batch_size is None:
-            batch_size = 256 if len(self.shape) == 3 else 10_000
+        batch_size = (256 if len(self.shape) == 3 else 10_000) if batch_size is None else batch_size
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; give at least 1")
         name = sampler or self.sampler["name"]
         allowed = [key for key, kind in SAMPLERS.items() if kind.every_level] if self.is_denoiser else [self.sampler["name"]]
         if name not in allowed:
             raise UserError(f"sampler is {name!r}; allowed for this generator: {' or '.join(allowed)}")
+        guidance_scale = self.guidance_scale if guidance_scale is None else guidance_scale
         if not abs(guidance_scale) <= torch.finfo(torch.float32).max:
             raise UserError(f"guidance_scale is {guidance_scale}; give a number that float32 can hold, 1 for none")
         if guidance_scale != 1.0 and not self.info.get("label_dropout"):

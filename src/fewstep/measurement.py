@@ -240,6 +240,7 @@ def measure(
         "sampler": sampler or generator.sampler["name"],
         "steps": steps or generator.default_steps(),
         "evaluations": generator.evaluations(steps, sampler),
+        **({} if generator.guidance_scale == 1.0 else {"guidance_scale": generator.guidance_scale}),
     }
     if isinstance(suite, Suite):
         row |= suite.measure_batches(drawn(generator, num, label, seed, steps, sampler), label, slow)

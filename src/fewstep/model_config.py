@@ -32,6 +32,10 @@ def checked_sampler(config: Mapping[str, Any]) -> SamplerKind:
     for key in ("sigma_min", "sigma_max", "rho", "middle"):
         if key in config and not (_is_number(config[key]) and 0 < config[key] < math.inf):
             raise ValueError(f"sampler is {dict(config)}; {key} must be a finite number above 0")
+    if "guidance_scale" in config:
+        scale = config["guidance_scale"]
+        if not kind.every_level or not _is_number(scale) or not abs(scale) < 1e6:
+            raise ValueError(f"sampler is {dict(config)}; guidance_scale is for heun and euler, and must be a finite number, 1 for none")
     if "sigma_min" in config and "sigma_max" in config and not config["sigma_min"] < config["sigma_max"]:
         raise ValueError(f"sampler is {dict(config)}; sigma_min must be below sigma_max")
     for levels in [config[key] for key in ("sigmas",) if key in config] + list(config.get("levels", ())):

@@ -344,7 +344,7 @@ def test_stages_are_a_matter_of_the_discrete_form():
         ({"solver": "heun"}, "solver is 'heun', by which a teacher steps"),
         ({"solver": "heun", "teacher": "runs/teacher", "form": "derivative"}, "solver is 'heun', by which a teacher steps"),
         ({"solver": "heun", "teacher": "runs/teacher", "velocity": "data"}, "solver is 'heun', by which a teacher steps"),
-        ({"guidance_scale": 2.0}, "no label is ever hidden"),
+        ({"guidance_scale": 2.0, "velocity": "data"}, "no label is ever hidden"),
         ({"sigma_min": 50.0}, "must be below"),
     ],
 )
@@ -356,5 +356,7 @@ def test_settings_that_do_not_go_together(changes, words):
 def test_guidance_needs_classes_and_a_teacher_that_knows_no_class():
     with pytest.raises(ValueError, match=r"method\.guidance_scale is 2"):
         FlowMap(settings(guidance_scale=2.0, label_dropout=0.1), student())
+    with pytest.raises(ValueError, match=r"method\.guidance_scale is 2"):
+        FlowMap(settings(guidance_scale=2.0), student(3))
     with pytest.raises(ValueError, match=r"method\.guidance_scale is 2"):
         FlowMap(settings(guidance_scale=2.0, teacher="runs/teacher"), student(3), 8, teacher())

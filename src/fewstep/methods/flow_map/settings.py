@@ -58,6 +58,6 @@ class FlowMapSettings(SelfTaughtSettings):
             raise ValueError("velocity is 'teacher', but there is none; name it in teacher, or leave velocity at 'auto'")
         if self.solver == "heun" and (self.teacher is None or self.form == "derivative" or self.velocity not in ("auto", "teacher")):
             raise ValueError("solver is 'heun', by which a teacher steps in form discrete; give a teacher for the slope, or use 'euler'")
-        if self.guidance_scale != 1.0 and not self.label_dropout and self.velocity != "teacher" and self.teacher is None:
+        if self.guidance_scale != 1.0 and not self.label_dropout and self.velocity in ("data", "own"):
             raise ValueError(f"guidance_scale is {self.guidance_scale}, but no label is ever hidden; give label_dropout, such as 0.1")
         return self

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from fewstep.errors import UserError
 from fewstep.generator import Generator
 from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.maths.schedules import karras_sigmas, level_sigmas, lognormal_sigmas
@@ -73,6 +74,10 @@ class Teacher(Method):
         """A preconditioned denoiser of the data, to be sampled along the probability-flow ODE."""
         grid = {name: getattr(settings, name) for name in ("sigma_min", "sigma_max", "rho")}
         sampler = {**grid, "name": settings.sampler, "steps": settings.sampler_steps}
+        if settings.guidance_scale != 1.0:
+            if given.data.num_classes is None:
+                raise UserError(f"method.guidance_scale is {settings.guidance_scale}, and {given.data.name} has no classes; leave it out")
+            sampler["guidance_scale"] = settings.guidance_scale
         return cls(settings, given.make_generator(sampler))
 
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:

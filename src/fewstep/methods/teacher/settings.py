@@ -2,9 +2,9 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from fewstep.sections import Compared, DenoiserOptimizer, Grid, MethodSettings, Share
+from fewstep.sections import Compared, DenoiserOptimizer, Grid, MethodSettings, NonNegativeFloat, Share
 
 
 class TeacherSettings(Grid, MethodSettings):
@@ -18,9 +18,16 @@ class TeacherSettings(Grid, MethodSettings):
     label_dropout: Share = Field(0.1, description="share of labels hidden, which guidance needs")
     sampler: Literal["heun", "euler"] = "heun"
     sampler_steps: PositiveInt = Field(18, description="noise levels; 18 of Heun's are 35 evaluations")
+    guidance_scale: NonNegativeFloat = Field(1.0, description="classifier-free guidance that it is sampled with; doubles the evaluations")
 
     teaches: ClassVar = True
     compared: ClassVar = (Compared("teacher"),)
     moved: ClassVar = {
         key: (f"optimizer.{key}",) for key in ("lr", "warmup", "decay_from", "final", "beta1", "beta2", "weight_decay", "clip")
     }
+
+    @model_validator(mode="after")
+    def _guidance_was_taught(self) -> "TeacherSettings":
+        if self.guidance_scale != 1.0 and not self.label_dropout:
+            raise ValueError(f"guidance_scale is {self.guidance_scale}, but no label is ever hidden; give label_dropout, such as 0.1")
+        return self
