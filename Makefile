@@ -18,11 +18,12 @@ lint: install
 
 install: .venv/installed
 
-# torch first and alone: plain `torch`, or a range, would bring gigabytes of CUDA to a machine without a GPU
+# torch first and alone: plain `torch`, or a range, would bring gigabytes of CUDA to a machine without a GPU. Of thousands of modules few are
+# imported, and those are compiled then
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q --no-compile -c constraints.txt torch
+	$(BIN)/pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:
