@@ -5,8 +5,9 @@
     python benchmarks/image_sweep.py dmd2/mnist --data ../shared/data/mnist --teacher runs/images/mnist/teacher_0 --arms "as it is"
 
 A teacher is measured by its denoising error on the test split, weighted as in training, at noise levels between fixed quantiles (1,500
-images and noises, always the same), and by FD / floor of 1,000 samples at `HEUN` levels; a student by FD / floor of 2,000 samples. What is
-in the results already is not done again; two processes with arms of their own may run side by side. Writes results/sweep_RECIPE.json.
+images and noises, always the same), and by FD / floor of 1,000 samples at `HEUN` levels with the recipe's guidance; a student by FD / floor
+of 2,000 samples. What is in the results already is not done again; two processes with arms of their own may run side by side. Writes
+results/sweep_RECIPE.json.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from fewstep.training.run_folder import RunFolder
 from images import shared
 
 HERE = Path(__file__).parent
-HEUN = 10  # levels, 19 evaluations
+HEUN = 10  # levels: 19 evaluations, guided 38
 ITEMS = 1_500
 QUANTILES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # edges of the ranges of sigma in which the error is told
 # recipe -> title -> what differs from the recipe
@@ -57,6 +58,8 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
         "sigma_mean 1, smooth in time": ("method.sigma_mean=1", "network.time_scale=50"),
         "sigma_mean 1, (32, 128)": ("method.sigma_mean=1", "network.channels=[32,128]"),
         "sigma_mean 1.5": ("method.sigma_mean=1.5",),
+        "sigma_std 1.8": ("method.sigma_std=1.8",),
+        "sigma_mean 0.5, sigma_std 1.8": ("method.sigma_mean=0.5", "method.sigma_std=1.8"),
     },
     "dmd2/mnist": {
         "as it is": (),

@@ -195,3 +195,13 @@ def calibration_lines(table: dict[str, Any]) -> list[list[str]]:
         name = "floor: random train images" if row.get("role") == "floor" else title
         lines.append([name, *(ranged([row[key]] if key in row else [], form) for key, form in columns.values())])
     return lines
+
+
+def guidance_lines(content: dict[str, Any]) -> list[list[str]]:
+    """A row for each scale of guidance."""
+    columns = {heading: form for heading, form in COLUMNS.items() if any(form[0] in row for row in content["rows"])}
+    lines = [["guidance", "evaluations", *columns]]
+    for row in sorted(content["rows"], key=lambda row: (row["n"], row["scale"])):
+        cells = (ranged([row[key]] if key in row else [], form) for key, form in columns.values())
+        lines.append([f"{row['scale']:g}", str(row["evaluations"]), *cells])
+    return lines

@@ -14,7 +14,7 @@ from cells import ranged
 from fewstep.metrics.figures import BY_KEY
 from fewstep.metrics.least import LEAST
 from gpu_tables import NOTHING, devices, outlook_lines, outlook_note, results, runs_lines, steps_lines
-from image_tables import calibration_lines, cost_lines, curve_lines, figures_lines, figures_note, growth_lines, sweep_lines
+from image_tables import calibration_lines, cost_lines, curve_lines, figures_lines, figures_note, growth_lines, guidance_lines, sweep_lines
 from images import ARMS
 
 HERE = Path(__file__).parent
@@ -522,6 +522,14 @@ def calibration(name: str) -> str:
     return markdown(calibration_lines(table)) + source(content, note)
 
 
+def guidance(name: str) -> str:
+    """What guidance makes of a teacher."""
+    content = result(f"guidance_{name}")
+    of = f"the teacher of seed {content['training_seed']} after {content['training_steps']:,} steps"
+    note = f" Of {of}; n = {content['rows'][0]['n']:,}, sampling seed 0; features {content['features']['name']}."
+    return markdown(guidance_lines(content)) + source(content, note)
+
+
 def sweep(name: str) -> str:
     """The short runs by which settings were chosen."""
     content = result(f"sweep_{name}")
@@ -538,6 +546,7 @@ TABLES = {
     "image_outlook_cifar10": lambda: image_outlook("cifar10"),
     "images_cifar10": lambda: images("cifar10"),
     "image_curves_cifar10": lambda: image_curves("cifar10"),
+    "guidance_mnist": lambda: guidance("mnist"),
     "calibration_mnist": lambda: calibration("mnist"),
     "sweep_teacher_mnist": lambda: sweep("teacher_mnist"),
     "sweep_dmd2_mnist": lambda: sweep("dmd2_mnist"),

@@ -73,6 +73,14 @@ def test_a_teacher_of_another_shape(altered):
     assert "classes" not in message
 
 
+def test_settings_that_would_fit_are_named_where_they_mend_all(altered, teacher_run):
+    """A sigma_data that fits helps nobody whose data has another size, which no setting of it changes."""
+    assert "Settings that fit it: network.sigma_data=0.75. Give" in refused(student_recipe(teacher_run, "network.sigma_data=0.5"))
+    message = refused(student_recipe(altered(shape=[1, 16, 16]), "network.sigma_data=0.5"))
+    assert "its sigma_data is 0.75, network.sigma_data is 0.5. Give another teacher" in message
+    assert "Settings that fit" not in message
+
+
 def test_a_distilled_generator_is_no_teacher(student_run):
     message = refused(student_recipe(student_run))
     assert f"the teacher {student_run} does not fit this recipe" in message

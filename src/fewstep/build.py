@@ -89,7 +89,7 @@ def open_teacher(
     """The teacher in `kept` (a copy inside the run folder) if it is given, else where the settings say; held against the recipe.
 
     `sigma_data` None takes the teacher's. Raises UserError where there is none, or where it does not fit the data or `sigma_data`: with the
-    settings that would make it fit, of the `keys` that the data section has.
+    settings that would make it fit, of the `keys` that the data section has, where such settings mend all.
     """
     path = settings.teacher_path
     if path is None and kept is None:
@@ -98,40 +98,42 @@ def open_teacher(
         teacher = generator_at(kept or str(path), sigma_data)
     except UserError as error:
         raise UserError(f"method.teacher: {error}") from error
-    wrong, fitting = [], dict[str, Any]()
+    wrong: list[tuple[str, dict[str, Any]]] = []  # what does not fit, and the settings that would make it
     if teacher.shape != data.shape:
-        if len(teacher.shape) == len(data.shape) == 3 and teacher.shape[1] == teacher.shape[2]:
-            pairs = (("data.channels", teacher.shape[0], data.shape[0]), ("data.size", teacher.shape[-1], data.shape[-1]))
-            fitting |= {key: theirs for key, theirs, mine in pairs if theirs != mine}
-        wrong.append(f"it makes items of shape {list(teacher.shape)}, the data {data.name} has {list(data.shape)}")
+        pairs = (("data.channels", teacher.shape[0], data.shape[0]), ("data.size", teacher.shape[-1], data.shape[-1]))
+        square = len(teacher.shape) == len(data.shape) == 3 and teacher.shape[1] == teacher.shape[2]
+        mend = {key: theirs for key, theirs, mine in pairs if theirs != mine} if square else {}
+        wrong.append((f"it makes items of shape {list(teacher.shape)}, the data {data.name} has {list(data.shape)}", mend))
     if teacher.num_classes != data.num_classes:
-        fitting |= {"data.label_column": "none"} if teacher.num_classes is None else {}
-        wrong.append(f"it knows {teacher.num_classes or 'no'} classes, the data {data.name} has {data.num_classes or 'none'}")
+        said = f"it knows {teacher.num_classes or 'no'} classes, the data {data.name} has {data.num_classes or 'none'}"
+        wrong.append((said, {"data.label_column": "none"} if teacher.num_classes is None else {}))
     if sigma_data is not None and not math.isclose(teacher.sigma_data, sigma_data, rel_tol=1e-6):
-        fitting["network.sigma_data"] = teacher.sigma_data
-        wrong.append(f"its sigma_data is {teacher.sigma_data}, network.sigma_data is {sigma_data}")
+        said = f"its sigma_data is {teacher.sigma_data}, network.sigma_data is {sigma_data}"
+        wrong.append((said, {"network.sigma_data": teacher.sigma_data}))
     theirs = None if teacher.units is None else teacher.units.config
     if theirs != units_in(data):
-        wrong.append("its points have another location and scale than the data (data.standardize): it was trained on other points")
+        wrong.append(("its points have another location and scale than the data (data.standardize): it was trained on other points", {}))
     limit = getattr(teacher.denoiser, "sigma_max", None)
     if limit is not None:
         asked = {key: getattr(settings, key) for key in ("sigma_max", "conditioning_sigma") if hasattr(settings, key)}
         high = [f"method.{key} is {sigma:.15g}" for key, sigma in asked.items() if sigma > limit]
         if high:  # the limit is rounded down, so that it can be given
-            wrong.append(f"it knows noise levels up to {math.floor(1e4 * limit) / 1e4:.15g}, {' and '.join(high)}")
+            wrong.append((f"it knows noise levels up to {math.floor(1e4 * limit) / 1e4:.15g}, {' and '.join(high)}", {}))
     if not teacher.is_denoiser:
         draws = teacher.kind.of == "posterior"
-        wrong.append(
+        said = (
             "it draws from the posterior, where a teacher gives its mean"
             if draws
             else "it is a few-step generator, and no denoiser at other noise levels than its own"
         )
+        wrong.append((said, {}))
     if wrong:
-        known = {key: value for key, value in fitting.items() if key.partition(".")[0] != "data" or key.partition(".")[2] in keys}
-        that_fit = f". Settings that fit it: {' '.join(f'{key}={value}' for key, value in known.items())}" if known else ""
-        raise UserError(
-            f"the teacher {path} does not fit this recipe: {'; '.join(wrong)}{that_fit}. Give another teacher, or change the recipe"
-        )
+        own = {f"data.{key}" for key in keys} | {"network.sigma_data"}
+        mending = {key: value for _, mend in wrong for key, value in mend.items()}
+        mends = all(mend and mend.keys() <= own for _, mend in wrong)
+        that_fit = f". Settings that fit it: {' '.join(f'{key}={value}' for key, value in mending.items())}" if mends else ""
+        reasons = "; ".join(said for said, _ in wrong)
+        raise UserError(f"the teacher {path} does not fit this recipe: {reasons}{that_fit}. Give another teacher, or change the recipe")
     return teacher
 
 

@@ -125,3 +125,13 @@ def test_calibration_has_its_floor_first_and_then_what_is_nearest():
     assert [line[0] for line in lines[1:]] == ["floor: random train images", "copies", "one class"]
     assert lines[2] == ["copies", "0.90", "99.0%", "0.87"]
     assert lines[3][3] == ""
+
+
+def test_guidance_by_its_scale_with_the_evaluations_that_it_takes():
+    rows = [{"scale": 1.5, "n": 100, **row(38, 2.4, class_accuracy=0.98)}, {"scale": 1.0, "n": 100, **row(19, 15.0, class_accuracy=0.9)}]
+    lines = image_tables.guidance_lines({"rows": rows})
+    assert lines == [
+        ["guidance", "evaluations", "FD / floor", "class asked for"],
+        ["1", "19", "15.00", "90.0%"],
+        ["1.5", "38", "2.40", "98.0%"],
+    ]
