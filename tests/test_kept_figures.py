@@ -40,6 +40,20 @@ def test_rows_come_back_bit_for_bit_by_their_key_alone():
         assert kept_row(other) is None
 
 
+def test_figures_of_other_code_are_not_used(tmp_path, monkeypatch):
+    keep_row(KEY, {"frechet": 1.0})
+    package = tmp_path / "fewstep"
+    (package / "metrics").mkdir(parents=True)
+    monkeypatch.setattr(kept_figures, "__file__", str(package / "kept_figures.py"))
+    found = set()
+    for name, text in (("a.py", "x = 1"), ("a.py", "x = 2"), ("metrics/a.py", "x = 2"), ("metrics/a.safetensors", "weights")):
+        (package / name).write_text(text)
+        found.add(kept_figures.package_sha256.__wrapped__())
+    assert len(found) == 4
+    monkeypatch.setattr(kept_figures, "package_sha256", found.pop)
+    assert kept_row(KEY) is None
+
+
 @pytest.mark.parametrize("content", [b"", b"[1]", b"{}", b'{"key": 1', b"\xff\xfe", b"null"])
 def test_a_damaged_file_is_as_good_as_none(content):
     keep_row(KEY, {"frechet": 1.0})

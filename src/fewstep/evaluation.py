@@ -206,7 +206,6 @@ def _teacher_key(
         "data": [suite.train_set.sha256, suite.heldout_set.sha256, *labels, list(data.class_names)],
         "device": device,
         "machine": machine(),
-        "fewstep": __version__,
     }
 
 

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from fewstep.files import replace_file, sha256_of
 from fewstep.metrics.inception import cache_folder
 from fewstep.text import read_json
 
-VERSION = 1  # of what a row holds; a higher one is measured otherwise
 FOLDER = "figures"
 
 
@@ -27,6 +27,15 @@ def figures_folder() -> Path:
 def model_sha256(folder: Path) -> list[str]:
     """What tells the model in a model folder from any other. Raises OSError."""
     return [sha256_of(folder / name) for name in ("config.json", "model.safetensors")]
+
+
+@cache
+def package_sha256() -> str:
+    """What tells this package's code and feature files from any other, of its version or not: what is changed may measure otherwise."""
+    root, found = Path(__file__).parent, hashlib.sha256()
+    for file in sorted([*root.rglob("*.py"), *root.rglob("*.safetensors")]):
+        found.update(f"{file.relative_to(root).as_posix()}\n{sha256_of(file)}\n".encode())
+    return found.hexdigest()
 
 
 def kept_row(key: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -52,7 +61,7 @@ def _file(key: Mapping[str, Any]) -> Path:
 
 
 def _plain(key: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps({"version": VERSION, **key}))
+    return json.loads(json.dumps({"package": package_sha256(), **key}))
 
 
 def _sha256(value: Any) -> str:
