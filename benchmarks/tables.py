@@ -35,7 +35,8 @@ def markdown(lines: list[list[str]]) -> str:
 
 def source(content: dict, note: str = "") -> str:
     """Where the numbers come from."""
-    machine = content.get("machine") or content["runs"][0]["machine"]
+    runs = content.get("runs", [])
+    machine = content.get("machine") or next(iter(runs.values() if isinstance(runs, dict) else runs))["machine"]
     place = machine["cpu"] if machine["accelerator"] == "none" else machine["accelerator"]
     text = f"`{content['command']}` on {place}, {machine['threads']} thread(s), torch {machine['torch']}.{note}"
     return f"\n\n{wrapped(text)}"

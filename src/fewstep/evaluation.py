@@ -89,7 +89,7 @@ def evaluate(
     """Measure the run in `path`, or the model in its folder ``best``; write results.json there, and return it.
 
     A distilled run is measured beside its teacher, whose figures are kept in the cache and used again for the same model, data, protocol,
-    machine and version of the package. What can be sampled with any number of steps is measured at its own and at one, a distributional
+    machine and code of the package. What can be sampled with any number of steps is measured at its own and at one, a distributional
     denoiser at 4 too; or at `steps`. `say` is told what is being done. Raises UserError for a folder that holds no run or no model yet, for
     too small a `num`, for `steps` that nothing in the run can serve, for `options` that cannot be met, for runs beside it that were
     measured otherwise, and for parts of somebody's own that are not in one of the packages in `allow`.
