@@ -246,8 +246,8 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, help="a state of the same network (.pt), trained elsewhere: only the file is made")
     arguments = parser.parse_args(given)
     try:
-        weights = None if arguments.weights is None else str(arguments.weights)
-        told = [Path(one).name if one == weights else one for one in (sys.argv[1:] if given is None else given)]  # not where it lay here
+        places = {str(path) for path in (arguments.weights, arguments.out) if path is not None}
+        told = [Path(one).name if one in places else one for one in (sys.argv[1:] if given is None else given)]  # not where they lie here
         out = make(arguments, shlex.join(["python", "tools/train_features.py", *told]))
     except (UserError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -61,6 +61,7 @@ def test_a_folder_of_images_becomes_a_file_of_features(second, tool, shades, tmp
         told = json.loads(file.metadata()[METADATA])
     assert told["accuracy"] == hits.double().mean() > 0.9
     assert told["command"].startswith("python tools/train_features.py ")
+    assert f"--size 16 --out {out.name}" in told["command"]  # and not where it lies here
     assert (told["data"], told["epochs"], told["train"] + told["heldout"]) == ("shades", 60, 120)
     again = tmp_path / "again.safetensors"
     assert tool.main([*options, "--out", str(again)]) == 0
