@@ -15,6 +15,7 @@ class Bright:
     """Draws images of one grey for each class, and keeps which classes it was asked for."""
 
     shape, num_classes, class_names, sampler, default_steps = (1, 8, 8), 2, ("dark", "bright"), {"name": "one"}, staticmethod(lambda: 1)
+    guidance_scale = 1.0
 
     def __init__(self):
         self.asked = []
@@ -93,7 +94,7 @@ def test_a_perfect_generator_lies_at_the_floor_of_data_with_unequal_classes():
     assert protocol_record(suite_for(shades(500, 500), num=500), 500, True, (0,))["labels"] == BALANCED
 
 
-def test_all_processes_of_a_run_ask_for_the_same(monkeypatch):
+def test_all_processes_of_a_run_ask_for_the_same():
     data, first, other = shades(1500, 500), Bright(), Bright()
     Watch(data, 500)(first)
 
