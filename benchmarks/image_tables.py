@@ -40,19 +40,24 @@ def own_rows(run: dict[str, Any]) -> list[dict[str, Any]]:
     return [run["rows"][title] for title in run["rows"] if roles[title] == "own"]
 
 
+def cells_of(rows: Sequence[dict[str, Any]], columns: dict[str, tuple[str, str]]) -> list[str]:
+    """What `rows` give of each of `columns`."""
+    return [ranged([row[key] for row in rows if key in row], form) for key, form in columns.values()]
+
+
 def figures_lines(content: dict[str, Any], order: Sequence[str], short: bool = False) -> list[list[str]]:
     """A row for each arm in `order` and number of evaluations: every figure, and what its training took."""
     columns = dict(list(COLUMNS.items())[: 4 if short else None])
     lines = [["", "evaluations", *columns, "images seen", "training, CPU min"]]
     arms = groups(content)
     floor = next(run["rows"][run["floor_of"]] for runs in arms.values() for run in runs)
-    lines.append(["real train split", "", *(ranged([floor[key]] if key in floor else [], form) for key, form in columns.values()), "", ""])
+    lines.append(["real train split", "", *cells_of([floor], columns), "", ""])
     for title in (title for title in order if title in arms):
         runs = arms[title]
         counts = sorted({row["evaluations"] for run in runs for row in own_rows(run)}, reverse=title == "teacher")
         for count in counts:
             rows = [row for run in runs for row in own_rows(run) if row["evaluations"] == count]
-            cells = [ranged([row[key] for row in rows if key in row], form) for key, form in columns.values()]
+            cells = cells_of(rows, columns)
             took = [f"{statistics.median(run['images_seen'] for run in runs) / 1e3:,.0f} k", f"{median_minutes(runs):.0f}"]
             lines.append([title, str(count), *cells, *took])
     return lines
@@ -193,15 +198,14 @@ def calibration_lines(table: dict[str, Any]) -> list[list[str]]:
     lines = [["", *columns]]
     for title, row in sorted(table["rows"].items(), key=lambda item: (item[1].get("role") != "floor", item[1]["frechet_over_floor"])):
         name = "floor: random train images" if row.get("role") == "floor" else title
-        lines.append([name, *(ranged([row[key]] if key in row else [], form) for key, form in columns.values())])
+        lines.append([name, *cells_of([row], columns)])
     return lines
 
 
 def guidance_lines(content: dict[str, Any]) -> list[list[str]]:
     """A row for each scale of guidance."""
     columns = {heading: form for heading, form in COLUMNS.items() if any(form[0] in row for row in content["rows"])}
-    lines = [["guidance", "evaluations", *columns]]
+    lines = [["guidance", "n", "evaluations", *columns]]
     for row in sorted(content["rows"], key=lambda row: (row["n"], row["scale"])):
-        cells = (ranged([row[key]] if key in row else [], form) for key, form in columns.values())
-        lines.append([f"{row['scale']:g}", str(row["evaluations"]), *cells])
+        lines.append([f"{row['scale']:g}", f"{row['n']:,}", str(row["evaluations"]), *cells_of([row], columns)])
     return lines

@@ -527,7 +527,7 @@ def guidance(name: str) -> str:
     """What guidance makes of a teacher."""
     content = result(f"guidance_{name}")
     of = f"the teacher of seed {content['training_seed']} after {content['training_steps']:,} steps"
-    note = f" Of {of}; n = {content['rows'][0]['n']:,}, sampling seed 0; features {content['features']['name']}."
+    note = f" Of {of}; sampling seed 0; features {content['features']['name']}."
     return markdown(guidance_lines(content)) + source(content, note)
 
 

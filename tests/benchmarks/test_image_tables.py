@@ -131,7 +131,7 @@ def test_guidance_by_its_scale_with_the_evaluations_that_it_takes():
     rows = [{"scale": 1.5, "n": 100, **row(38, 2.4, class_accuracy=0.98)}, {"scale": 1.0, "n": 100, **row(19, 15.0, class_accuracy=0.9)}]
     lines = image_tables.guidance_lines({"rows": rows})
     assert lines == [
-        ["guidance", "evaluations", "FD / floor", "class asked for"],
-        ["1", "19", "15.00", "90.0%"],
-        ["1.5", "38", "2.40", "98.0%"],
+        ["guidance", "n", "evaluations", "FD / floor", "class asked for"],
+        ["1", "100", "19", "15.00", "90.0%"],
+        ["1.5", "100", "38", "2.40", "98.0%"],
     ]
