@@ -38,6 +38,7 @@ from fewstep.metrics.point_suite import PointSuite
 from fewstep.metrics.protocol import PRESETS, Preset, departures, differences
 from fewstep.metrics.rows import row_roles
 from fewstep.metrics.suite import FEWEST, Suite
+from fewstep.model_config import is_guidance
 from fewstep.recipe import Recipe, validated
 from fewstep.run_data import numbered_as
 from fewstep.training.run_folder import RunFolder
@@ -279,7 +280,7 @@ def heading(name: str, evaluations: int) -> str:
 def _guide(models: Mapping[str, Generator], scale: float | None) -> None:
     """Have those of `models` that can be guided sampled with guidance `scale`, if one is given. Raises UserError where none can."""
     guided = [model for model in models.values() if model.is_denoiser and model.info.get("label_dropout")]
-    if scale is not None and not (guided and abs(scale) < 1e6):
+    if scale is not None and not (guided and is_guidance(scale)):
         allowed = "give a finite number, 1 for none" if guided else "there is no teacher here that was trained with label dropout"
         raise UserError(f"--guidance-scale is {scale}; {allowed}")
     for model in guided:

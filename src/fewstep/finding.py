@@ -33,9 +33,10 @@ WIDTHS = {
     32: ([48, 96], [96, 192]),
     LARGEST: ([48, 96, 96], [96, 192, 192]),
 }
-PATCHED = 24  # pixels a side, from which squares of four become one place: of 28x28 a step takes a third of the time (results/levers.json)
+# pixels a side, from which squares of four become one place: of 28x28, at these widths, a step takes a third of the time that three levels
+# at full size take (benchmarks/results/levers.json)
+PATCHED = 24
 DRAWN = 0.5  # of the pixels being black or white, from which images count as drawings
-SIGMA_MEANS = {"few": -0.6, "drawn": 1.0, "other": -1.2}
 NARROW = 64  # channels, below which groups and heads are those of the recipes for digits and MNIST
 LARGE = 20_000_000  # parameters, from which the rates of the recipes for CIFAR-10 are taken
 DATA_OF_TEACHER = tuple(f"data.{key}" for key in ("path", "config", "image_column", "label_column", "resize", "holdout", "flip"))
@@ -122,11 +123,11 @@ def _from_images(recipe: Recipe, tree: dict[str, Any]) -> list[Found]:
 
     def level() -> tuple[float, str]:
         if size <= 12:
-            return SIGMA_MEANS["few"], "so few pixels are decided at high noise"
+            return -0.6, "so few pixels are decided at high noise"
         share = _user(lambda: seen.extreme(size, channels, at(tree, "data.resize") or "none"))
         if share >= DRAWN:
-            return SIGMA_MEANS["drawn"], f"as for MNIST: {share:.0%} of the pixels are black or white, and forms are decided at high noise"
-        return SIGMA_MEANS["other"], "EDM's"
+            return 1.0, f"as for MNIST: {share:.0%} of the pixels are black or white, and forms are decided at high noise"
+        return -1.2, "EDM's"
 
     found.find("method.sigma_mean", level)
     return list(found)

@@ -10,6 +10,7 @@ from fewstep.denoisers import DENOISERS
 from fewstep.samplers import SAMPLERS, SamplerKind
 
 MOST_STEPS = 100_000
+MOST_GUIDANCE = 1e6
 FORMAT = 2  # of config.json; 1 is version 0.1.0's, which had no number
 
 
@@ -32,10 +33,8 @@ def checked_sampler(config: Mapping[str, Any]) -> SamplerKind:
     for key in ("sigma_min", "sigma_max", "rho", "middle"):
         if key in config and not (_is_number(config[key]) and 0 < config[key] < math.inf):
             raise ValueError(f"sampler is {dict(config)}; {key} must be a finite number above 0")
-    if "guidance_scale" in config:
-        scale = config["guidance_scale"]
-        if not kind.every_level or not _is_number(scale) or not abs(scale) < 1e6:
-            raise ValueError(f"sampler is {dict(config)}; guidance_scale is for heun and euler, and must be a finite number, 1 for none")
+    if "guidance_scale" in config and (not kind.every_level or not is_guidance(config["guidance_scale"])):
+        raise ValueError(f"sampler is {dict(config)}; guidance_scale is for heun and euler, and must be a finite number, 1 for none")
     if "sigma_min" in config and "sigma_max" in config and not config["sigma_min"] < config["sigma_max"]:
         raise ValueError(f"sampler is {dict(config)}; sigma_min must be below sigma_max")
     for levels in [config[key] for key in ("sigmas",) if key in config] + list(config.get("levels", ())):
@@ -48,6 +47,11 @@ def checked_sampler(config: Mapping[str, Any]) -> SamplerKind:
             f"sampler is {dict(config)}; it has levels for {', '.join(map(str, counts))} steps, and steps must be one of these"
         )
     return kind
+
+
+def is_guidance(value: Any) -> bool:
+    """Whether `value` can be a scale of guidance."""
+    return _is_number(value) and abs(value) < MOST_GUIDANCE
 
 
 def _is_number(value: Any) -> bool:

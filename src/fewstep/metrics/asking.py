@@ -19,15 +19,19 @@ def how_asked(label: Tensor | None) -> str:
     """How classes are chosen beside real items with labels `label` int64 [N], or None for data without classes."""
     if label is None or len(label) == 0:
         return BALANCED
-    counts = label.bincount()
-    counts = counts[counts > 0]
+    counts = _counts(label)
     return BALANCED if counts.min() >= EVEN * counts.max() else AS_IN_DATA
+
+
+def _counts(label: Tensor) -> Tensor:
+    """How many items each class has, int64, of those classes that have any."""
+    counts = label.bincount()
+    return counts[counts > 0]
 
 
 def rarest_share(label: Tensor) -> float:
     """The share of samples that the class which is asked for least often gets, beside real items with labels `label` int64 [N]."""
-    counts = label.bincount()
-    counts = counts[counts > 0]
+    counts = _counts(label)
     return 1 / len(counts) if how_asked(label) == BALANCED else counts.min().item() / len(label)
 
 
