@@ -1,6 +1,8 @@
 # Thin: the work is in the package and in pytest. `make demo` and `make test` set everything up by themselves.
 PYTHON ?= python3
 BIN := .venv/bin
+# some images tell Python to keep no compiled modules: each process of the tests would compile torch anew, for ten seconds and more
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint install clean
 
@@ -18,12 +20,13 @@ lint: install
 
 install: .venv/installed
 
-# torch first and alone: plain `torch`, or a range, would bring gigabytes of CUDA to a machine without a GPU. Of thousands of modules few are
-# imported, and those are compiled then
+# torch first and alone: plain `torch`, or a range, would bring gigabytes of CUDA to a machine without a GPU. Of sixteen thousand modules
+# those are compiled that are imported
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --no-compile -c constraints.txt torch
 	$(BIN)/pip install -q --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/python -c "import fewstep.run, fewstep.evaluation, diffusers.models.unets"
 	touch $@
 
 clean:
