@@ -3,8 +3,8 @@
     python benchmarks/evaluation_speed.py                      a few minutes on two cores
     python benchmarks/evaluation_speed.py --num 500 --train 2000
 
-Random bytes stand for 50,000 training images, 10,000 held out, and as many samples; both judges are untrained networks of the sizes that
-ship. The suite is made twice, once without and once with what the first time kept in the cache. Writes results/evaluation_speed.json.
+Random bytes stand for 50,000 training images, 10,000 held out, and as many samples; the judges are those of CIFAR-10. The suite is made
+twice, once without and once with what the first time kept in the cache. Writes results/evaluation_speed.json.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 
 from fewstep.evaluation import machine
 from fewstep.metrics import suite as suite_module
-from fewstep.metrics.classifiers import ResidualClassifier
+from fewstep.metrics.features import named_features
 from fewstep.metrics.suite import Suite
 
 RESULTS = Path(__file__).parent / "results" / "evaluation_speed.json"
@@ -36,14 +36,6 @@ PARTS = (
     "expected_bias",
     "real_features",
 )
-
-
-def judge(widths: tuple[int, ...], residual: bool, name: str) -> ResidualClassifier:
-    """An untrained network of those widths, whose features have some spread."""
-    torch.manual_seed(len(name))
-    network = ResidualClassifier(3, 32, 10, widths, residual).eval().requires_grad_(False)
-    network.name, network.sha256 = name, name
-    return network
 
 
 def timed_parts(spent: dict[str, float]) -> Callable[[], None]:
@@ -83,7 +75,7 @@ def main() -> None:
     sizes = (arguments.train, 10_000, arguments.num)
     train, heldout, made = (torch.randint(256, (n, 3, 32, 32), generator=rng, dtype=torch.uint8) for n in sizes)
     labels = [torch.arange(len(x)) % 10 for x in (train, heldout, made)]
-    first, second = judge((64, 128, 128), True, "first"), judge((48, 64, 96), False, "second")
+    first, second = named_features("cifar10"), named_features("cifar10-second")
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as cache:
         for title in ("first evaluation", "with the cache"):

@@ -42,6 +42,7 @@ class Arm:
         teacher: the arm that teaches it; None for none.
         seeds: training seeds.
         curve: whether it is measured on the way.
+        changes: what differs from the recipe.
 
     """
 
@@ -50,8 +51,10 @@ class Arm:
     teacher: str | None = None
     seeds: tuple[int, ...] = (0,)
     curve: bool = True
+    changes: tuple[str, ...] = ()
 
 
+SMALL = ("data.size=16",)  # a quarter of the pixels
 ARMS = {
     "mnist": {
         "teacher": Arm("teacher/mnist", (18, 1), seeds=(0, 1, 2), curve=False),
@@ -66,6 +69,9 @@ ARMS = {
         "teacher": Arm("teacher/cifar10_cpu", (18, 1), curve=False),
         "dmd2": Arm("dmd2/cifar10_cpu", (1,), "teacher"),
         "flow map": Arm("flow_map/cifar10_cpu", (1, 2, 4), "teacher"),
+        "teacher, 16x16": Arm("teacher/cifar10_cpu", (18, 1), curve=False, changes=SMALL),
+        "dmd2, 16x16": Arm("dmd2/cifar10_cpu", (1,), "teacher, 16x16", changes=SMALL),
+        "flow map, 16x16": Arm("flow_map/cifar10_cpu", (1, 2, 4), "teacher, 16x16", changes=SMALL),
     },
 }
 
@@ -87,7 +93,7 @@ def folder_of(root: Path, title: str, seed: int) -> Path:
 
 def train(arm: Arm, folder: Path, seed: int, data: Path, teacher: Path | None) -> float:
     """Train or finish an arm in `folder`; seconds of CPU that it took, over all its parts."""
-    overrides = [f"seed={seed}", f"data.dir={json.dumps(str(data))}", "trainer.threads=1"]
+    overrides = [f"seed={seed}", f"data.dir={json.dumps(str(data))}", "trainer.threads=1", *arm.changes]
     if teacher is not None:
         overrides.append(f"method.teacher={json.dumps(str(teacher))}")
     steps = load_recipe(arm.recipe, overrides).steps
@@ -118,6 +124,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the runs lie; runs/images/SET if not given")
     parser.add_argument("--only", nargs="+", help="titles of arms")
     parser.add_argument("--seeds", type=int, nargs="+", help="of those that each arm has")
+    parser.add_argument("--train-only", action="store_true", help="train, and measure in another call: a teacher is measured for long")
     parser.add_argument("--list", action="store_true", help="say what is done, and what is left")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -142,6 +149,8 @@ def main() -> None:
                 continue
             try:
                 seconds = train(arm, folder, seed, arguments.data, teacher)
+                if arguments.train_only:
+                    continue
                 found = evaluate(folder, NUM, threads=1, say=print, steps=arm.steps, options=Options(teacher=False))
             except Interrupted as error:
                 print(f"{key}: {error}")
@@ -153,6 +162,7 @@ def main() -> None:
                     **found,
                     "title": title,
                     "arm": arm.recipe,
+                    "changes": list(arm.changes),
                     "taught": arm.teacher,
                     "cpu_seconds": seconds,
                     "seconds": run.metrics()[-1]["seconds"],

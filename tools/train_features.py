@@ -46,14 +46,15 @@ class Plan:
     residual: bool = True
     pooled: bool = False
     faded: bool = True  # photographs bring contrasts of their own
+    mirrored: bool = False  # measured from both sides, that is, not trained
 
 
 FIRST, OTHER = "", "-second"
 PLANS = {
     "mnist": Plan((24, 48, 64), 8),
     "mnist-second": Plan((16, 32, 48), 6, residual=False),
-    "cifar10": Plan((64, 128, 192), 24, pooled=True, faded=False),
-    "cifar10-second": Plan((48, 64, 96), 10, residual=False, faded=False),
+    "cifar10": Plan((64, 128, 192), 24, pooled=True, faded=False, mirrored=True),
+    "cifar10-second": Plan((48, 64, 96), 10, residual=False, faded=False, mirrored=True),
     FIRST: Plan((32, 64, 96), 20),
     OTHER: Plan((24, 48, 64), 20, residual=False),
 }
@@ -142,7 +143,7 @@ def trained(data: ImageData, plan: Plan, seed: int = SEED) -> ResidualClassifier
 def untrained(data: ImageData, plan: Plan) -> ResidualClassifier:
     """The network of `plan` for images and classes of `data`."""
     channels, size, _ = data.shape
-    network = ResidualClassifier(channels, size, len(data.class_names), plan.widths, plan.residual, plan.pooled)
+    network = ResidualClassifier(channels, size, len(data.class_names), plan.widths, plan.residual, plan.pooled, plan.mirrored)
     network.class_names = data.class_names
     return network
 

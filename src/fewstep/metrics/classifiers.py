@@ -23,6 +23,7 @@ METADATA = "fewstep.features"  # the key under which a file says what it is
 LONGEST = 2**20  # characters of that
 MOST = {"channels": 64, "size": 1024, "num_classes": 100_000}
 MOST_LEVELS, MOST_WIDTH = 8, 4096
+LATER = ("pooled", "mirrored")  # arguments that older files lack
 WHITE = 5e-4  # added to the variances that whitening divides by
 COUNTERS = "num_batches_tracked"  # of a norm, which only training asks for
 
@@ -74,6 +75,7 @@ class ResidualClassifier(nn.Module):
         residual: whether levels hold residual blocks, or plain convolutions.
         pooled: whether each level begins at the size of the one before and pools, the first of them on whitened patches of 2x2 pixels
             (`whiten`), and not with a convolution that halves; dearer, and better for photographs.
+        mirrored: whether features are the averages of those of an image and of its mirror image; for classes that mirroring keeps.
 
     Attributes:
         name: what stands beside numbers that are measured in its features.
@@ -87,11 +89,19 @@ class ResidualClassifier(nn.Module):
     std: Tensor
 
     def __init__(
-        self, channels: int, size: int, num_classes: int, widths: Sequence[int], residual: bool = True, pooled: bool = False
+        self,
+        channels: int,
+        size: int,
+        num_classes: int,
+        widths: Sequence[int],
+        residual: bool = True,
+        pooled: bool = False,
+        mirrored: bool = False,
     ) -> None:
         super().__init__()
         self.architecture = {"channels": channels, "size": size, "num_classes": num_classes, "widths": list(widths)}
-        self.architecture |= {"residual": residual, "pooled": pooled}
+        self.architecture |= {"residual": residual, "pooled": pooled, "mirrored": mirrored}
+        self.mirrored = mirrored
         self.name = "untrained"
         self.sha256: str | None = None
         self.class_names: tuple[str, ...] = ()
@@ -115,7 +125,7 @@ class ResidualClassifier(nn.Module):
         self.register_buffer("std", torch.ones(widths[-1]))
 
     def activations(self, images: Tensor) -> Tensor:
-        """The averages over the image after the last level [B, D]."""
+        """The averages over the image after the last level [B, D], of the images as they are."""
         x = pixel_unshuffle(images, 2) if self.stem is None else silu(self.stem(images))
         for block in self.levels:
             x = block(x)
@@ -127,7 +137,10 @@ class ResidualClassifier(nn.Module):
             raise ValueError(f"the images are {list(images.shape[1:])}, and these features are for {list(self.shape)}")
         if self.enlarges > 1:
             images = interpolate(images, scale_factor=self.enlarges, mode="bilinear")
-        return (self.activations(images) - self.mean) / self.std
+        seen = self.activations(images)
+        if self.mirrored:
+            seen = (seen + self.activations(images.flip(3))) / 2
+        return (seen - self.mean) / self.std
 
     @torch.no_grad()
     def whiten(self, images: Tensor) -> None:
@@ -221,7 +234,7 @@ def load_classifier(path: Path, name: str | None = None) -> ResidualClassifier:
 
 def _checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What builds a network, held against what a file may ask for. Raises ValueError."""
-    if set(arguments) - {"pooled"} != {*MOST, "widths", "residual"}:
+    if set(arguments) - set(LATER) != {*MOST, "widths", "residual"}:
         raise ValueError(f"its metadata has the arguments {', '.join(sorted(map(str, arguments)))}")
     for key, most in MOST.items():
         if type(arguments[key]) is not int or not 1 <= arguments[key] <= most:
@@ -232,4 +245,4 @@ def _checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"widths is {str(widths)[:50]}, allowed are 2 to {MOST_LEVELS} numbers up to {MOST_WIDTH}")
     if arguments["size"] % 2:
         raise ValueError(f"size is {arguments['size']}, which is odd")
-    return {**arguments, "residual": bool(arguments["residual"]), "pooled": bool(arguments.get("pooled", False))}
+    return {**arguments, "residual": bool(arguments["residual"]), **{key: bool(arguments.get(key, False)) for key in LATER}}
