@@ -15,6 +15,8 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "HF_HUB_OFFLINE": "1
 import pytest
 import torch
 
+os.fsync = lambda descriptor: None  # tests go on before the disk has what they wrote: of a machine that loses power they learn nothing
+
 CADENCE = ("trainer.log_every=2", "trainer.checkpoint_every=2", "trainer.sample_every=3")
 COMMON = ("batch_size=16", "steps=6", "trainer.accelerator=cpu", *CADENCE)
 NETWORK = ("network.channels=[8,32]", "network.groups=4", "network.head_dim=8", "network.dropout=0.1")

@@ -9,10 +9,10 @@ from typing import Any
 from fewstep.errors import UserError, going_on
 from fewstep.evaluation import evaluate, in_words, run_recipe, table
 from fewstep.generator import load
+from fewstep.measurement import read_results
 from fewstep.metrics.rows import row_roles
 from fewstep.recipe import load_recipe, resolved
 from fewstep.run import train_recipe
-from fewstep.text import read_json
 from fewstep.training.run_folder import RunFolder
 
 # recipe and what differs from it: half of the full distillation is enough to see what it does
@@ -46,7 +46,7 @@ def demo(out: Path, overrides: tuple[str, ...] = (), say: Callable[[str], None] 
         folder.results_file.unlink(missing_ok=True)
     student = RunFolder(out / "student")
     if student.results_file.exists():
-        results: dict[str, Any] = read_json(student.results_file)
+        results = read_results(student.path)
     else:
         say("3/3 measuring, 2,000 samples each")
         results = evaluate(student.path)

@@ -170,9 +170,19 @@ def read_results(run: Path) -> dict[str, Any]:
         raise UserError(f"{error}, or run `fewstep evaluate {run}` again") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}); run `fewstep evaluate {run}` again") from error
-    if not isinstance(results, dict) or not isinstance(results.get("rows"), dict):
+    if not _are_results(results):
         raise UserError(f"{path} holds no results; run `fewstep evaluate {run}` again")
     return carried(results)
+
+
+def _are_results(found: Any) -> bool:
+    """Whether a file held what an evaluation writes: rows with numbers for figures, and what stands beside them everywhere."""
+    if not isinstance(found, dict) or not all(key in found for key in ("n", "seed", "data", "features", "reference")):
+        return False
+    rows = found.get("rows")
+    if not isinstance(rows, dict) or not rows or not all(isinstance(row, dict) for row in rows.values()):
+        return False
+    return all(isinstance(row[key], int | float) for row in rows.values() for key in BY_KEY.keys() & row.keys())
 
 
 def real_labels(suite: Suite | PointSuite) -> Tensor | None:

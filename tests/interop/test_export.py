@@ -419,3 +419,24 @@ def test_the_card_says_what_was_trained_and_measured(done, student_run, tmp_path
     done("export", run, "--format", "diffusers", "--out", tmp_path / "later")
     assert "metrics" not in card(tmp_path / "later").data.to_dict()
     assert "Not measured" in card(tmp_path / "later").text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        '{"rows": {"student',
+        "[1]",
+        '{"rows": {}}',
+        '{"n": 1, "seed": 0, "data": "", "features": "", "reference": "", "rows": {"a": {"frechet": "x"}}}',
+    ],
+)
+def test_results_that_cannot_be_read_are_one_sentence(content, command, student_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(student_run, run, ignore=shutil.ignore_patterns("checkpoints"))
+    (run / "results.json").write_text(content)
+    outcome = command("export", run, "--format", "diffusers", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert outcome.err.count("error: ") == 1
+    assert f"run `fewstep evaluate {run}` again" in outcome.err
+    assert not (tmp_path / "out").exists()

@@ -40,7 +40,7 @@ def shades(tmp_path_factory):
 
 @pytest.mark.parametrize("second", [True, False])
 def test_a_folder_of_images_becomes_a_file_of_features(second, tool, shades, tmp_path, capsys, monkeypatch):
-    plan = tool.Plan((6, 8), 60, residual=not second, pooled=not second)
+    plan = tool.Plan((6, 8), 60 if second else 50, residual=not second, pooled=not second, grainy=0 if second else 10)
     monkeypatch.setitem(tool.PLANS, tool.OTHER if second else tool.FIRST, plan)
     out = tmp_path / "shades.safetensors"
     state = torch.get_rng_state()
@@ -116,6 +116,16 @@ def test_images_are_faded_each_by_its_own_and_stay_in_range(tool):
     assert middle.min() < -0.95
     assert middle.max() > 0.95
     assert middle.mean().abs() < 0.1
+
+
+def test_the_first_half_of_a_batch_gets_noise_each_image_of_its_own_strength(tool):
+    x = torch.zeros(801, 1, 20, 20)
+    grained = tool.grained(x, torch.Generator().manual_seed(0))
+    strength = grained.flatten(1).std(1)
+    assert torch.equal(grained[400:], x[400:])
+    assert strength[:400].max() < 1.1 * tool.GRAIN
+    assert 0.4 * tool.GRAIN < strength[:400].median() < 0.6 * tool.GRAIN
+    assert grained.mean().abs() < 1e-3
 
 
 def test_each_image_is_mirrored_in_every_other_pass(tool, monkeypatch):

@@ -63,7 +63,14 @@ def make_run(folder: Path, source="dmd2/digits", overrides=(), alarms=None, resu
     if results:
         figures = {figure.key: 1.2345 for figure in FIGURES if figure.family in ("images", "cost")}
         rows = {"real train split": {"role": "floor", **figures}, "student, 1 evaluation": {"role": "own", **figures}}
-        known = {"n": 100, "seed": 0, "reference": "360 held-out images", "features": "digits-v1", "floor_of": "real train split"}
+        known = {
+            "data": "digits",
+            "n": 100,
+            "seed": 0,
+            "reference": "360 held-out images",
+            "features": "digits-v1",
+            "floor_of": "real train split",
+        }
         (folder / "results.json").write_text(
             json.dumps({**known, "protocol": {"seeds": [0]}, "warnings": ["n = 100 is few"], "rows": rows})
         )

@@ -1,5 +1,6 @@
 """A generator in the form that other people's tools run, checked against ``Generator.sample`` before it is there."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from fewstep.files import at_home, check_free, whole_folder
 from fewstep.generator import Generator, load
 from fewstep.interop import export_diffusers, export_onnx
 from fewstep.interop.model_card import model_card
-from fewstep.text import read_json
+from fewstep.measurement import read_results
 from fewstep.training.run_folder import RunFolder
 
 TOLERANCE = 1e-4  # of a pixel in [-1, 1]
@@ -118,8 +119,8 @@ def _records(path: Path, generator: Generator) -> tuple[dict[str, Any] | None, d
     run = RunFolder(path)
     recipe = run.recipe() if run.recipe_file.is_file() else None
     results = None
-    if run.results_file.is_file():
-        results = read_json(run.results_file)
+    if os.path.lexists(run.results_file):
+        results = read_results(path)
         if results.get("step") != generator.info.get("step"):  # measured, then trained on
             results = None
     return recipe, results
