@@ -26,7 +26,7 @@ SCALES = (1.0, 1.25, 1.5, 2.0)
 def main() -> None:
     """Draw, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=("mnist", "cifar10"))
+    parser.add_argument("name", choices=("mnist", "cifar10", "cifar10_16"))
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", required=True, help="folder of its parquet files")
     parser.add_argument("--scales", type=float, nargs="+", default=SCALES)

@@ -40,7 +40,7 @@ def real(data: ImageData) -> torch.Tensor:
 def draw_samples(name: str, data: Path, root: Path) -> Path:
     """The contact sheet of the arms whose seed 0 has been trained."""
     teacher = next(iter(ARMS[name].values()))
-    images = in_memory(load_data(load_recipe(teacher.recipe, [f"data.dir={json.dumps(str(data))}"]).data))
+    images = in_memory(load_data(load_recipe(teacher.recipe, [f"data.dir={json.dumps(str(data))}", *teacher.changes]).data))
     assert isinstance(images, ImageData)
     blocks = [("real, held out", "", real(images))]
     for title, arm in ARMS[name].items():
