@@ -9,7 +9,7 @@ from typing import Any
 from fewstep.errors import UserError, going_on
 from fewstep.evaluation import evaluate, in_words, run_recipe, table
 from fewstep.generator import load
-from fewstep.measurement import read_results
+from fewstep.metrics.results import read_results
 from fewstep.metrics.rows import row_roles
 from fewstep.recipe import load_recipe, resolved
 from fewstep.run import train_recipe

@@ -27,7 +27,6 @@ from fewstep.measurement import (
     measure,
     measure_by,
     protocol_record,
-    read_results,
     suite_for,
     usual_samples,
 )
@@ -36,6 +35,7 @@ from fewstep.metrics.judging import SECOND, disagreement
 from fewstep.metrics.least import summed_up
 from fewstep.metrics.point_suite import PointSuite
 from fewstep.metrics.protocol import PRESETS, Preset, departures, differences
+from fewstep.metrics.results import read_results
 from fewstep.metrics.rows import row_roles
 from fewstep.metrics.suite import FEWEST, Suite
 from fewstep.model_config import is_guidance

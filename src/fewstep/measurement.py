@@ -11,20 +11,18 @@ from torch import Tensor
 from fewstep.build import in_memory
 from fewstep.data import Mixture, PointData
 from fewstep.data.protocol import Data
-from fewstep.errors import UserError, first_line
+from fewstep.errors import UserError
 from fewstep.generator import Generator
-from fewstep.limits import TooLarge
 from fewstep.metrics.asking import asked_labels, how_asked
 from fewstep.metrics.features import feature_network, fitted, named_features, second_judge
 from fewstep.metrics.figures import BY_KEY, choices
 from fewstep.metrics.inception import FeatureError, cache_folder
-from fewstep.metrics.least import carried, summed_up, without
+from fewstep.metrics.least import summed_up, without
 from fewstep.metrics.point_suite import PointSuite, split
 from fewstep.metrics.protocol import Preset, differences
 from fewstep.metrics.statistics import load_statistics
 from fewstep.metrics.suite import Suite, images_per_second
 from fewstep.streams import stream, stream_seed
-from fewstep.text import read_json
 from fewstep.training.measuring import Measuring
 from fewstep.training.progress import Progress
 
@@ -157,32 +155,6 @@ def check_same_protocol(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple
             f"{names[0]} and {names[1]} were measured by different protocols and do not compare: {'; '.join(wrong)}. "
             "Evaluate both with the same options"
         )
-
-
-def read_results(run: Path) -> dict[str, Any]:
-    """What lies in ``results.json`` of a run, without figures that its numbers cannot carry (`carried`). Raises UserError."""
-    path = run / "results.json"
-    try:
-        results = read_json(path)
-    except FileNotFoundError:
-        raise UserError(f"{run} has no results.json; run `fewstep evaluate {run}` first") from None
-    except TooLarge as error:
-        raise UserError(f"{error}, or run `fewstep evaluate {run}` again") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({first_line(error)}); run `fewstep evaluate {run}` again") from error
-    if not _are_results(results):
-        raise UserError(f"{path} holds no results; run `fewstep evaluate {run}` again")
-    return carried(results)
-
-
-def _are_results(found: Any) -> bool:
-    """Whether a file held what an evaluation writes: rows with numbers for figures, and what stands beside them everywhere."""
-    if not isinstance(found, dict) or not all(key in found for key in ("n", "seed", "data", "features", "reference")):
-        return False
-    rows = found.get("rows")
-    if not isinstance(rows, dict) or not rows or not all(isinstance(row, dict) for row in rows.values()):
-        return False
-    return all(isinstance(row[key], int | float) for row in rows.values() for key in BY_KEY.keys() & row.keys())
 
 
 def real_labels(suite: Suite | PointSuite) -> Tensor | None:

@@ -10,8 +10,9 @@ from fewstep import registry
 from fewstep.errors import UserError
 from fewstep.evaluation import run_recipe, table
 from fewstep.limits import YAML_BYTES
-from fewstep.measurement import read_results, usual_samples
+from fewstep.measurement import usual_samples
 from fewstep.methods.base import Alarm, Method
+from fewstep.metrics.results import read_results
 from fewstep.metrics.rows import row_roles
 from fewstep.recipe import Recipe, load_recipe, resolved, shipped_recipes
 from fewstep.run_data import kept

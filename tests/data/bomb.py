@@ -64,7 +64,7 @@ def recipe(path):
 
 
 def results(path):
-    from fewstep.measurement import read_results
+    from fewstep.metrics.results import read_results
 
     return f"{len(read_results(Path(path))['rows'])} rows"
 

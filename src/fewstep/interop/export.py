@@ -13,7 +13,7 @@ from fewstep.files import at_home, check_free, whole_folder
 from fewstep.generator import Generator, load
 from fewstep.interop import export_diffusers, export_onnx
 from fewstep.interop.model_card import model_card
-from fewstep.measurement import read_results
+from fewstep.metrics.results import read_results
 from fewstep.training.run_folder import RunFolder
 
 TOLERANCE = 1e-4  # of a pixel in [-1, 1]
