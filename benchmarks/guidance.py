@@ -18,6 +18,7 @@ from fewstep.engine import use_threads
 from fewstep.evaluation import machine, run_recipe
 from fewstep.generator import load
 from fewstep.measurement import measure, suite_for
+from images import ARMS
 
 RESULTS = Path(__file__).parent / "results"
 SCALES = (1.0, 1.25, 1.5, 2.0)
@@ -26,7 +27,7 @@ SCALES = (1.0, 1.25, 1.5, 2.0)
 def main() -> None:
     """Draw, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=("mnist", "cifar10", "cifar10_16"))
+    parser.add_argument("name", choices=list(ARMS))
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", required=True, help="folder of its parquet files")
     parser.add_argument("--scales", type=float, nargs="+", default=SCALES)

@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fewstep.errors import Interrupted
@@ -55,7 +55,6 @@ class Arm:
     changes: tuple[str, ...] = ()
 
 
-SMALL = ("data.size=16",)  # a quarter of the pixels
 ARMS = {
     "mnist": {
         "teacher": Arm("teacher/mnist", (18, 1), seeds=(0, 1, 2), curve=False),
@@ -71,12 +70,8 @@ ARMS = {
         "dmd2": Arm("dmd2/cifar10_cpu", (1,), "teacher"),
         "flow map": Arm("flow_map/cifar10_cpu", (1, 2, 4), "teacher"),
     },
-    "cifar10_16": {
-        "teacher": Arm("teacher/cifar10_cpu", (18, 1), curve=False, changes=SMALL),
-        "dmd2": Arm("dmd2/cifar10_cpu", (1,), "teacher", changes=SMALL),
-        "flow map": Arm("flow_map/cifar10_cpu", (1, 2, 4), "teacher", changes=SMALL),
-    },
 }
+ARMS["cifar10_16"] = {title: replace(arm, changes=("data.size=16",)) for title, arm in ARMS["cifar10"].items()}
 
 
 @contextmanager

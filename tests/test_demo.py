@@ -163,6 +163,18 @@ def test_without_its_results_it_only_measures(again, first):
     assert "1/3" not in outcome.err
 
 
+@pytest.mark.usefixtures("again")  # which puts the results back
+def test_results_that_cannot_be_read_are_one_sentence(command, calls, first):
+    results = first[0] / "student" / "results.json"
+    results.write_text(results.read_text()[:100])
+    calls.clear()
+    outcome = command("demo", "--out", first[0], *OVERRIDES)
+    assert calls == []
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1].startswith(f"error: {results} cannot be read (")
+    assert outcome.err.count("error: ") == 1
+
+
 def test_without_its_picture_it_only_draws(again, first):
     (first[0] / "demo.png").unlink()
     _, calls = again()

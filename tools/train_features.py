@@ -1,7 +1,7 @@
 """Train a classifier whose features images are measured in, and write it as a file that `--features` takes.
 
     python tools/train_features.py mnist --data ../shared/data/mnist            about 10 minutes on one core
-    python tools/train_features.py cifar10 --data ../shared/data/cifar10        2 hours on one core
+    python tools/train_features.py cifar10 --data ../shared/data/cifar10        two hours and a half on one core
     python tools/train_features.py digits                                       under a minute
     python tools/train_features.py PATH --size 32 --channels 3                  a folder of labelled images of your own
 

@@ -421,14 +421,20 @@ def test_the_card_says_what_was_trained_and_measured(done, student_run, tmp_path
     assert "Not measured" in card(tmp_path / "later").text
 
 
+BESIDE = '"n": 1, "seed": 0, "data": "", "features": "", "reference": ""'  # what stands beside the rows of all results
+
+
 @pytest.mark.parametrize(
     "content",
     [
         "",
         '{"rows": {"student',
         "[1]",
-        '{"rows": {}}',
-        '{"n": 1, "seed": 0, "data": "", "features": "", "reference": "", "rows": {"a": {"frechet": "x"}}}',
+        '{"rows": {"a": {"frechet": 1.0}}}',
+        f"{{{BESIDE}}}",
+        f'{{{BESIDE}, "rows": {{}}}}',
+        f'{{{BESIDE}, "rows": {{"a": 1}}}}',
+        f'{{{BESIDE}, "rows": {{"a": {{"frechet": "x"}}}}}}',
     ],
 )
 def test_results_that_cannot_be_read_are_one_sentence(content, command, student_run, tmp_path):

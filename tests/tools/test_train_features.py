@@ -128,6 +128,21 @@ def test_the_first_half_of_a_batch_gets_noise_each_image_of_its_own_strength(too
     assert grained.mean().abs() < 1e-3
 
 
+def test_noise_comes_in_the_passes_after_the_others_alone_and_the_rate_falls_again(tool, monkeypatch):
+    images = torch.randint(256, (tool.BATCH * 2, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(len(images)) % 2
+    data = ImageData("two", images, images[:2], labels, labels[:2], 127.5, ("a", "b"))
+    told, rates = [], []
+    shifted, grained, step = tool.shifted, tool.grained, torch.optim.SGD.step
+    monkeypatch.setattr(tool, "shifted", lambda *given: told.append("step") or shifted(*given))
+    monkeypatch.setattr(tool, "grained", lambda *given: told.append("noise") or grained(*given))
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
+    tool.trained(data, tool.Plan((8, 8), 3, residual=False, faded=False, grainy=2))
+    assert told == ["step"] * 6 + ["step", "noise"] * 4
+    assert rates[:6] == pytest.approx([tool.PEAK * share for share in (0, 5 / 6, 5 / 6, 5 / 8, 5 / 12, 5 / 24)])
+    assert rates[6:] == pytest.approx([tool.FINAL_PEAK * share for share in (1, 0.75, 0.5, 0.25)])
+
+
 def test_each_image_is_mirrored_in_every_other_pass(tool, monkeypatch):
     """Marked at one side, every image is seen with the mark there in one pass and on the other side in the next."""
     seen = []
