@@ -300,5 +300,26 @@ def test_a_second_judge_has_a_floor_of_its_own(tmp_path):
     assert found.measure(samples, None)["frechet_second_over_floor"] == pytest.approx(expected, rel=1e-6)
     assert found.floor_row()["frechet_second_over_floor"] == 1
     assert found.protocol()["second"] == {"name": "mine", "sha256": "abc"}
+    assert found.floor_row()["precision"] == min(
+        precision_recall(real, rows)[0]
+        for real, rows in ((found.heldout_features, found.train_features[some]), (to, extract(network, TRAIN[some])))
+    )
     published = FeatureSet(found.heldout_set.gaussian, None, None, None, "abc")
     assert small(second=network, reference=published).second is None
+
+
+def test_precision_and_recall_are_the_lesser_of_two_judges():
+    """Two pixels are little to judge by: to this one much looks real that is not."""
+
+    class TwoPixels:
+        name = "two pixels"
+
+        def __call__(self, images):
+            return images[:, 0, 3:5, 4]
+
+    alone, other = small(), small(second=TwoPixels())
+    for samples in (HELDOUT, TRAIN[:300].flip(2), torch.randn(300, *TRAIN.shape[1:], generator=torch.Generator().manual_seed(0))):
+        mine, both = alone.measure(samples, None), other.measure(samples, None)
+        theirs = precision_recall(TwoPixels()(HELDOUT), TwoPixels()(samples))
+        assert (both["precision"], both["recall"]) == (min(mine["precision"], theirs[0]), min(mine["recall"], theirs[1]))
+        assert both["frechet"] == mine["frechet"]

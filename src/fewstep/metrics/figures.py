@@ -155,7 +155,7 @@ FIGURES = (
         "{:.2f}",
         "images",
         "greatest",
-        "The share of samples that lie within the manifold of real images: whether they look real.",
+        "The share of samples that lie within the manifold of real images: whether they look real; of two judges the lesser.",
     ),
     Figure(
         "recall",
@@ -163,7 +163,7 @@ FIGURES = (
         "{:.2f}",
         "images",
         "greatest",
-        "The share of real images that lie within the manifold of samples: whether all kinds are made.",
+        "The share of real images that lie within the manifold of samples: whether all kinds are made; of two judges the lesser.",
     ),
     Figure(
         "within_class_std",

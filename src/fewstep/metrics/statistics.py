@@ -59,37 +59,61 @@ class FeatureSet:
     sha256: str | None = None
 
 
+class Gathering:
+    """A set of features while it comes, a batch at a time.
+
+    The rows kept are the first. The halves are the first and the second half of each batch, which hold equal shares of every class
+    where the labels run in turn.
+
+    Args:
+        name: what the features are called where they are not finite.
+
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.halves: tuple[list[Moments], list[Moments]] = ([], [])
+        self.rows: list[Tensor] = []
+        self.kept = 0
+
+    def add(self, features: Tensor) -> None:
+        """Take in a batch of features [n, D]. Raises FeatureError where one is not finite."""
+        features = features.cpu()
+        bad = int((~features.isfinite().flatten(1).all(1)).sum())
+        if bad:
+            raise FeatureError(
+                f"the features {self.name} of {bad} of {len(features)} images are not finite; take other features, or look at the "
+                "images: a generator whose training ran away makes such"
+            )
+        if self.kept < KEPT:
+            self.rows.append(features[: KEPT - self.kept].float())
+            self.kept += len(self.rows[-1])
+        for half, part in zip(self.halves, features.chunk(2), strict=False):
+            half[:] = [add_up([*half, Moments.of(part)])]
+
+    def whole(self) -> FeatureSet:
+        """All that was added. Raises ValueError for fewer than 2 images."""
+        parts = [half[0] for half in self.halves if half]
+        num = sum(part.num for part in parts)
+        if num < 2:
+            raise ValueError(f"there are {num} images; give at least 2")
+        halves = (parts[0].gaussian(), parts[1].gaussian()) if len(parts) == 2 and min(part.num for part in parts) > 1 else None
+        return FeatureSet(add_up(parts).gaussian(), num, torch.cat(self.rows), halves)
+
+
 def describe(network: FeatureNetwork, batches: Iterable[Tensor], look: Callable[[Tensor, Tensor], None] | None = None) -> FeatureSet:
     """The features of the images [n, C, H, W] in [-1, 1] in `batches`, a batch at a time; `look` sees each batch and its features.
 
-    The rows kept are the first. The halves are the first and the second half of each batch, which hold equal shares of every class
-    where the labels run in turn. Raises ValueError for fewer than 2 images.
+    Raises FeatureError where a feature is not finite, and ValueError for fewer than 2 images.
     """
-    moments: tuple[list[Moments], list[Moments]] = ([], [])
-    rows, kept = [], 0
+    gathering = Gathering(network.name)
     with torch.no_grad():
         for images in batches:
             features = network(images)
             if look is not None:
                 look(images, features)
-            features = features.cpu()
-            bad = int((~features.isfinite().flatten(1).all(1)).sum())
-            if bad:
-                raise FeatureError(
-                    f"the features {network.name} of {bad} of {len(images)} images are not finite; take other features, or look at the "
-                    "images: a generator whose training ran away makes such"
-                )
-            if kept < KEPT:
-                rows.append(features[: KEPT - kept].float())
-                kept += len(rows[-1])
-            for half, part in zip(moments, features.chunk(2), strict=False):
-                half[:] = [add_up([*half, Moments.of(part)])]
-    parts = [half[0] for half in moments if half]
-    num = sum(part.num for part in parts)
-    if num < 2:
-        raise ValueError(f"there are {num} images; give at least 2")
-    halves = (parts[0].gaussian(), parts[1].gaussian()) if len(parts) == 2 and min(part.num for part in parts) > 1 else None
-    return FeatureSet(add_up(parts).gaussian(), num, torch.cat(rows), halves)
+            gathering.add(features)
+    return gathering.whole()
 
 
 def in_random_order(num: int, limit: int = KEPT) -> Tensor:

@@ -22,13 +22,14 @@ from fewstep.metrics.classes import class_variances, root_of_mean, shares, withi
 from fewstep.metrics.copies import Known, near_copies, nearest_two
 from fewstep.metrics.features import FeatureNetwork
 from fewstep.metrics.figures import BY_KEY
-from fewstep.metrics.frechet import Gaussian, Moments, add_up, expected_bias, frechet_distance, gaussian_distance
+from fewstep.metrics.frechet import Moments, expected_bias, frechet_distance, gaussian_distance
 from fewstep.metrics.kernel_mmd import kernel_distance, kernel_distance_subsets
 from fewstep.metrics.least import LEAST, WORDS, Lack, lack
 from fewstep.metrics.manifold import nearest_distance, precision_recall
 from fewstep.metrics.statistics import (
     BATCH,
     FeatureSet,
+    Gathering,
     Track,
     describe,
     in_random_order,
@@ -52,10 +53,11 @@ __all__ = ["FEWEST", "Suite", "images_per_second", "within_class_std"]
 
 
 class Judge(NamedTuple):
-    """A feature network, and what it makes of the two real splits: distances go `to` a Gaussian, and `floor` is that of real images."""
+    """A feature network, and what it makes of the reference and of the floor's images; `floor` is the distance between these."""
 
     network: FeatureNetwork
-    to: Gaussian
+    reference: FeatureSet
+    floor_set: FeatureSet
     floor: float
 
 
@@ -152,22 +154,20 @@ class Suite:
         images, some = self._floor_split(self.train, self.heldout), self._floor_images(num)
         reference = self.heldout if self.against == "heldout" else self.train
         to, floor = (
-            real_features(network, part, self.half, self.cache, self.track, f"second judge: {title}").gaussian
+            real_features(network, part, self.half, self.cache, self.track, f"second judge: {title}")
             for part, title in ((reference, "reference"), (images if some is None else images[some], "floor"))
         )
-        return Judge(network, to, gaussian_distance(floor, to))
+        return Judge(network, to, floor, gaussian_distance(floor.gaussian, to.gaussian))
 
     @property
     def heldout_features(self) -> Tensor:
         """Of the held-out split: float32 [K, D]."""
-        assert self.heldout_set.rows is not None
-        return self.heldout_set.rows
+        return _rows(self.heldout_set)
 
     @property
     def train_features(self) -> Tensor:
         """Of the train split: float32 [K, D]."""
-        assert self.train_set.rows is not None
-        return self.train_set.rows
+        return _rows(self.train_set)
 
     @property
     def floor_name(self) -> str:
@@ -229,7 +229,7 @@ class Suite:
     def floor_row(self) -> Row:
         """Real images measured as if they were generated, against others: what no figure should beat."""
         images, label = self._floor_split((self.train, self.train_label), (self.heldout, self.heldout_label))
-        row: Row = self._feature_figures(self.floor_set)
+        row: Row = self._feature_figures(self.floor_set, None if self.second is None else self.second.floor_set)
         if self.against == "heldout":  # its distance to itself says nothing; the held-out split's stands for it
             by_definition = BY_DEFINITION if self.train_label is not None else {k: v for k, v in BY_DEFINITION.items() if "least" not in k}
             row |= {**by_definition, "copies": self.known.count(scaled(self.heldout, self.half)) / len(self.heldout)}
@@ -239,12 +239,9 @@ class Suite:
             row |= self._pixel_figures(scaled(images[some], self.half), None if label is None else label[some])
             row["copies"] = self.known.count(scaled(images, self.half)) / len(images)
             row["frechet_train"] = gaussian_distance(self.floor_set.gaussian, self.train_set.gaussian)
-        if self.second is not None:
-            row["frechet_second_over_floor"] = 1.0
         classify = getattr(self.network, "classify", None)
         if classify is not None and label is not None:
-            assert self.floor_set.rows is not None
-            hits = classify(self.floor_set.rows).argmax(1) == label[self.floor_index]
+            hits = classify(_rows(self.floor_set)).argmax(1) == label[self.floor_index]
             row["class_accuracy"] = hits.double().mean().item()
             row |= self._least("least_class_accuracy", shares(hits, label[self.floor_index]))
         return row
@@ -257,7 +254,8 @@ class Suite:
         """All figures of the samples in `batches`, [n, C, H, W] altogether in [-1, 1], made for `label` int64 [n] or None.
 
         ``frechet`` to the reference, ``frechet_over_floor``, ``frechet_train`` to the train split, ``kernel`` (KID, all pairs),
-        ``precision``, ``recall`` (the last three of the first `KEPT` samples, and only where the reference has its features);
+        ``precision``, ``recall`` (the last three of the first `KEPT` samples, and only where the reference has its features; of two
+        judges the lesser, for noise may be to one network what real images are);
         ``class_accuracy``, the share that shows the class asked for, and ``least_class_accuracy``, that of the worst class; ``copies``
         of training images; as ratios to real images ``within_class_std``, ``least_class_std`` of the narrowest class, ``spacing`` (mean
         distance to the nearest other sample, equal numbers) and ``train_distance`` (mean distance to the nearest training image, over
@@ -270,7 +268,7 @@ class Suite:
         classify, second = getattr(self.network, "classify", None), self.second
         pixels: list[Tensor] = []
         hits: list[Tensor] = []
-        others: list[Moments] = []
+        others = None if second is None else Gathering(second.network.name)
         seen, copied = 0, 0
 
         def look(images: Tensor, features: Tensor) -> None:
@@ -279,15 +277,13 @@ class Suite:
                 pixels.append(images[: PIXELS - seen].cpu())
             if classify is not None and label is not None:
                 hits.append(classify(features).argmax(1).cpu() == label[seen : seen + len(images)].cpu())
-            if second is not None:
-                others[:] = [add_up([*others, Moments.of(second.network(images).cpu())])]
+            if second is not None and others is not None:
+                others.add(second.network(images))
             copied += self.known.count(images)
             seen += len(images)
 
         features = describe(self.network, batches, look)
-        row: Row = self._feature_figures(features, slow)
-        if second is not None:
-            row["frechet_second_over_floor"] = gaussian_distance(others[0].gaussian(), second.to) / second.floor
+        row: Row = self._feature_figures(features, None if others is None else others.whole(), slow)
         row |= self._pixel_figures(torch.cat(pixels), None if label is None else label[:PIXELS])
         row["copies"] = copied / seen
         if classify is not None and label is not None:
@@ -331,15 +327,21 @@ class Suite:
             "kernel": statistics.mean(kernels),
         }
 
-    def _feature_figures(self, features: FeatureSet, slow: bool = False) -> dict[str, float]:
+    def _feature_figures(self, features: FeatureSet, others: FeatureSet | None, slow: bool = False) -> dict[str, float]:
+        """The figures of a set by its `features`, and by those in the second judge."""
         frechet = gaussian_distance(features.gaussian, self.reference.gaussian)
         row = {"frechet": frechet, "frechet_over_floor": frechet / self.floor}
         ours, real = features.rows, self.reference.rows
         if ours is not None and real is not None:
             row["kernel"] = kernel_distance(ours, real)
             row["precision"], row["recall"] = precision_recall(real, ours)
+            if self.second is not None and others is not None:
+                apart = precision_recall(_rows(self.second.reference), _rows(others))
+                row["precision"], row["recall"] = min(row["precision"], apart[0]), min(row["recall"], apart[1])
             if slow and min(len(ours), len(real)) >= SUBSET:
                 row["kernel_subsets"], row["kernel_subsets_std"] = kernel_distance_subsets(ours, real, size=SUBSET)
+        if self.second is not None and others is not None:
+            row["frechet_second_over_floor"] = gaussian_distance(others.gaussian, self.second.reference.gaussian) / self.second.floor
         if slow and features.halves is not None:
             row["frechet_bias"] = expected_bias(features.halves, features.gaussian, self.reference.gaussian)
         return row
@@ -376,6 +378,12 @@ class Suite:
     def _some(self, images: Tensor) -> Tensor:
         """A random `PIXELS` of `images`, or all in their own order, flat."""
         return images[in_random_order(len(images), PIXELS)[:PIXELS]].flatten(1)
+
+
+def _rows(features: FeatureSet) -> Tensor:
+    """Those that are kept, of features that were made here."""
+    assert features.rows is not None
+    return features.rows
 
 
 def images_per_second(sample: Callable[[int], Any], num: int, repeats: int = 3) -> float:
