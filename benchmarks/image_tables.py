@@ -78,20 +78,6 @@ def figures_note(content: dict[str, Any], order: Sequence[str]) -> str:
     )
 
 
-def cost_lines(content: dict[str, Any], order: Sequence[str], steps: Sequence[int] = (1, 2, 4)) -> list[list[str]]:
-    """Quality at each of `steps` over what the training took, its teacher's included."""
-    arms = groups(content)
-    lines = [["", *(f"FD / floor, {count} evaluation{'s' * (count > 1)}" for count in steps), "training with its teacher's, CPU min"]]
-    for title in (title for title in order if title in arms):
-        runs = arms[title]
-        taught = runs[0]["taught"]
-        minutes = median_minutes(runs) + (median_minutes(arms[taught]) if taught in arms else 0.0)
-        rows = [row for run in runs for row in own_rows(run)]
-        cells = [ranged([row["frechet_over_floor"] for row in rows if row["evaluations"] == count], "{:.2f}") for count in steps]
-        lines.append([title, *cells, f"{minutes:.0f}"])
-    return lines
-
-
 def curve_lines(content: dict[str, Any], order: Sequence[str]) -> list[list[str]]:
     """Of each arm's first seed, FD / floor on the way, and by how much it still falls with every tenth of the training."""
     lines = [["", "at", *(f"{k}%" for k in range(20, 101, 20)), "falls by, each 10% of the end"]]

@@ -67,7 +67,7 @@ def _one_thread():
 def _quick():
     """No other process draws the frames of a run's dashboard, nor are a report's curves drawn, and a dry run tries steps for a moment.
 
-    Nor is the speed of drawing samples taken more than once where that takes long. Each takes seconds, and few look at it.
+    Nor is the speed of drawing samples taken more than once. Each takes seconds, and few look at it.
     """
     from fewstep import engine, pictures, trial
     from fewstep.metrics import suite
@@ -90,7 +90,7 @@ def _quick():
         patch.setattr(trial, "ENOUGH", 0.05)
         patch.setattr(engine, "keep_freed_memory", lambda: False)  # it would stay for other tests, some of which measure memory
         patch.setattr(trial, "BATCH", 16)
-        patch.setattr(suite, "LONG", 0.2)
+        patch.setattr(suite, "LONG", 0.0)
         yield
 
 

@@ -64,13 +64,6 @@ def test_the_short_table_has_the_first_figures_alone():
     assert [line[0] for line in lines[1:]] == ["real train split", "dmd2"]
 
 
-def test_what_a_student_costs_has_its_teacher_in_it():
-    lines = image_tables.cost_lines(CONTENT, ORDER)
-    assert [line[0] for line in lines[1:]] == ["teacher", "dmd2"]
-    assert lines[1] == ["teacher", "50.00", "", "", "60"]
-    assert lines[2] == ["dmd2", "1.50 (1.00 to 2.00)", "", "", "85"]
-
-
 def test_a_curve_is_told_at_fifths_and_by_its_slope_at_the_end():
     ((_, *heading), (title, *cells)) = image_tables.curve_lines(CONTENT, ORDER)
     assert title == "dmd2"

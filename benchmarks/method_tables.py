@@ -1,0 +1,159 @@
+"""One table over every method: quality by network evaluations beside what the training took, in the plane, on digits and on MNIST.
+
+What is in it was measured elsewhere: `flows.py`, `dddm.py`, `quality.py`, `dmd2.py`, `laboratory.py` and `images.py` wrote the results that
+are read here, each of its recipe as it is shipped.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cells import ranged
+from image_tables import groups, own_rows
+from images import ARMS
+
+RESULTS = Path(__file__).parent / "results"
+COUNTS = (1, 2, 4)  # evaluations of a column each; of the others the one with most is told in another
+SCRATCH, EXACT = "none", "exact"
+
+Runs = Sequence[Mapping[str, Any]]
+Row = Mapping[str, Any]
+
+
+class Measured(NamedTuple):
+    """A method on a data set.
+
+    Attributes:
+        title: its name.
+        teacher: "none", "exact" for a closed form, or the seconds that a trained one took; NaN where that is not known.
+        values: evaluations -> the figure of each training seed.
+        seconds: what each training took.
+
+    """
+
+    title: str
+    teacher: str | float
+    values: Mapping[int, Sequence[float]]
+    seconds: Sequence[float]
+
+    def cells(self, form: str) -> list[str]:
+        """Its row of the table."""
+        most = max(self.values)
+        told = [ranged(self.values.get(count, ()), form) for count in COUNTS]
+        more = f"{ranged(self.values[most], form)} at {most}" if most not in COUNTS else ""
+        minutes = statistics.median(self.seconds) / 60
+        name, whole = "trained", f"{minutes:.1f}"
+        if isinstance(self.teacher, str):
+            name = self.teacher
+        else:
+            whole += " + ?" if math.isnan(self.teacher) else f" + {self.teacher / 60:.1f}"
+        return [self.title, name, *told, more, whole, str(max(len(values) for values in self.values.values()))]
+
+
+def titled(runs: Iterable[Mapping[str, Any]], title: str) -> Runs:
+    """Those runs, one a training seed."""
+    return [run for run in runs if run["title"] == title]
+
+
+def by_evaluations(rows: Iterable[Row], key: str) -> dict[int, list[float]]:
+    """Evaluations -> the figures `key` of the rows with so many."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["evaluations"], []).append(row[key])
+    return found
+
+
+def of_steps(runs: Runs, key: str) -> dict[int, list[float]]:
+    """The same of runs whose rows are named by their number of steps, an evaluation each."""
+    return by_evaluations(({"evaluations": int(steps), **row} for run in runs for steps, row in run["rows"].items()), key)
+
+
+def plane(read: Callable[[str], dict[str, Any]]) -> list[Measured]:
+    """On the ring of eight Gaussians: the share of samples near a mode."""
+    key, found = "inside", []
+    for study, title, name, teacher in (
+        ("laboratory_ring", "drift/ring, gamma 1", "drift", EXACT),
+        ("laboratory_dmd2", "dmd2/ring, exact teacher", "DMD2", EXACT),
+    ):
+        runs = titled(read(study)["runs"], title)
+        found.append(Measured(name, teacher, by_evaluations((run["row"] for run in runs), key), [run["seconds"] for run in runs]))
+    for study, title, name, teacher in (
+        ("flows", "consistency, ring", "consistency", EXACT),
+        ("flows", "flow map, ring", "flow map", EXACT),
+        ("dddm_ring", "beta 1", "DDDM", SCRATCH),
+        ("dddm_ring", "plain diffusion, 8 x the steps", "diffusion, as many passes as DDDM", SCRATCH),
+    ):
+        runs = titled(read(study)["runs"], title)
+        found.append(Measured(name, teacher, of_steps(runs, key), [run["cpu_seconds"] for run in runs]))
+    return found
+
+
+def digits(read: Callable[[str], dict[str, Any]]) -> list[Measured]:
+    """On real digits, 8x8: FD / floor."""
+    key, quality = "frechet_over_floor", read("quality")["runs"]
+    rows = {
+        role: [row for run in quality for title, row in run["rows"].items() if title.startswith(role)] for role in ("teacher", "student")
+    }
+    seconds = {role: [run["seconds"][role] for run in quality] for role in rows}
+    teacher = statistics.median(seconds["teacher"])
+    found = [
+        Measured("diffusion: the teacher", SCRATCH, by_evaluations(rows["teacher"], key), seconds["teacher"]),
+        Measured("DMD2", teacher, by_evaluations(rows["student"], key), seconds["student"]),
+    ]
+    four = titled(read("dmd2_digits")["runs"], "4 steps")
+    found.append(Measured("DMD2, 4 steps", teacher, by_evaluations((run["row"] for run in four), key), [run["seconds"] for run in four]))
+    for study, title, name, taught in (
+        ("flows", "consistency, from the teacher", "consistency", teacher),
+        ("flows", "flow map, from the teacher", "flow map", teacher),
+        ("flows", "consistency, from scratch", "consistency, from scratch", SCRATCH),
+        ("flows", "flow map, from scratch", "flow map, from scratch", SCRATCH),
+        ("dddm_digits", "dddm/digits", "DDDM", SCRATCH),
+        ("dddm_digits", "plain diffusion, 1 of the compute", "diffusion, as many passes as DDDM", SCRATCH),
+    ):
+        runs = titled(read(study)["runs"], title)
+        found.append(Measured(name, taught, of_steps(runs, key), [run["cpu_seconds"] for run in runs]))
+    drift = titled(read("laboratory_digits")["runs"], "drift/digits")
+    found.append(Measured("drift", SCRATCH, by_evaluations((run["row"] for run in drift), key), [run["seconds"] for run in drift]))
+    return found
+
+
+NAMES = {"teacher": "diffusion: the teacher", "dmd2": "DMD2", "dmd2, 4 steps": "DMD2, 4 steps", "dddm": "DDDM"}
+
+
+def images(read: Callable[[str], dict[str, Any]], name: str = "mnist") -> list[Measured]:
+    """On real images: FD / floor."""
+    arms, found = groups(read(f"images_{name}")), []
+    for title in (title for title in ARMS[name] if title in arms):
+        runs = arms[title]
+        taught = runs[0]["taught"]
+        teacher: str | float = SCRATCH
+        if taught is not None:
+            teacher = statistics.median(run["cpu_seconds"] for run in arms[taught]) if taught in arms else math.nan
+        values = by_evaluations((row for run in runs for row in own_rows(run)), "frechet_over_floor")
+        found.append(Measured(NAMES.get(title, title), teacher, values, [run["cpu_seconds"] for run in runs]))
+    return found
+
+
+def stored(name: str) -> dict[str, Any]:
+    """What results/NAME.json holds."""
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return content
+
+
+# name of a table -> what is measured, the form of the figure, what its columns are called
+SETS: dict[str, tuple[Callable[[Callable[[str], dict[str, Any]]], list[Measured]], str, str]] = {
+    "ring": (plane, "{:.3f}", "inside"),
+    "digits": (digits, "{:.2f}", "FD / floor"),
+    "mnist": (images, "{:.2f}", "FD / floor"),
+}
+
+
+def method_lines(name: str, read: Callable[[str], dict[str, Any]] = stored) -> list[list[str]]:
+    """The table of `name` in `SETS`: headings, and a row for each method."""
+    make, form, figure = SETS[name]
+    columns = [f"{figure}, {count} evaluation{'s' * (count > 1)}" for count in COUNTS]
+    lines = [["", "teacher", *columns, "with most evaluations", "training (+ its teacher's), min", "seeds"]]
+    return lines + [measured.cells(form) for measured in make(read)]
