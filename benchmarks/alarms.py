@@ -24,8 +24,8 @@ from PIL import Image
 from fewstep import registry
 from fewstep.build import in_memory, load_data
 from fewstep.data import load_digits
-from fewstep.evaluation import machine
 from fewstep.generator import load
+from fewstep.machine import machine
 from fewstep.measurement import measure, suite_for
 from fewstep.metrics.suite import Suite
 from fewstep.recipe import Recipe, load_recipe, resolved

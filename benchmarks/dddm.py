@@ -23,8 +23,9 @@ from fewstep.build import load_data
 from fewstep.comparison import COUNTS
 from fewstep.data import Mixture, PointData
 from fewstep.denoisers import DistributionalDenoiser, MixturePosterior
-from fewstep.evaluation import machine, run_recipe
+from fewstep.evaluation import run_recipe
 from fewstep.generator import Generator, load
+from fewstep.machine import machine
 from fewstep.maths.energy import particle_distances
 from fewstep.measurement import suite_for, usual_samples
 from fewstep.methods.dddm.settings import DDDMSettings

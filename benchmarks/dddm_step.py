@@ -21,7 +21,7 @@ from lightning_fabric import Fabric
 from fewstep.build import Data, load_data, make_method
 from fewstep.data import ImageData
 from fewstep.engine import choose_threads
-from fewstep.evaluation import machine
+from fewstep.machine import machine
 from fewstep.recipe import load_recipe
 from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder

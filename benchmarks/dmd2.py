@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from fewstep.build import load_data
-from fewstep.evaluation import machine
 from fewstep.generator import Generator, load
+from fewstep.machine import machine
 from fewstep.measurement import measure, suite_for, usual_samples
 from fewstep.metrics.suite import Suite
 from fewstep.recipe import load_recipe

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fewstep.build import make_method, training_data
-from fewstep.evaluation import machine
+from fewstep.machine import machine
 from fewstep.maths.matching import drift_field
 from fewstep.methods import Batch
 from fewstep.recipe import load_recipe

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from fewstep.evaluation import machine
 from fewstep.generator import Generator, load
+from fewstep.machine import machine
 from fewstep.measurement import measure, usual_samples
 from fewstep.metrics.suite import Suite
 from fewstep.recipe import load_recipe

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fewstep.evaluation import machine
+from fewstep.machine import machine
 from fewstep.metrics import suite as suite_module
 from fewstep.metrics.features import named_features
 from fewstep.metrics.suite import Suite

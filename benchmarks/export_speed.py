@@ -19,9 +19,9 @@ import onnxruntime
 import torch
 
 from fewstep.build import load_data, make_method
-from fewstep.evaluation import machine
 from fewstep.generator import Generator
 from fewstep.interop.export_onnx import FILE, write_onnx
+from fewstep.machine import machine
 from fewstep.networks.base import num_parameters
 from fewstep.recipe import load_recipe
 from fewstep.samplers import few_step

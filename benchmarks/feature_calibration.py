@@ -31,7 +31,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from fewstep.data import ImageData, cifar10, load_digits, mnist
-from fewstep.evaluation import machine
+from fewstep.machine import machine
 from fewstep.measurement import suite_for
 from fewstep.metrics.features import extract
 from fewstep.metrics.frechet import frechet_distance

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data import DENSITIES, load_digits
-from fewstep.evaluation import machine
+from fewstep.machine import machine
 from fewstep.metrics.features import FeatureNetwork, named_features
 from fewstep.metrics.point_suite import PointSuite
 from fewstep.metrics.suite import Suite

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from fewstep.build import load_data
-from fewstep.evaluation import machine
 from fewstep.generator import load
+from fewstep.machine import machine
 from fewstep.measurement import measure, suite_for, usual_samples
 from fewstep.recipe import load_recipe
 from fewstep.run import train_recipe

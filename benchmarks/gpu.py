@@ -34,8 +34,8 @@ from typing import Any
 import torch
 
 from fewstep.errors import UserError
-from fewstep.evaluation import machine
 from fewstep.files import at_home, held_folder, replace_file
+from fewstep.machine import machine
 from fewstep.text import read_json
 from gpu_data import found_data
 from gpu_piece import Piece, Place, work

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from fewstep.build import in_memory, load_data
 from fewstep.engine import use_threads
-from fewstep.evaluation import machine, run_recipe
+from fewstep.evaluation import run_recipe
 from fewstep.generator import load
+from fewstep.machine import machine
 from fewstep.measurement import measure, suite_for
 from images import ARMS
 

@@ -3,10 +3,11 @@
     python benchmarks/image_sweep.py teacher/mnist --data ../shared/data/mnist --list
     python benchmarks/image_sweep.py teacher/mnist --data ../shared/data/mnist --seconds 600
     python benchmarks/image_sweep.py dmd2/mnist --data ../shared/data/mnist --teacher runs/images/mnist/teacher_0 --arms "as it is"
+    python benchmarks/image_sweep.py dmd2/cifar10_cpu --data ../shared/data/cifar10 --teacher runs/images/cifar10_16/teacher_0
 
 A teacher is measured by its denoising error on the test split, weighted as in training, at noise levels between fixed quantiles (1,500
 images and noises, always the same), and by FD / floor of 1,000 samples at `HEUN` levels with the recipe's guidance; a student by FD / floor
-of 2,000 samples. What is in the results already is not done again; two processes with arms of their own may run side by side. Writes
+of 2,000 samples. CIFAR-10's are at 16x16. What is in the results already is not done again; two processes with arms of their own may run side by side. Writes
 results/sweep_RECIPE.json.
 """
 
@@ -22,8 +23,8 @@ from equal_time import trained_for
 from fewstep.build import in_memory, load_data
 from fewstep.data import ImageData
 from fewstep.engine import use_threads
-from fewstep.evaluation import machine
 from fewstep.generator import Generator, load
+from fewstep.machine import machine
 from fewstep.maths.parametrization import edm_weight
 from fewstep.measurement import measure, suite_for
 from fewstep.recipe import load_recipe
@@ -71,6 +72,15 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
         "first level 30": ("method.conditioning_sigma=30",),
         "first level 10": ("method.conditioning_sigma=10",),
         "ratio 3": ("method.dfake_gen_update_ratio=3",),
+        "GAN": ("method.gan=true", "method.gan_weight_generator=auto"),
+    },
+    "dmd2/cifar10_cpu": {
+        "as it is": (),
+        "guidance 1": ("method.guidance_scale=1",),
+        "guidance 1.5": ("method.guidance_scale=1.5",),
+        "DMD loss": ("method.loss=dmd",),
+        "rates x .5": ("method.generator_optimizer.lr=1e-4", "method.guidance_optimizer.lr=2.5e-4"),
+        "ratio 4": ("method.dfake_gen_update_ratio=4",),
         "GAN": ("method.gan=true", "method.gan_weight_generator=auto"),
     },
     "teacher/cifar10_cpu": {
@@ -121,6 +131,8 @@ def main() -> None:
     use_threads(1)
     common = [f"data.dir={json.dumps(arguments.data)}", "trainer.threads=1", "trainer.precision=32-true", "trainer.log_every=100"]
     common.append("trainer.sample_every=1000000")  # at the end alone
+    if arguments.recipe.endswith("cifar10_cpu"):
+        common.append("data.size=16")  # a quarter of the time
     if arguments.teacher:
         common.append(f"method.teacher={json.dumps(arguments.teacher)}")
     data, suite = None, None

@@ -31,6 +31,7 @@ from fewstep.training.run_folder import RunFolder
 HERE = Path(__file__).parent
 NUM = 10_000  # samples measured at the end
 CURVE = 1_000  # samples measured on the way
+MANY = 10  # steps from which on it pays to compile the network first
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ def main() -> None:
                 seconds = train(arm, folder, seed, arguments.data, teacher)
                 if arguments.train_only:
                     continue
-                found = evaluate(folder, NUM, threads=1, say=print, steps=arm.steps, options=Options(teacher=False))
+                options = Options(teacher=False, compile=max(arm.steps) >= MANY)
+                found = evaluate(folder, NUM, threads=1, say=print, steps=arm.steps, options=options)
             except Interrupted as error:
                 print(f"{key}: {error}")
                 return

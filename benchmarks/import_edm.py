@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from fewstep.evaluation import machine
+from fewstep.machine import machine
 from fewstep.networks.edm_unet import EDMUNet
 
 TESTS = Path(__file__).parents[1] / "tests" / "interop"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fewstep.allocator import keep_freed_memory
-from fewstep.evaluation import machine
+from fewstep.machine import machine
 from fewstep.networks import make_network, num_parameters
 
 RESULTS = Path(__file__).parent / "results" / "levers.json"

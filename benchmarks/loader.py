@@ -39,7 +39,7 @@ from fewstep.data.cifar import CLASSES, META, RECORDS, TEST, TRAIN, cifar10_of
 from fewstep.data.own import item_data
 from fewstep.data.stream import image_stream
 from fewstep.engine import choose_threads
-from fewstep.evaluation import machine
+from fewstep.machine import machine
 from fewstep.recipe import load_recipe
 from fewstep.training.loading import Dealt, make_batches
 from fewstep.training.loop import Loop, LoopSettings

@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from fewstep.build import make_method
 from fewstep.engine import make_fabric
-from fewstep.evaluation import machine
+from fewstep.machine import machine
 from fewstep.methods.base import Method
 from fewstep.recipe import Trainer, load_recipe
 from fewstep.training.loop import Loop, LoopSettings

@@ -23,7 +23,7 @@ import torch
 
 from fewstep.build import make_method
 from fewstep.engine import choose_threads, make_fabric
-from fewstep.evaluation import machine
+from fewstep.machine import machine
 from fewstep.methods.dmd2 import DMD2
 from fewstep.recipe import Trainer, load_recipe
 from fewstep.training.loop import Loop, LoopSettings

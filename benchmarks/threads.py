@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from fewstep.build import load_data, make_method
-from fewstep.evaluation import machine
+from fewstep.machine import machine
 from fewstep.recipe import load_recipe
 
 RESULTS = Path(__file__).parent / "results" / "threads.json"

@@ -20,7 +20,7 @@ import torch
 from lightning_fabric import Fabric
 
 from fewstep.build import load_data, make_method
-from fewstep.evaluation import machine
+from fewstep.machine import machine
 from fewstep.measurement import suite_for
 from fewstep.metrics.features import extract
 from fewstep.metrics.frechet import frechet_distance

@@ -207,6 +207,7 @@ def evaluate(
     no_teacher: Annotated[
         bool, typer.Option("--no-teacher", help="leave the teacher out; else its figures are kept, and used again for the same model")
     ] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="draw by compiled networks: faster, after some minutes for compiling")] = False,
     threads: Threads = "auto",
     allow: Allow = None,
 ) -> None:
@@ -214,7 +215,7 @@ def evaluate(
     count, counts = _threads(threads), _whole_numbers("--steps", steps, "1,2,4")
     from fewstep import evaluation
 
-    options = evaluation.Options(features, reference, protocol, self_test, tuple(beside or ()), not no_teacher, guidance_scale)
+    options = evaluation.Options(features, reference, protocol, self_test, tuple(beside or ()), not no_teacher, guidance_scale, compile)
     results = evaluation.evaluate(path, num, seed, count, lambda text: _say(f"{text} ..."), counts, options)
     is_run = (path / "recipe.yaml").exists()
     if is_run:

@@ -11,9 +11,10 @@ from fewstep import registry
 from fewstep.build import in_memory, load_data
 from fewstep.data import DENSITIES, ImageData, Mixture, PointData
 from fewstep.errors import UserError, going_on
-from fewstep.evaluation import heading, in_words, machine, usual_counts
+from fewstep.evaluation import heading, in_words, usual_counts
 from fewstep.files import replace_file
 from fewstep.generator import Generator, load
+from fewstep.machine import machine
 from fewstep.measurement import Row, floor_row, measure, protocol_record, suite_for, usual_samples
 from fewstep.metrics.judging import disagreement
 from fewstep.metrics.least import summed_up

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from fewstep import registry
 from fewstep.build import in_memory, load_data
+from fewstep.compiling import compile_to_sample
 from fewstep.data import ImageData, PointData
 from fewstep.data.checks import printable
 from fewstep.engine import choose_threads, use_threads
@@ -19,6 +19,7 @@ from fewstep.errors import UserError
 from fewstep.files import at_home, replace_file
 from fewstep.generator import Generator, load
 from fewstep.kept_figures import figures_folder, keep_row, kept_row, model_sha256
+from fewstep.machine import machine
 from fewstep.measurement import (
     Row,
     check_same_protocol,
@@ -65,6 +66,7 @@ class Options:
         beside: other runs, whose results are shown in the same table if they were measured by the same protocol.
         teacher: whether the teacher of a distilled run is measured, too.
         guidance_scale: of what denoises at every level and can be guided, where another than its own is wanted.
+        compile: whether samples are drawn by compiled networks, which are faster and agree to rounding.
 
     """
 
@@ -75,6 +77,7 @@ class Options:
     beside: tuple[Path, ...] = ()
     teacher: bool = True
     guidance_scale: float | None = None
+    compile: bool = False
 
 
 def evaluate(
@@ -124,6 +127,8 @@ def _evaluate(
     data = numbered_as(in_memory(load_data(recipe.data, recipe.seed)), generator.class_names, str(path))
     use_threads(choose_threads(threads, generator.denoiser, data.shape))
     device = "cuda" if torch.cuda.is_available() and not points else "cpu"
+    for model in models.values() if options.compile else ():
+        compile_to_sample(model.to(device).denoiser, "--compile")
     say("measuring the floor")
     reference: str | Path = options.reference or (preset.reference if preset else "heldout")
     features = options.features or (preset.features_option if preset else None)
@@ -142,7 +147,7 @@ def _evaluate(
         for count in counts[name]:
             title, key = heading(name, model.evaluations(count)), None
             if model is not generator and teachers is not None:
-                key = {**teachers, "steps": count, "guidance_scale": model.guidance_scale}
+                key = {**teachers, "steps": count, "guidance_scale": model.guidance_scale, "compile": options.compile}
                 if (found := kept_row(key)) is not None:
                     say(f"{title}: figures of an earlier evaluation of the same model by the same protocol, kept in {figures_folder()}")
                     rows[title] = {"role": "teacher", **found}
@@ -180,6 +185,7 @@ def _evaluate(
         "floor_of": floor,
         "self_test": suite.self_test() if options.self_test and isinstance(suite, Suite) else None,
         "rows": rows,
+        "compiled": options.compile,
         "warnings": _warnings(protocol, rows, recipe),
         "machine": machine(),
         "fewstep": __version__,
@@ -307,26 +313,6 @@ def _reference(data: ImageData | PointData, suite: Suite | PointSuite, gamma: fl
     if isinstance(data, PointData) and data.density:
         return f"{len(suite.target)} exact samples of {data.name}" + (f"^{gamma:g}" if gamma != 1.0 else "")
     return f"{len(suite.target)} held-out points" + (", each column in standard deviations" if suite.standard is not None else "")
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {
-        "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "accelerator": accelerator,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def table(results: dict[str, Any]) -> list[list[str]]:

@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from every_method import CASES, made
+from fewstep.compiling import not_compiled
 from fewstep.errors import UserError
 from fewstep.recipe import Trainer
 from fewstep.run import make_fabric
-from fewstep.training.called import GRAPHS, Kept, _not_compiled
+from fewstep.training.called import GRAPHS, Kept
 from fewstep.training.learned import learned
 from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
@@ -45,6 +46,10 @@ def test_what_a_graph_makes_is_copied():
 def compiler():
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         pytest.skip("no C++ compiler")
+    import torch._inductor.config
+
+    with torch._inductor.config.patch(compile_threads=1):  # or else processes are started for it
+        yield
 
 
 @pytest.mark.parametrize(
@@ -55,9 +60,8 @@ def compiler():
         pytest.param("dmd2/digits", ("method.teacher={teacher}",), marks=pytest.mark.slow),
     ],
 )
-def test_a_compiled_run_learns_the_same_under_the_same_names(recipe, options, compiler, done, still_teacher, tmp_path, monkeypatch):
+def test_a_compiled_run_learns_the_same_under_the_same_names(recipe, options, compiler, done, still_teacher, tmp_path):
     """It then goes on without compiling."""
-    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # or else processes are started for it
     given = (option.replace("{teacher}", str(still_teacher)) for option in options)
     options = (*given, "steps=2", "batch_size=8", "trainer.accelerator=cpu", "trainer.checkpoint_every=1")
     for name, compiled in (("plain", False), ("compiled", True)):
@@ -109,8 +113,8 @@ def test_other_faults_of_a_compiled_run_stay_what_they_are(still_teacher, tmp_pa
     loop = loop_of(CASES["teacher"].read(still_teacher, "steps=4"), tmp_path, compile=True)
     with pytest.raises(RuntimeError, match="the method's own"):
         loop.advance()
-    assert _not_compiled(RuntimeError("torch.compile with aot_autograd does not currently support double backward")) is not None
-    assert _not_compiled(ValueError("anything")) is None
+    assert not_compiled(RuntimeError("torch.compile with aot_autograd does not currently support double backward")) is not None
+    assert not_compiled(ValueError("anything")) is None
 
 
 @pytest.mark.parametrize("value", [False, True, GRAPHS])

@@ -13,7 +13,8 @@ from lightning_fabric.wrappers import _FabricModule
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from fewstep.errors import UserError, first_line
+from fewstep.compiling import not_compiled
+from fewstep.errors import UserError
 from fewstep.methods.base import Method, Turn
 from fewstep.training.learned import learned
 from fewstep.training.precision import in_precision
@@ -74,7 +75,7 @@ class Called:
         try:
             yield
         except Exception as error:
-            if self.compile and (why := _not_compiled(error)) is not None:
+            if self.compile and (why := not_compiled(error)) is not None:
                 raise UserError(
                     f"trainer.compile is {str(self.compile).lower()}, and the networks of this run cannot be compiled here ({why}); "
                     "set it to false, or install what is missing"
@@ -126,15 +127,3 @@ class Kept:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["network"], name)
-
-
-def _not_compiled(error: BaseException) -> str | None:
-    """Why something could not be compiled, in a few words, if that is what `error` says."""
-    cause: BaseException | None = error
-    while cause is not None:
-        home = type(cause).__module__
-        if home.startswith(("torch._dynamo", "torch._inductor", "triton")) or "aot_autograd" in str(cause):
-            named = next((line for line in str(error).splitlines() if "compiler" in line.lower()), first_line(error))
-            return named.strip()[:200]
-        cause = cause.__cause__ or cause.__context__
-    return None

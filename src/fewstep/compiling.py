@@ -1,0 +1,43 @@
+"""Networks compiled by `torch.compile` for drawing samples, and what is said where that cannot be done."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewstep.errors import UserError, first_line
+
+
+def compile_to_sample(denoiser: nn.Module, asked: str) -> None:
+    """Have the network of `denoiser` compiled when it is first called, and again for each other size of a batch; it must not learn.
+
+    On a CPU its weights are laid out for the kernels, once (`freezing`). Results agree to rounding. The call raises UserError, which
+    names the setting `asked` for it, where a network cannot be compiled here.
+    """
+    network: Any = getattr(denoiser, "network", denoiser)
+    on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
+    compiled = torch.compile(network.forward, dynamic=False, options={"freezing": True} if on_cpu else None)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return compiled(*args, **kwargs)
+        except Exception as error:
+            if (why := not_compiled(error)) is not None:
+                raise UserError(
+                    f"{asked} was asked for, and this network cannot be compiled here ({why}); leave it out, or install what is missing"
+                ) from error
+            raise
+
+    network.forward = forward
+
+
+def not_compiled(error: BaseException) -> str | None:
+    """Why something could not be compiled, in a few words, if that is what `error` says."""
+    cause: BaseException | None = error
+    while cause is not None:
+        home = type(cause).__module__
+        if home.startswith(("torch._dynamo", "torch._inductor", "triton")) or "aot_autograd" in str(cause):
+            named = next((line for line in str(error).splitlines() if "compiler" in line.lower()), first_line(error))
+            return named.strip()[:200]
+        cause = cause.__cause__ or cause.__context__
+    return None
