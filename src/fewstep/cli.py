@@ -14,6 +14,8 @@ import typer
 from typer.core import TyperGroup
 
 from fewstep import completion
+from fewstep.cli_models import Allow, encode, export, import_
+from fewstep.cli_models import say as _say
 from fewstep.endings import ended
 from fewstep.errors import UserError
 
@@ -51,25 +53,6 @@ LABELS = (
     "classes by number or name, such as 0,1,cat; repeated to length. A whole number is always a class's number, from 0, also where "
     "names are numbers: see the line that is printed. Default: all in turn"
 )
-
-
-def _allow(context: typer.Context, packages: list[str] | None) -> list[str] | None:
-    """As long as the command runs, folders may name what is in `packages`."""
-    if packages:
-        from fewstep.registry import allowing
-
-        context.with_resource(allowing(packages))
-    return packages
-
-
-Allow = Annotated[
-    list[str] | None,
-    typer.Option("--allow", metavar="PACKAGE", callback=_allow, help="whose networks and methods a folder may name; they run if imported"),
-]
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
 
 
 def _whole_numbers(option: str, text: str | None, example: str) -> list[int] | None:
@@ -264,76 +247,9 @@ def compare(
     typer.echo(f"pictures: {where / 'steps.png'}, {where / 'compare.png'}   numbers: {where / 'compare.json'}")
 
 
-@app.command()
-def export(
-    path: Annotated[str, typer.Argument(help="a run folder, a model folder, or a Hub id", autocompletion=completion.runs)],
-    form: Annotated[str, typer.Option("--format", help="diffusers (a pipeline that needs no code of ours) or onnx (for onnxruntime)")],
-    out: Annotated[Path, typer.Option(help="a new or an empty folder")],
-    licence: Annotated[
-        str | None, typer.Option("--licence", "--license", help="of the weights, for the model card, such as mit or cc-by-nc-sa-4.0")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="numbers of steps to write it for, of a generator that has a choice")] = None,
-    allow: Allow = None,
-) -> None:
-    """Write a one-step or few-step generator for other tools, with a model card; checked pixel for pixel before it is there."""
-    from fewstep.interop.export import export as write
-
-    difference = write(path, form, out, licence, steps)
-    typer.echo(f"exported: {out}, which differs from the generator by {difference:.1e} at most in any pixel of [-1, 1]")
-    typer.echo(f"how to use it: {out / 'README.md'}")
-
-
-@app.command("import")
-def import_(
-    source: Annotated[str, typer.Argument(help="an official EDM checkpoint (NAME.pkl); or a diffusers model, a folder or a Hub id")],
-    out: Annotated[Path, typer.Option(help="where to put the model folder")],
-    sigma_data: Annotated[
-        float | None, typer.Option(help="of a diffusers model: standard deviation of the data it was trained on, 0.5 if not given")
-    ] = None,
-    null_class: Annotated[
-        bool, typer.Option("--null-class", help="of a diffusers model: the last of its classes means no class, as guidance needs")
-    ] = False,
-) -> None:
-    """Make a published teacher a model folder; nothing in its file is run."""
-    file = Path(source)
-    if file.is_file() or file.suffix == ".pkl":
-        if sigma_data is not None or null_class:
-            raise UserError(f"--sigma-data and --null-class are for diffusers models, and {file} is none; leave them out")
-        _import_edm(file, out)
-    else:
-        _import_diffusers(source, out, 0.5 if sigma_data is None else sigma_data, null_class)
-    typer.echo(f"imported: {out}\nnext: fewstep sample {shlex.quote(str(out))} -n 4 --out samples.png")
-    typer.echo(f"or distil it: fewstep train METHOD/DATA method.teacher={out}, with METHOD one of {_taught()}")
-
-
-def _taught() -> str:
-    """The methods that can be given a teacher."""
-    from fewstep import registry
-
-    return ", ".join(name for name, settings in registry.readable("methods").items() if "teacher" in settings.model_fields)
-
-
-def _import_edm(file: Path, out: Path) -> None:
-    from fewstep.interop.edm import import_edm
-
-    found = import_edm(file, out)
-    classes = f"{found.num_classes} classes" if found.num_classes else "no classes"
-    size = "x".join(map(str, found.shape[1:]))
-    typer.echo(f"found: {found.kind} ({found.form}), {found.parameters:,} parameters, {size} images of {found.data}, {classes}")
-    typer.echo(f"sha256 of {file.name}: {found.sha256}")
-
-
-def _import_diffusers(source: str, out: Path, sigma_data: float, null_class: bool) -> None:
-    from fewstep.interop.diffusers import import_diffusers
-
-    found = import_diffusers(source, out, sigma_data, null_class)
-    generator = found.generator
-    if "assumed" in generator.info:
-        _say(f"warning: {generator.info['assumed']}")
-    classes = f"{generator.num_classes} classes" if generator.num_classes else "no classes"
-    size = "x".join(map(str, generator.shape[1:]))
-    typer.echo(f"found: UNet2DModel ({found.prediction}), {found.parameters:,} parameters, {size} images, {classes}")
-    typer.echo(f"noise levels: {found.sigma_min:.4g} to {found.sigma_max:.4g} at {found.timesteps} timesteps")
+app.command()(export)
+app.command("import")(import_)
+app.command()(encode)
 
 
 @app.command()

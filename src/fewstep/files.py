@@ -164,10 +164,11 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def held_folder(path: Path) -> Iterator[None]:
+def held_folder(path: Path, doing: str = "training into", then: str = "use --resume") -> Iterator[None]:
     """Inside, no other process holds `path`. What holds it is let go when its process ends, however that ends.
 
-    Raises UserError where another process holds it. Where the disk knows no locks, as some network disks do not, nothing is held.
+    Raises UserError where another process holds it, which says what that one is `doing`, and what to do `then`. Where the disk knows no
+    locks, as some network disks do not, nothing is held.
     """
     try:
         import fcntl
@@ -180,9 +181,7 @@ def held_folder(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"another process is training into {path}; wait for it or stop it, and then use --resume, or give another folder"
-            ) from None
+            raise UserError(f"another process is {doing} {path}; wait for it or stop it, and then {then}, or give another folder") from None
         except OSError:
             pass
         yield

@@ -1,0 +1,118 @@
+"""The commands that take models in and give them away: `import`, `export` and `encode`. Heavy packages are imported inside them."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep import completion
+from fewstep.errors import UserError
+
+
+def say(text: str) -> None:
+    """Tell the user, beside what a command gives."""
+    typer.echo(text, err=True)
+
+
+def _allow(context: typer.Context, packages: list[str] | None) -> list[str] | None:
+    """As long as the command runs, folders may name what is in `packages`."""
+    if packages:
+        from fewstep.registry import allowing
+
+        context.with_resource(allowing(packages))
+    return packages
+
+
+Allow = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="PACKAGE", callback=_allow, help="whose networks and methods a folder may name; they run if imported"),
+]
+
+
+def export(
+    path: Annotated[str, typer.Argument(help="a run folder, a model folder, or a Hub id", autocompletion=completion.runs)],
+    form: Annotated[str, typer.Option("--format", help="diffusers (a pipeline that needs no code of ours) or onnx (for onnxruntime)")],
+    out: Annotated[Path, typer.Option(help="a new or an empty folder")],
+    licence: Annotated[
+        str | None, typer.Option("--licence", "--license", help="of the weights, for the model card, such as mit or cc-by-nc-sa-4.0")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="numbers of steps to write it for, of a generator that has a choice")] = None,
+    allow: Allow = None,
+) -> None:
+    """Write a one-step or few-step generator for other tools, with a model card; checked pixel for pixel before it is there."""
+    from fewstep.interop.export import export as write
+
+    difference = write(path, form, out, licence, steps)
+    typer.echo(f"exported: {out}, which differs from the generator by {difference:.1e} at most in any pixel of [-1, 1]")
+    typer.echo(f"how to use it: {out / 'README.md'}")
+
+
+def import_(
+    source: Annotated[str, typer.Argument(help="an official EDM checkpoint (NAME.pkl); or a diffusers model, a folder or a Hub id")],
+    out: Annotated[Path, typer.Option(help="where to put the model folder")],
+    sigma_data: Annotated[
+        float | None, typer.Option(help="of a diffusers model: standard deviation of the data it was trained on, 0.5 if not given")
+    ] = None,
+    null_class: Annotated[
+        bool, typer.Option("--null-class", help="of a diffusers model: the last of its classes means no class, as guidance needs")
+    ] = False,
+) -> None:
+    """Make a published teacher a model folder; nothing in its file is run."""
+    file = Path(source)
+    if file.is_file() or file.suffix == ".pkl":
+        if sigma_data is not None or null_class:
+            raise UserError(f"--sigma-data and --null-class are for diffusers models, and {file} is none; leave them out")
+        _import_edm(file, out)
+    else:
+        _import_diffusers(source, out, 0.5 if sigma_data is None else sigma_data, null_class)
+    typer.echo(f"imported: {out}\nnext: fewstep sample {shlex.quote(str(out))} -n 4 --out samples.png")
+    typer.echo(f"or distil it: fewstep train METHOD/DATA method.teacher={out}, with METHOD one of {_taught()}")
+
+
+def _taught() -> str:
+    """The methods that can be given a teacher."""
+    from fewstep import registry
+
+    return ", ".join(name for name, settings in registry.readable("methods").items() if "teacher" in settings.model_fields)
+
+
+def _import_edm(file: Path, out: Path) -> None:
+    from fewstep.interop.edm import import_edm
+
+    found = import_edm(file, out)
+    classes = f"{found.num_classes} classes" if found.num_classes else "no classes"
+    size = "x".join(map(str, found.shape[1:]))
+    typer.echo(f"found: {found.kind} ({found.form}), {found.parameters:,} parameters, {size} images of {found.data}, {classes}")
+    typer.echo(f"sha256 of {file.name}: {found.sha256}")
+
+
+def _import_diffusers(source: str, out: Path, sigma_data: float, null_class: bool) -> None:
+    from fewstep.interop.diffusers import import_diffusers
+
+    found = import_diffusers(source, out, sigma_data, null_class)
+    generator = found.generator
+    if "assumed" in generator.info:
+        say(f"warning: {generator.info['assumed']}")
+    classes = f"{generator.num_classes} classes" if generator.num_classes else "no classes"
+    size = "x".join(map(str, generator.shape[1:]))
+    typer.echo(f"found: UNet2DModel ({found.prediction}), {found.parameters:,} parameters, {size} images, {classes}")
+    typer.echo(f"noise levels: {found.sigma_min:.4g} to {found.sigma_max:.4g} at {found.timesteps} timesteps")
+
+
+def encode(
+    prompts: Annotated[Path, typer.Argument(help="a .txt with a prompt on each line, or a .csv or .parquet with a column of them")],
+    model: Annotated[str, typer.Option(help="the text-to-image pipeline whose text encoders are used: a folder, or a Hub id")],
+    out: Annotated[Path, typer.Option(help="where to put the encoded prompts; the same command goes on where it was stopped")],
+    column: Annotated[str | None, typer.Option(help="of a table; default prompt, caption or text, or the only one")] = None,
+    revision: Annotated[str | None, typer.Option(help="of a model on the Hub: a branch, a tag or a commit")] = None,
+) -> None:
+    """Encode prompts once, before training, by the text encoders of a Stable Diffusion pipeline, so that none is in memory later."""
+    from fewstep.interop.text_encoders import encode_prompts
+    from fewstep.training.progress import reading_bar
+
+    found = encode_prompts(prompts, model, out, column, revision, reading_bar, say)
+    told = [f"{number:,} {what}" for number, what in ((found.repeated, "again"), (found.blank, "blank lines left out")) if number]
+    size = f"{found.tokens} tokens of {found.width} numbers" + (f", pooled {found.pooled}" if found.pooled else "")
+    typer.echo(f"prompts: {found.num:,} different ones" + (f" ({', '.join(told)})" if told else "") + f"; a row is {size}")
+    typer.echo(f"encoded: {out}")

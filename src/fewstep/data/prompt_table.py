@@ -1,0 +1,151 @@
+"""A table of encoded prompts on the disk: what a text-to-image model is told, a row for each prompt.
+
+A folder of
+
+* ``prompts.jsonl``: the prompts, a JSON string a line, in the order of the rows;
+* ``rows-00000.safetensors`` and so on, `CHUNK` rows each, in half precision: ``hidden`` [n, tokens, width] and, of models that take one,
+  ``pooled`` [n, width]; ``null.safetensors``: the same for no prompt, one row;
+* ``manifest.json``, which is written last: the model, what tells its encoders from any other, sizes, and the SHA-256 of each file.
+
+Rows are mapped into memory, and read from the disk when they are asked for.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.data.errors import DataError
+from fewstep.files import replace_file, sha256_of
+from fewstep.text import read_json, read_lines
+
+MANIFEST, PROMPTS, NULL = "manifest.json", "prompts.jsonl", "null.safetensors"
+CHUNK = 1024
+VERSION = 1
+REMEDY = "encode the prompts anew, with fewstep encode"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a table says of itself.
+
+    Attributes:
+        model: the folder or Hub id that it was encoded by.
+        revision: of the Hub; None for a folder.
+        pipeline: the model's class, such as ``StableDiffusionXLPipeline``.
+        encoders: SHA-256 of the text encoders and tokenizers.
+        num: prompts.
+        tokens, width: of each row's hidden states.
+        pooled: width of the pooled vector; None for models without.
+        time_ids: what SDXL is told of sizes; None for other models.
+        repeated, blank, cut: how many prompts stood more than once, how many lines had none, how many were longer than `tokens`.
+        files: SHA-256 of each file.
+        version: of this format.
+
+    """
+
+    model: str
+    revision: str | None
+    pipeline: str
+    encoders: str
+    num: int
+    tokens: int
+    width: int
+    pooled: int | None
+    time_ids: tuple[int, ...] | None
+    repeated: int
+    blank: int
+    cut: int
+    files: Mapping[str, str]
+    version: int = VERSION
+
+    @classmethod
+    def of(cls, tree: Any) -> "Manifest":
+        """The manifest that JSON holds. Raises ValueError."""
+        if not isinstance(tree, dict) or tree.get("version") != VERSION:
+            raise ValueError("it is of another version")
+        if missing := {field.name for field in fields(cls)} - tree.keys():
+            raise ValueError(f"it has no {sorted(missing)[0]}")
+        known = {field.name: tree[field.name] for field in fields(cls)}
+        whole = ("num", "tokens", "width")
+        if not all(type(known[name]) is int and known[name] > 0 for name in whole) or not isinstance(known["files"], dict):
+            raise ValueError(f"its {', '.join(whole)} or files are none")
+        return cls(**known | {"time_ids": None if known["time_ids"] is None else tuple(known["time_ids"])})
+
+    def write(self, folder: Path) -> None:
+        """Put it into `folder`, whole or not at all. Raises OSError."""
+        replace_file(folder / MANIFEST, json.dumps(asdict(self), indent=1).encode())
+
+
+def chunk_files(num: int) -> Iterator[tuple[str, int, int]]:
+    """(name, first row, one past the last) of each file of `num` rows."""
+    for number, start in enumerate(range(0, num, CHUNK)):
+        yield f"rows-{number:05}.safetensors", start, min(start + CHUNK, num)
+
+
+class PromptTable:
+    """The encoded prompts in `folder`.
+
+    ``table.rows(label)`` gives what the model is told for rows int64 [B]; row `num` stands for no prompt.
+
+    Args:
+        folder: what `fewstep encode` has written.
+        check: whether the SHA-256 of every file is compared, which reads all of it.
+
+    Raises:
+        DataError: for a folder without a manifest, as one whose encoding was stopped, and for files that are not those it names.
+
+    """
+
+    def __init__(self, folder: Path, check: bool = False) -> None:
+        self.folder = folder
+        if not (folder / MANIFEST).is_file():
+            state = "holds an encoding that was stopped; the same command goes on" if (folder / PROMPTS).is_file() else "holds none"
+            raise DataError(f"{folder} is no folder of encoded prompts: it {state} (fewstep encode PROMPTS --model MODEL --out {folder})")
+        try:
+            self.manifest = Manifest.of(read_json(folder / MANIFEST))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{folder / MANIFEST} cannot be read ({error}); {REMEDY}") from None
+        self._parts = {name: self._opened(name, stop - start) for name, start, stop in chunk_files(self.manifest.num)}
+        self._null = self._opened(NULL, 1)
+        for name in (PROMPTS, NULL, *self._parts) if check else (PROMPTS,):
+            if self.manifest.files.get(name) != sha256_of(folder / name):
+                raise DataError(f"{folder / name} is not the file that {MANIFEST} names; {REMEDY}")
+
+    def __len__(self) -> int:
+        return self.manifest.num
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts, in the order of the rows."""
+        return [json.loads(line) for line in read_lines(self.folder / PROMPTS) if line]
+
+    def rows(self, label: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(hidden [B, tokens, width], pooled [B, width] or None), float16, of rows int64 [B]; row `num` is the null row."""
+        num, found = self.manifest.num, []
+        for row in label.tolist():
+            if not 0 <= row <= num:
+                raise ValueError(f"there is no row {row}; there are {num}, and {num} itself stands for no prompt")
+            part = self._null if row == num else self._parts[f"rows-{row // CHUNK:05}.safetensors"]
+            found.append({key: tensor[0 if row == num else row % CHUNK] for key, tensor in part.items()})
+        hidden = torch.stack([row["hidden"] for row in found])
+        return hidden, torch.stack([row["pooled"] for row in found]) if self.manifest.pooled else None
+
+    def _opened(self, name: str, num: int) -> dict[str, Tensor]:
+        """The tensors of a file, mapped into memory. Raises DataError where they are not what they should be."""
+        from safetensors import safe_open
+
+        told = self.manifest
+        expected = {"hidden": (num, told.tokens, told.width), **({"pooled": (num, told.pooled)} if told.pooled else {})}
+        try:
+            with safe_open(self.folder / name, "pt") as file:
+                found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        except Exception as error:  # the library's own, and those of a disk
+            raise DataError(f"{self.folder / name} cannot be read ({str(error).splitlines()[0]}); {REMEDY}") from None
+        if {key: tuple(tensor.shape) for key, tensor in found.items()} != expected:
+            raise DataError(f"{self.folder / name} does not hold the {num:,} rows that {MANIFEST} names; {REMEDY}")
+        return found

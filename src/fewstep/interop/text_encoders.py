@@ -1,0 +1,294 @@
+"""Prompts encoded once, before training, by the text encoders of a text-to-image pipeline of diffusers.
+
+The pipeline's own ``encode_prompt`` is called, so what a student is trained with is what stock pipelines sample with. The U-Net and the
+VAE are not read.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep import hub
+from fewstep.data.errors import DataError
+from fewstep.data.prompt_files import SHOWN, Prompts, read_prompts
+from fewstep.data.prompt_table import MANIFEST, NULL, PROMPTS, Manifest, PromptTable, chunk_files
+from fewstep.errors import UserError, first_line
+from fewstep.files import check_free, held_folder, sha256_of, sweep, whole_file
+from fewstep.text import read_json
+
+BATCH = 16  # prompts at once
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+ENCODERS = ("text_encoder", "text_encoder_2")
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+BEGUN = "encoding.json"  # what an encoding that is not done belongs to
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+def encode_prompts(
+    prompts: Path,
+    model: str,
+    out: Path,
+    column: str | None = None,
+    revision: str | None = None,
+    bar: Bar = lambda title, total: contextlib.nullcontext(lambda done: None),
+    say: Callable[[str], None] = lambda text: None,
+) -> Manifest:
+    """Encode the prompts in a file by the text encoders of `model`, a pipeline's folder or Hub id, into the folder `out`.
+
+    An encoding that was stopped goes on where it was; one that is done is left as it is. Each different prompt is encoded once. See
+    `fewstep.data.prompt_files.read_prompts` for the file and `column`, and `fewstep.data.prompt_table` for what is written.
+
+    Raises:
+        UserError: for prompts that cannot be read; for a model without text encoders, of another kind, or not whole; for a folder `out`
+            that holds something else, or an encoding of other prompts or by another model; and where transformers is not installed.
+
+    """
+    try:
+        found = read_prompts(prompts, column)
+    except DataError as error:
+        raise UserError(str(error)) from error
+    folder = model_folder(model, revision)
+    kind = pipeline_kind(folder, model)
+    belongs = {"encoders": encoders_sha256(folder), "prompts": _sha256_of_texts(found), "pipeline": kind}
+    if out.is_dir() and (out / BEGUN).is_file():
+        _check_same(out, belongs)
+    else:
+        check_free(out)
+        out.mkdir(parents=True, exist_ok=True)
+    with held_folder(out, "encoding into", "give the same command again"):
+        if (out / MANIFEST).is_file():
+            say(f"{out} holds these prompts already, encoded by the same model")
+            return _checked(out)
+        sweep(out)
+        _write(out / BEGUN, json.dumps(belongs).encode())
+        _write(out / PROMPTS, "".join(f"{json.dumps(text)}\n" for text in found.texts).encode())
+        encoder = Encoder(folder, model, kind)
+        cut = encoder.longer_ones(found.texts)
+        files = {PROMPTS: sha256_of(out / PROMPTS), NULL: _save(out / NULL, encoder.nothing())}
+        with bar("encoding prompts", len(found.texts)) as done:
+            for name, start, stop in chunk_files(len(found.texts)):
+                if not (out / name).is_file():  # files are there whole, or not at all
+                    parts = []
+                    for first in range(start, stop, BATCH):
+                        parts.append(encoder(found.texts[first : min(first + BATCH, stop)]))
+                        done(len(parts[-1]["hidden"]))
+                    _save(out / name, {key: torch.cat([part[key] for part in parts]) for key in parts[0]})
+                else:
+                    done(stop - start)
+                files[name] = sha256_of(out / name)
+        row = encoder.nothing()
+        manifest = Manifest(
+            model=model,
+            revision=revision,
+            pipeline=kind,
+            encoders=belongs["encoders"],
+            num=len(found.texts),
+            tokens=row["hidden"].shape[1],
+            width=row["hidden"].shape[2],
+            pooled=row["pooled"].shape[1] if "pooled" in row else None,
+            time_ids=time_ids(folder, kind),
+            repeated=found.repeated,
+            blank=found.blank,
+            cut=len(cut),
+            files=files,
+        )
+        manifest.write(out)
+    if cut:
+        first = cut[0]
+        say(
+            f"{len(cut):,} of {len(found.texts):,} prompts have more than the {encoder.tokens} tokens that the encoder sees, and were cut; "
+            f"the first is line {found.line_of(first):,} ({found.texts[first][:SHOWN]!r}...)"
+        )
+    return manifest
+
+
+class Encoder:
+    """The text encoders of the pipeline in `folder`, called `model`, of the class `kind`."""
+
+    def __init__(self, folder: Path, model: str, kind: str) -> None:
+        self.kind = kind
+        self.pipeline = _pipeline(folder, model)
+        tokenizers = [getattr(self.pipeline, name, None) for name in TOKENIZERS]
+        self.tokenizers = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
+        self.tokens: int = self.tokenizers[0].model_max_length
+        if torch.cuda.is_available():
+            self.pipeline.to("cuda")
+
+    @torch.no_grad()
+    def __call__(self, texts: tuple[str, ...] | list[str]) -> dict[str, Tensor]:
+        """``hidden`` [n, tokens, width] and, where the model takes one, ``pooled`` [n, width], float16 on the CPU.
+
+        Raises UserError where half precision cannot hold them.
+        """
+        with _quiet():
+            device = self.pipeline._execution_device
+            found = self.pipeline.encode_prompt(list(texts), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+        rows = {"hidden": found[0]} | ({"pooled": found[2]} if self.kind == "StableDiffusionXLPipeline" else {})
+        rows = {key: row.to("cpu", torch.float16).contiguous() for key, row in rows.items()}
+        for row in rows.values():
+            if not row.isfinite().all():
+                raise UserError(
+                    "the text encoders give numbers that half precision cannot hold (NaN, infinity, or above 65,504); take another copy of "
+                    "the model"
+                )
+        return rows
+
+    def nothing(self) -> dict[str, Tensor]:
+        """The row that stands for no prompt: of SD the encoded empty one; of SDXL zeros, where its pipeline says so, as it mostly does."""
+        row = self([""])
+        if self.kind == "StableDiffusionXLPipeline" and self.pipeline.config.get("force_zeros_for_empty_prompt", True):
+            row = {key: torch.zeros_like(value) for key, value in row.items()}
+        return row
+
+    def longer_ones(self, texts: tuple[str, ...]) -> list[int]:
+        """Which of `texts` have more tokens than any of the encoders sees, and are cut there."""
+        with _quiet():
+            return [
+                number
+                for number, text in enumerate(texts)
+                if any(len(tokenizer(text).input_ids) > tokenizer.model_max_length for tokenizer in self.tokenizers)
+            ]
+
+
+def model_folder(model: str, revision: str | None = None) -> Path:
+    """Where the pipeline `model` lies: a folder, or the local copy of what the Hub has under that id. Raises UserError."""
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not hub.is_id(model):
+        raise UserError(f"--model is {model!r}, which is no folder, and no Hub id (owner/name); give a text-to-image pipeline of diffusers")
+    wanted = ["model_index.json", *(f"{name}/*" for name in TOKENIZERS)]
+    wanted += [f"{name}/{file}" for name in ENCODERS for file in ("config.json", "model.safetensors", "model-*.safetensors*")]
+    return hub.fetched(model, model, [*wanted, "unet/config.json"], revision)
+
+
+def pipeline_kind(folder: Path, model: str) -> str:
+    """The class of the pipeline in `folder`, one of `PIPELINES`, which has its text encoders. Raises UserError."""
+    try:
+        index = read_json(folder / "model_index.json")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{model} holds no pipeline ({first_line(error)}); give the folder of one, with model_index.json") from None
+    kind = index.get("_class_name") if isinstance(index, dict) else None
+    if kind not in PIPELINES:
+        raise UserError(f"{model} is a {kind}; prompts can be encoded by {' or '.join(PIPELINES)}")
+    needed = [*ENCODERS, *TOKENIZERS] if kind == "StableDiffusionXLPipeline" else [ENCODERS[0], TOKENIZERS[0]]
+    for part in needed:
+        if not isinstance(index.get(part), list) or index[part][0] is None or not (folder / part).is_dir():
+            raise UserError(f"{model} is a {kind} without its {part}, which prompts are encoded by; take a whole copy of the model")
+    return str(kind)
+
+
+def encoders_sha256(folder: Path) -> str:
+    """What tells the text encoders and tokenizers in `folder` from any others. Raises OSError."""
+    digest = hashlib.sha256()
+    for part in (*ENCODERS, *TOKENIZERS):
+        for file in sorted((folder / part).glob("*")):
+            if file.is_file() and file.suffix in (".json", ".txt", ".safetensors", ".model"):
+                digest.update(f"{part}/{file.name} {sha256_of(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def time_ids(folder: Path, kind: str) -> tuple[int, ...] | None:
+    """What SDXL is told of an image that was neither scaled nor cropped, of the size that its U-Net was trained for."""
+    if kind != "StableDiffusionXLPipeline":
+        return None
+    try:
+        size = int(read_json(folder / "unet" / "config.json")["sample_size"]) * _vae_factor(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        size = 1024
+    return (size, size, 0, 0, size, size)
+
+
+def _vae_factor(folder: Path) -> int:
+    """Pixels of an image's side for each of a latent's; 8, if the VAE does not say."""
+    try:
+        return int(2 ** (len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1))
+    except (OSError, ValueError, KeyError, TypeError):
+        return 8
+
+
+def _pipeline(folder: Path, model: str) -> Any:
+    """The pipeline in `folder` with its text encoders alone. Raises UserError."""
+    try:
+        import transformers  # noqa: F401 - diffusers reads encoders by it, and says less where it is not there
+    except ImportError:
+        raise UserError("prompts are encoded by transformers, which is not installed: pip install 'fewstep[text]'") from None
+    from diffusers import DiffusionPipeline
+
+    without = dict.fromkeys(("unet", "vae", "scheduler", "safety_checker", "feature_extractor", "image_encoder"))
+    if "StableDiffusionXL" in str(read_json(folder / "model_index.json").get("_class_name")):
+        del without["safety_checker"]
+    else:
+        without["requires_safety_checker"] = False
+    try:
+        with _quiet():
+            return DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **without)
+    except Exception as error:  # diffusers, transformers, safetensors and json each have their own
+        raise UserError(f"the text encoders of {model} cannot be read ({first_line(error)}); take another copy of the model") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, neither diffusers nor transformers shows bars or remarks of its own: what matters is said here."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    levels = of_diffusers.get_verbosity(), of_transformers.get_verbosity()
+    for found in (of_diffusers, of_transformers):
+        found.set_verbosity_error()
+        found.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for found, level in zip((of_diffusers, of_transformers), levels, strict=True):
+            found.set_verbosity(level)
+            found.enable_progress_bar()
+
+
+def _check_same(out: Path, belongs: dict[str, str]) -> None:
+    """Raise UserError where what `out` holds, done or not, was begun with other prompts or another model."""
+    try:
+        theirs = read_json(out / BEGUN)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out / BEGUN} cannot be read ({first_line(error)}); give a new folder") from None
+    if theirs != belongs:
+        what = (
+            "other prompts" if not isinstance(theirs, dict) or theirs.get("prompts") != belongs["prompts"] else "another model's encoders"
+        )
+        raise UserError(f"--out is {out}, which holds encodings of {what}; give a new folder, or remove that one")
+
+
+def _checked(out: Path) -> Manifest:
+    """The manifest of an encoding that is done, every file of which is the one it names. Raises UserError."""
+    try:
+        return PromptTable(out, check=True).manifest
+    except DataError as error:
+        raise UserError(str(error)) from error
+
+
+def _sha256_of_texts(found: Prompts) -> str:
+    return hashlib.sha256(json.dumps(found.texts).encode()).hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with whole_file(path) as file:
+        file.write(content)
+
+
+def _save(path: Path, rows: dict[str, Tensor]) -> str:
+    """Write `rows` to `path`, whole or not at all, and give its SHA-256. Raises UserError for a disk that is full."""
+    from safetensors.torch import save
+
+    try:
+        _write(path, save(rows))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); make room, and give the same command again") from error
+    return sha256_of(path)

@@ -1,0 +1,70 @@
+"""Prompts in text files and tables: each different one once, what is left out counted, and a sentence for what will not do."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fewstep.data.errors import DataError
+from fewstep.data.prompt_files import LONGEST, read_prompts
+
+
+def test_lines_of_text_are_prompts_each_different_one_once(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffa seven\r\n\n two,  thin \na seven\n\t\nein Haus mit Tür\u2028und Tor".encode())
+    found = read_prompts(path)
+    assert found.texts == ("a seven", "two, thin", "ein Haus mit Tür und Tor")  # no line ends at U+2028
+    assert found.rows == (0, 1, 0, 2)
+    assert found.lines == (1, 3, 4, 6)
+    assert (found.blank, found.repeated) == (2, 1)
+    assert [found.line_of(number) for number in range(3)] == [1, 3, 6]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_column_of_a_table(ending, tmp_path):
+    columns = {"id": ["1", "2", "3"], "Caption": ["a cat", "a dog,\nasleep", None]}
+    path = tmp_path / f"captions.{ending}"
+    if ending == "csv":
+        path.write_text('id,Caption\n1,a cat\n2,"a dog,\nasleep"\n3,\n')
+    else:
+        pq.write_table(pa.table(columns), path)
+    found = read_prompts(path)
+    assert (found.texts, found.blank) == (("a cat", "a dog, asleep"), 1)
+    assert read_prompts(path, "id").texts == ("1", "2", "3")
+    with pytest.raises(DataError, match=r"--column is 'title'; the columns of text in .* are id, Caption"):
+        read_prompts(path, "title")
+
+
+def test_the_only_column_needs_no_name_and_of_several_one_is_asked_for(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("words\na cat\n")
+    assert read_prompts(path).texts == ("a cat",)
+    path.write_text("words,more\na cat,2\n")
+    with pytest.raises(DataError, match=r"has words, more, of which none is called a prompt; name one by --column"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", b"", "holds no prompt; write one on each line"),
+        ("a.txt", b"\n \n", "holds no prompt"),
+        ("a.txt", b"a cat\n\xff\xfe\n", r"line 2 of .* is no UTF-8 \(byte 6\); save the file as UTF-8"),
+        ("a.txt", b"a cat\n" + b"x" * (LONGEST + 1), r"the prompt in line 2 of .* has 4,001 characters, where 4,000 are allowed \('xxx"),
+        ("a.csv", b'prompt\n"a cat\n', "cannot be read as a .csv"),
+        ("a.csv", b"", "has no column of text"),
+        ("a.parquet", b"PAR1", "cannot be read as a parquet file"),
+        ("a.json", b"[]", "is a .json; prompts are read from .txt, .csv and .parquet"),
+    ],
+)
+def test_what_will_not_do_is_a_sentence(name, content, said, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        read_prompts(tmp_path / name)
+
+
+def test_a_file_that_is_not_there_and_a_column_of_a_text_file(tmp_path):
+    with pytest.raises(DataError, match=r"there is no file .*a.txt; give a .txt with a prompt on each line"):
+        read_prompts(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_text("a cat")
+    with pytest.raises(DataError, match="has no columns: each line is a prompt; leave --column out"):
+        read_prompts(tmp_path / "a.txt", "prompt")

@@ -1,0 +1,234 @@
+"""Prompts encoded by a pipeline's own encoders: what stock pipelines sample with, resumable, and refused where something is amiss."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from fewstep.data import prompt_table
+from fewstep.data.errors import DataError
+from fewstep.data.prompt_table import MANIFEST, PromptTable
+from fewstep.errors import UserError
+from fewstep.files import held_folder
+from fewstep.interop import text_encoders
+from fewstep.interop.text_encoders import encode_prompts
+from text_models import make
+
+PROMPTS = "a photo of a seven\n\ntwo, thin\na photo of a seven\nfive\n" + "x" * 200 + "\n"
+TEXTS = ["a photo of a seven", "two, thin", "five", "x" * 200]
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory):
+    """``pipelines[form]``: (folder, pipeline) of each form."""
+    folder = tmp_path_factory.mktemp("models")
+    return {form: (folder / form, make(folder / form, form)) for form in ("sd", "sdxl")}
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text(PROMPTS)
+    return path
+
+
+@pytest.mark.parametrize("form", ["sd", "sdxl"])
+def test_rows_are_what_the_stock_pipeline_tells_its_unet(form, pipelines, prompts, tmp_path):
+    folder, pipeline = pipelines[form]
+    said = []
+    manifest = encode_prompts(prompts, str(folder), tmp_path / "out", say=said.append)
+    assert (manifest.num, manifest.repeated, manifest.blank, manifest.cut) == (4, 1, 1, 1)
+    assert said == [
+        f"1 of 4 prompts have more than the 77 tokens that the encoder sees, and were cut; the first is line 6 ('{'x' * 40}'...)"
+    ]
+    table = PromptTable(tmp_path / "out", check=True)
+    assert table.texts == TEXTS
+    assert len(table) == 4
+    hidden, pooled = table.rows(torch.tensor([3, 0, 4]))
+    with torch.no_grad():
+        expected = pipeline.encode_prompt(
+            [TEXTS[3], TEXTS[0]], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True, negative_prompt=None
+        )
+    assert hidden.dtype == torch.float16
+    torch.testing.assert_close(hidden[:2].float(), expected[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(hidden[2].float(), expected[1][0], rtol=1e-3, atol=1e-3)  # what guidance leans away from
+    if form == "sd":
+        assert pooled is None
+        assert manifest.time_ids is None
+    else:
+        torch.testing.assert_close(pooled[:2].float(), expected[2], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(pooled[2].float(), expected[3][0])
+        assert not hidden[2].any()
+        assert manifest.time_ids == (16, 16, 0, 0, 16, 16)  # latents of 8, and a VAE that halves once
+
+
+def test_a_prompt_is_encoded_the_same_in_any_company(pipelines, prompts, tmp_path):
+    folder, _ = pipelines["sd"]
+    alone = tmp_path / "alone.txt"
+    alone.write_text("five")
+    encode_prompts(prompts, str(folder), tmp_path / "all")
+    encode_prompts(alone, str(folder), tmp_path / "one")
+    together, single = PromptTable(tmp_path / "all"), PromptTable(tmp_path / "one")
+    torch.testing.assert_close(together.rows(torch.tensor([2]))[0], single.rows(torch.tensor([0]))[0], rtol=2e-3, atol=2e-3)
+
+
+def test_what_was_stopped_goes_on_and_ends_as_what_was_not(pipelines, prompts, tmp_path, monkeypatch):
+    folder, _ = pipelines["sdxl"]
+    monkeypatch.setattr(prompt_table, "CHUNK", 2)
+    encode_prompts(prompts, str(folder), tmp_path / "whole")
+    calls, call = [], text_encoders.Encoder.__call__
+
+    def stopped(self, texts):
+        calls.append(list(texts))
+        if TEXTS[3] in texts:
+            raise KeyboardInterrupt
+        return call(self, texts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(text_encoders.Encoder, "__call__", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            encode_prompts(prompts, str(folder), tmp_path / "out")
+    with pytest.raises(DataError, match="holds an encoding that was stopped; the same command goes on"):
+        PromptTable(tmp_path / "out")
+    (tmp_path / "out" / ".rows-00001.safetensors.1.partial").write_bytes(b"half")
+    calls.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(text_encoders.Encoder, "__call__", lambda self, texts: (calls.append(list(texts)), call(self, texts))[1])
+        encode_prompts(prompts, str(folder), tmp_path / "out")
+    assert TEXTS[:2] not in calls  # they were done
+    assert TEXTS[2:] in calls
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_what_is_done_is_checked_and_left_and_nothing_else_is_written_over(pipelines, prompts, tmp_path, monkeypatch):
+    out, folder = tmp_path / "out", str(pipelines["sd"][0])
+    encode_prompts(prompts, folder, out)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(text_encoders, "Encoder", None)  # which is not asked
+        said = []
+        encode_prompts(prompts, folder, out, say=said.append)
+        assert said == [f"{out} holds these prompts already, encoded by the same model"]
+    with pytest.raises(UserError, match=r"--out is .*out, which holds encodings of another model's encoders; give a new folder"):
+        encode_prompts(prompts, str(pipelines["sdxl"][0]), out)
+    prompts.write_text("one")
+    with pytest.raises(UserError, match=r"holds encodings of other prompts"):
+        encode_prompts(prompts, folder, out)
+    with pytest.raises(UserError, match=r"holds something already; give an empty folder"):
+        encode_prompts(prompts, folder, tmp_path)
+    prompts.write_text(PROMPTS)
+    with held_folder(out), pytest.raises(UserError, match=r"is encoding into .*; wait for it or stop it, and then give the same command"):
+        encode_prompts(prompts, folder, out)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda out: (out / MANIFEST).write_text("{"), r"manifest.json cannot be read"),
+        (lambda out: (out / MANIFEST).write_text("[]"), r"it is of another version"),
+        (lambda out: (out / "null.safetensors").unlink(), r"null.safetensors cannot be read"),
+        (lambda out: (out / "rows-00000.safetensors").write_bytes(b"1"), r"rows-00000.safetensors cannot be read"),
+        (lambda out: shutil.copy(out / "null.safetensors", out / "rows-00000.safetensors"), "does not hold the 4 rows that manifest.json"),
+        (lambda out: (out / "prompts.jsonl").write_text('"one"\n' * 4), "prompts.jsonl is not the file that manifest.json names"),
+    ],
+)
+def test_a_damaged_table_is_told(damage, said, pipelines, prompts, tmp_path):
+    encode_prompts(prompts, str(pipelines["sd"][0]), tmp_path / "out")
+    damage(tmp_path / "out")
+    with pytest.raises(DataError, match=said):
+        PromptTable(tmp_path / "out")
+
+
+def test_a_byte_that_changed_is_found_where_all_is_checked(pipelines, prompts, tmp_path):
+    encode_prompts(prompts, str(pipelines["sd"][0]), tmp_path / "out")
+    file = tmp_path / "out" / "rows-00000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    PromptTable(tmp_path / "out")
+    with pytest.raises(DataError, match="is not the file that"):
+        PromptTable(tmp_path / "out", check=True)
+    with pytest.raises(UserError, match="encode the prompts anew"):
+        encode_prompts(prompts, str(pipelines["sd"][0]), tmp_path / "out")
+
+
+def test_rows_that_are_not_there(pipelines, prompts, tmp_path):
+    encode_prompts(prompts, str(pipelines["sd"][0]), tmp_path / "out")
+    table = PromptTable(tmp_path / "out")
+    for row in (-1, 5):
+        with pytest.raises(ValueError, match=f"there is no row {row}; there are 4, and 4 itself stands for no prompt"):
+            table.rows(torch.tensor([row]))
+
+
+def changed(folder, to, change):
+    """A copy of a pipeline's folder whose model_index.json is changed."""
+    shutil.copytree(folder, to)
+    index = json.loads((to / "model_index.json").read_text())
+    change(index)
+    (to / "model_index.json").write_text(json.dumps(index))
+    return str(to)
+
+
+def test_a_model_that_will_not_do(pipelines, prompts, tmp_path):
+    folder = pipelines["sd"][0]
+    out = tmp_path / "out"
+    cases = [
+        (str(tmp_path / "nowhere"), r"--model is .*, which is no folder, and no Hub id"),
+        (str(tmp_path), r"holds no pipeline"),
+        (changed(folder, tmp_path / "a", lambda index: index.update(_class_name="FluxPipeline")), r"is a FluxPipeline; prompts can be"),
+        (changed(folder, tmp_path / "b", lambda index: index.update(text_encoder=[None, None])), r"without its text_encoder, which"),
+        (changed(folder, tmp_path / "c", lambda index: None), r"the text encoders of .* cannot be read \(.*\); take another copy"),
+    ]
+    (tmp_path / "c" / "text_encoder" / "model.safetensors").unlink()
+    for model, said in cases:
+        with pytest.raises(UserError, match=said):
+            encode_prompts(prompts, model, out)
+        assert not (out / MANIFEST).exists()
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def test_without_transformers_that_is_a_sentence(pipelines, prompts, tmp_path, monkeypatch):
+    import builtins
+
+    real = builtins.__import__
+
+    def missing(name, *rest):
+        if name == "transformers":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(UserError, match=r"which is not installed: pip install 'fewstep\[text\]'"):
+        encode_prompts(prompts, str(pipelines["sd"][0]), tmp_path / "out")
+
+
+def test_numbers_that_half_precision_cannot_hold(pipelines, prompts, tmp_path):
+    folder, _ = pipelines["sd"]
+    copied = tmp_path / "model"
+    shutil.copytree(folder, copied)
+    from safetensors.torch import load_file, save_file
+
+    file = copied / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    name = next(key for key in weights if key.endswith("final_layer_norm.weight"))
+    save_file({**weights, name: weights[name] * 1e6}, file, {"format": "pt"})
+    with pytest.raises(UserError, match="numbers that half precision cannot hold"):
+        encode_prompts(prompts, str(copied), tmp_path / "out")
+
+
+def test_the_command_says_what_it_did(pipelines, prompts, done, command, tmp_path):
+    out = tmp_path / "out"
+    outcome = done("encode", prompts, "--model", pipelines["sdxl"][0], "--out", out)
+    assert outcome.out.splitlines() == [
+        "prompts: 4 different ones (1 again, 1 blank lines left out); a row is 77 tokens of 64 numbers, pooled 32",
+        f"encoded: {out}",
+    ]
+    assert "1 of 4 prompts have more than the 77 tokens" in outcome.err
+    failed = command("encode", tmp_path / "none.txt", "--model", pipelines["sdxl"][0], "--out", out)
+    assert failed.code == 2
+    assert failed.err.startswith("error: there is no file ")

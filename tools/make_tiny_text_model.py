@@ -1,0 +1,162 @@
+"""A text-to-image pipeline of a few thousand parameters, in the layout of Stable Diffusion, which stock diffusers runs.
+
+    python tools/make_tiny_text_model.py OUT                      as SD 1.5: one text encoder, noise predicted
+    python tools/make_tiny_text_model.py OUT --form sdxl          as SDXL: two text encoders, a pooled vector, time ids
+    python tools/make_tiny_text_model.py OUT --prediction v_prediction --zero-snr
+
+Everything is made here, without a download: a tokenizer of single letters, text encoders, a VAE, a U-Net and a scheduler, with random
+weights of seed 0. It is for tests, and for looking at what a pipeline consists of.
+"""
+
+import argparse
+import json
+import string
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TOKENS = 77
+FORMS = ("sd", "sdxl")
+PREDICTIONS = ("epsilon", "v_prediction")
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def tokenizer(folder: Path) -> Any:
+    """CLIP's tokenizer over letters, digits and marks alone, by the files that it is read from."""
+    from transformers import CLIPTokenizer
+
+    letters = string.ascii_lowercase + string.digits + string.punctuation
+    words = [*letters, *(f"{letter}</w>" for letter in letters), BEGIN, END]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    special = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": TOKENS, **special}))
+    return CLIPTokenizer.from_pretrained(str(folder))
+
+
+def text_encoder(vocabulary: int, width: int, projected: bool) -> Any:
+    """CLIP's text encoder; `projected` with the projection of the pooled vector, as SDXL's second has one."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=vocabulary - 1,
+    )
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
+
+
+def vae(scaling: float = 0.18215) -> Any:
+    """A VAE that halves images once: latents [4, H/2, W/2]."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,
+        sample_size=16,
+        scaling_factor=scaling,
+    ).eval()
+
+
+def unet(form: str, text_width: int, pooled_width: int) -> Any:
+    """A U-Net with cross-attention to the text; as SDXL's also told a pooled vector and sizes."""
+    from diffusers import UNet2DConditionModel
+
+    more: dict[str, Any] = {}
+    if form == "sdxl":
+        more = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": pooled_width + 6 * 8,
+            "use_linear_projection": True,
+        }
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(4, 8),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=2,
+        attention_head_dim=2,
+        cross_attention_dim=text_width,
+        **more,
+    ).eval()
+
+
+def scheduler(prediction: str = "epsilon", zero_snr: bool = False) -> Any:
+    """Stable Diffusion's table of betas, as its DDIM scheduler has it."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction,
+        rescale_betas_zero_snr=zero_snr,
+        timestep_spacing="trailing" if zero_snr else "leading",
+    )
+
+
+def make(folder: Path, form: str = "sd", prediction: str = "epsilon", zero_snr: bool = False, seed: int = 0) -> Any:
+    """The pipeline, also written to `folder`."""
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    width = 32
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        words = tokenizer(folder / "tokenizer")
+        parts: dict[str, Any] = {
+            "tokenizer": words,
+            "text_encoder": text_encoder(len(words), width, projected=False),
+            "vae": vae(0.13025 if form == "sdxl" else 0.18215),
+            "unet": unet(form, 2 * width if form == "sdxl" else width, width),
+            "scheduler": scheduler(prediction, zero_snr),
+        }
+        if form == "sdxl":
+            parts |= {"tokenizer_2": tokenizer(folder / "tokenizer_2"), "text_encoder_2": text_encoder(len(words), width, projected=True)}
+            pipeline = StableDiffusionXLPipeline(**parts, add_watermarker=False)
+        else:
+            pipeline = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        pipeline.save_pretrained(str(folder))
+    return pipeline
+
+
+def main() -> None:
+    """Make one, and say how large it is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="a new or an empty folder")
+    parser.add_argument("--form", choices=FORMS, default="sd")
+    parser.add_argument("--prediction", choices=PREDICTIONS, default="epsilon")
+    parser.add_argument("--zero-snr", action="store_true", help="betas of which nothing of the data is left at the last timestep")
+    arguments = parser.parse_args()
+    if arguments.out.exists() and any(arguments.out.iterdir()):
+        parser.error(f"{arguments.out} holds something already; give a new or an empty folder")
+    pipeline = make(arguments.out, arguments.form, arguments.prediction, arguments.zero_snr)
+    size = sum(parameter.numel() for parameter in pipeline.unet.parameters())
+    print(f"made: {arguments.out}, a {type(pipeline).__name__} whose U-Net has {size:,} parameters")
+
+
+if __name__ == "__main__":
+    main()
