@@ -77,11 +77,20 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
     "dmd2/cifar10_cpu": {
         "as it is": (),
         "guidance 1": ("method.guidance_scale=1",),
-        "guidance 1.5": ("method.guidance_scale=1.5",),
-        "DMD loss": ("method.loss=dmd",),
-        "rates x .5": ("method.generator_optimizer.lr=1e-4", "method.guidance_optimizer.lr=2.5e-4"),
-        "ratio 4": ("method.dfake_gen_update_ratio=4",),
-        "GAN": ("method.gan=true", "method.gan_weight_generator=auto"),
+        "rates x 2": ("method.generator_optimizer.lr=4e-4", "method.guidance_optimizer.lr=1e-3"),
+        "rates x 4": ("method.generator_optimizer.lr=8e-4", "method.guidance_optimizer.lr=2e-3"),
+        "rates x 4, every step": (
+            "method.generator_optimizer.lr=8e-4",
+            "method.guidance_optimizer.lr=2e-3",
+            "method.dfake_gen_update_ratio=1",
+        ),
+        "rates x 4, DMD loss": ("method.generator_optimizer.lr=8e-4", "method.guidance_optimizer.lr=2e-3", "method.loss=dmd"),
+        "rates x 4, GAN": (
+            "method.generator_optimizer.lr=8e-4",
+            "method.guidance_optimizer.lr=2e-3",
+            "method.gan=true",
+            "method.gan_weight_generator=auto",
+        ),
     },
     "teacher/cifar10_cpu": {
         "as it is": (),

@@ -1,6 +1,7 @@
 """What all tests share: one thread, no network, tiny finished runs made once, and two ways to call the command line."""
 
 import contextlib
+import functools
 import io
 import os
 import subprocess
@@ -67,8 +68,10 @@ def _one_thread():
 def _quick():
     """No other process draws the frames of a run's dashboard, nor are a report's curves drawn, and a dry run tries steps for a moment.
 
-    Nor is the speed of drawing samples taken more than once. Each takes seconds, and few look at it.
+    Nor is the speed of drawing samples taken more than once. Each takes seconds, and few look at it. Digits are read once.
     """
+    import sklearn.datasets
+
     from fewstep import engine, pictures, trial
     from fewstep.metrics import suite
     from fewstep.viz import report
@@ -91,6 +94,7 @@ def _quick():
         patch.setattr(engine, "keep_freed_memory", lambda: False)  # it would stay for other tests, some of which measure memory
         patch.setattr(trial, "BATCH", 16)
         patch.setattr(suite, "LONG", 0.0)
+        patch.setattr(sklearn.datasets, "load_digits", functools.cache(sklearn.datasets.load_digits))
         yield
 
 

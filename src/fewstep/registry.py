@@ -76,6 +76,7 @@ BUILT_IN: Mapping[str, Mapping[str, Place]] = {
         "coded_mlp": _network("mlp", "CodedMLP"),
         "teacher": Place("", "fewstep.networks.settings:CopySettings"),
         "unet2d": _network("unet2d", "UNet2D", offered=False),
+        "text_unet": _network("text_unet", "TextUNet", offered=False),
     },
     "data": {
         "digits": _data("images:load_digits", "Digits"),

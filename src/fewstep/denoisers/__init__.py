@@ -3,6 +3,7 @@
 from torch import nn
 
 from fewstep.denoisers.distributional import DistributionalDenoiser
+from fewstep.denoisers.flow import FlowDenoiser
 from fewstep.denoisers.foreign import ForeignDenoiser
 from fewstep.denoisers.mixture import MixtureDenoiser, MixturePosterior
 from fewstep.denoisers.preconditioned import PreconditionedDenoiser
@@ -23,6 +24,7 @@ DENOISERS: dict[str, type[nn.Module]] = {
     "push_forward": PushForward,
     "distributional": DistributionalDenoiser,
     "ddpm": ForeignDenoiser,
+    "flow": FlowDenoiser,
     "two_time": TwoTimeDenoiser,
 }
 """By the names that config.json has for them; each is made with ``(network, sigma_data, num_classes, **its own settings)``."""
@@ -32,6 +34,7 @@ __all__ = [
     "Denoiser",
     "DistributionalDenoiser",
     "FeatureDenoiser",
+    "FlowDenoiser",
     "ForeignDenoiser",
     "Guided",
     "MixtureDenoiser",

@@ -71,7 +71,7 @@ def read_teacher(path: str | Path, sigma_data: float = 0.5, null_class: bool = F
     config = _json(model_folder / "config.json")
     if config.get("_class_name") != "UNet2DModel":
         raise UserError(f"{model_folder} holds a {config.get('_class_name')}; only a UNet2DModel of pixels can be a teacher here")
-    scheduler, assumed = _scheduler(folder, model_folder)
+    scheduler, assumed = scheduler_of(folder, model_folder)
     info: dict[str, Any] = {"method": "teacher", "imported_from": str(path)}
     licence = _licence(folder, model_folder)
     if licence:
@@ -82,7 +82,7 @@ def read_teacher(path: str | Path, sigma_data: float = 0.5, null_class: bool = F
         info["label_dropout"] = True  # how often labels were dropped is not told
     _check_size(config, model_folder)
     try:
-        generator = _untrained(config, _parametrization(scheduler), sigma_data, null_class, info)
+        generator = _untrained(config, parametrization_of(scheduler), sigma_data, null_class, info)
     except Exception as error:  # settings of the wrong kind make diffusers and torch raise what they will
         raise UserError(f"the diffusers model {path} cannot be a teacher here: {first_line(error)}") from error
     if folder != Path(path):  # of a Hub id, whose weights are fetched now that they are known to fit
@@ -166,7 +166,7 @@ def _model_folder(folder: Path) -> Path:
     return place
 
 
-def _scheduler(folder: Path, model_folder: Path) -> tuple[dict[str, Any], str]:
+def scheduler_of(folder: Path, model_folder: Path) -> tuple[dict[str, Any], str]:
     """The scheduler's settings, and what had to be assumed, if anything. Raises UserError."""
     above = [folder.parent / "scheduler" / SCHEDULER] if folder.name == "unet" else []
     for file in (folder / "scheduler" / SCHEDULER, folder / SCHEDULER, model_folder / SCHEDULER, *above):
@@ -176,7 +176,7 @@ def _scheduler(folder: Path, model_folder: Path) -> tuple[dict[str, Any], str]:
     return {}, f"there is no {SCHEDULER} in {folder}; taken to be DDPM's: {told}. If it is not, put its {SCHEDULER} there"
 
 
-def _parametrization(scheduler: dict[str, Any]) -> dict[str, Any]:
+def parametrization_of(scheduler: dict[str, Any]) -> dict[str, Any]:
     """What the network was trained to predict and when, from a scheduler's settings. Raises ValueError."""
     name = scheduler.get("_class_name", "DDPMScheduler")
     if scheduler and "beta_schedule" not in scheduler and scheduler.get("trained_betas") is None:

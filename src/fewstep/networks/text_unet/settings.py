@@ -1,0 +1,18 @@
+"""Settings of the U-Net of a text-to-image model, which model folders name and recipes do not: it comes with a teacher."""
+
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
+
+from fewstep.sections import NetworkSettings
+
+
+class TextUNetSettings(NetworkSettings):
+    """diffusers' UNet2DConditionModel as its own config.json describes it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Literal["text_unet"]
+
+    items: ClassVar = ("images",)
+    takes: ClassVar = frozenset({"features"})
