@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from fewstep.sections import NetworkSettings
 
@@ -13,6 +13,7 @@ class TextUNetSettings(NetworkSettings):
     model_config = ConfigDict(extra="allow")
 
     name: Literal["text_unet"]
+    time_ids: list[float] | None = Field(None, description="what SDXL is told of sizes; null for models that are told none")
 
     items: ClassVar = ("images",)
     takes: ClassVar = frozenset({"features"})
