@@ -4,6 +4,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from make_tiny_text_model import make
+from make_tiny_text_model import make, unet
 
-__all__ = ["make"]
+__all__ = ["make", "unet"]
