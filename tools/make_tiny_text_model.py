@@ -121,7 +121,9 @@ def scheduler(prediction: str = "epsilon", zero_snr: bool = False) -> Any:
 def make(folder: Path, form: str = "sd", prediction: str = "epsilon", zero_snr: bool = False, seed: int = 0) -> Any:
     """The pipeline, also written to `folder`."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of a file of some kilobytes
     width = 32
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
