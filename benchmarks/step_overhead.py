@@ -6,7 +6,7 @@ For each turn (teacher, generator, fake) and each network (digits; the 32x32 one
 28x28 and CIFAR-10 at 32x32, on random images of that shape, so that no data set is needed), the time of the whole step in the loop -
 data, noise, loss, clipping, AdamW, EMA, logging - over the time of the bare forward and backward passes. Step and passes
 alternate in one process; the figure is the median of the pairwise ratios. Peak memory is read in a process of its own for
-each. Writes results/step_overhead.json.
+each. Writes results/step_overhead.json, the rows of each network as they are done.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,12 +38,12 @@ TURNS = ("teacher", "generator dmd", "generator sid", "fake")
 
 def setting(network: str, turn: str, folder: Path, precision: str = "32-true") -> tuple[Callable[[], None], Callable[[], None]]:
     """(whole step, bare passes) of one turn."""
-    recipe, data = load_recipe(recipe_name("teacher", network), ("method.label_dropout=0",)), data_for(network)
+    recipe, data = load_recipe(recipe_name("teacher", network), ("method.label_dropout=0", "method.guidance_scale=1")), data_for(network)
     teacher = make_method(recipe, data)
     torch.set_num_threads(choose_threads("auto", teacher.networks["denoiser"], data.shape))
     method = teacher
     if turn != "teacher":
-        settings = load_recipe(recipe_name("dmd2", network), (f"method.teacher={folder}",))
+        settings = load_recipe(recipe_name("dmd2", network), (f"method.teacher={folder}", "method.guidance_scale=1"))
         RunFolder(folder).save_model(teacher.ship(teacher.networks["denoiser"], 0), folder)
         settings.method.loss = "sid" if turn.endswith("sid") else "dmd"
         method = make_method(settings, data)
@@ -139,15 +140,18 @@ def main() -> None:
                 f"{row['step_peak_mib']:9.0f} {row['passes_peak_mib']:10.0f}",
                 flush=True,
             )
-    if not (arguments.only or arguments.turn):
-        name = (
-            "step_overhead.json"
-            if not torch.cuda.is_available()
-            else f"step_overhead_{torch.cuda.get_device_name().replace(' ', '_')}.json"
-        )
-        RESULTS.with_name(name).write_text(
-            json.dumps({"command": "python benchmarks/step_overhead.py", "machine": machine(), "rows": rows}, indent=1)
-        )
+        if not arguments.turn:
+            write(network, [row for row in rows if row["network"] == network])
+
+
+def write(network: str, rows: list[dict[str, Any]]) -> None:
+    """Put the `rows` of `network` into the results, in place of those that are there."""
+    on = "" if not torch.cuda.is_available() else f"_{torch.cuda.get_device_name().replace(' ', '_')}"
+    file = RESULTS.with_name(f"step_overhead{on}.json")
+    others = json.loads(file.read_text())["rows"] if file.exists() else []
+    both = [*(row for row in others if row["network"] != network), *rows]
+    both.sort(key=lambda row: list(BATCH).index(row["network"]))
+    file.write_text(json.dumps({"command": "python benchmarks/step_overhead.py", "machine": machine(), "rows": both}, indent=1))
 
 
 if __name__ == "__main__":
