@@ -57,6 +57,14 @@ def whole(tmp_path_factory):
     return run(tmp_path_factory.mktemp("whole") / "run").path
 
 
+@pytest.fixture(autouse=True)
+def _no_nohup():
+    """Under nohup SIGHUP is ignored, and stays so in a run, as it should; but here it is to be heeded."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def asked_and_busy(number, do, when):
     """What `do` does, but on call `when` a request to stop comes, and it would go on for ever."""
     calls = []

@@ -72,7 +72,8 @@ def encode_prompts(
         _write(out / PROMPTS, "".join(f"{json.dumps(text)}\n" for text in found.texts).encode())
         encoder = Encoder(folder, model, kind)
         cut = encoder.longer_ones(found.texts)
-        files = {PROMPTS: sha256_of(out / PROMPTS), NULL: _save(out / NULL, encoder.nothing())}
+        row = encoder.nothing()
+        files = {PROMPTS: sha256_of(out / PROMPTS), NULL: _save(out / NULL, row)}
         with bar("encoding prompts", len(found.texts)) as done:
             for name, start, stop in chunk_files(len(found.texts)):
                 if not (out / name).is_file():  # files are there whole, or not at all
@@ -84,7 +85,6 @@ def encode_prompts(
                 else:
                     done(stop - start)
                 files[name] = sha256_of(out / name)
-        row = encoder.nothing()
         manifest = Manifest(
             model=model,
             revision=revision,
@@ -129,8 +129,9 @@ class Encoder:
         Raises UserError where half precision cannot hold them.
         """
         with _quiet():
-            device = self.pipeline._execution_device
-            found = self.pipeline.encode_prompt(list(texts), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+            found = self.pipeline.encode_prompt(
+                list(texts), device=self.pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
         rows = {"hidden": found[0]} | ({"pooled": found[2]} if self.kind == "StableDiffusionXLPipeline" else {})
         rows = {key: row.to("cpu", torch.float16).contiguous() for key, row in rows.items()}
         for row in rows.values():
