@@ -92,9 +92,10 @@ def step_overhead() -> str:
     content = result("step_overhead")
     lines = [["network, turn", "step / passes", "step, ms", "passes, ms", "peak memory, step / passes"]]
     for row in content["rows"]:
+        how = f"batch {row['batch']}, {row['threads']} thread{'s' * (row['threads'] > 1)}{', CPU time' * (row.get('clock') == 'cpu')}"
         lines.append(
             [
-                f"{row['network']}, {row['turn']} (batch {row['batch']}, {row['threads']} thread{'s' * (row['threads'] > 1)})",
+                f"{row['network']}, {row['turn']} ({how})",
                 f"{row['ratio']:.3f}",
                 f"{row['step_ms']:.1f}",
                 f"{row['passes_ms']:.1f}",
