@@ -166,10 +166,11 @@ def _needed(run: dict[str, Any], arms: dict[str, list[dict[str, Any]]], law: Pow
 def sweep_lines(content: dict[str, Any]) -> list[list[str]]:
     """What each arm of a sweep came to."""
     teaches = any(run["denoising_error"] for run in content["runs"])
-    lines = [["settings", "CPU s", "steps", "images", *(["denoising error"] if teaches else []), "FD / floor", "class asked for"]]
+    told = ["denoising error"] if teaches else ["recall", "class std"]
+    lines = [["settings", "CPU s", "steps", "images", *told, "FD / floor", "class asked for"]]
     for run in sorted(content["runs"], key=lambda run: (run["asked_seconds"], run["row"]["frechet_over_floor"])):
-        error = [f"{run['denoising_error']['all']:.4f}"] if teaches else []
         row = run["row"]
+        error = [f"{run['denoising_error']['all']:.4f}"] if teaches else [f"{row['recall']:.2f}", f"{row['within_class_std']:.0%}"]
         took = [f"{run['asked_seconds']:.0f}", f"{run['steps']:,}", f"{run['images_seen'] / 1e3:,.0f} k"]
         changed = ", ".join(f"`{override}`" for override in run["overrides"])
         what = f"{run['title']}: {changed}" if changed else run["title"]

@@ -568,6 +568,7 @@ TABLES = {
     "sweep_teacher_mnist": lambda: sweep("teacher_mnist"),
     "sweep_dmd2_mnist": lambda: sweep("dmd2_mnist"),
     "sweep_teacher_cifar10_cpu": lambda: sweep("teacher_cifar10_cpu"),
+    "sweep_dmd2_cifar10_cpu": lambda: sweep("dmd2_cifar10_cpu"),
     "gpu_steps": gpu_steps,
     "gpu_runs": gpu_runs,
     "gpu_outlook": gpu_outlook,

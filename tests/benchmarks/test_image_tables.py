@@ -90,7 +90,7 @@ def test_a_power_law_is_found_again_and_predicts_what_was_held_out():
 def test_a_sweep_is_told_from_the_best_on(error):
     def arm(title, over, overrides=()):
         found = {"title": title, "overrides": list(overrides), "asked_seconds": 60.0, "steps": 1500, "images_seen": 96_000}
-        return {**found, "row": row(1, over, class_accuracy=0.5), "denoising_error": error}
+        return {**found, "row": row(1, over, class_accuracy=0.5, recall=0.3, within_class_std=0.9), "denoising_error": error}
 
     lines = image_tables.sweep_lines({"runs": [arm("as it is", 3.0), arm("wide", 2.0, ["network.channels=[64,128]"])]})
     assert [line[0] for line in lines[1:]] == ["wide: `network.channels=[64,128]`", "as it is"]
