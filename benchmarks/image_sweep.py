@@ -76,15 +76,14 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "dmd2/cifar10_cpu": {
         "as it is": (),
-        "rates 2e-4, 5e-4": ("method.generator_optimizer.lr=2e-4", "method.guidance_optimizer.lr=5e-4"),
-        "rates 2e-4, 5e-4, no guidance": (
-            "method.generator_optimizer.lr=2e-4",
-            "method.guidance_optimizer.lr=5e-4",
-            "method.guidance_scale=1",
+        "no guidance": ("method.guidance_scale=1",),
+        "rates x 2": ("method.generator_optimizer.lr=4e-4", "method.guidance_optimizer.lr=1e-3"),
+        "rates x 4": ("method.generator_optimizer.lr=8e-4", "method.guidance_optimizer.lr=2e-3"),
+        "rates x 4, generator at every step": (
+            "method.generator_optimizer.lr=8e-4",
+            "method.guidance_optimizer.lr=2e-3",
+            "method.dfake_gen_update_ratio=1",
         ),
-        "rates 4e-4, 1e-3": ("method.generator_optimizer.lr=4e-4", "method.guidance_optimizer.lr=1e-3"),
-        "rates 8e-4, 2e-3": ("method.generator_optimizer.lr=8e-4", "method.guidance_optimizer.lr=2e-3"),
-        "generator at every step": ("method.dfake_gen_update_ratio=1",),
         "DMD loss": ("method.loss=dmd",),
         "GAN": ("method.gan=true", "method.gan_weight_generator=auto"),
     },
