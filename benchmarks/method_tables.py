@@ -21,6 +21,8 @@ SCRATCH, EXACT = "none", "exact"
 
 Runs = Sequence[Mapping[str, Any]]
 Row = Mapping[str, Any]
+Read = Callable[[str], dict[str, Any]]  # what results/NAME.json holds
+Study = tuple[str, str, str, str | float]  # name of the results, title of the runs there, the method, its teacher as in `Measured`
 
 
 class Measured(NamedTuple):
@@ -71,7 +73,16 @@ def of_steps(runs: Runs, key: str) -> dict[int, list[float]]:
     return by_evaluations(({"evaluations": int(steps), **row} for run in runs for steps, row in run["rows"].items()), key)
 
 
-def plane(read: Callable[[str], dict[str, Any]]) -> list[Measured]:
+def in_steps(read: Read, listed: Iterable[Study], key: str) -> list[Measured]:
+    """What the studies `listed` measured by steps, each with the CPU time of its training."""
+    found = []
+    for study, title, name, teacher in listed:
+        runs = titled(read(study)["runs"], title)
+        found.append(Measured(name, teacher, of_steps(runs, key), [run["cpu_seconds"] for run in runs]))
+    return found
+
+
+def plane(read: Read) -> list[Measured]:
     """On the ring of eight Gaussians: the share of samples near a mode."""
     key, found = "inside", []
     for study, title, name, teacher in (
@@ -80,18 +91,16 @@ def plane(read: Callable[[str], dict[str, Any]]) -> list[Measured]:
     ):
         runs = titled(read(study)["runs"], title)
         found.append(Measured(name, teacher, by_evaluations((run["row"] for run in runs), key), [run["seconds"] for run in runs]))
-    for study, title, name, teacher in (
+    listed: tuple[Study, ...] = (
         ("flows", "consistency, ring", "consistency", EXACT),
         ("flows", "flow map, ring", "flow map", EXACT),
         ("dddm_ring", "beta 1", "DDDM", SCRATCH),
         ("dddm_ring", "plain diffusion, 8 x the steps", "diffusion, as many passes as DDDM", SCRATCH),
-    ):
-        runs = titled(read(study)["runs"], title)
-        found.append(Measured(name, teacher, of_steps(runs, key), [run["cpu_seconds"] for run in runs]))
-    return found
+    )
+    return found + in_steps(read, listed, key)
 
 
-def digits(read: Callable[[str], dict[str, Any]]) -> list[Measured]:
+def digits(read: Read) -> list[Measured]:
     """On real digits, 8x8: FD / floor."""
     key, quality = "frechet_over_floor", read("quality")["runs"]
     rows = {
@@ -105,16 +114,15 @@ def digits(read: Callable[[str], dict[str, Any]]) -> list[Measured]:
     ]
     four = titled(read("dmd2_digits")["runs"], "4 steps")
     found.append(Measured("DMD2, 4 steps", teacher, by_evaluations((run["row"] for run in four), key), [run["seconds"] for run in four]))
-    for study, title, name, taught in (
+    listed: tuple[Study, ...] = (
         ("flows", "consistency, from the teacher", "consistency", teacher),
         ("flows", "flow map, from the teacher", "flow map", teacher),
         ("flows", "consistency, from scratch", "consistency, from scratch", SCRATCH),
         ("flows", "flow map, from scratch", "flow map, from scratch", SCRATCH),
         ("dddm_digits", "dddm/digits", "DDDM", SCRATCH),
         ("dddm_digits", "plain diffusion, 1 of the compute", "diffusion, as many passes as DDDM", SCRATCH),
-    ):
-        runs = titled(read(study)["runs"], title)
-        found.append(Measured(name, taught, of_steps(runs, key), [run["cpu_seconds"] for run in runs]))
+    )
+    found += in_steps(read, listed, key)
     drift = titled(read("laboratory_digits")["runs"], "drift/digits")
     found.append(Measured("drift", SCRATCH, by_evaluations((run["row"] for run in drift), key), [run["seconds"] for run in drift]))
     return found
@@ -123,7 +131,7 @@ def digits(read: Callable[[str], dict[str, Any]]) -> list[Measured]:
 NAMES = {"teacher": "diffusion: the teacher", "dmd2": "DMD2", "dmd2, 4 steps": "DMD2, 4 steps", "dddm": "DDDM"}
 
 
-def images(read: Callable[[str], dict[str, Any]], name: str = "mnist") -> list[Measured]:
+def images(read: Read, name: str = "mnist") -> list[Measured]:
     """On real images: FD / floor."""
     arms, found = groups(read(f"images_{name}")), []
     for title in (title for title in ARMS[name] if title in arms):
@@ -144,14 +152,14 @@ def stored(name: str) -> dict[str, Any]:
 
 
 # name of a table -> what is measured, the form of the figure, what its columns are called
-SETS: dict[str, tuple[Callable[[Callable[[str], dict[str, Any]]], list[Measured]], str, str]] = {
+SETS: dict[str, tuple[Callable[[Read], list[Measured]], str, str]] = {
     "ring": (plane, "{:.3f}", "inside"),
     "digits": (digits, "{:.2f}", "FD / floor"),
     "mnist": (images, "{:.2f}", "FD / floor"),
 }
 
 
-def method_lines(name: str, read: Callable[[str], dict[str, Any]] = stored) -> list[list[str]]:
+def method_lines(name: str, read: Read = stored) -> list[list[str]]:
     """The table of `name` in `SETS`: headings, and a row for each method."""
     make, form, figure = SETS[name]
     columns = [f"{figure}, {count} evaluation{'s' * (count > 1)}" for count in COUNTS]
