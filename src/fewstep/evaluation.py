@@ -32,7 +32,7 @@ from fewstep.measurement import (
     usual_samples,
 )
 from fewstep.metrics.figures import FIGURES, Figure
-from fewstep.metrics.judging import SECOND, disagreement
+from fewstep.metrics.judging import disagreement, not_shared
 from fewstep.metrics.least import summed_up
 from fewstep.metrics.point_suite import PointSuite
 from fewstep.metrics.protocol import PRESETS, Preset, departures, differences
@@ -166,9 +166,9 @@ def _evaluate(
         mine = [title for title, role in row_roles(theirs).items() if role in ("teacher", "own")]
         for title in mine:
             row = {**theirs["rows"][title], "role": "beside", "run": str(other)}
-            if theirs["protocol"].get("second") != protocol.get("second"):
-                row.pop(SECOND, None)
-            rows[f"{other}: {title}"] = row
+            if unlike := not_shared(row, theirs["protocol"], protocol):
+                say(f"{other}: {', '.join(unlike)} left out, which other judges took; evaluate it again for them")
+            rows[f"{other}: {title}"] = {key: value for key, value in row.items() if key not in unlike}
     results = {
         "recipe": f"{recipe.method.name}/{data.name}",
         "data": data.name,

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fewstep.metrics.judging import disagreement
+from fewstep.metrics.judging import BOTH, disagreement, not_shared
 
 
 def rows(*pairs):
@@ -39,3 +39,13 @@ def test_a_row_that_one_judge_has_not_seen_is_left_out():
 def test_it_needs_no_torch():
     code = "import sys, fewstep.metrics.judging; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_other_judges_took_does_not_compare():
+    """Precision of one judge, as earlier versions gave it, is not that of two."""
+    row = {"frechet_over_floor": 1.2, "frechet_second_over_floor": 1.3, "precision": 0.9, "recall": 0.8}
+    one, both = {"second": {"name": "b"}}, {"second": {"name": "b"}, "manifold": BOTH}
+    assert not_shared(row, both, both) == []
+    assert not_shared(row, one, both) == ["precision", "recall"]
+    assert not_shared(row, {}, both) == ["frechet_second_over_floor", "precision", "recall"]
+    assert not_shared({"frechet_over_floor": 1.2}, {}, both) == []

@@ -5,7 +5,18 @@ from itertools import combinations
 from typing import Any
 
 FIRST, SECOND = "frechet_over_floor", "frechet_second_over_floor"
+BOTH = "the lesser of both judges"  # how precision and recall are taken, as a protocol says it
+SHARED = {
+    SECOND: ("second",),
+    "precision": ("second", "manifold"),
+    "recall": ("second", "manifold"),
+}  # by keys
 SURE = 1.05  # a ratio of two distances, below which they differ by the draw of the samples
+
+
+def not_shared(row: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Which figures of `row`, measured by the protocol `a`, do not compare with those by `b`, for other judges took them."""
+    return [key for key, parts in SHARED.items() if key in row and any(a.get(part) != b.get(part) for part in parts)]
 
 
 def disagreement(rows: Mapping[str, Mapping[str, Any]], names: tuple[str, str] = ("the first judge", "the second")) -> str | None:

@@ -23,6 +23,7 @@ from fewstep.metrics.copies import Known, near_copies, nearest_two
 from fewstep.metrics.features import FeatureNetwork
 from fewstep.metrics.figures import BY_KEY
 from fewstep.metrics.frechet import Moments, expected_bias, frechet_distance, gaussian_distance
+from fewstep.metrics.judging import BOTH
 from fewstep.metrics.kernel_mmd import kernel_distance, kernel_distance_subsets
 from fewstep.metrics.least import LEAST, WORDS, Lack, lack
 from fewstep.metrics.manifold import nearest_distance, precision_recall
@@ -184,7 +185,7 @@ class Suite:
             "quantisation": "bytes" if getattr(self.network, "rounds", False) else "none",
             # not where it is all of them, as it was before there was a choice
             **({"floor_n": self.floor_set.num} if self.floor_set.num != whole else {}),
-            **({"second": network_id(self.second.network)} if self.second is not None else {}),
+            **({"second": network_id(self.second.network), "manifold": BOTH} if self.second is not None else {}),
         }
 
     @property
