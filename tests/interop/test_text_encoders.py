@@ -232,3 +232,28 @@ def test_the_command_says_what_it_did(pipelines, prompts, done, command, tmp_pat
     failed = command("encode", tmp_path / "none.txt", "--model", pipelines["sdxl"][0], "--out", out)
     assert failed.code == 2
     assert failed.err.startswith("error: there is no file ")
+
+
+def test_the_size_of_sdxl_is_not_guessed(pipelines, prompts, tmp_path):
+    for file in ("unet/config.json", "vae/config.json"):
+        copied = changed(pipelines["sdxl"][0], tmp_path / file[:3], lambda index: None)
+        (tmp_path / file[:3] / file).unlink()
+        with pytest.raises(UserError, match="does not say what size its images have"):
+            encode_prompts(prompts, copied, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["prompts.jsonl", "null.safetensors", "rows-00000.safetensors", "manifest.json"])
+def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(name, pipelines, prompts, tmp_path, monkeypatch):
+    whole_file = text_encoders.whole_file
+
+    def full(path):
+        if path.name == name:
+            raise OSError(28, "No space left on device")
+        return whole_file(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(text_encoders, "whole_file", full)
+        with pytest.raises(UserError, match=rf"{name} cannot be written \(No space left on device\); make room"):
+            encode_prompts(prompts, str(pipelines["sd"][0]), tmp_path / "out")
+    assert encode_prompts(prompts, str(pipelines["sd"][0]), tmp_path / "out").num == 4

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data.errors import DataError
-from fewstep.files import replace_file, sha256_of
+from fewstep.files import sha256_of
 from fewstep.text import read_json, read_lines
 
 MANIFEST, PROMPTS, NULL = "manifest.json", "prompts.jsonl", "null.safetensors"
@@ -76,9 +76,9 @@ class Manifest:
             raise ValueError(f"its {', '.join(whole)} or files are none")
         return cls(**known | {"time_ids": None if known["time_ids"] is None else tuple(known["time_ids"])})
 
-    def write(self, folder: Path) -> None:
-        """Put it into `folder`, whole or not at all. Raises OSError."""
-        replace_file(folder / MANIFEST, json.dumps(asdict(self), indent=1).encode())
+    def json(self) -> bytes:
+        """What ``manifest.json`` holds."""
+        return json.dumps(asdict(self), indent=1).encode()
 
 
 def chunk_files(num: int) -> Iterator[tuple[str, int, int]]:

@@ -57,6 +57,7 @@ def encode_prompts(
         raise UserError(str(error)) from error
     folder = model_folder(model, revision)
     kind = pipeline_kind(folder, model)
+    sizes = time_ids(folder, kind)
     belongs = {"encoders": encoders_sha256(folder), "prompts": _sha256_of_texts(found), "pipeline": kind}
     if out.is_dir() and (out / BEGUN).is_file():
         _check_same(out, belongs)
@@ -94,13 +95,13 @@ def encode_prompts(
             tokens=row["hidden"].shape[1],
             width=row["hidden"].shape[2],
             pooled=row["pooled"].shape[1] if "pooled" in row else None,
-            time_ids=time_ids(folder, kind),
+            time_ids=sizes,
             repeated=found.repeated,
             blank=found.blank,
             cut=len(cut),
             files=files,
         )
-        manifest.write(out)
+        _write(out / MANIFEST, manifest.json())
     if cut:
         first = cut[0]
         say(
@@ -168,7 +169,7 @@ def model_folder(model: str, revision: str | None = None) -> Path:
         raise UserError(f"--model is {model!r}, which is no folder, and no Hub id (owner/name); give a text-to-image pipeline of diffusers")
     wanted = ["model_index.json", *(f"{name}/*" for name in TOKENIZERS)]
     wanted += [f"{name}/{file}" for name in ENCODERS for file in ("config.json", "model.safetensors", "model-*.safetensors*")]
-    return hub.fetched(model, model, [*wanted, "unet/config.json"], revision)
+    return hub.fetched(model, model, [*wanted, "unet/config.json", "vae/config.json"], revision)
 
 
 def pipeline_kind(folder: Path, model: str) -> str:
@@ -198,22 +199,21 @@ def encoders_sha256(folder: Path) -> str:
 
 
 def time_ids(folder: Path, kind: str) -> tuple[int, ...] | None:
-    """What SDXL is told of an image that was neither scaled nor cropped, of the size that its U-Net was trained for."""
+    """What SDXL is told of an image that was neither scaled nor cropped, of the size in pixels that its U-Net was trained for.
+
+    Raises UserError where the configs of the U-Net and the VAE do not say that size.
+    """
     if kind != "StableDiffusionXLPipeline":
         return None
     try:
-        size = int(read_json(folder / "unet" / "config.json")["sample_size"]) * _vae_factor(folder)
-    except (OSError, ValueError, KeyError, TypeError):
-        size = 1024
+        latents = int(read_json(folder / "unet" / "config.json")["sample_size"])
+        size = latents * 2 ** (len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} does not say what size its images have ({first_line(error)}): unet/config.json with sample_size and vae/config.json "
+            "with block_out_channels do; take a whole copy of the model"
+        ) from None
     return (size, size, 0, 0, size, size)
-
-
-def _vae_factor(folder: Path) -> int:
-    """Pixels of an image's side for each of a latent's; 8, if the VAE does not say."""
-    try:
-        return int(2 ** (len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1))
-    except (OSError, ValueError, KeyError, TypeError):
-        return 8
 
 
 def _pipeline(folder: Path, model: str) -> Any:
@@ -280,16 +280,17 @@ def _sha256_of_texts(found: Prompts) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with whole_file(path) as file:
-        file.write(content)
+    """Write `content` to `path`, whole or not at all. Raises UserError for a disk that is full."""
+    try:
+        with whole_file(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); make room, and give the same command again") from error
 
 
 def _save(path: Path, rows: dict[str, Tensor]) -> str:
-    """Write `rows` to `path`, whole or not at all, and give its SHA-256. Raises UserError for a disk that is full."""
+    """Write `rows` to `path` as `_write` does, and give its SHA-256."""
     from safetensors.torch import save
 
-    try:
-        _write(path, save(rows))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); make room, and give the same command again") from error
+    _write(path, save(rows))
     return sha256_of(path)
