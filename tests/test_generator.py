@@ -13,6 +13,7 @@ import fewstep
 from fewstep.denoisers import DistributionalDenoiser, ForeignDenoiser, Guided, PreconditionedDenoiser, PushForward
 from fewstep.errors import UserError
 from fewstep.generator import Generator, frozen
+from fewstep.pipelines.reference import LORA_FILE
 from fewstep.samplers import distributional, euler, few_step, heun
 from fewstep.streams import Noise
 
@@ -497,7 +498,7 @@ def test_loading_from_the_hub_is_the_same_as_from_a_folder(folder, monkeypatch):
     assert not generator.training
     fewstep.load("someone/digits", revision="v2")
     # and nothing else of what may lie there
-    assert asked == [("someone/digits", revision, ["config.json", "model.safetensors"]) for revision in (None, "v2")]
+    assert asked == [("someone/digits", revision, ["config.json", "model.safetensors", LORA_FILE]) for revision in (None, "v2")]
 
 
 def test_what_the_hub_gives_is_read_like_any_other_folder(folder, monkeypatch):

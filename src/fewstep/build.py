@@ -15,6 +15,7 @@ from fewstep import registry
 from fewstep.data import DataError, ImageData, PointData, power_data
 from fewstep.data.items import in_words
 from fewstep.data.own import ForeignData
+from fewstep.data.prompts import PromptData
 from fewstep.data.protocol import Data as AnyData
 from fewstep.data.rooms import opened
 from fewstep.errors import UserError
@@ -27,7 +28,7 @@ from fewstep.recipe import Recipe, shipped_recipes
 from fewstep.sections import DataSettings, MethodSettings, NetworkSettings
 from fewstep.training.progress import reading_bar
 
-Data = ImageData | PointData | ForeignData
+Data = ImageData | PointData | PromptData | ForeignData
 
 
 def load_data(settings: DataSettings, seed: int = 0) -> Data:
@@ -98,6 +99,13 @@ def open_teacher(
         teacher = generator_at(kept or str(path), sigma_data)
     except UserError as error:
         raise UserError(f"method.teacher: {error}") from error
+    if isinstance(data, PromptData):
+        _tell(teacher, data, str(path))
+    elif teacher.told is not None:
+        raise UserError(
+            f"method.teacher is {path}, a text-to-image model, and the data {data.name} has no prompts; encode some by fewstep encode, and "
+            "give data.name=prompts data.path=FOLDER"
+        )
     wrong: list[tuple[str, dict[str, Any]]] = []  # what does not fit, and the settings that would make it
     if teacher.shape != data.shape:
         pairs = (("data.channels", teacher.shape[0], data.shape[0]), ("data.size", teacher.shape[-1], data.shape[-1]))
@@ -115,8 +123,7 @@ def open_teacher(
         wrong.append(("its points have another location and scale than the data (data.standardize): it was trained on other points", {}))
     limit = getattr(teacher.denoiser, "sigma_max", None)
     if limit is not None:
-        asked = {key: getattr(settings, key) for key in ("sigma_max", "conditioning_sigma") if hasattr(settings, key)}
-        high = [f"method.{key} is {sigma:.15g}" for key, sigma in asked.items() if sigma > limit]
+        high = [f"method.{key} is {sigma:.15g}" for key, sigma in settings.asked_levels.items() if sigma > limit]
         if high:  # the limit is rounded down, so that it can be given
             wrong.append((f"it knows noise levels up to {math.floor(1e4 * limit) / 1e4:.15g}, {' and '.join(high)}", {}))
     if not teacher.is_denoiser:
@@ -135,6 +142,21 @@ def open_teacher(
         reasons = "; ".join(said for said, _ in wrong)
         raise UserError(f"the teacher {path} does not fit this recipe: {reasons}{that_fit}. Give another teacher, or change the recipe")
     return teacher
+
+
+def _tell(teacher: Generator, data: PromptData, path: str) -> None:
+    """Have labels of `teacher` be rows of the prompts in `data`. Raises UserError where these were encoded for another model."""
+    told, table = teacher.told, data.table.manifest
+    if told is None:
+        raise UserError(f"method.teacher is {path}, which is told no prompts; give a text-to-image model, the one that encoded {data.name}")
+    widths = told.takes
+    if widths != (table.width, table.pooled) or teacher.info.get("encoders") not in (None, table.encoders):
+        raise UserError(
+            f"the prompts in {data.table.folder} were encoded by {table.model}, and method.teacher is {path}, whose text encoders are "
+            "others; encode them by that model"
+        )
+    teacher.tell(data.table)
+    teacher.info["prompts"] = str(data.table.folder.resolve())
 
 
 def _no_teacher(settings: MethodSettings, data: Data) -> str:
@@ -158,7 +180,10 @@ def teaching_recipe(data: str) -> str | None:
 def generator_at(path: str | Path, sigma_data: float | None) -> Generator:
     """The generator at `path`: ours, or else one of diffusers, which has no `sigma_data` of its own and takes this. Raises UserError."""
     from fewstep.interop.diffusers import diffusers_folder
+    from fewstep.interop.text_teacher import is_text_pipeline, text_teacher
 
+    if is_text_pipeline(path):
+        return text_teacher(str(path), sigma_data or 1.0)
     with contextlib.suppress(NotHad):  # the cache may have a generator of ours, without the files that are looked for here
         if diffusers_folder(path) is not None:
             return _teacher_of_diffusers(path, sigma_data)
@@ -222,6 +247,11 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
     except ValueError as error:
         raise UserError(str(error)) from error
     settings = recipe.method
+    if isinstance(data, PromptData) and settings.needs_items:
+        raise UserError(
+            f"the data {data.name} has prompts and no images, and method {settings.name} as it is set learns from images; give data that "
+            "has some, or a method and settings that need none"
+        )
     teacher = None
     if settings.taught or recipe.network.role == "copy":
         teacher = open_teacher(settings, data, recipe.network.sigma_data, kept_teacher, type(recipe.data).model_fields)

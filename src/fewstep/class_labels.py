@@ -54,6 +54,15 @@ def label_tensor(labels: Labels, names: Sequence[str], num_classes: int) -> Tens
     return wanted.long()
 
 
+def repeated_labels(num: int, labels: Labels, names: Sequence[str], num_classes: int, first: int) -> Tensor:
+    """Labels int64 [num] from sample number `first` on: `labels`, repeated, or all classes in turn. Raises as `label_tensor` does."""
+    places = torch.arange(first, first + num)
+    if labels is None:
+        return places % num_classes
+    wanted = label_tensor(labels, names, num_classes)
+    return wanted[places % len(wanted)]
+
+
 def _number(name: str, names: Sequence[str], num_classes: int) -> int:
     """The number of the class that is called `name`. Raises UserError where none is, or several are."""
     numbers = [k for k, known in enumerate(names) if known == name]

@@ -132,7 +132,9 @@ def _report(path: Path) -> None:
 def sample(
     path: Annotated[str, typer.Argument(help="a run folder, a model folder, or a Hub id", autocompletion=completion.runs)],
     out: Annotated[Path, typer.Option(help="FILE.png for a grid, FILE.npz for arrays `samples` and `labels`")],
-    num: Annotated[int, typer.Option("-n", help="how many")] = 100,
+    num: Annotated[int | None, typer.Option("-n", help="how many; default 100, or one of each prompt")] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="of a text-to-image model; may be given more than once")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="more of them: a .txt, one a line, or a .csv or .parquet")] = None,
     labels: Annotated[str | None, typer.Option(help=LABELS)] = None,
     steps: Annotated[int | None, typer.Option(help="noise levels, for a generator that has a choice")] = None,
     seed: Annotated[int | None, typer.Option(help="the same seed draws the same samples")] = None,
@@ -144,9 +146,10 @@ def sample(
     allow: Allow = None,
 ) -> None:
     """Draw samples into a file."""
-    from fewstep.samples import check_out, write_samples
+    from fewstep.samples import asked_prompts, check_out, write_samples
 
     check_out(out)
+    texts = asked_prompts(prompt or [], prompts)
     count = _threads(threads)
     import torch
 
@@ -157,8 +160,11 @@ def sample(
     generator = load(path, "cuda" if torch.cuda.is_available() else "cpu")
     wanted = None if labels is None else split_labels(labels, generator.class_names)
     use_threads(choose_threads(count, generator.denoiser, generator.shape))
-    write_samples(generator, num, out, wanted, seed=seed, steps=steps, guidance_scale=guidance_scale, churn=churn)
+    num = num if num is not None else len(texts) or 100
+    write_samples(generator, num, out, wanted, texts, seed=seed, steps=steps, guidance_scale=guidance_scale, churn=churn)
     typer.echo(f"{num} samples, {generator.evaluations(steps)} evaluation(s) each: {out}")
+    if generator.told is not None:
+        return
     drawn = generator.labels(min(num, generator.num_classes or 0) if wanted is None else min(num, len(wanted)), wanted)
     if drawn is not None and (names := told(generator.class_names, drawn.tolist())):
         typer.echo(f"classes: {names}")

@@ -108,7 +108,7 @@ def encode(
     revision: Annotated[str | None, typer.Option(help="of a model on the Hub: a branch, a tag or a commit")] = None,
 ) -> None:
     """Encode prompts once, before training, by the text encoders of a Stable Diffusion pipeline, so that none is in memory later."""
-    from fewstep.interop.text_encoders import encode_prompts
+    from fewstep.pipelines.encoders import encode_prompts
     from fewstep.training.progress import reading_bar
 
     found = encode_prompts(prompts, model, out, column, revision, reading_bar, say)

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from fewstep.denoisers.adapted import grounds
 from fewstep.methods.base import Batch, Method, Turn
 from fewstep.own_parts import check_output
 from fewstep.quantities import in_words, short
@@ -186,7 +187,8 @@ def _shadow(tensor: Tensor) -> Tensor:
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]
+    owners = [network, *grounds(network)]
+    return [tensor for owner in owners for tensor in (*owner.parameters(), *owner.buffers())]
 
 
 def _bytes(tensor: Tensor) -> int:

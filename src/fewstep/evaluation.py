@@ -201,7 +201,7 @@ def _teacher_key(
     """What the figures of the teacher in `run` depend on, but for its number of steps; None where its files cannot be read."""
     try:
         model = model_sha256(run.teacher_folder)
-    except OSError:
+    except (OSError, ValueError):
         return None
     labels = [
         None if one is None else hashlib.sha256(one.numpy().tobytes()).hexdigest() for one in (suite.train_label, suite.heldout_label)

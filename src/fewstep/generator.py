@@ -4,10 +4,11 @@ A model folder holds ``config.json`` (the arguments of `Generator`, and the numb
 pickle in it. Import paths in the config are followed only where `fewstep.registry` permits it.
 """
 
+import contextlib
 import copy
+import itertools
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,22 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from fewstep import hub, pil, registry
-from fewstep.class_labels import Labels, label_tensor
+from fewstep.class_labels import Labels, repeated_labels
+from fewstep.data.errors import DataError
+from fewstep.data.prompt_table import MANIFEST, PromptTable
 from fewstep.data.units import Units
-from fewstep.denoisers import Guided
+from fewstep.denoisers.adapted import Adapted, grounds
+from fewstep.drawing import asked, check_memory, checked_steps, draw_batches
 from fewstep.errors import UserError
 from fewstep.files import at_home
-from fewstep.limits import memory
-from fewstep.model_config import FORMAT, MOST_STEPS, checked_sampler, denoiser_class, inherited
+from fewstep.model_config import FORMAT, checked_denoiser, checked_sampler, inherited
+from fewstep.networks.base import frozen as frozen
 from fewstep.networks.base import make_network, num_parameters
+from fewstep.pipelines.reference import Base, file_tensors, read_based
+from fewstep.pipelines.vae import decoded
 from fewstep.samplers import SAMPLERS
-from fewstep.streams import Noise, Seed, seeded
-from fewstep.weights import load_folder
+from fewstep.streams import Seed
+from fewstep.weights import LORA_FILE, WEIGHTS, based_arguments, load_folder, reading, weight_file
 
 SHOWN = 10  # samples in a notebook's picture
 
@@ -53,6 +59,8 @@ class Generator(
         info: anything worth keeping: method, recipe, step, whether labels were dropped in training.
         denoiser: its ``name`` and settings (see `fewstep.denoisers.DENOISERS`); None is ``{"name": "preconditioned"}``.
         units: ``location`` and ``scale`` of each column of points, in which samples come out; None for those that were learned.
+        latents: ``model``, the pipeline whose VAE makes pixels of the samples; None for samples that are pixels, or points.
+        base: the U-Net that its weights are, or change, see `fewstep.pipelines.reference.Base`; None for weights of its own.
 
     Raises:
         ValueError: for a name that is not known, and for settings that are missing or do not go together.
@@ -69,6 +77,8 @@ class Generator(
         info: Mapping[str, Any] | None = None,
         denoiser: Mapping[str, Any] | None = None,
         units: Mapping[str, Any] | None = None,
+        latents: Mapping[str, Any] | None = None,
+        base: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.shape = tuple(shape)
@@ -78,19 +88,14 @@ class Generator(
         self.sampler = dict(sampler)
         self.info = dict(info or {})
         self.units = None if units is None else Units.of(units)
+        self.latents = None if latents is None else dict(latents)
+        self.base = None if base is None else Base.of(base)
         if self.units is not None and self.shape != self.units.scale.shape:
             raise ValueError(f"units have {len(self.units.scale)} columns, and one item has shape {list(self.shape)}; give one a column")
         self.kind = checked_sampler(sampler)
-        if isinstance(sigma_data, bool) or not isinstance(sigma_data, int | float) or not 0 < sigma_data < math.inf:
-            raise ValueError(f"sigma_data is {sigma_data!r}; it must be a finite number above 0")
-        cls, settings = denoiser_class(self.denoiser_config)
-        if getattr(cls, "draws", "denoiser") != self.kind.of:
-            fitting = [name for name, kind in SAMPLERS.items() if kind.of == getattr(cls, "draws", "denoiser")]
-            raise ValueError(
-                f"the sampler is {self.sampler['name']!r}, which does not draw from the denoiser {self.denoiser_config['name']!r}; "
-                f"give one of {', '.join(fitting)}"
-            )
-        made = make_network(network, self.shape, num_classes)
+        cls, settings = checked_denoiser(self.denoiser_config, self.sampler, self.kind, sigma_data)
+        with contextlib.nullcontext() if base is None else torch.device("meta"):  # its weights are elsewhere
+            made = make_network(network, self.shape, num_classes)
         try:
             self.denoiser: nn.Module = cls(made, sigma_data, num_classes, **settings)
         except TypeError as error:
@@ -130,12 +135,29 @@ class Generator(
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return next(self.parameters()).device
+        return next(itertools.chain(self.parameters(), *(ground.parameters() for ground in grounds(self)))).device
+
+    @property
+    def told(self) -> Any:
+        """The network that is told prompts, in whose attribute ``prompts`` their table is; None for other generators."""
+        return network if hasattr(network := getattr(self.denoiser, "network", None), "prompts") else None
+
+    @property
+    def lacks_prompts(self) -> bool:
+        """Whether it is told prompts, and has no table of them."""
+        return self.told is not None and self.told.prompts is None
+
+    def tell(self, prompts: Any) -> "Generator":
+        """Have labels be rows of `prompts`, a table of them (`fewstep.networks.text_unet.network.Rows`), or None; the generator itself."""
+        self.told.prompts, self.num_classes = prompts, self.num_classes if prompts is None else len(prompts)
+        for ground in (self.denoiser, *grounds(self)):
+            ground.num_classes = self.num_classes  # type: ignore[assignment]
+        return self
 
     def __repr__(self) -> str:
         """What it makes, how, and of what size."""
         steps, name = self.default_steps(), self.info.get("method")
-        items = f"{'x'.join(map(str, self.shape))} {'images' if len(self.shape) == 3 else 'points'}"
+        items = f"{'x'.join(map(str, self.shape))} {'latents' if self.latents else 'images' if len(self.shape) == 3 else 'points'}"
         classes = f" of {self.num_classes} classes" if self.num_classes else ""
         evaluations = self.evaluations()
         return (
@@ -147,10 +169,16 @@ class Generator(
     def _save_pretrained(self, save_directory: Path) -> None:
         from safetensors.torch import save_file
 
-        # a channels_last convolution is not contiguous in memory, which the format asks for
-        save_file({k: v.detach().contiguous() for k, v in self.state_dict().items()}, str(save_directory / "model.safetensors"))
+        if (file := weight_file(self.config)) is not None:
+            save_file(self.saved_tensors(), str(save_directory / file), {"format": "pt"})
         # the mix-in's own config.json would hold the defaults of arguments that were not given
         (save_directory / "config.json").write_text(json.dumps(self.config, indent=2))
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """What its file of weights holds: all of them, or where it stands on another's its changes; contiguous, as the format asks."""
+        if self.base is not None:
+            return file_tensors(self.denoiser) if isinstance(self.denoiser, Adapted) else {}
+        return {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Generator":
@@ -181,13 +209,23 @@ class Generator(
             "sampler": self.sampler,
             "info": self.info,
             **({} if self.units is None else {"units": self.units.config}),
+            **({} if self.latents is None else {"latents": self.latents}),
+            **({} if self.base is None else {"base": self.base.config}),
         }
 
     def derive(self, sampler: Mapping[str, Any], info: Mapping[str, Any], denoiser: nn.Module | None = None) -> "Generator":
-        """A generator of the same kind with another sampler: a copy of this one's weights, or of those of `denoiser`."""
+        """A generator of the same kind with another sampler: a copy of this one's weights, or of those of `denoiser`.
+
+        What only changes a network (LoRA) is copied, and the network is not.
+        """
+        source, arguments = denoiser or self.denoiser, {**self.arguments, "sampler": dict(sampler), "info": dict(info)}
+        if self.base is not None and isinstance(source, Adapted):
+            return standing_on(copy.deepcopy(source), {**arguments, "base": self.base.changed_by(source).config})
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away
-            other = Generator(**{**self.arguments, "sampler": dict(sampler), "info": dict(info)})
-        other.denoiser.load_state_dict((denoiser or self.denoiser).state_dict())
+            other = Generator(**{**arguments, "base": None})
+        other.denoiser.load_state_dict(source.state_dict())
+        if self.told is not None and not self.lacks_prompts:
+            other.tell(self.told.prompts)
         return other.to(self.device).eval()
 
     def reworked(self, sampler: Mapping[str, Any], denoiser: Mapping[str, Any], **network: Any) -> "Generator":
@@ -202,6 +240,7 @@ class Generator(
                 "sampler": dict(sampler),
                 "denoiser": dict(denoiser),
                 "info": inherited(self.info),
+                "base": None,
             }
             other = Generator(**arguments)
         found = other.denoiser.load_state_dict(self.denoiser.state_dict(), strict=False)
@@ -214,7 +253,7 @@ class Generator(
         return self.sampler["steps"] if self.any_steps else (self.step_counts or [1])[0]
 
     def evaluations(self, steps: int | None = None, sampler: str | None = None) -> int:
-        """How many network evaluations one sample costs with the guidance that is its own; guidance doubles them."""
+        """How many network evaluations one sample costs with its own guidance, which doubles them."""
         kind = SAMPLERS[sampler] if sampler else self.kind
         return kind.evaluations(steps or self.default_steps()) * (1 if self.guidance_scale == 1.0 else 2)
 
@@ -223,15 +262,7 @@ class Generator(
 
         Raises UserError where the generator has no such grid.
         """
-        default, counts = self.default_steps(), self.step_counts
-        steps = default if steps is None else steps
-        if not 1 <= steps <= MOST_STEPS and counts is None:
-            raise UserError(f"steps is {steps}; give {'at least 1' if steps < 1 else f'at most {MOST_STEPS:,}'}")
-        if counts is not None and steps not in counts:
-            if len(counts) > 1:
-                raise UserError(f"steps is {steps}; this generator was made for {', '.join(map(str, counts))}: give one of these")
-            raise UserError(f"steps is {steps}; this generator was made for {default}: leave steps out, or give {default}")
-        return self.kind.sigmas(self.sampler, steps)
+        return self.kind.sigmas(self.sampler, checked_steps(self, steps))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -249,18 +280,19 @@ class Generator(
             if labels is not None:
                 raise UserError("labels were given, but this generator has no classes; leave them out")
             return None
-        if labels is None:
-            return torch.arange(first, first + num) % self.num_classes
-        wanted = label_tensor(labels, self.class_names, self.num_classes)
-        return wanted[torch.arange(first, first + num) % len(wanted)]
+        return repeated_labels(num, labels, self.class_names, self.num_classes, first)
+
+    def pixels(self, samples: Tensor) -> Tensor:
+        """`samples` as images float32 [N, C, H, W] in [-1, 1]: latents by the VAE of their pipeline, others as they are."""
+        return samples if self.latents is None else decoded(samples, str(self.latents["model"]))
 
     def to_pil(self, samples: Tensor) -> list[Any]:
         """One `PIL.Image.Image` for each of `samples` [N, C, H, W] in [-1, 1], of one channel or three. Raises UserError for points."""
-        return pil.to_pil(samples)
+        return pil.to_pil(self.pixels(samples))
 
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows: a row of samples from seed 0, of images; None for points."""
-        if len(self.shape) != 3 or self.shape[0] not in (1, 3):
+        if len(self.shape) != 3 or self.shape[0] not in (1, 3) or self.latents is not None:
             return None
         return pil.row_png(self.to_pil(self.sample(SHOWN, seed=0)))
 
@@ -274,6 +306,7 @@ class Generator(
         guidance_scale: float | None = None,
         batch_size: int | None = None,
         churn: float | None = None,
+        prompts: str | Sequence[str] | None = None,
     ) -> Tensor:
         """Draw `num` samples [num, *shape], float32, on this generator's device; images lie in [-1, 1], points in the user's units.
 
@@ -290,17 +323,17 @@ class Generator(
             guidance_scale: classifier-free guidance, which needs a network trained with label dropout; None for its own.
             batch_size: samples a network evaluation; 256 images or 10,000 points if None.
             churn: of a distributional denoiser's bridge, from 0 (no new noise) to 1 (DDPM's posterior); None for its own.
+            prompts: of a text-to-image generator: what each sample is of, repeated to `num`; None takes the rows of its table in turn.
 
         Raises:
-            UserError: (a ValueError) for a number, seed, batch size, label, step count, sampler, churn or guidance that this generator
-                cannot serve.
+            UserError: (a ValueError) for a number, seed, batch size, label, step count, sampler, churn, guidance or prompts that this
+                generator cannot serve.
 
         """
-        if num > 0 and (size := 4 * num * math.prod(self.shape)) > (most := memory()):
-            raise UserError(
-                f"num is {num:,}: so many samples are {size / 1e9:,.0f} GB, and this machine has {most / 1e9:,.0f} GB; draw fewer at "
-                "a time, each part with a seed of its own, or use `batches`"
-            )
+        check_memory(self, num)
+        if prompts is not None:
+            with asked(self, prompts):
+                return self.sample(num, labels, seed, steps, sampler, guidance_scale, batch_size, churn)
         return torch.cat(list(self.batches(num, labels, seed, steps, sampler, guidance_scale, batch_size, churn)))
 
     def batches(
@@ -318,57 +351,7 @@ class Generator(
 
         What is asked for is checked before the first batch is drawn. Raises as `sample` does.
         """
-        if num < 1:
-            raise UserError(f"num is {num}; give at least 1")
-        batch_size = (256 if len(self.shape) == 3 else 10_000) if batch_size is None else batch_size
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; give at least 1")
-        name = sampler or self.sampler["name"]
-        allowed = [key for key, kind in SAMPLERS.items() if kind.every_level] if self.is_denoiser else [self.sampler["name"]]
-        if name not in allowed:
-            raise UserError(f"sampler is {name!r}; allowed for this generator: {' or '.join(allowed)}")
-        guidance_scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        if not abs(guidance_scale) <= torch.finfo(torch.float32).max:
-            raise UserError(f"guidance_scale is {guidance_scale}; give a number that float32 can hold, 1 for none")
-        if guidance_scale != 1.0 and not self.info.get("label_dropout"):
-            raise UserError(f"guidance_scale is {guidance_scale}, but this network was trained without label dropout; only 1 is allowed")
-        options = {key: self.sampler[key] for key in self.kind.options}
-        if churn is not None:
-            if "churn" not in options:
-                raise UserError(f"churn is {churn}, but this generator's sampler {name} has none; leave it out")
-            if not 0 <= churn <= 1:
-                raise UserError(f"churn is {churn}; allowed are values from 0 to 1")
-            options["churn"] = churn
-        self.labels(1, labels)  # whether they will do
-        draw = SAMPLERS[name].draw if name in SAMPLERS else self.kind.draw
-        denoiser, sources, sigmas = Guided.of(self.denoiser, guidance_scale), seeded(seed, num), self.sigmas(steps)
-
-        def drawn(start: int, count: int) -> Tensor:
-            noise = Noise(sources if isinstance(sources, torch.Generator) else sources[start : start + count])
-            latents = noise((count, *self.latent_shape), torch.empty((), device=self.device))
-            label = self.labels(count, labels, start)
-            samples = draw(denoiser, latents, sigmas, None if label is None else label.to(self.device), noise, **options)
-            if bad := int((~samples.flatten(1).isfinite().all(1)).sum()):
-                raise UserError(
-                    f"{bad} of {count} samples are not finite (NaN or infinity): this generator's training ran away, or it is sampled "
-                    "where it was never trained; take an earlier checkpoint of it, or train again with a lower learning rate"
-                )
-            if self.units is not None:
-                return self.units.back(samples)
-            return samples.clamp_(-1, 1) if len(self.shape) == 3 else samples
-
-        return self._each(drawn, num, batch_size)
-
-    def _each(self, drawn: Callable[[int, int], Tensor], num: int, batch_size: int) -> Iterator[Tensor]:
-        for start in range(0, num, batch_size):
-            training = self.training
-            self.eval()
-            try:
-                with torch.no_grad():
-                    batch = drawn(start, min(batch_size, num - start))
-            finally:
-                self.train(training)
-            yield batch
+        return draw_batches(self, num, labels, seed, steps, sampler, guidance_scale, batch_size, churn)
 
 
 def sample(path: str | Path, num: int, allow: Iterable[str] = (), **options: Any) -> Tensor:
@@ -388,13 +371,30 @@ def load(path: str | Path, device: str | torch.device = "cpu", allow: Iterable[s
         folder = folder / "model"
     with registry.allowing(allow):
         if folder.is_dir():
-            return load_folder(folder, str(folder), Generator).to(device).eval()
+            return _loaded(folder, str(folder)).to(device).eval()
         if folder.exists() or not hub.is_id(str(path)):
             raise UserError(f"{path} is not a folder; give a run folder, a model folder, or a Hub id (owner/name)")
-        fetched = hub.fetched(str(path), str(path), ["config.json", "model.safetensors"], revision)
-        return load_folder(fetched, str(path), Generator).to(device).eval()
+        fetched = hub.fetched(str(path), str(path), ["config.json", WEIGHTS, LORA_FILE], revision)
+        return _loaded(fetched, str(path)).to(device).eval()
 
 
-def frozen(module: nn.Module) -> nn.Module:
-    """A copy of `module` that cannot learn: no parameter takes a gradient, and it is in eval mode."""
-    return copy.deepcopy(module).requires_grad_(False).eval()
+def standing_on(denoiser: nn.Module, arguments: Mapping[str, Any]) -> Generator:
+    """The generator that `arguments` describe, around a `denoiser` that is there already."""
+    generator = Generator(**arguments)
+    generator.denoiser = denoiser
+    return generator.eval()
+
+
+def _loaded(folder: Path, name: str) -> Generator:
+    """The generator in a model folder called `name`, whose weights lie there, or else in the pipeline that it stands on."""
+    if (arguments := based_arguments(folder, name)) is None:
+        generator = load_folder(folder, name, Generator)
+    else:
+        with reading(name):
+            base = Base.of(arguments["base"])
+            generator = standing_on(read_based(base, folder, float(arguments["sigma_data"])), arguments)
+    table = generator.info.get("prompts")
+    if generator.told is not None and isinstance(table, str) and (Path(table) / MANIFEST).is_file():
+        with contextlib.suppress(DataError):  # told of where labels are asked for
+            generator.tell(PromptTable(Path(table)))
+    return generator

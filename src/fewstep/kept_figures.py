@@ -15,6 +15,7 @@ from typing import Any
 from fewstep.files import replace_file, sha256_of
 from fewstep.metrics.inception import cache_folder
 from fewstep.text import read_json
+from fewstep.weights import weight_file
 
 FOLDER = "figures"
 
@@ -25,8 +26,9 @@ def figures_folder() -> Path:
 
 
 def model_sha256(folder: Path) -> list[str]:
-    """What tells the model in a model folder from any other. Raises OSError."""
-    return [sha256_of(folder / name) for name in ("config.json", "model.safetensors")]
+    """What tells the model in a model folder from any other. Raises OSError and ValueError."""
+    file = weight_file(read_json(folder / "config.json"))  # the config tells the weights of a model that stands on another's
+    return [sha256_of(folder / name) for name in ("config.json", file) if name is not None]
 
 
 @cache

@@ -30,7 +30,7 @@ def checked_sampler(config: Mapping[str, Any]) -> SamplerKind:
         raise ValueError(f"sampler is {dict(config)}; steps must be a whole number from 1, churn lie from 0 to 1")
     if isinstance(steps, bool) or steps > MOST_STEPS:
         raise ValueError(f"sampler is {dict(config)}; steps must be a whole number up to {MOST_STEPS}")
-    for key in ("sigma_min", "sigma_max", "rho", "middle"):
+    for key in ("sigma_min", "sigma_max", "rho", "middle", "start"):
         if key in config and not (_is_number(config[key]) and 0 < config[key] < math.inf):
             raise ValueError(f"sampler is {dict(config)}; {key} must be a finite number above 0")
     if "guidance_scale" in config and (not kind.every_level or not is_guidance(config["guidance_scale"])):
@@ -72,6 +72,22 @@ def denoiser_class(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     raise ValueError(f"denoiser is {dict(config)}; give a name of {', '.join(DENOISERS)}")
 
 
+def checked_denoiser(
+    config: Mapping[str, Any], sampler: Mapping[str, Any], kind: SamplerKind, sigma_data: Any
+) -> tuple[Any, dict[str, Any]]:
+    """`denoiser_class` of `config`, which a sampler of that `kind` draws from. Raises ValueError, also for what is no `sigma_data`."""
+    if not _is_number(sigma_data) or not 0 < sigma_data < math.inf:
+        raise ValueError(f"sigma_data is {sigma_data!r}; it must be a finite number above 0")
+    cls, settings = denoiser_class(config)
+    if getattr(cls, "draws", "denoiser") != kind.of:
+        fitting = [name for name, known in SAMPLERS.items() if known.of == getattr(cls, "draws", "denoiser")]
+        raise ValueError(
+            f"the sampler is {sampler['name']!r}, which does not draw from the denoiser {config['name']!r}; give one of "
+            f"{', '.join(fitting)}"
+        )
+    return cls, settings
+
+
 def brought_forward(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments in a config.json of any format. Raises ValueError for one of a newer version."""
     arguments = dict(config)
@@ -96,7 +112,7 @@ def brought_forward(config: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-INHERITED = ("data", "class_names", "licence")
+INHERITED = ("data", "class_names", "licence", "prompts", "encoders")
 
 
 def inherited(info: Mapping[str, Any]) -> dict[str, Any]:

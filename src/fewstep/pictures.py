@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data import Density, Mixture, PointData
+from fewstep.data.prompts import PromptData
 from fewstep.generator import Generator
 from fewstep.methods.base import Method
 from fewstep.metrics.modes import mode_counts
@@ -19,6 +20,7 @@ from fewstep.viz.dashboard import Dashboard, Frame, Scene
 from fewstep.viz.plots import image_grid, scatter
 
 SHOWN = 1000  # samples in a frame
+PROMPTS = 8  # the first, that are drawn
 GRID = 24  # arrows of a field, in each direction
 RESOLUTION = 160  # of a density's picture
 WITHIN = 3.0  # standard deviations round a mode that count as near it
@@ -28,7 +30,9 @@ class ImagePictures:
     """A grid of samples on each call, two rows of all classes."""
 
     def __init__(self, recipe: Recipe, data: Any, run: RunFolder) -> None:
-        self.run, self.seed, self.classes = run, stream_seed(recipe.seed, "pictures"), data.num_classes or 10
+        self.run, self.seed = run, stream_seed(recipe.seed, "pictures")
+        # latents are decoded, one by one, by a network that is large
+        self.classes = PROMPTS // 2 if isinstance(data, PromptData) else data.num_classes or 10
 
     def begin(self, step: int) -> bool:
         """Take away the pictures of what came after `step`, from which training goes on; whether that of `step` itself is missing."""
@@ -38,7 +42,7 @@ class ImagePictures:
         """The picture's file."""
         count = 2 * self.classes if self.classes <= 16 else 32
         path = self.run.sample_folder / f"step_{step}.png"
-        image_grid(generator.sample(count, seed=self.seed), columns=count // 2).save(path)
+        image_grid(generator.pixels(generator.sample(count, seed=self.seed)), columns=count // 2).save(path)
         return path
 
     def close(self) -> None:

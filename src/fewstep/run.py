@@ -16,6 +16,8 @@ from fewstep.data import PointData
 from fewstep.data.audit import audit
 from fewstep.data.beforehand import beforehand
 from fewstep.data.own import ForeignData
+from fewstep.data.prompts import PromptData
+from fewstep.denoisers.adapted import grounds
 from fewstep.engine import Chosen, choose, make_fabric, settle, use_threads
 from fewstep.errors import UserError
 from fewstep.files import at_home, held_folder, replace_file
@@ -132,7 +134,8 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
     check_parts(recipe, method, devices)
     classes = f"{data.num_classes or 'no'} classes"
     items = "points" if len(data.shape) == 1 else "images"
-    training = f"a stream of {items}" if data.train_size is None else f"{data.train_size} training {items}"
+    unit = "prompts without" if isinstance(data, PromptData) else "training"
+    training = f"a stream of {items}" if data.train_size is None else f"{data.train_size} {unit} {items}"
     told = [] if unread else audit(data).lines()
     about = f"data: {training}, {data.heldout_size} held out, shape {list(data.shape)}, {classes}"
     lines = [*map(str, settings), about, *unread, *told]
@@ -143,7 +146,8 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
             does += f" from {turn.begins:.0%} to {turn.ends:.0%} of the run"
         learns = sum(parameter.numel() for parameter in learned(network).values())
         some = f" ({learns:,} of them)" if turn and learns < num_parameters(network) else ""
-        lines.append(f"network {name}: {num_parameters(network):,} parameters, {does}{some}")
+        on = "".join(f", on a network of {num_parameters(ground):,}" for ground in grounds(network))
+        lines.append(f"network {name}: {num_parameters(network):,} parameters{on}, {does}{some}")
     seen = recipe.steps * recipe.batch_size
     lines.append(f"{items} to be seen: {seen:,} in {recipe.steps:,} steps of {recipe.batch_size}")
     alone = trainer.model_copy(update={"devices": 1, "num_nodes": 1, "strategy": "auto"})

@@ -53,13 +53,21 @@ def euler(denoiser: Denoiser, latents: Tensor, sigmas: Tensor, label: Tensor | N
     return _ode(denoiser, latents, sigmas, label, second_order=False)
 
 
-def few_step(denoiser: Denoiser, latents: Tensor, sigmas: Tensor, label: Tensor | None = None, noise: Noise | None = None) -> Tensor:
+def few_step(
+    denoiser: Denoiser,
+    latents: Tensor,
+    sigmas: Tensor,
+    label: Tensor | None = None,
+    noise: Noise | None = None,
+    start: float | None = None,
+) -> Tensor:
     """A few-step generator's own sampler: denoise, noise to the next level, denoise (DMD2, arXiv 2405.14867, Sec. 4.4).
 
-    ``S`` evaluations; with one level this is ``D(sigma_1 n, sigma_1)``.
+    ``S`` evaluations; with one level this is ``D(sigma_1 n, sigma_1)``. `start` is the size of the first noise where that is not
+    sigma_1: stock pipelines begin with noise of size 1 in their own coordinates, which is ``sqrt(1 + sigma_1^2)`` here.
     """
     sigmas, noise = sigmas.to(latents), noise or Noise()
-    x = denoiser(latents * sigmas[0], sigmas[0], label)
+    x = denoiser(latents * (sigmas[0] if start is None else start), sigmas[0], label)
     for sigma in sigmas[1:]:
         x = denoiser(x + sigma * noise(x.shape, x), sigma, label)
     return x
@@ -121,7 +129,7 @@ class SamplerKind:
         sigmas: the levels, float64 descending, from the config and a number of steps that it can serve.
         counts: the numbers of steps that a config can serve, None for any; the default is ``steps``, or the first of them.
         evaluations: network evaluations for so many steps.
-        options: keys of the config that are handed to `draw`, and that one sampling may set otherwise.
+        options: keys of the config that are handed to `draw` where it has them.
         of: what kind of denoiser it draws from: "denoiser", "map", "posterior", or a name of one's own.
         also: numbers of steps that an evaluation looks at beside the default, where it may choose.
         every_level: whether what it draws from is right at every noise level, and so may teach.
@@ -163,7 +171,7 @@ SAMPLERS: dict[str, SamplerKind] = {
     "heun": SamplerKind(heun, GRID, _karras, evaluations=lambda steps: 2 * steps - 1, also=(1,), every_level=True),
     "euler": SamplerKind(euler, GRID, _karras, also=(1,), every_level=True),
     # either one list of levels, ``sigmas``, or one for each number of steps, ``levels``
-    "few_step": SamplerKind(few_step, (), _levels, counts=_level_counts),
+    "few_step": SamplerKind(few_step, (), _levels, counts=_level_counts, options=("start",)),
     "push_forward": SamplerKind(
         push_forward,
         (),

@@ -5,7 +5,7 @@ import math
 import shutil
 import signal
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from types import FrameType
@@ -16,6 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from fewstep.class_labels import Labels
+from fewstep.data.errors import DataError
+from fewstep.data.prompt_files import read_prompts
+from fewstep.drawing import asked
 from fewstep.errors import Interrupted, UserError
 from fewstep.files import replace_file, whole_file
 from fewstep.generator import Generator
@@ -36,10 +39,20 @@ def check_out(out: Path) -> None:
         raise UserError(f"--out is {out}, which is a folder; give the name of a file")
 
 
-def write_samples(generator: Generator, num: int, out: Path, labels: Labels, **options: Any) -> None:
+def asked_prompts(given: Sequence[str], file: Path | None) -> list[str]:
+    """The prompts `given` on the command line, and after them those in a `file`. Raises UserError where that cannot be read."""
+    try:
+        return [*given, *(() if file is None else read_prompts(file).texts)]
+    except DataError as error:
+        raise UserError(str(error)) from error
+
+
+def write_samples(generator: Generator, num: int, out: Path, labels: Labels, prompts: Sequence[str] = (), **options: Any) -> None:
     """Draw `num` samples into `out`, whole or not at all: a .png, a grid; or a .npz with ``samples`` [num, *shape] and ``labels`` [num].
 
-    A .npz is written as it is drawn and takes a batch's memory. `options` are those of `Generator.sample`, and the samples are the same.
+    Of a text-to-image generator samples are of `prompts`, in turn, or of the rows of its table; in a grid each has its prompt below it, and
+    a .npz holds latents. A .npz is written as it is drawn and takes a batch's memory. `options` are those of `Generator.sample`, and the
+    samples are the same.
 
     Raises:
         UserError: for what the generator cannot serve, for more than a grid can hold, and for more than the disk has room for.
@@ -47,10 +60,28 @@ def write_samples(generator: Generator, num: int, out: Path, labels: Labels, **o
         OSError: of the disk; `out` is then as it was.
 
     """
+    if prompts:
+        if labels is not None:
+            raise UserError("--labels and --prompt are both given; give one of them")
+        with asked(generator, prompts):
+            _write(generator, num, out, None, prompts, options)
+    else:
+        _write(generator, num, out, labels, _texts(generator, num, labels) if out.suffix == ".png" else (), options)
+
+
+def _texts(generator: Generator, num: int, labels: Labels) -> list[str]:
+    """The prompts of `num` samples of `labels`, where the generator has a table of them."""
+    texts = getattr(getattr(generator.told, "prompts", None), "texts", None)
+    rows = None if texts is None else generator.labels(num, labels)
+    return [] if texts is None or rows is None else [texts[row] for row in rows.tolist()]
+
+
+def _write(generator: Generator, num: int, out: Path, labels: Labels, texts: Sequence[str], options: dict[str, Any]) -> None:
+    """What `write_samples` does, with the `texts` that samples are of, in turn."""
     if out.suffix == ".png":
         if num > (most := GRID_PIXELS // math.prod(generator.shape[1:])):
             raise UserError(f"-n is {num:,}; a grid holds at most {most:,} of these samples: give fewer, or an --out that ends in .npz")
-        _write_grid(generator.sample(num, labels, **options).cpu(), out)
+        _write_grid(generator.pixels(generator.sample(num, labels, **options)).cpu(), out, texts)
         return
     dtype = np.dtype(np.float32) if generator.units is None else torch.empty(0, dtype=generator.units.dtype).numpy().dtype
     classes = generator.num_classes is not None
@@ -102,12 +133,14 @@ def _check_room(num: int, each: int, out: Path) -> None:
         )
 
 
-def _write_grid(samples: torch.Tensor, out: Path) -> None:
-    from fewstep.viz.plots import image_grid, scatter
+def _write_grid(samples: torch.Tensor, out: Path, texts: Sequence[str]) -> None:
+    from fewstep.viz.plots import captioned, image_grid, scatter
 
     content = BytesIO()
     if samples.ndim == 2:
         scatter(samples, content)
+    elif texts:
+        captioned(samples, [texts[number % len(texts)] for number in range(len(samples))]).save(content, format="png")
     else:
         image_grid(samples, columns=10 if len(samples) <= 200 else 20).save(content, format="png")
     replace_file(out, content.getvalue())

@@ -157,6 +157,16 @@ class MethodSettings(Section):
         """Whether a trained teacher has to be opened before the method can be made."""
         return self.teacher_path is not None
 
+    @property
+    def needs_items(self) -> bool:
+        """Whether it learns from items of the data, and not from their labels alone."""
+        return True
+
+    @property
+    def asked_levels(self) -> dict[str, float]:
+        """Noise levels that a teacher is asked at, each by its setting, which it has to know."""
+        return {key: getattr(self, key) for key in ("sigma_max", "conditioning_sigma") if hasattr(self, key)}
+
     def other_teachers(self, mixture: bool) -> str:
         """What can be said where a teacher is missing, such as ``, or ...``; `mixture`: whether the data is a mixture of Gaussians."""
         return ""

@@ -13,6 +13,7 @@ from fewstep.errors import UserError, first_line
 from fewstep.model_config import brought_forward
 from fewstep.text import read_json
 
+WEIGHTS, LORA_FILE = "model.safetensors", "pytorch_lora_weights.safetensors"  # the latter as stock diffusers calls it
 MOST_TENSORS = 50_000  # of a network whose weights are not there yet
 FLOATING = ("F64", "F32", "F16", "BF16")
 Module = TypeVar("Module", bound=nn.Module)
@@ -20,28 +21,67 @@ Header = Mapping[str, tuple[tuple[int, ...], str]]
 """Shape and type, as safetensors names it, of each tensor of a file."""
 
 
+def weight_file(config: Any) -> str | None:
+    """The file of weights beside a config.json that holds `config`; None for a model whose weights are all another's."""
+    base = config.get("base") if isinstance(config, Mapping) else None
+    if not isinstance(base, Mapping):
+        return WEIGHTS
+    return None if base.get("rank") is None else LORA_FILE
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a model folder has its config.json, which can be read, and the weights that belong to it."""
+    try:
+        file = weight_file(read_json(folder / "config.json"))
+    except (OSError, ValueError):
+        return False
+    return file is None or (folder / file).is_file()
+
+
+def based_arguments(folder: Path, name: str) -> dict[str, Any] | None:
+    """What config.json in a model folder called `name` says of a model that stands on another's weights; None of any other folder.
+
+    Raises UserError for one of a newer version.
+    """
+    try:
+        found = read_json(folder / "config.json")
+    except (OSError, ValueError):
+        return None  # told by whoever reads it next
+    if not isinstance(found, dict) or found.get("base") is None:
+        return None
+    with reading(name):
+        return brought_forward(found)
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Inside, whatever is raised becomes a UserError that says that the generator in the folder `name` cannot be read, and why."""
+    try:
+        yield
+    except UserError as error:  # a room that may not be had: nothing is wrong with the folder
+        raise UserError(f"{name}: {error}") from error
+    except Exception as error:  # torch, safetensors, json and the network each have their own
+        raise UserError(f"the generator in {name} cannot be read ({first_line(error)}); write it again, or take another copy") from error
+
+
 def load_folder(folder: Path, name: str, make: Callable[..., Module]) -> Module:
     """What config.json in a model folder called `name` describes, by `make(**arguments)`, with its weights. Raises UserError."""
     from safetensors.torch import load_file
 
-    missing = [file for file in ("config.json", "model.safetensors") if not (folder / file).is_file()]
+    missing = [file for file in ("config.json", WEIGHTS) if not (folder / file).is_file()]
     if missing:
         raise UserError(
             f"{name} holds no generator ({' and '.join(missing)} not found); give a run folder that has reached its first "
             "checkpoint, or a model folder"
         )
-    try:
+    with reading(name):
         arguments = brought_forward(read_json(folder / "config.json"))
         with torch.random.fork_rng(devices=[]):
-            check_header(header_of(folder / "model.safetensors"), lambda: make(**arguments))
+            check_header(header_of(folder / WEIGHTS), lambda: make(**arguments))
             module = make(**arguments)
-        weights = load_file(folder / "model.safetensors")
+        weights = load_file(folder / WEIGHTS)
         check_finite(weights)
         module.load_state_dict(weights)
-    except UserError as error:  # a room that may not be had: nothing is wrong with the folder
-        raise UserError(f"{name}: {error}") from error
-    except Exception as error:  # torch, safetensors, json and the network each have their own
-        raise UserError(f"the generator in {name} cannot be read ({first_line(error)}); write it again, or take another copy") from error
     return module
 
 

@@ -37,11 +37,12 @@ class Manifest:
         model: the folder or Hub id that it was encoded by.
         revision: of the Hub; None for a folder.
         pipeline: the model's class, such as ``StableDiffusionXLPipeline``.
-        encoders: SHA-256 of the text encoders and tokenizers.
+        encoders: what tells the text encoders and tokenizers from any others.
         num: prompts.
         tokens, width: of each row's hidden states.
         pooled: width of the pooled vector; None for models without.
         time_ids: what SDXL is told of sizes; None for other models.
+        latents: (channels, height, width) of what the model makes of a prompt.
         repeated, blank, cut: how many prompts stood more than once, how many lines had none, how many were longer than `tokens`.
         files: SHA-256 of each file.
         version: of this format.
@@ -57,6 +58,7 @@ class Manifest:
     width: int
     pooled: int | None
     time_ids: tuple[int, ...] | None
+    latents: tuple[int, ...]
     repeated: int
     blank: int
     cut: int
@@ -74,7 +76,11 @@ class Manifest:
         whole = ("num", "tokens", "width")
         if not all(type(known[name]) is int and known[name] > 0 for name in whole) or not isinstance(known["files"], dict):
             raise ValueError(f"its {', '.join(whole)} or files are none")
-        return cls(**known | {"time_ids": None if known["time_ids"] is None else tuple(known["time_ids"])})
+        sizes = known["latents"]
+        if not isinstance(sizes, list) or len(sizes) != 3 or not all(type(size) is int and size > 0 for size in sizes):
+            raise ValueError(f"its latents are {sizes}, and not three whole numbers")
+        times = known["time_ids"]
+        return cls(**known | {"time_ids": None if times is None else tuple(times), "latents": tuple(sizes)})
 
     def json(self) -> bytes:
         """What ``manifest.json`` holds."""
@@ -118,6 +124,9 @@ class PromptTable:
 
     def __len__(self) -> int:
         return self.manifest.num
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PromptTable":
+        return self  # nothing in it changes, and it may be larger than memory
 
     @property
     def texts(self) -> list[str]:

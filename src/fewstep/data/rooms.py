@@ -10,13 +10,14 @@ from fewstep.data.images import ImageData
 from fewstep.data.iterables import StreamData, stream_data
 from fewstep.data.own import ForeignData, Say, is_map_style, item_data
 from fewstep.data.points import PointData
+from fewstep.data.prompts import PromptData
 from fewstep.data.units import Units
 from fewstep.sections import DataSettings
 
 OF_ITEMS, OF_STREAMS = ("holdout",), ("heldout_items", "buffer")
 
 
-def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say) -> ImageData | PointData | ForeignData:
+def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say) -> ImageData | PointData | PromptData | ForeignData:
     """The data that `make` gives for `settings`; `say` is told what was taken for granted. Raises DataError.
 
     A data set whose argument ``split`` can be "heldout" (``Literal["train", "heldout"]``) is made once more for that.
@@ -24,7 +25,7 @@ def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say
     made, around = make(settings), settings.around()
     standardize = around.get("standardize")
     name = settings.name.rpartition(":")[2]
-    if isinstance(made, ImageData | PointData | ForeignData):
+    if isinstance(made, ImageData | PointData | PromptData | ForeignData):
         if around:
             raise DataError(f"data.{next(iter(around))} is given, and {settings.name} says that itself; leave the key out")
         if isinstance(made, StreamData | ImageData) and made.note:

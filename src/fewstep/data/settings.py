@@ -111,6 +111,15 @@ class Points(DataSettings):
     points: ClassVar = True
 
 
+class PromptTable(DataSettings):
+    """Prompts without images, encoded beforehand by fewstep encode: what a text-to-image model is distilled on."""
+
+    name: Literal["prompts"]
+    path: UserPath = Field(description="the folder that fewstep encode has written")
+
+    points: ClassVar = False
+
+
 class Stream(DataSettings):
     """Images that are read as they are asked for, from shards of parquet or WebDataset, however many there are."""
 

@@ -50,7 +50,7 @@ class Slot:
             inject_adapter_in_model(config, denoiser, PLACE)
         except ValueError as error:
             raise UserError(f"no layer of this model is called {' or '.join(targets)}; name others") from error
-        self.denoiser, self.rank = denoiser, rank
+        self.denoiser, self.rank, self.targets = denoiser, rank, tuple(targets)
         self.layers: dict[str, Any] = {name: layer for name, layer in denoiser.named_modules() if isinstance(layer, BaseTunerLayer)}
         # name of a tensor -> the module that takes it as its weight
         self.places: dict[str, nn.Module] = {
@@ -128,6 +128,11 @@ class Adapted(nn.Module):
             self.register_parameter(name.replace(".", "/"), nn.Parameter(tensor))
 
     @property
+    def stands_on(self) -> nn.Module:
+        """The denoiser that it changes, which it does not own."""
+        return self.slot.denoiser
+
+    @property
     def tensors(self) -> dict[str, Tensor] | None:
         """The changes, by the names of their places."""
         return None if self.keys is None else {name: self._parameters[key] for name, key in self.keys.items()}  # type: ignore[misc]
@@ -175,8 +180,25 @@ class Adapted(nn.Module):
         memo[id(self)] = found
         return found.train(self.training)
 
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over changes by the names of their places. Raises ValueError where they are others, or of another shape."""
+        mine = self.tensors or {}
+        if mine.keys() != tensors.keys():
+            odd = sorted(mine.keys() ^ tensors.keys())[0]
+            raise ValueError(f"{odd} is {'missing' if odd in mine else 'no place of these changes'}")
+        for name, tensor in tensors.items():
+            if tensor.shape != mine[name].shape:
+                raise ValueError(f"{name} has shape {list(tensor.shape)}, and is to have {list(mine[name].shape)}")
+            mine[name].data.copy_(tensor)
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(self.__dict__["slot"].denoiser, name)
+
+
+def grounds(module: nn.Module) -> list[nn.Module]:
+    """The networks that `module`, or parts of it, stand on without owning them; each once."""
+    found = {id(part.stands_on): part.stands_on for part in module.modules() if isinstance(part, Adapted)}
+    return list(found.values())

@@ -17,15 +17,12 @@ from fewstep.denoisers import ForeignDenoiser
 from fewstep.errors import UserError, first_line
 from fewstep.files import check_free, whole_folder
 from fewstep.generator import Generator
-from fewstep.limits import TooLarge, in_units, memory
+from fewstep.limits import in_units, memory
 from fewstep.networks.base import num_parameters
-from fewstep.text import read_json
+from fewstep.pipelines.scheduler import SCHEDULER, json_object, parametrization_of, scheduler_of
 from fewstep.weights import check_finite, header_of, numbers_of
 
-# what diffusers' DDPMScheduler takes where its file is silent, and what Ho et al. (arXiv 2006.11239) trained with
-DDPM = {"prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
-SCHEDULER = "scheduler_config.json"
 
 
 def diffusers_folder(path: str | Path) -> Path | None:
@@ -42,7 +39,7 @@ def diffusers_folder(path: str | Path) -> Path | None:
     if (folder / "model_index.json").is_file():
         return folder
     with contextlib.suppress(UserError):  # what is no JSON is no one's, and is told by whoever opens it
-        return folder if "_class_name" in _json(folder / "config.json") else None
+        return folder if "_class_name" in json_object(folder / "config.json") else None
     return None
 
 
@@ -68,7 +65,7 @@ def read_teacher(path: str | Path, sigma_data: float = 0.5, null_class: bool = F
         what = "holds no diffusers model" if Path(path).exists() or hub.is_id(str(path)) else "is no folder, and no Hub id (owner/name)"
         raise UserError(f"{path} {what}; give a folder with model_index.json, or with a UNet2DModel's config.json, or a Hub id of one")
     model_folder = _model_folder(folder)
-    config = _json(model_folder / "config.json")
+    config = json_object(model_folder / "config.json")
     if config.get("_class_name") != "UNet2DModel":
         raise UserError(f"{model_folder} holds a {config.get('_class_name')}; only a UNet2DModel of pixels can be a teacher here")
     scheduler, assumed = scheduler_of(folder, model_folder)
@@ -154,44 +151,16 @@ def _model_folder(folder: Path) -> Path:
     """Where in a pipeline's or model's folder the U-Net is. Raises UserError for a pipeline of other parts."""
     index = folder / "model_index.json"
     if index.is_file():
-        parts = {key: value for key, value in _json(index).items() if not key.startswith("_")}
+        parts = {key: value for key, value in json_object(index).items() if not key.startswith("_")}
         if "unet" not in parts or not set(parts) <= {"unet", "scheduler"}:
             raise UserError(
-                f"{folder} is a {_json(index).get('_class_name')} of {', '.join(parts)}; only a pipeline of a unet of pixels and a "
+                f"{folder} is a {json_object(index).get('_class_name')} of {', '.join(parts)}; only a pipeline of a unet of pixels and a "
                 "scheduler can be a teacher here"
             )
     place = folder / "unet" if (folder / "unet").is_dir() else folder  # the oldest pipelines keep all in one place
     if not (place / "config.json").is_file():
         raise UserError(f"there is no {place / 'config.json'}; take another copy")
     return place
-
-
-def scheduler_of(folder: Path, model_folder: Path) -> tuple[dict[str, Any], str]:
-    """The scheduler's settings, and what had to be assumed, if anything. Raises UserError."""
-    above = [folder.parent / "scheduler" / SCHEDULER] if folder.name == "unet" else []
-    for file in (folder / "scheduler" / SCHEDULER, folder / SCHEDULER, model_folder / SCHEDULER, *above):
-        if file.is_file():
-            return _json(file), ""
-    told = "epsilon prediction, 1000 timesteps, linear betas from 0.0001 to 0.02"
-    return {}, f"there is no {SCHEDULER} in {folder}; taken to be DDPM's: {told}. If it is not, put its {SCHEDULER} there"
-
-
-def parametrization_of(scheduler: dict[str, Any]) -> dict[str, Any]:
-    """What the network was trained to predict and when, from a scheduler's settings. Raises ValueError."""
-    name = scheduler.get("_class_name", "DDPMScheduler")
-    if scheduler and "beta_schedule" not in scheduler and scheduler.get("trained_betas") is None:
-        raise ValueError(
-            f"its scheduler is a {name}, which has no betas; allowed are DDPMScheduler, DDIMScheduler and those with the same betas"
-        )
-    if scheduler.get("timestep_type", "discrete") != "discrete":
-        raise ValueError(f"its {name} has timestep_type {scheduler['timestep_type']!r}; only 'discrete' timesteps are known here")
-    settings = DDPM | scheduler
-    betas: Any = scheduler.get("trained_betas")
-    if betas is None:
-        betas = {name: settings[key] for name, key in (("schedule", "beta_schedule"), ("start", "beta_start"), ("end", "beta_end"))}
-        betas["num"] = settings["num_train_timesteps"]
-    parametrization = {"name": "ddpm", "prediction": settings["prediction_type"], "betas": betas}
-    return parametrization | ({"zero_snr": True} if settings.get("rescale_betas_zero_snr") else {})
 
 
 def _check_size(config: dict[str, Any], folder: Path) -> None:
@@ -259,16 +228,3 @@ def _licence(*folders: Path) -> str | None:
         if named:
             return ", ".join(named) if isinstance(named, list) else str(named)
     return None
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError."""
-    try:
-        tree = read_json(file)
-    except TooLarge:
-        raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({first_line(error)}); take another copy") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{file} holds no object; take another copy")
-    return tree

@@ -1,5 +1,6 @@
 """Networks by name, from plain arguments."""
 
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,11 @@ def make_network(config: Mapping[str, Any], shape: tuple[int, ...], num_classes:
             given = "".join(f", {key}=..." for key in arguments)
             raise ValueError(f"the network {name!r} cannot be made as {network.__name__}(shape, num_classes{given}): {error}") from None
     return network(shape, num_classes, **arguments)
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """A copy of `module` that cannot learn: no parameter takes a gradient, and it is in eval mode."""
+    return copy.deepcopy(module).requires_grad_(False).eval()
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -1,5 +1,6 @@
 """Which items each step learns from: a function of the seed and the step, so that a run that was stopped goes on with the same ones."""
 
+from collections.abc import Sized
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
@@ -18,8 +19,8 @@ class TrainingData(Protocol):
     """A data set in memory, as the loop asks for it."""
 
     @property
-    def train(self) -> Tensor:
-        """All training items [N, ...]."""
+    def train(self) -> Sized:
+        """All training items, of which there are so many."""
         ...
 
     @property

@@ -43,6 +43,7 @@ class Looks:
 
     def __init__(self) -> None:
         self.data = DataLooks()
+        self.compares = True  # whether batches hold items that samples can be held beside
         self.within: Tensor | None = None  # float64 [sides, 3]: squares about class means, degrees of freedom, variance of the squares
         self.waiting: tuple[list[Tensor], list[Tensor]] = ([], [])  # items [n, D] that have not been counted in `within`
         self.classes: tuple[list[Tensor], list[Tensor]] = ([], [])  # and their classes [n], of `waiting`
@@ -54,6 +55,8 @@ class Looks:
 
     def look(self, seen: Sequence[tuple[Tensor | None, Tensor | None, Batch]], at_data: bool) -> None:
         """Look at the parts (samples, label, batch) of a turn's batch that this process has; with `at_data` at the data themselves, too."""
+        if not self.compares:
+            return
         made = [(x, label) for x, label, _ in seen if x is not None]
         if not made and not (seen and at_data and self.data.num < ENOUGH):
             return

@@ -122,6 +122,7 @@ class Loop:
         batches = make_batches(data, dealt, rng, fabric.device, settings.data_on_device)
         self.state = State(method, trained, batches, ema, optimizers, dict.fromkeys(optimizers, 0), rng, settings.seed)
         self.state.items = getattr(data, "train_size", None)  # a stream does not say
+        self.state.looks.compares = getattr(data, "compares", True)
         self.faults = Faults(fabric, run)
         self.room = Room(method, self.called, optimizers, data, settings.batch_size, settings.accumulate)
         self.saved: int | None = None  # the step of the last checkpoint
@@ -194,7 +195,7 @@ class Loop:
         batches = self._batches()
         scratches: list[dict[str, Any]] = [{} for _ in batches]
         if state.step == 0:
-            state.standing = standing(self.method, self.settings.steps, self.settings.batch_size, batches)
+            state.standing = standing(self.method, self.settings.steps, self.settings.batch_size, batches if state.looks.compares else ())
         for turn in self.method.turns:
             if not turn.is_due(state.step, self.settings.steps):
                 continue

@@ -14,6 +14,8 @@ from lightning_fabric.plugins.precision import Precision
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from fewstep.denoisers.adapted import grounds
+
 MIXED: Literal["bf16-mixed"] = "bf16-mixed"
 FULL: Literal["32-true"] = "32-true"
 
@@ -76,5 +78,6 @@ class InPrecision:
 
 def in_precision(module: nn.Module, precision: Any) -> Any:
     """`module` as it is to be called: itself in full precision, and where it has no weights, as a closed form has none."""
-    mixed = isinstance(precision, Mixed) and precision.on and next(module.parameters(), None) is not None
+    has_weights = next(module.parameters(), None) is not None or bool(grounds(module))
+    mixed = isinstance(precision, Mixed) and precision.on and has_weights
     return InPrecision(module, precision) if mixed else module

@@ -19,6 +19,7 @@ from fewstep.limits import YAML_BYTES
 from fewstep.recipe import FORMAT, Recipe, parse_yaml, resolved, validated
 from fewstep.text import parse_json, read_json, read_lines, read_text
 from fewstep.training.checkpoint import Checkpoint, Damaged, checkpoints, load_checkpoint, save_checkpoint, tensor_bytes
+from fewstep.weights import is_whole, weight_file
 
 # what may differ when a run is resumed: it does not change what was learned so far
 STANDARDIZES = 3  # the format of recipe.yaml from which on points of one's own are learned in standard units
@@ -147,14 +148,15 @@ class RunFolder:
         """Replace the model folder's files, each at once: a reader finds the old or the new one. config.json comes last."""
         folder = folder or self.model_folder
         folder.mkdir(exist_ok=True)
-        files.replace_file(folder / "model.safetensors", tensor_bytes(generator.state_dict()))
+        if (file := weight_file(generator.config)) is not None:
+            files.replace_file(folder / file, tensor_bytes(generator.saved_tensors()))
         files.replace_file(folder / "config.json", json.dumps(generator.config, indent=2).encode())
 
     def model_step(self) -> int | None:
         """The step at which the model folder was written; None where it is not whole."""
         try:
             config = read_json(self.model_folder / "config.json")
-            return config["info"]["step"] if (self.model_folder / "model.safetensors").is_file() else None
+            return config["info"]["step"] if is_whole(self.model_folder) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -174,14 +176,14 @@ class RunFolder:
         files.recover_folder(self.best_folder)
         try:
             best = read_json(self.best_folder / "config.json")["info"]["best"]
-            known = (self.best_folder / "model.safetensors").is_file() and {"step", "metric", "value"} <= best.keys()
+            known = is_whole(self.best_folder) and {"step", "metric", "value"} <= best.keys()
             return dict(best) if known else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def has_teacher(self) -> bool:
         """Whether the copy of the teacher is there, whole."""
-        return all((self.teacher_folder / name).is_file() for name in ("config.json", "model.safetensors"))
+        return is_whole(self.teacher_folder)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one object to metrics.jsonl."""

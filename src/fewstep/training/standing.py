@@ -29,10 +29,10 @@ VALUES = 64  # of noise, at least, for each level: points of few dimensions see 
 def standing(method: Method, steps: int, batch_size: int, batches: Sequence[Batch]) -> dict[str, float]:
     """``health.teacher``, where there is one, ``health.batch``, where few items harm, ``TURN.reach`` in a run of `steps`; the method's own.
 
-    `batches` are this process's of the step.
+    `batches` are this process's of the step; none where they hold no items that a teacher could denoise.
     """
     found = {**method.standing, **({"health.batch": float(batch_size)} if method.compares_batch else {})}
-    if (teacher := method.kept_teacher) is not None:
+    if batches and (teacher := method.kept_teacher) is not None:
         found["health.teacher"] = teacher_fit(teacher, batches)
     for turn in method.turns:
         if turn.updates(steps) >= FEWEST:

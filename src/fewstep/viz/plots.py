@@ -3,13 +3,14 @@
 import hashlib
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 
@@ -31,6 +32,25 @@ def image_grid(images: Tensor, columns: int = 10, side: int = 48, gap: int = 2) 
         top, left = i // columns * height + gap, i % columns * width + gap
         sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
     return Image.fromarray(sheet)
+
+
+def captioned(images: Tensor, texts: Sequence[str], columns: int = 4, side: int = 160, lines: int = 3) -> Image.Image:
+    """Images [N, C, H, W] in [-1, 1], row by row, each with its text below it in at most so many `lines`, the last cut by "..."."""
+    font, gap = ImageFont.load_default(12), 8
+    pixels = to_pixels(images)
+    scale = max(1, round(side / pixels.shape[2]))
+    pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
+    height, width = pixels.shape[1:3]
+    wrapped = [textwrap.wrap(text, max(8, width // 7), max_lines=lines, placeholder=" ...") for text in texts]
+    below = 15 * max(map(len, wrapped)) + gap
+    columns = min(columns, len(pixels))
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, -(-len(pixels) // columns) * (height + below + gap) + gap), "white")
+    drawing = ImageDraw.Draw(sheet)
+    for number, (image, text) in enumerate(zip(pixels, wrapped, strict=True)):
+        left, top = gap + number % columns * (width + gap), gap + number // columns * (height + below + gap)
+        sheet.paste(Image.fromarray(image), (left, top))
+        drawing.multiline_text((left, top + height + 3), "\n".join(text), fill="#222222", font=font, spacing=2)
+    return sheet
 
 
 def contact_sheet(blocks: Sequence[tuple[str, str, Tensor]], path: Path, columns: int = 20) -> None:

@@ -16,6 +16,7 @@ through either denoiser; with the SiD loss (arXiv 2404.04057) it passes through 
 (2505.20755), a sum of the two that descends an f-divergence.
 """
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -29,8 +30,9 @@ from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.maths.schedules import karras_sigmas, level_sigmas
 from fewstep.methods.base import Alarm, Batch, Given, LossOutput, Method, Networks, Ramp, Ratio, Turn, exact_denoiser
 from fewstep.methods.dmd2.critic import Critic
+from fewstep.methods.dmd2.roles import roles
 from fewstep.methods.dmd2.settings import DMD2Settings
-from fewstep.methods.dmd2.steps import StudentSteps, student_levels
+from fewstep.methods.dmd2.steps import StudentSteps, own_levels, student_levels
 from fewstep.model_config import inherited
 from fewstep.networks import tables_of
 from fewstep.networks.heads import LevelHeads, feature_shapes
@@ -43,11 +45,12 @@ class DMD2(Method):
 
     Args:
         settings: of the method.
-        teacher: any `Generator` with an ODE sampler; it is copied three times and not changed.
+        teacher: any `Generator` with an ODE sampler; it is copied three times and not changed, or with `lora` stood on.
         steps: of the run, over a fraction of which a ramp of noise levels goes.
         real: a denoiser of real data to use instead of the teacher's, such as a closed form; `teacher` then only is where the generator
             and the fake network start.
         student: a push-forward generator to train instead of a copy of the teacher's network; it is trained in place, for one step.
+        seed: of low-rank changes.
 
     Raises:
         ValueError: where guidance is asked of a teacher trained without label dropout, or levels, steps or terms do not fit together.
@@ -105,15 +108,21 @@ class DMD2(Method):
     }
 
     def __init__(
-        self, settings: DMD2Settings, teacher: Generator, steps: int = 0, real: nn.Module | None = None, student: Generator | None = None
+        self,
+        settings: DMD2Settings,
+        teacher: Generator,
+        steps: int = 0,
+        real: nn.Module | None = None,
+        student: Generator | None = None,
+        seed: int = 0,
     ) -> None:
         _check(settings, teacher, student)
         self.settings, self.teacher, self.real, self.student = settings, teacher, real, student
-        fake = frozen(teacher.denoiser).requires_grad_(True).train()
+        teaches, learns, fake = roles(teacher, settings.lora, seed)
         self.stepwise = settings.sampler_steps > 1 and settings.fake_per_step
         self.networks = {
-            "teacher": frozen(real or teacher.denoiser),
-            "generator": student.denoiser if student else frozen(teacher.denoiser).requires_grad_(True).train(),
+            "teacher": teaches if real is None else frozen(real),
+            "generator": student.denoiser if student else learns,
             "fake": StepwiseDenoiser(fake, settings.sampler_steps) if self.stepwise else fake,
         }
         guidance: tuple[str, ...] = ("fake",)
@@ -130,10 +139,18 @@ class DMD2(Method):
             ),
             Turn("guidance", guidance, settings.guidance_optimizer),
         )
-        self.sigmas = student_levels(settings.conditioning_sigma, settings.sampler_steps, settings.sampler_sigmas)
-        self.generate = StudentSteps(self.sigmas, settings.inputs, student.latent_shape if student else None)
-        num = settings.num_train_timesteps
-        self.levels = karras_sigmas(num, settings.sigma_min, settings.sigma_max, settings.rho).flip(0)  # ascending, as published
+        self.start: float | None = None  # size of the first noise, where that is not its level
+        if settings.times == "teacher":
+            table: Tensor | None = getattr(teacher.denoiser, "sigmas", None)
+            self.sigmas = own_levels(table, settings.sampler_steps, settings.sampler_timesteps)
+            assert table is not None
+            self.start, self.levels = math.sqrt(1 + self.sigmas[0] ** 2), table.clone()
+        else:
+            self.sigmas = student_levels(settings.conditioning_sigma, settings.sampler_steps, settings.sampler_sigmas)
+            # ascending, as published
+            self.levels = karras_sigmas(settings.num_train_timesteps, settings.sigma_min, settings.sigma_max, settings.rho).flip(0)
+        self.generate = StudentSteps(self.sigmas, settings.inputs, student.latent_shape if student else None, self.start)
+        num = len(self.levels)
         updates = -(-steps // settings.dfake_gen_update_ratio)
         self.first = Ramp(settings.min_step_percent, settings.min_step_start, round(settings.min_step_warmup * updates))
         self.last = min(int(settings.max_step_percent * num), num - 1)
@@ -161,7 +178,7 @@ class DMD2(Method):
             teacher = given.teacher
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(given.seed)  # the head is drawn
-            return cls(settings, teacher, given.steps, real, student)
+            return cls(settings, teacher, given.steps, real, student, given.seed)
 
     @property
     def least_items(self) -> int:
@@ -266,7 +283,8 @@ class DMD2(Method):
         info = {**inherited(self.teacher.info), "method": "dmd2", "step": step, "label_dropout": 0.0}
         if self.student:
             return self.student.derive(self.student.sampler, info, network)
-        return self.teacher.derive({"name": "few_step", "sigmas": self.sigmas}, info, network)
+        started = {} if self.start is None else {"start": self.start}
+        return self.teacher.derive({"name": "few_step", "sigmas": self.sigmas, **started}, info, network)
 
     @torch.no_grad()
     def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,32 @@
 """Settings of DMD2."""
 
+from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from fewstep.sections import Compared, Fraction, Grid, NonNegativeFloat, Optimizer, Role, TaughtSettings
+from fewstep.sections import Compared, Fraction, Grid, NonNegativeFloat, NonNegativeInt, Optimizer, Role, Section, TaughtSettings
 
 
 class DMD2Optimizer(Optimizer):
     """AdamW of the generator, or of the fake network with the heads."""
 
     lr: PositiveFloat = 2e-6
+
+
+# of the U-Nets of Stable Diffusion and SDXL, as DMD2's authors chose them
+LORA_TARGETS = (
+    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut",
+    "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
+)  # fmt: skip
+
+
+class LoRA(Section):
+    """Low-rank changes of one network (arXiv 2106.09685), instead of copies of it."""
+
+    rank: PositiveInt = Field(64, description="of the changes")
+    targets: list[str] = Field(list(LORA_TARGETS), min_length=1, description="layers that are changed, by how their names end")
+    fake: Literal["lora", "full"] = Field("lora", description="of the fake network: full is a whole copy, all of which learns")
 
 
 class DMD2Settings(Grid, TaughtSettings):
@@ -23,6 +39,16 @@ class DMD2Settings(Grid, TaughtSettings):
     sid_alpha: float = Field(1.0, description="alpha of the SiD loss")
     gamma: PositiveFloat = Field(1.0, description="match p_real^gamma")
     guidance_scale: NonNegativeFloat = Field(1.0, description="classifier-free guidance of the teacher")
+    lora: LoRA | None = Field(
+        None, description="teacher, student and fake network are one network in memory, two of them with low-rank changes; null is copies"
+    )
+    times: Literal["karras", "teacher"] = Field(
+        "karras", description="teacher: noise levels are those of the teacher's own timesteps, and so are the student's steps"
+    )
+    sampler_timesteps: list[NonNegativeInt] | None = Field(
+        None,
+        description="with times=teacher: those of the student's steps, falling; null for equal parts, as of LCM's scheduler",
+    )
     dfake_gen_update_ratio: PositiveInt = Field(5, description="the generator learns at every so many-th step, the fake network at each")
     conditioning_sigma: PositiveFloat = Field(80.0, description="noise level of the student's first input")
     sampler_steps: PositiveInt = Field(1, description="steps that the student is made for")
@@ -83,6 +109,27 @@ class DMD2Settings(Grid, TaughtSettings):
         if self.r1_weight and not self.gan:
             raise ValueError(f"r1_weight is {self.r1_weight}, but there is no discriminator to hold; set gan to true, or r1_weight to 0")
         return self
+
+    @model_validator(mode="after")
+    def _times(self) -> "DMD2Settings":
+        steps = self.sampler_timesteps
+        if steps is not None and self.times != "teacher":
+            raise ValueError(f"sampler_timesteps is {steps}, which goes with times=teacher; set that, or leave it out")
+        if steps is not None and (len(steps) != self.sampler_steps or any(a <= b for a, b in pairwise(steps))):
+            raise ValueError(f"sampler_timesteps is {steps}; with sampler_steps {self.sampler_steps} give so many that fall")
+        if self.times == "teacher" and self.sampler_sigmas is not None:
+            raise ValueError("sampler_sigmas is given, and times=teacher takes the student's levels from sampler_timesteps; leave one out")
+        return self
+
+    @property
+    def needs_items(self) -> bool:
+        """For a discriminator, and for steps that learn from noised data."""
+        return self.gan or self.inputs == "noised_data"
+
+    @property
+    def asked_levels(self) -> dict[str, float]:
+        """None but the teacher's own, where these are taken."""
+        return {} if self.times == "teacher" else super().asked_levels
 
     @property
     def taught(self) -> bool:

@@ -30,6 +30,20 @@ def student_levels(conditioning_sigma: float, steps: int, sigmas: Sequence[float
     return list(sigmas)
 
 
+def own_levels(table: Tensor | None, steps: int, timesteps: Sequence[int] | None) -> list[float]:
+    """The noise levels of a student's steps at `timesteps` of its teacher, whose `table` [T] has a level for each, ascending.
+
+    Where none are given they are the ends of equal parts: of 1,000, for 4 steps, 999, 749, 499 and 249. Raises ValueError where the teacher
+    has no such table, or no such timestep.
+    """
+    if table is None:
+        raise ValueError("method.times is 'teacher', and this teacher has no timesteps, but knows all noise levels; set it to karras")
+    chosen = [len(table) * part // steps - 1 for part in range(steps, 0, -1)] if timesteps is None else list(timesteps)
+    if chosen[0] >= len(table):
+        raise ValueError(f"method.sampler_timesteps is {chosen}, and the teacher's timesteps go from 0 to {len(table) - 1}")
+    return [table[timestep].item() for timestep in chosen]
+
+
 class StudentSteps:
     """Draws training samples from a generator as it stands.
 
@@ -38,13 +52,19 @@ class StudentSteps:
         inputs: what a later step starts from: "backward_simulation", the generator's own earlier steps, as it will be sampled; or
             "noised_data", real data, which it will never see there.
         latent_shape: shape of one latent of a map from noise to data, which has one step; None for a denoiser.
+        start: size of the first noise; None for the first level.
 
     """
 
     def __init__(
-        self, sigmas: Sequence[float], inputs: Literal["backward_simulation", "noised_data"], latent_shape: tuple[int, ...] | None
+        self,
+        sigmas: Sequence[float],
+        inputs: Literal["backward_simulation", "noised_data"],
+        latent_shape: tuple[int, ...] | None,
+        start: float | None = None,
     ) -> None:
         self.sigmas, self.inputs, self.latent_shape = list(sigmas), inputs, latent_shape
+        self.start = self.sigmas[0] if start is None else start
         self.batches_made = 0
 
     def __call__(self, generator: Callable[..., Any], batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
@@ -55,12 +75,13 @@ class StudentSteps:
             return generator(n, math.inf, batch.label), None
         sigmas = torch.tensor(self.sigmas, device=n.device)
         if len(sigmas) == 1:
-            return generator(sigmas[0] * n, sigmas[0], batch.label), None
+            return generator(self.start * n, sigmas[0], batch.label), None
         step = self.dealt(len(n), rng).to(n.device)
         if self.inputs == "noised_data":
-            x = expand_like(sigmas[step], n) * n + expand_like((step > 0).to(n), n) * batch.x
+            sizes = torch.tensor([self.start, *self.sigmas[1:]], device=n.device)
+            x = expand_like(sizes[step], n) * n + expand_like((step > 0).to(n), n) * batch.x
         else:
-            x = simulated(generator, sigmas[0] * n, sigmas, step, batch.label, rng)
+            x = simulated(generator, self.start * n, sigmas, step, batch.label, rng)
         return generator(x, sigmas[step], batch.label), step
 
     def dealt(self, num: int, rng: torch.Generator) -> Tensor:

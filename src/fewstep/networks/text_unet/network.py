@@ -33,6 +33,9 @@ class EncodedPrompts:
     def __len__(self) -> int:
         return len(self.hidden) - 1
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "EncodedPrompts":
+        return self  # nothing in it changes
+
     def rows(self, label: Tensor) -> tuple[Tensor, Tensor | None]:
         """The rows of `label` int64 [B]."""
         label = label.to(self.hidden.device)
@@ -86,6 +89,14 @@ class TextUNet(nn.Module):
         self.time_ids = None if time_ids is None else tuple(time_ids)
         self.prompts: Rows | None = None
         self.feature_shapes = [(width, (shape[1] >> level, shape[2] >> level)) for level, width in enumerate(widths)][::-1]
+
+    @property
+    def takes(self) -> tuple[int, int | None]:
+        """Widths of what it is told: of the text's hidden states, and of the pooled vector, which is None for models without."""
+        config = self.unet.config
+        if self.time_ids is None:
+            return config.cross_attention_dim, None
+        return config.cross_attention_dim, config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
 
     def forward(self, x: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
         """The prediction, like `x` [B, C, H, W]; `timestep` is float [B], `label` int64 [B] the rows of the prompts.

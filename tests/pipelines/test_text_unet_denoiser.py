@@ -9,9 +9,9 @@ from diffusers import DDIMScheduler
 
 from fewstep.denoisers import Guided
 from fewstep.errors import UserError
-from fewstep.interop.text_model import text_denoiser
 from fewstep.networks.text_unet import TextUNet
 from fewstep.networks.text_unet.network import EncodedPrompts
+from fewstep.pipelines.unet import text_denoiser
 from text_models import make
 
 TEXTS = ["a seven", "two, thin"]

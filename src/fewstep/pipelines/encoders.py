@@ -7,7 +7,7 @@ VAE are not read.
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep import hub
 from fewstep.data.errors import DataError
 from fewstep.data.prompt_files import SHOWN, Prompts, read_prompts
 from fewstep.data.prompt_table import MANIFEST, NULL, PROMPTS, Manifest, PromptTable, chunk_files
 from fewstep.errors import UserError, first_line
 from fewstep.files import check_free, held_folder, sha256_of, sweep, whole_file
+from fewstep.networks.text_unet.network import EncodedPrompts
+from fewstep.pipelines.folder import TOKENIZERS, encoders_id, latents_shape, model_folder, pipeline_kind, time_ids
 from fewstep.text import read_json
 
 BATCH = 16  # prompts at once
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-ENCODERS = ("text_encoder", "text_encoder_2")
-TOKENIZERS = ("tokenizer", "tokenizer_2")
 BEGUN = "encoding.json"  # what an encoding that is not done belongs to
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -57,8 +55,8 @@ def encode_prompts(
         raise UserError(str(error)) from error
     folder = model_folder(model, revision)
     kind = pipeline_kind(folder, model)
-    sizes = time_ids(folder, kind)
-    belongs = {"encoders": encoders_sha256(folder), "prompts": _sha256_of_texts(found), "pipeline": kind}
+    sizes, latents = time_ids(folder, kind), latents_shape(folder)
+    belongs = {"encoders": encoders_id(folder) or "", "prompts": _sha256_of_texts(found), "pipeline": kind}
     if out.is_dir() and (out / BEGUN).is_file():
         _check_same(out, belongs)
     else:
@@ -96,6 +94,7 @@ def encode_prompts(
             width=row["hidden"].shape[2],
             pooled=row["pooled"].shape[1] if "pooled" in row else None,
             time_ids=sizes,
+            latents=latents,
             repeated=found.repeated,
             blank=found.blank,
             cut=len(cut),
@@ -111,6 +110,20 @@ def encode_prompts(
     return manifest
 
 
+def encoded(model: str, texts: Sequence[str], expected: str | None = None) -> EncodedPrompts:
+    """`texts`, and no prompt, encoded in memory by the pipeline `model`; prompts that are cut are as in `encode_prompts`.
+
+    `expected` are the encoders that it has to have, where that is known. Raises UserError for others, and as `encode_prompts` does.
+    """
+    folder = model_folder(model)
+    if expected and (own := encoders_id(folder)) is not None and own != expected:
+        raise UserError(f"the text encoders of {model} are not those that this generator was trained with; put the former back")
+    encoder = Encoder(folder, model, pipeline_kind(folder, model))
+    parts = [encoder(texts[first : first + BATCH]) for first in range(0, len(texts), BATCH)] + [encoder.nothing()]
+    hidden = torch.cat([part["hidden"] for part in parts])
+    return EncodedPrompts(hidden, torch.cat([part["pooled"] for part in parts]) if "pooled" in parts[0] else None)
+
+
 class Encoder:
     """The text encoders of the pipeline in `folder`, called `model`, of the class `kind`."""
 
@@ -124,7 +137,7 @@ class Encoder:
             self.pipeline.to("cuda")
 
     @torch.no_grad()
-    def __call__(self, texts: tuple[str, ...] | list[str]) -> dict[str, Tensor]:
+    def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """``hidden`` [n, tokens, width] and, where the model takes one, ``pooled`` [n, width], float16 on the CPU.
 
         Raises UserError where half precision cannot hold them.
@@ -158,62 +171,6 @@ class Encoder:
                 for number, text in enumerate(texts)
                 if any(len(tokenizer(text).input_ids) > tokenizer.model_max_length for tokenizer in self.tokenizers)
             ]
-
-
-def model_folder(model: str, revision: str | None = None) -> Path:
-    """Where the pipeline `model` lies: a folder, or the local copy of what the Hub has under that id. Raises UserError."""
-    folder = Path(model)
-    if folder.is_dir():
-        return folder
-    if folder.exists() or not hub.is_id(model):
-        raise UserError(f"--model is {model!r}, which is no folder, and no Hub id (owner/name); give a text-to-image pipeline of diffusers")
-    wanted = ["model_index.json", *(f"{name}/*" for name in TOKENIZERS)]
-    wanted += [f"{name}/{file}" for name in ENCODERS for file in ("config.json", "model.safetensors", "model-*.safetensors*")]
-    return hub.fetched(model, model, [*wanted, "unet/config.json", "vae/config.json"], revision)
-
-
-def pipeline_kind(folder: Path, model: str) -> str:
-    """The class of the pipeline in `folder`, one of `PIPELINES`, which has its text encoders. Raises UserError."""
-    try:
-        index = read_json(folder / "model_index.json")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model} holds no pipeline ({first_line(error)}); give the folder of one, with model_index.json") from None
-    kind = index.get("_class_name") if isinstance(index, dict) else None
-    if kind not in PIPELINES:
-        raise UserError(f"{model} is a {kind}; prompts can be encoded by {' or '.join(PIPELINES)}")
-    needed = [*ENCODERS, *TOKENIZERS] if kind == "StableDiffusionXLPipeline" else [ENCODERS[0], TOKENIZERS[0]]
-    for part in needed:
-        if not isinstance(index.get(part), list) or index[part][0] is None or not (folder / part).is_dir():
-            raise UserError(f"{model} is a {kind} without its {part}, which prompts are encoded by; take a whole copy of the model")
-    return str(kind)
-
-
-def encoders_sha256(folder: Path) -> str:
-    """What tells the text encoders and tokenizers in `folder` from any others. Raises OSError."""
-    digest = hashlib.sha256()
-    for part in (*ENCODERS, *TOKENIZERS):
-        for file in sorted((folder / part).glob("*")):
-            if file.is_file() and file.suffix in (".json", ".txt", ".safetensors", ".model"):
-                digest.update(f"{part}/{file.name} {sha256_of(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def time_ids(folder: Path, kind: str) -> tuple[int, ...] | None:
-    """What SDXL is told of an image that was neither scaled nor cropped, of the size in pixels that its U-Net was trained for.
-
-    Raises UserError where the configs of the U-Net and the VAE do not say that size.
-    """
-    if kind != "StableDiffusionXLPipeline":
-        return None
-    try:
-        latents = int(read_json(folder / "unet" / "config.json")["sample_size"])
-        size = latents * 2 ** (len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder} does not say what size its images have ({first_line(error)}): unet/config.json with sample_size and vae/config.json "
-            "with block_out_channels do; take a whole copy of the model"
-        ) from None
-    return (size, size, 0, 0, size, size)
 
 
 def _pipeline(folder: Path, model: str) -> Any:

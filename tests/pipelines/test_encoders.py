@@ -11,8 +11,8 @@ from fewstep.data.errors import DataError
 from fewstep.data.prompt_table import MANIFEST, PromptTable
 from fewstep.errors import UserError
 from fewstep.files import held_folder
-from fewstep.interop import text_encoders
-from fewstep.interop.text_encoders import encode_prompts
+from fewstep.pipelines import encoders
+from fewstep.pipelines.encoders import encode_prompts
 from text_models import make
 
 PROMPTS = "a photo of a seven\n\ntwo, thin\na photo of a seven\nfive\n" + "x" * 200 + "\n"
@@ -77,7 +77,7 @@ def test_what_was_stopped_goes_on_and_ends_as_what_was_not(pipelines, prompts, t
     folder, _ = pipelines["sdxl"]
     monkeypatch.setattr(prompt_table, "CHUNK", 2)
     encode_prompts(prompts, str(folder), tmp_path / "whole")
-    calls, call = [], text_encoders.Encoder.__call__
+    calls, call = [], encoders.Encoder.__call__
 
     def stopped(self, texts):
         calls.append(list(texts))
@@ -86,7 +86,7 @@ def test_what_was_stopped_goes_on_and_ends_as_what_was_not(pipelines, prompts, t
         return call(self, texts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(text_encoders.Encoder, "__call__", stopped)
+        patch.setattr(encoders.Encoder, "__call__", stopped)
         with pytest.raises(KeyboardInterrupt):
             encode_prompts(prompts, str(folder), tmp_path / "out")
     with pytest.raises(DataError, match="holds an encoding that was stopped; the same command goes on"):
@@ -94,7 +94,7 @@ def test_what_was_stopped_goes_on_and_ends_as_what_was_not(pipelines, prompts, t
     (tmp_path / "out" / ".rows-00001.safetensors.1.partial").write_bytes(b"half")
     calls.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(text_encoders.Encoder, "__call__", lambda self, texts: (calls.append(list(texts)), call(self, texts))[1])
+        patch.setattr(encoders.Encoder, "__call__", lambda self, texts: (calls.append(list(texts)), call(self, texts))[1])
         encode_prompts(prompts, str(folder), tmp_path / "out")
     assert TEXTS[:2] not in calls  # they were done
     assert TEXTS[2:] in calls
@@ -109,7 +109,7 @@ def test_what_is_done_is_checked_and_left_and_nothing_else_is_written_over(pipel
     encode_prompts(prompts, folder, out)
     before = {path: path.read_bytes() for path in out.iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(text_encoders, "Encoder", None)  # which is not asked
+        patch.setattr(encoders, "Encoder", None)  # which is not asked
         said = []
         encode_prompts(prompts, folder, out, say=said.append)
         assert said == [f"{out} holds these prompts already, encoded by the same model"]
@@ -245,7 +245,7 @@ def test_the_size_of_sdxl_is_not_guessed(pipelines, prompts, tmp_path):
 
 @pytest.mark.parametrize("name", ["prompts.jsonl", "null.safetensors", "rows-00000.safetensors", "manifest.json"])
 def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(name, pipelines, prompts, tmp_path, monkeypatch):
-    whole_file = text_encoders.whole_file
+    whole_file = encoders.whole_file
 
     def full(path):
         if path.name == name:
@@ -253,7 +253,7 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(name, pipelines,
         return whole_file(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(text_encoders, "whole_file", full)
+        patch.setattr(encoders, "whole_file", full)
         with pytest.raises(UserError, match=rf"{name} cannot be written \(No space left on device\); make room"):
             encode_prompts(prompts, str(pipelines["sd"][0]), tmp_path / "out")
     assert encode_prompts(prompts, str(pipelines["sd"][0]), tmp_path / "out").num == 4

@@ -1,0 +1,48 @@
+"""Who is the teacher, the student and the fake network: three copies of one network, or one with low-rank changes of their own (LoRA)."""
+
+from typing import NamedTuple
+
+from torch import nn
+
+from fewstep.denoisers.adapted import Adapted, Slot
+from fewstep.errors import UserError
+from fewstep.generator import Generator, frozen
+from fewstep.methods.dmd2.settings import LoRA
+
+
+class Roles(NamedTuple):
+    """The three denoisers, which start out equal."""
+
+    teacher: nn.Module
+    student: nn.Module
+    fake: nn.Module
+
+
+def roles(teacher: Generator, lora: LoRA | None, seed: int) -> Roles:
+    """The denoiser of `teacher` in three roles.
+
+    Without `lora` it is copied three times. With it there is one network, on which `teacher` itself stands from then on, too; its changes
+    start from `seed`. Raises ValueError for a network that cannot be changed so.
+    """
+    if lora is None:
+        return Roles(frozen(teacher.denoiser), _learning(teacher.denoiser), _learning(teacher.denoiser))
+    if teacher.base is None:
+        raise ValueError(
+            "method.lora is for text-to-image models, of which a run keeps the changes alone; leave it out (null), and the whole network "
+            "is trained"
+        )
+    if isinstance(teacher.denoiser, Adapted) and teacher.denoiser.tensors:
+        raise ValueError(
+            "method.teacher has low-rank changes (LoRA) of its own; give the pipeline that it was made from, or fuse them into it"
+        )
+    fake = _learning(teacher.denoiser) if lora.fake == "full" else None
+    try:
+        slot = Slot(teacher.denoiser, lora.rank, lora.targets)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    teacher.denoiser = slot.as_it_is()
+    return Roles(slot.as_it_is(), slot.adapted(2 * seed), fake or slot.adapted(2 * seed + 1))
+
+
+def _learning(denoiser: nn.Module) -> nn.Module:
+    return frozen(denoiser).requires_grad_(True).train()

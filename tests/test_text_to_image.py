@@ -1,0 +1,296 @@
+"""A text-to-image model distilled on prompts alone: what is trained, kept and drawn, and what stock diffusers makes of it."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, LCMScheduler
+from PIL import Image
+from safetensors.torch import load_file
+
+from fewstep.denoisers.adapted import Adapted, grounds
+from fewstep.errors import UserError
+from fewstep.generator import load
+from fewstep.pipelines.encoders import encode_prompts
+from fewstep.recipe import load_recipe
+from fewstep.run import describe, train
+from fewstep.training.checkpoint import checkpoints
+from text_models import make
+
+TEXTS = ["a photo of a seven", "two, thin", "five", "a bold nine", "six"]
+STEPS = 6
+RECIPE = """
+about: for a test
+method:
+  name: dmd2
+  lora: {rank: 3}
+  times: teacher
+  sampler_steps: 2
+  guidance_scale: 2.0
+  loss: sid
+  dfake_gen_update_ratio: 2
+  ema_decay: 0.5
+  generator_optimizer: {lr: 0.003}
+  guidance_optimizer: {lr: 0.003}
+data: {name: prompts, path: prompts}
+network: {name: teacher, sigma_data: 1.0}
+trainer: {accelerator: cpu, log_every: 1, checkpoint_every: 3, sample_every: 6, precision: 32-true, threads: 1}
+seed: 0
+steps: 6
+batch_size: 4
+"""
+
+
+def place(folder, form):
+    """A pipeline, its prompts encoded, and a recipe, in `folder`."""
+    pipeline = make(folder / "model", form)
+    pipeline.set_progress_bar_config(disable=True)
+    (folder / "prompts.txt").write_text("\n".join(TEXTS))
+    encode_prompts(folder / "prompts.txt", str(folder / "model"), folder / "prompts")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return SimpleNamespace(folder=folder, pipeline=pipeline, model=str(folder / "model"))
+
+
+def settings(place, *overrides):
+    """The recipe of `place`."""
+    paths = [f"method.teacher={place.model}", f"data.path={place.folder / 'prompts'}"]
+    return load_recipe(str(place.folder / "recipe.yaml"), [*paths, *overrides])
+
+
+def trained(place, out, *overrides, resume=False):
+    """The run folder of the recipe of `place` with `overrides`."""
+    return train(settings(place, *overrides), out, resume)
+
+
+def records(run):
+    """What was logged, but for times."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "images_per_second")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory):
+    return place(tmp_path_factory.mktemp("sdxl"), "sdxl")
+
+
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory):
+    return place(tmp_path_factory.mktemp("sd"), "sd")
+
+
+@pytest.fixture(scope="module")
+def run(sdxl):
+    return trained(sdxl, sdxl.folder / "run")
+
+
+def test_a_run_keeps_what_it_changes_alone(sdxl, run):
+    """The U-Net has 17 thousand parameters, and its changes of rank 3 five."""
+    assert sorted(path.name for path in (run / "model").iterdir()) == ["config.json", "pytorch_lora_weights.safetensors"]
+    assert [path.name for path in (run / "teacher").iterdir()] == ["config.json"]
+    kept = {path.stem: load_file(path) for path in checkpoints(run / "checkpoints")[0].glob("*.safetensors")}
+    assert all("lora_" in name for part in ("generator", "fake", "ema") for name in kept[part])
+    assert len(kept["fake"]) == 2 * len(kept["generator"])  # one for each of the two steps
+    generator = load(run)
+    assert isinstance(generator.denoiser, Adapted)
+    changes = load_file(run / "model" / "pytorch_lora_weights.safetensors")
+    assert any(tensor.abs().max() > 0 for name, tensor in changes.items() if "lora_B" in name)  # it has learned
+    assert generator.sampler["sigmas"] == generator.denoiser.sigmas[[999, 499]].tolist()
+    assert (run / "samples" / "step_6.png").is_file()
+    assert all(np.isfinite(list(filter(lambda value: isinstance(value, float), record.values()))).all() for record in records(run))
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(sdxl, run, tmp_path):
+    stopped = shutil.copytree(run, tmp_path / "stopped")
+    newest, before = checkpoints(stopped / "checkpoints")
+    shutil.rmtree(newest)
+    assert before.name == "step_3"
+    trained(sdxl, stopped, resume=True)
+    assert records(stopped) == records(run)
+    for file in ("model/pytorch_lora_weights.safetensors", "checkpoints/step_6/fake.safetensors"):
+        ours, theirs = load_file(stopped / file), load_file(run / file)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("form", ["sd", "sdxl"])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_stock_diffusers_draws_what_the_generator_draws(form, steps, request, tmp_path):
+    """By the file as it lies in the model folder, and LCM's scheduler told one number."""
+    here = request.getfixturevalue(form)
+    generator = load(trained(here, tmp_path / "run", f"method.sampler_steps={steps}", "steps=2", "trainer.sample_every=5"))
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in generator.denoiser.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
+    generator.save_pretrained(tmp_path / "changed")
+    ours = load(tmp_path / "changed").sample(2, [0, 3], seed=5)
+    assert not torch.allclose(ours, load(tmp_path / "run").sample(2, [0, 3], seed=5), atol=0.1)
+    stock = DiffusionPipeline.from_pretrained(here.model)
+    stock.set_progress_bar_config(disable=True)
+    stock.load_lora_weights(str(tmp_path / "changed"), weight_name="pytorch_lora_weights.safetensors")
+    stock.scheduler = LCMScheduler.from_config(stock.scheduler.config, original_inference_steps=steps)
+    rng = torch.Generator().manual_seed(5)
+    latents = torch.randn(2, 4, 8, 8, generator=rng)
+    texts = [TEXTS[0], TEXTS[3]]
+    theirs = stock(texts, num_inference_steps=steps, guidance_scale=0.0, latents=latents, generator=rng, output_type="latent").images
+    assert stock.scheduler.timesteps.tolist() == [1000 * part // steps - 1 for part in range(steps, 0, -1)]
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4 * ours.abs().max().item())  # prompts are kept in half precision
+
+
+@pytest.mark.parametrize(
+    ("overrides", "learn"),
+    [
+        (("method.lora=null",), (17_412, 2 * 17_412)),
+        (("method.lora.fake=full", "method.fake_per_step=false"), (None, 17_412)),
+    ],
+    ids=["full", "full fake"],
+)
+def test_other_roles(overrides, learn, sdxl, tmp_path):
+    out = trained(sdxl, tmp_path / "run", *overrides, "steps=2", "trainer.sample_every=5")
+    kept = {path.stem: load_file(path) for path in checkpoints(out / "checkpoints")[0].glob("*.safetensors")}
+    for part, number in zip(("generator", "fake"), learn, strict=True):
+        found = sum(tensor.numel() for tensor in kept[part].values())
+        assert found == number if number else found < 17_412
+    generator = load(out)
+    assert (generator.base is None) is (overrides == ("method.lora=null",))
+    assert generator.sample(2, [4, 0], seed=0).shape == (2, 4, 8, 8)
+    assert generator.sample(2, seed=0, prompts=TEXTS[:2]).isfinite().all()
+
+
+def test_prompts_in_words_are_the_rows_of_the_table(run):
+    generator = load(run)
+    by_row = generator.sample(3, [3, 1, 3], seed=2)
+    torch.testing.assert_close(generator.sample(3, seed=2, prompts=[TEXTS[3], TEXTS[1], TEXTS[3]]), by_row, rtol=0, atol=1e-5)
+    torch.testing.assert_close(generator.sample(3, seed=2, prompts=[TEXTS[3], TEXTS[1]]), by_row, rtol=0, atol=1e-5)  # in turn
+    assert torch.equal(generator.sample(3, [3, 1, 3], seed=2), by_row)  # its own table is there again
+    assert not torch.allclose(generator.sample(3, seed=2, prompts="another one"), by_row)
+    assert by_row.abs().max() > 1  # latents are not cut off
+    pixels = generator.pixels(by_row)
+    assert pixels.shape == (3, 3, 16, 16)
+    assert pixels.abs().max() <= 1
+
+
+def test_the_command_line_draws_prompts(run, tmp_path, done, mistake):
+    (tmp_path / "more.txt").write_text("two\nthree\n")
+    said = done("sample", run, "--prompt", "one", "--prompts", tmp_path / "more.txt", "--seed", "0", "--out", tmp_path / "a.png").out
+    assert said.startswith("3 samples, 2 evaluation(s) each")
+    assert Image.open(tmp_path / "a.png").width > 3 * 160
+    done("sample", run, "-n", "4", "--seed", "0", "--out", tmp_path / "a.npz")
+    arrays = np.load(tmp_path / "a.npz")
+    assert arrays["labels"].tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(arrays["samples"], load(run).sample(4, seed=0).numpy())
+    told = mistake("sample", run, "--prompt", "one", "--labels", "1", "--out", tmp_path / "b.png")
+    assert "--labels and --prompt are both given" in told
+    assert "there is no file" in mistake("sample", run, "--prompts", tmp_path / "none.txt", "--out", tmp_path / "b.png")
+
+
+def test_a_dry_run_counts_the_network_once(sdxl):
+    lora, full = (describe(settings(sdxl, *more)) for more in ((), ("method.lora=null",)))
+    assert any("on a network of 17,412" in line for line in lora)
+
+    def taken(lines):
+        line = next(line for line in lines if line.startswith("memory"))
+        number, unit = line.split(": ")[1].split()[:2]
+        return float(number) * {"kB": 1e3, "MB": 1e6}[unit]
+
+    changes = 4 * sum(tensor.numel() for tensor in load(sdxl.folder / "run").denoiser.tensors.values())
+    # the network; of its changes the student, two fakes and the average, moments of three, and a gradient: the student's turn needs most
+    assert taken(lora) == pytest.approx(4 * 17_412 + changes * (4 + 2 * 3 + 1), rel=0.01)
+    assert taken(full) == pytest.approx(4 * 17_412 * (5 + 2 * 3 + 1), rel=0.01)
+
+
+def test_one_network_is_in_memory(sdxl):
+    from fewstep.build import load_data, make_method
+
+    recipe = settings(sdxl)
+    method = make_method(recipe, load_data(recipe.data))
+    found = [ground for network in method.networks.values() for ground in grounds(network)]
+    assert len(found) == 3
+    assert len({id(ground) for ground in found}) == 1
+    assert not any(parameter.requires_grad for parameter in found[0].parameters())
+    assert [sum(p.numel() for p in method.networks[name].parameters()) for name in ("teacher",)] == [0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method.gan=true"], "has prompts and no images, and method dmd2 as it is set learns from images"),
+        (["method.inputs=noised_data"], "learns from images"),
+        (["method.sampler_timesteps=[1000, 500]"], r"is \[1000, 500\], and the teacher's timesteps go from 0 to 999"),
+        (["method.lora.targets=[nowhere]"], "no layer of this model is called nowhere"),
+        (["method.times=karras"], r"knows noise levels up to 14\.61\d*, method.sigma_max is 80 and method.conditioning_sigma is 80"),
+        (["data.path=elsewhere"], "elsewhere is no folder of encoded prompts"),
+    ],
+)
+def test_what_does_not_go_together_is_told_before_anything_is_written(overrides, message, sdxl, tmp_path):
+    with pytest.raises(UserError, match=message):
+        trained(sdxl, tmp_path / "run", *overrides)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method.sampler_timesteps=[500, 999]"], "sampler_timesteps is"),
+        (["method.sampler_timesteps=[999]"], "with sampler_steps 2 give so many that fall"),
+        (["method.times=karras", "method.sampler_timesteps=[999, 1]"], "goes with times=teacher"),
+        (["method.sampler_sigmas=[9.0, 1.0]"], "leave one out"),
+        (["method.lora.rank=0"], "method.lora.rank"),
+    ],
+)
+def test_settings_that_contradict_each_other(overrides, message, sdxl):
+    with pytest.raises(UserError, match=message):
+        settings(sdxl, *overrides)
+
+
+def test_prompts_of_another_model_are_refused(sd, sdxl, tmp_path):
+    for theirs in (sd, place(tmp_path, "sdxl")):
+        if theirs is not sd:  # the same form and sizes, by other encoders
+            make(tmp_path / "model", "sdxl", seed=1)
+        with pytest.raises(UserError, match="whose text encoders are others; encode them by that model"):
+            trained(sdxl, tmp_path / "run", f"method.teacher={theirs.model}")
+
+
+def test_a_teacher_and_data_of_two_kinds(sdxl, teacher_run, tmp_path):
+    with pytest.raises(UserError, match="which is told no prompts; give a text-to-image model"):
+        trained(sdxl, tmp_path / "run", f"method.teacher={teacher_run}", "method.lora=null", "method.times=karras")
+    with pytest.raises(UserError, match="a text-to-image model, and the data digits has no prompts; encode some by fewstep encode"):
+        train("dmd2/digits", tmp_path / "run", **{"method.teacher": sdxl.model})
+    with pytest.raises(UserError, match="method.lora is for text-to-image models"):
+        train("dmd2/digits", tmp_path / "run", **{"method.teacher": str(teacher_run), "method.lora": {"rank": 2}})
+
+
+def test_a_model_whose_network_has_gone_or_changed(sdxl, run, tmp_path):
+    moved = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((moved / "model" / "config.json").read_text())
+    config["base"]["model"] = str(tmp_path / "nowhere")
+    (moved / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="stands on the U-Net of .*nowhere, which cannot be had"):
+        load(moved)
+    make(tmp_path / "nowhere", "sdxl", seed=1)
+    with pytest.raises(UserError, match="as it was in training, and what is there now is another"):
+        load(moved)
+    config["base"]["model"] = sdxl.model
+    (moved / "model" / "config.json").write_text(json.dumps(config))
+    load(moved)
+    config["base"]["rank"] = 5
+    (moved / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"lora_[AB] has shape .*, and is to have"):
+        load(moved)
+
+
+def test_a_run_goes_on_without_its_table_but_draws_prompts_alone(sdxl, run, tmp_path):
+    moved = shutil.copytree(run, tmp_path / "run")
+    file = moved / "model" / "config.json"
+    file.write_text(file.read_text().replace(str(sdxl.folder / "prompts"), str(tmp_path / "gone")))
+    generator = load(moved)
+    with pytest.raises(UserError, match="is told a prompt, and none was given"):
+        generator.sample(1)
+    assert generator.sample(1, prompts="a seven").isfinite().all()
+
+
+def test_prompts_for_a_generator_that_is_told_none(teacher_run):
+    with pytest.raises(UserError, match="this generator is told none; leave them out"):
+        load(teacher_run).sample(1, prompts="a seven")
