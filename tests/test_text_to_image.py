@@ -15,7 +15,7 @@ from fewstep.denoisers.adapted import Adapted, grounds
 from fewstep.errors import UserError
 from fewstep.generator import load
 from fewstep.pipelines.encoders import encode_prompts
-from fewstep.recipe import load_recipe
+from fewstep.recipe import load_recipe, shipped_recipes
 from fewstep.run import describe, train
 from fewstep.training.checkpoint import checkpoints
 from text_models import make
@@ -258,7 +258,7 @@ def test_a_teacher_and_data_of_two_kinds(sdxl, teacher_run, tmp_path):
         trained(sdxl, tmp_path / "run", f"method.teacher={teacher_run}", "method.lora=null", "method.times=karras")
     with pytest.raises(UserError, match="a text-to-image model, and the data digits has no prompts; encode some by fewstep encode"):
         train("dmd2/digits", tmp_path / "run", **{"method.teacher": sdxl.model})
-    with pytest.raises(UserError, match="method.lora is for text-to-image models"):
+    with pytest.raises(UserError, match=r"method\.lora is for text-to-image models"):
         train("dmd2/digits", tmp_path / "run", **{"method.teacher": str(teacher_run), "method.lora": {"rank": 2}})
 
 
@@ -267,7 +267,7 @@ def test_a_model_whose_network_has_gone_or_changed(sdxl, run, tmp_path):
     config = json.loads((moved / "model" / "config.json").read_text())
     config["base"]["model"] = str(tmp_path / "nowhere")
     (moved / "model" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="stands on the U-Net of .*nowhere, which cannot be had"):
+    with pytest.raises(UserError, match=r"stands on the U-Net of .*nowhere, which cannot be had"):
         load(moved)
     make(tmp_path / "nowhere", "sdxl", seed=1)
     with pytest.raises(UserError, match="as it was in training, and what is there now is another"):
@@ -294,3 +294,38 @@ def test_a_run_goes_on_without_its_table_but_draws_prompts_alone(sdxl, run, tmp_
 def test_prompts_for_a_generator_that_is_told_none(teacher_run):
     with pytest.raises(UserError, match="this generator is told none; leave them out"):
         load(teacher_run).sample(1, prompts="a seven")
+
+
+@pytest.mark.parametrize(("lora", "loss"), [("{rank: 3}", "sid"), ("null", "dmd")])
+def test_activations_that_are_computed_again_change_nothing_but_memory(lora, loss, sdxl, tmp_path):
+    more = (f"method.lora={lora}", f"method.loss={loss}", "steps=3", "trainer.sample_every=5")
+    kept, again = (trained(sdxl, tmp_path / str(on), *more, f"trainer.checkpointing={on}") for on in ("false", "true"))
+    for one, other in zip(records(kept), records(again), strict=True):
+        assert one.pop("alarms") == other.pop("alarms")
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+    lines = [describe(settings(sdxl, *more, f"trainer.checkpointing={on}")) for on in ("false", "true")]
+    memory = [next(line for line in found if line.startswith("memory")).split("about ")[1].split()[:2] for found in lines]
+    first, second = (float(number) * {"kB": 1, "MB": 1e3}[unit] for number, unit in memory)
+    assert second < first / 2
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if load_recipe(name).data.name == "prompts"])
+def test_shipped_recipes_of_text_to_image(name, request, tmp_path):
+    here = request.getfixturevalue("sdxl" if "sdxl" in name else "sd")
+    small = ["steps=2", "batch_size=16", "method.lora.rank=2", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.log_every=1"]
+    paths = [f"method.teacher={here.model}", f"data.path={here.folder / 'prompts'}"]
+    out = train(load_recipe(name, [*paths, *small]), tmp_path / "run")
+    assert len(records(out)) == 2
+    assert load(out).default_steps() == (4 if name.endswith("4step") else 1)
+
+
+def test_networks_that_cannot_compute_activations_again(tmp_path):
+    with pytest.raises(UserError, match="none of these networks can compute its activations again"):
+        train("teacher/ring", tmp_path / "run", **{"trainer.checkpointing": True, "steps": 2})
+
+
+def test_the_network_of_digits_can_compute_activations_again(tmp_path):
+    small = {"network.channels": [8, 16], "network.groups": 4, "network.head_dim": 8, "steps": 3, "batch_size": 8, "trainer.log_every": 1}
+    runs = [train("teacher/digits", tmp_path / str(on), **small, **{"trainer.checkpointing": on}) for on in (False, True)]
+    losses = [[next(value for name, value in record.items() if name.endswith(".denoising")) for record in records(run)] for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -22,6 +22,7 @@ from fewstep.errors import UserError
 from fewstep.generator import Generator, load
 from fewstep.hub import NotHad
 from fewstep.methods.base import Given, Method
+from fewstep.methods.recomputing import recompute
 from fewstep.metrics.features import feature_network, named_features
 from fewstep.own_parts import check_method, check_network
 from fewstep.recipe import Recipe, shipped_recipes
@@ -273,6 +274,8 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
     room = registry.room("methods", settings.name)
     try:
         method: Method = room.make(settings, given)
+        if recipe.trainer.checkpointing:
+            recompute(method)
     except ValueError as error:
         raise UserError(str(error)) from error
     if registry.is_own("methods", settings.name):

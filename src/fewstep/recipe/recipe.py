@@ -64,6 +64,9 @@ class Trainer(Section):
     compile: bool | Literal["reduce-overhead"] = Field(
         False, description="compile the networks (torch.compile): faster steps after a slow first one; reduce-overhead: CUDA graphs, too"
     )
+    checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass and keep few, in networks that can: U-Nets of diffusers"
+    )
     data_on_device: bool | Literal["auto"] = Field(
         "auto", description="keep the training images on the GPU; auto: where they take at most a tenth of its free memory"
     )
