@@ -9,15 +9,17 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, LCMScheduler
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fewstep.denoisers.adapted import Adapted, grounds
 from fewstep.errors import UserError
 from fewstep.generator import load
+from fewstep.interop.text_teacher import text_teacher
 from fewstep.pipelines.encoders import encode_prompts
 from fewstep.recipe import load_recipe, shipped_recipes
 from fewstep.run import describe, train
 from fewstep.training.checkpoint import checkpoints
+from fewstep.weights import LORA_FILE
 from text_models import make
 
 TEXTS = ["a photo of a seven", "two, thin", "five", "a bold nine", "six"]
@@ -312,7 +314,14 @@ def test_activations_that_are_computed_again_change_nothing_but_memory(lora, los
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if load_recipe(name).data.name == "prompts"])
 def test_shipped_recipes_of_text_to_image(name, request, tmp_path):
     here = request.getfixturevalue("sdxl" if "sdxl" in name else "sd")
-    small = ["steps=2", "batch_size=16", "method.lora.rank=2", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.log_every=1"]
+    small = [
+        "steps=2",
+        "batch_size=16",
+        "method.lora.rank=2",
+        "trainer.accelerator=cpu",
+        "trainer.precision=32-true",
+        "trainer.log_every=1",
+    ]
     paths = [f"method.teacher={here.model}", f"data.path={here.folder / 'prompts'}"]
     out = train(load_recipe(name, [*paths, *small]), tmp_path / "run")
     assert len(records(out)) == 2
@@ -329,3 +338,86 @@ def test_the_network_of_digits_can_compute_activations_again(tmp_path):
     runs = [train("teacher/digits", tmp_path / str(on), **small, **{"trainer.checkpointing": on}) for on in (False, True)]
     losses = [[next(value for name, value in record.items() if name.endswith(".denoising")) for record in records(run)] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def changed(sdxl, run):
+    """The model of `run`, as if it had learned much."""
+    generator, rng = load(run), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in generator.denoiser.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
+    generator.save_pretrained(sdxl.folder / "changed")
+    return sdxl.folder / "changed"
+
+
+def run_card(folder):
+    """Run the code of the card in `folder` there, with fewer bars."""
+    text = (folder / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    namespace = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(code, namespace)  # noqa: S102 - as a reader would
+    return namespace["pipeline"], Image.open(folder / "image.png")
+
+
+def test_export_of_changes_is_what_stock_diffusers_loads(changed, tmp_path, done):
+    said = done("export", changed, "--format", "diffusers", "--out", tmp_path / "lora").out
+    assert float(said.split("differs from the generator by ")[1].split()[0]) < 1e-5
+    assert sorted(path.name for path in (tmp_path / "lora").iterdir()) == ["README.md", "pytorch_lora_weights.safetensors", "scheduler"]
+    stock, image = run_card(tmp_path / "lora")
+    assert stock.scheduler.timesteps.tolist() == [999, 499]
+    assert image.size == (16, 16)
+    # beside another LoRA, of a style: both act, and their weights add up
+    style = {name: torch.randn(tensor.shape) / 10 for name, tensor in load_file(tmp_path / "lora" / LORA_FILE).items()}
+    save_file(style, tmp_path / "style.safetensors", {"format": "pt"})
+    stock.load_lora_weights(str(tmp_path), weight_name="style.safetensors", adapter_name="style")
+    ours = next(name for name in stock.get_list_adapters()["unet"] if name != "style")
+    layer = stock.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q
+    x = torch.randn(1, 3, layer.in_features)
+
+    def acting(*names):
+        stock.set_adapters(list(names))
+        with torch.no_grad():
+            return layer(x)
+
+    plain = layer.base_layer(x)
+    torch.testing.assert_close(acting(ours, "style") - plain, (acting(ours) - plain) + (acting("style") - plain))
+    assert min((acting(name) - plain).abs().max() for name in (ours, "style")) > 1e-3
+
+
+def test_export_of_the_whole_pipeline(changed, tmp_path, done):
+    done("export", changed, "--format", "diffusers", "--fuse", "--out", tmp_path / "whole")
+    assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json"} <= {p.name for p in (tmp_path / "whole").iterdir()}
+    stock, _ = run_card(tmp_path / "whole")
+    assert not any("lora" in name for name, _ in stock.unet.named_parameters())
+    # what was exported is a pipeline that can be stood on again
+    assert text_teacher(str(tmp_path / "whole")).sample(1, seed=0, steps=1, prompts="a seven").isfinite().all()
+
+
+def test_export_of_stable_diffusion_in_one_step(sd, tmp_path, done):
+    """From timestep 399, as DMD2's one-step SDXL; and a pipeline with a safety checker is loaded without it."""
+    one = ("method.sampler_steps=1", "method.sampler_timesteps=[399]", "steps=2", "trainer.sample_every=5")
+    done("export", trained(sd, tmp_path / "run", *one), "--format", "diffusers", "--out", tmp_path / "lora")
+    scheduler = LCMScheduler.from_pretrained(tmp_path / "lora", subfolder="scheduler")
+    scheduler.set_timesteps(1)
+    assert scheduler.timesteps.tolist() == [399]
+    assert "safety_checker=None" in (tmp_path / "lora" / "README.md").read_text()
+
+
+def test_what_cannot_be_exported(sdxl, changed, tmp_path, mistake):
+    def told(model, *more):
+        found = mistake("export", model, "--out", tmp_path / "out", *more)
+        assert not (tmp_path / "out").exists()
+        return found
+
+    assert "written for diffusers alone" in told(changed, "--format", "onnx")
+    odd = trained(sdxl, tmp_path / "odd", "method.sampler_timesteps=[999, 100]", "steps=1")
+    assert "takes equal parts alone" in told(odd, "--format", "diffusers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fewstep.interop.export_text.CHECK", "raise SystemExit('it does not run')")
+        assert "cannot be run by stock diffusers (it does not run) and was removed" in told(changed, "--format", "diffusers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fewstep.interop.export_text.TOLERANCE", 0.0)
+        assert "of the largest latent, where 0e+00 is allowed" in told(changed, "--format", "diffusers")

@@ -38,13 +38,16 @@ def export(
         str | None, typer.Option("--licence", "--license", help="of the weights, for the model card, such as mit or cc-by-nc-sa-4.0")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="numbers of steps to write it for, of a generator that has a choice")] = None,
+    fuse: Annotated[
+        bool, typer.Option("--fuse", help="of a text-to-image LoRA: the whole pipeline with it inside, instead of the LoRA's own file")
+    ] = False,
     allow: Allow = None,
 ) -> None:
     """Write a one-step or few-step generator for other tools, with a model card; checked pixel for pixel before it is there."""
     from fewstep.interop.export import export as write
 
-    difference = write(path, form, out, licence, steps)
-    typer.echo(f"exported: {out}, which differs from the generator by {difference:.1e} at most in any pixel of [-1, 1]")
+    difference = write(path, form, out, licence, steps, fuse)
+    typer.echo(f"exported: {out}, which differs from the generator by {difference:.1e} at most, from the same noise")
     typer.echo(f"how to use it: {out / 'README.md'}")
 
 

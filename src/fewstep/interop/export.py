@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.errors import UserError, first_line
 from fewstep.files import at_home, check_free, whole_folder
 from fewstep.generator import Generator, load
-from fewstep.interop import export_diffusers, export_onnx
+from fewstep.interop import export_diffusers, export_onnx, export_text
 from fewstep.interop.model_card import model_card
 from fewstep.metrics.results import read_results
 from fewstep.training.run_folder import RunFolder
@@ -39,7 +39,7 @@ def formats() -> dict[str, Format]:
     }
 
 
-def export(path: str | Path, form: str, out: Path, licence: str | None = None, steps: int | None = None) -> float:
+def export(path: str | Path, form: str, out: Path, licence: str | None = None, steps: int | None = None, fuse: bool = False) -> float:
     """Write the generator at `path` into the folder `out` with its model card, and return how far it is from ``Generator.sample``.
 
     It is written beside `out`, read back by diffusers or onnxruntime, and drawn from with the seeds of `PROBES`; `out` is there when every
@@ -51,6 +51,7 @@ def export(path: str | Path, form: str, out: Path, licence: str | None = None, s
         out: a new or an empty folder.
         licence: of the weights, for the card; None where it is not known. A generator that came with one keeps it.
         steps: the number of steps that it is written for; None for the generator's own default.
+        fuse: of a text-to-image generator that is low-rank changes of another: the whole pipeline with these in it, instead of their file.
 
     Raises:
         UserError: for an unknown format, a folder that is not empty, a generator that the format cannot hold, a licence that is not the
@@ -70,15 +71,27 @@ def export(path: str | Path, form: str, out: Path, licence: str | None = None, s
         sigmas = generator.sigmas(steps).tolist()
         if generator.any_steps:
             generator = generator.derive({"name": name, "sigmas": sigmas}, generator.info)
-    known[form].check(generator)
+    text = export_text.is_text(generator)
+    if text and form != "diffusers":
+        raise UserError(f"--format is {form}, and this is a text-to-image generator, which is written for diffusers alone; use that")
+    if fuse and not (text and export_text.is_lora(generator, False)):
+        raise UserError("--fuse is for text-to-image generators that are low-rank changes (LoRA) of another; leave it out")
+    if not text:
+        known[form].check(generator)
     own = generator.info.get("licence")
     if own is not None and licence not in (None, own):
         raise UserError(f"--licence is {licence!r}, but this generator's weights came with the licence {own!r}; leave --licence out")
     with whole_folder(out) as folder:
-        known[form].write(generator, folder)
-        difference = verify(generator, known[form].read(folder, generator))
+        use = None
+        if text:
+            export_text.write_text(generator, folder, fuse)
+            difference = export_text.verify_text(generator, folder, fuse)
+            use = export_text.code(generator, ".", fuse) + export_text.drawing(generator)
+        else:
+            known[form].write(generator, folder)
+            difference = verify(generator, known[form].read(folder, generator))
         recipe, results = _records(at_home(path), generator)
-        card = model_card(generator, form, out.name, own or licence, difference, recipe, results)
+        card = model_card(generator, form, out.name, own or licence, difference, recipe, results, use)
         card.save(folder / "README.md")
     return difference
 

@@ -34,8 +34,9 @@ def model_card(
     difference: float,
     recipe: Mapping[str, Any] | None = None,
     results: Mapping[str, Any] | None = None,
+    use: str | None = None,
 ) -> ModelCard:
-    """The card of `generator` exported as `form` ("diffusers" or "onnx") under `name`.
+    """The card of `generator` exported as `form` ("diffusers" or "onnx") under `name`; `use` is the code that draws from a pipeline.
 
     `licence` is any name, None where it was not stated; `difference` the largest one to ``Generator.sample`` that was found, in [-1, 1];
     `recipe` and `results` the contents of recipe.yaml and results.json, of which the figures at this generator's number of steps are shown
@@ -50,18 +51,25 @@ def model_card(
         f"---\n{card_data(generator, form, name, licence, results)}\n---\n",
         f"# {name}\n",
         f"A generator that draws from noise in {counted}{f', trained with the method {made}' if made else ''} by fewstep {__version__}.\n",
-        f"- data: {info.get('data', 'not stated')}; one item has shape {list(generator.shape)}"
-        + (", values in [-1, 1]" if len(generator.shape) == 3 else ""),
-        f"- classes: {generator.num_classes or 'none'}" + (f" ({', '.join(map(str, classes))})" if classes else ""),
+        *(
+            [
+                f"- data: {info.get('data', 'not stated')}; one item has shape {list(generator.shape)}"
+                + (", values in [-1, 1]" if len(generator.shape) == 3 else ""),
+                f"- classes: {generator.num_classes or 'none'}" + (f" ({', '.join(map(str, classes))})" if classes else ""),
+            ]
+            if generator.latents is None
+            else [f"- made from {Path(str(generator.latents['model'])).name}, whose latents have shape {list(generator.shape)}"]
+        ),
         f"- network: {generator.network_config['name']}, {num_parameters(generator):,} parameters",
     ]
     if generator.sampler["name"] == "few_step":
         lines.append(f"- noise levels: {', '.join(f'{sigma:g}' for sigma in generator.sigmas().tolist())}")
-    lines += ["\n## Use\n", _use(generator, form)]
-    unit = "pixel of [-1, 1]" if len(generator.shape) == 3 else "coordinate"
+    lines += ["\n## Use\n", _use(generator, form) if use is None else f"```python\n{use}```"]
+    unit = "in every pixel of [-1, 1]" if len(generator.shape) == 3 else "in every coordinate"
+    unit = unit if generator.latents is None else "of the largest latent"
     lines.append(
         "\nChecked when it was written: from the same noise, samples agree with `Generator.sample` of fewstep "
-        f"to {difference:.1e} in every {unit}.\n"
+        f"to {difference:.1e} {unit}.\n"
     )
     lines += ["## Quality\n", *_table(results, steps)]
     lines += ["\n## Licence\n", _licence_text(licence)]
@@ -92,7 +100,7 @@ def card_data(generator: Generator, form: str, name: str, licence: str | None, r
         license=(identifier or "unknown") if is_known else "other",
         license_name=None if is_known else identifier,
         library_name=form,
-        pipeline_tag=TASK if len(generator.shape) == 3 else None,
+        pipeline_tag=(TASK if generator.latents is None else "text-to-image") if len(generator.shape) == 3 else None,
         tags=[
             "fewstep",
             "one-step-generation" if steps == 1 else "few-step-generation",

@@ -110,7 +110,7 @@ def encode_prompts(
     return manifest
 
 
-def encoded(model: str, texts: Sequence[str], expected: str | None = None) -> EncodedPrompts:
+def encoded(model: str, texts: Sequence[str], expected: str | None = None, dtype: torch.dtype = torch.float16) -> EncodedPrompts:
     """`texts`, and no prompt, encoded in memory by the pipeline `model`; prompts that are cut are as in `encode_prompts`.
 
     `expected` are the encoders that it has to have, where that is known. Raises UserError for others, and as `encode_prompts` does.
@@ -119,7 +119,7 @@ def encoded(model: str, texts: Sequence[str], expected: str | None = None) -> En
     if expected and (own := encoders_id(folder)) is not None and own != expected:
         raise UserError(f"the text encoders of {model} are not those that this generator was trained with; put the former back")
     encoder = Encoder(folder, model, pipeline_kind(folder, model))
-    parts = [encoder(texts[first : first + BATCH]) for first in range(0, len(texts), BATCH)] + [encoder.nothing()]
+    parts = [encoder(texts[first : first + BATCH], dtype) for first in range(0, len(texts), BATCH)] + [encoder.nothing(dtype)]
     hidden = torch.cat([part["hidden"] for part in parts])
     return EncodedPrompts(hidden, torch.cat([part["pooled"] for part in parts]) if "pooled" in parts[0] else None)
 
@@ -137,8 +137,8 @@ class Encoder:
             self.pipeline.to("cuda")
 
     @torch.no_grad()
-    def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """``hidden`` [n, tokens, width] and, where the model takes one, ``pooled`` [n, width], float16 on the CPU.
+    def __call__(self, texts: Sequence[str], dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+        """``hidden`` [n, tokens, width] and, where the model takes one, ``pooled`` [n, width], of `dtype` on the CPU.
 
         Raises UserError where half precision cannot hold them.
         """
@@ -147,7 +147,7 @@ class Encoder:
                 list(texts), device=self.pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
             )
         rows = {"hidden": found[0]} | ({"pooled": found[2]} if self.kind == "StableDiffusionXLPipeline" else {})
-        rows = {key: row.to("cpu", torch.float16).contiguous() for key, row in rows.items()}
+        rows = {key: row.to("cpu", dtype).contiguous() for key, row in rows.items()}
         for row in rows.values():
             if not row.isfinite().all():
                 raise UserError(
@@ -156,9 +156,9 @@ class Encoder:
                 )
         return rows
 
-    def nothing(self) -> dict[str, Tensor]:
+    def nothing(self, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
         """The row that stands for no prompt: of SD the encoded empty one; of SDXL zeros, where its pipeline says so, as it mostly does."""
-        row = self([""])
+        row = self([""], dtype)
         if self.kind == "StableDiffusionXLPipeline" and self.pipeline.config.get("force_zeros_for_empty_prompt", True):
             row = {key: torch.zeros_like(value) for key, value in row.items()}
         return row

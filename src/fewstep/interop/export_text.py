@@ -1,0 +1,203 @@
+"""A few-step text-to-image generator for stock pipelines of diffusers: a LoRA file with its scheduler, or a whole pipeline.
+
+Stock `LCMScheduler`, told that there are as many timesteps in all as steps are taken, draws as `fewstep.samplers.few_step` does: denoise,
+noise anew to the next level, denoise. So a user sets the number of steps and no guidance, and nothing else.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.denoisers import ForeignDenoiser
+from fewstep.denoisers.adapted import Adapted
+from fewstep.errors import UserError
+from fewstep.files import passing_folder, replace_file
+from fewstep.generator import Generator
+from fewstep.pipelines.encoders import encoded
+from fewstep.pipelines.folder import pipeline_kind
+from fewstep.pipelines.reference import file_tensors
+from fewstep.pipelines.unet import unet_folder
+from fewstep.weights import LORA_FILE
+
+PROMPTS = ("a photograph of a cat", "two thin lines, red")
+PROBES = ((1, 0), (2, 1))  # samples at a time, and a seed
+DRAWN = "drawn.safetensors"
+TOLERANCE = 1e-4  # of the largest latent
+
+LORA = """\
+import torch
+from diffusers import {pipeline}, LCMScheduler
+
+pipeline = {pipeline}.from_pretrained({model!r}{more})
+pipeline.load_lora_weights({folder!r}, weight_name="pytorch_lora_weights.safetensors")
+pipeline.scheduler = LCMScheduler.from_pretrained({folder!r}, subfolder="scheduler")
+"""
+WHOLE = """\
+import torch
+from diffusers import {pipeline}
+
+pipeline = {pipeline}.from_pretrained({folder!r}{more})
+"""
+DRAW = """\
+image = pipeline({prompt!r}, num_inference_steps={steps}, guidance_scale=0).images[0]
+image.save("image.png")
+"""
+# what a process of its own does after the lines above: draw from latents that it is given, and say which changes were loaded
+CHECK = """
+import json, sys
+from safetensors.torch import load_file, save_file
+
+told = json.loads(sys.argv[1])
+pipeline.set_progress_bar_config(disable=True)
+found = {}
+for number, (count, seed) in enumerate(told["probes"]):
+    rng = torch.Generator().manual_seed(seed)
+    latents = torch.randn((count, *told["shape"]), generator=rng)
+    texts = [told["prompts"][i % len(told["prompts"])] for i in range(count)]
+    drawn = pipeline(
+        texts, num_inference_steps=told["steps"], guidance_scale=0, latents=latents, generator=rng, output_type="latent"
+    ).images
+    found[f"drawn {number}"] = drawn.contiguous()
+if told["lora"]:
+    from peft import get_peft_model_state_dict
+
+    loaded = get_peft_model_state_dict(pipeline.unet, adapter_name=pipeline.unet.active_adapters()[0])
+    theirs = {f"unet.{name}": tensor for name, tensor in loaded.items()}
+    ours = load_file(told["lora"])
+    lost = [name for name in ours if name not in theirs or not torch.equal(ours[name], theirs[name])]
+    if lost:
+        raise SystemExit(f"{len(lost)} of {len(ours)} tensors were not loaded, such as {lost[0]}")
+save_file(found, told["out"])
+"""
+
+
+def is_text(generator: Generator) -> bool:
+    """Whether `generator` is told a prompt."""
+    return generator.told is not None and generator.latents is not None
+
+
+def write_text(generator: Generator, folder: Path, fuse: bool) -> None:
+    """Write `generator` into `folder`: its changes and a scheduler, or with `fuse`, and where all of it was trained, the whole pipeline.
+
+    Raises UserError for levels that no setting of LCM's scheduler visits.
+    """
+    from safetensors.torch import save_file
+
+    scheduler = lcm_scheduler(generator)
+    if is_lora(generator, fuse):
+        assert isinstance(generator.denoiser, Adapted)
+        save_file(file_tensors(generator.denoiser), str(folder / LORA_FILE), {"format": "pt"})
+        scheduler.save_pretrained(str(folder / "scheduler"))
+        return
+    whole: Any = generator.denoiser.merged() if isinstance(generator.denoiser, Adapted) else generator.denoiser
+    place = unet_folder(_model(generator))
+    # the parts that stay as they are, then the two that do not
+    for part in place.iterdir():
+        if part.is_dir() and part.name not in ("unet", "scheduler", "safety_checker", "feature_extractor"):
+            shutil.copytree(part, folder / part.name)
+    whole.network.unet.save_pretrained(str(folder / "unet"))
+    scheduler.save_pretrained(str(folder / "scheduler"))
+    index = json.loads((place / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "LCMScheduler"]
+    if "safety_checker" in index:
+        index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    replace_file(folder / "model_index.json", json.dumps(index, indent=2).encode())
+
+
+def is_lora(generator: Generator, fuse: bool) -> bool:
+    """Whether changes are written, and not a whole pipeline."""
+    return isinstance(generator.denoiser, Adapted) and not fuse
+
+
+def lcm_scheduler(generator: Generator) -> Any:
+    """Stock `LCMScheduler` at the levels of `generator`. Raises UserError where none of its settings visits them."""
+    from diffusers import LCMScheduler
+
+    denoiser = generator.denoiser.stands_on if isinstance(generator.denoiser, Adapted) else generator.denoiser
+    assert isinstance(denoiser, ForeignDenoiser)
+    sigmas = generator.sigmas()
+    timesteps = [int((denoiser.sigmas - sigma).abs().argmin()) for sigma in sigmas]
+    steps, last = len(timesteps), timesteps[0] + 1
+    if not torch.allclose(denoiser.sigmas[timesteps], sigmas, rtol=1e-6) or timesteps != [
+        last // steps * part - 1 for part in range(steps, 0, -1)
+    ]:
+        raise UserError(
+            f"this generator's steps are at the timesteps {timesteps}, and LCM's scheduler of diffusers takes equal parts alone, such as "
+            "999, 749, 499, 249; train it with method.times=teacher and without method.sampler_timesteps"
+        )
+    kept = 1 / (1 + denoiser.sigmas[:last] ** 2)  # of the data, at each timestep up to the first that is drawn at
+    betas = 1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
+    return LCMScheduler(
+        num_train_timesteps=last,
+        trained_betas=[float(beta) for beta in betas],
+        original_inference_steps=steps,
+        prediction_type=denoiser.prediction,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def code(generator: Generator, folder: str, fuse: bool, model: str | None = None) -> str:
+    """The lines of Python that load what was written to `folder` into a stock pipeline; see `LORA` and `WHOLE`."""
+    place = unet_folder(_model(generator))
+    kind = pipeline_kind(place, str(place))
+    lora = is_lora(generator, fuse)
+    unsafe = lora and kind == "StableDiffusionPipeline"  # what a whole pipeline says itself
+    more = ", safety_checker=None, requires_safety_checker=False" if unsafe else ""
+    return (LORA if lora else WHOLE).format(pipeline=kind, model=model or _model(generator), folder=folder, more=more)
+
+
+def drawing(generator: Generator) -> str:
+    """The lines that draw an image by a stock pipeline."""
+    return DRAW.format(prompt=PROMPTS[0], steps=generator.default_steps())
+
+
+def verify_text(generator: Generator, folder: Path, fuse: bool) -> float:
+    """How far a stock pipeline, in a process of its own, is from `generator` in any latent, as a share of the largest.
+
+    Raises UserError where that is above 1e-4, where tensors were not loaded, and where it fails.
+    """
+    with passing_folder() as passing:
+        told = {
+            "probes": PROBES,
+            "shape": generator.shape,
+            "prompts": PROMPTS,
+            "steps": generator.default_steps(),
+            "lora": str(folder / LORA_FILE) if is_lora(generator, fuse) else None,
+            "out": str(passing / DRAWN),
+        }
+        script = code(generator, str(folder), fuse) + CHECK
+        offline = {**os.environ, "HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
+        ended = subprocess.run([sys.executable, "-c", script, json.dumps(told)], env=offline, capture_output=True, text=True)
+        if ended.returncode:
+            why = (ended.stderr.strip().splitlines() or ["it says nothing"])[-1]
+            raise UserError(f"what was written cannot be run by stock diffusers ({why}) and was removed")
+        from safetensors.torch import load_file
+
+        found = load_file(passing / DRAWN)
+    rows = encoded(_model(generator), PROMPTS, generator.info.get("encoders"), torch.float32)
+    before, worst = generator.told.prompts, 0.0
+    generator.tell(rows)
+    for number, (count, seed) in enumerate(PROBES):
+        expected: Tensor = generator.sample(count, seed=seed).cpu()
+        worst = max(worst, ((found[f"drawn {number}"] - expected).abs().max() / expected.abs().max()).item())
+    generator.tell(before)
+    if not worst <= TOLERANCE:  # nan neither
+        raise UserError(
+            f"what was written differs from Generator.sample by {worst:.1e} of the largest latent, where {TOLERANCE:.0e} is allowed, and "
+            "was removed; try the tested versions of the packages (constraints.txt)"
+        )
+    return worst
+
+
+def _model(generator: Generator) -> str:
+    assert generator.latents is not None
+    return str(generator.latents["model"])
