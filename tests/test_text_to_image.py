@@ -421,3 +421,29 @@ def test_what_cannot_be_exported(sdxl, changed, tmp_path, mistake):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fewstep.interop.export_text.TOLERANCE", 0.0)
         assert "of the largest latent, where 0e+00 is allowed" in told(changed, "--format", "diffusers")
+
+
+def test_import_says_what_it_found_and_copies_nothing(sdxl, tmp_path, done, mistake):
+    said = done("import", sdxl.model, "--out", tmp_path / "teacher").out
+    assert "found: StableDiffusionXLPipeline of unet, text_encoder, text_encoder_2, vae; the U-Net has 17,412 parameters" in said
+    assert "predicts epsilon" in said
+    assert "noise levels: 0.02917 to 14.61 at 1000 timesteps" in said
+    assert "latents: 4x8x8; the U-Net is told hidden states of width 64, a pooled vector of 32 and sizes [16, 16, 0, 0, 16, 16]" in said
+    assert {path.name for path in (tmp_path / "teacher").iterdir()} == {"config.json", "README.md"}
+    out = trained(sdxl, tmp_path / "run", f"method.teacher={tmp_path / 'teacher'}", "steps=1")  # it may stand for the pipeline
+    assert load(out).sample(1, prompts="a seven").isfinite().all()
+    done("sample", tmp_path / "teacher", "--prompt", "one", "--steps", "2", "--out", tmp_path / "a.png")
+    assert "--null-class is for models with classes" in mistake("import", sdxl.model, "--null-class", "--out", tmp_path / "b")
+    assert "--sigma-data is 0.0" in mistake("import", sdxl.model, "--sigma-data", "0", "--out", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_network_is_kept_in_half_precision_where_layers_work_in_it(sdxl, tmp_path):
+    more = ("steps=3", "trainer.sample_every=3")
+    full, half = (trained(sdxl, tmp_path / name, *more, f"trainer.precision={name}") for name in ("32-true", "bf16-mixed"))
+    for one, other in zip(records(full), records(half), strict=True):
+        assert one["guidance.fake"] == pytest.approx(other["guidance.fake"], rel=0.05)
+    changes = load_file(half / "model" / LORA_FILE)
+    assert {tensor.dtype for tensor in changes.values()} == {torch.float32}
+    samples = [load(run).sample(2, [0, 1], seed=0) for run in (full, half)]
+    torch.testing.assert_close(*samples, rtol=0, atol=0.05 * samples[0].abs().max().item())

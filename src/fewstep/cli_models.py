@@ -52,10 +52,13 @@ def export(
 
 
 def import_(
-    source: Annotated[str, typer.Argument(help="an official EDM checkpoint (NAME.pkl); or a diffusers model, a folder or a Hub id")],
+    source: Annotated[
+        str,
+        typer.Argument(help="an official EDM checkpoint (NAME.pkl); or a diffusers model or pipeline, a folder or a Hub id"),
+    ],
     out: Annotated[Path, typer.Option(help="where to put the model folder")],
     sigma_data: Annotated[
-        float | None, typer.Option(help="of a diffusers model: standard deviation of the data it was trained on, 0.5 if not given")
+        float | None, typer.Option(help="of a diffusers model: standard deviation of what it was trained on; default 0.5, and 1 of latents")
     ] = None,
     null_class: Annotated[
         bool, typer.Option("--null-class", help="of a diffusers model: the last of its classes means no class, as guidance needs")
@@ -67,10 +70,30 @@ def import_(
         if sigma_data is not None or null_class:
             raise UserError(f"--sigma-data and --null-class are for diffusers models, and {file} is none; leave them out")
         _import_edm(file, out)
+    elif _import_text(source, out, 1.0 if sigma_data is None else sigma_data, null_class):
+        return
     else:
         _import_diffusers(source, out, 0.5 if sigma_data is None else sigma_data, null_class)
     typer.echo(f"imported: {out}\nnext: fewstep sample {shlex.quote(str(out))} -n 4 --out samples.png")
     typer.echo(f"or distil it: fewstep train METHOD/DATA method.teacher={out}, with METHOD one of {_taught()}")
+
+
+def _import_text(source: str, out: Path, sigma_data: float, null_class: bool) -> bool:
+    """Whether `source` is a text-to-image pipeline; what it consists of is told then, and `out` names it."""
+    from fewstep.interop.text_teacher import import_text, is_text_pipeline
+
+    if not is_text_pipeline(source):
+        return False
+    if null_class:
+        raise UserError(f"--null-class is for models with classes, and {source} is told prompts; leave it out")
+    for line in import_text(source, out, sigma_data):
+        typer.echo(line)
+    place = shlex.quote(str(out))
+    typer.echo(f"imported: {out}, which names the pipeline and holds none of its weights")
+    typer.echo(f'next: fewstep sample {place} --prompt "a lighthouse" --out lighthouse.png')
+    typer.echo(f"or distil it: fewstep encode PROMPTS --model {shlex.quote(source)} --out prompts")
+    typer.echo(f"and then: fewstep train dmd2/sd15_lora_4step method.teacher={place} data.path=prompts --out runs/student")
+    return True
 
 
 def _taught() -> str:

@@ -17,7 +17,7 @@ from fewstep.data.audit import audit
 from fewstep.data.beforehand import beforehand
 from fewstep.data.own import ForeignData
 from fewstep.data.prompts import PromptData
-from fewstep.denoisers.adapted import grounds
+from fewstep.denoisers.adapted import grounds, halve
 from fewstep.engine import Chosen, choose, make_fabric, settle, use_threads
 from fewstep.errors import UserError
 from fewstep.files import at_home, held_folder, replace_file
@@ -31,6 +31,7 @@ from fewstep.own_parts import named_faults
 from fewstep.recipe import Recipe, load_recipe, resolved
 from fewstep.run_data import as_recorded, keep, tell
 from fewstep.training.checkpoint import checkpoints
+from fewstep.training.precision import MIXED
 from fewstep.training.run_folder import RunFolder
 from fewstep.version import __version__
 
@@ -297,6 +298,8 @@ def _train_recipe(
     chosen = _chosen_together(recipe, method, data, fabric, run.recipe() if run.recipe_file.is_file() else None)
     recipe = recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update={"precision": chosen.precision})})
     settle(fabric, chosen.precision)
+    if chosen.precision == MIXED:
+        halve(method.networks.values())
     use_threads(max(1, chosen.threads // fabric.world_size) if fabric.device.type == "cpu" else chosen.threads)
     check_longer(recipe, run, method)
     if recipe.trainer.init is not None and not checkpoints(run.checkpoint_folder):  # a run that goes on has weights of its own

@@ -1,16 +1,20 @@
 """The U-Net of a text-to-image pipeline as a denoiser: the stock pipeline and our own steps make the same latents from the same noise."""
 
 import json
+import math
 import shutil
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from fewstep.denoisers import Guided
+from fewstep.denoisers import ForeignDenoiser, Guided
+from fewstep.denoisers.adapted import Slot
 from fewstep.errors import UserError
+from fewstep.interop.text_teacher import lora_bytes
 from fewstep.networks.text_unet import TextUNet
 from fewstep.networks.text_unet.network import EncodedPrompts
+from fewstep.pipelines.lora import RANK, TARGETS
 from fewstep.pipelines.unet import text_denoiser
 from text_models import make
 
@@ -174,7 +178,17 @@ def test_the_true_sizes_of_stable_diffusion_and_sdxl():
         "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2816,
     }
-    for config, ids, published in ((sd, None, 859_520_964), (sdxl, (1024, 1024, 0, 0, 1024, 1024), 2_567_463_684)):
+    betas = {"schedule": "scaled_linear", "start": 0.00085, "end": 0.012, "num": 1000}
+    for config, ids, published, changes, gigabytes in (
+        (sd, None, 859_520_964, 67_252_224, 3.87),
+        (sdxl, (1024, 1024, 0, 0, 1024, 1024), 2_567_463_684, 196_751_360, 11.43),
+    ):
         with torch.device("meta"):
             network = TextUNet((4, config["sample_size"], config["sample_size"]), time_ids=ids, **common, **config)
+            denoiser = ForeignDenoiser(network, 1.0, 1, betas=betas)
+            assert lora_bytes(denoiser) == pytest.approx(gigabytes * 1e9, rel=1e-3)
+            slot = Slot(denoiser, RANK, TARGETS)
         assert sum(parameter.numel() for parameter in network.parameters()) == published
+        assert sum(math.prod(shape) for shape in slot.shapes.values()) == changes
+        for target in TARGETS:  # each is there
+            assert any(name.endswith(target) for name in slot.layers), target

@@ -135,14 +135,19 @@ class PromptTable:
 
     def rows(self, label: Tensor) -> tuple[Tensor, Tensor | None]:
         """(hidden [B, tokens, width], pooled [B, width] or None), float16, of rows int64 [B]; row `num` is the null row."""
-        num, found = self.manifest.num, []
-        for row in label.tolist():
-            if not 0 <= row <= num:
-                raise ValueError(f"there is no row {row}; there are {num}, and {num} itself stands for no prompt")
-            part = self._null if row == num else self._parts[f"rows-{row // CHUNK:05}.safetensors"]
-            found.append({key: tensor[0 if row == num else row % CHUNK] for key, tensor in part.items()})
-        hidden = torch.stack([row["hidden"] for row in found])
-        return hidden, torch.stack([row["pooled"] for row in found]) if self.manifest.pooled else None
+        told = self.manifest
+        # rows are copied one by one: they cannot be stacked as half precision where a processor's layers work in another
+        hidden = torch.empty(len(label), told.tokens, told.width, dtype=torch.float16)
+        pooled = torch.empty(len(label), told.pooled, dtype=torch.float16) if told.pooled else None
+        for place, row in enumerate(label.tolist()):
+            if not 0 <= row <= told.num:
+                raise ValueError(f"there is no row {row}; there are {told.num}, and {told.num} itself stands for no prompt")
+            part = self._null if row == told.num else self._parts[f"rows-{row // CHUNK:05}.safetensors"]
+            number = 0 if row == told.num else row % CHUNK
+            hidden[place] = part["hidden"][number]
+            if pooled is not None:
+                pooled[place] = part["pooled"][number]
+        return hidden, pooled
 
     def _opened(self, name: str, num: int) -> dict[str, Tensor]:
         """The tensors of a file, mapped into memory. Raises DataError where they are not what they should be."""

@@ -1,16 +1,27 @@
 """A text-to-image pipeline of diffusers as a teacher: its U-Net is used where it lies, and not copied into a run."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+
+from torch import nn
 
 from fewstep import hub
 from fewstep.data.prompt_table import PromptTable
+from fewstep.denoisers import ForeignDenoiser
 from fewstep.errors import UserError
+from fewstep.files import check_free, whole_folder
 from fewstep.generator import Generator, standing_on
-from fewstep.pipelines.folder import PIPELINES, encoders_id
+from fewstep.networks.base import num_parameters
+from fewstep.pipelines.folder import ENCODERS, PIPELINES, encoders_id
+from fewstep.pipelines.lora import RANK, TARGETS
 from fewstep.pipelines.reference import Base
 from fewstep.pipelines.unet import described, read_denoiser, unet_folder, weights_id
+from fewstep.quantities import short
 from fewstep.text import read_json
 
+# held at once: student, fake network and average, two moments of the first two, and a gradient; of copies the teacher, too
+CHANGES, COPIES = 3 + 4 + 1, 4 + 4 + 1
 STEPS, GUIDANCE = 50, 7.5  # as stock pipelines of Stable Diffusion draw where nothing is said
 
 
@@ -54,3 +65,43 @@ def text_teacher(model: str, sigma_data: float = 1.0, prompts: PromptTable | Non
     }
     generator = standing_on(denoiser, arguments)
     return generator if prompts is None else generator.tell(prompts)
+
+
+def import_text(model: str, out: Path, sigma_data: float) -> list[str]:
+    """Write the model folder `out`, which names the pipeline `model`, whole or not at all; what the pipeline consists of, in lines.
+
+    Raises UserError as `text_teacher` does, for a folder `out` that holds something already, and a `sigma_data` that is not above 0.
+    """
+    check_free(out)
+    if not 0 < sigma_data < math.inf:
+        raise UserError(f"--sigma-data is {sigma_data}; give a number above 0")
+    generator = text_teacher(model, sigma_data)
+    with whole_folder(out) as folder:
+        generator.save_pretrained(folder)
+    place = unet_folder(model)
+    found, denoiser = described(place), generator.denoiser
+    assert isinstance(denoiser, ForeignDenoiser)
+    parameters, index = num_parameters(denoiser), read_json(place / "model_index.json")
+    parts = [name for name in (*ENCODERS, "vae") if isinstance(index.get(name), list) and index[name][0] is not None]
+    snr = ", with zero terminal SNR" if found.denoiser.get("zero_snr") else ""
+    width, pooled = generator.told.takes
+    told = f"hidden states of width {width}" + (f", a pooled vector of {pooled} and sizes {found.network['time_ids']}" if pooled else "")
+    return [
+        f"found: {found.kind} of {', '.join(['unet', *parts])}; the U-Net has {parameters:,} parameters and predicts "
+        f"{denoiser.prediction}{snr}",
+        f"noise levels: {denoiser.sigma_min:.4g} to {denoiser.sigma_max:.4g} at {len(denoiser.sigmas)} timesteps",
+        f"latents: {'x'.join(map(str, found.shape))}; the U-Net is told {told}",
+        f"memory for weights, gradients, AdamW's moments and the average: {short(lora_bytes(denoiser), 'B')} as LoRA of rank {RANK} "
+        f"in bf16-mixed, {short(4 * COPIES * parameters, 'B')} as copies",
+    ]
+
+
+def lora_bytes(denoiser: nn.Module, rank: int = RANK, targets: Sequence[str] = TARGETS) -> int:
+    """What a student and a fake network on `denoiser` take: it in half precision, and in float32 what is held of their changes at once."""
+    layers = [
+        module.weight.shape
+        for name, module in denoiser.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and any(name == target or name.endswith(f".{target}") for target in targets)
+    ]
+    changes = sum(rank * (shape[0] + math.prod(shape[1:])) for shape in layers)
+    return 2 * num_parameters(denoiser) + 4 * CHANGES * changes

@@ -21,11 +21,13 @@ class Roles(NamedTuple):
 def roles(teacher: Generator, lora: LoRA | None, seed: int) -> Roles:
     """The denoiser of `teacher` in three roles.
 
-    Without `lora` it is copied three times. With it there is one network, on which `teacher` itself stands from then on, too; its changes
-    start from `seed`. Raises ValueError for a network that cannot be changed so.
+    Without `lora` it is copied, three times, or of one that stands on somebody else's weights twice. With it there is one network, on
+    which `teacher` itself stands from then on, too; its changes start from `seed`. Raises ValueError for a network that cannot be changed
+    so.
     """
     if lora is None:
-        return Roles(frozen(teacher.denoiser), _learning(teacher.denoiser), _learning(teacher.denoiser))
+        teaches = frozen(teacher.denoiser) if teacher.base is None else teacher.denoiser.requires_grad_(False).eval()
+        return Roles(teaches, _learning(teacher.denoiser), _learning(teacher.denoiser))
     if teacher.base is None:
         raise ValueError(
             "method.lora is for text-to-image models, of which a run keeps the changes alone; leave it out (null), and the whole network "

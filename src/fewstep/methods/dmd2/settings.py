@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from fewstep.pipelines.lora import RANK, TARGETS
 from fewstep.sections import Compared, Fraction, Grid, NonNegativeFloat, NonNegativeInt, Optimizer, Role, Section, TaughtSettings
 
 
@@ -14,18 +15,11 @@ class DMD2Optimizer(Optimizer):
     lr: PositiveFloat = 2e-6
 
 
-# of the U-Nets of Stable Diffusion and SDXL, as DMD2's authors chose them
-LORA_TARGETS = (
-    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut",
-    "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
-)  # fmt: skip
-
-
 class LoRA(Section):
     """Low-rank changes of one network (arXiv 2106.09685), instead of copies of it."""
 
-    rank: PositiveInt = Field(64, description="of the changes")
-    targets: list[str] = Field(list(LORA_TARGETS), min_length=1, description="layers that are changed, by how their names end")
+    rank: PositiveInt = Field(RANK, description="of the changes")
+    targets: list[str] = Field(list(TARGETS), min_length=1, description="layers that are changed, by how their names end")
     fake: Literal["lora", "full"] = Field("lora", description="of the fake network: full is a whole copy, all of which learns")
 
 
