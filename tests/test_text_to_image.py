@@ -11,13 +11,17 @@ from diffusers import DiffusionPipeline, LCMScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from fewstep.build import load_data
+from fewstep.data.prompt_table import PromptTable
 from fewstep.denoisers.adapted import Adapted, grounds
 from fewstep.errors import UserError
-from fewstep.generator import load
+from fewstep.generator import Generator, load
+from fewstep.interop.teacher_samples import draw_teacher_samples
 from fewstep.interop.text_teacher import text_teacher
 from fewstep.pipelines.encoders import encode_prompts
 from fewstep.recipe import load_recipe, shipped_recipes
 from fewstep.run import describe, train
+from fewstep.streams import stream_seed
 from fewstep.training.checkpoint import checkpoints
 from fewstep.weights import LORA_FILE
 from text_models import make
@@ -447,3 +451,89 @@ def test_the_network_is_kept_in_half_precision_where_layers_work_in_it(sdxl, tmp
     assert {tensor.dtype for tensor in changes.values()} == {torch.float32}
     samples = [load(run).sample(2, [0, 1], seed=0) for run in (full, half)]
     torch.testing.assert_close(*samples, rtol=0, atol=0.05 * samples[0].abs().max().item())
+
+
+@pytest.fixture(scope="module")
+def beside(sd):
+    """Prompts with samples of their model beside them."""
+    folder = shutil.copytree(sd.folder / "prompts", sd.folder / "beside")
+    draw_teacher_samples(folder, 100, sd.model, steps=3, guidance_scale=2.0)
+    return folder
+
+
+def test_samples_of_the_teacher_are_drawn_once_and_go_on(sd, beside, tmp_path):
+    again = shutil.copytree(sd.folder / "prompts", tmp_path / "again")
+    with pytest.MonkeyPatch.context() as patch:
+        drawn = []
+        sample = Generator.sample
+
+        def stopped(generator, num, *told, **more):
+            if drawn:
+                raise KeyboardInterrupt
+            drawn.append(num)
+            return sample(generator, num, *told, **more)
+
+        patch.setattr(Generator, "sample", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            draw_teacher_samples(again, 100, sd.model, steps=3, guidance_scale=2.0)
+        assert drawn == [64]
+    assert not (again / "teacher.json").exists()
+    assert load_data(settings_of(again)).samples is None  # half of them are none
+    before = (again / "teacher-00000.safetensors").stat().st_mtime_ns
+    draw_teacher_samples(again, 100, sd.model, steps=3, guidance_scale=2.0)
+    assert (again / "teacher-00000.safetensors").stat().st_mtime_ns == before
+    for name in ("teacher.json", "teacher-00000.safetensors", "teacher-00001.safetensors"):
+        assert (again / name).read_bytes() == (beside / name).read_bytes()
+    said = []
+    draw_teacher_samples(again, 100, sd.model, steps=3, guidance_scale=2.0, say=said.append)
+    assert "holds these samples already" in said[0]
+    with pytest.raises(UserError, match="holds 100 samples in 3 steps by guidance 2, of this model or another; remove"):
+        draw_teacher_samples(again, 100, sd.model, steps=4, guidance_scale=2.0)
+    # what is kept is what the teacher draws
+    samples = load_data(settings_of(beside)).samples
+    teacher = text_teacher(sd.model, prompts=PromptTable(beside))
+    seeds = [stream_seed(0, "teacher", number) for number in (3, 70)]
+    ours = teacher.sample(2, [3 % 5, 70 % 5], seeds, 3, guidance_scale=2.0)
+    torch.testing.assert_close(samples.latents(torch.tensor([3, 70])), ours, rtol=2e-3, atol=1e-3)
+    # a file that was cut
+    (again / "teacher-00001.safetensors").write_bytes((again / "teacher-00001.safetensors").read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"teacher-00001.safetensors cannot be read .*fewstep encode --samples"):
+        load_data(settings_of(again))
+
+
+def settings_of(folder):
+    """The data section for the prompts in `folder`."""
+    return load_recipe("dmd2/sd15_lora", [f"data.path={folder}"]).data
+
+
+def test_a_run_beside_samples_is_watched_and_measured(sd, beside, tmp_path, done):
+    out = trained(
+        sd, tmp_path / "run", f"data.path={beside}", "steps=12", "batch_size=16", "trainer.evaluate_every=12", "trainer.evaluate_samples=60"
+    )
+    seen = {key for record in records(out) for key in record}
+    assert {"health.spread", "health.shift", "eval.frechet", "eval.within_class_std"} <= seen
+    assert "health.saturation" not in seen  # latents have no bounds
+    assert not any("class_accuracy" in key for key in seen)
+    said = done("evaluate", out, "-n", "50").out
+    results = json.loads((out / "results.json").read_text())
+    assert list(results["rows"]) == [
+        "teacher's other samples",
+        "teacher, 6 evaluations",
+        "teacher, 2 evaluations",
+        "student, 2 evaluations",
+    ]
+    assert results["protocol"]["labels"] == "prompts in turn"
+    assert "to 50 samples of the teacher in the features pixels-8x8; floor: the teacher's other samples's" in said
+    # the teacher again is as good as its samples were
+    assert results["rows"]["teacher, 6 evaluations"]["frechet_over_floor"] < 1.5
+    assert 0.8 < results["rows"]["teacher, 6 evaluations"]["within_class_std"] < 1.2
+
+
+def test_nothing_is_measured_against_prompts_alone(run, mistake):
+    assert "holds prompts and no samples of their model, and nothing can be measured against them; draw some" in mistake("evaluate", run)
+
+
+def test_the_command_line_draws_samples_of_the_teacher(sd, tmp_path, done, mistake):
+    arguments = ("encode", sd.folder / "prompts.txt", "--model", sd.model, "--out", tmp_path / "prompts", "--steps", "1")
+    assert "drawn: 4 samples of the model, in 1 steps by guidance 7.5" in done(*arguments, "--samples", "4").out
+    assert "--samples is 1; give at least 2" in mistake(*arguments, "--samples", "1")

@@ -132,6 +132,11 @@ def encode(
     out: Annotated[Path, typer.Option(help="where to put the encoded prompts; the same command goes on where it was stopped")],
     column: Annotated[str | None, typer.Option(help="of a table; default prompt, caption or text, or the only one")] = None,
     revision: Annotated[str | None, typer.Option(help="of a model on the Hub: a branch, a tag or a commit")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="also draw so many samples of the model, which its students are held beside (2,000 to evaluate)")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="of those samples")] = 50,
+    guidance_scale: Annotated[float, typer.Option(help="of those samples; the student's method.guidance_scale is usual")] = 7.5,
 ) -> None:
     """Encode prompts once, before training, by the text encoders of a Stable Diffusion pipeline, so that none is in memory later."""
     from fewstep.pipelines.encoders import encode_prompts
@@ -142,3 +147,8 @@ def encode(
     size = f"{found.tokens} tokens of {found.width} numbers" + (f", pooled {found.pooled}" if found.pooled else "")
     typer.echo(f"prompts: {found.num:,} different ones" + (f" ({', '.join(told)})" if told else "") + f"; a row is {size}")
     typer.echo(f"encoded: {out}")
+    if samples is not None:
+        from fewstep.interop.teacher_samples import draw_teacher_samples
+
+        drawn = draw_teacher_samples(out, samples, model, steps, guidance_scale, reading_bar, say)
+        typer.echo(f"drawn: {drawn.num:,} samples of the model, in {drawn.steps} steps by guidance {drawn.guidance_scale:g}")

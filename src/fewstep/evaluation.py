@@ -14,6 +14,7 @@ from fewstep.build import in_memory, load_data
 from fewstep.compiling import compile_to_sample
 from fewstep.data import ImageData, PointData
 from fewstep.data.checks import printable
+from fewstep.data.prompts import PromptData
 from fewstep.engine import choose_threads, use_threads
 from fewstep.errors import UserError
 from fewstep.files import at_home, replace_file
@@ -117,14 +118,18 @@ def _evaluate(
     points = len(generator.shape) == 1
     preset = _preset(options, points, seed)
     num = (usual_samples(points) if preset is None else preset.num) if num is None else num
-    check_samples(num, "-n", points, generator.num_classes)
+    prompts = generator.told is not None
+    check_samples(num, "-n", points, None if prompts else generator.num_classes)
     models: dict[str, Generator] = {"student" if run.has_teacher() else recipe.method.name: generator}
     if run.has_teacher() and options.teacher:
         models = {"teacher": load(run.teacher_folder), **models}
+    others = {other: read_results(other) for other in options.beside}
+    loaded = load_data(recipe.data, recipe.seed)
+    data = numbered_as(in_memory(loaded), generator.class_names, str(path))
+    if isinstance(loaded, PromptData):
+        _as_drawn(loaded, models)
     _guide(models, options.guidance_scale)
     counts = _step_counts(models, steps)
-    others = {other: read_results(other) for other in options.beside}
-    data = numbered_as(in_memory(load_data(recipe.data, recipe.seed)), generator.class_names, str(path))
     use_threads(choose_threads(threads, generator.denoiser, data.shape))
     device = "cuda" if torch.cuda.is_available() and not points else "cpu"
     for model in models.values() if options.compile else ():
@@ -132,8 +137,9 @@ def _evaluate(
     say("measuring the floor")
     reference: str | Path = options.reference or (preset.reference if preset else "heldout")
     features = options.features or (preset.features_option if preset else None)
-    suite = suite_for(data, recipe.power(points), seed, features, reference, device, say, num, judges=2)
+    suite = suite_for(loaded if prompts else data, recipe.power(points), seed, features, reference, device, say, num, judges=2)
     labels, seeds = (preset.labels, preset.seeds) if preset else (None, (seed,))
+    labels = "prompts in turn" if prompts else labels
     protocol = protocol_record(suite, num, generator.num_classes is not None, seeds, labels)
     if preset is not None:
         protocol |= {"preset": options.protocol, "departures": departures(preset, protocol)}
@@ -141,6 +147,7 @@ def _evaluate(
         check_same_protocol({"protocol": protocol}, theirs, ("this evaluation", str(other)))
     exact = isinstance(data, PointData) and data.density is not None
     floor = suite.floor_name if isinstance(suite, Suite) else "exact samples" if exact else "held-out half"
+    floor = "teacher's other samples" if prompts else floor
     rows: dict[str, Row] = {floor: {"role": "floor", **floor_row(suite)}}
     teachers = _teacher_key(run, suite, protocol, seed, device, data) if "teacher" in models and isinstance(suite, Suite) else None
     for name, model in models.items():
@@ -172,7 +179,9 @@ def _evaluate(
     results = {
         "recipe": f"{recipe.method.name}/{data.name}",
         "data": data.name,
-        "reference": _reference(data, suite, recipe.power(points), options.reference),
+        "reference": f"{len(data.heldout)} samples of the teacher"
+        if prompts and options.reference is None
+        else _reference(data, suite, recipe.power(points), options.reference),
         "features": suite.network.name if isinstance(suite, Suite) else "the points themselves",
         "trained_in_features": generator.info.get("trained_in_features"),
         "n": num,
@@ -193,6 +202,15 @@ def _evaluate(
     where = run.results_file if model_folder == run.path else model_folder / "results.json"
     replace_file(where, json.dumps(results, indent=1).encode())
     return results
+
+
+def _as_drawn(data: PromptData, models: Mapping[str, Generator]) -> None:
+    """Have the teacher among `models` sampled as its samples in `data` were, and all told these prompts."""
+    for model in models.values():
+        model.tell(data.table)
+        if model.is_denoiser and data.samples is not None:
+            drawn = data.samples.drawn
+            model.sampler |= {"steps": drawn.steps, "guidance_scale": drawn.guidance_scale}
 
 
 def _teacher_key(

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from fewstep.build import in_memory
 from fewstep.data import Mixture, PointData
+from fewstep.data.prompts import PromptData
 from fewstep.data.protocol import Data
 from fewstep.errors import UserError
 from fewstep.generator import Generator
 from fewstep.metrics.asking import asked_labels, how_asked
-from fewstep.metrics.features import feature_network, fitted, named_features, second_judge
+from fewstep.metrics.features import WithoutClasses, feature_network, fitted, named_features, second_judge
 from fewstep.metrics.figures import BY_KEY, choices
 from fewstep.metrics.inception import FeatureError, cache_folder
 from fewstep.metrics.least import summed_up, without
@@ -67,6 +68,7 @@ def suite_for(
     package has for the data, if there is one. What a network in a file finds in the data is kept in the cache. Raises UserError for
     features or a reference that cannot be had or do not fit.
     """
+    of_prompts = isinstance(data, PromptData)
     data = in_memory(data)
     if isinstance(data, PointData):
         if features is not None or reference != "heldout":
@@ -87,6 +89,8 @@ def suite_for(
         usual = features is None
         network = feature_network(data.name, data.shape, data.num_classes) if usual else named_features(str(features), device, say)
         fitted(network, data.shape, data.num_classes, data.class_names, say)
+        if of_prompts:
+            network = WithoutClasses(network)
         second = second_judge(network, data.shape, data.num_classes) if judges > 1 else None
         return Suite(
             data.train,
@@ -163,7 +167,12 @@ def real_labels(suite: Suite | PointSuite) -> Tensor | None:
 
 
 def labels_for(generator: Generator, num: int, seed: int, real: Tensor | None, how: str | None = None) -> Tensor | None:
-    """Labels int64 [num] of samples that are measured against data whose training split has `real`; see `fewstep.metrics.asking`."""
+    """Labels int64 [num] of samples that are measured against data whose training split has `real`; see `fewstep.metrics.asking`.
+
+    Of a generator that is told prompts they are rows: those of the samples that it is held beside, in turn.
+    """
+    if generator.told is not None and real is not None:
+        return real[torch.arange(num) % len(real)]
     return None if generator.num_classes is None else asked_labels(num, generator.num_classes, seed, how or how_asked(real), real)
 
 
@@ -190,7 +199,8 @@ def drawn(
 
             def draw(first: int, last: int) -> Tensor:
                 part = None if label is None else label[first:last]
-                samples = generator.sample(last - first, part, sample_seeds(seed, first, last - first), steps, sampler).cpu()
+                samples = generator.sample(last - first, part, sample_seeds(seed, first, last - first), steps, sampler)
+                samples = generator.pixels(samples).cpu()
                 progress.advance(min(measuring.world * (last - first), num - progress.done))
                 return samples
 
@@ -292,7 +302,8 @@ class Watch:
     ) -> None:
         points = len(data.shape) == 1
         self.num = num or usual_samples(points)
-        check_samples(self.num, "trainer.evaluate_samples", points, data.num_classes)
+        classes = None if isinstance(data, PromptData) else data.num_classes
+        check_samples(self.num, "trainer.evaluate_samples", points, classes)
         try:
             self.suite, self.seed = suite_for(data, gamma, seed, features, device=device, num=self.num), seed
         except UserError as error:

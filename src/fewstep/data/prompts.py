@@ -6,31 +6,41 @@ where there are some, of whatever prompts.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.data.errors import DataError
+from fewstep.data.images import ImageData
 from fewstep.data.origin import Origin
-from fewstep.data.parts import InMemory
+from fewstep.data.own import EXCERPT_BYTES
+from fewstep.data.parts import TwoParts
 from fewstep.data.prompt_table import PromptTable
+from fewstep.data.teacher_samples import MANIFEST, TeacherSamples
 
 
 @dataclass(frozen=True)
-class PromptData(InMemory):
+class PromptData(TwoParts):
     """The encoded prompts in a folder, as training data.
 
     Attributes:
         table: of the prompts.
+        samples: of the model that they were encoded for; None where none were drawn.
 
     """
 
     table: PromptTable
+    samples: TeacherSamples | None = None
 
-    compares = False  # a batch holds no items that samples could be held beside
+    labels_are_classes = False  # an item of a batch is of any prompt, whatever its label
+    are_pixels = False
     class_names: tuple[str, ...] = ()
     mixture: None = None
+
+    @property
+    def compares(self) -> bool:
+        """Whether a batch holds items that samples can be held beside."""
+        return self.samples is not None
 
     @property
     def name(self) -> str:
@@ -54,8 +64,8 @@ class PromptData(InMemory):
 
     @property
     def heldout(self) -> range:
-        """None are held out: nothing is learned by heart without images."""
-        return range(0)
+        """Samples of the model: none are trained on."""
+        return range(0 if self.samples is None else len(self.samples))
 
     @property
     def origin(self) -> Origin:
@@ -68,26 +78,41 @@ class PromptData(InMemory):
             len(self.table),
             classes="a label is the row of a prompt",
             train="their text alone",
-            heldout="without images there are none",
+            heldout="samples of the model" if self.samples is not None else "no samples of the model were drawn",
         )
 
     def batch(self, index: Tensor, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Zeros of the shape of `index` int64 [B] latents, float32 [B, C, h, w], and the rows themselves, on `device`."""
-        return torch.zeros(len(index), *self.shape, device=device), index.to(device)
+        """Samples of the model for any prompts, or zeros where there are none, float32 [B, C, h, w]; and the rows `index` int64 [B]."""
+        if self.samples is None:
+            return torch.zeros(len(index), *self.shape, device=device), index.to(device)
+        return self.samples.latents(index % len(self.samples)).to(device), index.to(device)
 
     def some(self, num: int, seed: int) -> Tensor:
-        """Nothing: raises DataError."""
-        raise DataError(_no_images(self))
+        """`num` samples of the model [num, C, h, w], or all if there are fewer. Raises DataError where there are none."""
+        samples = self._samples()
+        order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[:num]
+        return samples.latents(order)
 
-    def excerpt(self) -> Any:
-        """Nothing: raises DataError."""
-        raise DataError(_no_images(self))
+    def excerpt(self) -> ImageData:
+        """The pixels of the model's samples in two halves, labelled by rows; as many as fit. Raises DataError where there are none."""
+        samples = self._samples()
+        num = min(len(samples), EXCERPT_BYTES // samples.bytes_each) // 2 * 2
+        if num < 2:
+            raise DataError(f"an image of {self.table.folder} has {samples.bytes_each / 1e6:,.0f} MB, and two are more than is measured")
+        middle, rows = num // 2, samples.rows
+        return ImageData(self.name, samples.pixels(0, middle), samples.pixels(middle, num), rows[:middle], rows[middle:num], 127.5, ())
 
-
-def _no_images(data: PromptData) -> str:
-    return f"{data.table.folder} holds prompts and no images, and nothing can be measured against them"
+    def _samples(self) -> TeacherSamples:
+        if self.samples is None:
+            raise DataError(
+                f"{self.table.folder} holds prompts and no samples of their model, and nothing can be measured against them; draw some: "
+                f"fewstep encode PROMPTS --model MODEL --out {self.table.folder} --samples 2000"
+            )
+        return self.samples
 
 
 def prompt_table(path: str) -> PromptData:
-    """The prompts that `fewstep encode` has written to the folder `path`. Raises DataError."""
-    return PromptData(PromptTable(Path(path)))
+    """The prompts that `fewstep encode` has written to the folder `path`, and the samples beside them, if any. Raises DataError."""
+    table = PromptTable(Path(path))
+    there = (table.folder / MANIFEST).is_file()
+    return PromptData(table, TeacherSamples(table.folder, len(table)) if there else None)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,22 @@ class PooledPixels:
     def __call__(self, images: Tensor) -> Tensor:
         """Features [N, 64 C] of images [N, C, H, W]."""
         return adaptive_avg_pool2d(images, 8).flatten(1)
+
+
+class WithoutClasses:
+    """A feature network as it is, but that it tells no classes: of images whose labels are none that it knows."""
+
+    def __init__(self, network: FeatureNetwork) -> None:
+        self.network = network
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "classify":
+            raise AttributeError(name)
+        return getattr(self.__dict__["network"], name)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features [N, D] of images [N, C, H, W]."""
+        return self.network(images)
 
 
 def feature_network(data_name: str, shape: Sequence[int] | None = None, num_classes: int | None = None) -> FeatureNetwork:

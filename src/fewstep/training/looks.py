@@ -44,6 +44,8 @@ class Looks:
     def __init__(self) -> None:
         self.data = DataLooks()
         self.compares = True  # whether batches hold items that samples can be held beside
+        self.by_class = True  # and whether a label is the class of its item
+        self.bounded = True  # and whether they are pixels, in [-1, 1]
         self.within: Tensor | None = None  # float64 [sides, 3]: squares about class means, degrees of freedom, variance of the squares
         self.waiting: tuple[list[Tensor], list[Tensor]] = ([], [])  # items [n, D] that have not been counted in `within`
         self.classes: tuple[list[Tensor], list[Tensor]] = ([], [])  # and their classes [n], of `waiting`
@@ -53,6 +55,11 @@ class Looks:
         self.saturated: Tensor | None = None  # float64 [3]: items, sum and sum of squares of the share of each that is saturated
         self.seen = 0  # items generated so far: where the next is dealt
 
+    def at(self, data: object) -> None:
+        """Look at batches of `data`, which may say of itself that these hold less than batches of images do."""
+        told = ("compares", "labels_are_classes", "are_pixels")
+        self.compares, self.by_class, self.bounded = (getattr(data, name, True) for name in told)
+
     def look(self, seen: Sequence[tuple[Tensor | None, Tensor | None, Batch]], at_data: bool) -> None:
         """Look at the parts (samples, label, batch) of a turn's batch that this process has; with `at_data` at the data themselves, too."""
         if not self.compares:
@@ -60,7 +67,9 @@ class Looks:
         made = [(x, label) for x, label, _ in seen if x is not None]
         if not made and not (seen and at_data and self.data.num < ENOUGH):
             return
-        real = whole_items((batch.x, batch.label) for _, _, batch in seen)
+        if not self.by_class:
+            made = [(x, None) for x, _ in made]
+        real = whole_items((batch.x, batch.label if self.by_class else None) for _, _, batch in seen)
         if made:
             self.add(*whole_items(made), *real)
         if at_data and self.data.num < ENOUGH:
@@ -69,7 +78,7 @@ class Looks:
     @torch.no_grad()
     def add(self, x: Tensor, label: Tensor | None, real: Tensor, real_label: Tensor | None) -> None:
         """Look at generated `x` [B, ...] beside `real` [B', ...], with classes int64 [B] and [B'] or None."""
-        if x.ndim == 4:
+        if x.ndim == 4 and self.bounded:
             share = (x.abs() > RANGE).flatten(1).to(wide_type(x)).mean(1)
             found = torch.stack([share.new_tensor(len(share)), share.sum(), share.square().sum()])
             self.saturated = found if self.saturated is None else self.saturated + found

@@ -122,7 +122,7 @@ class Loop:
         batches = make_batches(data, dealt, rng, fabric.device, settings.data_on_device)
         self.state = State(method, trained, batches, ema, optimizers, dict.fromkeys(optimizers, 0), rng, settings.seed)
         self.state.items = getattr(data, "train_size", None)  # a stream does not say
-        self.state.looks.compares = getattr(data, "compares", True)
+        self.state.looks.at(data)
         self.faults = Faults(fabric, run)
         self.room = Room(method, self.called, optimizers, data, settings.batch_size, settings.accumulate)
         self.saved: int | None = None  # the step of the last checkpoint

@@ -1,0 +1,97 @@
+"""Samples of a text-to-image model are drawn beside its encoded prompts, and kept there."""
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+
+from fewstep.data.errors import DataError
+from fewstep.data.prompt_table import PromptTable
+from fewstep.data.teacher_samples import MANIFEST, Drawn, TeacherSamples, chunks
+from fewstep.errors import UserError
+from fewstep.files import held_folder, sha256_of, whole_file
+from fewstep.generator import Generator
+from fewstep.interop.text_teacher import GUIDANCE, STEPS, text_teacher
+from fewstep.streams import stream_seed
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+def draw_teacher_samples(
+    folder: Path,
+    num: int,
+    model: str,
+    steps: int = STEPS,
+    guidance_scale: float = GUIDANCE,
+    bar: Bar = lambda title, total: contextlib.nullcontext(lambda done: None),
+    say: Callable[[str], None] = lambda text: None,
+) -> Drawn:
+    """Draw `num` samples of the pipeline `model` for the prompts in `folder`, in turn, and keep them there.
+
+    What was stopped goes on where it was. Raises UserError for too few, for samples that are there already and were drawn otherwise, and as
+    `text_teacher` does.
+    """
+    if num < 2:
+        raise UserError(f"--samples is {num}; give at least 2: half of them are held beside the other half")
+    try:
+        table = PromptTable(folder)
+    except DataError as error:
+        raise UserError(str(error)) from error
+    teacher = text_teacher(model, prompts=table)
+    assert teacher.base is not None
+    if torch.cuda.is_available():
+        teacher.to("cuda")
+    asked = Drawn(teacher.base.weights, steps, float(guidance_scale), num, len(table), {})
+    with held_folder(folder, "drawing samples into", "give the same command again"):
+        if (folder / MANIFEST).is_file():
+            try:
+                there = TeacherSamples(folder, len(table)).drawn
+            except DataError as error:
+                raise UserError(str(error)) from error
+            if (there.weights, there.steps, there.guidance_scale, there.num) == (asked.weights, steps, asked.guidance_scale, num):
+                say(f"{folder} holds these samples already")
+                return there
+            raise UserError(
+                f"{folder} holds {there.num:,} samples in {there.steps} steps by guidance {there.guidance_scale:g}, of this model or "
+                f"another; remove {MANIFEST} and teacher-*.safetensors there to draw others"
+            )
+        files = {}
+        with bar("drawing samples of the teacher", num) as done:
+            for name, first, last in chunks(num):
+                mark = f"{asked.weights} {steps} {asked.guidance_scale} {len(table)} {first}"
+                if _mark(folder / name) != mark:
+                    _draw(teacher, folder / name, first, last, steps, guidance_scale, len(table), mark)
+                done(last - first)
+                files[name] = sha256_of(folder / name)
+        drawn = Drawn(asked.weights, steps, asked.guidance_scale, num, len(table), files)
+        with whole_file(folder / MANIFEST) as file:
+            file.write(drawn.json())
+    return drawn
+
+
+def _draw(teacher: Generator, path: Path, first: int, last: int, steps: int, guidance_scale: float, prompts: int, mark: str) -> None:
+    from safetensors.torch import save
+
+    rows = torch.arange(first, last) % prompts
+    seeds = [stream_seed(0, "teacher", number) for number in range(first, last)]
+    latents = teacher.sample(last - first, rows, seeds, steps, guidance_scale=guidance_scale)
+    pixels = ((teacher.pixels(latents).cpu() + 1) * 127.5).round().to(torch.uint8)
+    tensors = {"latents": latents.cpu().half(), "pixels": pixels.contiguous(), "row": rows}
+    try:
+        with whole_file(path) as file:
+            file.write(save(tensors, {"drawn": mark}))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); make room, and give the same command again") from error
+
+
+def _mark(path: Path) -> str | None:
+    """How the samples in a file were drawn; None where there is none, or it cannot be read."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {}).get("drawn")
+    except Exception:  # the library's own, and those of a disk: drawn anew
+        return None
