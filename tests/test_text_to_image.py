@@ -192,8 +192,8 @@ def test_the_command_line_draws_prompts(run, tmp_path, done, mistake):
     assert "there is no file" in mistake("sample", run, "--prompts", tmp_path / "none.txt", "--out", tmp_path / "b.png")
 
 
-def test_a_dry_run_counts_the_network_once(sdxl):
-    lora, full = (describe(settings(sdxl, *more)) for more in ((), ("method.lora=null",)))
+def test_a_dry_run_counts_the_network_once(sdxl, run):
+    lora, full = (describe(settings(sdxl, "method.loss=dmd", "method.sampler_steps=1", *more)) for more in ((), ("method.lora=null",)))
     assert any("on a network of 17,412" in line for line in lora)
 
     def taken(lines):
@@ -201,10 +201,10 @@ def test_a_dry_run_counts_the_network_once(sdxl):
         number, unit = line.split(": ")[1].split()[:2]
         return float(number) * {"kB": 1e3, "MB": 1e6}[unit]
 
-    changes = 4 * sum(tensor.numel() for tensor in load(sdxl.folder / "run").denoiser.tensors.values())
-    # the network; of its changes the student, two fakes and the average, moments of three, and a gradient: the student's turn needs most
-    assert taken(lora) == pytest.approx(4 * 17_412 + changes * (4 + 2 * 3 + 1), rel=0.01)
-    assert taken(full) == pytest.approx(4 * 17_412 * (5 + 2 * 3 + 1), rel=0.01)
+    changes = 4 * sum(tensor.numel() for tensor in load(run).denoiser.tensors.values())
+    # the network; of its changes the student, the fake and the average, moments of two, and a gradient
+    assert taken(lora) == pytest.approx(4 * 17_412 + changes * (3 + 2 * 2 + 1), rel=0.01)
+    assert taken(full) == pytest.approx(4 * 17_412 * (4 + 2 * 2 + 1), rel=0.01)
 
 
 def test_one_network_is_in_memory(sdxl):
@@ -304,11 +304,13 @@ def test_prompts_for_a_generator_that_is_told_none(teacher_run):
 
 @pytest.mark.parametrize(("lora", "loss"), [("{rank: 3}", "sid"), ("null", "dmd")])
 def test_activations_that_are_computed_again_change_nothing_but_memory(lora, loss, sdxl, tmp_path):
-    more = (f"method.lora={lora}", f"method.loss={loss}", "steps=3", "trainer.sample_every=5")
+    more = (f"method.lora={lora}", f"method.loss={loss}", "method.sampler_steps=1", "steps=2", "trainer.sample_every=5")
     kept, again = (trained(sdxl, tmp_path / str(on), *more, f"trainer.checkpointing={on}") for on in ("false", "true"))
     for one, other in zip(records(kept), records(again), strict=True):
         assert one.pop("alarms") == other.pop("alarms")
         assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+    if loss == "sid":
+        return  # it takes long to count
     lines = [describe(settings(sdxl, *more, f"trainer.checkpointing={on}")) for on in ("false", "true")]
     memory = [next(line for line in found if line.startswith("memory")).split("about ")[1].split()[:2] for found in lines]
     first, second = (float(number) * {"kB": 1, "MB": 1e3}[unit] for number, unit in memory)
@@ -319,7 +321,7 @@ def test_activations_that_are_computed_again_change_nothing_but_memory(lora, los
 def test_shipped_recipes_of_text_to_image(name, request, tmp_path):
     here = request.getfixturevalue("sdxl" if "sdxl" in name else "sd")
     small = [
-        "steps=2",
+        "steps=1",
         "batch_size=16",
         "method.lora.rank=2",
         "trainer.accelerator=cpu",
@@ -328,7 +330,7 @@ def test_shipped_recipes_of_text_to_image(name, request, tmp_path):
     ]
     paths = [f"method.teacher={here.model}", f"data.path={here.folder / 'prompts'}"]
     out = train(load_recipe(name, [*paths, *small]), tmp_path / "run")
-    assert len(records(out)) == 2
+    assert len(records(out)) == 1
     assert load(out).default_steps() == (4 if name.endswith("4step") else 1)
 
 
@@ -410,6 +412,16 @@ def test_export_of_stable_diffusion_in_one_step(sd, tmp_path, done):
     assert "safety_checker=None" in (tmp_path / "lora" / "README.md").read_text()
 
 
+# a pipeline that draws something else, without the time that a real one takes to be imported
+OTHERWISE = """
+import json, sys, torch
+from safetensors.torch import save_file
+told = json.loads(sys.argv[1])
+save_file(dict(("drawn " + str(k), torch.zeros(n, *told["shape"])) for k, (n, _) in enumerate(told["probes"])), told["out"])
+raise SystemExit(0)
+"""
+
+
 def test_what_cannot_be_exported(sdxl, changed, tmp_path, mistake):
     def told(model, *more):
         found = mistake("export", model, "--out", tmp_path / "out", *more)
@@ -420,11 +432,11 @@ def test_what_cannot_be_exported(sdxl, changed, tmp_path, mistake):
     odd = trained(sdxl, tmp_path / "odd", "method.sampler_timesteps=[999, 100]", "steps=1")
     assert "takes equal parts alone" in told(odd, "--format", "diffusers")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fewstep.interop.export_text.CHECK", "raise SystemExit('it does not run')")
+        patch.setattr("fewstep.interop.export_text.LORA", "raise SystemExit('it does not run')")
         assert "cannot be run by stock diffusers (it does not run) and was removed" in told(changed, "--format", "diffusers")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fewstep.interop.export_text.TOLERANCE", 0.0)
-        assert "of the largest latent, where 0e+00 is allowed" in told(changed, "--format", "diffusers")
+        patch.setattr("fewstep.interop.export_text.LORA", OTHERWISE)
+        assert "of the largest latent, where 1e-04 is allowed" in told(changed, "--format", "diffusers")
 
 
 def test_import_says_what_it_found_and_copies_nothing(sdxl, tmp_path, done, mistake):
@@ -517,13 +529,13 @@ def test_a_run_beside_samples_is_watched_and_measured(sd, beside, tmp_path, done
     said = done("evaluate", out, "-n", "50").out
     results = json.loads((out / "results.json").read_text())
     assert list(results["rows"]) == [
-        "teacher's other samples",
+        "teacher's other half",
         "teacher, 6 evaluations",
         "teacher, 2 evaluations",
         "student, 2 evaluations",
     ]
     assert results["protocol"]["labels"] == "prompts in turn"
-    assert "to 50 samples of the teacher in the features pixels-8x8; floor: the teacher's other samples's" in said
+    assert "to 50 samples of the teacher in the features pixels-8x8; floor: the teacher's other half's" in said
     # the teacher again is as good as its samples were
     assert results["rows"]["teacher, 6 evaluations"]["frechet_over_floor"] < 1.5
     assert 0.8 < results["rows"]["teacher, 6 evaluations"]["within_class_std"] < 1.2

@@ -147,7 +147,7 @@ def _evaluate(
         check_same_protocol({"protocol": protocol}, theirs, ("this evaluation", str(other)))
     exact = isinstance(data, PointData) and data.density is not None
     floor = suite.floor_name if isinstance(suite, Suite) else "exact samples" if exact else "held-out half"
-    floor = "teacher's other samples" if prompts else floor
+    floor = "teacher's other half" if prompts else floor
     rows: dict[str, Row] = {floor: {"role": "floor", **floor_row(suite)}}
     teachers = _teacher_key(run, suite, protocol, seed, device, data) if "teacher" in models and isinstance(suite, Suite) else None
     for name, model in models.items():
