@@ -1,4 +1,4 @@
-"""The code of docs/own_method.md, run from top to bottom in an empty folder, as a reader would."""
+"""The code of docs/own_method.md and the commands of docs/text.md, run from top to bottom in an empty folder, as a reader would."""
 
 import importlib
 import re
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from fewstep import measurement, pictures
+from text_models import make
 
 DOCS = Path(__file__).parents[1] / "docs"
 WIDEST = 110
@@ -97,6 +98,38 @@ def test_own_method(registry_apart, monkeypatch, tmp_path, command):
     assert kinds == {"python", "yaml", "console"}
 
 
-@pytest.mark.parametrize("path", [DOCS / "own_method.md", DOCS.parent / "CONTRIBUTING.md"], ids=lambda path: path.name)
+# of the commands on the page about text to image, what is smaller here
+SMALLER = {
+    "--samples 2000": "--samples 100 --steps 2",
+    "data.path=prompts --out": "data.path=prompts steps=2 batch_size=16 trainer.accelerator=cpu trainer.log_every=1 --out",
+    "-n 1000": "-n 50",
+}
+
+
+def test_text_to_image(monkeypatch, tmp_path, command):
+    """Line by line, but for the model and for sizes, from `pip` to the exported folder."""
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "sdxl", "sdxl")
+    Path("prompts.txt").write_text("a lighthouse\nseven\nthin lines\n")
+    page = DOCS / "text.md"
+    commands = [line.strip().removeprefix("$ ") for line in page.read_text().splitlines() if line.strip().startswith("$ ")]
+    assert commands[0] == "pip install 'fewstep[text]'"
+    done = []
+    for line in commands[1:]:
+        if line.startswith("SDXL="):
+            continue
+        for published, ours in {**SMALLER, "stabilityai/stable-diffusion-xl-base-1.0": "sdxl", "$SDXL": "sdxl"}.items():
+            line = line.replace(published, ours)
+        program, *arguments = shlex.split(line)
+        assert program == "fewstep"
+        outcome = command(*arguments)
+        assert outcome.code == 0, f"{line}: {outcome.err}"
+        done.append(arguments[0])
+    assert done == ["import", "encode", "train", "train", "sample", "evaluate", "export"]
+    assert Path("drawn.png").is_file()
+    assert Path("lora", "pytorch_lora_weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize("path", [DOCS / "own_method.md", DOCS / "text.md", DOCS.parent / "CONTRIBUTING.md"], ids=lambda path: path.name)
 def test_lines_are_not_too_wide(path):
     assert [number for number, line in enumerate(path.read_text().splitlines(), start=1) if len(line) > WIDEST] == []

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fewstep.build import load_data
+from fewstep.compiling import compile_to_sample
 from fewstep.data.prompt_table import PromptTable
 from fewstep.denoisers.adapted import Adapted, grounds
 from fewstep.errors import UserError
@@ -227,6 +228,7 @@ def test_one_network_is_in_memory(sdxl):
         (["method.sampler_timesteps=[1000, 500]"], r"is \[1000, 500\], and the teacher's timesteps go from 0 to 999"),
         (["method.lora.targets=[nowhere]"], "no layer of this model is called nowhere"),
         (["method.times=karras"], r"knows noise levels up to 14\.61\d*, method.sigma_max is 80 and method.conditioning_sigma is 80"),
+        (["trainer.compile=true"], "which a compiled one would not see; set one of them off"),
         (["data.path=elsewhere"], "elsewhere is no folder of encoded prompts"),
     ],
 )
@@ -526,6 +528,8 @@ def test_a_run_beside_samples_is_watched_and_measured(sd, beside, tmp_path, done
     assert {"health.spread", "health.shift", "eval.frechet", "eval.within_class_std"} <= seen
     assert "health.saturation" not in seen  # latents have no bounds
     assert not any("class_accuracy" in key for key in seen)
+    with pytest.raises(UserError, match="--compile was asked for, and this generator's changes"):
+        compile_to_sample(load(out).denoiser, "--compile")
     said = done("evaluate", out, "-n", "50").out
     results = json.loads((out / "results.json").read_text())
     assert list(results["rows"]) == [

@@ -18,6 +18,7 @@ from fewstep.data.own import ForeignData
 from fewstep.data.prompts import PromptData
 from fewstep.data.protocol import Data as AnyData
 from fewstep.data.rooms import opened
+from fewstep.denoisers.adapted import grounds
 from fewstep.errors import UserError
 from fewstep.generator import Generator, load
 from fewstep.hub import NotHad
@@ -122,6 +123,10 @@ def open_teacher(
     theirs = None if teacher.units is None else teacher.units.config
     if theirs != units_in(data):
         wrong.append(("its points have another location and scale than the data (data.standardize): it was trained on other points", {}))
+    latents = teacher.latents is not None, isinstance(data, PromptData) or getattr(data, "latents", None) is not None
+    if latents[0] != latents[1]:
+        theirs_are, mine_are = ("latents" if one else "no latents" for one in latents)
+        wrong.append((f"it makes {theirs_are}, and the data {data.name} has {mine_are}", {}))
     limit = getattr(teacher.denoiser, "sigma_max", None)
     if limit is not None:
         high = [f"method.{key} is {sigma:.15g}" for key, sigma in settings.asked_levels.items() if sigma > limit]
@@ -230,7 +235,8 @@ def make_generator(
         torch.manual_seed(recipe.seed)
         try:
             config = {**network.arguments(), **arguments}
-            generator = Generator(data.shape, data.num_classes, sigma_data, config, sampler, info, denoiser, units_in(data))
+            latents = getattr(data, "latents", None)
+            generator = Generator(data.shape, data.num_classes, sigma_data, config, sampler, info, denoiser, units_in(data), latents)
         except ValueError as error:
             raise UserError(str(error)) from error
     made: Any = generator.denoiser.network
@@ -276,6 +282,11 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
         method: Method = room.make(settings, given)
         if recipe.trainer.checkpointing:
             recompute(method)
+        if recipe.trainer.compile and any(grounds(network) for network in method.networks.values()):
+            raise ValueError(
+                "trainer.compile is on, and method.lora puts the changes of three roles into one network in turn, which a compiled one "
+                "would not see; set one of them off"
+            )
     except ValueError as error:
         raise UserError(str(error)) from error
     if registry.is_own("methods", settings.name):

@@ -49,6 +49,7 @@ Overrides = Annotated[
 Threads = Annotated[str, typer.Option(help="CPU threads; auto is 1 for small networks")]
 
 
+PROMPTED = 16  # samples of a table of prompts, where no number is given
 LABELS = (
     "classes by number or name, such as 0,1,cat; repeated to length. A whole number is always a class's number, from 0, also where "
     "names are numbers: see the line that is printed. Default: all in turn"
@@ -132,7 +133,7 @@ def _report(path: Path) -> None:
 def sample(
     path: Annotated[str, typer.Argument(help="a run folder, a model folder, or a Hub id", autocompletion=completion.runs)],
     out: Annotated[Path, typer.Option(help="FILE.png for a grid, FILE.npz for arrays `samples` and `labels`")],
-    num: Annotated[int | None, typer.Option("-n", help="how many; default 100, or one of each prompt")] = None,
+    num: Annotated[int | None, typer.Option("-n", help="how many; default 100, or one of each prompt, and of a table the first 16")] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="of a text-to-image model; may be given more than once")] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="more of them: a .txt, one a line, or a .csv or .parquet")] = None,
     labels: Annotated[str | None, typer.Option(help=LABELS)] = None,
@@ -160,7 +161,8 @@ def sample(
     generator = load(path, "cuda" if torch.cuda.is_available() else "cpu")
     wanted = None if labels is None else split_labels(labels, generator.class_names)
     use_threads(choose_threads(count, generator.denoiser, generator.shape))
-    num = num if num is not None else len(texts) or 100
+    usual = min(PROMPTED, generator.num_classes or 1) if generator.told is not None else 100
+    num = num if num is not None else len(texts) or usual
     write_samples(generator, num, out, wanted, texts, seed=seed, steps=steps, guidance_scale=guidance_scale, churn=churn)
     typer.echo(f"{num} samples, {generator.evaluations(steps)} evaluation(s) each: {out}")
     if generator.told is not None:

@@ -126,26 +126,52 @@ def _import_diffusers(source: str, out: Path, sigma_data: float, null_class: boo
     typer.echo(f"noise levels: {found.sigma_min:.4g} to {found.sigma_max:.4g} at {found.timesteps} timesteps")
 
 
+def _encode_images(images: Path, model: str, out: Path, size: int, label_column: str | None) -> None:
+    from fewstep.interop.latent_folder import encode_images
+    from fewstep.training.progress import reading_bar
+
+    found = encode_images(str(images), model, out, size, label_column, reading_bar, say)
+    classes = f"{len(found.class_names)} classes" if found.class_names else "no classes"
+    typer.echo(f"images: {found.num['train']:,} to train on, {found.num['heldout']:,} held out, {classes}")
+    typer.echo(f"encoded: {out}, latents of {'x'.join(map(str, found.shape))}")
+    typer.echo(f"next: fewstep train teacher/latents data.path={shlex.quote(str(out))} --out runs/teacher")
+
+
 def encode(
-    prompts: Annotated[Path, typer.Argument(help="a .txt with a prompt on each line, or a .csv or .parquet with a column of them")],
-    model: Annotated[str, typer.Option(help="the text-to-image pipeline whose text encoders are used: a folder, or a Hub id")],
-    out: Annotated[Path, typer.Option(help="where to put the encoded prompts; the same command goes on where it was stopped")],
+    prompts: Annotated[
+        Path,
+        typer.Argument(help="a .txt with a prompt on each line, or a .csv or .parquet with a column of them; images with --images"),
+    ],
+    model: Annotated[str, typer.Option(help="the text-to-image pipeline whose encoders or VAE are used: a folder, or a Hub id")],
+    out: Annotated[Path, typer.Option(help="where to put what is encoded; the same command goes on where it was stopped")],
     column: Annotated[str | None, typer.Option(help="of a table; default prompt, caption or text, or the only one")] = None,
     revision: Annotated[str | None, typer.Option(help="of a model on the Hub: a branch, a tag or a commit")] = None,
     samples: Annotated[
         int | None, typer.Option(help="also draw so many samples of the model, which its students are held beside (2,000 to evaluate)")
     ] = None,
     steps: Annotated[int, typer.Option(help="of those samples")] = 50,
+    images: Annotated[
+        bool, typer.Option("--images", help="the first argument is a folder of images, .parquet or Hub id: encode these")
+    ] = False,
+    size: Annotated[int, typer.Option(help="of images: pixels a side that they become first")] = 256,
+    label_column: Annotated[str | None, typer.Option(help="of images: column of the labels; none is for no classes")] = None,
     guidance_scale: Annotated[float, typer.Option(help="of those samples; the student's method.guidance_scale is usual")] = 7.5,
 ) -> None:
-    """Encode prompts once, before training, by the text encoders of a Stable Diffusion pipeline, so that none is in memory later."""
+    """Encode prompts, or with --images images, once, before training, by a Stable Diffusion pipeline, which is not in memory later."""
+    if images:
+        others = {"--column": column, "--samples": samples, "--revision": revision}
+        if given := [key for key, value in others.items() if value is not None]:
+            raise UserError(f"{given[0]} is for prompts, and --images was given; leave one of them out")
+        return _encode_images(prompts, model, out, size, label_column)
+    if label_column is not None:
+        raise UserError("--label-column is for images; add --images, or leave it out")
     from fewstep.pipelines.encoders import encode_prompts
     from fewstep.training.progress import reading_bar
 
     found = encode_prompts(prompts, model, out, column, revision, reading_bar, say)
     told = [f"{number:,} {what}" for number, what in ((found.repeated, "again"), (found.blank, "blank lines left out")) if number]
-    size = f"{found.tokens} tokens of {found.width} numbers" + (f", pooled {found.pooled}" if found.pooled else "")
-    typer.echo(f"prompts: {found.num:,} different ones" + (f" ({', '.join(told)})" if told else "") + f"; a row is {size}")
+    row = f"{found.tokens} tokens of {found.width} numbers" + (f", pooled {found.pooled}" if found.pooled else "")
+    typer.echo(f"prompts: {found.num:,} different ones" + (f" ({', '.join(told)})" if told else "") + f"; a row is {row}")
     typer.echo(f"encoded: {out}")
     if samples is not None:
         from fewstep.interop.teacher_samples import draw_teacher_samples

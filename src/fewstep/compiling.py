@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fewstep.denoisers.adapted import grounds
 from fewstep.errors import UserError, first_line
 
 
@@ -14,6 +15,11 @@ def compile_to_sample(denoiser: nn.Module, asked: str) -> None:
     On a CPU its weights are laid out for the kernels, once (`freezing`). Results agree to rounding. The call raises UserError, which
     names the setting `asked` for it, where a network cannot be compiled here.
     """
+    if grounds(denoiser):
+        raise UserError(
+            f"{asked} was asked for, and this generator's changes (LoRA) are put into its network as it is called, which a compiled one "
+            "would not see; leave it out"
+        )
     network: Any = getattr(denoiser, "network", denoiser)
     on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
     compiled = torch.compile(network.forward, dynamic=False, options={"freezing": True} if on_cpu else None)

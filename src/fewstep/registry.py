@@ -87,6 +87,7 @@ BUILT_IN: Mapping[str, Mapping[str, Place]] = {
         "toy": _data("toys:toy_data", "Toy"),
         "points": _data("points:point_file", "Points"),
         "stream": _data("stream:image_stream", "Stream"),
+        "latents": _data("latents:latent_folder", "Latents"),
         "prompts": _data("prompts:prompt_table", "PromptTable"),
     },
     "denoisers": {},

@@ -119,7 +119,7 @@ SHARE = FROM_0 + "less than or equal to 1"  # both ends are told, whichever was 
             "data.name=emnist",
             "data.name",
             "'emnist'; did you mean 'mnist'?",
-            "'digits', 'photos', 'images', 'mnist', 'cifar10', 'toy', 'points', 'stream', 'prompts', or package.module:Name",
+            "'digits', 'photos', 'images', 'mnist', 'cifar10', 'toy', 'points', 'stream', 'latents', 'prompts', or package.module:Name",
         ),
         (
             "method.name=dmd3",

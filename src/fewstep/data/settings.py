@@ -120,6 +120,15 @@ class PromptTable(DataSettings):
     points: ClassVar = False
 
 
+class Latents(DataSettings):
+    """Images as the latents of a VAE, encoded beforehand by fewstep encode --images."""
+
+    name: Literal["latents"]
+    path: UserPath = Field(description="the folder that fewstep encode --images has written")
+
+    points: ClassVar = False
+
+
 class Stream(DataSettings):
     """Images that are read as they are asked for, from shards of parquet or WebDataset, however many there are."""
 

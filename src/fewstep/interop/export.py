@@ -74,6 +74,11 @@ def export(path: str | Path, form: str, out: Path, licence: str | None = None, s
     text = export_text.is_text(generator)
     if text and form != "diffusers":
         raise UserError(f"--format is {form}, and this is a text-to-image generator, which is written for diffusers alone; use that")
+    if generator.latents is not None and not text:
+        raise UserError(
+            f"{path} makes latents of the VAE of {generator.latents['model']}, and only pixels and text-to-image generators are exported; "
+            "draw from it with fewstep sample"
+        )
     if fuse and not (text and export_text.is_lora(generator, False)):
         raise UserError("--fuse is for text-to-image generators that are low-rank changes (LoRA) of another; leave it out")
     if not text:

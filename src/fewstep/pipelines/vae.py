@@ -1,31 +1,60 @@
-"""Latents become pixels by the VAE of a pipeline, which is read when it is asked for, and not kept."""
+"""Pixels and latents by the VAE of a pipeline, which is read when it is asked for, and not kept."""
 
 import warnings
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import UserError, first_line
-from fewstep.pipelines.folder import part_of
+from fewstep.pipelines.folder import files_id, part_of
+
+BATCH = 4  # images at once, of any size that these models are of
 
 
-@torch.no_grad()
-def decoded(latents: Tensor, model: str, batch_size: int = 4) -> Tensor:
-    """Pixels float32 [N, 3, H, W] in [-1, 1], on the CPU, of `latents` [N, C, h, w] as the U-Net of the pipeline `model` has them.
+class VAE:
+    """The VAE of the pipeline `model`, a folder or a Hub id, in float32, in which that of SDXL has to work.
 
-    Scale and shift are the VAE's own, as its config has them. It works in float32, in which that of SDXL has to. Raises UserError where
-    there is no VAE, or where it cannot be read.
+    Scale and shift of latents are as its config has them. Raises UserError where there is none, or where it cannot be read.
     """
-    from diffusers import AutoencoderKL
 
-    folder = part_of(model, "vae")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            vae = AutoencoderKL.from_pretrained(str(folder), use_safetensors=True, local_files_only=True, torch_dtype=torch.float32)
-    except Exception as error:  # diffusers, safetensors and json each have their own
-        raise UserError(f"the VAE of {model} cannot be read ({first_line(error)}); take another copy of the model") from error
-    vae = vae.to(latents.device).eval()
-    scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
-    parts = [vae.decode(part.float() / scale + shift).sample.clamp(-1, 1).cpu() for part in latents.split(batch_size)]
-    return torch.cat(parts)
+    def __init__(self, model: str, device: torch.device | str | None = None) -> None:
+        from diffusers import AutoencoderKL
+
+        folder = part_of(model, "vae")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                vae: Any = AutoencoderKL.from_pretrained(
+                    str(folder), use_safetensors=True, local_files_only=True, torch_dtype=torch.float32
+                )
+            self.id = files_id(folder, [*sorted(folder.glob("*.safetensors")), folder / "config.json"])
+        except Exception as error:  # diffusers, safetensors and json each have their own
+            raise UserError(f"the VAE of {model} cannot be read ({first_line(error)}); take another copy of the model") from error
+        self.model = str(Path(model).resolve()) if Path(model).is_dir() else model
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.vae = vae.to(self.device).eval()
+        self.scale, self.shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    def shape(self, size: int) -> tuple[int, int, int]:
+        """Of the latents of images of `size` pixels a side."""
+        return self.vae.config.latent_channels, size // self.factor, size // self.factor
+
+    @torch.no_grad()
+    def encoded(self, pixels: Tensor) -> Tensor:
+        """Latents float32 [N, C, h, w] of `pixels` [N, 3, H, W] in [-1, 1], on the CPU: the mean of what the VAE gives, scaled."""
+        parts = [self.vae.encode(part.to(self.device)).latent_dist.mode().cpu() for part in pixels.split(BATCH)]
+        return (torch.cat(parts) - self.shift) * self.scale
+
+    @torch.no_grad()
+    def decoded(self, latents: Tensor) -> Tensor:
+        """Pixels float32 [N, 3, H, W] in [-1, 1], on the CPU, of `latents` [N, C, h, w] as the U-Net of the pipeline has them."""
+        parts = latents.float().split(BATCH)
+        return torch.cat([self.vae.decode(part.to(self.device) / self.scale + self.shift).sample.clamp(-1, 1).cpu() for part in parts])
+
+
+def decoded(latents: Tensor, model: str) -> Tensor:
+    """`VAE.decoded` by the VAE of the pipeline `model`, where the latents are. Raises UserError as `VAE` does."""
+    return VAE(model, latents.device).decoded(latents)

@@ -1,0 +1,96 @@
+"""Images become latents by a pipeline's VAE, once, before training."""
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from torch import Tensor
+
+from fewstep.data.errors import DataError
+from fewstep.data.image_sets import image_folder
+from fewstep.data.images import ImageData
+from fewstep.data.latents import MANIFEST, SPLITS, Encoded, chunks
+from fewstep.errors import UserError
+from fewstep.files import check_free, held_folder, sha256_of, sweep, whole_file
+from fewstep.pipelines.vae import VAE
+from fewstep.text import read_json
+
+BEGUN = "encoding.json"  # what an encoding that is not done belongs to
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+def encode_images(
+    images: str,
+    model: str,
+    out: Path,
+    size: int,
+    label_column: str | None = None,
+    bar: Bar = lambda title, total: contextlib.nullcontext(lambda done: None),
+    say: Callable[[str], None] = lambda text: None,
+) -> Encoded:
+    """Encode the images at `images`, whatever `fewstep.data.image_sets.image_folder` reads, by the VAE of `model` into the folder `out`.
+
+    They become `size` x `size` pixels in colour first, as ``data: images`` would have it. The mean of what the VAE gives is taken, scaled
+    and shifted as its config says. What was stopped goes on where it was.
+
+    Raises:
+        UserError: for images that cannot be read, a model without a VAE, a size that it cannot halve, and a folder `out` that holds
+            something else.
+
+    """
+    vae = VAE(model)
+    if size < 1 or size % vae.factor:
+        raise UserError(f"--size is {size}; the VAE of {model} makes one place of {vae.factor} pixels: give a multiple of that")
+    try:
+        data = image_folder(images, size, 3, label_column=label_column, bar=bar)
+    except DataError as error:
+        raise UserError(str(error)) from error
+    if data.note:
+        say(data.note)
+    belongs = f"{data.name} {len(data.train)} {len(data.heldout)} {size} {vae.id}"
+    if out.is_dir() and (out / BEGUN).is_file():
+        if read_json(out / BEGUN) != belongs:
+            raise UserError(f"--out is {out}, which holds other images, or those of another VAE; give a new folder, or remove that one")
+    else:
+        check_free(out)
+        out.mkdir(parents=True, exist_ok=True)
+    with held_folder(out, "encoding into", "give the same command again"):
+        sweep(out)
+        _write(out / BEGUN, f'"{belongs}"'.encode())
+        files: dict[str, str] = {}
+        shape: tuple[int, ...] = ()
+        with bar("encoding images", len(data.train) + len(data.heldout)) as done:
+            for split in SPLITS:
+                for name, first, last in chunks(split, len(getattr(data, split))):
+                    if not (out / name).is_file():  # files are there whole, or not at all
+                        shape = _encode(vae, data, split, first, last, out / name)
+                    done(last - first)
+                    files[name] = sha256_of(out / name)
+        shape = shape or vae.shape(size)
+        num = {split: len(getattr(data, split)) for split in SPLITS}
+        found = Encoded(data.name, str(images), vae.model, vae.id, shape, num, data.class_names, files)
+        _write(out / MANIFEST, found.json())
+    return found
+
+
+def _encode(vae: VAE, data: ImageData, split: str, first: int, last: int, path: Path) -> tuple[int, ...]:
+    """Write items `first` to `last` of a `split` to `path`; the shape of a latent."""
+    from safetensors.torch import save
+
+    pixels: Tensor = getattr(data, split)[first:last]
+    assert data.half is not None
+    latents = vae.encoded(pixels.float() / data.half - 1)
+    tensors = {"latents": latents.half().contiguous(), "pixels": pixels.contiguous()}
+    label = data.labels(split)
+    _write(path, save(tensors if label is None else {**tensors, "label": label[first:last].contiguous()}))
+    return tuple(latents.shape[1:])
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        with whole_file(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); make room, and give the same command again") from error
