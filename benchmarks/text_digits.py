@@ -1,0 +1,157 @@
+"""Text to image at a size that learns here: a real teacher of digits, and students of it in one step and in four, as LoRA and whole.
+
+    python benchmarks/text_digits.py --folder runs/text                        seed 0: see `ARMS`; an hour or so on one idle core
+    python benchmarks/text_digits.py --folder runs/text --seeds 0 1 2 --only teacher "LoRA, 1 step"
+    python benchmarks/text_digits.py --folder runs/text --try "method.generator_optimizer.lr=1e-3"      one arm otherwise, not recorded
+
+The teacher is what `tools/train_tiny_text_model.py` makes, once. All goes the way that a user's model goes: prompts are encoded, students
+are trained on them alone by `dmd2/sd15_lora` with the overrides below, sampled by prompts, and their latents decoded. Samples of "a photo
+of a ..." are held against scikit-learn's held-out digits: FD / floor and the digit asked for, in the classifier that all digits are
+judged by. Writes results/text_digits.json after each row; a row that is in there is not made again. One thread.
+"""
+
+import argparse
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import avg_pool2d
+
+import fewstep
+from fewstep.build import load_data
+from fewstep.data.prompt_table import PromptTable
+from fewstep.generator import Generator, load
+from fewstep.interop.text_teacher import text_teacher
+from fewstep.machine import machine
+from fewstep.measurement import suite_for
+from fewstep.metrics.suite import Suite
+from fewstep.networks.base import num_parameters
+from fewstep.pipelines.encoders import encode_prompts
+from fewstep.recipe import load_recipe
+from fewstep.streams import stream_seed
+
+RESULTS = Path(__file__).parent / "results" / "text_digits.json"
+GUIDANCE, FORMS, NUM, TEACHER_STEPS = 2.0, 3, 2_000, 50
+COMMON = (
+    f"method.guidance_scale={GUIDANCE}",
+    "method.loss=sid",
+    "method.dfake_gen_update_ratio=5",
+    "method.ema_decay=0.99",
+    "trainer.accumulate=1",
+    "trainer.checkpointing=false",
+    "trainer.threads=1",
+    "trainer.log_every=100",
+    "steps=5000",
+    "batch_size=64",
+)
+
+
+def rates(generator: float, fake: float) -> tuple[str, ...]:
+    """Overrides for these learning rates, which fall at the end."""
+    return (
+        f"method.generator_optimizer.lr={generator}",
+        f"method.guidance_optimizer.lr={fake}",
+        "method.generator_optimizer.decay_from=0.6",
+        "method.generator_optimizer.final=0.02",
+    )
+
+
+LORA, WHOLE = ("method.lora.rank=16", *rates(1e-3, 3e-3)), ("method.lora=null", *rates(1e-4, 3e-4))
+FOUR = ("method.sampler_steps=4", "method.min_step_percent=0")
+ARMS: dict[str, tuple[str, ...]] = {
+    "LoRA, 1 step": LORA,
+    "whole, 1 step": WHOLE,
+    "LoRA, 4 steps": (*LORA, *FOUR),
+    "whole, 4 steps": (*WHOLE, *FOUR),
+}
+
+
+def as_digits(generator: Generator, latents: torch.Tensor) -> torch.Tensor:
+    """Latents [N, 4, 8, 8] as grey images [N, 1, 8, 8] in [-1, 1]."""
+    return avg_pool2d(generator.pixels(latents).mean(1, keepdim=True), 2)
+
+
+def measured(suite: Suite, generator: Generator, seed: int, steps: int | None = None, guidance: float | None = None) -> dict[str, Any]:
+    """The figures of `NUM` samples of plain prompts, the digits in turn; and how much more ink "bold" takes than "thin"."""
+    digit = torch.arange(NUM) % 10
+    latents = generator.sample(NUM, FORMS * digit, stream_seed(seed, "measured"), steps, guidance_scale=guidance)
+    row = suite.measure(as_digits(generator, latents), digit)
+    keys = ("frechet_over_floor", "class_accuracy", "least_class_accuracy", "within_class_std", "recall")
+    thin, bold = (
+        as_digits(generator, generator.sample(300, FORMS * digit[:300] + form, seed, steps, guidance_scale=guidance)).mean()
+        for form in (1, 2)
+    )
+    return {key: row[key] for key in keys} | {"bold_less_thin": (bold - thin).item()}
+
+
+def ground(folder: Path) -> tuple[Path, Path]:
+    """(the teacher's pipeline, its encoded prompts), made where they are not there yet."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+    from train_tiny_text_model import train
+
+    model, prompts = folder / "model", folder / "prompts"
+    if not (model / "prompts.txt").is_file():
+        train(model, 12_000, 3_000)
+    encode_prompts(model / "prompts.txt", str(model), prompts)
+    return model, prompts
+
+
+def student(arm: tuple[str, ...], out: Path, model: Path, prompts: Path, seed: int) -> tuple[Generator, float]:
+    """The student in `out`, trained where it is not finished, and how long that took in all."""
+    overrides = [*COMMON, *arm, f"method.teacher={model}", f"data.path={prompts}", f"seed={seed}"]
+    fewstep.train(load_recipe("dmd2/sd15_lora", overrides), out, resume=out.is_dir())
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return load(out), records[-1]["seconds"]
+
+
+def main() -> None:
+    """Train, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/text"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", choices=["teacher", *ARMS], default=["teacher", *ARMS])
+    parser.add_argument("--try", dest="tried", nargs="+", help="overrides of the first arm; nothing is recorded")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    model, prompts = ground(arguments.folder)
+    suite = suite_for(load_data(load_recipe("teacher/digits").data))
+    assert isinstance(suite, Suite)
+    if arguments.tried:
+        arm = next(name for name in arguments.only if name != "teacher")
+        name = re.sub("[^0-9a-z.=]+", "_", f"try {arm} {' '.join(arguments.tried)}".lower())
+        generator, seconds = student((*ARMS[arm], *arguments.tried), arguments.folder / name, model, prompts, 100)
+        print(name, seconds, measured(suite, generator, 0))
+        return
+    rows = json.loads(arguments.results.read_text())["rows"] if arguments.results.exists() else []
+
+    def keep(title: str, seed: int, **figures: Any) -> None:
+        rows.append({"title": title, "training_seed": seed, **figures})
+        told = {"command": "python benchmarks/text_digits.py", "n": NUM, "guidance": GUIDANCE, "machine": machine(), "rows": rows}
+        arguments.results.write_text(json.dumps(told, indent=1) + "\n")
+        print(title, seed, {key: value for key, value in figures.items() if isinstance(value, float)}, flush=True)
+
+    there = {(row["title"], row["training_seed"]) for row in rows}
+    if "teacher" in arguments.only:
+        teacher = text_teacher(str(model), prompts=PromptTable(prompts))
+        for steps in (TEACHER_STEPS, 4, 1):
+            for guidance in (GUIDANCE, 1.0):
+                title = f"teacher, {steps} step{'s' * (steps > 1)}, guidance {guidance:g}"
+                if (title, 0) not in there:
+                    began = time.perf_counter()
+                    found = measured(suite, teacher, 0, steps, guidance)
+                    keep(title, 0, **found, sampling_seconds=time.perf_counter() - began, parameters=num_parameters(teacher))
+    for seed in arguments.seeds:
+        for arm in arguments.only:
+            if arm != "teacher" and (arm, seed) not in there:
+                out = arguments.folder / f"{re.sub('[^0-9a-z]+', '_', arm.lower())}_{seed}"
+                generator, seconds = student(ARMS[arm], out, model, prompts, seed)
+                keep(arm, seed, **measured(suite, generator, 0), seconds=seconds, parameters=num_parameters(generator))
+
+
+if __name__ == "__main__":
+    main()
