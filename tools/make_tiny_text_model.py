@@ -56,7 +56,7 @@ def text_encoder(vocabulary: int, width: int, projected: bool) -> Any:
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
 
 
-def vae(scaling: float = 0.18215) -> Any:
+def vae(scaling: float = 0.18215, widths: tuple[int, int] = (4, 8), groups: int = 2) -> Any:
     """A VAE that halves images once: latents [4, H/2, W/2]."""
     from diffusers import AutoencoderKL
 
@@ -65,10 +65,10 @@ def vae(scaling: float = 0.18215) -> Any:
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(4, 8),
+        block_out_channels=widths,
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=2,
+        norm_num_groups=groups,
         sample_size=16,
         scaling_factor=scaling,
     ).eval()

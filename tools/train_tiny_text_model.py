@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate, mse_loss
 
 from fewstep.data.images import load_digits
 from fewstep.training.progress import Progress
-from make_tiny_text_model import make
+from make_tiny_text_model import make, vae
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FORMS = ("a photo of a {}", "{}, thin", "{}, bold")
@@ -49,20 +49,9 @@ def digits() -> tuple[Tensor, Tensor, Tensor]:
 
 def parts(seed: int) -> tuple[Any, Any]:
     """A VAE and a U-Net of a size that can learn this."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
 
     torch.manual_seed(seed)
-    vae = AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=16,
-    )
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
@@ -75,18 +64,18 @@ def parts(seed: int) -> tuple[Any, Any]:
         attention_head_dim=4,
         cross_attention_dim=32,
     )
-    return vae, unet
+    return vae(widths=(16, 32), groups=4), unet
 
 
-def learn_vae(vae: Any, images: Tensor, steps: int) -> None:
+def learn_vae(coder: Any, images: Tensor, steps: int) -> None:
     """Reconstruct, and set the scale that makes latents of standard deviation 1."""
-    optimizer, progress = torch.optim.AdamW(vae.parameters(), 2e-3), Progress("VAE", steps)
+    optimizer, progress = torch.optim.AdamW(coder.parameters(), 2e-3), Progress("VAE", steps)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     progress.begin()
     for _ in range(steps):
         x = images[torch.randint(len(images), (BATCH,))]
-        found = vae.encode(x).latent_dist
-        loss = mse_loss(vae.decode(found.sample()).sample, x) + KL * found.kl().mean()
+        found = coder.encode(x).latent_dist
+        loss = mse_loss(coder.decode(found.sample()).sample, x) + KL * found.kl().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -94,7 +83,7 @@ def learn_vae(vae: Any, images: Tensor, steps: int) -> None:
         progress.advance()
     progress.close()
     with torch.no_grad():
-        vae.eval().register_to_config(scaling_factor=1 / vae.encode(images[:500]).latent_dist.mode().std().item())
+        coder.train(False).register_to_config(scaling_factor=1 / coder.encode(images[:500]).latent_dist.mode().std().item())
 
 
 def learn_unet(pipeline: Any, unet: Any, latents: Tensor, label: Tensor, third: Tensor, steps: int) -> Any:
@@ -135,11 +124,11 @@ def train(out: Path, steps: int, vae_steps: int, seed: int = 0) -> Any:
     """The pipeline, also written to `out`."""
     pipeline = make(out, "sd", seed=seed)
     images, label, third = digits()
-    vae, unet = parts(seed)
-    learn_vae(vae, images, vae_steps)
+    coder, unet = parts(seed)
+    learn_vae(coder, images, vae_steps)
     with torch.no_grad():
-        latents = vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
-    pipeline.vae, pipeline.unet = vae, learn_unet(pipeline, unet, latents, label, third, steps)
+        latents = coder.encode(images).latent_dist.mode() * coder.config.scaling_factor
+    pipeline.vae, pipeline.unet = coder, learn_unet(pipeline, unet, latents, label, third, steps)
     pipeline.save_pretrained(str(out))
     (out / "prompts.txt").write_text("".join(f"{text}\n" for text in prompts()))
     return pipeline

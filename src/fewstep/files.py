@@ -73,6 +73,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
+def write_part(path: Path, content: bytes) -> None:
+    """Write a file of something that goes on where it was stopped, whole or not at all. Raises UserError for a disk that is full."""
+    try:
+        with whole_file(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); make room, and give the same command again") from error
+
+
 def check_free(out: Path) -> None:
     """Raise UserError where `out`, given as ``--out``, is neither an empty folder nor the name of a new one."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from fewstep import files
 from fewstep.data import prompt_table
 from fewstep.data.errors import DataError
 from fewstep.data.prompt_table import MANIFEST, PromptTable
@@ -245,7 +246,7 @@ def test_the_size_of_sdxl_is_not_guessed(pipelines, prompts, tmp_path):
 
 @pytest.mark.parametrize("name", ["prompts.jsonl", "null.safetensors", "rows-00000.safetensors", "manifest.json"])
 def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(name, pipelines, prompts, tmp_path, monkeypatch):
-    whole_file = encoders.whole_file
+    whole_file = files.whole_file
 
     def full(path):
         if path.name == name:
@@ -253,7 +254,7 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(name, pipelines,
         return whole_file(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(encoders, "whole_file", full)
+        patch.setattr(files, "whole_file", full)
         with pytest.raises(UserError, match=rf"{name} cannot be written \(No space left on device\); make room"):
             encode_prompts(prompts, str(pipelines["sd"][0]), tmp_path / "out")
     assert encode_prompts(prompts, str(pipelines["sd"][0]), tmp_path / "out").num == 4

@@ -1,8 +1,6 @@
 """Images become latents by a pipeline's VAE, once, before training."""
 
-import contextlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from torch import Tensor
@@ -11,14 +9,13 @@ from fewstep.data.errors import DataError
 from fewstep.data.image_sets import image_folder
 from fewstep.data.images import ImageData
 from fewstep.data.latents import MANIFEST, SPLITS, Encoded, chunks
+from fewstep.data.splits import Bar, no_bar
 from fewstep.errors import UserError
-from fewstep.files import check_free, held_folder, sha256_of, sweep, whole_file
+from fewstep.files import check_free, held_folder, sha256_of, sweep, write_part
 from fewstep.pipelines.vae import VAE
 from fewstep.text import read_json
 
 BEGUN = "encoding.json"  # what an encoding that is not done belongs to
-
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 def encode_images(
@@ -27,7 +24,7 @@ def encode_images(
     out: Path,
     size: int,
     label_column: str | None = None,
-    bar: Bar = lambda title, total: contextlib.nullcontext(lambda done: None),
+    bar: Bar = no_bar,
     say: Callable[[str], None] = lambda text: None,
 ) -> Encoded:
     """Encode the images at `images`, whatever `fewstep.data.image_sets.image_folder` reads, by the VAE of `model` into the folder `out`.
@@ -58,7 +55,7 @@ def encode_images(
         out.mkdir(parents=True, exist_ok=True)
     with held_folder(out, "encoding into", "give the same command again"):
         sweep(out)
-        _write(out / BEGUN, f'"{belongs}"'.encode())
+        write_part(out / BEGUN, f'"{belongs}"'.encode())
         files: dict[str, str] = {}
         shape: tuple[int, ...] = ()
         with bar("encoding images", len(data.train) + len(data.heldout)) as done:
@@ -71,7 +68,7 @@ def encode_images(
         shape = shape or vae.shape(size)
         num = {split: len(getattr(data, split)) for split in SPLITS}
         found = Encoded(data.name, str(images), vae.model, vae.id, shape, num, data.class_names, files)
-        _write(out / MANIFEST, found.json())
+        write_part(out / MANIFEST, found.json())
     return found
 
 
@@ -84,13 +81,5 @@ def _encode(vae: VAE, data: ImageData, split: str, first: int, last: int, path: 
     latents = vae.encoded(pixels.float() / data.half - 1)
     tensors = {"latents": latents.half().contiguous(), "pixels": pixels.contiguous()}
     label = data.labels(split)
-    _write(path, save(tensors if label is None else {**tensors, "label": label[first:last].contiguous()}))
+    write_part(path, save(tensors if label is None else {**tensors, "label": label[first:last].contiguous()}))
     return tuple(latents.shape[1:])
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        with whole_file(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); make room, and give the same command again") from error

@@ -1,22 +1,19 @@
 """Samples of a text-to-image model are drawn beside its encoded prompts, and kept there."""
 
-import contextlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 
 from fewstep.data.errors import DataError
 from fewstep.data.prompt_table import PromptTable
+from fewstep.data.splits import Bar, no_bar
 from fewstep.data.teacher_samples import MANIFEST, Drawn, TeacherSamples, chunks
 from fewstep.errors import UserError
-from fewstep.files import held_folder, sha256_of, whole_file
+from fewstep.files import held_folder, sha256_of, write_part
 from fewstep.generator import Generator
 from fewstep.interop.text_teacher import GUIDANCE, STEPS, text_teacher
 from fewstep.streams import stream_seed
-
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 def draw_teacher_samples(
@@ -25,7 +22,7 @@ def draw_teacher_samples(
     model: str,
     steps: int = STEPS,
     guidance_scale: float = GUIDANCE,
-    bar: Bar = lambda title, total: contextlib.nullcontext(lambda done: None),
+    bar: Bar = no_bar,
     say: Callable[[str], None] = lambda text: None,
 ) -> Drawn:
     """Draw `num` samples of the pipeline `model` for the prompts in `folder`, in turn, and keep them there.
@@ -66,8 +63,7 @@ def draw_teacher_samples(
                 done(last - first)
                 files[name] = sha256_of(folder / name)
         drawn = Drawn(asked.weights, steps, asked.guidance_scale, num, len(table), files)
-        with whole_file(folder / MANIFEST) as file:
-            file.write(drawn.json())
+        write_part(folder / MANIFEST, drawn.json())
     return drawn
 
 
@@ -79,11 +75,7 @@ def _draw(teacher: Generator, path: Path, first: int, last: int, steps: int, gui
     latents = teacher.sample(last - first, rows, seeds, steps, guidance_scale=guidance_scale)
     pixels = ((teacher.pixels(latents).cpu() + 1) * 127.5).round().to(torch.uint8)
     tensors = {"latents": latents.cpu().half(), "pixels": pixels.contiguous(), "row": rows}
-    try:
-        with whole_file(path) as file:
-            file.write(save(tensors, {"drawn": mark}))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); make room, and give the same command again") from error
+    write_part(path, save(tensors, {"drawn": mark}))
 
 
 def _mark(path: Path) -> str | None:

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,15 @@ from torch import Tensor
 from fewstep.data.errors import DataError
 from fewstep.data.prompt_files import SHOWN, Prompts, read_prompts
 from fewstep.data.prompt_table import MANIFEST, NULL, PROMPTS, Manifest, PromptTable, chunk_files
+from fewstep.data.splits import Bar, no_bar
 from fewstep.errors import UserError, first_line
-from fewstep.files import check_free, held_folder, sha256_of, sweep, whole_file
+from fewstep.files import check_free, held_folder, sha256_of, sweep, write_part
 from fewstep.networks.text_unet.network import EncodedPrompts
 from fewstep.pipelines.folder import TOKENIZERS, encoders_id, latents_shape, model_folder, pipeline_kind, time_ids
 from fewstep.text import read_json
 
 BATCH = 16  # prompts at once
 BEGUN = "encoding.json"  # what an encoding that is not done belongs to
-
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 def encode_prompts(
@@ -36,7 +34,7 @@ def encode_prompts(
     out: Path,
     column: str | None = None,
     revision: str | None = None,
-    bar: Bar = lambda title, total: contextlib.nullcontext(lambda done: None),
+    bar: Bar = no_bar,
     say: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
     """Encode the prompts in a file by the text encoders of `model`, a pipeline's folder or Hub id, into the folder `out`.
@@ -67,8 +65,8 @@ def encode_prompts(
             say(f"{out} holds these prompts already, encoded by the same model")
             return _checked(out)
         sweep(out)
-        _write(out / BEGUN, json.dumps(belongs).encode())
-        _write(out / PROMPTS, "".join(f"{json.dumps(text)}\n" for text in found.texts).encode())
+        write_part(out / BEGUN, json.dumps(belongs).encode())
+        write_part(out / PROMPTS, "".join(f"{json.dumps(text)}\n" for text in found.texts).encode())
         encoder = Encoder(folder, model, kind)
         cut = encoder.longer_ones(found.texts)
         row = encoder.nothing()
@@ -100,7 +98,7 @@ def encode_prompts(
             cut=len(cut),
             files=files,
         )
-        _write(out / MANIFEST, manifest.json())
+        write_part(out / MANIFEST, manifest.json())
     if cut:
         first = cut[0]
         say(
@@ -236,18 +234,9 @@ def _sha256_of_texts(found: Prompts) -> str:
     return hashlib.sha256(json.dumps(found.texts).encode()).hexdigest()
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, whole or not at all. Raises UserError for a disk that is full."""
-    try:
-        with whole_file(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); make room, and give the same command again") from error
-
-
 def _save(path: Path, rows: dict[str, Tensor]) -> str:
     """Write `rows` to `path` as `_write` does, and give its SHA-256."""
     from safetensors.torch import save
 
-    _write(path, save(rows))
+    write_part(path, save(rows))
     return sha256_of(path)
