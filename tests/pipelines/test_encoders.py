@@ -80,11 +80,11 @@ def test_what_was_stopped_goes_on_and_ends_as_what_was_not(pipelines, prompts, t
     encode_prompts(prompts, str(folder), tmp_path / "whole")
     calls, call = [], encoders.Encoder.__call__
 
-    def stopped(self, texts):
+    def stopped(self, texts, *told):
         calls.append(list(texts))
         if TEXTS[3] in texts:
             raise KeyboardInterrupt
-        return call(self, texts)
+        return call(self, texts, *told)
 
     with monkeypatch.context() as patch:
         patch.setattr(encoders.Encoder, "__call__", stopped)
@@ -95,7 +95,7 @@ def test_what_was_stopped_goes_on_and_ends_as_what_was_not(pipelines, prompts, t
     (tmp_path / "out" / ".rows-00001.safetensors.1.partial").write_bytes(b"half")
     calls.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(encoders.Encoder, "__call__", lambda self, texts: (calls.append(list(texts)), call(self, texts))[1])
+        patch.setattr(encoders.Encoder, "__call__", lambda self, texts, *told: (calls.append(list(texts)), call(self, texts, *told))[1])
         encode_prompts(prompts, str(folder), tmp_path / "out")
     assert TEXTS[:2] not in calls  # they were done
     assert TEXTS[2:] in calls
