@@ -68,7 +68,10 @@ def test_a_watch_measures_as_many_as_it_is_told(kind, usual):
     data, asked = data_of(kind), []
 
     class Counting:
-        num_classes = None if kind == "points" else 10
+        num_classes, told = None if kind == "points" else 10, None
+
+        def pixels(self, samples):
+            return samples
 
         def sample(self, num, label, seed, steps=None, sampler=None):
             asked.append((num, seed))
@@ -155,7 +158,7 @@ def test_what_is_measured_against_follows_gamma():
     samples = data.density.power(2.0).sample(400, torch.Generator().manual_seed(1))
 
     class Exact:
-        num_classes = None
+        num_classes = told = None
 
         def sample(self, num, label, seed):
             return samples[:num]

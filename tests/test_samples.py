@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from copies import begun, ended, in_a_copy
+from fewstep import drawing
 from fewstep import samples as writing
 from fewstep.data.units import Units
 from fewstep.errors import Interrupted, UserError
@@ -71,7 +72,9 @@ def test_memory_is_that_of_a_batch(tmp_path, monkeypatch):
         sampled += count
         return torch.zeros(count, 500)
 
-    monkeypatch.setattr(generator, "_each", lambda _, num, batch: (drawn(first, min(batch, num - first)) for first in range(0, num, batch)))
+    monkeypatch.setattr(
+        drawing, "_each", lambda generator, _, num, batch: (drawn(first, min(batch, num - first)) for first in range(0, num, batch))
+    )
     tracemalloc.start()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     write_samples(generator, num, tmp_path / "a.npz", None, seed=0, batch_size=500)

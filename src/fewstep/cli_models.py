@@ -81,6 +81,7 @@ def import_(
 def _import_text(source: str, out: Path, sigma_data: float, null_class: bool) -> bool:
     """Whether `source` is a text-to-image pipeline; what it consists of is told then, and `out` names it."""
     from fewstep.interop.text_teacher import import_text, is_text_pipeline
+    from fewstep.recipe.listing import recipes_on
 
     if not is_text_pipeline(source):
         return False
@@ -92,7 +93,8 @@ def _import_text(source: str, out: Path, sigma_data: float, null_class: bool) ->
     typer.echo(f"imported: {out}, which names the pipeline and holds none of its weights")
     typer.echo(f'next: fewstep sample {place} --prompt "a lighthouse" --out lighthouse.png')
     typer.echo(f"or distil it: fewstep encode PROMPTS --model {shlex.quote(source)} --out prompts")
-    typer.echo(f"and then: fewstep train dmd2/sd15_lora_4step method.teacher={place} data.path=prompts --out runs/student")
+    known = ", ".join(recipes_on("prompts"))
+    typer.echo(f"and then: fewstep train RECIPE method.teacher={place} data.path=prompts --out runs/student, with RECIPE one of {known}")
     return True
 
 
@@ -128,13 +130,14 @@ def _import_diffusers(source: str, out: Path, sigma_data: float, null_class: boo
 
 def _encode_images(images: Path, model: str, out: Path, size: int, label_column: str | None) -> None:
     from fewstep.interop.latent_folder import encode_images
+    from fewstep.recipe.listing import recipes_on
     from fewstep.training.progress import reading_bar
 
     found = encode_images(str(images), model, out, size, label_column, reading_bar, say)
     classes = f"{len(found.class_names)} classes" if found.class_names else "no classes"
     typer.echo(f"images: {found.num['train']:,} to train on, {found.num['heldout']:,} held out, {classes}")
     typer.echo(f"encoded: {out}, latents of {'x'.join(map(str, found.shape))}")
-    typer.echo(f"next: fewstep train teacher/latents data.path={shlex.quote(str(out))} --out runs/teacher")
+    typer.echo(f"next: fewstep train {', '.join(recipes_on('latents'))} data.path={shlex.quote(str(out))} --out runs/latents")
 
 
 def encode(

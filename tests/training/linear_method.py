@@ -33,6 +33,10 @@ class Shipped(nn.Module):
         self.weight = nn.Parameter(network[0].weight.detach().clone())
         self.config = {"step": step}
 
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """What a model folder holds."""
+        return dict(self.state_dict())
+
 
 class Linear(Method):
     """``model`` learns to give back its input through ``frozen``, at every second step; ``critic`` learns what ``model`` gives.

@@ -13,6 +13,11 @@ LARGER = "Larger images: a GPU's work, but for the smallest"
 START = "Start here"
 
 
+def recipes_on(data: str) -> list[str]:
+    """The names of the shipped recipes that learn from data of that name, such as ``prompts``."""
+    return [name for name, path in shipped_recipes().items() if parse_yaml(path.read_text())["data"]["name"] == data]
+
+
 def listing(width: int) -> list[str]:
     """All shipped recipes with what each is and costs, in lines of at most `width` columns; nothing is cut."""
     trees = {name: parse_yaml(path.read_text()) for name, path in shipped_recipes().items()}
