@@ -35,6 +35,8 @@ GAN = (
 LONG = (
     "test_two_are_one",
     "test_battery",
+    "test_gpu_pieces",
+    "test_text_to_image",
     "test_comparison",
     "test_export_onnx",
     "test_ddp",
@@ -47,6 +49,8 @@ LONG = (
     "test_demo",
     "test_resume",
     "test_damage",
+    "test_point_runs",
+    "test_pictures",
     "test_plugin",
     "test_kernels",
     "test_samples",
