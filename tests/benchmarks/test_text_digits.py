@@ -29,6 +29,7 @@ def study(monkeypatch, tmp_path):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_every_row_is_made_once(study, tmp_path, monkeypatch, capsys):
     results = tmp_path / "results.json"
     command = ["text_digits.py", "--folder", str(tmp_path / "runs"), "--results", str(results)]
