@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, LCMScheduler
+from diffusers import DiffusionPipeline, LCMScheduler, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -16,6 +16,7 @@ from fewstep.compiling import compile_to_sample
 from fewstep.data.prompt_table import PromptTable
 from fewstep.denoisers.adapted import Adapted, grounds
 from fewstep.errors import UserError
+from fewstep.evaluation import evaluate
 from fewstep.generator import Generator, load
 from fewstep.interop.teacher_samples import draw_teacher_samples
 from fewstep.interop.text_teacher import text_teacher
@@ -257,12 +258,12 @@ def test_prompts_of_another_model_are_refused(sd, sdxl, tmp_path):
     for theirs in (sd, place(tmp_path, "sdxl")):
         if theirs is not sd:  # the same form and sizes, by other encoders
             make(tmp_path / "model", "sdxl", seed=1)
-        with pytest.raises(UserError, match="whose text encoders are others; encode them by that model"):
+        with pytest.raises(UserError, match="has other text encoders; encode them by these"):
             trained(sdxl, tmp_path / "run", f"method.teacher={theirs.model}")
 
 
 def test_a_teacher_and_data_of_two_kinds(sdxl, teacher_run, tmp_path):
-    with pytest.raises(UserError, match="which is told no prompts; give a text-to-image model"):
+    with pytest.raises(UserError, match="is told no prompts; give a text-to-image model"):
         trained(sdxl, tmp_path / "run", f"method.teacher={teacher_run}", "method.lora=null", "method.times=karras")
     with pytest.raises(UserError, match="a text-to-image model, and the data digits has no prompts; encode some by fewstep encode"):
         train("dmd2/digits", tmp_path / "run", **{"method.teacher": sdxl.model})
@@ -297,6 +298,38 @@ def test_a_run_goes_on_without_its_table_but_draws_prompts_alone(sdxl, run, tmp_
     with pytest.raises(UserError, match="is told a prompt, and none was given"):
         generator.sample(1)
     assert generator.sample(1, prompts="a seven").isfinite().all()
+
+
+def test_a_table_that_was_encoded_anew_by_another_model_is_not_told(sd, sdxl, run, tmp_path):
+    moved, table = shutil.copytree(run, tmp_path / "run"), tmp_path / "prompts"
+    file = moved / "model" / "config.json"
+    file.write_text(file.read_text().replace(str(sdxl.folder / "prompts"), str(table)))
+    shutil.copytree(sd.folder / "prompts", table)
+    with pytest.raises(UserError, match="is told a prompt, and none was given"):
+        load(moved).sample(1)
+    (moved / "recipe.yaml").write_text((moved / "recipe.yaml").read_text().replace(str(sdxl.folder / "prompts"), str(sd.folder / "beside")))
+    if (sd.folder / "beside").is_dir():
+        with pytest.raises(UserError, match="the student has other text encoders"):
+            evaluate(moved, 60)
+
+
+def test_weights_to_start_from_may_have_learned_other_prompts(sdxl, run, tmp_path):
+    (tmp_path / "few.txt").write_text("one\ntwo\n")
+    encode_prompts(tmp_path / "few.txt", sdxl.model, tmp_path / "few")
+    more = (f"data.path={tmp_path / 'few'}", f"trainer.init={run}", "steps=1")
+    assert load(trained(sdxl, tmp_path / "run", *more)).num_classes == 2
+
+
+def test_samples_that_stand_alone_have_no_spread(sd, tmp_path):
+    """Of more prompts than there are samples of; and what is not known is not there."""
+    from fewstep.metrics.features import PooledPixels
+    from fewstep.metrics.suite import Suite
+
+    images = torch.randint(0, 256, (60, 3, 16, 16), dtype=torch.uint8)
+    suite = Suite(images[:30], images[30:], torch.arange(30), torch.arange(30), PooledPixels(), 127.5)
+    row = suite.measure(torch.rand(30, 3, 16, 16) * 2 - 1, torch.arange(30))
+    assert not {"within_class_std", "least_class_std"} & (row.keys() | suite.floor_row().keys())
+    assert all(value == value for value in row.values())
 
 
 def test_prompts_for_a_generator_that_is_told_none(teacher_run):
@@ -359,8 +392,10 @@ def changed(sdxl, run):
     return sdxl.folder / "changed"
 
 
-def run_card(folder):
-    """Run the code of the card in `folder` there, with fewer bars."""
+def run_card(folder, model=None):
+    """Run the code of the card in `folder` there, where the pipeline `model` that it names lies beside it."""
+    if model is not None:
+        (folder / "model").symlink_to(model)
     text = (folder / "README.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
     namespace = {}
@@ -370,11 +405,12 @@ def run_card(folder):
     return namespace["pipeline"], Image.open(folder / "image.png")
 
 
-def test_export_of_changes_is_what_stock_diffusers_loads(changed, tmp_path, done):
+def test_export_of_changes_is_what_stock_diffusers_loads(changed, sdxl, tmp_path, done):
     said = done("export", changed, "--format", "diffusers", "--out", tmp_path / "lora").out
     assert float(said.split("differs from the generator by ")[1].split()[0]) < 1e-5
     assert sorted(path.name for path in (tmp_path / "lora").iterdir()) == ["README.md", "pytorch_lora_weights.safetensors", "scheduler"]
-    stock, image = run_card(tmp_path / "lora")
+    assert str(sdxl.folder) not in (tmp_path / "lora" / "README.md").read_text().split("## Recipe")[0]  # no path of this machine
+    stock, image = run_card(tmp_path / "lora", sdxl.model)
     assert stock.scheduler.timesteps.tolist() == [999, 499]
     assert image.size == (16, 16)
     # beside another LoRA, of a style: both act, and their weights add up
@@ -507,8 +543,16 @@ def test_samples_of_the_teacher_are_drawn_once_and_go_on(sd, beside, tmp_path):
     samples = load_data(settings_of(beside)).samples
     teacher = text_teacher(sd.model, prompts=PromptTable(beside))
     seeds = [stream_seed(0, "teacher", number) for number in (3, 70)]
-    ours = teacher.sample(2, [3 % 5, 70 % 5], seeds, 3, guidance_scale=2.0)
+    ours = teacher.sample(2, [3 // 4 % 5, 70 // 4 % 5], seeds, 3, guidance_scale=2.0)
     torch.testing.assert_close(samples.latents(torch.tensor([3, 70])), ours, rtol=2e-3, atol=1e-3)
+    # of another U-Net with the same text encoders
+    other = shutil.copytree(sd.model, tmp_path / "tuned")
+    unet = UNet2DConditionModel.from_pretrained(other / "unet")
+    with torch.no_grad():
+        unet.conv_in.weight += 0.1
+    unet.save_pretrained(other / "unet")
+    with pytest.raises(UserError, match=r"the samples in .* are of another U-Net than method\.teacher="):
+        trained(sd, tmp_path / "run", f"data.path={beside}", f"method.teacher={other}")
     # a file that was cut
     (again / "teacher-00001.safetensors").write_bytes((again / "teacher-00001.safetensors").read_bytes()[:-10])
     with pytest.raises(UserError, match=r"teacher-00001.safetensors cannot be read .*fewstep encode --samples"):
@@ -552,4 +596,5 @@ def test_nothing_is_measured_against_prompts_alone(run, mistake):
 def test_the_command_line_draws_samples_of_the_teacher(sd, tmp_path, done, mistake):
     arguments = ("encode", sd.folder / "prompts.txt", "--model", sd.model, "--out", tmp_path / "prompts", "--steps", "1")
     assert "drawn: 4 samples of the model, in 1 steps by guidance 7.5" in done(*arguments, "--samples", "4").out
-    assert "--samples is 1; give at least 2" in mistake(*arguments, "--samples", "1")
+    assert "--samples is 1; give at least 4" in mistake(*arguments, "--samples", "1")
+    assert "--samples draws from the model's main revision" in mistake(*arguments, "--samples", "4", "--revision", "v2")

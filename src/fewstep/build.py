@@ -127,6 +127,9 @@ def open_teacher(
     if latents[0] != latents[1]:
         theirs_are, mine_are = ("latents" if one else "no latents" for one in latents)
         wrong.append((f"it makes {theirs_are}, and the data {data.name} has {mine_are}", {}))
+    vaes = [(one or {}).get("vae") for one in (teacher.latents, getattr(data, "latents", None))]
+    if None not in vaes and vaes[0] != vaes[1]:
+        wrong.append((f"its latents are of another VAE than those of the data {data.name}", {}))
     limit = getattr(teacher.denoiser, "sigma_max", None)
     if limit is not None:
         high = [f"method.{key} is {sigma:.15g}" for key, sigma in settings.asked_levels.items() if sigma > limit]
@@ -150,18 +153,30 @@ def open_teacher(
     return teacher
 
 
-def _tell(teacher: Generator, data: PromptData, path: str) -> None:
-    """Have labels of `teacher` be rows of the prompts in `data`. Raises UserError where these were encoded for another model."""
-    told, table = teacher.told, data.table.manifest
+def tell_prompts(generator: Generator, data: PromptData, called: str) -> None:
+    """Have labels of a `generator`, `called` so, be rows of the prompts in `data`.
+
+    Raises UserError where these were encoded for another model, or samples beside them are of another.
+    """
+    told, table = generator.told, data.table.manifest
     if told is None:
-        raise UserError(f"method.teacher is {path}, which is told no prompts; give a text-to-image model, the one that encoded {data.name}")
-    widths = told.takes
-    if widths != (table.width, table.pooled) or teacher.info.get("encoders") not in (None, table.encoders):
+        raise UserError(f"{called} is told no prompts; give a text-to-image model, the one that encoded {data.name}")
+    if not table.fits(told.takes, generator.info.get("encoders")):
         raise UserError(
-            f"the prompts in {data.table.folder} were encoded by {table.model}, and method.teacher is {path}, whose text encoders are "
-            "others; encode them by that model"
+            f"the prompts in {data.table.folder} were encoded by {table.model}, and {called} has other text encoders; encode them by these"
         )
-    teacher.tell(data.table)
+    base, samples = generator.base, data.samples
+    if base is not None and samples is not None and samples.drawn.weights != base.weights:
+        raise UserError(
+            f"the samples in {data.table.folder} are of another U-Net than {called}; encode the prompts into a new folder, with --samples "
+            "of that one, or none"
+        )
+    generator.tell(data.table)
+
+
+def _tell(teacher: Generator, data: PromptData, path: str) -> None:
+    """Have labels of the `teacher` at `path` be rows of the prompts in `data`. Raises UserError as `tell_prompts` does."""
+    tell_prompts(teacher, data, f"method.teacher={path}")
     teacher.info["prompts"] = str(data.table.folder.resolve())
 
 

@@ -166,6 +166,8 @@ def encode(
         if given := [key for key, value in others.items() if value is not None]:
             raise UserError(f"{given[0]} is for prompts, and --images was given; leave one of them out")
         return _encode_images(prompts, model, out, size, label_column)
+    if revision is not None and samples is not None:
+        raise UserError(f"--revision is {revision!r}, and --samples draws from the model's main revision; give a folder with that revision")
     if label_column is not None:
         raise UserError("--label-column is for images; add --images, or leave it out")
     from fewstep.pipelines.encoders import encode_prompts

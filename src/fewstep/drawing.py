@@ -33,12 +33,13 @@ def asked(generator: Any, prompts: str | Sequence[str]) -> Iterator[None]:
         raise UserError("prompts were given, and this generator is told none; leave them out")
     if not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"prompts are {texts!r:.100}; give at least one, each in words")
-    before = generator.told.prompts
+    before, classes = generator.told.prompts, generator.num_classes
     generator.tell(encoded(str(generator.latents["model"]), texts, generator.info.get("encoders")))
     try:
         yield
     finally:
         generator.tell(before)
+        generator.num_classes = classes
 
 
 def usual_batch(generator: Any) -> int:

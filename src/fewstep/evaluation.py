@@ -23,11 +23,13 @@ from fewstep.kept_figures import figures_folder, keep_row, kept_row, model_sha25
 from fewstep.machine import machine
 from fewstep.measurement import (
     Row,
+    as_drawn,
     check_same_protocol,
     check_samples,
     floor_row,
     measure,
     measure_by,
+    on_one_network,
     protocol_record,
     suite_for,
     usual_samples,
@@ -122,12 +124,12 @@ def _evaluate(
     check_samples(num, "-n", points, None if prompts else generator.num_classes)
     models: dict[str, Generator] = {"student" if run.has_teacher() else recipe.method.name: generator}
     if run.has_teacher() and options.teacher:
-        models = {"teacher": load(run.teacher_folder), **models}
+        models = {"teacher": on_one_network(load(run.teacher_folder), generator), **models}
     others = {other: read_results(other) for other in options.beside}
     loaded = load_data(recipe.data, recipe.seed)
     data = numbered_as(in_memory(loaded), generator.class_names, str(path))
     if isinstance(loaded, PromptData):
-        _as_drawn(loaded, models)
+        as_drawn(loaded, models)
     _guide(models, options.guidance_scale)
     counts = _step_counts(models, steps)
     use_threads(choose_threads(threads, generator.denoiser, data.shape))
@@ -202,15 +204,6 @@ def _evaluate(
     where = run.results_file if model_folder == run.path else model_folder / "results.json"
     replace_file(where, json.dumps(results, indent=1).encode())
     return results
-
-
-def _as_drawn(data: PromptData, models: Mapping[str, Generator]) -> None:
-    """Have the teacher among `models` sampled as its samples in `data` were, and all told these prompts."""
-    for model in models.values():
-        model.tell(data.table)
-        if model.is_denoiser and data.samples is not None:
-            drawn = data.samples.drawn
-            model.sampler |= {"steps": drawn.steps, "guidance_scale": drawn.guidance_scale}
 
 
 def _teacher_key(

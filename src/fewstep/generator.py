@@ -144,11 +144,11 @@ class Generator(
 
     @property
     def lacks_prompts(self) -> bool:
-        """Whether it is told prompts, and has no table of them."""
+        """Whether it is told prompts, and has none."""
         return self.told is not None and self.told.prompts is None
 
     def tell(self, prompts: Any) -> "Generator":
-        """Have labels be rows of `prompts`, a table of them (`fewstep.networks.text_unet.network.Rows`), or None; the generator itself."""
+        """Have labels be rows of `prompts`, a table of them (`fewstep.networks.text_unet.network.Rows`), or None; itself."""
         self.told.prompts, self.num_classes = prompts, self.num_classes if prompts is None else len(prompts)
         for ground in (self.denoiser, *grounds(self)):
             ground.num_classes = self.num_classes  # type: ignore[assignment]
@@ -176,9 +176,8 @@ class Generator(
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """What its file of weights holds: all of them, or where it stands on another's its changes; contiguous, as the format asks."""
-        if self.base is not None:
-            return file_tensors(self.denoiser) if isinstance(self.denoiser, Adapted) else {}
-        return {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        own = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        return own if self.base is None else file_tensors(self.denoiser)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Generator":
@@ -396,5 +395,6 @@ def _loaded(folder: Path, name: str) -> Generator:
     table = generator.info.get("prompts")
     if generator.told is not None and isinstance(table, str) and (Path(table) / MANIFEST).is_file():
         with contextlib.suppress(DataError):  # told of where labels are asked for
-            generator.tell(PromptTable(Path(table)))
+            if (found := PromptTable(Path(table))).manifest.fits(generator.told.takes, generator.info.get("encoders")):
+                generator.tell(found)
     return generator

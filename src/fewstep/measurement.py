@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.build import in_memory
+from fewstep.build import in_memory, tell_prompts
 from fewstep.data import Mixture, PointData
 from fewstep.data.prompts import PromptData
 from fewstep.data.protocol import Data
+from fewstep.denoisers.adapted import Adapted
 from fewstep.errors import UserError
 from fewstep.generator import Generator
 from fewstep.metrics.asking import asked_labels, how_asked
@@ -23,6 +24,7 @@ from fewstep.metrics.point_suite import PointSuite, split
 from fewstep.metrics.protocol import Preset, differences
 from fewstep.metrics.statistics import load_statistics
 from fewstep.metrics.suite import Suite, images_per_second
+from fewstep.pipelines.vae import measured_size
 from fewstep.streams import stream, stream_seed
 from fewstep.training.measuring import Measuring
 from fewstep.training.progress import Progress
@@ -200,7 +202,7 @@ def drawn(
             def draw(first: int, last: int) -> Tensor:
                 part = None if label is None else label[first:last]
                 samples = generator.sample(last - first, part, sample_seeds(seed, first, last - first), steps, sampler)
-                samples = generator.pixels(samples).cpu()
+                samples = (samples if generator.latents is None else measured_size(generator.pixels(samples))).cpu()
                 progress.advance(min(measuring.world * (last - first), num - progress.done))
                 return samples
 
@@ -249,6 +251,23 @@ def measure(
 def floor_row(suite: Suite | PointSuite) -> Row:
     """The figures of the floor that its items can carry; ``too_few`` as in `measure`."""
     return without(suite.floor_row(), suite.floor_lacks())
+
+
+def on_one_network(teacher: Generator, student: Generator) -> Generator:
+    """The `teacher`, on the network that the `student` only changes, where it is that one: it is in memory once then."""
+    mine, theirs = student.base, teacher.base
+    if isinstance(student.denoiser, Adapted) and mine is not None and theirs is not None and mine.weights == theirs.weights:
+        teacher.denoiser = student.denoiser.slot.as_it_is()
+    return teacher
+
+
+def as_drawn(data: PromptData, models: Mapping[str, Generator]) -> None:
+    """Have the teacher among `models` sampled as its samples in `data` were, and all told these prompts."""
+    for name, model in models.items():
+        tell_prompts(model, data, f"the {name}")
+        if model.is_denoiser and data.samples is not None:
+            drawn = data.samples.drawn
+            model.sampler |= {"steps": drawn.steps, "guidance_scale": drawn.guidance_scale}
 
 
 def measure_by(preset: Preset, suite: Suite, generator: Generator, num: int, steps: int | None = None) -> Row:

@@ -101,7 +101,9 @@ def start_from(path: str, method: Method) -> None:
     mine = method.ship(method.networks[method.ships], 0)
     for what, own, other in (
         ("items of shape", list(mine.shape), list(theirs.shape)),
-        ("classes:", mine.num_classes, theirs.num_classes),
+        # whichever prompts there were, a network is told them alike; but changes of one network are none of another
+        *((("the U-Net", mine.base and mine.base.weights, theirs.base and theirs.base.weights),) if mine.told is not None else ()),
+        *((("classes:", mine.num_classes, theirs.num_classes),) if mine.told is None else ()),
         ("the denoiser", mine.denoiser_config["name"], theirs.denoiser_config["name"]),
         ("points in units", mine.units and mine.units.config, theirs.units and theirs.units.config),
     ):
@@ -155,6 +157,8 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
     fabric = make_fabric(alone)
     chosen = choose(recipe, method, data.shape, data.num_classes, fabric.device, devices)
     lines.append(chosen.line)
+    if chosen.precision == MIXED:
+        halve(method.networks.values())
     with named_faults(recipe, lambda error: "that was in a step on a few random items, to count its costs"):
         costs = measure(method, data.shape, data.num_classes, recipe.steps, recipe.batch_size, devices, trainer.accumulate)
     lines += costs.lines(items[:-1], seen)

@@ -26,6 +26,7 @@ from fewstep.limits import GRID_PIXELS
 from fewstep.quantities import short
 from fewstep.training.progress import Progress
 
+PLACE = 64  # pixels that one place of a latent stands for, with the VAEs that there are
 LABELS = 1 << 16  # labels that are written at once
 
 
@@ -79,7 +80,8 @@ def _texts(generator: Generator, num: int, labels: Labels) -> list[str]:
 def _write(generator: Generator, num: int, out: Path, labels: Labels, texts: Sequence[str], options: dict[str, Any]) -> None:
     """What `write_samples` does, with the `texts` that samples are of, in turn."""
     if out.suffix == ".png":
-        if num > (most := GRID_PIXELS // math.prod(generator.shape[1:])):
+        places = PLACE if generator.latents is not None else 1
+        if num > (most := GRID_PIXELS // (places * math.prod(generator.shape[1:]))):
             raise UserError(f"-n is {num:,}; a grid holds at most {most:,} of these samples: give fewer, or an --out that ends in .npz")
         _write_grid(generator.pixels(generator.sample(num, labels, **options)).cpu(), out, texts)
         return

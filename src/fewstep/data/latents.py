@@ -74,7 +74,7 @@ class LatentData(ImageData):
     """An `ImageData` whose items are latents, float16 [N, C, h, w].
 
     Attributes:
-        latents: ``model``, the pipeline whose VAE they are of.
+        latents: ``model``, the pipeline whose VAE they are of, and ``vae``, what tells that VAE from any other.
         folder: where they, and the pixels, lie.
 
     """
@@ -124,7 +124,7 @@ def latent_folder(path: str) -> LatentData:
         train="as encoded",
         heldout="as encoded",
     )
-    latents = {"model": found.model}
+    latents = {"model": found.model, "vae": found.vae}
     return LatentData(
         found.name,
         train,

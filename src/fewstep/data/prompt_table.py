@@ -82,6 +82,10 @@ class Manifest:
         times = known["time_ids"]
         return cls(**known | {"time_ids": None if times is None else tuple(times), "latents": tuple(sizes)})
 
+    def fits(self, takes: tuple[int, int | None], encoders: str | None) -> bool:
+        """Whether a network that `takes` vectors of those widths can be told these prompts, encoded by its own `encoders` if known."""
+        return takes == (self.width, self.pooled) and encoders in (None, self.encoders)
+
     def json(self) -> bytes:
         """What ``manifest.json`` holds."""
         return json.dumps(asdict(self), indent=1).encode()

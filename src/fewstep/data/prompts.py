@@ -16,7 +16,7 @@ from fewstep.data.origin import Origin
 from fewstep.data.own import EXCERPT_BYTES
 from fewstep.data.parts import TwoParts
 from fewstep.data.prompt_table import PromptTable
-from fewstep.data.teacher_samples import MANIFEST, TeacherSamples
+from fewstep.data.teacher_samples import EACH, MANIFEST, TeacherSamples
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,12 @@ class PromptData(TwoParts):
     def excerpt(self) -> ImageData:
         """The pixels of the model's samples in two halves, labelled by rows; as many as fit. Raises DataError where there are none."""
         samples = self._samples()
-        num = min(len(samples), EXCERPT_BYTES // samples.bytes_each) // 2 * 2
-        if num < 2:
+        num = min(len(samples), EXCERPT_BYTES // samples.bytes_each) // EACH * EACH
+        if num < EACH:
             raise DataError(f"an image of {self.table.folder} has {samples.bytes_each / 1e6:,.0f} MB, and two are more than is measured")
-        middle, rows = num // 2, samples.rows
-        return ImageData(self.name, samples.pixels(0, middle), samples.pixels(middle, num), rows[:middle], rows[middle:num], 127.5, ())
+        rows, half = samples.rows[:num], torch.arange(num) % EACH < EACH // 2
+        pixels = samples.pixels(0, num)
+        return ImageData(self.name, pixels[half], pixels[~half], rows[half], rows[~half], 127.5, ())
 
     def _samples(self) -> TeacherSamples:
         if self.samples is None:

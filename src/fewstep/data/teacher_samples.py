@@ -19,6 +19,7 @@ from fewstep.text import read_json
 
 MANIFEST = "teacher.json"
 CHUNK = 64
+EACH = 4  # samples of each prompt, two for either half
 VERSION = 1
 REMEDY = "draw them anew, with fewstep encode --samples"
 
@@ -30,7 +31,7 @@ class Drawn:
     Attributes:
         weights: what tells the model's U-Net from any other.
         steps, guidance_scale: of the model's own sampler.
-        num: samples; sample number k is of row ``k % prompts``.
+        num: samples; sample number k is of row ``k // EACH % prompts``.
         prompts: how many there are in the table.
         files: SHA-256 of each file.
         version: of this format.
@@ -48,6 +49,11 @@ class Drawn:
     def json(self) -> bytes:
         """What ``teacher.json`` holds."""
         return json.dumps(asdict(self), indent=1).encode()
+
+
+def sample_rows(first: int, last: int, prompts: int) -> Tensor:
+    """The rows of samples `first` to `last`, without the latter, int64: `EACH` of each prompt, so that a spread within one is known."""
+    return torch.arange(first, last) // EACH % prompts
 
 
 def chunks(num: int) -> Iterator[tuple[str, int, int]]:
@@ -82,7 +88,7 @@ class TeacherSamples:
     @property
     def rows(self) -> Tensor:
         """The row of each sample's prompt, int64 [N]."""
-        return torch.arange(self.drawn.num) % self.drawn.prompts
+        return sample_rows(0, self.drawn.num, self.drawn.prompts)
 
     def latents(self, index: Tensor) -> Tensor:
         """Those of `index` int64 [B]: float32 [B, C, h, w]."""

@@ -91,7 +91,7 @@ def export(path: str | Path, form: str, out: Path, licence: str | None = None, s
         if text:
             export_text.write_text(generator, folder, fuse)
             difference = export_text.verify_text(generator, folder, fuse)
-            use = export_text.code(generator, ".", fuse) + export_text.drawing(generator)
+            use = export_text.code(generator, ".", fuse, export_text.public_name(generator)) + export_text.drawing(generator)
         else:
             known[form].write(generator, folder)
             difference = verify(generator, known[form].read(folder, generator))

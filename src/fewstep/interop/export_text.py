@@ -21,7 +21,7 @@ from fewstep.errors import UserError
 from fewstep.files import passing_folder, replace_file
 from fewstep.generator import Generator
 from fewstep.pipelines.encoders import encoded
-from fewstep.pipelines.folder import pipeline_kind
+from fewstep.pipelines.folder import model_folder, part_of, pipeline_kind
 from fewstep.pipelines.reference import file_tensors
 from fewstep.pipelines.unet import unet_folder
 from fewstep.weights import LORA_FILE
@@ -91,6 +91,9 @@ def write_text(generator: Generator, folder: Path, fuse: bool) -> None:
     from safetensors.torch import save_file
 
     scheduler = lcm_scheduler(generator)
+    if not Path(_model(generator)).is_dir():  # of the Hub, all that a pipeline consists of, for the check and for a whole copy
+        model_folder(_model(generator))
+        part_of(_model(generator), "vae")
     if is_lora(generator, fuse):
         assert isinstance(generator.denoiser, Adapted)
         save_file(file_tensors(generator.denoiser), str(folder / LORA_FILE), {"format": "pt"})
@@ -99,12 +102,12 @@ def write_text(generator: Generator, folder: Path, fuse: bool) -> None:
     whole: Any = generator.denoiser.merged() if isinstance(generator.denoiser, Adapted) else generator.denoiser
     place = unet_folder(_model(generator))
     # the parts that stay as they are, then the two that do not
-    for part in place.iterdir():
-        if part.is_dir() and part.name not in ("unet", "scheduler", "safety_checker", "feature_extractor"):
-            shutil.copytree(part, folder / part.name)
+    index = json.loads((place / "model_index.json").read_text())
+    for name, named in index.items():
+        if isinstance(named, list) and name not in ("unet", "scheduler", "safety_checker", "feature_extractor") and (place / name).is_dir():
+            shutil.copytree(place / name, folder / name)
     whole.network.unet.save_pretrained(str(folder / "unet"))
     scheduler.save_pretrained(str(folder / "scheduler"))
-    index = json.loads((place / "model_index.json").read_text())
     index["scheduler"] = ["diffusers", "LCMScheduler"]
     if "safety_checker" in index:
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
@@ -179,6 +182,7 @@ def verify_text(generator: Generator, folder: Path, fuse: bool) -> float:
         ended = subprocess.run([sys.executable, "-c", script, json.dumps(told)], env=offline, capture_output=True, text=True)
         if ended.returncode:
             why = (ended.stderr.strip().splitlines() or ["it says nothing"])[-1]
+            why = "it was killed, as where memory lacks" if ended.returncode < 0 else why
             raise UserError(f"what was written cannot be run by stock diffusers ({why}) and was removed")
         from safetensors.torch import load_file
 
@@ -187,7 +191,7 @@ def verify_text(generator: Generator, folder: Path, fuse: bool) -> float:
     before, worst = generator.told.prompts, 0.0
     generator.tell(rows)
     for number, (count, seed) in enumerate(PROBES):
-        expected: Tensor = generator.sample(count, seed=seed).cpu()
+        expected: Tensor = generator.sample(count, seed=seed, batch_size=count).cpu()
         worst = max(worst, ((found[f"drawn {number}"] - expected).abs().max() / expected.abs().max()).item())
     generator.tell(before)
     if not worst <= TOLERANCE:  # nan neither
@@ -196,6 +200,12 @@ def verify_text(generator: Generator, folder: Path, fuse: bool) -> float:
             "was removed; try the tested versions of the packages (constraints.txt)"
         )
     return worst
+
+
+def public_name(generator: Generator) -> str:
+    """What its pipeline is called in a card: a Hub id as it is, and of a folder the name without where it lies on this machine."""
+    model = _model(generator)
+    return Path(model).name if Path(model).is_dir() else model
 
 
 def _model(generator: Generator) -> str:

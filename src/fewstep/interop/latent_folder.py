@@ -1,8 +1,11 @@
 """Images become latents by a pipeline's VAE, once, before training."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from fewstep.data.errors import DataError
@@ -10,9 +13,9 @@ from fewstep.data.image_sets import image_folder
 from fewstep.data.images import ImageData
 from fewstep.data.latents import MANIFEST, SPLITS, Encoded, chunks
 from fewstep.data.splits import Bar, no_bar
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 from fewstep.files import check_free, held_folder, sha256_of, sweep, write_part
-from fewstep.pipelines.vae import VAE
+from fewstep.pipelines.vae import VAE, measured_size
 from fewstep.text import read_json
 
 BEGUN = "encoding.json"  # what an encoding that is not done belongs to
@@ -46,16 +49,25 @@ def encode_images(
         raise UserError(str(error)) from error
     if data.note:
         say(data.note)
-    belongs = f"{data.name} {len(data.train)} {len(data.heldout)} {size} {vae.id}"
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        label = data.labels(split)
+        for tensor in (getattr(data, split), *(() if label is None else (label,))):
+            digest.update(tensor.contiguous().numpy().tobytes())
+    belongs = {"images": digest.hexdigest(), "vae": vae.id}
     if out.is_dir() and (out / BEGUN).is_file():
-        if read_json(out / BEGUN) != belongs:
+        try:
+            theirs = read_json(out / BEGUN)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{out / BEGUN} cannot be read ({first_line(error)}); give a new folder") from None
+        if theirs != belongs:
             raise UserError(f"--out is {out}, which holds other images, or those of another VAE; give a new folder, or remove that one")
     else:
         check_free(out)
         out.mkdir(parents=True, exist_ok=True)
     with held_folder(out, "encoding into", "give the same command again"):
         sweep(out)
-        write_part(out / BEGUN, f'"{belongs}"'.encode())
+        write_part(out / BEGUN, json.dumps(belongs).encode())
         files: dict[str, str] = {}
         shape: tuple[int, ...] = ()
         with bar("encoding images", len(data.train) + len(data.heldout)) as done:
@@ -79,7 +91,7 @@ def _encode(vae: VAE, data: ImageData, split: str, first: int, last: int, path: 
     pixels: Tensor = getattr(data, split)[first:last]
     assert data.half is not None
     latents = vae.encoded(pixels.float() / data.half - 1)
-    tensors = {"latents": latents.half().contiguous(), "pixels": pixels.contiguous()}
+    tensors = {"latents": latents.half().contiguous(), "pixels": measured_size(pixels.float()).round().to(torch.uint8).contiguous()}
     label = data.labels(split)
     write_part(path, save(tensors if label is None else {**tensors, "label": label[first:last].contiguous()}))
     return tuple(latents.shape[1:])

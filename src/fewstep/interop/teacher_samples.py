@@ -8,11 +8,12 @@ import torch
 from fewstep.data.errors import DataError
 from fewstep.data.prompt_table import PromptTable
 from fewstep.data.splits import Bar, no_bar
-from fewstep.data.teacher_samples import MANIFEST, Drawn, TeacherSamples, chunks
+from fewstep.data.teacher_samples import EACH, MANIFEST, Drawn, TeacherSamples, chunks, sample_rows
 from fewstep.errors import UserError
 from fewstep.files import held_folder, sha256_of, write_part
 from fewstep.generator import Generator
 from fewstep.interop.text_teacher import GUIDANCE, STEPS, text_teacher
+from fewstep.pipelines.vae import measured_size
 from fewstep.streams import stream_seed
 
 
@@ -30,8 +31,8 @@ def draw_teacher_samples(
     What was stopped goes on where it was. Raises UserError for too few, for samples that are there already and were drawn otherwise, and as
     `text_teacher` does.
     """
-    if num < 2:
-        raise UserError(f"--samples is {num}; give at least 2: half of them are held beside the other half")
+    if num < EACH:
+        raise UserError(f"--samples is {num}; give at least {EACH}, which are drawn of each prompt: half are held beside the other half")
     try:
         table = PromptTable(folder)
     except DataError as error:
@@ -57,7 +58,7 @@ def draw_teacher_samples(
         files = {}
         with bar("drawing samples of the teacher", num) as done:
             for name, first, last in chunks(num):
-                mark = f"{asked.weights} {steps} {asked.guidance_scale} {len(table)} {first}"
+                mark = f"{asked.weights} {steps} {asked.guidance_scale} {len(table)} {first} {last}"
                 if _mark(folder / name) != mark:
                     _draw(teacher, folder / name, first, last, steps, guidance_scale, len(table), mark)
                 done(last - first)
@@ -70,10 +71,10 @@ def draw_teacher_samples(
 def _draw(teacher: Generator, path: Path, first: int, last: int, steps: int, guidance_scale: float, prompts: int, mark: str) -> None:
     from safetensors.torch import save
 
-    rows = torch.arange(first, last) % prompts
+    rows = sample_rows(first, last, prompts)
     seeds = [stream_seed(0, "teacher", number) for number in range(first, last)]
     latents = teacher.sample(last - first, rows, seeds, steps, guidance_scale=guidance_scale)
-    pixels = ((teacher.pixels(latents).cpu() + 1) * 127.5).round().to(torch.uint8)
+    pixels = ((measured_size(teacher.pixels(latents)).cpu() + 1) * 127.5).round().to(torch.uint8)
     tensors = {"latents": latents.cpu().half(), "pixels": pixels.contiguous(), "row": rows}
     write_part(path, save(tensors, {"drawn": mark}))
 

@@ -20,8 +20,6 @@ from fewstep.pipelines.unet import described, read_denoiser, unet_folder, weight
 from fewstep.quantities import short
 from fewstep.text import read_json
 
-# held at once: student, fake network and average, two moments of the first two, and a gradient; of copies the teacher, too
-CHANGES, COPIES = 3 + 4 + 1, 4 + 4 + 1
 STEPS, GUIDANCE = 50, 7.5  # as stock pipelines of Stable Diffusion draw where nothing is said
 
 
@@ -91,17 +89,23 @@ def import_text(model: str, out: Path, sigma_data: float) -> list[str]:
         f"{denoiser.prediction}{snr}",
         f"noise levels: {denoiser.sigma_min:.4g} to {denoiser.sigma_max:.4g} at {len(denoiser.sigmas)} timesteps",
         f"latents: {'x'.join(map(str, found.shape))}; the U-Net is told {told}",
-        f"memory for weights, gradients, AdamW's moments and the average: {short(lora_bytes(denoiser), 'B')} as LoRA of rank {RANK} "
-        f"in bf16-mixed, {short(4 * COPIES * parameters, 'B')} as copies",
+        f"memory for weights, gradients, AdamW's moments and the average: for one step {short(lora_bytes(denoiser), 'B')} as LoRA of rank "
+        f"{RANK} in bf16-mixed, {short(4 * (1 + held(1)) * parameters, 'B')} as copies; for four, with a fake network for each, "
+        f"{short(lora_bytes(denoiser, 4), 'B')} and {short(4 * (1 + held(4)) * parameters, 'B')}",
     ]
 
 
-def lora_bytes(denoiser: nn.Module, rank: int = RANK, targets: Sequence[str] = TARGETS) -> int:
-    """What a student and a fake network on `denoiser` take: it in half precision, and in float32 what is held of their changes at once."""
+def held(fakes: int) -> int:
+    """How many numbers are held at once for each that a student learns with so many `fakes`: they, the average, and gradients."""
+    return 2 + fakes + 2 * (1 + fakes) + fakes  # moments of all that learns; the fakes learn together
+
+
+def lora_bytes(denoiser: nn.Module, fakes: int = 1, rank: int = RANK, targets: Sequence[str] = TARGETS) -> int:
+    """What a student and `fakes` on `denoiser` take: it in half precision, and in float32 what is held of their changes at once."""
     layers = [
         module.weight.shape
         for name, module in denoiser.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d) and any(name == target or name.endswith(f".{target}") for target in targets)
     ]
     changes = sum(rank * (shape[0] + math.prod(shape[1:])) for shape in layers)
-    return 2 * num_parameters(denoiser) + 4 * CHANGES * changes
+    return 2 * num_parameters(denoiser) + 4 * held(fakes) * changes

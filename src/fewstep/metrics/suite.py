@@ -232,7 +232,8 @@ class Suite:
         images, label = self._floor_split((self.train, self.train_label), (self.heldout, self.heldout_label))
         row: Row = self._feature_figures(self.floor_set, None if self.second is None else self.second.floor_set)
         if self.against == "heldout":  # its distance to itself says nothing; the held-out split's stands for it
-            by_definition = BY_DEFINITION if self.train_label is not None else {k: v for k, v in BY_DEFINITION.items() if "least" not in k}
+            none = "class_std" if not self.train_variances else "least" if self.train_label is None else "-"
+            by_definition = {key: value for key, value in BY_DEFINITION.items() if none not in key}
             row |= {**by_definition, "copies": self.known.count(scaled(self.heldout, self.half)) / len(self.heldout)}
             row["near_copies"] = near_copies(self.heldout_nearest)
         else:
@@ -355,8 +356,9 @@ class Suite:
             for k, variance in variances.items()
             if k in self.train_variances and self.train_variances[k] > 0
         }
+        spread = {"within_class_std": root_of_mean(variances) / self.train_std} if variances and self.train_variances else {}
         return {
-            "within_class_std": root_of_mean(variances) / self.train_std,
+            **spread,  # but where no class has two items, as prompts that were drawn once
             **(self._least("least_class_std", ratios) if label is not None else {}),
             "spacing": self._spacing(ours),
             "train_distance": nearest[:, 0].mean().item() / self.heldout_distance,

@@ -1,6 +1,7 @@
 """The folder of a text-to-image pipeline of diffusers: what kind it is, what it consists of, and what its configs say."""
 
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from fewstep.text import read_json
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 ENCODERS = ("text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
-OF_ENCODERS = (".json", ".txt", ".safetensors", ".model")
+OF_TOKENIZERS = (".json", ".txt", ".model")
 SAMPLED, PLACES = 1 << 16, 64  # bytes of a file that are looked at in one place, and in how many
 
 
@@ -92,10 +93,21 @@ def files_id(folder: Path, files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def usual_weights(folder: Path) -> list[Path]:
+    """The files of weights in a part's `folder` that are read where no variant is asked for: not those of half precision beside them."""
+    return [file for file in sorted(folder.glob("*.safetensors")) if re.fullmatch(r"[a-z_]+(-\d+-of-\d+)?\.safetensors", file.name)]
+
+
 def encoders_id(folder: Path) -> str | None:
     """What tells the text encoders and tokenizers in `folder` from any others; None where they are not all there. Raises OSError."""
     parts = [part for part in (*ENCODERS, *TOKENIZERS) if (folder / part).is_dir()]
-    files = [file for part in parts for file in sorted((folder / part).glob("*")) if file.suffix in OF_ENCODERS]
+    files = [
+        file
+        for part in parts
+        for file in [*usual_weights(folder / part), *sorted((folder / part).glob("*"))]
+        if file.suffix in OF_TOKENIZERS or file in usual_weights(folder / part)
+    ]
+    files = [file for file in dict.fromkeys(files) if ".index." not in file.name]
     weights = {file.parent.name for file in files if file.suffix == ".safetensors"}
     return files_id(folder, files) if weights and weights == {part for part in parts if part in ENCODERS} else None
 

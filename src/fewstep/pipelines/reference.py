@@ -82,9 +82,9 @@ def read_based(base: Base, folder: Path, sigma_data: float) -> nn.Module:
     return adapted.requires_grad_(False)
 
 
-def file_tensors(adapted: Adapted) -> dict[str, Tensor]:
-    """The changes of `adapted` by the names that diffusers has for them: ``unet.LAYER.lora_A.weight``."""
-    tensors = adapted.tensors or {}
+def file_tensors(denoiser: nn.Module) -> dict[str, Tensor]:
+    """The changes of `denoiser`, if it has some, by the names that diffusers has for them: ``unet.LAYER.lora_A.weight``."""
+    tensors = (denoiser.tensors or {}) if isinstance(denoiser, Adapted) else {}
     return {f"{name.removeprefix(INSIDE)}.weight": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 

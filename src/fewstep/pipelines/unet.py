@@ -10,7 +10,7 @@ from fewstep import hub
 from fewstep.denoisers import ForeignDenoiser
 from fewstep.errors import UserError, first_line
 from fewstep.networks.text_unet.network import Rows, TextUNet
-from fewstep.pipelines.folder import files_id, latents_shape, pipeline_kind, time_ids
+from fewstep.pipelines.folder import files_id, latents_shape, pipeline_kind, time_ids, usual_weights
 from fewstep.pipelines.scheduler import parametrization_of, scheduler_of
 from fewstep.text import read_json
 
@@ -39,7 +39,11 @@ def unet_folder(model: str) -> Path:
     """Where the pipeline `model`, a folder or a Hub id, lies with its U-Net. Raises UserError."""
     folder = Path(model)
     if not folder.is_dir() and hub.is_id(model):
-        folder = hub.fetched(model, model, ["model_index.json", "*/*.json", "unet/diffusion_pytorch_model*.safetensors"])
+        folder = hub.fetched(
+            model,
+            model,
+            ["model_index.json", "*/*.json", "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model-*.safetensors"],
+        )
     if not folder.is_dir():
         raise UserError(f"{model} is no folder, and no Hub id (owner/name); give a text-to-image pipeline of diffusers")
     return folder
@@ -96,7 +100,7 @@ def read_denoiser(found: Described, prompts: Rows | None, sigma_data: float) -> 
 
 def weights_id(folder: Path) -> str:
     """What tells the U-Net in a pipeline's `folder` from any other. Raises UserError where there are no weights."""
-    files = sorted((folder / "unet").glob("*.safetensors"))
+    files = usual_weights(folder / "unet")
     if not files:
         raise UserError(f"there are no weights in {folder / 'unet'} (*.safetensors); take a whole copy of the model")
     try:

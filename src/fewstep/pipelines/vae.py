@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from fewstep.errors import UserError, first_line
-from fewstep.pipelines.folder import files_id, part_of
+from fewstep.pipelines.folder import files_id, part_of, usual_weights
 
-BATCH = 4  # images at once, of any size that these models are of
+PIXELS = 2**20  # of images at once: one of 1024x1024
+MEASURED = 256  # pixels a side, to which larger images are reduced where they are measured
 
 
 class VAE:
@@ -29,7 +31,7 @@ class VAE:
                 vae: Any = AutoencoderKL.from_pretrained(
                     str(folder), use_safetensors=True, local_files_only=True, torch_dtype=torch.float32
                 )
-            self.id = files_id(folder, [*sorted(folder.glob("*.safetensors")), folder / "config.json"])
+            self.id = files_id(folder, [*usual_weights(folder), folder / "config.json"])
         except Exception as error:  # diffusers, safetensors and json each have their own
             raise UserError(f"the VAE of {model} cannot be read ({first_line(error)}); take another copy of the model") from error
         self.model = str(Path(model).resolve()) if Path(model).is_dir() else model
@@ -45,14 +47,27 @@ class VAE:
     @torch.no_grad()
     def encoded(self, pixels: Tensor) -> Tensor:
         """Latents float32 [N, C, h, w] of `pixels` [N, 3, H, W] in [-1, 1], on the CPU: the mean of what the VAE gives, scaled."""
-        parts = [self.vae.encode(part.to(self.device)).latent_dist.mode().cpu() for part in pixels.split(BATCH)]
+        parts = [self.vae.encode(part.to(self.device)).latent_dist.mode().cpu() for part in pixels.split(_batch(*pixels.shape[-2:]))]
         return (torch.cat(parts) - self.shift) * self.scale
 
     @torch.no_grad()
     def decoded(self, latents: Tensor) -> Tensor:
         """Pixels float32 [N, 3, H, W] in [-1, 1], on the CPU, of `latents` [N, C, h, w] as the U-Net of the pipeline has them."""
-        parts = latents.float().split(BATCH)
+        parts = latents.float().split(_batch(*(side * self.factor for side in latents.shape[-2:])))
         return torch.cat([self.vae.decode(part.to(self.device) / self.scale + self.shift).sample.clamp(-1, 1).cpu() for part in parts])
+
+
+def _batch(height: int, width: int) -> int:
+    return max(1, min(64, PIXELS // (height * width)))
+
+
+def measured_size(pixels: Tensor) -> Tensor:
+    """`pixels` [N, C, H, W] as they are measured: with at most `MEASURED` a side, means over squares of larger ones."""
+    height, width = pixels.shape[-2:]
+    shrunk = max(height, width) / MEASURED
+    if shrunk <= 1:
+        return pixels
+    return interpolate(pixels, (round(height / shrunk), round(width / shrunk)), mode="area")
 
 
 def decoded(latents: Tensor, model: str) -> Tensor:

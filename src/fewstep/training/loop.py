@@ -377,6 +377,10 @@ class Loop:
             picture = self.on_sample(self.state.shipped(), self.state.step)
         except UserError as error:  # samples that are not finite, of weights that are: training may find back
             return self.progress.say(f"step {self.state.step}: no picture, for {error}")
+        except Exception as error:
+            if not is_of_memory(error):
+                raise
+            return self.progress.say(f"step {self.state.step}: no picture, for which there is too little memory")
         if picture is not None:
             self.tracker.image(picture, self.state.step)
 
