@@ -68,10 +68,7 @@ def test_a_watch_measures_as_many_as_it_is_told(kind, usual):
     data, asked = data_of(kind), []
 
     class Counting:
-        num_classes, told = None if kind == "points" else 10, None
-
-        def pixels(self, samples):
-            return samples
+        num_classes, told, latents = None if kind == "points" else 10, None, None
 
         def sample(self, num, label, seed, steps=None, sampler=None):
             asked.append((num, seed))

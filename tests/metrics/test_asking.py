@@ -15,10 +15,7 @@ class Bright:
     """Draws images of one grey for each class, and keeps which classes it was asked for."""
 
     shape, num_classes, class_names, sampler, default_steps = (1, 8, 8), 2, ("dark", "bright"), {"name": "one"}, staticmethod(lambda: 1)
-    guidance_scale, told = 1.0, None
-
-    def pixels(self, samples):
-        return samples
+    guidance_scale, told, latents = 1.0, None, None
 
     def __init__(self):
         self.asked = []

@@ -241,8 +241,7 @@ class Suite:
             row |= self._pixel_figures(scaled(images[some], self.half), None if label is None else label[some])
             row["copies"] = self.known.count(scaled(images, self.half)) / len(images)
             row["frechet_train"] = gaussian_distance(self.floor_set.gaussian, self.train_set.gaussian)
-        classify = getattr(self.network, "classify", None)
-        if classify is not None and label is not None:
+        if (classify := getattr(self.network, "classify", None)) is not None and label is not None:
             hits = classify(_rows(self.floor_set)).argmax(1) == label[self.floor_index]
             row["class_accuracy"] = hits.double().mean().item()
             row |= self._least("least_class_accuracy", shares(hits, label[self.floor_index]))
