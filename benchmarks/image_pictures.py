@@ -17,6 +17,7 @@ from fewstep.data import ImageData
 from fewstep.engine import use_threads
 from fewstep.generator import Generator, load
 from fewstep.recipe import load_recipe
+from fewstep.training.run_folder import RunFolder
 from fewstep.viz.plots import contact_sheet
 from images import ARMS, HERE, folder_of
 
@@ -38,14 +39,15 @@ def real(data: ImageData) -> torch.Tensor:
 
 
 def draw_samples(name: str, data: Path, root: Path) -> Path:
-    """The contact sheet of the arms whose seed 0 has been trained."""
+    """The contact sheet of the arms whose seed 0 has been trained to its end."""
     teacher = next(iter(ARMS[name].values()))
     images = in_memory(load_data(load_recipe(teacher.recipe, [f"data.dir={json.dumps(str(data))}", *teacher.changes]).data))
     assert isinstance(images, ImageData)
     blocks = [("real, held out", "", real(images))]
     for title, arm in ARMS[name].items():
         folder = folder_of(root, title, 0)
-        if not (folder / "model").is_dir():
+        run = RunFolder(folder)
+        if not run.recipe_file.is_file() or not run.is_finished(run.recipe()["steps"]):
             continue
         generator = load(folder)
         for steps in arm.steps:
