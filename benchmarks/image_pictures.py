@@ -69,11 +69,13 @@ def draw_curves(name: str) -> Path:
             continue
         color = f"C{titles.index(run['title'])}"
         first = run["training_seed"] == 0
-        for ax, key, scale in ((axes[0], "images_seen", 1e-3), (axes[1], "seconds", 1 / 60)):
+        # wall time as if the core had been the run's alone: what it took of a core is known for the whole run
+        alone = run["cpu_seconds"] / run["curve"][-1]["seconds"]
+        for ax, key, scale in ((axes[0], "images_seen", 1e-3), (axes[1], "seconds", alone / 60)):
             x = [record[key] * scale for record in run["curve"]]
             y = [record["eval.frechet_over_floor"] for record in run["curve"]]
             ax.plot(x, y, ".-", color=color, alpha=1 if first else 0.4, label=run["title"] if first else None)
-    for ax, label in zip(axes, ("images seen, thousands", "minutes of training, one core"), strict=True):
+    for ax, label in zip(axes, ("images seen, thousands", "CPU minutes of training"), strict=True):
         ax.set_yscale("log")
         ax.set_xlabel(label)
         ax.grid(alpha=0.3, which="both")
