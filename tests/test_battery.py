@@ -104,8 +104,11 @@ def teacher_for(done, local, tmp_path_factory):
     return call
 
 
-# those of text-to-image models take a pipeline and prompts, and have tests of their own (test_text_to_image.py)
-@pytest.mark.parametrize("name", [name for name in shipped_recipes() if load_recipe(name).data.name != "prompts"])
+# those of text-to-image models and of latents take a pipeline, and have tests of their own (test_text_to_image.py, data/test_latents.py)
+ALONE = [name for name in shipped_recipes() if load_recipe(name).data.name not in ("prompts", "latents")]
+
+
+@pytest.mark.parametrize("name", ALONE)
 def test_recipe_from_training_to_measuring(name, request, done, local, teacher_for, tmp_path, monkeypatch):
     if name in DRAWN:
         request.getfixturevalue("drawn")
@@ -197,7 +200,7 @@ def test_recipe_from_training_to_measuring(name, request, done, local, teacher_f
         assert ("modes" in last) == isinstance(data.density, Mixture)
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_recipes() if not needs_a_teacher(load_recipe(name))])
+@pytest.mark.parametrize("name", [name for name in ALONE if not needs_a_teacher(load_recipe(name))])
 def test_recipe_at_its_full_size_fits_together(name, local):
     lines = describe(load_recipe(name, local(load_recipe(name))))
     size = "[\\d,]{7,}" if " images to be seen" in f" {lines[-2]}" else "[\\d,]{6,}"  # from 100,000; a map of points is smaller
