@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline, LCMScheduler, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fewstep.build import load_data
+from fewstep.build import load_data, make_method
 from fewstep.compiling import compile_to_sample
 from fewstep.data.prompt_table import PromptTable
 from fewstep.denoisers.adapted import Adapted, grounds
@@ -210,8 +210,6 @@ def test_a_dry_run_counts_the_network_once(sdxl, run):
 
 
 def test_one_network_is_in_memory(sdxl):
-    from fewstep.build import load_data, make_method
-
     recipe = settings(sdxl)
     method = make_method(recipe, load_data(recipe.data))
     found = [ground for network in method.networks.values() for ground in grounds(network)]
@@ -300,17 +298,16 @@ def test_a_run_goes_on_without_its_table_but_draws_prompts_alone(sdxl, run, tmp_
     assert generator.sample(1, prompts="a seven").isfinite().all()
 
 
-def test_a_table_that_was_encoded_anew_by_another_model_is_not_told(sd, sdxl, run, tmp_path):
+def test_a_table_that_was_encoded_anew_by_another_model_is_not_told(sd, sdxl, run, beside, tmp_path):
     moved, table = shutil.copytree(run, tmp_path / "run"), tmp_path / "prompts"
     file = moved / "model" / "config.json"
     file.write_text(file.read_text().replace(str(sdxl.folder / "prompts"), str(table)))
     shutil.copytree(sd.folder / "prompts", table)
     with pytest.raises(UserError, match="is told a prompt, and none was given"):
         load(moved).sample(1)
-    (moved / "recipe.yaml").write_text((moved / "recipe.yaml").read_text().replace(str(sdxl.folder / "prompts"), str(sd.folder / "beside")))
-    if (sd.folder / "beside").is_dir():
-        with pytest.raises(UserError, match="the student has other text encoders"):
-            evaluate(moved, 60)
+    (moved / "recipe.yaml").write_text((moved / "recipe.yaml").read_text().replace(str(sdxl.folder / "prompts"), str(beside)))
+    with pytest.raises(UserError, match="the teacher has other text encoders; encode them by these"):
+        evaluate(moved, 60)
 
 
 def test_weights_to_start_from_may_have_learned_other_prompts(sdxl, run, tmp_path):
@@ -367,6 +364,24 @@ def test_shipped_recipes_of_text_to_image(name, request, tmp_path):
     out = train(load_recipe(name, [*paths, *small]), tmp_path / "run")
     assert len(records(out)) == 1
     assert load(out).default_steps() == (4 if name.endswith("4step") else 1)
+
+
+@pytest.mark.parametrize("lora", ["{rank: 3}", "{rank: 3, fake: full}", "null"])
+def test_all_networks_compute_activations_again_when_asked(lora, sdxl):
+    for on in (False, True):
+        recipe = settings(sdxl, f"method.lora={lora}", f"trainer.checkpointing={str(on).lower()}")
+        method = make_method(recipe, load_data(recipe.data))
+        owners = [owner for network in method.networks.values() for owner in (network, *grounds(network))]
+        found = [part for owner in owners for part in owner.modules() if isinstance(part, UNet2DConditionModel)]
+        assert len({id(part) for part in found}) == {"{rank: 3}": 1, "{rank: 3, fake: full}": 3, "null": 4}[lora]
+        assert all(part.is_gradient_checkpointing is on for part in found)
+
+
+def test_health_is_beside_samples_of_all_prompts(beside):
+    """Of five prompts, whose rows alone would name five of the hundred samples."""
+    data, rng = load_data(settings_of(beside)), torch.Generator().manual_seed(0)
+    seen = [data.batch(torch.arange(5), rng, torch.device("cpu"))[0] for _ in range(20)]
+    assert len({tuple(x.flatten().tolist()) for batch in seen for x in batch}) > 40
 
 
 def test_networks_that_cannot_compute_activations_again(tmp_path):

@@ -17,6 +17,7 @@ from fewstep.data.own import EXCERPT_BYTES
 from fewstep.data.parts import TwoParts
 from fewstep.data.prompt_table import PromptTable
 from fewstep.data.teacher_samples import EACH, MANIFEST, TeacherSamples
+from fewstep.streams import integers
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,14 @@ class PromptData(TwoParts):
         )
 
     def batch(self, index: Tensor, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Samples of the model for any prompts, or zeros where there are none, float32 [B, C, h, w]; and the rows `index` int64 [B]."""
+        """Samples of the model for any prompts, by `rng`, or zeros where there are none, float32 [B, C, h, w]; and the rows `index`.
+
+        Which sample stands beside an item does not depend on its row: of few prompts the first rows alone would be seen.
+        """
         if self.samples is None:
             return torch.zeros(len(index), *self.shape, device=device), index.to(device)
-        return self.samples.latents(index % len(self.samples)).to(device), index.to(device)
+        any_of_them = integers(0, len(self.samples), (len(index),), rng).cpu()
+        return self.samples.latents(any_of_them).to(device), index.to(device)
 
     def some(self, num: int, seed: int) -> Tensor:
         """`num` samples of the model [num, C, h, w], or all if there are fewer. Raises DataError where there are none."""

@@ -53,7 +53,7 @@ def encode_images(
     for split in SPLITS:
         label = data.labels(split)
         for tensor in (getattr(data, split), *(() if label is None else (label,))):
-            digest.update(tensor.contiguous().numpy().tobytes())
+            digest.update(tensor.contiguous().numpy())
     belongs = {"images": digest.hexdigest(), "vae": vae.id}
     if out.is_dir() and (out / BEGUN).is_file():
         try:
@@ -69,23 +69,21 @@ def encode_images(
         sweep(out)
         write_part(out / BEGUN, json.dumps(belongs).encode())
         files: dict[str, str] = {}
-        shape: tuple[int, ...] = ()
         with bar("encoding images", len(data.train) + len(data.heldout)) as done:
             for split in SPLITS:
                 for name, first, last in chunks(split, len(getattr(data, split))):
                     if not (out / name).is_file():  # files are there whole, or not at all
-                        shape = _encode(vae, data, split, first, last, out / name)
+                        _encode(vae, data, split, first, last, out / name)
                     done(last - first)
                     files[name] = sha256_of(out / name)
-        shape = shape or vae.shape(size)
         num = {split: len(getattr(data, split)) for split in SPLITS}
-        found = Encoded(data.name, str(images), vae.model, vae.id, shape, num, data.class_names, files)
+        found = Encoded(data.name, str(images), vae.model, vae.id, vae.shape(size), num, data.class_names, files)
         write_part(out / MANIFEST, found.json())
     return found
 
 
-def _encode(vae: VAE, data: ImageData, split: str, first: int, last: int, path: Path) -> tuple[int, ...]:
-    """Write items `first` to `last` of a `split` to `path`; the shape of a latent."""
+def _encode(vae: VAE, data: ImageData, split: str, first: int, last: int, path: Path) -> None:
+    """Write items `first` to `last` of a `split` to `path`, see `fewstep.data.latents`."""
     from safetensors.torch import save
 
     pixels: Tensor = getattr(data, split)[first:last]
@@ -94,4 +92,3 @@ def _encode(vae: VAE, data: ImageData, split: str, first: int, last: int, path: 
     tensors = {"latents": latents.half().contiguous(), "pixels": measured_size(pixels.float()).round().to(torch.uint8).contiguous()}
     label = data.labels(split)
     write_part(path, save(tensors if label is None else {**tensors, "label": label[first:last].contiguous()}))
-    return tuple(latents.shape[1:])

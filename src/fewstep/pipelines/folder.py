@@ -101,15 +101,15 @@ def usual_weights(folder: Path) -> list[Path]:
 def encoders_id(folder: Path) -> str | None:
     """What tells the text encoders and tokenizers in `folder` from any others; None where they are not all there. Raises OSError."""
     parts = [part for part in (*ENCODERS, *TOKENIZERS) if (folder / part).is_dir()]
-    files = [
-        file
-        for part in parts
-        for file in [*usual_weights(folder / part), *sorted((folder / part).glob("*"))]
-        if file.suffix in OF_TOKENIZERS or file in usual_weights(folder / part)
-    ]
-    files = [file for file in dict.fromkeys(files) if ".index." not in file.name]
+    files = [file for part in parts for file in usual_weights(folder / part)]
+    files += [file for part in parts for file in sorted((folder / part).glob("*")) if _is_read(file)]
     weights = {file.parent.name for file in files if file.suffix == ".safetensors"}
     return files_id(folder, files) if weights and weights == {part for part in parts if part in ENCODERS} else None
+
+
+def _is_read(file: Path) -> bool:
+    """Whether a file beside the weights says something of an encoder or a tokenizer; not where parts of weights are."""
+    return file.suffix in OF_TOKENIZERS and ".index." not in file.name
 
 
 def part_of(model: str, part: str) -> Path:
