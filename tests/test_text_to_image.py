@@ -228,6 +228,7 @@ def test_one_network_is_in_memory(sdxl):
         (["method.lora.targets=[nowhere]"], "no layer of this model is called nowhere"),
         (["method.times=karras"], r"knows noise levels up to 14\.61\d*, method.sigma_max is 80 and method.conditioning_sigma is 80"),
         (["trainer.compile=true"], "which a compiled one would not see; set one of them off"),
+        (["method.teacher=null"], "is missing; give the text-to-image pipeline that the prompts were encoded by: method.teacher=/"),
         (["data.path=elsewhere"], "elsewhere is no folder of encoded prompts"),
     ],
 )
@@ -256,7 +257,7 @@ def test_prompts_of_another_model_are_refused(sd, sdxl, tmp_path):
     for theirs in (sd, place(tmp_path, "sdxl")):
         if theirs is not sd:  # the same form and sizes, by other encoders
             make(tmp_path / "model", "sdxl", seed=1)
-        with pytest.raises(UserError, match="has other text encoders; encode them by these"):
+        with pytest.raises(UserError, match="has other text encoders; encode them by it"):
             trained(sdxl, tmp_path / "run", f"method.teacher={theirs.model}")
 
 
@@ -306,7 +307,7 @@ def test_a_table_that_was_encoded_anew_by_another_model_is_not_told(sd, sdxl, ru
     with pytest.raises(UserError, match="is told a prompt, and none was given"):
         load(moved).sample(1)
     (moved / "recipe.yaml").write_text((moved / "recipe.yaml").read_text().replace(str(sdxl.folder / "prompts"), str(beside)))
-    with pytest.raises(UserError, match="the teacher has other text encoders; encode them by these"):
+    with pytest.raises(UserError, match="the teacher has other text encoders; encode them by it"):
         evaluate(moved, 60)
 
 

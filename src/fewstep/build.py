@@ -163,7 +163,7 @@ def tell_prompts(generator: Generator, data: PromptData, called: str) -> None:
         raise UserError(f"{called} is told no prompts; give a text-to-image model, the one that encoded {data.name}")
     if not table.fits(told.takes, generator.info.get("encoders")):
         raise UserError(
-            f"the prompts in {data.table.folder} were encoded by {table.model}, and {called} has other text encoders; encode them by these"
+            f"the prompts in {data.table.folder} were encoded by {table.model}, and {called} has other text encoders; encode them by it"
         )
     base, samples = generator.base, data.samples
     if base is not None and samples is not None and samples.drawn.weights != base.weights:
@@ -182,6 +182,11 @@ def _tell(teacher: Generator, data: PromptData, path: str) -> None:
 
 def _no_teacher(settings: MethodSettings, data: Data) -> str:
     """What is said where a teacher is missing: how to come by one."""
+    if isinstance(data, PromptData):
+        return (
+            f"method.teacher is missing; give the text-to-image pipeline that the prompts were encoded by: method.teacher="
+            f"{data.table.manifest.model}"
+        )
     recipe = teaching_recipe(data.name) or "your-teacher.yaml"
     otherwise = settings.other_teachers(data.mixture is not None)
     rgb = len(data.shape) == 3 and data.shape[0] == 3
