@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,57 +25,7 @@ from fewstep.run import describe, train
 from fewstep.streams import stream_seed
 from fewstep.training.checkpoint import checkpoints
 from fewstep.weights import LORA_FILE
-from text_models import make
-
-TEXTS = ["a photo of a seven", "two, thin", "five", "a bold nine", "six"]
-STEPS = 6
-RECIPE = """
-about: for a test
-method:
-  name: dmd2
-  lora: {rank: 3}
-  times: teacher
-  sampler_steps: 2
-  guidance_scale: 2.0
-  loss: sid
-  dfake_gen_update_ratio: 2
-  ema_decay: 0.5
-  generator_optimizer: {lr: 0.003}
-  guidance_optimizer: {lr: 0.003}
-data: {name: prompts, path: prompts}
-network: {name: teacher, sigma_data: 1.0}
-trainer: {accelerator: cpu, log_every: 1, checkpoint_every: 3, sample_every: 6, precision: 32-true, threads: 1}
-seed: 0
-steps: 6
-batch_size: 4
-"""
-
-
-def place(folder, form):
-    """A pipeline, its prompts encoded, and a recipe, in `folder`."""
-    pipeline = make(folder / "model", form)
-    pipeline.set_progress_bar_config(disable=True)
-    (folder / "prompts.txt").write_text("\n".join(TEXTS))
-    encode_prompts(folder / "prompts.txt", str(folder / "model"), folder / "prompts")
-    (folder / "recipe.yaml").write_text(RECIPE)
-    return SimpleNamespace(folder=folder, pipeline=pipeline, model=str(folder / "model"))
-
-
-def settings(place, *overrides):
-    """The recipe of `place`."""
-    paths = [f"method.teacher={place.model}", f"data.path={place.folder / 'prompts'}"]
-    return load_recipe(str(place.folder / "recipe.yaml"), [*paths, *overrides])
-
-
-def trained(place, out, *overrides, resume=False):
-    """The run folder of the recipe of `place` with `overrides`."""
-    return train(settings(place, *overrides), out, resume)
-
-
-def records(run):
-    """What was logged, but for times."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("seconds", "images_per_second")} for line in lines]
+from text_models import TEXTS, make, place, records, settings, trained
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +36,11 @@ def sdxl(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sd(tmp_path_factory):
     return place(tmp_path_factory.mktemp("sd"), "sd")
+
+
+@pytest.fixture(scope="module")
+def sd3(tmp_path_factory):
+    return place(tmp_path_factory.mktemp("sd3"), "sd3")
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +229,7 @@ def test_a_model_whose_network_has_gone_or_changed(sdxl, run, tmp_path):
     config = json.loads((moved / "model" / "config.json").read_text())
     config["base"]["model"] = str(tmp_path / "nowhere")
     (moved / "model" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"stands on the U-Net of .*nowhere, which cannot be had"):
+    with pytest.raises(UserError, match=r"stands on the network of .*nowhere, which cannot be had"):
         load(moved)
     make(tmp_path / "nowhere", "sdxl", seed=1)
     with pytest.raises(UserError, match="as it was in training, and what is there now is another"):
@@ -352,7 +306,7 @@ def test_activations_that_are_computed_again_change_nothing_but_memory(lora, los
 
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if load_recipe(name).data.name == "prompts"])
 def test_shipped_recipes_of_text_to_image(name, request, tmp_path):
-    here = request.getfixturevalue("sdxl" if "sdxl" in name else "sd")
+    here = request.getfixturevalue({"sd15": "sd"}.get(model := name.split("/")[1].split("_")[0], model))
     small = [
         "steps=1",
         "batch_size=16",
@@ -567,7 +521,7 @@ def test_samples_of_the_teacher_are_drawn_once_and_go_on(sd, beside, tmp_path):
     with torch.no_grad():
         unet.conv_in.weight += 0.1
     unet.save_pretrained(other / "unet")
-    with pytest.raises(UserError, match=r"the samples in .* are of another U-Net than method\.teacher="):
+    with pytest.raises(UserError, match=r"the samples in .* are of another network than method\.teacher="):
         trained(sd, tmp_path / "run", f"data.path={beside}", f"method.teacher={other}")
     # a file that was cut
     (again / "teacher-00001.safetensors").write_bytes((again / "teacher-00001.safetensors").read_bytes()[:-10])

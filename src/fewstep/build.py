@@ -168,8 +168,8 @@ def tell_prompts(generator: Generator, data: PromptData, called: str) -> None:
     base, samples = generator.base, data.samples
     if base is not None and samples is not None and samples.drawn.weights != base.weights:
         raise UserError(
-            f"the samples in {data.table.folder} are of another U-Net than {called}; encode the prompts into a new folder, with --samples "
-            "of that one, or none"
+            f"the samples in {data.table.folder} are of another network than {called}; encode the prompts into a new folder, with "
+            "--samples of that one, or none"
         )
     generator.tell(data.table)
 

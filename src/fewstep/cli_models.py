@@ -152,13 +152,15 @@ def encode(
     samples: Annotated[
         int | None, typer.Option(help="also draw so many samples of the model, which its students are held beside (2,000 to evaluate)")
     ] = None,
-    steps: Annotated[int, typer.Option(help="of those samples")] = 50,
+    steps: Annotated[int | None, typer.Option(help="of those samples; default 50, of SD 3 28")] = None,
     images: Annotated[
         bool, typer.Option("--images", help="the first argument is a folder of images, .parquet or Hub id: encode these")
     ] = False,
     size: Annotated[int, typer.Option(help="of images: pixels a side that they become first")] = 256,
     label_column: Annotated[str | None, typer.Option(help="of images: column of the labels; none is for no classes")] = None,
-    guidance_scale: Annotated[float, typer.Option(help="of those samples; the student's method.guidance_scale is usual")] = 7.5,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="of those samples; the student's method.guidance_scale is usual; default 7.5, of SD 3 7")
+    ] = None,
 ) -> None:
     """Encode prompts, or with --images images, once, before training, by a Stable Diffusion pipeline, which is not in memory later."""
     if images:
