@@ -25,7 +25,7 @@ from fewstep.run import describe, train
 from fewstep.streams import stream_seed
 from fewstep.training.checkpoint import checkpoints
 from fewstep.weights import LORA_FILE
-from text_models import TEXTS, make, place, records, settings, trained
+from text_models import TEXTS, make, place, records, run_card, settings, stirred, trained
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +81,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(sdxl, run, tmp_path):
 def test_stock_diffusers_draws_what_the_generator_draws(form, steps, request, tmp_path):
     """By the file as it lies in the model folder, and LCM's scheduler told one number."""
     here = request.getfixturevalue(form)
-    generator = load(trained(here, tmp_path / "run", f"method.sampler_steps={steps}", "steps=2", "trainer.sample_every=5"))
-    rng = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in generator.denoiser.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
-    generator.save_pretrained(tmp_path / "changed")
+    trained(here, tmp_path / "run", f"method.sampler_steps={steps}", "steps=2", "trainer.sample_every=5")
+    stirred(tmp_path / "run", tmp_path / "changed")
     ours = load(tmp_path / "changed").sample(2, [0, 3], seed=5)
     assert not torch.allclose(ours, load(tmp_path / "run").sample(2, [0, 3], seed=5), atol=0.1)
     stock = DiffusionPipeline.from_pretrained(here.model)
@@ -354,25 +350,7 @@ def test_the_network_of_digits_can_compute_activations_again(tmp_path):
 @pytest.fixture(scope="module")
 def changed(sdxl, run):
     """The model of `run`, as if it had learned much."""
-    generator, rng = load(run), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in generator.denoiser.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
-    generator.save_pretrained(sdxl.folder / "changed")
-    return sdxl.folder / "changed"
-
-
-def run_card(folder, model=None):
-    """Run the code of the card in `folder` there, where the pipeline `model` that it names lies beside it."""
-    if model is not None:
-        (folder / "model").symlink_to(model)
-    text = (folder / "README.md").read_text()
-    code = text.split("```python\n")[1].split("```")[0]
-    namespace = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        exec(code, namespace)  # noqa: S102 - as a reader would
-    return namespace["pipeline"], Image.open(folder / "image.png")
+    return stirred(run, sdxl.folder / "changed")
 
 
 def test_export_of_changes_is_what_stock_diffusers_loads(changed, sdxl, tmp_path, done):

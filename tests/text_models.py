@@ -5,6 +5,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+import torch
+from PIL import Image
+
+from fewstep.generator import load
 from fewstep.pipelines.encoders import encode_prompts
 from fewstep.recipe import load_recipe
 from fewstep.run import train
@@ -12,7 +17,7 @@ from fewstep.run import train
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from make_tiny_text_model import make, unet
 
-__all__ = ["RECIPE", "TEXTS", "make", "place", "records", "settings", "trained", "unet"]
+__all__ = ["RECIPE", "TEXTS", "make", "place", "records", "run_card", "settings", "stirred", "trained", "unet"]
 
 TEXTS = ["a photo of a seven", "two, thin", "five", "a bold nine", "six"]
 RECIPE = """
@@ -37,9 +42,9 @@ batch_size: 4
 """
 
 
-def place(folder, form):
-    """A pipeline, its prompts encoded, and a recipe, in `folder`."""
-    pipeline = make(folder / "model", form)
+def place(folder, form, **more):
+    """A pipeline, of which `make` may be told `more`, its prompts encoded, and a recipe, in `folder`."""
+    pipeline = make(folder / "model", form, **more)
     pipeline.set_progress_bar_config(disable=True)
     (folder / "prompts.txt").write_text("\n".join(TEXTS))
     encode_prompts(folder / "prompts.txt", str(folder / "model"), folder / "prompts")
@@ -62,3 +67,26 @@ def records(run):
     """What was logged, but for times."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in ("seconds", "images_per_second")} for line in lines]
+
+
+def stirred(run, out):
+    """The model of `run` in the folder `out`, as if it had learned much."""
+    generator, rng = load(run), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in generator.denoiser.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
+    generator.save_pretrained(out)
+    return out
+
+
+def run_card(folder, model=None):
+    """Run the code of the card in `folder` there, where the pipeline `model` that it names lies beside it."""
+    if model is not None:
+        (folder / "model").symlink_to(model)
+    text = (folder / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    namespace = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(code, namespace)  # noqa: S102 - as a reader would
+    return namespace["pipeline"], Image.open(folder / "image.png")
