@@ -26,7 +26,7 @@ from fewstep.run import describe, train
 from fewstep.streams import stream_seed
 from fewstep.training.checkpoint import checkpoints
 from fewstep.weights import LORA_FILE
-from text_models import make
+from text_models import clip, make
 
 TEXTS = ["a photo of a seven", "two, thin", "five", "a bold nine", "six"]
 STEPS = 6
@@ -590,7 +590,8 @@ def test_a_run_beside_samples_is_watched_and_measured(sd, beside, tmp_path, done
     assert not any("class_accuracy" in key for key in seen)
     with pytest.raises(UserError, match="--compile was asked for, and this generator's changes"):
         compile_to_sample(load(out).denoiser, "--compile")
-    said = done("evaluate", out, "-n", "50").out
+    clip(tmp_path / "clip")
+    said = done("evaluate", out, "-n", "50", "--clip", tmp_path / "clip").out
     results = json.loads((out / "results.json").read_text())
     assert list(results["rows"]) == [
         "teacher's other half",
@@ -600,7 +601,11 @@ def test_a_run_beside_samples_is_watched_and_measured(sd, beside, tmp_path, done
     ]
     assert results["protocol"]["labels"] == "prompts in turn"
     assert "to 50 samples of the teacher in the features pixels-8x8; floor: the teacher's other half's" in said
+    assert "CLIP: the mean cosine with the prompt by clip; over another: by how much it is above" in said
+    assert all(-1 < row["prompt_agreement"] < 1 and "prompt_margin" in row for row in results["rows"].values())
     # the teacher again is as good as its samples were
+    floor, again = (results["rows"][name]["prompt_agreement"] for name in ("teacher's other half", "teacher, 6 evaluations"))
+    assert again == pytest.approx(floor, abs=0.05)
     assert results["rows"]["teacher, 6 evaluations"]["frechet_over_floor"] < 1.5
     assert 0.8 < results["rows"]["teacher, 6 evaluations"]["within_class_std"] < 1.2
 

@@ -140,7 +140,7 @@ class Encoder:
 
         Raises UserError where half precision cannot hold them.
         """
-        with _quiet():
+        with quiet():
             found = self.pipeline.encode_prompt(
                 list(texts), device=self.pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
             )
@@ -163,7 +163,7 @@ class Encoder:
 
     def longer_ones(self, texts: tuple[str, ...]) -> list[int]:
         """Which of `texts` have more tokens than any of the encoders sees, and are cut there."""
-        with _quiet():
+        with quiet():
             return [
                 number
                 for number, text in enumerate(texts)
@@ -185,14 +185,14 @@ def _pipeline(folder: Path, model: str) -> Any:
     else:
         without["requires_safety_checker"] = False
     try:
-        with _quiet():
+        with quiet():
             return DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **without)
     except Exception as error:  # diffusers, transformers, safetensors and json each have their own
         raise UserError(f"the text encoders of {model} cannot be read ({first_line(error)}); take another copy of the model") from error
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Inside, neither diffusers nor transformers shows bars or remarks of its own: what matters is said here."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
