@@ -60,7 +60,7 @@ ARMS = {
     "mnist": {
         "teacher": Arm("teacher/mnist", (18, 1), seeds=(0, 1, 2), curve=False),
         "dmd2": Arm("dmd2/mnist", (1,), "teacher", (0, 1, 2)),
-        "dmd2, 4 steps": Arm("dmd2/mnist_4step", (4,), "teacher"),
+        "dmd2, 4 steps": Arm("dmd2/mnist_4step", (4,), "teacher", (0, 1, 2)),
         "consistency": Arm("consistency/mnist", (1, 2), "teacher"),
         "flow map": Arm("flow_map/mnist", (1, 2, 4), "teacher"),
         "dddm": Arm("dddm/mnist", (1, 2, 4, 10)),

@@ -546,6 +546,12 @@ def test_evaluate_with_too_few_samples(number, mistake, student_run):
     assert f"-n is {number}; give at least 20" in mistake("evaluate", student_run, "-n", number)
 
 
+def test_agreement_with_prompts_where_there_are_none(mistake, student_run):
+    assert "--clip is nowhere, which measures agreement with prompts, and this run has none" in mistake(
+        "evaluate", student_run, "--clip", "nowhere"
+    )
+
+
 def test_evaluate_with_the_fewest_samples_that_it_says_it_takes(mistake, command, student_run, tmp_path):
     fewest = re.search(r"at least (\d+)", mistake("evaluate", student_run, "-n", "1")).group(1)
     shutil.copytree(student_run, tmp_path / "run")

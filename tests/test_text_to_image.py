@@ -1,6 +1,7 @@
 """A text-to-image model distilled on prompts alone: what is trained, kept and drawn, and what stock diffusers makes of it."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -12,20 +13,24 @@ from safetensors.torch import load_file, save_file
 
 from fewstep.build import load_data, make_method
 from fewstep.compiling import compile_to_sample
+from fewstep.costs import measure
 from fewstep.data.prompt_table import PromptTable
-from fewstep.denoisers.adapted import Adapted, grounds
+from fewstep.denoisers.adapted import Adapted, grounds, halve
 from fewstep.errors import UserError
 from fewstep.evaluation import evaluate
 from fewstep.generator import Generator, load
 from fewstep.interop.teacher_samples import draw_teacher_samples
 from fewstep.interop.text_teacher import text_teacher
+from fewstep.methods.recomputing import recompute
 from fewstep.pipelines.encoders import encode_prompts
 from fewstep.recipe import load_recipe, shipped_recipes
 from fewstep.run import describe, train
 from fewstep.streams import stream_seed
 from fewstep.training.checkpoint import checkpoints
+from fewstep.training.precision import MIXED
 from fewstep.weights import LORA_FILE
-from text_models import TEXTS, make, place, records, run_card, settings, stirred, trained
+from peaks import step_bytes
+from text_models import TEXTS, clip, make, place, records, run_card, settings, stirred, trained
 
 
 @pytest.fixture(scope="module")
@@ -148,15 +153,44 @@ def test_a_dry_run_counts_the_network_once(sdxl, run):
     lora, full = (describe(settings(sdxl, "method.loss=dmd", "method.sampler_steps=1", *more)) for more in ((), ("method.lora=null",)))
     assert any("on a network of 17,412" in line for line in lora)
 
-    def taken(lines):
+    def parts(lines):
         line = next(line for line in lines if line.startswith("memory"))
-        number, unit = line.split(": ")[1].split()[:2]
-        return float(number) * {"kB": 1e3, "MB": 1e6}[unit]
+        found = re.findall(r"([\d.]+) (kB|MB) ([a-zA-Z' ]+)", line.split(": ", 2)[2])
+        return {name.strip(): float(number) * {"kB": 1e3, "MB": 1e6}[unit] for number, unit, name in found}
 
-    changes = 4 * sum(tensor.numel() for tensor in load(run).denoiser.tensors.values())
-    # the network; of its changes the student, the fake and the average, moments of two, and a gradient
-    assert taken(lora) == pytest.approx(4 * 17_412 + changes * (3 + 2 * 2 + 1), rel=0.01)
-    assert taken(full) == pytest.approx(4 * 17_412 * (4 + 2 * 2 + 1), rel=0.01)
+    changes, network = 4 * sum(tensor.numel() for tensor in load(run).denoiser.tensors.values()), 4 * 17_412
+
+    def about(**expected):
+        return pytest.approx({name.replace("_", " "): value for name, value in expected.items()}, rel=0.01)
+
+    found = parts(lora)
+    found.pop("activations")
+    assert found.pop("AdamW's moments") == pytest.approx(4 * changes, rel=0.01)  # of the student and of the fake
+    assert found == about(one_network_for_all=network, changes_of_it=2 * changes, their_average=changes, gradients=changes)
+    found = parts(full)
+    found.pop("activations")
+    assert found.pop("AdamW's moments") == pytest.approx(4 * network, rel=0.01)
+    assert found == about(weights=3 * network, their_average=network, gradients=network)
+
+
+@pytest.mark.parametrize("lora", ["{rank: 3}", "null"])
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "computed again"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_memory_that_is_counted_is_taken(precision, again, lora, sdxl):
+    recipe = settings(sdxl, f"method.lora={lora}", "batch_size=24")
+
+    def method():
+        made = make_method(recipe, load_data(recipe.data))
+        if again:
+            recompute(made)
+        if precision == MIXED:
+            halve(made.networks.values())
+        return made
+
+    memory = measure(method(), (4, 8, 8), len(TEXTS), 6, 24, precision=precision).memory
+    really = step_bytes(method(), (4, 8, 8), len(TEXTS), 24, precision == MIXED)
+    assert memory.activations + memory.gradients == pytest.approx(really, rel=0.1)
+    assert memory.total == pytest.approx(memory.total - memory.activations - memory.gradients + really, rel=0.1)
 
 
 def test_one_network_is_in_memory(sdxl):
@@ -295,7 +329,7 @@ def test_activations_that_are_computed_again_change_nothing_but_memory(lora, los
     if loss == "sid":
         return  # it takes long to count
     lines = [describe(settings(sdxl, *more, f"trainer.checkpointing={on}")) for on in ("false", "true")]
-    memory = [next(line for line in found if line.startswith("memory")).split("about ")[1].split()[:2] for found in lines]
+    memory = [re.findall(r"([\d.]+) (kB|MB) activations", "".join(found))[0] for found in lines]
     first, second = (float(number) * {"kB": 1, "MB": 1e3}[unit] for number, unit in memory)
     assert second < first / 2
 
@@ -522,7 +556,8 @@ def test_a_run_beside_samples_is_watched_and_measured(sd, beside, tmp_path, done
     assert not any("class_accuracy" in key for key in seen)
     with pytest.raises(UserError, match="--compile was asked for, and this generator's changes"):
         compile_to_sample(load(out).denoiser, "--compile")
-    said = done("evaluate", out, "-n", "50").out
+    clip(tmp_path / "clip")
+    said = done("evaluate", out, "-n", "50", "--clip", tmp_path / "clip").out
     results = json.loads((out / "results.json").read_text())
     assert list(results["rows"]) == [
         "teacher's other half",
@@ -532,7 +567,11 @@ def test_a_run_beside_samples_is_watched_and_measured(sd, beside, tmp_path, done
     ]
     assert results["protocol"]["labels"] == "prompts in turn"
     assert "to 50 samples of the teacher in the features pixels-8x8; floor: the teacher's other half's" in said
+    assert "CLIP: the mean cosine with the prompt by clip; over another: by how much it is above" in said
+    assert all(-1 < row["prompt_agreement"] < 1 and "prompt_margin" in row for row in results["rows"].values())
     # the teacher again is as good as its samples were
+    floor, again = (results["rows"][name]["prompt_agreement"] for name in ("teacher's other half", "teacher, 6 evaluations"))
+    assert again == pytest.approx(floor, abs=0.05)
     assert results["rows"]["teacher, 6 evaluations"]["frechet_over_floor"] < 1.5
     assert 0.8 < results["rows"]["teacher, 6 evaluations"]["within_class_std"] < 1.2
 

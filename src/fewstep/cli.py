@@ -199,22 +199,26 @@ def evaluate(
         bool, typer.Option("--no-teacher", help="leave the teacher out; else its figures are kept, and used again for the same model")
     ] = False,
     compile: Annotated[bool, typer.Option("--compile", help="draw by compiled networks: faster, after some minutes for compiling")] = False,
+    clip: Annotated[
+        str | None, typer.Option(help="for text-to-image: folder or Hub id of a CLIP model, to measure agreement with prompts by")
+    ] = None,
     threads: Threads = "auto",
     allow: Allow = None,
 ) -> None:
     """Measure a run beside its floor and its teacher; writes results.json into it. RUN/best is the checkpoint that was kept as best."""
     count, counts = _threads(threads), _whole_numbers("--steps", steps, "1,2,4")
-    from fewstep import evaluation
+    from fewstep import evaluation, evaluation_text
 
-    options = evaluation.Options(features, reference, protocol, self_test, tuple(beside or ()), not no_teacher, guidance_scale, compile)
+    runs = tuple(beside or ())
+    options = evaluation.Options(features, reference, protocol, self_test, runs, not no_teacher, guidance_scale, compile, clip)
     results = evaluation.evaluate(path, num, seed, count, lambda text: _say(f"{text} ..."), counts, options)
     is_run = (path / "recipe.yaml").exists()
     if is_run:
         _report(path)
-    _print_table(evaluation.table(results))
-    typer.echo(evaluation.footnote(results))
+    _print_table(evaluation_text.table(results))
+    typer.echo(evaluation_text.footnote(results))
     if results["self_test"]:
-        typer.echo(evaluation.self_test_line(results["self_test"]))
+        typer.echo(evaluation_text.self_test_line(results["self_test"]))
     typer.echo(f"wrote {path / 'results.json'}" + (f" and {path / 'report.html'}" if is_run else ""))
 
 
@@ -243,15 +247,15 @@ def compare(
     ] = None,
 ) -> None:
     """Train every method on one data set; quality against the number of steps, one table, one plot."""
-    from fewstep import comparison, evaluation
+    from fewstep import comparison, evaluation_text
 
     where = out or Path("runs/compare") / data.removeprefix("toys/")
     results = comparison.compare(data, where, gamma, scale, seed, _say, recipes or ())
     typer.echo(f"{'energy distance' if data != 'digits' else 'FD / floor'} by number of steps")
     _print_table(comparison.table_by_steps(results))
     typer.echo("\nall figures, each method at its own number of steps")
-    _print_table(evaluation.table(comparison.own_rows(results)))
-    typer.echo(evaluation.footnote(results))
+    _print_table(evaluation_text.table(comparison.own_rows(results)))
+    typer.echo(evaluation_text.footnote(results))
     typer.echo(f"pictures: {where / 'steps.png'}, {where / 'compare.png'}   numbers: {where / 'compare.json'}")
 
 
@@ -267,13 +271,13 @@ def demo(
 ) -> None:
     """Train a teacher of real digits, distil it into one step, measure and show both. Some minutes; a second call is at once."""
     from fewstep import demo as demonstration
-    from fewstep import evaluation
+    from fewstep import evaluation_text
 
     results = demonstration.demo(out, tuple(overrides or ()), _say)
     for name in demonstration.STAGES:
         _report(out / name)
     _print_table(demonstration.summary(results))
-    typer.echo(evaluation.footnote(results))
+    typer.echo(evaluation_text.footnote(results))
     typer.echo(
         f"picture: {out / 'demo.png'}   report: {out / 'student' / 'report.html'}   generator: fewstep.load({str(out / 'student')!r})"
     )

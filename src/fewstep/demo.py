@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError, going_on
-from fewstep.evaluation import evaluate, in_words, run_recipe, table
+from fewstep.evaluation import evaluate, run_recipe
+from fewstep.evaluation_text import in_words, table
 from fewstep.generator import load
 from fewstep.metrics.results import read_results
 from fewstep.metrics.rows import row_roles

@@ -13,8 +13,8 @@ from fewstep import registry
 from fewstep.build import in_memory, load_data
 from fewstep.compiling import compile_to_sample
 from fewstep.data import ImageData, PointData
-from fewstep.data.checks import printable
 from fewstep.data.prompts import PromptData
+from fewstep.data.protocol import Data
 from fewstep.engine import choose_threads, use_threads
 from fewstep.errors import UserError
 from fewstep.files import at_home, replace_file
@@ -34,7 +34,6 @@ from fewstep.measurement import (
     suite_for,
     usual_samples,
 )
-from fewstep.metrics.figures import FIGURES, Figure
 from fewstep.metrics.judging import disagreement, not_shared
 from fewstep.metrics.least import summed_up
 from fewstep.metrics.point_suite import PointSuite
@@ -43,6 +42,7 @@ from fewstep.metrics.results import read_results
 from fewstep.metrics.rows import row_roles
 from fewstep.metrics.suite import FEWEST, Suite
 from fewstep.model_config import is_guidance
+from fewstep.pipelines.agreement import Agreement
 from fewstep.recipe import Recipe, validated
 from fewstep.run_data import numbered_as
 from fewstep.training.run_folder import RunFolder
@@ -70,6 +70,7 @@ class Options:
         teacher: whether the teacher of a distilled run is measured, too.
         guidance_scale: of what denoises at every level and can be guided, where another than its own is wanted.
         compile: whether samples are drawn by compiled networks, which are faster and agree to rounding.
+        clip: folder or Hub id of a CLIP model, by which agreement with prompts is measured.
 
     """
 
@@ -81,6 +82,7 @@ class Options:
     teacher: bool = True
     guidance_scale: float | None = None
     compile: bool = False
+    clip: str | None = None
 
 
 def evaluate(
@@ -136,6 +138,7 @@ def _evaluate(
     device = "cuda" if torch.cuda.is_available() and not points else "cpu"
     for model in models.values() if options.compile else ():
         compile_to_sample(model.to(device).denoiser, "--compile")
+    agreement = None if options.clip is None else _agreement(options.clip, loaded, device)
     say("measuring the floor")
     reference: str | Path = options.reference or (preset.reference if preset else "heldout")
     features = options.features or (preset.features_option if preset else None)
@@ -143,6 +146,7 @@ def _evaluate(
     labels, seeds = (preset.labels, preset.seeds) if preset else (None, (seed,))
     labels = "prompts in turn" if prompts else labels
     protocol = protocol_record(suite, num, generator.num_classes is not None, seeds, labels)
+    protocol |= {} if agreement is None else {"clip": agreement.id}
     if preset is not None:
         protocol |= {"preset": options.protocol, "departures": departures(preset, protocol)}
     for other, theirs in others.items():
@@ -150,7 +154,7 @@ def _evaluate(
     exact = isinstance(data, PointData) and data.density is not None
     floor = suite.floor_name if isinstance(suite, Suite) else "exact samples" if exact else "held-out half"
     floor = "teacher's other half" if prompts else floor
-    rows: dict[str, Row] = {floor: {"role": "floor", **floor_row(suite)}}
+    rows: dict[str, Row] = {floor: {"role": "floor", **floor_row(suite, agreement)}}
     teachers = _teacher_key(run, suite, protocol, seed, device, data) if "teacher" in models and isinstance(suite, Suite) else None
     for name, model in models.items():
         for count in counts[name]:
@@ -165,12 +169,14 @@ def _evaluate(
             model.to(device)
             if preset is not None:
                 assert isinstance(suite, Suite)
-                row = measure_by(preset, suite, model, num, count)
+                row = measure_by(preset, suite, model, num, count, agreement)
             else:
-                row = measure(suite, model, num, seed, count, slow=True)
+                row = measure(suite, model, num, seed, count, slow=True, agreement=agreement)
             if key is not None:
                 keep_row(key, row)
             rows[title] = {"role": "own" if model is generator else "teacher", **row}
+    if agreement is not None and agreement.cut:
+        say(f"{agreement.cut:,} prompts are longer than {agreement.id['name']} reads, which saw their beginnings")
     for other, theirs in others.items():
         mine = [title for title, role in row_roles(theirs).items() if role in ("teacher", "own")]
         for title in mine:
@@ -204,6 +210,13 @@ def _evaluate(
     where = run.results_file if model_folder == run.path else model_folder / "results.json"
     replace_file(where, json.dumps(results, indent=1).encode())
     return results
+
+
+def _agreement(clip: str, data: Data, device: str) -> Agreement:
+    """What measures agreement with the prompts of `data`. Raises UserError where it has none, or the model `clip` cannot be had."""
+    if not isinstance(data, PromptData):
+        raise UserError(f"--clip is {clip}, which measures agreement with prompts, and this run has none; leave it out")
+    return Agreement(clip, data.table.texts, device)
 
 
 def _teacher_key(
@@ -324,70 +337,3 @@ def _reference(data: ImageData | PointData, suite: Suite | PointSuite, gamma: fl
     if isinstance(data, PointData) and data.density:
         return f"{len(suite.target)} exact samples of {data.name}" + (f"^{gamma:g}" if gamma != 1.0 else "")
     return f"{len(suite.target)} held-out points" + (", each column in standard deviations" if suite.standard is not None else "")
-
-
-def table(results: dict[str, Any]) -> list[list[str]]:
-    """The rows of `results` as text, headings first; a column that no row has is left out."""
-    rows = results["rows"]
-    columns = [figure for figure in FIGURES if figure.is_column and any(figure.key in row for row in rows.values())]
-    lines = [["", *(figure.heading for figure in columns)]]
-    for name, row in rows.items():
-        lines.append([name, *(_cell(row, figure) for figure in columns)])
-    return lines
-
-
-def _cell(row: Row, figure: Figure) -> str:
-    """How `row` gives `figure`, with the class whose it is where it is the least over them."""
-    if figure.key not in row:
-        return ""
-    whose = row.get(f"{figure.key}_of")
-    return figure.form.format(row[figure.key]) + (f" ({printable(str(whose))})" if whose is not None else "")
-
-
-def self_test_line(found: Mapping[str, float]) -> str:
-    """What `evaluate --self-test` found, in a sentence."""
-    return (
-        f"self-test: FD of two halves of the real train split, {found['num']} images each: {found['frechet']:.3g}, of which "
-        f"{found['bias']:.3g} is expected of so few (FD of quarters less FD of halves); left {found['rest']:.2g} +- {found['spread']:.2g} "
-        f"and KID {found['kernel']:.2g}, both 0 but for chance"
-    )
-
-
-def footnote(results: Mapping[str, Any]) -> str:
-    """What the figures of a table are, with n, seeds, features and floor; and what was warned of."""
-    warnings = [f"warning: {text}" for text in results.get("warnings", ())]
-    if "energy" in next(iter(results["rows"].values())):
-        text = (
-            f"n = {results['n']} samples (seed {results['seed']}) against {results['reference']}; the first row is the floor, "
-            "another exact set. Standard errors are in the JSON file"
-        )
-        return "\n".join([text, *warnings])
-    protocol = results.get("protocol", {})
-    floor_n, second = protocol.get("floor_n"), protocol.get("second")
-    lines = ["The training acted on these features: FD flatters it"] * (results.get("trained_in_features") == "evaluator")
-    seeds = f"seed {results['seed']}"
-    if protocol.get("preset"):
-        seeds = f"the least of {len(protocol['seeds'])} blocks, from seeds {', '.join(map(str, protocol['seeds']))}"
-    lines.append(
-        f"FD: Frechet distance of n = {results['n']} samples ({seeds}) to {results['reference']} in the features "
-        f"{results['features']}; floor: the {results.get('floor_of', 'real train split')}'s"
-        + (f", of which {floor_n:,} random images count" if floor_n else "")
-        + ("" if results["floor"] is None else f", {results['floor']:.3f}")
-    )
-    guided = {title: row["guidance_scale"] for title, row in results["rows"].items() if "guidance_scale" in row}
-    lines += [f"{title}: by guidance {scale:g}, of which every step takes twice the evaluations" for title, scale in guided.items()]
-    if second:
-        lines.append(f"2nd judge: FD / floor in the features {second['name']}, of a network that was trained apart")
-    return "\n".join([". ".join(lines), *warnings])
-
-
-def in_words(row: Row) -> str:
-    """The figures of `row` that it gives, in words."""
-    said = [f"energy distance {row['energy']:.4f}"] if "energy" in row else []
-    if "modes" in row:
-        said.append(f"{row['modes']:.0f} modes, TV {row['weight_tv']:.3f}, {row['inside']:.1%} inside")
-    if "frechet_over_floor" in row:
-        said.append(f"Frechet distance {row['frechet_over_floor']:.2f} x the floor")
-    if "class_accuracy" in row:
-        said.append(f"{row['class_accuracy']:.1%} show the class asked for")
-    return ("\n" if "energy" in row else ", ").join(said)

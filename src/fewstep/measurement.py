@@ -22,8 +22,9 @@ from fewstep.metrics.inception import FeatureError, cache_folder
 from fewstep.metrics.least import summed_up, without
 from fewstep.metrics.point_suite import PointSuite, split
 from fewstep.metrics.protocol import Preset, differences
-from fewstep.metrics.statistics import load_statistics
+from fewstep.metrics.statistics import load_statistics, scaled
 from fewstep.metrics.suite import Suite, images_per_second
+from fewstep.pipelines.agreement import Agreement
 from fewstep.pipelines.vae import measured_size
 from fewstep.streams import stream, stream_seed
 from fewstep.training.measuring import Measuring
@@ -224,10 +225,12 @@ def measure(
     speed: bool = True,
     labels: str | None = None,
     slow: bool = False,
+    agreement: Agreement | None = None,
 ) -> Row:
     """All figures of `num` samples drawn with `seed` that so many can carry, and with `speed` that of drawing them.
 
-    `labels` is `how` in `labels_for`; `slow` as in `Suite.measure_batches`. Why a figure is not there, ``too_few`` says by its key.
+    `labels` is `how` in `labels_for`; `slow` as in `Suite.measure_batches`; `agreement` with prompts is measured where it is given. Why a
+    figure is not there, ``too_few`` says by its key.
     """
     label = labels_for(generator, num, seed, real_labels(suite), labels)
     row: Row = {
@@ -237,7 +240,10 @@ def measure(
         **({} if generator.guidance_scale == 1.0 else {"guidance_scale": generator.guidance_scale}),
     }
     if isinstance(suite, Suite):
-        row |= suite.measure_batches(drawn(generator, num, label, seed, steps, sampler), label, slow)
+        batches = drawn(generator, num, label, seed, steps, sampler)
+        if agreement is not None and label is not None:
+            batches = agreement.listen(batches, label, row)
+        row |= suite.measure_batches(batches, label, slow)
     else:
         row |= suite.measure(generator.sample(num, label, stream_seed(seed, "measured samples"), steps, sampler).cpu(), label)
     row = without(row, suite.lacks(num))
@@ -248,9 +254,14 @@ def measure(
     return row
 
 
-def floor_row(suite: Suite | PointSuite) -> Row:
-    """The figures of the floor that its items can carry; ``too_few`` as in `measure`."""
-    return without(suite.floor_row(), suite.floor_lacks())
+def floor_row(suite: Suite | PointSuite, agreement: Agreement | None = None) -> Row:
+    """The figures of the floor that its items can carry; ``too_few`` and `agreement` as in `measure`."""
+    row = without(suite.floor_row(), suite.floor_lacks())
+    if agreement is not None and isinstance(suite, Suite) and suite.heldout_label is not None:
+        parts = (scaled(part, suite.half) for part in suite.heldout.split(BATCH))
+        for _ in agreement.listen(parts, suite.heldout_label, row):
+            pass
+    return row
 
 
 def on_one_network(teacher: Generator, student: Generator) -> Generator:
@@ -270,12 +281,14 @@ def as_drawn(data: PromptData, models: Mapping[str, Generator]) -> None:
             model.sampler |= {"steps": drawn.steps, "guidance_scale": drawn.guidance_scale}
 
 
-def measure_by(preset: Preset, suite: Suite, generator: Generator, num: int, steps: int | None = None) -> Row:
+def measure_by(
+    preset: Preset, suite: Suite, generator: Generator, num: int, steps: int | None = None, agreement: Agreement | None = None
+) -> Row:
     """The figures of a named protocol with `num` samples a block: ``frechet`` is the least over its blocks.
 
-    ``frechet_blocks`` are all of them and ``frechet_mean`` is their mean; every other figure is of the first block.
+    ``frechet_blocks`` are all of them and ``frechet_mean`` is their mean; every other figure is of the first block, see `measure`.
     """
-    row = measure(suite, generator, num, preset.seeds[0], steps, labels=preset.labels, slow=True)
+    row = measure(suite, generator, num, preset.seeds[0], steps, labels=preset.labels, slow=True, agreement=agreement)
     if "frechet" not in row:
         return row
     blocks = [row["frechet"]]

@@ -160,12 +160,13 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
     if chosen.precision == MIXED:
         halve(method.networks.values())
     with named_faults(recipe, lambda error: "that was in a step on a few random items, to count its costs"):
-        costs = measure(method, data.shape, data.num_classes, recipe.steps, recipe.batch_size, devices, trainer.accumulate)
+        parts = devices, trainer.accumulate
+        costs = measure(method, data.shape, data.num_classes, recipe.steps, recipe.batch_size, *parts, chosen.precision)
     lines += costs.lines(items[:-1], seen)
     if timed and not unread:
         settle(fabric, chosen.precision)
         with named_faults(recipe, lambda error: "that was in a few steps that were tried, to see how long they take"):
-            found = trial.tried(recipe, data, method, costs.weights + costs.activations, fabric, chosen.threads)
+            found = trial.tried(recipe, data, method, costs.memory.total, fabric, chosen.threads)
         lines += trial.lines(recipe, found, items == "points", costs.evaluations)
     return lines
 

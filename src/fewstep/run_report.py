@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from fewstep import registry
 from fewstep.errors import UserError
-from fewstep.evaluation import run_recipe, table
+from fewstep.evaluation import run_recipe
+from fewstep.evaluation_text import table
 from fewstep.limits import YAML_BYTES
 from fewstep.measurement import usual_samples
 from fewstep.methods.base import Alarm, Method

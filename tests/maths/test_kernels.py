@@ -1,13 +1,12 @@
-import itertools
 import math
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from fewstep.denoisers import MixtureDenoiser
 from fewstep.maths import kernels
 from fewstep.maths.kernels import KERNELS, barycenter, log_kernel_sum, sinkhorn_log_weights, temperature_range
+from peaks import peak_bytes
 
 BOTH = pytest.mark.parametrize("kernel", KERNELS)
 
@@ -167,12 +166,8 @@ def test_gaussian_barycenter_is_the_denoiser_of_the_samples():
 
 
 def peak_mib(function, number, kernel, exclude_self):
-    """The most memory that tensors of a call hold at once, as torch's allocator tells it: the same on every machine, whatever is free."""
     x = torch.randn(number, 64, generator=torch.Generator().manual_seed(0))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
-        function(x, x, 10.0, kernel, exclude_self)
-    changes = [event.nbytes() for event in told.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(itertools.accumulate(changes)) / 2**20
+    return peak_bytes(lambda: function(x, x, 10.0, kernel, exclude_self)) / 2**20
 
 
 # all pairs in float32 are 1024 MiB of 16384 samples, 256 of 8192; blocks are 16 MiB, of which some live at once

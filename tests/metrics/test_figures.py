@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from fewstep.evaluation import table
+from fewstep.evaluation_text import table
 from fewstep.metrics import frechet_distance, kernel_distance, precision_recall
 from fewstep.metrics.features import PooledPixels
 from fewstep.metrics.figures import BY_KEY, FIGURES, choices
@@ -53,8 +53,8 @@ def test_all_that_is_measured_of_images_is_in_it_and_the_other_way_round():
     assert whose < watched
     assert watched - whose == {figure.key for figure in FIGURES if figure.family == "images" and figure.is_watched}
     assert watched - whose == set(choices("images"))
-    # a protocol of several blocks adds the one, a second network the other
-    assert slow - whose | {"frechet_mean", "frechet_second_over_floor"} == keys("images")
+    # a protocol of several blocks adds the first, a second network the next, and a CLIP model the rest
+    assert slow - whose | {"frechet_mean", "frechet_second_over_floor", "prompt_agreement", "prompt_margin"} == keys("images")
     assert set(suite.floor_row()) - whose <= keys("images")
 
 
@@ -102,13 +102,14 @@ def test_a_table_of_all_there_is():
     row |= {"least_class_std_of": "cat"}
     head, line = table({"rows": {"all": row}})
     assert " | ".join(head) == (
-        " | FD | FD / floor | 2nd judge | mean of blocks | FD to train | KID | +- | class asked for | worst class | precision | recall | "
+        " | FD | FD / floor | 2nd judge | mean of blocks | FD to train | KID | +- | class asked for | worst class | CLIP | over another | "
+        "precision | recall | "
         "class std | least class std | spacing | to train | copies | "
         "energy distance | MMD^2 | SW2 | modes | weights, TV | inside | variance | radius | trained, s | samples/s"
     )
     assert " | ".join(line) == (
-        "all | 1.235 | 1.23 | 1.23 | 1.235 | 1.235 | 1.23457 | 1.23457 | 123.5% | 123% | 1.23 | 1.23 | 123% | 123% (cat) | 123% | 123% | "
-        "123.5% | "
+        "all | 1.235 | 1.23 | 1.23 | 1.235 | 1.235 | 1.23457 | 1.23457 | 123.5% | 123% | 1.235 | +1.235 | "
+        "1.23 | 1.23 | 123% | 123% (cat) | 123% | 123% | 123.5% | "
         "1.23457 | 1.23457 | 1.235 | 1 | 1.2346 | 1.235 | 1.23 | 1.23 | 1 | 1"
     )
     assert table({"rows": {"a": {"frechet": 2.0}, "b": {"inside": 0.5}}}) == [["", "FD", "inside"], ["a", "2.000", ""], ["b", "", "0.500"]]

@@ -10,6 +10,8 @@ SHARED = {
     SECOND: ("second",),
     "precision": ("second", "manifold"),
     "recall": ("second", "manifold"),
+    "prompt_agreement": ("clip",),
+    "prompt_margin": ("clip",),
 }  # by keys
 SURE = 1.05  # a ratio of two distances, below which they differ by the draw of the samples
 

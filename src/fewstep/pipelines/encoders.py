@@ -141,8 +141,8 @@ class Encoder:
 
         Raises UserError where half precision cannot hold them.
         """
-        with _quiet():
-            more = {"prompt_2": None, "prompt_3": None} if self.kind == "StableDiffusion3Pipeline" else {}
+        more = {"prompt_2": None, "prompt_3": None} if self.kind == "StableDiffusion3Pipeline" else {}
+        with quiet():
             found = self.pipeline.encode_prompt(
                 list(texts), device=self.pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False, **more
             )
@@ -165,7 +165,7 @@ class Encoder:
 
     def longer_ones(self, texts: tuple[str, ...]) -> list[int]:
         """Which of `texts` have more tokens than any of the encoders sees, and are cut there."""
-        with _quiet():
+        with quiet():
             return [
                 number
                 for number, text in enumerate(texts)
@@ -187,7 +187,7 @@ def _pipeline(folder: Path, model: str) -> Any:
     if "requires_safety_checker" in index:
         without["requires_safety_checker"] = False
     try:
-        with _quiet():
+        with quiet():
             pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **without)
         if "transformer" in others:  # SD 3's asks it how wide the text is that is not there
             width = read_json(folder / "transformer" / "config.json")["joint_attention_dim"]
@@ -198,7 +198,7 @@ def _pipeline(folder: Path, model: str) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Inside, neither diffusers nor transformers shows bars or remarks of its own: what matters is said here."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers

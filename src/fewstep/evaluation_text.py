@@ -1,0 +1,79 @@
+"""An evaluation in words: its table, what stands below that, and one line of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fewstep.data.checks import printable
+from fewstep.measurement import Row
+from fewstep.metrics.figures import FIGURES, Figure
+
+
+def table(results: dict[str, Any]) -> list[list[str]]:
+    """The rows of `results` as text, headings first; a column that no row has is left out."""
+    rows = results["rows"]
+    columns = [figure for figure in FIGURES if figure.is_column and any(figure.key in row for row in rows.values())]
+    lines = [["", *(figure.heading for figure in columns)]]
+    for name, row in rows.items():
+        lines.append([name, *(_cell(row, figure) for figure in columns)])
+    return lines
+
+
+def _cell(row: Row, figure: Figure) -> str:
+    """How `row` gives `figure`, with the class whose it is where it is the least over them."""
+    if figure.key not in row:
+        return ""
+    whose = row.get(f"{figure.key}_of")
+    return figure.form.format(row[figure.key]) + (f" ({printable(str(whose))})" if whose is not None else "")
+
+
+def self_test_line(found: Mapping[str, float]) -> str:
+    """What `evaluate --self-test` found, in a sentence."""
+    return (
+        f"self-test: FD of two halves of the real train split, {found['num']} images each: {found['frechet']:.3g}, of which "
+        f"{found['bias']:.3g} is expected of so few (FD of quarters less FD of halves); left {found['rest']:.2g} +- {found['spread']:.2g} "
+        f"and KID {found['kernel']:.2g}, both 0 but for chance"
+    )
+
+
+def footnote(results: Mapping[str, Any]) -> str:
+    """What the figures of a table are, with n, seeds, features and floor; and what was warned of."""
+    warnings = [f"warning: {text}" for text in results.get("warnings", ())]
+    if "energy" in next(iter(results["rows"].values())):
+        text = (
+            f"n = {results['n']} samples (seed {results['seed']}) against {results['reference']}; the first row is the floor, "
+            "another exact set. Standard errors are in the JSON file"
+        )
+        return "\n".join([text, *warnings])
+    protocol = results.get("protocol", {})
+    floor_n, second = protocol.get("floor_n"), protocol.get("second")
+    lines = ["The training acted on these features: FD flatters it"] * (results.get("trained_in_features") == "evaluator")
+    seeds = f"seed {results['seed']}"
+    if protocol.get("preset"):
+        seeds = f"the least of {len(protocol['seeds'])} blocks, from seeds {', '.join(map(str, protocol['seeds']))}"
+    lines.append(
+        f"FD: Frechet distance of n = {results['n']} samples ({seeds}) to {results['reference']} in the features "
+        f"{results['features']}; floor: the {results.get('floor_of', 'real train split')}'s"
+        + (f", of which {floor_n:,} random images count" if floor_n else "")
+        + ("" if results["floor"] is None else f", {results['floor']:.3f}")
+    )
+    guided = {title: row["guidance_scale"] for title, row in results["rows"].items() if "guidance_scale" in row}
+    lines += [f"{title}: by guidance {scale:g}, of which every step takes twice the evaluations" for title, scale in guided.items()]
+    if second:
+        lines.append(f"2nd judge: FD / floor in the features {second['name']}, of a network that was trained apart")
+    if clip := protocol.get("clip"):
+        lines.append(
+            f"CLIP: the mean cosine with the prompt by {clip['name']}; over another: by how much it is above that with the next prompt"
+        )
+    return "\n".join([". ".join(lines), *warnings])
+
+
+def in_words(row: Row) -> str:
+    """The figures of `row` that it gives, in words."""
+    said = [f"energy distance {row['energy']:.4f}"] if "energy" in row else []
+    if "modes" in row:
+        said.append(f"{row['modes']:.0f} modes, TV {row['weight_tv']:.3f}, {row['inside']:.1%} inside")
+    if "frechet_over_floor" in row:
+        said.append(f"Frechet distance {row['frechet_over_floor']:.2f} x the floor")
+    if "class_accuracy" in row:
+        said.append(f"{row['class_accuracy']:.1%} show the class asked for")
+    return ("\n" if "energy" in row else ", ").join(said)
