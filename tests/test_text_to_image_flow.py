@@ -88,6 +88,19 @@ def test_stock_diffusers_draws_what_the_generator_draws(steps, sd3, tmp_path):
     assert all(torch.equal(written[name], own[name]) for name in own)
 
 
+def test_a_whole_copy_is_trained_and_kept(sd3, tmp_path):
+    rate = "method.generator_optimizer.lr=1e-6"
+    more = ("method.lora=null", "method.sampler_steps=1", "steps=1", "trainer.sample_every=5", "trainer.checkpointing=true", rate)
+    generator = load(trained(sd3, tmp_path / "run", *more))
+    assert generator.base is None
+    assert isinstance(generator.denoiser, FlowDenoiser)
+    assert generator.denoiser.shift == 3.0
+    assert sum(parameter.numel() for parameter in generator.parameters()) == 35_136
+    ours = generator.sample(2, seed=0, prompts=TEXTS[:2])
+    begun = text_teacher(sd3.model).sample(2, seed=0, prompts=TEXTS[:2], steps=1, guidance_scale=1)  # in one step they draw alike
+    assert 0 < (ours - begun).abs().max() < 0.01
+
+
 def test_prompts_in_words_are_the_rows_of_the_table(run):
     generator = load(run)
     by_row = generator.sample(3, [3, 1, 3], seed=2)
