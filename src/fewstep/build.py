@@ -165,12 +165,13 @@ def tell_prompts(generator: Generator, data: PromptData, called: str) -> None:
         raise UserError(
             f"the prompts in {data.table.folder} were encoded by {table.model}, and {called} has other text encoders; encode them by it"
         )
-    base, samples = generator.base, data.samples
-    if base is not None and samples is not None and samples.drawn.weights != base.weights:
-        raise UserError(
-            f"the samples in {data.table.folder} are of another network than {called}; encode the prompts into a new folder, with "
-            "--samples of that one, or none"
-        )
+    base = generator.base
+    for drawn in (data.samples, data.pairs):
+        if base is not None and drawn is not None and drawn.drawn.weights != base.weights:
+            raise UserError(
+                f"the {drawn.use.what} in {data.table.folder} are of another network than {called}; encode the prompts into a new folder, "
+                f"with {drawn.use.option} of that one, or none"
+            )
     generator.tell(data.table)
 
 
@@ -274,10 +275,10 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
     except ValueError as error:
         raise UserError(str(error)) from error
     settings = recipe.method
-    if isinstance(data, PromptData) and settings.needs_items:
+    if isinstance(data, PromptData) and data.images is None and settings.needs_items:
         raise UserError(
-            f"the data {data.name} has prompts and no images, and method {settings.name} as it is set learns from images; give data that "
-            "has some, or a method and settings that need none"
+            f"the data {data.name} has prompts and no images, and method {settings.name} as it is set learns from images; encode images "
+            "with captions (fewstep encode IMAGES --images --captions), or give a method and settings that need none"
         )
     teacher = None
     if settings.taught or recipe.network.role == "copy":

@@ -2,12 +2,17 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fewstep import completion
 from fewstep.errors import UserError
+
+if TYPE_CHECKING:
+    from fewstep.data.prompt_table import Manifest
+
+PIXELS = 256  # a side, that images become before they are encoded
 
 
 def say(text: str) -> None:
@@ -152,36 +157,69 @@ def encode(
     samples: Annotated[
         int | None, typer.Option(help="also draw so many samples of the model, which its students are held beside (2,000 to evaluate)")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="of those samples; default 50, of SD 3 28")] = None,
+    pairs: Annotated[
+        int | None, typer.Option(help="also draw so many samples with their noise, which a student of one step learns first (10,000)")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="of those samples and pairs; default 50, of SD 3 28")] = None,
     images: Annotated[
         bool, typer.Option("--images", help="the first argument is a folder of images, .parquet or Hub id: encode these")
     ] = False,
-    size: Annotated[int, typer.Option(help="of images: pixels a side that they become first")] = 256,
+    captions: Annotated[
+        bool, typer.Option("--captions", help="of images: encode their captions too (--column), for a discriminator")
+    ] = False,
+    size: Annotated[
+        int | None, typer.Option(help=f"of images: pixels a side that they become first; default {PIXELS}, with --captions the model's own")
+    ] = None,
     label_column: Annotated[str | None, typer.Option(help="of images: column of the labels; none is for no classes")] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="of those samples; the student's method.guidance_scale is usual; default 7.5, of SD 3 7")
+        float | None, typer.Option(help="of those samples and pairs; the student's method.guidance_scale is usual; default 7.5, of SD 3 7")
     ] = None,
 ) -> None:
     """Encode prompts, or with --images images, once, before training, by a Stable Diffusion pipeline, which is not in memory later."""
     if images:
-        others = {"--column": column, "--samples": samples, "--revision": revision}
+        others = {"--samples": samples, "--pairs": pairs, "--revision": revision, **({} if captions else {"--column": column})}
         if given := [key for key, value in others.items() if value is not None]:
-            raise UserError(f"{given[0]} is for prompts, and --images was given; leave one of them out")
-        return _encode_images(prompts, model, out, size, label_column)
-    if revision is not None and samples is not None:
-        raise UserError(f"--revision is {revision!r}, and --samples draws from the model's main revision; give a folder with that revision")
-    if label_column is not None:
-        raise UserError("--label-column is for images; add --images, or leave it out")
+            away = " without --captions" if given[0] == "--column" else ""
+            raise UserError(f"{given[0]} is for prompts, and --images was given{away}; leave one of them out")
+        if captions:
+            return _encode_captioned(prompts, model, out, size, label_column, column)
+        return _encode_images(prompts, model, out, size or PIXELS, label_column)
+    drawn = next((key for key, value in (("--samples", samples), ("--pairs", pairs)) if value is not None), None)
+    if revision is not None and drawn is not None:
+        raise UserError(f"--revision is {revision!r}, and {drawn} draws from the model's main revision; give a folder with that revision")
+    for key, is_given in (("--label-column", label_column is not None), ("--captions", captions), ("--size", size is not None)):
+        if is_given:
+            raise UserError(f"{key} is for images; add --images, or leave it out")
     from fewstep.pipelines.encoders import encode_prompts
     from fewstep.training.progress import reading_bar
 
     found = encode_prompts(prompts, model, out, column, revision, reading_bar, say)
+    _say_prompts(found)
+    typer.echo(f"encoded: {out}")
+    if drawn is None:
+        return
+    from fewstep.data.teacher_samples import COMPARED, PAIRS
+    from fewstep.interop.teacher_samples import draw_teacher_samples
+
+    for num, use in ((samples, COMPARED), (pairs, PAIRS)):
+        if num is not None:
+            made = draw_teacher_samples(out, num, model, steps, guidance_scale, reading_bar, say, use)
+            typer.echo(f"drawn: {made.num:,} {use.what} of the model, in {made.steps} steps by guidance {made.guidance_scale:g}")
+
+
+def _say_prompts(found: "Manifest") -> None:
     told = [f"{number:,} {what}" for number, what in ((found.repeated, "again"), (found.blank, "blank lines left out")) if number]
     row = f"{found.tokens} tokens of {found.width} numbers" + (f", pooled {found.pooled}" if found.pooled else "")
     typer.echo(f"prompts: {found.num:,} different ones" + (f" ({', '.join(told)})" if told else "") + f"; a row is {row}")
-    typer.echo(f"encoded: {out}")
-    if samples is not None:
-        from fewstep.interop.teacher_samples import draw_teacher_samples
 
-        drawn = draw_teacher_samples(out, samples, model, steps, guidance_scale, reading_bar, say)
-        typer.echo(f"drawn: {drawn.num:,} samples of the model, in {drawn.steps} steps by guidance {drawn.guidance_scale:g}")
+
+def _encode_captioned(images: Path, model: str, out: Path, size: int | None, label_column: str | None, column: str | None) -> None:
+    if label_column is not None:
+        raise UserError("--label-column is for classes, and --captions was given; name the column of captions in --column")
+    from fewstep.interop.latent_folder import encode_captioned
+    from fewstep.training.progress import reading_bar
+
+    prompts, found = encode_captioned(str(images), model, out, size, column, reading_bar, say)
+    _say_prompts(prompts)
+    typer.echo(f"images: {found.num['train']:,} to train on, {found.num['heldout']:,} held out, each with its prompt")
+    typer.echo(f"encoded: {out}, latents of {'x'.join(map(str, found.shape))}")

@@ -153,7 +153,8 @@ def _evaluate(
         check_same_protocol({"protocol": protocol}, theirs, ("this evaluation", str(other)))
     exact = isinstance(data, PointData) and data.density is not None
     floor = suite.floor_name if isinstance(suite, Suite) else "exact samples" if exact else "held-out half"
-    floor = "teacher's other half" if prompts else floor
+    taught_by = isinstance(loaded, PromptData) and loaded.samples is not None  # measured beside samples of the teacher
+    floor = "teacher's other half" if taught_by else floor
     rows: dict[str, Row] = {floor: {"role": "floor", **floor_row(suite, agreement)}}
     teachers = _teacher_key(run, suite, protocol, seed, device, data) if "teacher" in models and isinstance(suite, Suite) else None
     for name, model in models.items():
@@ -188,7 +189,7 @@ def _evaluate(
         "recipe": f"{recipe.method.name}/{data.name}",
         "data": data.name,
         "reference": f"{len(data.heldout)} samples of the teacher"
-        if prompts and options.reference is None
+        if taught_by and options.reference is None
         else _reference(data, suite, recipe.power(points), options.reference),
         "features": suite.network.name if isinstance(suite, Suite) else "the points themselves",
         "trained_in_features": generator.info.get("trained_in_features"),

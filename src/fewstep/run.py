@@ -137,7 +137,7 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
     check_parts(recipe, method, devices)
     classes = f"{data.num_classes or 'no'} classes"
     items = "points" if len(data.shape) == 1 else "images"
-    unit = "prompts without" if isinstance(data, PromptData) else "training"
+    unit = "prompts without" if isinstance(data, PromptData) and data.images is None else "training"
     training = f"a stream of {items}" if data.train_size is None else f"{data.train_size} {unit} {items}"
     told = [] if unread else audit(data).lines()
     about = f"data: {training}, {data.heldout_size} held out, shape {list(data.shape)}, {classes}"

@@ -54,6 +54,22 @@ def image_folder(
     mistakes = Mistakes(source)
     found = find_images(path, config, image_column, label_column, mistakes, channels * size * size)
     mistakes.check()
+    return read_found(found, mistakes, path, size, channels, holdout, flip, resize, bar)
+
+
+def read_found(
+    found: Found,
+    mistakes: Mistakes,
+    path: str,
+    size: int,
+    channels: int = 3,
+    holdout: float = 0.1,
+    flip: bool = False,
+    resize: Resize = "fit",
+    bar: Bar = no_bar,
+) -> ImageData:
+    """The images of what was `found` at `path`, see `image_folder`; labels without names are kept as they are. Raises DataError."""
+    source = mistakes.source
     used, image, labels, names, origin = found.splits, found.image, found.labels, found.names, found.origin
     title = f"reading {Path(path).name or path}"
     if len(used) > 1:
@@ -61,7 +77,7 @@ def image_folder(
             pixels = [decode_split(split, image, np.arange(split.num), size, channels, resize, mistakes, advance) for split in used]
         mistakes.check()
     else:
-        keep, out, how = hold_out(source, used[0].num, labels[0] if labels else None, names, holdout)
+        keep, out, how = hold_out(source, used[0].num, labels[0] if names else None, names, holdout)
         origin = replace(origin, heldout=how)
         # each image goes to where it is wanted: a selection afterwards would hold all of them twice
         place = torch.cat([keep, out]).argsort().numpy()

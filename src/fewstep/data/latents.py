@@ -44,6 +44,7 @@ class Encoded:
         num: images of each split.
         class_names: one for each label; empty without.
         files: SHA-256 of each file.
+        labelled: whether items have labels, if these have no names: then they are rows of prompts that lie beside them.
         version: of this format.
 
     """
@@ -56,6 +57,7 @@ class Encoded:
     num: Mapping[str, int]
     class_names: tuple[str, ...]
     files: Mapping[str, str]
+    labelled: bool = False
     version: int = VERSION
 
     def json(self) -> bytes:
@@ -111,7 +113,7 @@ def latent_folder(path: str) -> LatentData:
         raise DataError(f"{folder / MANIFEST} cannot be read ({error}); {REMEDY}") from None
     train, heldout = (_read(folder, split, found.num[split], found.num[split], "latents") for split in SPLITS)
     train_label = heldout_label = None
-    if found.class_names:
+    if found.class_names or found.labelled:
         train_label, heldout_label = (_read(folder, split, found.num[split], found.num[split], "label") for split in SPLITS)
     for part in (train, heldout):
         if tuple(part.shape[1:]) != found.shape:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,23 +56,29 @@ def read_prompts(path: Path, column: str | None = None) -> Prompts:
         raise DataError(f"--column is {column!r}, but {path} has no columns: each line is a prompt; leave --column out")
     if (size := path.stat().st_size) > LINES_BYTES and path.suffix != ".parquet":
         raise DataError(f"{path} has {in_units(size)}, where {in_units(LINES_BYTES)} of prompts are read; give fewer, or a .parquet")
+    kind = "line" if path.suffix == ".txt" else "row"
+    found = gathered(_texts(path, column), lambda line: f"{kind} {line} of {path}")
+    if not found.rows:
+        raise DataError(f"{path} holds no prompt; write one on each line")
+    return found
+
+
+def gathered(texts: Iterable[str], place: Callable[[int], str]) -> Prompts:
+    """The prompts in `texts`, of which number k, from 1, stands in ``place(k)``. Raises DataError for one that is too long."""
     numbers: dict[str, int] = {}
     rows, lines, blank = [], [], 0
-    for line, raw in enumerate(_texts(path, column), 1):
+    for line, raw in enumerate(texts, 1):
         text = " ".join(raw.split())
         if not text:
             blank += 1
             continue
         if len(text) > LONGEST:
-            place = f"{'line' if path.suffix == '.txt' else 'row'} {line} of {path}"
             raise DataError(
-                f"the prompt in {place} has {len(text):,} characters, where {LONGEST:,} are allowed ({text[:SHOWN]!r}...); shorten it, or "
-                "put each prompt on a line of its own"
+                f"the prompt in {place(line)} has {len(text):,} characters, where {LONGEST:,} are allowed ({text[:SHOWN]!r}...); shorten "
+                "it, or put each prompt on a line of its own"
             )
         rows.append(numbers.setdefault(text, len(numbers)))
         lines.append(line)
-    if not rows:
-        raise DataError(f"{path} holds no prompt; write one on each line")
     return Prompts(tuple(numbers), tuple(rows), tuple(lines), blank)
 
 
@@ -95,7 +101,7 @@ def _texts(path: Path, column: str | None) -> Iterator[str]:
 def _csv_column(path: Path, text: str, column: str | None) -> Iterator[str]:
     try:
         table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        name = _chosen(path, [heading for heading in table.fieldnames or () if heading], column)
+        name = chosen_column(path, [heading for heading in table.fieldnames or () if heading], column)
         for row in table:
             yield row[name] or ""
     except csv.Error as error:
@@ -111,7 +117,7 @@ def _parquet_column(path: Path, column: str | None) -> Iterator[str]:
     try:
         with pq.ParquetFile(path) as table:
             texts = [field.name for field in table.schema_arrow if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
-            name = _chosen(path, texts, column)
+            name = chosen_column(path, texts, column)
             if (rows := table.metadata.num_rows) > ROWS:
                 raise DataError(f"{source}, which claims {rows:,} rows, where {ROWS:,} are read; give fewer")
             for batch in table.iter_batches(batch_size=10_000, columns=[name]):
@@ -121,7 +127,7 @@ def _parquet_column(path: Path, column: str | None) -> Iterator[str]:
         raise DataError(f"{path} cannot be read as a parquet file ({str(error).splitlines()[0]}); take another copy") from None
 
 
-def _chosen(path: Path, columns: Iterable[str], column: str | None) -> str:
+def chosen_column(path: Path | str, columns: Iterable[str], column: str | None) -> str:
     """Which of `columns` holds the prompts. Raises DataError."""
     there = list(columns)
     if column is not None:

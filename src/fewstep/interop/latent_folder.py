@@ -8,17 +8,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fewstep.data.captioned import captioned_images
 from fewstep.data.errors import DataError
 from fewstep.data.image_sets import image_folder
 from fewstep.data.images import ImageData
 from fewstep.data.latents import MANIFEST, SPLITS, Encoded, chunks
+from fewstep.data.prompt_table import Manifest
 from fewstep.data.splits import Bar, no_bar
 from fewstep.errors import UserError, first_line
 from fewstep.files import check_free, held_folder, sha256_of, sweep, write_part
+from fewstep.pipelines.encoders import encode_prompts
+from fewstep.pipelines.folder import FORMS, NETWORKS, latents_shape, model_folder, pipeline_kind
 from fewstep.pipelines.vae import VAE, measured_size
 from fewstep.text import read_json
 
 BEGUN = "encoding.json"  # what an encoding that is not done belongs to
+BEGUN_BESIDE = "images.json"  # and where it lies beside one of prompts
 
 
 def encode_images(
@@ -41,33 +46,77 @@ def encode_images(
 
     """
     vae = VAE(model)
-    if size < 1 or size % vae.factor:
-        raise UserError(f"--size is {size}; the VAE of {model} makes one place of {vae.factor} pixels: give a multiple of that")
+    _check_size(vae, size, model)
     try:
         data = image_folder(images, size, 3, label_column=label_column, bar=bar)
     except DataError as error:
         raise UserError(str(error)) from error
     if data.note:
         say(data.note)
+    return _written(data, images, vae, size, out, BEGUN, bar)
+
+
+def encode_captioned(
+    images: str,
+    model: str,
+    out: Path,
+    size: int | None = None,
+    column: str | None = None,
+    bar: Bar = no_bar,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[Manifest, Encoded]:
+    """Encode images with a caption each: the captions as prompts, and the images as latents beside them, by rows of these prompts.
+
+    See `fewstep.data.captioned.captioned_images` for what is read, `encode_prompts` and `encode_images` for what is written. `size` is the
+    model's own where it is not given. Raises UserError as these do, and for a size of which the model makes other latents.
+    """
+    vae = VAE(model)
+    folder = model_folder(model)
+    own = latents_shape(folder, kind := pipeline_kind(folder, model))
+    size = own[1] * vae.factor if size is None else size
+    _check_size(vae, size, model)
+    if vae.shape(size) != own:
+        made, taken = ("x".join(map(str, shape)) for shape in (vae.shape(size), own))
+        raise UserError(
+            f"--size is {size}, of which the VAE of {model} makes latents of {made}; its {NETWORKS[FORMS[kind].network]} takes {taken}: "
+            "leave it out"
+        )
+    try:
+        found = captioned_images(images, size, column, bar=bar)
+    except DataError as error:
+        raise UserError(str(error)) from error
+    if found.images.note:
+        say(found.images.note)
+    manifest = encode_prompts(found.captions, model, out, bar=bar, say=say)
+    return manifest, _written(found.images, images, vae, size, out, BEGUN_BESIDE, bar)
+
+
+def _check_size(vae: VAE, size: int, model: str) -> None:
+    if size < 1 or size % vae.factor:
+        raise UserError(f"--size is {size}; the VAE of {model} makes one place of {vae.factor} pixels: give a multiple of that")
+
+
+def _written(data: ImageData, source: str, vae: VAE, size: int, out: Path, begun: str, bar: Bar) -> Encoded:
+    """Write the latents of `data` to `out`, and into the file `begun` there what they belong to. Raises UserError."""
     digest = hashlib.sha256()
     for split in SPLITS:
         label = data.labels(split)
         for tensor in (getattr(data, split), *(() if label is None else (label,))):
             digest.update(tensor.contiguous().numpy())
     belongs = {"images": digest.hexdigest(), "vae": vae.id}
-    if out.is_dir() and (out / BEGUN).is_file():
+    if out.is_dir() and (out / begun).is_file():
         try:
-            theirs = read_json(out / BEGUN)
+            theirs = read_json(out / begun)
         except (OSError, ValueError) as error:
-            raise UserError(f"{out / BEGUN} cannot be read ({first_line(error)}); give a new folder") from None
+            raise UserError(f"{out / begun} cannot be read ({first_line(error)}); give a new folder") from None
         if theirs != belongs:
             raise UserError(f"--out is {out}, which holds other images, or those of another VAE; give a new folder, or remove that one")
-    else:
+    elif begun == BEGUN:
         check_free(out)
         out.mkdir(parents=True, exist_ok=True)
     with held_folder(out, "encoding into", "give the same command again"):
         sweep(out)
-        write_part(out / BEGUN, json.dumps(belongs).encode())
+        write_part(out / begun, json.dumps(belongs).encode())
         files: dict[str, str] = {}
         with bar("encoding images", len(data.train) + len(data.heldout)) as done:
             for split in SPLITS:
@@ -77,7 +126,8 @@ def encode_images(
                     done(last - first)
                     files[name] = sha256_of(out / name)
         num = {split: len(getattr(data, split)) for split in SPLITS}
-        found = Encoded(data.name, str(images), vae.model, vae.id, vae.shape(size), num, data.class_names, files)
+        labelled = data.labels("train") is not None
+        found = Encoded(data.name, source, vae.model, vae.id, vae.shape(size), num, data.class_names, files, labelled)
         write_part(out / MANIFEST, found.json())
     return found
 

@@ -4,17 +4,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fewstep.data.errors import DataError
 from fewstep.data.prompt_table import PromptTable
 from fewstep.data.splits import Bar, no_bar
-from fewstep.data.teacher_samples import EACH, MANIFEST, Drawn, TeacherSamples, chunks, sample_rows
+from fewstep.data.teacher_samples import COMPARED, PAIRS, Drawn, TeacherSamples, Use
 from fewstep.errors import UserError
 from fewstep.files import held_folder, sha256_of, write_part
 from fewstep.generator import Generator
 from fewstep.interop.text_teacher import text_teacher
 from fewstep.pipelines.vae import measured_size
-from fewstep.streams import stream_seed
+from fewstep.streams import Noise, seeded, stream_seed
 
 
 def draw_teacher_samples(
@@ -25,14 +26,16 @@ def draw_teacher_samples(
     guidance_scale: float | None = None,
     bar: Bar = no_bar,
     say: Callable[[str], None] = lambda text: None,
+    use: Use = COMPARED,
 ) -> Drawn:
-    """Draw `num` samples of the pipeline `model` for the prompts in `folder`, in turn, and keep them there.
+    """Draw `num` samples of the pipeline `model` for the prompts in `folder`, in turn, and keep them there for `use`.
 
     `steps` and `guidance_scale` are by default those of its stock pipeline. What was stopped goes on where it was. Raises UserError for too
     few, for samples that are there already and were drawn otherwise, and as `text_teacher` does.
     """
-    if num < EACH:
-        raise UserError(f"--samples is {num}; give at least {EACH}, which are drawn of each prompt: half are held beside the other half")
+    if num < use.each:
+        of = ", which are drawn of each prompt: half are held beside the other half" if use.each > 1 else ""
+        raise UserError(f"{use.option} is {num}; give at least {use.each}{of}")
     try:
         table = PromptTable(folder)
     except DataError as error:
@@ -45,40 +48,43 @@ def draw_teacher_samples(
         teacher.to("cuda")
     asked = Drawn(teacher.base.weights, steps, float(guidance_scale), num, len(table), {})
     with held_folder(folder, "drawing samples into", "give the same command again"):
-        if (folder / MANIFEST).is_file():
+        if (folder / use.manifest).is_file():
             try:
-                there = TeacherSamples(folder, len(table)).drawn
+                there = TeacherSamples(folder, len(table), use).drawn
             except DataError as error:
                 raise UserError(str(error)) from error
             if (there.weights, there.steps, there.guidance_scale, there.num) == (asked.weights, steps, asked.guidance_scale, num):
-                say(f"{folder} holds these samples already")
+                say(f"{folder} holds these {use.what} already")
                 return there
             raise UserError(
-                f"{folder} holds {there.num:,} samples in {there.steps} steps by guidance {there.guidance_scale:g}, of this model or "
-                f"another; remove {MANIFEST} and teacher-*.safetensors there to draw others"
+                f"{folder} holds {there.num:,} {use.what} in {there.steps} steps by guidance {there.guidance_scale:g}, of this model or "
+                f"another; remove {use.manifest} and {use.stem}-*.safetensors there to draw others"
             )
         files = {}
-        with bar("drawing samples of the teacher", num) as done:
-            for name, first, last in chunks(num):
+        with bar(f"drawing {use.what} of the teacher", num) as done:
+            for name, first, last in use.chunks(num):
                 mark = f"{asked.weights} {steps} {asked.guidance_scale} {len(table)} {first} {last}"
                 if _mark(folder / name) != mark:
-                    _draw(teacher, folder / name, first, last, steps, guidance_scale, len(table), mark)
+                    _draw(teacher, folder / name, use.rows(first, last, len(table)), first, asked, mark, use)
                 done(last - first)
                 files[name] = sha256_of(folder / name)
         drawn = Drawn(asked.weights, steps, asked.guidance_scale, num, len(table), files)
-        write_part(folder / MANIFEST, drawn.json())
+        write_part(folder / use.manifest, drawn.json())
     return drawn
 
 
-def _draw(teacher: Generator, path: Path, first: int, last: int, steps: int, guidance_scale: float, prompts: int, mark: str) -> None:
+def _draw(teacher: Generator, path: Path, rows: Tensor, first: int, asked: Drawn, mark: str, use: Use) -> None:
+    """Draw samples of `rows`, from number `first` on, as `asked`, and write them to `path` with a `mark` of that."""
     from safetensors.torch import save
 
-    rows = sample_rows(first, last, prompts)
-    seeds = [stream_seed(0, "teacher", number) for number in range(first, last)]
-    latents = teacher.sample(last - first, rows, seeds, steps, guidance_scale=guidance_scale)
-    pixels = ((measured_size(teacher.pixels(latents)).cpu() + 1) * 127.5).round().to(torch.uint8)
-    tensors = {"latents": latents.cpu().half(), "pixels": pixels.contiguous(), "row": rows}
-    write_part(path, save(tensors, {"drawn": mark}))
+    num = len(rows)
+    seeds = [stream_seed(0, use.stem, number) for number in range(first, first + num)]
+    latents = teacher.sample(num, rows, seeds, asked.steps, guidance_scale=asked.guidance_scale)
+    if use is PAIRS:  # the noise that `sample` begins with
+        beside = Noise(seeded(seeds, num))((num, *teacher.latent_shape), torch.empty(())).half()
+    else:
+        beside = ((measured_size(teacher.pixels(latents)).cpu() + 1) * 127.5).round().to(torch.uint8)
+    write_part(path, save({"latents": latents.cpu().half(), use.beside: beside.contiguous(), "row": rows}, {"drawn": mark}))
 
 
 def _mark(path: Path) -> str | None:

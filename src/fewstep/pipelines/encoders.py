@@ -30,7 +30,7 @@ BEGUN = "encoding.json"  # what an encoding that is not done belongs to
 
 
 def encode_prompts(
-    prompts: Path,
+    prompts: Path | Prompts,
     model: str,
     out: Path,
     column: str | None = None,
@@ -38,7 +38,7 @@ def encode_prompts(
     bar: Bar = no_bar,
     say: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
-    """Encode the prompts in a file by the text encoders of `model`, a pipeline's folder or Hub id, into the folder `out`.
+    """Encode `prompts`, or those in a file, by the text encoders of `model`, a pipeline's folder or Hub id, into the folder `out`.
 
     An encoding that was stopped goes on where it was; one that is done is left as it is. Each different prompt is encoded once. See
     `fewstep.data.prompt_files.read_prompts` for the file and `column`, and `fewstep.data.prompt_table` for what is written.
@@ -49,7 +49,7 @@ def encode_prompts(
 
     """
     try:
-        found = read_prompts(prompts, column)
+        found = read_prompts(prompts, column) if isinstance(prompts, Path) else prompts
     except DataError as error:
         raise UserError(str(error)) from error
     folder = model_folder(model, revision)

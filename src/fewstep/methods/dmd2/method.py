@@ -21,6 +21,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fewstep.data.prompts import PromptData
+from fewstep.data.teacher_samples import TeacherSamples
 from fewstep.denoisers import Guided, StepwiseDenoiser
 from fewstep.generator import Generator, frozen
 from fewstep.maths.adversarial import discriminator_loss, generator_loss
@@ -36,7 +38,7 @@ from fewstep.model_config import inherited
 from fewstep.networks import tables_of
 from fewstep.networks.heads import LevelHeads, feature_shapes
 from fewstep.networks.mlp.settings import MLPSettings
-from fewstep.streams import normal
+from fewstep.streams import integers, normal
 
 
 class DMD2(Method):
@@ -61,10 +63,11 @@ class DMD2(Method):
     rate = "method.generator_optimizer.lr"
     shown = ("dm", "fake", "gan")
     main = "generator.dm"
-    drawn: ClassVar = {"losses": ("dm", "fake", "gan"), "agreement": ("gap",), "pull": ("gan_pull",)}
+    drawn: ClassVar = {"losses": ("dm", "fake", "gan", "regression"), "agreement": ("gap",), "pull": ("gan_pull",)}
     readings: ClassVar = {
         "losses": "dm is the disagreement of teacher and fake network on the generator's samples, and no measure of quality: it may rise "
-        "while samples improve. fake is the fake network's denoising error: lower is better. gan, where there is one, is a contest of two.",
+        "while samples improve. fake is the fake network's denoising error: lower is better. gan, where there is one, is a contest of two; "
+        "regression, where a student begins with it, falls.",
         "agreement": "How far the teacher and the fake network are apart, in units of what the teacher misses of the sample. Lower is "
         "better; above 1.5 the fake network does not follow.",
         "pull": "How hard the adversarial term pulls at the samples, in units of the teacher's pull. Neither way is better: far above 1 it "
@@ -114,8 +117,10 @@ class DMD2(Method):
         real: nn.Module | None = None,
         student: Generator | None = None,
         seed: int = 0,
+        pairs: TeacherSamples | None = None,
     ) -> None:
         _check(settings, teacher, student)
+        self.pairs = pairs if settings.regression else None
         self.settings, self.teacher, self.real, self.student = settings, teacher, real, student
         teaches, learns, fake = roles(teacher, settings.lora, seed)
         self.stepwise = settings.sampler_steps > 1 and settings.fake_per_step
@@ -159,7 +164,8 @@ class DMD2(Method):
                 f"method.fake_min_step_percent {settings.fake_min_step_percent} must not exceed method.fake_max_step_percent "
                 f"{settings.fake_max_step_percent}"
             )
-        self.critic = Critic(settings, self.levels, settings.generator_optimizer.warmup)
+        self.regression = round(settings.regression * updates)  # updates of the generator
+        self.critic = Critic(settings, self.levels, self.regression + settings.generator_optimizer.warmup)
         self.generator_updates = 0
 
     @classmethod
@@ -174,9 +180,15 @@ class DMD2(Method):
         else:
             assert given.teacher is not None
             teacher = given.teacher
+        pairs = given.data.pairs if isinstance(given.data, PromptData) else None
+        if settings.regression and pairs is None:
+            raise ValueError(
+                f"method.regression is {settings.regression}, and the data {given.data.name} has no pairs of the teacher; draw some with "
+                "fewstep encode --pairs, or set it to 0"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(given.seed)  # the head is drawn
-            return cls(settings, teacher, given.steps, real, student, given.seed)
+            return cls(settings, teacher, given.steps, real, student, given.seed, pairs)
 
     @property
     def least_items(self) -> int:
@@ -198,7 +210,7 @@ class DMD2(Method):
         return self.teacher if self.real is None else None
 
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
-        """The generator's loss (terms ``dm``, ``gap``, ``gan``) or the guidance's (terms ``fake``, ``gan``, ``r1``)."""
+        """The generator's loss (terms ``dm``, ``gap``, ``gan``, or ``regression``) or the guidance's (terms ``fake``, ``gan``, ``r1``)."""
         if turn == "generator":
             return self._generator_loss(networks, batch, rng, scratch)
         return self._guidance_loss(networks, batch, rng, scratch)
@@ -217,6 +229,8 @@ class DMD2(Method):
         return {"step": step} if self.stepwise and step is not None else {}
 
     def _generator_loss(self, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
+        if self.pairs is not None and self.generator_updates < self.regression:
+            return self._regression_loss(networks, self.pairs, len(batch.x), rng)
         x, step = self.generate(networks["generator"], batch, rng)
         label, told, loss = batch.label, self._told(step), self.settings.loss
         scratch["x"], scratch["step"] = x.detach(), step
@@ -249,6 +263,14 @@ class DMD2(Method):
             total = dm + self.critic.weight * gan
             terms |= {"gan": gan.detach(), "gan_weight": torch.tensor(self.critic.weight)}
         return LossOutput(total, terms, scratch["x"], label)
+
+    def _regression_loss(self, networks: Networks, pairs: TeacherSamples, num: int, rng: torch.Generator) -> LossOutput:
+        """The mean squared distance of what the generator makes of the noise of `num` pairs to what the teacher has made of it."""
+        index = integers(0, len(pairs), (num,), rng).cpu()
+        noise, target, label = (part.to(rng.device) for part in (pairs.noise(index), pairs.latents(index), pairs.rows[index]))
+        x = networks["generator"](self.generate.start * noise, torch.tensor(self.sigmas[0], device=noise.device), label)
+        loss = (x - target).square().mean()
+        return LossOutput(loss, {"regression": loss.detach()}, x.detach(), label)
 
     def _guidance_loss(self, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
         label = batch.label

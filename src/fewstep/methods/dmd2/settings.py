@@ -54,6 +54,11 @@ class DMD2Settings(Grid, TaughtSettings):
     fake_per_step: bool = Field(
         True, description="a fake network for each of several steps; false is one for all, as published, which holds only the mixture"
     )
+    regression: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="share of the run in which a student of one step first learns pairs of its teacher, noise and what came of it (fewstep "
+        "encode --pairs): for a step from a level to which the teacher is no start, as SDXL's from timestep 399",
+    )
     inputs: Literal["backward_simulation", "noised_data"] = Field(
         "backward_simulation", description="what later steps learn from; noised_data is a shortcut, and a known mistake"
     )
@@ -104,6 +109,12 @@ class DMD2Settings(Grid, TaughtSettings):
             raise ValueError(f"min_step_percent {self.min_step_percent} must not exceed max_step_percent {self.max_step_percent}")
         if self.r1_weight and not self.gan:
             raise ValueError(f"r1_weight is {self.r1_weight}, but there is no discriminator to hold; set gan to true, or r1_weight to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _regression(self) -> "DMD2Settings":
+        if self.regression and self.sampler_steps > 1:
+            raise ValueError(f"regression is {self.regression}, for students of one step; with sampler_steps {self.sampler_steps} give 0")
         return self
 
     @model_validator(mode="after")

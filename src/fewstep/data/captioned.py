@@ -1,0 +1,54 @@
+"""Images with a caption each, of any origin that tables have: a folder with metadata, parquet, ``save_to_disk``, the Hugging Face Hub."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from fewstep.data.checks import Kind, Mistakes
+from fewstep.data.errors import DataError
+from fewstep.data.image_sets import read_found
+from fewstep.data.images import ImageData
+from fewstep.data.prompt_files import Prompts, chosen_column, gathered
+from fewstep.data.scanning import scan
+from fewstep.data.splits import NO_LABELS, Bar, no_bar
+from fewstep.data.tables import table_splits
+
+BARE = Kind("image{s} without a caption", "caption or remove what is named")
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """`images`, whose labels are the rows of their captions, and the different `captions`."""
+
+    images: ImageData
+    captions: Prompts
+
+
+def captioned_images(path: str, size: int, column: str | None = None, *, bar: Bar = no_bar) -> Captioned:
+    """The images at `path` as `size` x `size` pixels in colour, and the captions beside them in `column`.
+
+    Without a name the column is found as of a file of prompts. A split named "test" or "validation" is held out, or else a tenth of
+    the images. Raises DataError as `fewstep.data.image_folder` does, for a column that is not there, and for images without a caption.
+    """
+    source = f"data.path is {path!r}"
+    mistakes = Mistakes(source)
+    root = Path(path)
+    if root.is_dir() and not (lies := scan(root, source)).metadata and lies.images and not lies.tables:
+        raise DataError(
+            f"{path} holds images and no captions; put metadata.csv there with the columns file_name and text, or give a .parquet with a "
+            "column of captions"
+        )
+    found = table_splits(path, None, None, NO_LABELS, mistakes, scan(root, source) if root.is_dir() else None, 3 * size * size)
+    mistakes.check()
+    features = found.splits[0].features
+    words = [name for name, feature in features.items() if getattr(feature, "dtype", "") in ("string", "large_string")]
+    name = chosen_column(path, words, column)
+    values = [[text or "" for array in split.arrays(name) for text in array.to_pylist()] for split in found.splits]
+    for split, texts in zip(found.splits, values, strict=True):
+        mistakes.add_all(BARE, [split.place(row, None) for row, text in enumerate(texts) if not text.strip()])
+    mistakes.check()
+    captions = gathered((text for texts in values for text in texts), lambda number: f"row {number} of {path}")
+    rows = torch.tensor(captions.rows).split([len(texts) for texts in values])
+    origin = replace(found.origin, classes=f"captions by the column {name!r}")
+    return Captioned(read_found(replace(found, labels=list(rows), origin=origin), mistakes, path, size, bar=bar), captions)
