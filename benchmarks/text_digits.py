@@ -2,12 +2,14 @@
 
     python benchmarks/text_digits.py --folder runs/text                        seed 0: see `ARMS`; an hour or so on one idle core
     python benchmarks/text_digits.py --folder runs/text --seeds 0 1 2 --only teacher "LoRA, 1 step"
+    python benchmarks/text_digits.py --folder runs/flow --form sd3             the same of a flow: LoRA alone, and shorter
     python benchmarks/text_digits.py --folder runs/text --try "method.generator_optimizer.lr=1e-3"      one arm otherwise, not recorded
 
 The teacher is what `tools/train_tiny_text_model.py` makes, once. All goes the way that a user's model goes: prompts are encoded, students
-are trained on them alone by `dmd2/sd15_lora` with the overrides below, sampled by prompts, and their latents decoded. Samples of "a photo
+are trained on them alone by a shipped recipe with the overrides below, sampled by prompts, and their latents decoded. Samples of "a photo
 of a ..." are held against scikit-learn's held-out digits: FD / floor and the digit asked for, in the classifier that all digits are
-judged by. Writes results/text_digits.json after each row; a row that is in there is not made again. One thread.
+judged by. Writes results/text_digits.json, of a flow results/text_digits_sd3.json, after each row; a row that is in there is not made
+again. One thread.
 """
 
 import argparse
@@ -34,7 +36,8 @@ from fewstep.pipelines.encoders import encode_prompts
 from fewstep.recipe import load_recipe
 from fewstep.streams import stream_seed
 
-RESULTS = Path(__file__).parent / "results" / "text_digits.json"
+RESULTS = {form: Path(__file__).parent / "results" / f"{name}.json" for form, name in (("sd", "text_digits"), ("sd3", "text_digits_sd3"))}
+RECIPES = {"sd": "dmd2/sd15_lora", "sd3": "dmd2/sd3_lora_4step"}
 GUIDANCE, FORMS, NUM, TEACHER_STEPS = 2.0, 3, 2_000, 50
 COMMON = (
     f"method.guidance_scale={GUIDANCE}",
@@ -68,6 +71,9 @@ ARMS: dict[str, tuple[str, ...]] = {
     "LoRA, 4 steps": (*LORA, *FOUR),
     "whole, 4 steps": (*WHOLE, *FOUR),
 }
+# of each form, what is not as in `COMMON`, and which arms there are: a row of SD 3's text is 333 tokens, and a step six times as long
+OTHERWISE: dict[str, tuple[str, ...]] = {"sd": (), "sd3": ("method.sampler_steps=1", "steps=2000", "batch_size=32")}
+SHOWN = {"sd": list(ARMS), "sd3": [arm for arm in ARMS if arm.startswith("LoRA")]}
 
 
 def as_digits(generator: Generator, latents: torch.Tensor) -> torch.Tensor:
@@ -88,22 +94,22 @@ def measured(suite: Suite, generator: Generator, seed: int, steps: int | None = 
     return {key: row[key] for key in keys} | {"bold_less_thin": (bold - thin).item()}
 
 
-def ground(folder: Path) -> tuple[Path, Path]:
+def ground(folder: Path, form: str) -> tuple[Path, Path]:
     """(the teacher's pipeline, its encoded prompts), made where they are not there yet."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
     from train_tiny_text_model import train
 
     model, prompts = folder / "model", folder / "prompts"
     if not (model / "prompts.txt").is_file():
-        train(model, 12_000, 3_000)
+        train(model, form=form)
     encode_prompts(model / "prompts.txt", str(model), prompts)
     return model, prompts
 
 
-def student(arm: tuple[str, ...], out: Path, model: Path, prompts: Path, seed: int) -> tuple[Generator, float]:
+def student(form: str, arm: tuple[str, ...], out: Path, model: Path, prompts: Path, seed: int) -> tuple[Generator, float]:
     """The student in `out`, trained where it is not finished, and how long that took in all."""
-    overrides = [*COMMON, *arm, f"method.teacher={model}", f"data.path={prompts}", f"seed={seed}"]
-    fewstep.train(load_recipe("dmd2/sd15_lora", overrides), out, resume=out.is_dir())
+    overrides = [*COMMON, *OTHERWISE[form], *arm, f"method.teacher={model}", f"data.path={prompts}", f"seed={seed}"]
+    fewstep.train(load_recipe(RECIPES[form], overrides), out, resume=out.is_dir())
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return load(out), records[-1]["seconds"]
 
@@ -113,30 +119,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/text"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", nargs="+", choices=["teacher", *ARMS], default=["teacher", *ARMS])
+    parser.add_argument("--form", choices=tuple(RECIPES), default="sd", help="of the teacher")
+    parser.add_argument("--only", nargs="+", choices=["teacher", *ARMS], help="default all, of sd3 those of LoRA")
     parser.add_argument("--try", dest="tried", nargs="+", help="overrides of the first arm; nothing is recorded")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
+    form, results = arguments.form, arguments.results or RESULTS[arguments.form]
+    command = "python benchmarks/text_digits.py" + f" --form {form}" * (form != "sd")
+    only = arguments.only or ["teacher", *SHOWN[form]]
     torch.set_num_threads(1)
-    model, prompts = ground(arguments.folder)
+    model, prompts = ground(arguments.folder, form)
     suite = suite_for(load_data(load_recipe("teacher/digits").data))
     assert isinstance(suite, Suite)
     if arguments.tried:
-        arm = next(name for name in arguments.only if name != "teacher")
+        arm = next(name for name in only if name != "teacher")
         name = re.sub("[^0-9a-z.=]+", "_", f"try {arm} {' '.join(arguments.tried)}".lower())
-        generator, seconds = student((*ARMS[arm], *arguments.tried), arguments.folder / name, model, prompts, 100)
+        generator, seconds = student(form, (*ARMS[arm], *arguments.tried), arguments.folder / name, model, prompts, 100)
         print(name, seconds, measured(suite, generator, 0))
         return
-    rows = json.loads(arguments.results.read_text())["rows"] if arguments.results.exists() else []
+    rows = json.loads(results.read_text())["rows"] if results.exists() else []
 
     def keep(title: str, seed: int, **figures: Any) -> None:
         rows.append({"title": title, "training_seed": seed, **figures})
-        told = {"command": "python benchmarks/text_digits.py", "n": NUM, "guidance": GUIDANCE, "machine": machine(), "rows": rows}
-        arguments.results.write_text(json.dumps(told, indent=1) + "\n")
+        told = {
+            "command": command,
+            "n": NUM,
+            "guidance": GUIDANCE,
+            "machine": machine(),
+            "rows": rows,
+        }
+        results.write_text(json.dumps(told, indent=1) + "\n")
         print(title, seed, {key: value for key, value in figures.items() if isinstance(value, float)}, flush=True)
 
     there = {(row["title"], row["training_seed"]) for row in rows}
-    if "teacher" in arguments.only:
+    if "teacher" in only:
         teacher = text_teacher(str(model), prompts=PromptTable(prompts))
         for steps in (TEACHER_STEPS, 4, 1):
             for guidance in (GUIDANCE, 1.0):
@@ -146,10 +162,10 @@ def main() -> None:
                     found = measured(suite, teacher, 0, steps, guidance)
                     keep(title, 0, **found, sampling_seconds=time.perf_counter() - began, parameters=num_parameters(teacher))
     for seed in arguments.seeds:
-        for arm in arguments.only:
+        for arm in only:
             if arm != "teacher" and (arm, seed) not in there:
                 out = arguments.folder / f"{re.sub('[^0-9a-z]+', '_', arm.lower())}_{seed}"
-                generator, seconds = student(ARMS[arm], out, model, prompts, seed)
+                generator, seconds = student(form, ARMS[arm], out, model, prompts, seed)
                 keep(arm, seed, **measured(suite, generator, 0), seconds=seconds, parameters=num_parameters(generator))
 
 

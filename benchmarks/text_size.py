@@ -28,7 +28,8 @@ from fewstep.methods.base import Batch, Turn
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.dmd2.settings import DMD2Settings
 from fewstep.methods.recomputing import recompute
-from fewstep.networks.text_unet.network import EncodedPrompts, TextUNet
+from fewstep.networks.prompts import EncodedPrompts
+from fewstep.networks.text_unet.network import TextUNet
 from fewstep.pipelines.lora import RANK, TARGETS
 from fewstep.pipelines.reference import Base
 from fewstep.training.learned import learned, set_learning
@@ -71,7 +72,7 @@ def teacher(config: Mapping[str, Any], side: int = SIDE, tokens: int = 77) -> Ge
 
 def step(made: Generator, items: int, rank: int, again: bool) -> dict[str, Any]:
     """What one step of DMD2 on `made` takes, which it uses up: seconds and bytes, and which tensors get finite gradients."""
-    lora = {"rank": rank, "targets": list(TARGETS)}
+    lora = {"rank": rank, "targets": list(TARGETS["text_unet"])}
     settings = DMD2Settings(name="dmd2", lora=lora, times="teacher", loss="dmd", guidance_scale=1.75, ema_decay=0.99)
     method = DMD2(settings, made, 1000)
     if again:

@@ -125,7 +125,7 @@ def test_guidance_of_its_own_is_kept_counted_and_can_be_set_otherwise(tmp_path):
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), "much", True, 1e9])
 def test_guidance_that_is_no_number_is_refused(scale):
-    with pytest.raises(ValueError, match="guidance_scale is for heun and euler, and must be a finite number"):
+    with pytest.raises(ValueError, match="guidance_scale is for heun and euler and flow_euler, and must be a finite number"):
         make({**TEACHER, "guidance_scale": scale})
 
 

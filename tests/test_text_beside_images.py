@@ -22,7 +22,7 @@ from fewstep.pipelines.encoders import encode_prompts
 from fewstep.pipelines.vae import VAE
 from fewstep.streams import stream_seed
 from fewstep.training.checkpoint import checkpoints
-from test_text_to_image import place, records, settings, trained
+from text_models import place, records, settings, trained
 
 CAPTIONS = ("a seven", "two,  thin", "five")
 
@@ -113,6 +113,20 @@ def test_what_will_not_do(sd, folder, captioned, tmp_path, mistake):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_discriminator_on_a_transformer_and_a_flow_that_begins_by_regression(folder, tmp_path):
+    """SD 3's form: the heads see what its first half makes of an image, of which there is one level."""
+    here = place(tmp_path / "sd3", "sd3")
+    encode_captioned(str(folder), here.model, tmp_path / "out")
+    draw_teacher_samples(tmp_path / "out", 8, here.model, steps=2, use=PAIRS)
+    once = ("batch_size=16", "method.sampler_steps=1", "method.loss=dmd", f"data.path={tmp_path / 'out'}", "trainer.sample_every=7")
+    found = records(trained(here, tmp_path / "run", "method.gan=true", "method.regression=0.4", *once))
+    assert all("guidance.gan" in record for record in found)
+    assert "generator.regression" in found[0]
+    assert "generator.gan" in found[4]  # the last turn of the generator
+    with pytest.raises(UserError, match="gan_levels"):
+        trained(here, tmp_path / "two", "method.gan=true", "method.gan_levels=2", *once)
+
+
 def test_a_discriminator_learns_from_images_with_their_captions(sd, captioned, tmp_path, mistake):
     gan = ("method.gan=true", "batch_size=16", "method.gan_levels=2", "method.sampler_steps=1", "method.loss=dmd", f"data.path={captioned}")
     whole = trained(sd, tmp_path / "whole", *gan)
@@ -134,7 +148,7 @@ def test_a_discriminator_learns_from_images_with_their_captions(sd, captioned, t
         method.loss(turn, method.networks, Batch(latents, rows), rng, scratch)
     assert len(seen) == 3
     assert all(torch.equal(label, rows) for label in seen)
-    assert "captioned has 3 images held out" in mistake("evaluate", whole, "-n", "20")
+    assert " has 3 images held out" in mistake("evaluate", whole, "-n", "20")
 
 
 def test_a_run_is_measured_beside_held_out_images(sd, tmp_path, done):

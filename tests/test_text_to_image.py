@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,57 +30,7 @@ from fewstep.training.checkpoint import checkpoints
 from fewstep.training.precision import MIXED
 from fewstep.weights import LORA_FILE
 from peaks import step_bytes
-from text_models import clip, make
-
-TEXTS = ["a photo of a seven", "two, thin", "five", "a bold nine", "six"]
-STEPS = 6
-RECIPE = """
-about: for a test
-method:
-  name: dmd2
-  lora: {rank: 3}
-  times: teacher
-  sampler_steps: 2
-  guidance_scale: 2.0
-  loss: sid
-  dfake_gen_update_ratio: 2
-  ema_decay: 0.5
-  generator_optimizer: {lr: 0.003}
-  guidance_optimizer: {lr: 0.003}
-data: {name: prompts, path: prompts}
-network: {name: teacher, sigma_data: 1.0}
-trainer: {accelerator: cpu, log_every: 1, checkpoint_every: 3, sample_every: 6, precision: 32-true, threads: 1}
-seed: 0
-steps: 6
-batch_size: 4
-"""
-
-
-def place(folder, form):
-    """A pipeline, its prompts encoded, and a recipe, in `folder`."""
-    pipeline = make(folder / "model", form)
-    pipeline.set_progress_bar_config(disable=True)
-    (folder / "prompts.txt").write_text("\n".join(TEXTS))
-    encode_prompts(folder / "prompts.txt", str(folder / "model"), folder / "prompts")
-    (folder / "recipe.yaml").write_text(RECIPE)
-    return SimpleNamespace(folder=folder, pipeline=pipeline, model=str(folder / "model"))
-
-
-def settings(place, *overrides):
-    """The recipe of `place`."""
-    paths = [f"method.teacher={place.model}", f"data.path={place.folder / 'prompts'}"]
-    return load_recipe(str(place.folder / "recipe.yaml"), [*paths, *overrides])
-
-
-def trained(place, out, *overrides, resume=False):
-    """The run folder of the recipe of `place` with `overrides`."""
-    return train(settings(place, *overrides), out, resume)
-
-
-def records(run):
-    """What was logged, but for times."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("seconds", "images_per_second")} for line in lines]
+from text_models import TEXTS, clip, make, place, records, run_card, settings, stirred, trained
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +41,11 @@ def sdxl(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sd(tmp_path_factory):
     return place(tmp_path_factory.mktemp("sd"), "sd")
+
+
+@pytest.fixture(scope="module")
+def sd3(tmp_path_factory):
+    return place(tmp_path_factory.mktemp("sd3"), "sd3")
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +86,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(sdxl, run, tmp_path):
 def test_stock_diffusers_draws_what_the_generator_draws(form, steps, request, tmp_path):
     """By the file as it lies in the model folder, and LCM's scheduler told one number."""
     here = request.getfixturevalue(form)
-    generator = load(trained(here, tmp_path / "run", f"method.sampler_steps={steps}", "steps=2", "trainer.sample_every=5"))
-    rng = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in generator.denoiser.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
-    generator.save_pretrained(tmp_path / "changed")
+    trained(here, tmp_path / "run", f"method.sampler_steps={steps}", "steps=2", "trainer.sample_every=5")
+    stirred(tmp_path / "run", tmp_path / "changed")
     ours = load(tmp_path / "changed").sample(2, [0, 3], seed=5)
     assert not torch.allclose(ours, load(tmp_path / "run").sample(2, [0, 3], seed=5), atol=0.1)
     stock = DiffusionPipeline.from_pretrained(here.model)
@@ -309,7 +259,7 @@ def test_a_model_whose_network_has_gone_or_changed(sdxl, run, tmp_path):
     config = json.loads((moved / "model" / "config.json").read_text())
     config["base"]["model"] = str(tmp_path / "nowhere")
     (moved / "model" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"stands on the U-Net of .*nowhere, which cannot be had"):
+    with pytest.raises(UserError, match=r"stands on the network of .*nowhere, which cannot be had"):
         load(moved)
     make(tmp_path / "nowhere", "sdxl", seed=1)
     with pytest.raises(UserError, match="as it was in training, and what is there now is another"):
@@ -386,7 +336,7 @@ def test_activations_that_are_computed_again_change_nothing_but_memory(lora, los
 
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if load_recipe(name).data.name == "prompts"])
 def test_shipped_recipes_of_text_to_image(name, request, tmp_path):
-    here = request.getfixturevalue("sdxl" if "sdxl" in name else "sd")
+    here = request.getfixturevalue({"sd15": "sd"}.get(model := name.split("/")[1].split("_")[0], model))
     small = [
         "steps=1",
         "batch_size=16",
@@ -434,25 +384,7 @@ def test_the_network_of_digits_can_compute_activations_again(tmp_path):
 @pytest.fixture(scope="module")
 def changed(sdxl, run):
     """The model of `run`, as if it had learned much."""
-    generator, rng = load(run), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in generator.denoiser.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
-    generator.save_pretrained(sdxl.folder / "changed")
-    return sdxl.folder / "changed"
-
-
-def run_card(folder, model=None):
-    """Run the code of the card in `folder` there, where the pipeline `model` that it names lies beside it."""
-    if model is not None:
-        (folder / "model").symlink_to(model)
-    text = (folder / "README.md").read_text()
-    code = text.split("```python\n")[1].split("```")[0]
-    namespace = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        exec(code, namespace)  # noqa: S102 - as a reader would
-    return namespace["pipeline"], Image.open(folder / "image.png")
+    return stirred(run, sdxl.folder / "changed")
 
 
 def test_export_of_changes_is_what_stock_diffusers_loads(changed, sdxl, tmp_path, done):
@@ -601,7 +533,7 @@ def test_samples_of_the_teacher_are_drawn_once_and_go_on(sd, beside, tmp_path):
     with torch.no_grad():
         unet.conv_in.weight += 0.1
     unet.save_pretrained(other / "unet")
-    with pytest.raises(UserError, match=r"the samples in .* are of another U-Net than method\.teacher="):
+    with pytest.raises(UserError, match=r"the samples in .* are of another network than method\.teacher="):
         trained(sd, tmp_path / "run", f"data.path={beside}", f"method.teacher={other}")
     # a file that was cut
     (again / "teacher-00001.safetensors").write_bytes((again / "teacher-00001.safetensors").read_bytes()[:-10])

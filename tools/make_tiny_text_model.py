@@ -2,9 +2,10 @@
 
     python tools/make_tiny_text_model.py OUT                      as SD 1.5: one text encoder, noise predicted
     python tools/make_tiny_text_model.py OUT --form sdxl          as SDXL: two text encoders, a pooled vector, time ids
+    python tools/make_tiny_text_model.py OUT --form sd3           as SD 3: a transformer that learns flow matching, without T5
     python tools/make_tiny_text_model.py OUT --prediction v_prediction --zero-snr
 
-Everything is made here, without a download: a tokenizer of single letters, text encoders, a VAE, a U-Net and a scheduler, with random
+Everything is made here, without a download: a tokenizer of single letters, text encoders, a VAE, a network and a scheduler, with random
 weights of seed 0. It is for tests, and for looking at what a pipeline consists of.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 TOKENS = 77
-FORMS = ("sd", "sdxl")
+FORMS = ("sd", "sdxl", "sd3")
 PREDICTIONS = ("epsilon", "v_prediction")
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -56,8 +57,21 @@ def text_encoder(vocabulary: int, width: int, projected: bool) -> Any:
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
 
 
-def vae(scaling: float = 0.18215, widths: tuple[int, int] = (4, 8), groups: int = 2) -> Any:
-    """A VAE that halves images once: latents [4, H/2, W/2]."""
+def t5(folder: Path, width: int) -> tuple[Any, Any]:
+    """(encoder, tokenizer) of T5, of single letters, too; SD 3 has it as its third, or does without."""
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    letters = string.ascii_lowercase + string.digits + string.punctuation
+    words = T5Tokenizer(
+        vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -2.0) for letter in ("\u2581", *letters))], extra_ids=0
+    )
+    words.save_pretrained(str(folder))
+    config = T5Config(vocab_size=len(words), d_model=width, d_kv=8, d_ff=2 * width, num_layers=1, num_heads=2)
+    return T5EncoderModel(config).eval(), words
+
+
+def vae(scaling: float = 0.18215, widths: tuple[int, int] = (4, 8), groups: int = 2, channels: int = 4, shift: float | None = None) -> Any:
+    """A VAE that halves images once: latents [channels, H/2, W/2]."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -67,10 +81,11 @@ def vae(scaling: float = 0.18215, widths: tuple[int, int] = (4, 8), groups: int 
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=widths,
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=channels,
         norm_num_groups=groups,
         sample_size=16,
         scaling_factor=scaling,
+        shift_factor=shift,
     ).eval()
 
 
@@ -101,6 +116,31 @@ def unet(form: str, text_width: int, pooled_width: int) -> Any:
     ).eval()
 
 
+def transformer(text_width: int, pooled_width: int, **more: Any) -> Any:
+    """SD 3's, which attends to image and text together; `more` are settings, such as those by which that of 3.5 is another."""
+    from diffusers import SD3Transformer2DModel
+
+    settings = {
+        "sample_size": 8,
+        "patch_size": 2,
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_layers": 3,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "caption_projection_dim": 16,
+        "pos_embed_max_size": 6,
+    }
+    return SD3Transformer2DModel(joint_attention_dim=text_width, pooled_projection_dim=pooled_width, **settings | more).eval()
+
+
+def flow_scheduler() -> Any:
+    """SD 3's."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
 def scheduler(prediction: str = "epsilon", zero_snr: bool = False) -> Any:
     """Stable Diffusion's table of betas, as its DDIM scheduler has it."""
     from diffusers import DDIMScheduler
@@ -118,9 +158,11 @@ def scheduler(prediction: str = "epsilon", zero_snr: bool = False) -> Any:
     )
 
 
-def make(folder: Path, form: str = "sd", prediction: str = "epsilon", zero_snr: bool = False, seed: int = 0) -> Any:
-    """The pipeline, also written to `folder`."""
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+def make(
+    folder: Path, form: str = "sd", prediction: str = "epsilon", zero_snr: bool = False, seed: int = 0, third: bool = False, **more: Any
+) -> Any:
+    """The pipeline, also written to `folder`; with `third` SD 3's has T5, and `more` are settings of its transformer."""
+    import diffusers
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of a file of some kilobytes
@@ -129,19 +171,35 @@ def make(folder: Path, form: str = "sd", prediction: str = "epsilon", zero_snr: 
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         words = tokenizer(folder / "tokenizer")
-        parts: dict[str, Any] = {
-            "tokenizer": words,
-            "text_encoder": text_encoder(len(words), width, projected=False),
-            "vae": vae(0.13025 if form == "sdxl" else 0.18215),
-            "unet": unet(form, 2 * width if form == "sdxl" else width, width),
-            "scheduler": scheduler(prediction, zero_snr),
-        }
-        if form == "sdxl":
-            parts |= {"tokenizer_2": tokenizer(folder / "tokenizer_2"), "text_encoder_2": text_encoder(len(words), width, projected=True)}
-            pipeline = StableDiffusionXLPipeline(**parts, add_watermarker=False)
+        parts: dict[str, Any] = {"tokenizer": words, "text_encoder": text_encoder(len(words), width, projected=form == "sd3")}
+        if form == "sd3":
+            wide = 2 * width + 8  # SD 3's own is wider than its two encoders together, too
+            parts |= {
+                "vae": vae(1.5305, channels=16, shift=0.0609),
+                "transformer": transformer(wide, 2 * width, **more),
+                "scheduler": flow_scheduler(),
+            }
         else:
-            pipeline = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+            parts |= {
+                "vae": vae(0.13025 if form == "sdxl" else 0.18215),
+                "unet": unet(form, 2 * width if form == "sdxl" else width, width),
+                "scheduler": scheduler(prediction, zero_snr),
+            }
+        if form != "sd":
+            parts |= {"tokenizer_2": tokenizer(folder / "tokenizer_2"), "text_encoder_2": text_encoder(len(words), width, projected=True)}
+        if form == "sd3":
+            parts["text_encoder_3"], parts["tokenizer_3"] = t5(folder / "tokenizer_3", wide) if third else (None, None)
+            pipeline: Any = diffusers.StableDiffusion3Pipeline(**parts)
+        elif form == "sdxl":
+            pipeline = diffusers.StableDiffusionXLPipeline(**parts, add_watermarker=False)
+        else:
+            pipeline = diffusers.StableDiffusionPipeline(
+                **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+            )
+        said = diffusers.logging.get_verbosity()
+        diffusers.logging.set_verbosity_error()  # that what is not there is not saved
         pipeline.save_pretrained(str(folder))
+        diffusers.logging.set_verbosity(said)
     return pipeline
 
 
@@ -155,9 +213,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.out.exists() and any(arguments.out.iterdir()):
         parser.error(f"{arguments.out} holds something already; give a new or an empty folder")
+    if arguments.form == "sd3" and (arguments.prediction != PREDICTIONS[0] or arguments.zero_snr):
+        parser.error("--prediction and --zero-snr are of the other forms; that of sd3 predicts the velocity of a flow")
     pipeline = make(arguments.out, arguments.form, arguments.prediction, arguments.zero_snr)
-    size = sum(parameter.numel() for parameter in pipeline.unet.parameters())
-    print(f"made: {arguments.out}, a {type(pipeline).__name__} whose U-Net has {size:,} parameters")
+    network = pipeline.transformer if arguments.form == "sd3" else pipeline.unet
+    size = sum(parameter.numel() for parameter in network.parameters())
+    print(f"made: {arguments.out}, a {type(pipeline).__name__} whose {type(network).__name__} has {size:,} parameters")
 
 
 if __name__ == "__main__":

@@ -2,30 +2,36 @@
 
     python tools/train_tiny_text_model.py OUT                  about half an hour on one CPU core
     python tools/train_tiny_text_model.py OUT --steps 200 --vae-steps 100
+    python tools/train_tiny_text_model.py OUT --form sd3       by flow matching, about an hour: its rows of text are long
 
 scikit-learn's digits, enlarged to 16x16, become latents of a small VAE; a U-Net with cross-attention learns them beside prompts such as
-"a photo of a seven", "seven, thin" and "seven, bold", by the usual loss of noise prediction, with a tenth of the prompts left out. The
-text encoder is random and stays so: it only has to tell prompts apart. What is written is a pipeline that stock diffusers runs, and
+"a photo of a seven", "seven, thin" and "seven, bold", by the usual loss of noise prediction, with a tenth of the prompts left out. Of SD
+3's form it is a transformer, by the loss of rectified flow (arXiv 2209.03003) at the times of its scheduler. Text encoders are random and
+stay so: they only have to tell prompts apart. What is written is a pipeline that stock diffusers runs, and
 ``prompts.txt``, a prompt a line, of digit number ``line // 3``.
 """
 
 import argparse
 import copy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, mse_loss
 
 from fewstep.data.images import load_digits
 from fewstep.training.progress import Progress
-from make_tiny_text_model import make, vae
+from make_tiny_text_model import make, transformer, vae
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FORMS = ("a photo of a {}", "{}, thin", "{}, bold")
-BATCH = 64
+BATCH = {"sd": 64, "sd3": 32}
+STEPS = {"sd": 12_000, "sd3": 8_000}
+CODED = 64  # images at once, of the VAE
 NULL = 0.1  # share of prompts that are left out
 KL = 1e-6  # weight of the VAE's divergence
 
@@ -47,11 +53,14 @@ def digits() -> tuple[Tensor, Tensor, Tensor]:
     return interpolate(images, scale_factor=2).expand(-1, 3, -1, -1).contiguous(), label, third
 
 
-def parts(seed: int) -> tuple[Any, Any]:
-    """A VAE and a U-Net of a size that can learn this."""
+def parts(seed: int, form: str) -> tuple[Any, Any]:
+    """A VAE and a network of a size that can learn this."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(seed)
+    if form == "sd3":
+        sizes = {"in_channels": 4, "out_channels": 4, "num_attention_heads": 4, "attention_head_dim": 16, "caption_projection_dim": 64}
+        return vae(widths=(16, 32), groups=4, shift=0.0), transformer(72, 64, **sizes)
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
@@ -68,12 +77,12 @@ def parts(seed: int) -> tuple[Any, Any]:
 
 
 def learn_vae(coder: Any, images: Tensor, steps: int) -> None:
-    """Reconstruct, and set the scale that makes latents of standard deviation 1."""
+    """Reconstruct, and set the scale that makes latents of standard deviation 1, and of a VAE that has one the shift to mean 0."""
     optimizer, progress = torch.optim.AdamW(coder.parameters(), 2e-3), Progress("VAE", steps)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     progress.begin()
     for _ in range(steps):
-        x = images[torch.randint(len(images), (BATCH,))]
+        x = images[torch.randint(len(images), (CODED,))]
         found = coder.encode(x).latent_dist
         loss = mse_loss(coder.decode(found.sample()).sample, x) + KL * found.kl().mean()
         optimizer.zero_grad()
@@ -83,53 +92,90 @@ def learn_vae(coder: Any, images: Tensor, steps: int) -> None:
         progress.advance()
     progress.close()
     with torch.no_grad():
-        coder.train(False).register_to_config(scaling_factor=1 / coder.encode(images[:500]).latent_dist.mode().std().item())
+        found = coder.train(False).encode(images[:500]).latent_dist.mode()
+    shift = None if coder.config.shift_factor is None else found.mean().item()
+    coder.register_to_config(scaling_factor=1 / found.std().item(), shift_factor=shift)
 
 
-def learn_unet(pipeline: Any, unet: Any, latents: Tensor, label: Tensor, third: Tensor, steps: int) -> Any:
-    """Predict the noise; the average of the weights."""
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""``loss(x0, row)`` of latents [B, C, h, w] beside the prompts `row` int64 [B], one past the last of which is none: a scalar."""
+
+
+def noise_loss(pipeline: Any, unet: Any) -> Loss:
+    """Of a U-Net that predicts the noise."""
     with torch.no_grad():
         told = pipeline.encode_prompt(prompts(), "cpu", 1, True)
-    hidden = torch.cat([told[0], told[1][:1]])  # the last row is no prompt
-    alphas = pipeline.scheduler.alphas_cumprod
-    average, optimizer = copy.deepcopy(unet), torch.optim.AdamW(unet.parameters(), 1e-3)
+    hidden, alphas = torch.cat([told[0], told[1][:1]]), pipeline.scheduler.alphas_cumprod
+
+    def loss(x0: Tensor, row: Tensor) -> Tensor:
+        t, noise = torch.randint(len(alphas), (len(x0),)), torch.randn_like(x0)
+        kept = alphas[t].view(-1, 1, 1, 1)
+        return mse_loss(unet(kept.sqrt() * x0 + (1 - kept).sqrt() * noise, t, encoder_hidden_states=hidden[row]).sample, noise)
+
+    return loss
+
+
+def flow_loss(pipeline: Any, network: Any) -> Loss:
+    """Of a transformer that predicts the velocity, ``eps - x0``, at the times that its scheduler trains at."""
+    with torch.no_grad():
+        told = pipeline.encode_prompt(prompts(), None, None, "cpu", 1, True)
+    hidden, pooled, times = torch.cat([told[0], told[1][:1]]), torch.cat([told[2], told[3][:1]]), pipeline.scheduler.sigmas
+
+    def loss(x0: Tensor, row: Tensor) -> Tensor:
+        s, noise = times[torch.randint(len(times), (len(x0),))], torch.randn_like(x0)
+        z = torch.lerp(x0, noise, s.view(-1, 1, 1, 1))
+        return mse_loss(network(z, hidden[row], pooled[row], 1000 * s).sample, noise - x0)
+
+    return loss
+
+
+def learn(network: Any, loss: Loss, latents: Tensor, label: Tensor, third: Tensor, steps: int, batch: int) -> Any:
+    """Take `steps` steps down the `loss` of `network`; the average of the weights."""
+    nothing = len(prompts())
+    average, optimizer = copy.deepcopy(network), torch.optim.AdamW(network.parameters(), 1e-3)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 100, max(0.02, 1.6 * (1 - step / steps))))
-    progress = Progress("U-Net", steps)
+    progress = Progress("network", steps)
     progress.begin()
     for step in range(steps):
-        index = torch.randint(len(latents), (BATCH,))
+        index = torch.randint(len(latents), (batch,))
         # every digit is a photo of one; the lightest third of its digit is thin, and the heaviest bold
-        form = torch.where(torch.rand(BATCH) < 0.5, torch.zeros(BATCH, dtype=torch.long), torch.tensor([1, 0, 2])[third[index]])
-        row = torch.where(torch.rand(BATCH) < NULL, torch.full((BATCH,), len(hidden) - 1), 3 * label[index] + form)
-        t, noise = torch.randint(len(alphas), (BATCH,)), torch.randn(BATCH, *latents.shape[1:])
-        kept = alphas[t].view(-1, 1, 1, 1)
-        x = kept.sqrt() * latents[index] + (1 - kept).sqrt() * noise
-        loss = mse_loss(unet(x, t, encoder_hidden_states=hidden[row]).sample, noise)
+        form = torch.where(torch.rand(batch) < 0.5, torch.zeros(batch, dtype=torch.long), torch.tensor([1, 0, 2])[third[index]])
+        row = torch.where(torch.rand(batch) < NULL, torch.full((batch,), nothing), 3 * label[index] + form)
+        found = loss(latents[index], row)
         optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        found.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         rates.step()
         keep = min(0.999, (step + 1) / (step + 20))
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(unet.parameters()), 1 - keep)
+            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - keep)
         progress.advance()
         if step % 200 == 0:
-            progress.show(f"loss {loss.item():.3f}")
+            progress.show(f"loss {found.item():.3f}")
     progress.close()
     return average.eval()
 
 
-def train(out: Path, steps: int, vae_steps: int, seed: int = 0) -> Any:
-    """The pipeline, also written to `out`."""
-    pipeline = make(out, "sd", seed=seed)
+def train(out: Path, steps: int | None = None, vae_steps: int = 3_000, seed: int = 0, form: str = "sd") -> Any:
+    """The pipeline, also written to `out`; `steps` of the network are by default those of its `form` in `STEPS`."""
+    pipeline = make(out, form, seed=seed)
     images, label, third = digits()
-    coder, unet = parts(seed)
+    coder, network = parts(seed, form)
     learn_vae(coder, images, vae_steps)
     with torch.no_grad():
-        latents = coder.encode(images).latent_dist.mode() * coder.config.scaling_factor
-    pipeline.vae, pipeline.unet = coder, learn_unet(pipeline, unet, latents, label, third, steps)
+        latents = (coder.encode(images).latent_dist.mode() - (coder.config.shift_factor or 0.0)) * coder.config.scaling_factor
+    loss = (flow_loss if form == "sd3" else noise_loss)(pipeline, network)
+    learned = learn(network, loss, latents, label, third, STEPS[form] if steps is None else steps, BATCH[form])
+    pipeline.vae = coder
+    if form == "sd3":
+        pipeline.transformer = learned
+    else:
+        pipeline.unet = learned
+    said = diffusers.logging.get_verbosity()
+    diffusers.logging.set_verbosity_error()  # that encoders that are not there are not saved
     pipeline.save_pretrained(str(out))
+    diffusers.logging.set_verbosity(said)
     (out / "prompts.txt").write_text("".join(f"{text}\n" for text in prompts()))
     return pipeline
 
@@ -138,7 +184,8 @@ def main() -> None:
     """Train one, and say how large it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="a new or an empty folder")
-    parser.add_argument("--steps", type=int, default=12_000, help="of the U-Net")
+    parser.add_argument("--form", choices=tuple(STEPS), default="sd", help="that of Stable Diffusion, or of SD 3: flow matching")
+    parser.add_argument("--steps", type=int, help="of the network; default 12,000, and of sd3 8,000, which are longer")
     parser.add_argument("--vae-steps", type=int, default=3_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -146,9 +193,10 @@ def main() -> None:
     if arguments.out.exists() and any(arguments.out.iterdir()):
         sys.exit(f"{arguments.out} holds something already; give a new or an empty folder")
     torch.set_num_threads(arguments.threads)
-    pipeline = train(arguments.out, arguments.steps, arguments.vae_steps, arguments.seed)
-    size = sum(parameter.numel() for parameter in pipeline.unet.parameters())
-    print(f"trained: {arguments.out}, whose U-Net has {size:,} parameters")
+    pipeline = train(arguments.out, arguments.steps, arguments.vae_steps, arguments.seed, arguments.form)
+    network = pipeline.transformer if arguments.form == "sd3" else pipeline.unet
+    size = sum(parameter.numel() for parameter in network.parameters())
+    print(f"trained: {arguments.out}, whose {type(network).__name__} has {size:,} parameters")
 
 
 if __name__ == "__main__":

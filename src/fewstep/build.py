@@ -169,7 +169,7 @@ def tell_prompts(generator: Generator, data: PromptData, called: str) -> None:
     for drawn in (data.samples, data.pairs):
         if base is not None and drawn is not None and drawn.drawn.weights != base.weights:
             raise UserError(
-                f"the {drawn.use.what} in {data.table.folder} are of another U-Net than {called}; encode the prompts into a new folder, "
+                f"the {drawn.use.what} in {data.table.folder} are of another network than {called}; encode the prompts into a new folder, "
                 f"with {drawn.use.option} of that one, or none"
             )
     generator.tell(data.table)

@@ -160,7 +160,7 @@ def encode(
     pairs: Annotated[
         int | None, typer.Option(help="also draw so many samples with their noise, which a student of one step learns first (10,000)")
     ] = None,
-    steps: Annotated[int, typer.Option(help="of those samples and pairs")] = 50,
+    steps: Annotated[int | None, typer.Option(help="of those samples and pairs; default 50, of SD 3 28")] = None,
     images: Annotated[
         bool, typer.Option("--images", help="the first argument is a folder of images, .parquet or Hub id: encode these")
     ] = False,
@@ -171,7 +171,9 @@ def encode(
         int | None, typer.Option(help=f"of images: pixels a side that they become first; default {PIXELS}, with --captions the model's own")
     ] = None,
     label_column: Annotated[str | None, typer.Option(help="of images: column of the labels; none is for no classes")] = None,
-    guidance_scale: Annotated[float, typer.Option(help="of those samples and pairs; the student's method.guidance_scale is usual")] = 7.5,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="of those samples and pairs; the student's method.guidance_scale is usual; default 7.5, of SD 3 7")
+    ] = None,
 ) -> None:
     """Encode prompts, or with --images images, once, before training, by a Stable Diffusion pipeline, which is not in memory later."""
     if images:

@@ -89,7 +89,8 @@ def draw_batches(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; give at least 1")
     name = sampler or generator.sampler["name"]
-    allowed = [key for key, kind in SAMPLERS.items() if kind.every_level] if generator.is_denoiser else [generator.sampler["name"]]
+    of_its_grid = [key for key, kind in SAMPLERS.items() if kind.every_level and kind.needs == generator.kind.needs]
+    allowed = of_its_grid if generator.is_denoiser else [generator.sampler["name"]]
     if name not in allowed:
         raise UserError(f"sampler is {name!r}; allowed for this generator: {' or '.join(allowed)}")
     guidance_scale = generator.guidance_scale if guidance_scale is None else guidance_scale

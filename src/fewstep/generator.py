@@ -60,7 +60,7 @@ class Generator(
         denoiser: its ``name`` and settings (see `fewstep.denoisers.DENOISERS`); None is ``{"name": "preconditioned"}``.
         units: ``location`` and ``scale`` of each column of points, in which samples come out; None for those that were learned.
         latents: ``model``, the pipeline whose VAE makes pixels of the samples; None for samples that are pixels, or points.
-        base: the U-Net that its weights are, or change, see `fewstep.pipelines.reference.Base`; None for weights of its own.
+        base: the network that its weights are, or change, see `fewstep.pipelines.reference.Base`; None for weights of its own.
 
     Raises:
         ValueError: for a name that is not known, and for settings that are missing or do not go together.
@@ -148,7 +148,7 @@ class Generator(
         return self.told is not None and self.told.prompts is None
 
     def tell(self, prompts: Any) -> "Generator":
-        """Have labels be rows of `prompts`, a table of them (`fewstep.networks.text_unet.network.Rows`), or None; itself."""
+        """Have labels be rows of `prompts`, a table of them (`fewstep.networks.prompts.Rows`), or None; itself."""
         self.told.prompts, self.num_classes = prompts, self.num_classes if prompts is None else len(prompts)
         for ground in (self.denoiser, *grounds(self)):
             ground.num_classes = self.num_classes  # type: ignore[assignment]

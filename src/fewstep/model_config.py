@@ -30,11 +30,14 @@ def checked_sampler(config: Mapping[str, Any]) -> SamplerKind:
         raise ValueError(f"sampler is {dict(config)}; steps must be a whole number from 1, churn lie from 0 to 1")
     if isinstance(steps, bool) or steps > MOST_STEPS:
         raise ValueError(f"sampler is {dict(config)}; steps must be a whole number up to {MOST_STEPS}")
-    for key in ("sigma_min", "sigma_max", "rho", "middle", "start"):
+    for key in ("sigma_min", "sigma_max", "rho", "middle", "start", "shift", "last"):
         if key in config and not (_is_number(config[key]) and 0 < config[key] < math.inf):
             raise ValueError(f"sampler is {dict(config)}; {key} must be a finite number above 0")
+    if config.get("last", 1) > 1:
+        raise ValueError(f"sampler is {dict(config)}; last is a time, which is 1 at most")
     if "guidance_scale" in config and (not kind.every_level or not is_guidance(config["guidance_scale"])):
-        raise ValueError(f"sampler is {dict(config)}; guidance_scale is for heun and euler, and must be a finite number, 1 for none")
+        names = " and ".join(key for key, known in SAMPLERS.items() if known.every_level)
+        raise ValueError(f"sampler is {dict(config)}; guidance_scale is for {names}, and must be a finite number, 1 for none")
     if "sigma_min" in config and "sigma_max" in config and not config["sigma_min"] < config["sigma_max"]:
         raise ValueError(f"sampler is {dict(config)}; sigma_min must be below sigma_max")
     for levels in [config[key] for key in ("sigmas",) if key in config] + list(config.get("levels", ())):

@@ -77,6 +77,7 @@ BUILT_IN: Mapping[str, Mapping[str, Place]] = {
         "teacher": Place("", "fewstep.networks.settings:CopySettings"),
         "unet2d": _network("unet2d", "UNet2D", offered=False),
         "text_unet": _network("text_unet", "TextUNet", offered=False),
+        "text_transformer": _network("text_transformer", "TextTransformer", offered=False),
     },
     "data": {
         "digits": _data("images:load_digits", "Digits"),

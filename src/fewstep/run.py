@@ -102,7 +102,7 @@ def start_from(path: str, method: Method) -> None:
     for what, own, other in (
         ("items of shape", list(mine.shape), list(theirs.shape)),
         # whichever prompts there were, a network is told them alike; but changes of one network are none of another
-        *((("the U-Net", mine.base and mine.base.weights, theirs.base and theirs.base.weights),) if mine.told is not None else ()),
+        *((("the network", mine.base and mine.base.weights, theirs.base and theirs.base.weights),) if mine.told is not None else ()),
         *((("classes:", mine.num_classes, theirs.num_classes),) if mine.told is None else ()),
         ("the denoiser", mine.denoiser_config["name"], theirs.denoiser_config["name"]),
         ("points in units", mine.units and mine.units.config, theirs.units and theirs.units.config),

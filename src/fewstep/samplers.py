@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fewstep.denoisers.protocol import Denoiser, PosteriorDenoiser, TwoTime
-from fewstep.maths.schedules import bridge, karras_sigmas, uniform_times
+from fewstep.maths.schedules import bridge, falling_times, karras_sigmas, path_sigmas, uniform_times
 from fewstep.streams import Noise
 
 Sampler = Callable[..., Tensor]
@@ -64,7 +64,7 @@ def few_step(
     """A few-step generator's own sampler: denoise, noise to the next level, denoise (DMD2, arXiv 2405.14867, Sec. 4.4).
 
     ``S`` evaluations; with one level this is ``D(sigma_1 n, sigma_1)``. `start` is the size of the first noise where that is not
-    sigma_1: stock pipelines begin with noise of size 1 in their own coordinates, which is ``sqrt(1 + sigma_1^2)`` here.
+    sigma_1: stock pipelines begin with noise of size 1 in their own coordinates, which is `first_noise` of the denoiser here.
     """
     sigmas, noise = sigmas.to(latents), noise or Noise()
     x = denoiser(latents * (sigmas[0] if start is None else start), sigmas[0], label)
@@ -151,6 +151,11 @@ def _karras(config: Config, steps: int) -> Tensor:
     return karras_sigmas(steps, config["sigma_min"], config["sigma_max"], config["rho"])
 
 
+def _times(config: Config, steps: int) -> Tensor:
+    """Levels of times from 1 down to ``last``, moved by ``shift``: those of stock flow-matching pipelines."""
+    return path_sigmas(falling_times(steps, config["shift"], config["last"]))
+
+
 def _levels(config: Config, steps: int) -> Tensor:
     levels = config["levels"] if "levels" in config else [config["sigmas"]]
     return torch.tensor(next(row for row in levels if len(row) == steps), dtype=torch.float64)
@@ -184,4 +189,6 @@ SAMPLERS: dict[str, SamplerKind] = {
     "distributional": SamplerKind(
         distributional, ("steps", "churn"), lambda config, steps: uniform_times(steps), options=("churn",), of="posterior", also=(4, 1)
     ),
+    # Heun's slopes are of levels, the first of which is as good as infinite
+    "flow_euler": SamplerKind(euler, ("steps", "shift", "last"), _times, also=(1,), every_level=True),
 }

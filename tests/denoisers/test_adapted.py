@@ -10,8 +10,8 @@ from fewstep.denoisers import ForeignDenoiser
 from fewstep.denoisers.adapted import Slot
 from fewstep.errors import UserError
 from fewstep.maths.matching import dmd_gradient, dmd_loss, sid_loss
+from fewstep.networks.prompts import EncodedPrompts
 from fewstep.networks.text_unet import TextUNet
-from fewstep.networks.text_unet.network import EncodedPrompts
 from text_models import unet
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2", "time_emb_proj")

@@ -6,6 +6,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from fewstep.denoisers import FlowDenoiser
+from fewstep.maths.schedules import NOISE_ALONE, falling_times, path_sigmas
 from fewstep.samplers import euler
 
 
@@ -39,18 +40,44 @@ def test_the_estimate_is_the_posterior_mean():
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_euler_is_the_step_of_diffusers_own_scheduler(shift):
+    """From time 1, where nothing is left of the data and the noise level is infinite."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    scheduler.set_timesteps(sigmas=[0.99, 0.7, 0.4, 0.1])
-    times = scheduler.sigmas.double()  # shifted
-    network = Exact()
+    scheduler.set_timesteps(5)
+    assert scheduler.sigmas[0] == 1
+    network, denoiser = Exact(), FlowDenoiser(Exact(), 0.5, shift=shift)
     noise = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    levels = times[:-1] / (1 - times[:-1])
-    z = (noise.double() * levels[0] * (1 - times[0])).float()
+    z = noise
     with torch.no_grad():
         for step in scheduler.timesteps:
             z = scheduler.step(network(z, step.expand(3), None), step, z).prev_sample
-        ours = euler(FlowDenoiser(network, 0.5), noise, levels.float())
-    torch.testing.assert_close(ours, z, rtol=1e-4, atol=1e-4)
+        levels = path_sigmas(falling_times(5, shift, shift / (999 + shift)))
+        torch.testing.assert_close((levels / (1 + levels)).float(), scheduler.sigmas[:-1], rtol=3e-7, atol=0)
+        torch.testing.assert_close(euler(denoiser, noise, levels), z, rtol=1e-5, atol=1e-5)
+
+
+def test_at_time_1_the_network_sees_the_noise_itself():
+    """To the bit, and so is what it is told of the time."""
+    network = Exact()
+    denoiser = FlowDenoiser(network, 0.5, shift=3.0)
+    z, sigma = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor(denoiser.sigma_max)
+    found = denoiser(denoiser.first_noise(denoiser.sigma_max) * z, sigma)
+    assert network.seen[0][0].tolist() == [1000] * 3
+    with torch.no_grad():
+        assert torch.equal(found, z - network(z, torch.full((3,), 1000.0), None))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_levels_are_of_the_times_that_the_scheduler_trains_at(shift):
+    denoiser, scheduler = FlowDenoiser(Exact(), 0.5, shift=shift), FlowMatchEulerDiscreteScheduler(shift=shift)
+    times = denoiser.sigmas / (1 + denoiser.sigmas)
+    torch.testing.assert_close(times.flip(0).float(), scheduler.sigmas, rtol=1e-6, atol=0)
+    assert denoiser.sigma_min == denoiser.sigmas[0].item()
+    assert len(denoiser.sigmas) == 1000
+    for steps in (1, 2, 4):
+        assert denoiser.step_sigmas(steps) == pytest.approx(
+            denoiser.sigmas[[1000 * part // steps - 1 for part in range(steps, 0, -1)]].tolist()
+        )
+    assert denoiser.step_sigmas(3)[0] == NOISE_ALONE  # of a thousand timesteps there are no three equal parts
 
 
 def test_without_a_null_class_a_label_is_asked_for():
@@ -59,4 +86,11 @@ def test_without_a_null_class_a_label_is_asked_for():
     with pytest.raises(ValueError, match="label is None, but this network has 3 classes and no null class"):
         FlowDenoiser(network, 0.5, 3)(torch.zeros(1, 1, 2, 2), torch.tensor(1.0))
     assert FlowDenoiser(Exact(), 0.5, 3)(torch.zeros(1, 1, 2, 2), torch.tensor(1.0)).shape == (1, 1, 2, 2)
-    assert FlowDenoiser.sigma_max == pytest.approx(999)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"timesteps": 1}, {"timesteps": 2.5}, {"shift": 0.0}, {"shift": float("inf")}, {"shift": float("nan")}]
+)
+def test_times_that_make_no_table(settings):
+    with pytest.raises(ValueError, match="give a whole number from 2, and a number above 0"):
+        FlowDenoiser(Exact(), 0.5, **settings)

@@ -22,9 +22,10 @@ TEXTS = ["a photo of a seven", "two, thin", "five", "x" * 200]
 
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory):
-    """``pipelines[form]``: (folder, pipeline) of each form."""
+    """``pipelines[form]``: (folder, pipeline) of each form; that of "t5" is SD 3's with its third encoder."""
     folder = tmp_path_factory.mktemp("models")
-    return {form: (folder / form, make(folder / form, form)) for form in ("sd", "sdxl")}
+    found = {form: (folder / form, make(folder / form, form)) for form in ("sd", "sdxl", "sd3")}
+    return {**found, "t5": (folder / "t5", make(folder / "t5", "sd3", third=True))}
 
 
 @pytest.fixture
@@ -34,8 +35,8 @@ def prompts(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("form", ["sd", "sdxl"])
-def test_rows_are_what_the_stock_pipeline_tells_its_unet(form, pipelines, prompts, tmp_path):
+@pytest.mark.parametrize("form", ["sd", "sdxl", "sd3", "t5"])
+def test_rows_are_what_the_stock_pipeline_tells_its_network(form, pipelines, prompts, tmp_path):
     folder, pipeline = pipelines[form]
     said = []
     manifest = encode_prompts(prompts, str(folder), tmp_path / "out", say=said.append)
@@ -49,19 +50,43 @@ def test_rows_are_what_the_stock_pipeline_tells_its_unet(form, pipelines, prompt
     hidden, pooled = table.rows(torch.tensor([3, 0, 4]))
     with torch.no_grad():
         expected = pipeline.encode_prompt(
-            [TEXTS[3], TEXTS[0]], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True, negative_prompt=None
+            [TEXTS[3], TEXTS[0]],
+            device="cpu",
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+            **({"prompt_2": None, "prompt_3": None} if form in ("sd3", "t5") else {}),
         )
     assert hidden.dtype == torch.float16
     torch.testing.assert_close(hidden[:2].float(), expected[0], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(hidden[2].float(), expected[1][0], rtol=1e-3, atol=1e-3)  # what guidance leans away from
     if form == "sd":
         assert pooled is None
-        assert manifest.time_ids is None
     else:
         torch.testing.assert_close(pooled[:2].float(), expected[2], rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(pooled[2].float(), expected[3][0])
+        torch.testing.assert_close(pooled[2].float(), expected[3][0], rtol=1e-3, atol=1e-3)
+    if form == "sdxl":
         assert not hidden[2].any()
-        assert manifest.time_ids == (16, 16, 0, 0, 16, 16)  # latents of 8, and a VAE that halves once
+        assert not pooled[2].any()
+    # latents of 8, and a VAE that halves once
+    assert manifest.time_ids == ((16, 16, 0, 0, 16, 16) if form == "sdxl" else None)
+    assert manifest.latents == ((16, 8, 8) if form in ("sd3", "t5") else (4, 8, 8))
+    if form in ("sd3", "t5"):  # after what CLIP says comes what T5 does, which sees 256 tokens, or zeros
+        assert hidden.shape == (3, 77 + 256, 72)
+        assert hidden[:, 77:].any() == (form == "t5")
+
+
+def test_a_file_holds_fewer_rows_where_they_are_large(pipelines, prompts, tmp_path, monkeypatch):
+    assert prompt_table.rows_of_a_file(77, 2048) == 1024
+    assert prompt_table.rows_of_a_file(333, 4096) == 196  # of SD 3, and so half a GB
+    folder, _ = pipelines["sd3"]
+    encode_prompts(prompts, str(folder), tmp_path / "whole")
+    monkeypatch.setattr(prompt_table, "MOST", 3 * 333 * 72 + 5)
+    encode_prompts(prompts, str(folder), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").glob("rows-*")) == ["rows-00000.safetensors", "rows-00001.safetensors"]
+    found, label = PromptTable(tmp_path / "out", check=True), torch.tensor([3, 0, 2, 4, 1])
+    monkeypatch.undo()
+    for one, other in zip(found.rows(label), PromptTable(tmp_path / "whole").rows(label), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_prompt_is_encoded_the_same_in_any_company(pipelines, prompts, tmp_path):

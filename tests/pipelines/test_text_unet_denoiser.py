@@ -12,10 +12,10 @@ from fewstep.denoisers import ForeignDenoiser, Guided
 from fewstep.denoisers.adapted import Slot
 from fewstep.errors import UserError
 from fewstep.interop.text_teacher import lora_bytes
+from fewstep.networks.prompts import EncodedPrompts
 from fewstep.networks.text_unet import TextUNet
-from fewstep.networks.text_unet.network import EncodedPrompts
+from fewstep.pipelines.denoiser import text_denoiser
 from fewstep.pipelines.lora import RANK, TARGETS
-from fewstep.pipelines.unet import text_denoiser
 from text_models import make
 
 TEXTS = ["a seven", "two, thin"]
@@ -186,9 +186,9 @@ def test_the_true_sizes_of_stable_diffusion_and_sdxl():
         with torch.device("meta"):
             network = TextUNet((4, config["sample_size"], config["sample_size"]), time_ids=ids, **common, **config)
             denoiser = ForeignDenoiser(network, 1.0, 1, betas=betas)
-            assert lora_bytes(denoiser) == pytest.approx(gigabytes * 1e9, rel=1e-3)
-            slot = Slot(denoiser, RANK, TARGETS)
+            assert lora_bytes(denoiser, TARGETS["text_unet"]) == pytest.approx(gigabytes * 1e9, rel=1e-3)
+            slot = Slot(denoiser, RANK, TARGETS["text_unet"])
         assert sum(parameter.numel() for parameter in network.parameters()) == published
         assert sum(math.prod(shape) for shape in slot.shapes.values()) == changes
-        for target in TARGETS:  # each is there
+        for target in TARGETS["text_unet"]:  # each is there
             assert any(name.endswith(target) for name in slot.layers), target

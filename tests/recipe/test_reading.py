@@ -280,7 +280,7 @@ def test_shipped_recipes_are_valid_and_described(name):
     elif recipe.data.name == "images":  # called after the folder or the Hub's data set
         assert recipe.data.path.split("/")[-1] == data
     elif recipe.data.name == "prompts":  # called after the model that is distilled
-        assert data.startswith(("sd15_", "sdxl_"))
+        assert data.startswith(("sd15_", "sd3_", "sdxl_"))
     else:  # cifar10_small is of cifar10
         assert data.split("_")[0] == recipe.data.name
     assert len(parse_yaml(shipped_recipes()[name].read_text())["about"]) > 20

@@ -3,8 +3,8 @@
 A folder of
 
 * ``prompts.jsonl``: the prompts, a JSON string a line, in the order of the rows;
-* ``rows-00000.safetensors`` and so on, `CHUNK` rows each, in half precision: ``hidden`` [n, tokens, width] and, of models that take one,
-  ``pooled`` [n, width]; ``null.safetensors``: the same for no prompt, one row;
+* ``rows-00000.safetensors`` and so on, `CHUNK` rows each or as many as `MOST` numbers allow, in half precision: ``hidden``
+  [n, tokens, width] and, of models that take one, ``pooled`` [n, width]; ``null.safetensors``: the same for no prompt, one row;
 * ``manifest.json``, which is written last: the model, what tells its encoders from any other, sizes, and the SHA-256 of each file.
 
 Rows are mapped into memory, and read from the disk when they are asked for.
@@ -25,6 +25,7 @@ from fewstep.text import read_json, read_lines
 
 MANIFEST, PROMPTS, NULL = "manifest.json", "prompts.jsonl", "null.safetensors"
 CHUNK = 1024
+MOST = 1 << 28  # numbers in the hidden states of a file, which is in memory while it is written: 196 rows of SD 3's 333 x 4,096
 VERSION = 1
 REMEDY = "encode the prompts anew, with fewstep encode"
 
@@ -91,10 +92,16 @@ class Manifest:
         return json.dumps(asdict(self), indent=1).encode()
 
 
-def chunk_files(num: int) -> Iterator[tuple[str, int, int]]:
-    """(name, first row, one past the last) of each file of `num` rows."""
-    for number, start in enumerate(range(0, num, CHUNK)):
-        yield f"rows-{number:05}.safetensors", start, min(start + CHUNK, num)
+def rows_of_a_file(tokens: int, width: int) -> int:
+    """How many rows of such hidden states one file holds."""
+    return max(1, min(CHUNK, MOST // (tokens * width)))
+
+
+def chunk_files(num: int, tokens: int, width: int) -> Iterator[tuple[str, int, int]]:
+    """(name, first row, one past the last) of each file of `num` rows of such hidden states."""
+    most = rows_of_a_file(tokens, width)
+    for number, start in enumerate(range(0, num, most)):
+        yield f"rows-{number:05}.safetensors", start, min(start + most, num)
 
 
 class PromptTable:
@@ -120,7 +127,9 @@ class PromptTable:
             self.manifest = Manifest.of(read_json(folder / MANIFEST))
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{folder / MANIFEST} cannot be read ({error}); {REMEDY}") from None
-        self._parts = {name: self._opened(name, stop - start) for name, start, stop in chunk_files(self.manifest.num)}
+        told = self.manifest
+        self._each = rows_of_a_file(told.tokens, told.width)
+        self._parts = {name: self._opened(name, stop - start) for name, start, stop in chunk_files(told.num, told.tokens, told.width)}
         self._null = self._opened(NULL, 1)
         for name in (PROMPTS, NULL, *self._parts) if check else (PROMPTS,):
             if self.manifest.files.get(name) != sha256_of(folder / name):
@@ -146,8 +155,8 @@ class PromptTable:
         for place, row in enumerate(label.tolist()):
             if not 0 <= row <= told.num:
                 raise ValueError(f"there is no row {row}; there are {told.num}, and {told.num} itself stands for no prompt")
-            part = self._null if row == told.num else self._parts[f"rows-{row // CHUNK:05}.safetensors"]
-            number = 0 if row == told.num else row % CHUNK
+            part = self._null if row == told.num else self._parts[f"rows-{row // self._each:05}.safetensors"]
+            number = 0 if row == told.num else row % self._each
             hidden[place] = part["hidden"][number]
             if pooled is not None:
                 pooled[place] = part["pooled"][number]

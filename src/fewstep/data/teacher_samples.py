@@ -71,7 +71,7 @@ class Drawn:
     """How the samples were drawn.
 
     Attributes:
-        weights: what tells the model's U-Net from any other.
+        weights: what tells the model's network from any other.
         steps, guidance_scale: of the model's own sampler.
         num: samples; their rows are as `Use` has them.
         prompts: how many there are in the table.

@@ -4,48 +4,101 @@ Symbols: the network saw ``z_s = (1 - s) x0 + s eps`` at times s in [0, 1] and p
 ``x = z / (1 - s)`` and ``sigma = s / (1 - s)`` are the same in variance-exploding form, which is what a denoiser is asked in.
 """
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from fewstep.denoisers.protocol import label_or_null
 from fewstep.maths.parametrization import expand_like
-
-LAST = 0.999  # the last time that has a noise level worth asking for: sigma 999, where nothing is left of the data
+from fewstep.maths.schedules import path_sigmas, shifted_times, trained_times, uniform_times
 
 
 class FlowDenoiser(nn.Module):
-    """``D(x, sigma, label) = z - s F(z, num s, label)``, with ``s = sigma / (1 + sigma)`` and ``z = (1 - s) x``.
+    """``D(x, sigma, label) = z - s F(z, num s, label)``, with ``s = sigma / (1 + sigma)`` and ``z = x / (1 + sigma)``.
 
-    At s = 1 the noise level is infinite; `sigma_max` is that of s = .999. What schedule times come in (a shift, as Stable Diffusion 3 has
-    one) is the sampler's: the denoiser is the same for all.
+    At s = 1, where samplers begin, the noise level is infinite; `fewstep.maths.schedules.NOISE_ALONE` stands for it. There s is 1 and z
+    the noise itself, exactly, for float32 has nothing between. D is right at every level in between, whatever `shift` is.
 
     Args:
         network: called with z, the time times `timesteps` (float32 [B]) and label.
         sigma_data: standard deviation of the data. It weighs losses; D does not depend on it.
         num_classes: number of classes, or None.
-        timesteps: by what the network has its time multiplied, as diffusers' models do.
+        timesteps: at how many times it was trained, by which the network has its time multiplied, as diffusers' models do.
+        shift: of those times, towards noise, as Stable Diffusion 3 has one.
+
+    Raises:
+        ValueError: for timesteps and a shift that make no table of times.
 
     """
 
     draws = "denoiser"
-    sigma_max = LAST / (1 - LAST)
+    prediction = "flow"
+    forward_methods = ("features",)
 
-    def __init__(self, network: nn.Module, sigma_data: float, num_classes: int | None = None, timesteps: float = 1000.0) -> None:
+    def __init__(
+        self, network: nn.Module, sigma_data: float, num_classes: int | None = None, timesteps: int = 1000, shift: float = 1.0
+    ) -> None:
         super().__init__()
-        self.network, self.sigma_data, self.num_classes, self.timesteps = network, sigma_data, num_classes, timesteps
+        if int(timesteps) != timesteps or not timesteps > 1 or not 0 < shift < math.inf:
+            raise ValueError(f"timesteps are {timesteps} and shift is {shift}; give a whole number from 2, and a number above 0")
+        self.network, self.sigma_data, self.num_classes, self.timesteps = network, sigma_data, num_classes, int(timesteps)
+        self.shift = shift
         self.null_class: bool = getattr(network, "null_class", True)
+        # no buffer: a module that is taken to half precision must not take its table along
+        with torch.device("cpu"):  # also where the network is made without memory, on "meta"
+            self.sigmas = path_sigmas(trained_times(self.timesteps, shift))
+
+    @property
+    def sigma_min(self) -> float:
+        """Noise level of the first time."""
+        return self.sigmas[0].item()
+
+    @property
+    def sigma_max(self) -> float:
+        """What stands for the noise level of the last time, which is 1."""
+        return self.sigmas[-1].item()
+
+    def first_noise(self, sigma: float) -> float:
+        """Standard deviation of what a sampler begins with at the level `sigma`: 1 in z, in which stock pipelines draw it."""
+        return 1 + sigma
+
+    def step_sigmas(self, steps: int) -> list[float]:
+        """The levels at the ends of `steps` equal parts of time, falling from 1, shifted: of 4 by shift 3 at 1, .9, .75 and .5."""
+        found: list[float] = path_sigmas(shifted_times(uniform_times(steps), self.shift)).tolist()
+        return found
+
+    @property
+    def feature_shapes(self) -> list[tuple[int, tuple[int, int]]]:
+        """(channels, (height, width)) of each level of the network's features, the coarsest first; empty for a network without."""
+        return list(getattr(self.network, "feature_shapes", []))
 
     def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
         """The estimate of x0, like `x` [B, ...], in float32; `sigma` is [B] or [], positive, `label` int64 [B] or None for no class.
 
         Raises ValueError where it is None, and the network has classes but no null class.
         """
+        s, z, *told = self._told(x, sigma, label)
+        velocity: Tensor = self.network(*told).float()
+        return z - expand_like(s, z) * velocity
+
+    def features(self, x: Tensor, sigma: Tensor, label: Tensor | None, levels: int) -> list[Tensor]:
+        """So many `levels` of the network's inner features, the coarsest first; arguments and errors as of `forward`."""
+        *_, z, time, label = self._told(x, sigma, label)
+        network: Any = self.network
+        found: list[Tensor] = network.features(z, time, label, levels)
+        return found
+
+    def _told(self, x: Tensor, sigma: Tensor, label: Tensor | None) -> tuple[Any, ...]:
+        """(s, z, z as the network has it, its time, label): both first in float32."""
         if label is None and self.num_classes is not None and not self.null_class:
             raise ValueError(f"label is None, but this network has {self.num_classes} classes and no null class; give labels")
         x = x.float()
-        s = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
-        s = s / (1 + s)
-        z = x * (1 - expand_like(s, x))
-        dtype = next(self.network.parameters()).dtype
-        velocity: Tensor = self.network(z.to(dtype), self.timesteps * s, label_or_null(label, self.num_classes, x)).float()
-        return z - expand_like(s, x) * velocity
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+        z = x / expand_like(1 + sigma, x)
+        fine = sigma if x.device.type == "mps" else sigma.double()  # a time of 900 has four digits after the point in float32, and no more
+        s = fine / (1 + fine)
+        # the time stays in float32: bfloat16 has no 999
+        time, dtype = (self.timesteps * s).float(), next(self.network.parameters()).dtype
+        return s.float(), z, z.to(dtype), time, label_or_null(label, self.num_classes, x)

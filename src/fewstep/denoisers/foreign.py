@@ -4,6 +4,7 @@ Symbols: the network saw ``x_t = alpha x0 + sigma_t eps`` at integer t; ``x = x_
 variance-exploding form, which is what a denoiser is asked in.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -82,6 +83,15 @@ class ForeignDenoiser(nn.Module):
     def sigma_max(self) -> float:
         """The largest noise level that the network was trained at."""
         return self.sigmas[-1].item()
+
+    def first_noise(self, sigma: float) -> float:
+        """Standard deviation of what a sampler begins with at the level `sigma`: 1 in x_t, in which stock pipelines draw it."""
+        return math.sqrt(1 + sigma**2)
+
+    def step_sigmas(self, steps: int) -> list[float]:
+        """The levels at the ends of `steps` equal parts, falling, as LCM's scheduler has them: of 1,000, for 4, 999, 749, 499 and 249."""
+        part = len(self.sigmas) // steps
+        return [self.sigmas[part * number - 1].item() for number in range(steps, 0, -1)]
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """The timestep, float32 like `sigma` [...], at which the network is asked."""

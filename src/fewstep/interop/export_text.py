@@ -1,7 +1,7 @@
 """A few-step text-to-image generator for stock pipelines of diffusers: a LoRA file with its scheduler, or a whole pipeline.
 
-Stock `LCMScheduler`, told that there are as many timesteps in all as steps are taken, draws as `fewstep.samplers.few_step` does: denoise,
-noise anew to the next level, denoise. So a user sets the number of steps and no guidance, and nothing else.
+The scheduler (`fewstep.interop.stock_schedulers`) draws as `fewstep.samplers.few_step` does: denoise, noise anew to the next level,
+denoise. So a user sets the number of steps and no guidance, and nothing else.
 """
 
 import json
@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoisers import ForeignDenoiser
 from fewstep.denoisers.adapted import Adapted
 from fewstep.errors import UserError
 from fewstep.files import passing_folder, replace_file
 from fewstep.generator import Generator
+from fewstep.interop.stock_schedulers import stock_scheduler
+from fewstep.pipelines.denoiser import network_folder
 from fewstep.pipelines.encoders import encoded
-from fewstep.pipelines.folder import model_folder, part_of, pipeline_kind
+from fewstep.pipelines.folder import FORMS, absent_parts, model_folder, part_of, pipeline_kind
 from fewstep.pipelines.reference import file_tensors
-from fewstep.pipelines.unet import unet_folder
 from fewstep.weights import LORA_FILE
 
 PROMPTS = ("a photograph of a cat", "two thin lines, red")
@@ -33,11 +33,11 @@ TOLERANCE = 1e-4  # of the largest latent
 
 LORA = """\
 import torch
-from diffusers import {pipeline}, LCMScheduler
+from diffusers import {pipeline}, {scheduler}
 
 pipeline = {pipeline}.from_pretrained({model!r}{more})
 pipeline.load_lora_weights({folder!r}, weight_name="pytorch_lora_weights.safetensors")
-pipeline.scheduler = LCMScheduler.from_pretrained({folder!r}, subfolder="scheduler")
+pipeline.scheduler = {scheduler}.from_pretrained({folder!r}, subfolder="scheduler")
 """
 WHOLE = """\
 import torch
@@ -58,18 +58,17 @@ told = json.loads(sys.argv[1])
 pipeline.set_progress_bar_config(disable=True)
 found = {}
 for number, (count, seed) in enumerate(told["probes"]):
-    rng = torch.Generator().manual_seed(seed)
-    latents = torch.randn((count, *told["shape"]), generator=rng)
+    torch.manual_seed(seed)  # of noise between steps, too, which SD 3's pipeline draws by no other generator
+    latents = torch.randn((count, *told["shape"]))
     texts = [told["prompts"][i % len(told["prompts"])] for i in range(count)]
-    drawn = pipeline(
-        texts, num_inference_steps=told["steps"], guidance_scale=0, latents=latents, generator=rng, output_type="latent"
-    ).images
+    drawn = pipeline(texts, num_inference_steps=told["steps"], guidance_scale=0, latents=latents, output_type="latent").images
     found[f"drawn {number}"] = drawn.contiguous()
 if told["lora"]:
     from peft import get_peft_model_state_dict
 
-    loaded = get_peft_model_state_dict(pipeline.unet, adapter_name=pipeline.unet.active_adapters()[0])
-    theirs = {f"unet.{name}": tensor for name, tensor in loaded.items()}
+    network = getattr(pipeline, told["part"])
+    loaded = get_peft_model_state_dict(network, adapter_name=network.active_adapters()[0])
+    theirs = {f"{told['part']}.{name}": tensor for name, tensor in loaded.items()}
     ours = load_file(told["lora"])
     lost = [name for name in ours if name not in theirs or not torch.equal(ours[name], theirs[name])]
     if lost:
@@ -86,11 +85,11 @@ def is_text(generator: Generator) -> bool:
 def write_text(generator: Generator, folder: Path, fuse: bool) -> None:
     """Write `generator` into `folder`: its changes and a scheduler, or with `fuse`, and where all of it was trained, the whole pipeline.
 
-    Raises UserError for levels that no setting of LCM's scheduler visits.
+    Raises UserError for levels that no setting of a stock scheduler visits.
     """
     from safetensors.torch import save_file
 
-    scheduler = lcm_scheduler(generator)
+    scheduler = stock_scheduler(generator)
     if not Path(_model(generator)).is_dir():  # of the Hub, all that a pipeline consists of, for the check and for a whole copy
         model_folder(_model(generator))
         part_of(_model(generator), "vae")
@@ -100,15 +99,16 @@ def write_text(generator: Generator, folder: Path, fuse: bool) -> None:
         scheduler.save_pretrained(str(folder / "scheduler"))
         return
     whole: Any = generator.denoiser.merged() if isinstance(generator.denoiser, Adapted) else generator.denoiser
-    place = unet_folder(_model(generator))
+    place = network_folder(_model(generator))
+    part = _part(generator)
     # the parts that stay as they are, then the two that do not
     index = json.loads((place / "model_index.json").read_text())
     for name, named in index.items():
-        if isinstance(named, list) and name not in ("unet", "scheduler", "safety_checker", "feature_extractor") and (place / name).is_dir():
+        if isinstance(named, list) and name not in (part, "scheduler", "safety_checker", "feature_extractor") and (place / name).is_dir():
             shutil.copytree(place / name, folder / name)
-    whole.network.unet.save_pretrained(str(folder / "unet"))
+    getattr(whole.network, part).save_pretrained(str(folder / part))
     scheduler.save_pretrained(str(folder / "scheduler"))
-    index["scheduler"] = ["diffusers", "LCMScheduler"]
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
     if "safety_checker" in index:
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
     replace_file(folder / "model_index.json", json.dumps(index, indent=2).encode())
@@ -119,43 +119,16 @@ def is_lora(generator: Generator, fuse: bool) -> bool:
     return isinstance(generator.denoiser, Adapted) and not fuse
 
 
-def lcm_scheduler(generator: Generator) -> Any:
-    """Stock `LCMScheduler` at the levels of `generator`. Raises UserError where none of its settings visits them."""
-    from diffusers import LCMScheduler
-
-    denoiser = generator.denoiser.stands_on if isinstance(generator.denoiser, Adapted) else generator.denoiser
-    assert isinstance(denoiser, ForeignDenoiser)
-    sigmas = generator.sigmas()
-    timesteps = [int((denoiser.sigmas - sigma).abs().argmin()) for sigma in sigmas]
-    steps, last = len(timesteps), timesteps[0] + 1
-    if not torch.allclose(denoiser.sigmas[timesteps], sigmas, rtol=1e-6) or timesteps != [
-        last // steps * part - 1 for part in range(steps, 0, -1)
-    ]:
-        raise UserError(
-            f"this generator's steps are at the timesteps {timesteps}, and LCM's scheduler of diffusers takes equal parts alone, such as "
-            "999, 749, 499, 249; train it with method.times=teacher and without method.sampler_timesteps"
-        )
-    kept = 1 / (1 + denoiser.sigmas[:last] ** 2)  # of the data, at each timestep up to the first that is drawn at
-    betas = 1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
-    return LCMScheduler(
-        num_train_timesteps=last,
-        trained_betas=[float(beta) for beta in betas],
-        original_inference_steps=steps,
-        prediction_type=denoiser.prediction,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-
-
 def code(generator: Generator, folder: str, fuse: bool, model: str | None = None) -> str:
     """The lines of Python that load what was written to `folder` into a stock pipeline; see `LORA` and `WHOLE`."""
-    place = unet_folder(_model(generator))
-    kind = pipeline_kind(place, str(place))
+    kind = _kind(generator)
     lora = is_lora(generator, fuse)
     unsafe = lora and kind == "StableDiffusionPipeline"  # what a whole pipeline says itself
     more = ", safety_checker=None, requires_safety_checker=False" if unsafe else ""
-    return (LORA if lora else WHOLE).format(pipeline=kind, model=model or _model(generator), folder=folder, more=more)
+    more += "".join(f", {part}=None" for part in absent_parts(network_folder(_model(generator))))
+    scheduler = type(stock_scheduler(generator)).__name__
+    told = {"pipeline": kind, "scheduler": scheduler, "model": model or _model(generator), "folder": folder, "more": more}
+    return (LORA if lora else WHOLE).format(**told)
 
 
 def drawing(generator: Generator) -> str:
@@ -174,6 +147,7 @@ def verify_text(generator: Generator, folder: Path, fuse: bool) -> float:
             "shape": generator.shape,
             "prompts": PROMPTS,
             "steps": generator.default_steps(),
+            "part": _part(generator),
             "lora": str(folder / LORA_FILE) if is_lora(generator, fuse) else None,
             "out": str(passing / DRAWN),
         }
@@ -211,3 +185,14 @@ def public_name(generator: Generator) -> str:
 def _model(generator: Generator) -> str:
     assert generator.latents is not None
     return str(generator.latents["model"])
+
+
+def _kind(generator: Generator) -> str:
+    """The class of its pipeline."""
+    place = network_folder(_model(generator))
+    return pipeline_kind(place, str(place))
+
+
+def _part(generator: Generator) -> str:
+    """The part of its pipeline that denoises."""
+    return FORMS[_kind(generator)].network

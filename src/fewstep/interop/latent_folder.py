@@ -18,7 +18,7 @@ from fewstep.data.splits import Bar, no_bar
 from fewstep.errors import UserError, first_line
 from fewstep.files import check_free, held_folder, sha256_of, sweep, write_part
 from fewstep.pipelines.encoders import encode_prompts
-from fewstep.pipelines.folder import latents_shape, model_folder
+from fewstep.pipelines.folder import FORMS, NETWORKS, latents_shape, model_folder, pipeline_kind
 from fewstep.pipelines.vae import VAE, measured_size
 from fewstep.text import read_json
 
@@ -71,12 +71,16 @@ def encode_captioned(
     model's own where it is not given. Raises UserError as these do, and for a size of which the model makes other latents.
     """
     vae = VAE(model)
-    own = latents_shape(model_folder(model))
+    folder = model_folder(model)
+    own = latents_shape(folder, kind := pipeline_kind(folder, model))
     size = own[1] * vae.factor if size is None else size
     _check_size(vae, size, model)
     if vae.shape(size) != own:
         made, taken = ("x".join(map(str, shape)) for shape in (vae.shape(size), own))
-        raise UserError(f"--size is {size}, of which the VAE of {model} makes latents of {made}; its U-Net takes {taken}: leave it out")
+        raise UserError(
+            f"--size is {size}, of which the VAE of {model} makes latents of {made}; its {NETWORKS[FORMS[kind].network]} takes {taken}: "
+            "leave it out"
+        )
     try:
         found = captioned_images(images, size, column, bar=bar)
     except DataError as error:

@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fewstep.generator import Generator
+from fewstep.maths.schedules import NOISE_ALONE
 from fewstep.metrics.figures import BY_KEY
 from fewstep.metrics.least import carried, summed_up
 from fewstep.metrics.rows import row_roles
@@ -63,7 +64,8 @@ def model_card(
         f"- network: {generator.network_config['name']}, {num_parameters(generator):,} parameters",
     ]
     if generator.sampler["name"] == "few_step":
-        lines.append(f"- noise levels: {', '.join(f'{sigma:g}' for sigma in generator.sigmas().tolist())}")
+        levels = ["infinite" if sigma == NOISE_ALONE else f"{sigma:g}" for sigma in generator.sigmas().tolist()]
+        lines.append(f"- noise levels: {', '.join(levels)}")
     lines += ["\n## Use\n", _use(generator, form) if use is None else f"```python\n{use}```"]
     unit = "in every pixel of [-1, 1]" if len(generator.shape) == 3 else "in every coordinate"
     unit = unit if generator.latents is None else "of the largest latent"

@@ -13,7 +13,7 @@ from fewstep.data.teacher_samples import COMPARED, PAIRS, Drawn, TeacherSamples,
 from fewstep.errors import UserError
 from fewstep.files import held_folder, sha256_of, write_part
 from fewstep.generator import Generator
-from fewstep.interop.text_teacher import GUIDANCE, STEPS, text_teacher
+from fewstep.interop.text_teacher import text_teacher
 from fewstep.pipelines.vae import measured_size
 from fewstep.streams import Noise, seeded, stream_seed
 
@@ -22,16 +22,16 @@ def draw_teacher_samples(
     folder: Path,
     num: int,
     model: str,
-    steps: int = STEPS,
-    guidance_scale: float = GUIDANCE,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
     bar: Bar = no_bar,
     say: Callable[[str], None] = lambda text: None,
     use: Use = COMPARED,
 ) -> Drawn:
     """Draw `num` samples of the pipeline `model` for the prompts in `folder`, in turn, and keep them there for `use`.
 
-    What was stopped goes on where it was. Raises UserError for too few, for samples that are there already and were drawn otherwise, and as
-    `text_teacher` does.
+    `steps` and `guidance_scale` are by default those of its stock pipeline. What was stopped goes on where it was. Raises UserError for too
+    few, for samples that are there already and were drawn otherwise, and as `text_teacher` does.
     """
     if num < use.each:
         of = ", which are drawn of each prompt: half are held beside the other half" if use.each > 1 else ""
@@ -42,6 +42,8 @@ def draw_teacher_samples(
         raise UserError(str(error)) from error
     teacher = text_teacher(model, prompts=table)
     assert teacher.base is not None
+    steps = teacher.default_steps() if steps is None else steps
+    guidance_scale = teacher.guidance_scale if guidance_scale is None else guidance_scale
     if torch.cuda.is_available():
         teacher.to("cuda")
     asked = Drawn(teacher.base.weights, steps, float(guidance_scale), num, len(table), {})

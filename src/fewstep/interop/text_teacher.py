@@ -1,26 +1,27 @@
-"""A text-to-image pipeline of diffusers as a teacher: its U-Net is used where it lies, and not copied into a run."""
+"""A text-to-image pipeline of diffusers as a teacher: its network is used where it lies, and not copied into a run."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from fewstep import hub
 from fewstep.data.prompt_table import PromptTable
-from fewstep.denoisers import ForeignDenoiser
 from fewstep.errors import UserError
 from fewstep.files import check_free, whole_folder
 from fewstep.generator import Generator, standing_on
 from fewstep.networks.base import num_parameters
-from fewstep.pipelines.folder import ENCODERS, PIPELINES, encoders_id
+from fewstep.pipelines.denoiser import Described, described, network_folder, read_denoiser, weights_id
+from fewstep.pipelines.folder import ENCODERS, FORMS, NETWORKS, absent_parts, encoders_id
 from fewstep.pipelines.lora import RANK, TARGETS
 from fewstep.pipelines.reference import Base
-from fewstep.pipelines.unet import described, read_denoiser, unet_folder, weights_id
 from fewstep.quantities import short
 from fewstep.text import read_json
 
-STEPS, GUIDANCE = 50, 7.5  # as stock pipelines of Stable Diffusion draw where nothing is said
+# steps and guidance, as stock pipelines draw where nothing is said
+STOCK, STOCK_FLOW = (50, 7.5), (28, 7.0)
 
 
 def is_text_pipeline(path: str | Path) -> bool:
@@ -35,20 +36,19 @@ def is_text_pipeline(path: str | Path) -> bool:
         index = read_json(folder / "model_index.json")
     except (OSError, ValueError):
         return False
-    return isinstance(index, dict) and index.get("_class_name") in PIPELINES
+    return isinstance(index, dict) and index.get("_class_name") in FORMS
 
 
 def text_teacher(model: str, sigma_data: float = 1.0, prompts: PromptTable | None = None) -> Generator:
-    """The U-Net of the pipeline `model`, a folder or a Hub id, as a generator of latents that is told `prompts`, if they are given.
+    """The network of the pipeline `model`, a folder or a Hub id, as a generator of latents that is told `prompts`, if they are given.
 
     Its folder, where it is saved, names the pipeline and holds no weights. `sigma_data` weighs the losses of a student. Raises UserError as
-    `fewstep.pipelines.unet.described` does.
+    `fewstep.pipelines.denoiser.described` does.
     """
-    folder = unet_folder(model)
+    folder = network_folder(model)
     found = described(folder)
     denoiser = read_denoiser(found, prompts, sigma_data)
     where = str(Path(model).resolve()) if Path(model).is_dir() else model
-    sampler = {"name": "euler", "steps": STEPS, "sigma_min": denoiser.sigma_min, "sigma_max": denoiser.sigma_max, "rho": 7.0}
     info = {"method": "teacher", "imported_from": where, "label_dropout": True, "encoders": encoders_id(folder)}
     arguments = {
         "shape": list(found.shape),
@@ -56,7 +56,7 @@ def text_teacher(model: str, sigma_data: float = 1.0, prompts: PromptTable | Non
         "sigma_data": sigma_data,
         "network": found.network,
         "denoiser": found.denoiser,
-        "sampler": sampler | {"guidance_scale": GUIDANCE},
+        "sampler": _sampler(found, denoiser),
         "info": info,
         "latents": {"model": where},
         "base": Base(where, weights_id(folder)).config,
@@ -76,23 +76,50 @@ def import_text(model: str, out: Path, sigma_data: float) -> list[str]:
     generator = text_teacher(model, sigma_data)
     with whole_folder(out) as folder:
         generator.save_pretrained(folder)
-    place = unet_folder(model)
+    place = network_folder(model)
     found, denoiser = described(place), generator.denoiser
-    assert isinstance(denoiser, ForeignDenoiser)
     parameters, index = num_parameters(denoiser), read_json(place / "model_index.json")
     parts = [name for name in (*ENCODERS, "vae") if isinstance(index.get(name), list) and index[name][0] is not None]
-    snr = ", with zero terminal SNR" if found.denoiser.get("zero_snr") else ""
+    absent = [part for part in absent_parts(place) if part in ENCODERS]
     width, pooled = generator.told.takes
-    told = f"hidden states of width {width}" + (f", a pooled vector of {pooled} and sizes {found.network['time_ids']}" if pooled else "")
+    sizes = f" and sizes {ids}" if (ids := found.network.get("time_ids")) else ""
+    told = f"hidden states of width {width}" + (f"{' and' if not sizes else ','} a pooled vector of {pooled}{sizes}" if pooled else "")
+    called, targets = NETWORKS[found.part], TARGETS[found.network["name"]]
     return [
-        f"found: {found.kind} of {', '.join(['unet', *parts])}; the U-Net has {parameters:,} parameters and predicts "
-        f"{denoiser.prediction}{snr}",
-        f"noise levels: {denoiser.sigma_min:.4g} to {denoiser.sigma_max:.4g} at {len(denoiser.sigmas)} timesteps",
-        f"latents: {'x'.join(map(str, found.shape))}; the U-Net is told {told}",
-        f"memory for weights, gradients, AdamW's moments and the average: for one step {short(lora_bytes(denoiser), 'B')} as LoRA of rank "
-        f"{RANK} in bf16-mixed, {short(4 * (1 + held(1)) * parameters, 'B')} as copies; for four, with a fake network for each, "
-        f"{short(lora_bytes(denoiser, 4), 'B')} and {short(4 * (1 + held(4)) * parameters, 'B')}",
+        f"found: {found.kind} of {', '.join([found.part, *parts])}; the {called} has {parameters:,} parameters and predicts "
+        f"{_prediction(found)}",
+        *(f"there is no {part}: zeros stand for what it would say, as in the stock pipeline" for part in absent),
+        _levels(found, denoiser),
+        f"latents: {'x'.join(map(str, found.shape))}; the {called} is told {told}",
+        f"memory for weights, gradients, AdamW's moments and the average: for one step {short(lora_bytes(denoiser, targets), 'B')} as LoRA "
+        f"of rank {RANK} in bf16-mixed, {short(4 * (1 + held(1)) * parameters, 'B')} as copies; for four, with a fake network for each, "
+        f"{short(lora_bytes(denoiser, targets, 4), 'B')} and {short(4 * (1 + held(4)) * parameters, 'B')}",
     ]
+
+
+def _sampler(found: Described, denoiser: Any) -> dict[str, Any]:
+    """How the `denoiser` of the pipeline that was `found` is drawn from where nothing else is said."""
+    if found.flow is None:
+        steps, guidance = STOCK
+        grid = {"sigma_min": denoiser.sigma_min, "sigma_max": denoiser.sigma_max, "rho": 7.0}
+        return {"name": "euler", "steps": steps, **grid, "guidance_scale": guidance}
+    steps, guidance = STOCK_FLOW
+    return {"name": "flow_euler", "steps": steps, "shift": found.flow.shift, "last": found.flow.last, "guidance_scale": guidance}
+
+
+def _prediction(found: Described) -> str:
+    if found.flow is not None:
+        return "the velocity of a flow"
+    return f"{found.denoiser['prediction']}{', with zero terminal SNR' if found.denoiser.get('zero_snr') else ''}"
+
+
+def _levels(found: Described, denoiser: Any) -> str:
+    """A line on the times that the network of `denoiser` was trained at."""
+    if found.flow is None:
+        return f"noise levels: {denoiser.sigma_min:.4g} to {denoiser.sigma_max:.4g} at {len(denoiser.sigmas)} timesteps"
+    first = denoiser.sigma_min / (1 + denoiser.sigma_min)
+    of_size = ", its scheduler's for images of this size" if found.flow.by_size else ""
+    return f"times: {first:.4g} to 1, which is noise alone, at {denoiser.timesteps} timesteps; the shift is {found.flow.shift:.4g}{of_size}"
 
 
 def held(fakes: int) -> int:
@@ -100,7 +127,7 @@ def held(fakes: int) -> int:
     return 2 + fakes + 2 * (1 + fakes) + fakes  # moments of all that learns; the fakes learn together
 
 
-def lora_bytes(denoiser: nn.Module, fakes: int = 1, rank: int = RANK, targets: Sequence[str] = TARGETS) -> int:
+def lora_bytes(denoiser: nn.Module, targets: Sequence[str], fakes: int = 1, rank: int = RANK) -> int:
     """What a student and `fakes` on `denoiser` take: it in half precision, and in float32 what is held of their changes at once."""
     layers = [
         module.weight.shape

@@ -13,6 +13,8 @@ from torch import Tensor
 from fewstep.maths.parametrization import expand_like
 from fewstep.streams import integers, normal
 
+NOISE_ALONE = 2.0**30  # a noise level for time 1, where it is infinite: in float32 sigma / (1 + sigma) is 1, even times 1,000
+
 
 def karras_sigmas(num: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
     """The Karras grid (arXiv 2206.00364, Eq. 5), float64 [num], descending from `sigma_max`, without the final 0.
@@ -63,6 +65,26 @@ def level_sigmas(levels: Tensor, num: int, first: int, last: int, generator: tor
         return levels[torch.randint(first, last + 1, (num,), device=levels.device)].float()
     index = integers(first, last + 1, (num,), generator)
     return levels[index].float()
+
+
+def shifted_times(t: Tensor, shift: float) -> Tensor:
+    """Times of the linear path moved towards noise, ``shift t / (1 + (shift - 1) t)``, like `t` (arXiv 2403.03206, Eq. 23)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def path_sigmas(t: Tensor) -> Tensor:
+    """The noise level ``t / (1 - t)`` of times of the linear path, like `t`; `NOISE_ALONE` for t = 1."""
+    return torch.where(t < 1, t / (1 - t), NOISE_ALONE).clamp(max=NOISE_ALONE)
+
+
+def trained_times(num: int, shift: float) -> Tensor:
+    """The `num` times of the linear path that a flow-matching scheduler of diffusers trains at, float64 [num], ascending to 1."""
+    return shifted_times(torch.arange(1, num + 1, dtype=torch.float64) / num, shift)
+
+
+def falling_times(num: int, shift: float, last: float) -> Tensor:
+    """Times at which diffusers' flow-matching schedulers draw in `num` steps: equal parts from 1 to `last`, shifted, float64 [num]."""
+    return shifted_times(torch.linspace(1, last, num, dtype=torch.float64), shift)
 
 
 def uniform_times(num: int) -> Tensor:

@@ -15,8 +15,8 @@ def recompute(method: Method) -> None:
     able = [enabled(network) for network in method.networks.values()]
     if not any(able):
         raise ValueError(
-            "trainer.checkpointing is true, and none of these networks can compute its activations again: U-Nets of diffusers can, which "
-            "are network unet and those of text-to-image models; set it to false, and trainer.accumulate to more for less memory"
+            "trainer.checkpointing is true, and none of these networks can compute its activations again: networks of diffusers can, "
+            "which are network unet and those of text-to-image models; set it to false, and trainer.accumulate to more for less memory"
         )
 
 

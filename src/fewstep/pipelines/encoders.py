@@ -1,7 +1,7 @@
 """Prompts encoded once, before training, by the text encoders of a text-to-image pipeline of diffusers.
 
-The pipeline's own ``encode_prompt`` is called, so what a student is trained with is what stock pipelines sample with. The U-Net and the
-VAE are not read.
+The pipeline's own ``encode_prompt`` is called, so what a student is trained with is what stock pipelines sample with. The network that
+denoises and the VAE are not read.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ from fewstep.data.prompt_table import MANIFEST, NULL, PROMPTS, Manifest, PromptT
 from fewstep.data.splits import Bar, no_bar
 from fewstep.errors import UserError, first_line
 from fewstep.files import check_free, held_folder, sha256_of, sweep, write_part
-from fewstep.networks.text_unet.network import EncodedPrompts
-from fewstep.pipelines.folder import TOKENIZERS, encoders_id, latents_shape, model_folder, pipeline_kind, time_ids
+from fewstep.networks.prompts import EncodedPrompts
+from fewstep.pipelines.folder import ENCODERS, TOKENIZERS, absent_parts, encoders_id, latents_shape, model_folder, pipeline_kind, time_ids
 from fewstep.text import read_json
 
 BATCH = 16  # prompts at once
@@ -53,7 +54,7 @@ def encode_prompts(
         raise UserError(str(error)) from error
     folder = model_folder(model, revision)
     kind = pipeline_kind(folder, model)
-    sizes, latents = time_ids(folder, kind), latents_shape(folder)
+    sizes, latents = time_ids(folder, kind), latents_shape(folder, kind)
     belongs = {"encoders": encoders_id(folder) or "", "prompts": _sha256_of_texts(found), "pipeline": kind}
     if out.is_dir() and (out / BEGUN).is_file():
         _check_same(out, belongs)
@@ -72,7 +73,7 @@ def encode_prompts(
         row = encoder.nothing()
         files = {PROMPTS: sha256_of(out / PROMPTS), NULL: _save(out / NULL, row)}
         with bar("encoding prompts", len(found.texts)) as done:
-            for name, start, stop in chunk_files(len(found.texts)):
+            for name, start, stop in chunk_files(len(found.texts), *row["hidden"].shape[1:]):
                 if not (out / name).is_file():  # files are there whole, or not at all
                     parts = []
                     for first in range(start, stop, BATCH):
@@ -140,11 +141,12 @@ class Encoder:
 
         Raises UserError where half precision cannot hold them.
         """
+        more = {"prompt_2": None, "prompt_3": None} if self.kind == "StableDiffusion3Pipeline" else {}
         with quiet():
             found = self.pipeline.encode_prompt(
-                list(texts), device=self.pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+                list(texts), device=self.pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False, **more
             )
-        rows = {"hidden": found[0]} | ({"pooled": found[2]} if self.kind == "StableDiffusionXLPipeline" else {})
+        rows = {"hidden": found[0]} | ({"pooled": found[2]} if len(found) == 4 else {})
         rows = {key: row.to("cpu", dtype).contiguous() for key, row in rows.items()}
         for row in rows.values():
             if not row.isfinite().all():
@@ -155,7 +157,7 @@ class Encoder:
         return rows
 
     def nothing(self, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
-        """The row that stands for no prompt: of SD the encoded empty one; of SDXL zeros, where its pipeline says so, as it mostly does."""
+        """The row that stands for no prompt: the encoded empty one; of SDXL zeros, where its pipeline says so, as it mostly does."""
         row = self([""], dtype)
         if self.kind == "StableDiffusionXLPipeline" and self.pipeline.config.get("force_zeros_for_empty_prompt", True):
             row = {key: torch.zeros_like(value) for key, value in row.items()}
@@ -179,16 +181,20 @@ def _pipeline(folder: Path, model: str) -> Any:
         raise UserError("prompts are encoded by transformers, which is not installed: pip install 'fewstep[text]'") from None
     from diffusers import DiffusionPipeline
 
-    without = dict.fromkeys(("unet", "vae", "scheduler", "safety_checker", "feature_extractor", "image_encoder"))
-    if "StableDiffusionXL" in str(read_json(folder / "model_index.json").get("_class_name")):
-        del without["safety_checker"]
-    else:
+    index = read_json(folder / "model_index.json")
+    others = [name for name, named in index.items() if isinstance(named, list) and name not in (*ENCODERS, *TOKENIZERS)]
+    without: dict[str, Any] = dict.fromkeys([*others, *absent_parts(folder)])
+    if "requires_safety_checker" in index:
         without["requires_safety_checker"] = False
     try:
         with quiet():
-            return DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **without)
+            pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **without)
+        if "transformer" in others:  # SD 3's asks it how wide the text is that is not there
+            width = read_json(folder / "transformer" / "config.json")["joint_attention_dim"]
+            pipeline.__dict__["transformer"] = SimpleNamespace(config=SimpleNamespace(joint_attention_dim=width))
     except Exception as error:  # diffusers, transformers, safetensors and json each have their own
         raise UserError(f"the text encoders of {model} cannot be read ({first_line(error)}); take another copy of the model") from error
+    return pipeline
 
 
 @contextlib.contextmanager

@@ -2,17 +2,48 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fewstep import hub
 from fewstep.errors import UserError, first_line
 from fewstep.text import read_json
 
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-ENCODERS = ("text_encoder", "text_encoder_2")
-TOKENIZERS = ("tokenizer", "tokenizer_2")
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 OF_TOKENIZERS = (".json", ".txt", ".model")
+NETWORKS = {"unet": "U-Net", "transformer": "transformer"}  # the part that denoises, and what it is called
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a class of pipelines consists of, beside a VAE and a scheduler.
+
+    Attributes:
+        network: which of `NETWORKS` it has.
+        needed: parts that prompts are encoded by.
+        optional: the same, without which the class works, too.
+        without: parts that it must not have, and what they would make of it.
+
+    """
+
+    network: str
+    needed: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    without: Mapping[str, str] = field(default_factory=dict)
+
+
+FORMS: dict[str, Form] = {
+    "StableDiffusionPipeline": Form("unet", (ENCODERS[0], TOKENIZERS[0])),
+    "StableDiffusionXLPipeline": Form("unet", (*ENCODERS[:2], *TOKENIZERS[:2])),
+    "StableDiffusion3Pipeline": Form(
+        "transformer",
+        (*ENCODERS[:2], *TOKENIZERS[:2]),
+        (ENCODERS[2], TOKENIZERS[2]),
+        {"image_encoder": "is told an image besides (IP-Adapter)"},
+    ),
+}
 SAMPLED, PLACES = 1 << 16, 64  # bytes of a file that are looked at in one place, and in how many
 
 
@@ -25,29 +56,43 @@ def model_folder(model: str, revision: str | None = None) -> Path:
         raise UserError(f"--model is {model!r}, which is no folder, and no Hub id (owner/name); give a text-to-image pipeline of diffusers")
     wanted = ["model_index.json", *(f"{name}/*" for name in TOKENIZERS)]
     wanted += [f"{name}/{file}" for name in ENCODERS for file in ("config.json", "model.safetensors", "model-*.safetensors*")]
-    return hub.fetched(model, model, [*wanted, "unet/config.json", "vae/config.json"], revision)
+    return hub.fetched(model, model, [*wanted, *(f"{name}/config.json" for name in (*NETWORKS, "vae"))], revision)
 
 
 def pipeline_kind(folder: Path, model: str) -> str:
-    """The class of the pipeline in `folder`, one of `PIPELINES`, which has its text encoders. Raises UserError."""
+    """The class of the pipeline in `folder`, one of `FORMS`, which has its text encoders. Raises UserError."""
     try:
         index = read_json(folder / "model_index.json")
     except (OSError, ValueError) as error:
         raise UserError(f"{model} holds no pipeline ({first_line(error)}); give the folder of one, with model_index.json") from None
     kind = index.get("_class_name") if isinstance(index, dict) else None
-    if kind not in PIPELINES:
-        raise UserError(f"{model} is a {kind}; prompts can be encoded by {' or '.join(PIPELINES)}")
-    needed = [*ENCODERS, *TOKENIZERS] if kind == "StableDiffusionXLPipeline" else [ENCODERS[0], TOKENIZERS[0]]
-    for part in needed:
-        if not isinstance(index.get(part), list) or index[part][0] is None or not (folder / part).is_dir():
+    if kind not in FORMS:
+        raise UserError(f"{model} is a {kind}; prompts can be encoded by {', '.join(FORMS)}")
+    form = FORMS[kind]
+    named = [part for part in (*form.needed, *form.optional, *form.without) if isinstance(index.get(part), list) and index[part][0]]
+    for part in (*form.needed, *(part for part in form.optional if part in named)):
+        if part not in named or not (folder / part).is_dir():
             raise UserError(f"{model} is a {kind} without its {part}, which prompts are encoded by; take a whole copy of the model")
+    for part, why in form.without.items():
+        if part in named:
+            raise UserError(f"{model} is a {kind} with an {part}, and so {why}, which is not known here; take one without")
     return str(kind)
 
 
-def latents_shape(folder: Path) -> tuple[int, int, int]:
-    """(channels, height, width) of the latents that the U-Net in `folder` was trained for. Raises UserError where it does not say."""
+def absent_parts(folder: Path) -> list[str]:
+    """The optional parts that the pipeline in `folder` does without, which diffusers has to be told where it is read."""
+    index = read_json(folder / "model_index.json")
+    return [part for part in FORMS[index["_class_name"]].optional if not (isinstance(index.get(part), list) and index[part][0])]
+
+
+def latents_shape(folder: Path, kind: str) -> tuple[int, int, int]:
+    """(channels, height, width) of the latents that the network in `folder`, of the class `kind`, was trained for.
+
+    Raises UserError where it does not say.
+    """
+    part = FORMS[kind].network
     try:
-        config = read_json(folder / "unet" / "config.json")
+        config = read_json(folder / part / "config.json")
         channels, size = int(config["in_channels"]), config["sample_size"]
         height, width = (size, size) if isinstance(size, int) else map(int, size)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -66,7 +111,7 @@ def time_ids(folder: Path, kind: str) -> tuple[int, ...] | None:
     if kind != "StableDiffusionXLPipeline":
         return None
     try:
-        height, width = latents_shape(folder)[1:]
+        height, width = latents_shape(folder, kind)[1:]
         factor = 2 ** (len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

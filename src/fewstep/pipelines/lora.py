@@ -1,8 +1,16 @@
-"""Which layers of the U-Nets of Stable Diffusion and SDXL low-rank changes are made of, and of what rank, where nothing is said."""
+"""Which layers of a text-to-image network low-rank changes are made of, and of what rank, where nothing is said."""
 
 RANK = 64
-# as DMD2's authors chose them
-TARGETS = (
-    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut",
-    "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
-)  # fmt: skip
+# by the network's name; each by how the names of its layers end
+TARGETS: dict[str, tuple[str, ...]] = {
+    # as DMD2's authors chose them for Stable Diffusion and SDXL
+    "text_unet": (
+        "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut",
+        "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
+    ),
+    # those of diffusers' script for SD 3's LoRA, which are of attention, and as in the U-Net those between
+    "text_transformer": (
+        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff.net.0.proj", "ff.net.2",
+        "ff_context.net.0.proj", "ff_context.net.2",
+    ),
+}  # fmt: skip

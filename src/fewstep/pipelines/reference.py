@@ -1,4 +1,4 @@
-"""Models that stand on a pipeline's U-Net: their folders name it, and hold what they change of it alone (LoRA).
+"""Models that stand on a pipeline's network: their folders name it, and hold what they change of it alone (LoRA).
 
 The changes lie in the file, and under the names, that stock diffusers loads: ``pytorch_lora_weights.safetensors``.
 """
@@ -12,20 +12,20 @@ from torch import Tensor, nn
 
 from fewstep.denoisers.adapted import Adapted, Slot
 from fewstep.errors import UserError, first_line
-from fewstep.pipelines.unet import described, read_denoiser, unet_folder, weights_id
+from fewstep.pipelines.denoiser import described, network_folder, read_denoiser, weights_id
 from fewstep.weights import LORA_FILE
 
-INSIDE = "network."  # of a denoiser, what diffusers calls its U-Net is inside this
+INSIDE = "network."  # of a denoiser, what diffusers calls the network is inside this
 
 
 @dataclass(frozen=True)
 class Base:
-    """The U-Net that a model stands on.
+    """The network that a model stands on.
 
     Attributes:
         model: the pipeline's folder or Hub id.
-        weights: what tells its U-Net from any other, see `weights_id`.
-        rank: of the changes; None for the U-Net as it is.
+        weights: what tells its network from any other, see `weights_id`.
+        rank: of the changes; None for the network as it is.
         targets: layers that are changed.
 
     """
@@ -51,25 +51,25 @@ class Base:
         return {**asdict(self), "targets": list(self.targets)}
 
     def changed_by(self, denoiser: nn.Module) -> "Base":
-        """The same U-Net with the changes of `denoiser`, or without any."""
+        """The same network with the changes of `denoiser`, or without any."""
         if not isinstance(denoiser, Adapted) or denoiser.tensors is None:
             return Base(self.model, self.weights)
         return Base(self.model, self.weights, denoiser.slot.rank, denoiser.slot.targets)
 
 
 def read_based(base: Base, folder: Path, sigma_data: float) -> nn.Module:
-    """The denoiser of the model in `folder`: the U-Net of `base`, with the changes that lie there. It has no prompts yet.
+    """The denoiser of the model in `folder`: the network of `base`, with the changes that lie there. It has no prompts yet.
 
     Raises UserError where the pipeline is not where it was, or another, and for changes that do not fit it.
     """
     try:
-        place = unet_folder(base.model)
+        place = network_folder(base.model)
         theirs = weights_id(place)
     except UserError as error:
-        raise UserError(f"{folder} stands on the U-Net of {base.model}, which cannot be had: {error}") from error
+        raise UserError(f"{folder} stands on the network of {base.model}, which cannot be had: {error}") from error
     if theirs != base.weights:
         raise UserError(
-            f"{folder} stands on the U-Net of {base.model} as it was in training, and what is there now is another; put the former back"
+            f"{folder} stands on the network of {base.model} as it was in training, and what is there now is another; put the former back"
         )
     denoiser = read_denoiser(described(place), None, sigma_data)
     if base.rank is None:
@@ -83,7 +83,7 @@ def read_based(base: Base, folder: Path, sigma_data: float) -> nn.Module:
 
 
 def file_tensors(denoiser: nn.Module) -> dict[str, Tensor]:
-    """The changes of `denoiser`, if it has some, by the names that diffusers has for them: ``unet.LAYER.lora_A.weight``."""
+    """The changes of `denoiser`, if it has some, by the names that diffusers has for them: ``unet.LAYER.lora_A.weight`` and so on."""
     tensors = (denoiser.tensors or {}) if isinstance(denoiser, Adapted) else {}
     return {f"{name.removeprefix(INSIDE)}.weight": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 

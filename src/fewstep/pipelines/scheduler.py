@@ -1,5 +1,7 @@
 """What a network of diffusers was trained to predict, and when: as the scheduler beside it says."""
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from fewstep.text import read_json
 # what diffusers' DDPMScheduler takes where its file is silent, and what Ho et al. (arXiv 2006.11239) trained with
 DDPM = {"prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 SCHEDULER = "scheduler_config.json"
+FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
 
 
 def scheduler_of(folder: Path, model_folder: Path) -> tuple[dict[str, Any], str]:
@@ -38,6 +41,43 @@ def parametrization_of(scheduler: dict[str, Any]) -> dict[str, Any]:
         betas["num"] = settings["num_train_timesteps"]
     parametrization = {"name": "ddpm", "prediction": settings["prediction_type"], "betas": betas}
     return parametrization | ({"zero_snr": True} if settings.get("rescale_betas_zero_snr") else {})
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The times of a flow-matching network.
+
+    Attributes:
+        timesteps: at how many it was trained.
+        shift: of them, towards noise.
+        last: the last at which its stock pipeline draws, before it is shifted.
+        by_size: whether its scheduler's shift is another for images of another size.
+
+    """
+
+    timesteps: int
+    shift: float
+    last: float
+    by_size: bool
+
+
+def flow_of(scheduler: dict[str, Any], patches: int) -> Flow:
+    """The times of a flow-matching network from a scheduler's settings.
+
+    Where these shift by the size of the image, the shift is that of images of so many `patches`. Raises ValueError for another scheduler.
+    """
+    name = scheduler.get("_class_name", FLOWS[0])
+    if name not in FLOWS:
+        raise ValueError(f"its scheduler is a {name}, which is of no flow; allowed are {', '.join(FLOWS)}")
+    if scheduler.get("invert_sigmas"):
+        raise ValueError(f"its {name} has invert_sigmas, by which time runs from noise to data; only times from data to noise are known")
+    num, shift = scheduler.get("num_train_timesteps", 1000), scheduler.get("shift", 1.0)
+    if not scheduler.get("use_dynamic_shifting"):
+        return Flow(num, shift, shift / (num - 1 + shift), by_size=False)  # the first that it is trained at, and shifted once more
+    first, most = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
+    low, high = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
+    mu = low + (patches - first) * (high - low) / (most - first)
+    return Flow(num, mu if scheduler.get("time_shift_type") == "linear" else math.exp(mu), 1 / num, by_size=True)
 
 
 def json_object(file: Path) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Trainer(Section):
         False, description="compile the networks (torch.compile): faster steps after a slow first one; reduce-overhead: CUDA graphs, too"
     )
     checkpointing: bool = Field(
-        False, description="compute activations again in the backward pass and keep few, in networks that can: U-Nets of diffusers"
+        False, description="compute activations again in the backward pass and keep few, in networks that can: those of diffusers"
     )
     data_on_device: bool | Literal["auto"] = Field(
         "auto", description="keep the training images on the GPU; auto: where they take at most a tenth of its free memory"

@@ -16,7 +16,6 @@ through either denoiser; with the SiD loss (arXiv 2404.04057) it passes through 
 (2505.20755), a sum of the two that descends an f-divergence.
 """
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -146,10 +145,9 @@ class DMD2(Method):
         )
         self.start: float | None = None  # size of the first noise, where that is not its level
         if settings.times == "teacher":
-            table: Tensor | None = getattr(teacher.denoiser, "sigmas", None)
-            self.sigmas = own_levels(table, settings.sampler_steps, settings.sampler_timesteps)
-            assert table is not None
-            self.start, self.levels = math.sqrt(1 + self.sigmas[0] ** 2), table.clone()
+            denoiser: Any = teacher.denoiser
+            self.sigmas = own_levels(denoiser, settings.sampler_steps, settings.sampler_timesteps)
+            self.start, self.levels = denoiser.first_noise(self.sigmas[0]), denoiser.sigmas.clone()
         else:
             self.sigmas = student_levels(settings.conditioning_sigma, settings.sampler_steps, settings.sampler_sigmas)
             # ascending, as published

@@ -8,6 +8,7 @@ from fewstep.denoisers.adapted import Adapted, Slot
 from fewstep.errors import UserError
 from fewstep.generator import Generator, frozen
 from fewstep.methods.dmd2.settings import LoRA
+from fewstep.pipelines.lora import TARGETS
 
 
 class Roles(NamedTuple):
@@ -39,7 +40,7 @@ def roles(teacher: Generator, lora: LoRA | None, seed: int) -> Roles:
         )
     fake = _learning(teacher.denoiser) if lora.fake == "full" else None
     try:
-        slot = Slot(teacher.denoiser, lora.rank, lora.targets)
+        slot = Slot(teacher.denoiser, lora.rank, lora.targets or TARGETS[teacher.network_config["name"]])
     except UserError as error:
         raise ValueError(str(error)) from error
     teacher.denoiser = slot.as_it_is()

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from fewstep.pipelines.lora import RANK, TARGETS
+from fewstep.pipelines.lora import RANK
 from fewstep.sections import Compared, Fraction, Grid, NonNegativeFloat, NonNegativeInt, Optimizer, Role, Section, TaughtSettings
 
 
@@ -19,7 +19,9 @@ class LoRA(Section):
     """Low-rank changes of one network (arXiv 2106.09685), instead of copies of it."""
 
     rank: PositiveInt = Field(RANK, description="of the changes")
-    targets: list[str] = Field(list(TARGETS), min_length=1, description="layers that are changed, by how their names end")
+    targets: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="layers that are changed, by how their names end; null for those that are usual for the teacher's network"
+    )
     fake: Literal["lora", "full"] = Field("lora", description="of the fake network: full is a whole copy, all of which learns")
 
 

@@ -30,20 +30,23 @@ def student_levels(conditioning_sigma: float, steps: int, sigmas: Sequence[float
     return list(sigmas)
 
 
-def own_levels(table: Tensor | None, steps: int, timesteps: Sequence[int] | None) -> list[float]:
-    """The noise levels of a student's steps at `timesteps` of its teacher, whose `table` [T] has a level for each, ascending.
+def own_levels(denoiser: Any, steps: int, timesteps: Sequence[int] | None) -> list[float]:
+    """The noise levels of a student's steps at `timesteps` of its teacher `denoiser`, which has a table `sigmas` of them, ascending.
 
-    Where none are given they are the ends of equal parts, as LCM's scheduler has them: of 1,000, for 4 steps, 999, 749, 499 and 249.
-    Raises ValueError where the teacher has no such table, or no such timestep.
+    Where none are given they are the ends of equal parts of its time, as the teacher's ``step_sigmas`` has them. Raises ValueError where
+    it has no such table, or no such timestep.
     """
+    table: Tensor | None = getattr(denoiser, "sigmas", None)
     if table is None:
         raise ValueError("method.times is 'teacher', and this teacher has no timesteps, but knows all noise levels; set it to karras")
     if steps > len(table):
         raise ValueError(f"method.sampler_steps is {steps}, and the teacher has {len(table)} timesteps; give fewer")
-    chosen = [len(table) // steps * part - 1 for part in range(steps, 0, -1)] if timesteps is None else list(timesteps)
-    if chosen[0] >= len(table):
-        raise ValueError(f"method.sampler_timesteps is {chosen}, and the teacher's timesteps go from 0 to {len(table) - 1}")
-    return [table[timestep].item() for timestep in chosen]
+    if timesteps is None:
+        found: list[float] = denoiser.step_sigmas(steps)
+        return found
+    if timesteps[0] >= len(table):
+        raise ValueError(f"method.sampler_timesteps is {list(timesteps)}, and the teacher's timesteps go from 0 to {len(table) - 1}")
+    return [table[timestep].item() for timestep in timesteps]
 
 
 class StudentSteps:

@@ -5,41 +5,15 @@ weights; label ``len(table)`` stands for no prompt. So whatever learns from labe
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fewstep.networks.prompts import Rows, told_rows
+
 # of its config: what makes the network ask for more than noise, time and text
 UNKNOWN = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "timestep_post_act", "time_cond_proj_dim")
-
-
-class Rows(Protocol):
-    """Encoded prompts by their rows, as `fewstep.data.prompt_table.PromptTable` has them."""
-
-    def __len__(self) -> int: ...
-
-    def rows(self, label: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(hidden [B, tokens, width], pooled [B, width] or None) of rows int64 [B]; row ``len(self)`` stands for no prompt."""
-        ...
-
-
-class EncodedPrompts:
-    """`Rows` in memory: ``hidden`` [n + 1, tokens, width] and ``pooled`` [n + 1, width] or None, the row for no prompt last."""
-
-    def __init__(self, hidden: Tensor, pooled: Tensor | None = None) -> None:
-        self.hidden, self.pooled = hidden, pooled
-
-    def __len__(self) -> int:
-        return len(self.hidden) - 1
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "EncodedPrompts":
-        return self  # nothing in it changes
-
-    def rows(self, label: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The rows of `label` int64 [B]."""
-        label = label.to(self.hidden.device)
-        return self.hidden[label], None if self.pooled is None else self.pooled[label]
 
 
 class TextUNet(nn.Module):
@@ -125,12 +99,7 @@ class TextUNet(nn.Module):
 
     def _told(self, x: Tensor, label: Tensor) -> tuple[Tensor, dict[str, Tensor] | None]:
         """The text for `x`, and what SDXL is told besides."""
-        if self.prompts is None:
-            raise ValueError("the network has no prompts to look up labels in; set its attribute prompts to a table of them")
-        hidden, pooled = (None if row is None else row.to(x.device, x.dtype) for row in self.prompts.rows(label))
-        assert hidden is not None
-        if self.time_ids is None:
+        hidden, pooled = told_rows(self.prompts, label, x, needs_pooled=self.time_ids is not None)
+        if self.time_ids is None or pooled is None:
             return hidden, None
-        if pooled is None:
-            raise ValueError("the network takes a pooled vector beside the text, and its prompts have none; encode them by its own model")
         return hidden, {"text_embeds": pooled, "time_ids": torch.tensor(self.time_ids, device=x.device, dtype=x.dtype).expand(len(x), -1)}

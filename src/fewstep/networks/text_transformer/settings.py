@@ -1,0 +1,18 @@
+"""Settings of the transformer of a text-to-image model, which model folders name and recipes do not: it comes with a teacher."""
+
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
+
+from fewstep.sections import NetworkSettings
+
+
+class TextTransformerSettings(NetworkSettings):
+    """diffusers' SD3Transformer2DModel as its own config.json describes it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Literal["text_transformer"]
+
+    items: ClassVar = ("images",)
+    takes: ClassVar = frozenset({"features"})

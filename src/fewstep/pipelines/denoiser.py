@@ -1,0 +1,138 @@
+"""The network of a text-to-image pipeline of diffusers as a denoiser of latents: of Stable Diffusion's form, SDXL's and SD 3's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewstep import hub
+from fewstep.denoisers import DENOISERS
+from fewstep.errors import UserError, first_line
+from fewstep.networks.base import make_network
+from fewstep.networks.prompts import Rows
+from fewstep.pipelines.folder import FORMS, NETWORKS, files_id, latents_shape, pipeline_kind, time_ids, usual_weights
+from fewstep.pipelines.scheduler import Flow, flow_of, parametrization_of, scheduler_of
+from fewstep.text import read_json
+
+WEIGHTS = "diffusion_pytorch_model"
+CLASSES = {"unet": "UNet2DConditionModel", "transformer": "SD3Transformer2DModel"}
+
+
+@dataclass(frozen=True)
+class Described:
+    """The network of a pipeline, as its configs have it.
+
+    Attributes:
+        folder: where the pipeline lies.
+        kind: its class.
+        shape: (channels, height, width) of its latents.
+        network: settings of the network, ``name`` among them.
+        denoiser: the same of the denoiser.
+        flow: its times, where it learned flow matching; None for others.
+
+    """
+
+    folder: Path
+    kind: str
+    shape: tuple[int, int, int]
+    network: dict[str, Any]
+    denoiser: dict[str, Any]
+    flow: Flow | None = None
+
+    @property
+    def part(self) -> str:
+        """The part of the pipeline that denoises."""
+        return FORMS[self.kind].network
+
+    def made(self) -> Any:
+        """The network, without weights and prompts, and without memory."""
+        with torch.device("meta"):
+            return make_network(self.network, self.shape, None)
+
+
+def network_folder(model: str) -> Path:
+    """Where the pipeline `model`, a folder or a Hub id, lies with the network that denoises. Raises UserError."""
+    folder = Path(model)
+    if not folder.is_dir() and hub.is_id(model):
+        weights = [f"{part}/{WEIGHTS}{rest}.safetensors" for part in NETWORKS for rest in ("", "-*")]
+        folder = hub.fetched(model, model, ["model_index.json", "*/*.json", *weights])
+    if not folder.is_dir():
+        raise UserError(f"{model} is no folder, and no Hub id (owner/name); give a text-to-image pipeline of diffusers")
+    return folder
+
+
+def described(folder: Path) -> Described:
+    """What the pipeline in `folder` says of its network; no weights are read.
+
+    Raises UserError for a pipeline of another kind, one that is not whole, and a network that is told more than a time and a text.
+    """
+    kind = pipeline_kind(folder, str(folder))
+    part = FORMS[kind].network
+    scheduler, assumed = scheduler_of(folder, folder / part)
+    if assumed:
+        raise UserError(
+            f"{folder} has no scheduler, which says what its {NETWORKS[part]} predicts and when; take a whole copy of the model"
+        )
+    shape, told, flow = latents_shape(folder, kind), time_ids(folder, kind), None
+    try:
+        config = read_json(folder / part / "config.json")
+        if (name := config.get("_class_name", CLASSES[part])) != CLASSES[part]:
+            raise ValueError(f"it is a {name}, and a {CLASSES[part]} is known here")
+        config = {key: value for key, value in config.items() if not key.startswith("_")}
+        if part == "unet":
+            network = {"name": "text_unet", "time_ids": None if told is None else list(told), **config}
+            denoiser = parametrization_of(scheduler)
+        else:
+            network = {"name": "text_transformer", **config}
+            patch = config.get("patch_size", 2)
+            flow = flow_of(scheduler, (shape[1] // patch) * (shape[2] // patch))
+            denoiser = {"name": "flow", "timesteps": flow.timesteps, "shift": flow.shift}
+        found = Described(folder, kind, shape, network, denoiser, flow)
+        found.made()
+    except Exception as error:  # diffusers and json each have their own
+        raise UserError(f"the {NETWORKS[part]} in {folder} cannot be used: {first_line(error)}") from error
+    return found
+
+
+def text_denoiser(folder: Path, prompts: Rows, sigma_data: float = 1.0) -> nn.Module:
+    """The network in a pipeline's `folder`, in eval mode, as ``D(x, sigma, label)`` of latents; labels are rows of `prompts`.
+
+    `x` is in variance-exploding form, ``x_t / alpha``, of latents as the network has them: the VAE's, scaled. Its levels and prediction
+    are those of the pipeline's scheduler; how that samples (spacing, clipping) is no part of the denoiser. `sigma_data` weighs losses.
+
+    Raises UserError as `described` does, and for weights that cannot be read.
+    """
+    return read_denoiser(described(folder), prompts, sigma_data)
+
+
+def read_denoiser(found: Described, prompts: Rows | None, sigma_data: float) -> Any:
+    """The network that was `found`, with its weights, as one of `DENOISERS`. Raises UserError."""
+    import diffusers
+
+    part = found.part
+    try:
+        network = found.made()
+        inner = getattr(diffusers, CLASSES[part]).from_pretrained(
+            str(found.folder / part), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
+        setattr(network, part, inner.float())
+        settings = {key: value for key, value in found.denoiser.items() if key != "name"}
+        denoiser = DENOISERS[found.denoiser["name"]](network, sigma_data, len(prompts or ()), **settings)
+    except Exception as error:  # diffusers, safetensors and json each have their own
+        raise UserError(f"the {NETWORKS[part]} in {found.folder} cannot be used: {first_line(error)}") from error
+    network.prompts = prompts
+    return denoiser.eval()
+
+
+def weights_id(folder: Path) -> str:
+    """What tells the network in a pipeline's `folder` from any other. Raises UserError where there are no weights."""
+    part = FORMS[pipeline_kind(folder, str(folder))].network
+    files = usual_weights(folder / part)
+    if not files:
+        raise UserError(f"there are no weights in {folder / part} (*.safetensors); take a whole copy of the model")
+    try:
+        return files_id(folder, [folder / part / "config.json", folder / "scheduler" / "scheduler_config.json", *files])
+    except OSError as error:
+        raise UserError(f"the {NETWORKS[part]} in {folder} cannot be read ({first_line(error)}); take a whole copy of the model") from error
