@@ -20,6 +20,7 @@ from fewstep.methods.base import Batch, Method, Turn
 from fewstep.own_parts import check_output
 from fewstep.quantities import in_words, short
 from fewstep.training.learned import learned, set_learning
+from fewstep.training.sharding import peak
 
 ITEMS = (2, 3)  # of the two batches that are measured: the first number with which samples can repel each other, and another
 ADAM_MOMENTS = 2  # numbers that AdamW keeps for each one that it trains
@@ -41,8 +42,8 @@ class Costs:
 
     `evaluation` is one call of the network that ships, of which a sample takes `evaluations`; `step` is a training step, averaged over
     the turns' cadence; what is done on pairs of a batch's items counts as in the small batch measured. `weights` holds parameters,
-    gradients, AdamW's moments and the weight average, as many as there are at once, and is exact; `activations` is what the losses keep
-    for their gradients, in 32-bit precision, and an estimate. The turn that needs most is counted.
+    gradients, AdamW's moments and the weight average, as many as there are at once, and is exact where networks are not in shares;
+    `activations` is what the losses keep for their gradients, in 32-bit precision, and an estimate. The turn that needs most is counted.
     """
 
     evaluation: float
@@ -78,6 +79,7 @@ def measure(
     batch_size: int,
     devices: int = 1,
     accumulate: int = 1,
+    sharded: bool = False,
 ) -> Costs:
     """What training `method` for `steps` steps costs, on items [*shape] of `num_classes` classes, `batch_size` of them over all `devices`.
 
@@ -113,7 +115,13 @@ def measure(
     held = {id(tensor): tensor for network in method.networks.values() for tensor in _tensors(network)}  # what is shared counts once
     average = size(method.ships) + sum(_bytes(buffer) for buffer in method.networks[method.ships].buffers())
     fixed = sum(_bytes(tensor) for tensor in held.values()) + average
-    weights = fixed + ADAM_MOMENTS * trained + gradients + (trained if devices > 1 else 0)
+    weights = fixed + ADAM_MOMENTS * trained + gradients
+    if sharded:
+        weights = -(-weights // devices) + max(
+            peak(owner) for network in method.networks.values() for owner in (network, *grounds(network))
+        )
+    elif devices > 1:
+        weights += trained
     return Costs(evaluation, generator.evaluations(), step, weights, round(activations))
 
 

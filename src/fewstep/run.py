@@ -160,7 +160,8 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
     if chosen.precision == MIXED:
         halve(method.networks.values())
     with named_faults(recipe, lambda error: "that was in a step on a few random items, to count its costs"):
-        costs = measure(method, data.shape, data.num_classes, recipe.steps, recipe.batch_size, devices, trainer.accumulate)
+        parts = devices, trainer.accumulate, trainer.strategy == "fsdp"
+        costs = measure(method, data.shape, data.num_classes, recipe.steps, recipe.batch_size, *parts)
     lines += costs.lines(items[:-1], seen)
     if timed and not unread:
         settle(fabric, chosen.precision)
