@@ -306,7 +306,7 @@ class Loop:
             with self.stop.at_once(self.fabric.world_size == 1):
                 self.measuring.check()
                 generator = state.shipped()
-                with gathered(grounds(generator.denoiser)):
+                with gathered(grounds(generator)):
                     figures = self.on_evaluate(generator, self.measuring)
                 if self.fabric.is_global_zero and state.step >= self.method.best_from * self.settings.steps:
                     keep_if_best(state, self.run, self.settings.keep_best, self.settings.best_is, generator, figures)
@@ -375,7 +375,7 @@ class Loop:
         first = self.fabric.is_global_zero
         try:
             generator = self.state.shipped()
-            with gathered([*grounds(generator.denoiser), *self.asked]), self.stop.at_once(first):
+            with gathered([*grounds(generator), *self.asked]), self.stop.at_once(first):
                 picture = self.on_sample(generator, self.state.step) if first else None
         except UserError as error:  # samples that are not finite, of weights that are: training may find back
             return self.progress.say(f"step {self.state.step}: no picture, for {error}")
