@@ -292,6 +292,8 @@ def _train_recipe(
             sys.stderr.write(f"{one}\n")
     recipe = run.going_on(recipe)
     fabric.launch()
+    if recipe.trainer.strategy == "fsdp" and fabric.world_size == 1:
+        note("trainer.strategy is fsdp, and there is one process: it has the only share of everything, which saves nothing")
     data = _data_in_turn(recipe, fabric)
     data = as_recorded(recipe, data, run)
     audited = audit(data)

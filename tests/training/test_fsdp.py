@@ -28,11 +28,13 @@ from fewstep.training.faults import reduced
 from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
 from same_run import TIMES, assert_same_run
-from test_text_to_image import place, settings
+from test_text_to_image import place
+from test_text_to_image import settings as text_recipe
 from test_two_are_one import assert_same, stirred
 
 STEPS, ITEMS = 3, 24
 PIXELS = ("teacher", "dmd2, gan and r1", "dmd2, two steps", "drift, memory", "consistency", "flow map")
+IN_PARTS = ("dmd2, two steps", "lora, whole fake")  # two for each of two processes
 TEXT = {"lora": ("method.loss=dmd",), "lora, whole fake": ("method.lora.fake=full", "trainer.checkpointing=true")}
 SLOW = ("method.generator_optimizer.lr=1e-4", "method.guidance_optimizer.lr=1e-4", "method.lora.rank=4", "method.lora.targets=[to_q, to_v]")
 SHORT = ("steps=4", "trainer.checkpoint_every=2", "trainer.log_every=1", "trainer.sample_every=3")
@@ -49,7 +51,7 @@ class Place:
     def recipe(self, name: str, *more: str) -> Recipe:
         """The case of that name, tiny."""
         if name in TEXT:
-            return settings(self.text, "batch_size=8", *SLOW, *TEXT[name], *more)
+            return text_recipe(self.text, "batch_size=8", *SLOW, *TEXT[name], *more)
         return CASES[name].read(self.teacher, *more, batch_size=ITEMS)
 
 
@@ -64,7 +66,10 @@ def begun(here: Place, name: str, fabric, folder: Path) -> Loop:
     data, method = made(recipe)
     for _ in range(5 if name in TEXT else 1):  # low-rank changes act by their product
         stirred(method)
-    return Loop(method, data, fabric, RunFolder(folder), LoopSettings(STEPS, recipe.batch_size, log_every=1, ema_warmup=1.0))
+    parts = 2 if name in IN_PARTS and fabric.world_size > 1 else 1
+    return Loop(
+        method, data, fabric, RunFolder(folder), LoopSettings(STEPS, recipe.batch_size, accumulate=parts, log_every=1, ema_warmup=1.0)
+    )
 
 
 def learned(loop: Loop) -> dict[str, torch.Tensor]:
@@ -205,6 +210,7 @@ def test_one_process_goes_on_with_what_two_have_begun(name, strategy, here, two,
     ended = in_a_copy(lambda: train(here.recipe(name, *SHORT, f"trainer.strategy={strategy}"), run, resume=True), tmp_path / "said")
     assert ended.code == 0, ended.err
     assert "the number of processes has changed from 2 to 1" in ended.err
+    assert ("it has the only share of everything, which saves nothing" in ended.err) == (strategy == "fsdp")
     assert "Warning" not in ended.err
     file = next((run / "model").glob("*.safetensors"))
     assert_close(load_file(file), load_file(here.folder / f"two {name}" / "model" / file.name))

@@ -57,7 +57,7 @@ class Shares:
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import save
 
-        place = Path(self.fabric.broadcast(str(folder))) / SHARDS
+        place = Path(self.fabric.broadcast(str(folder and folder.absolute()))) / SHARDS
         try:
             save(self.tensors, storage_writer=HuggingFaceStorageWriter(str(place), save_distributed=True))
         except CheckpointException as error:
