@@ -68,8 +68,8 @@ def speed_lines(content: dict[str, Any]) -> list[list[str]]:
         sent = exchanged(one, steps, ratio, 2 if lora else 4)
         seconds = items * each / (tflops("A100") * 1e12)
         rates = [f"{tflops(gpu) * 1e12 / each:.1f}" for gpu in GPUS]
-        lines.append([title, f"{each / 1e12:.1f}", *rates, f"{items}", f"{seconds:.1f} s", f"{sent / 1e9:.0f} GB"])
-        lines[-1] += [f"{sent / rate:.1f} s" for rate in LINKS.values()]
+        lines.append([title, f"{each / 1e12:.1f}", *rates, f"{items}", f"{seconds:.2g} s", f"{sent / 1e9:.0f} GB"])
+        lines[-1] += [f"{sent / rate:.2g} s" for rate in LINKS.values()]
     heads = ["", "TFLOP an image", *(f"images/s, {gpu}" for gpu in GPUS), "images a GPU", "a step, A100", "gathered a step", *LINKS]
     return [heads, *lines]
 

@@ -12,7 +12,7 @@ of them for as long as somebody needs one.
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,9 +81,10 @@ def shard(method: Method, average: nn.Module, fabric: Fabric) -> None:
         try:
             for module in [*blocks(network), network] if next(network.parameters(), None) is not None else ():
                 fully_shard(module, mesh=mesh, reshard_after_forward=True)
+                module.register_forward_hook(lambda module, told, output: _differentiated_once(output))
                 for entrance in getattr(module, "forward_methods", ()):
                     register_fsdp_forward_method(module, entrance)
-                module.register_forward_hook(_differentiated_once)
+                    setattr(module, entrance, _watched(getattr(module, entrance)))
         except (ValueError, TypeError, NotImplementedError, AssertionError, RuntimeError) as error:
             kind = type(network).__name__.removeprefix("FSDP")
             raise UserError(f"trainer.strategy is fsdp, and a {kind} cannot be sharded ({first_line(error)}); {INSTEAD}") from error
@@ -173,13 +174,21 @@ def whole(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo) if shares else module
 
 
-def _differentiated_once(module: nn.Module, told: Any, output: Any) -> None:
-    """Have what `module` gives refuse a gradient that is to be differentiated itself: the weights are gone by then, and torch crashes."""
+def _watched(entrance: Callable[..., Any]) -> Callable[..., Any]:
+    def watched(*told: Any, **more: Any) -> Any:
+        output = entrance(*told, **more)
+        _differentiated_once(output)
+        return output
+
+    return watched
+
+
+def _differentiated_once(output: Any) -> None:
+    """Have the tensors in `output` refuse a gradient that is to be differentiated: the weights are gone by then, and torch crashes."""
 
     def refuse(grad: Tensor) -> None:
         if torch.is_grad_enabled():
-            name = type(module).__name__.removeprefix("FSDP")
-            raise RuntimeError(f"a gradient through {name} is to be differentiated again, which FSDP cannot")
+            raise RuntimeError("a gradient is to be differentiated again, which FSDP cannot")
 
     for tensor in tree_leaves(output):
         if isinstance(tensor, Tensor) and tensor.requires_grad:
