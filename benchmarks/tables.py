@@ -9,7 +9,9 @@ import functools
 import json
 import re
 import statistics
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cells import ranged
 from fewstep.metrics.figures import BY_KEY
@@ -18,6 +20,7 @@ from gpu_tables import NOTHING, devices, outlook_lines, outlook_note, results, r
 from image_tables import calibration_lines, curve_lines, figures_lines, figures_note, growth_lines, guidance_lines, sweep_lines
 from images import ARMS
 from method_tables import method_lines
+from scaling_tables import memory_lines, network_lines, published_lines, speed_lines
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -549,7 +552,18 @@ def sweep(name: str) -> str:
     return markdown(sweep_lines(content)) + source(content, note)
 
 
+def scaling(lines: Callable[[dict[str, Any]], list[list[str]]]) -> str:
+    """What networks of the true size cost on many GPUs."""
+    content = result("scaling")
+    note = f"`{content['command']}`, counted without weights."
+    return f"{markdown(lines(content))}\n\n{wrapped(note)}"
+
+
 TABLES = {
+    "scaling_networks": lambda: scaling(network_lines),
+    "scaling_memory": lambda: scaling(memory_lines),
+    "scaling_speed": lambda: scaling(speed_lines),
+    "scaling_published": lambda: scaling(published_lines),
     **{f"methods_{name}": functools.partial(methods, name) for name in METHOD_NOTES},
     "images_mnist": lambda: images("mnist"),
     "images_mnist_short": lambda: images("mnist", short=True),
@@ -604,7 +618,7 @@ TABLES = {
     "flows": lambda: flows(points=False),
     "flows_ring": lambda: flows(points=True),
 }
-NAMES = ("alarms", "cifar10", "dddm", "dmd2", "drift", "evaluation", "flows", "methods", "mnist")
+NAMES = ("alarms", "cifar10", "dddm", "dmd2", "drift", "evaluation", "flows", "methods", "mnist", "scaling")
 PAGES = (README, *(README.parent / "docs" / f"{name}.md" for name in NAMES))
 
 

@@ -37,6 +37,7 @@ LONG = (
     "test_battery",
     "test_gpu_pieces",
     "test_text_to_image",
+    "test_fsdp",
     "test_comparison",
     "test_export_onnx",
     "test_ddp",

@@ -19,6 +19,7 @@ from fewstep.own_parts import check_output
 from fewstep.quantities import in_words, short
 from fewstep.training.learned import learned, set_learning
 from fewstep.training.precision import MIXED, Mixed, in_precision
+from fewstep.training.sharding import peak
 
 PAIR = 2  # items of the smaller of the two batches that are measured, where the method needs no more: samples can repel each other
 ADAM_MOMENTS = 2  # numbers that AdamW keeps for each one that it trains
@@ -36,6 +37,7 @@ class Memory:
         moments: of AdamW.
         activations: what the tensors of that turn hold at most beside these: what the loss keeps for its gradients, and what comes and goes
             in between. What kernels need for themselves is not in it.
+        gathered: of networks in shares, while they are called; an estimate. All but the last two are a device's share then.
 
     """
 
@@ -45,6 +47,7 @@ class Memory:
     gradients: int
     moments: int
     activations: int
+    gathered: int = 0
 
     @property
     def weights(self) -> int:
@@ -54,7 +57,7 @@ class Memory:
     @property
     def total(self) -> int:
         """All together."""
-        return self.weights + self.activations
+        return self.weights + self.activations + self.gathered
 
     def __str__(self) -> str:
         what = {
@@ -63,6 +66,7 @@ class Memory:
             "their average": self.average,
             "gradients": self.gradients,
             "AdamW's moments": self.moments,
+            "gathered (about)": self.gathered,
             "activations (about)": self.activations,
         }
         return f"{short(self.total, 'B')}: " + ", ".join(f"{short(size, 'B')} {name}" for name, size in what.items() if size)
@@ -110,12 +114,13 @@ def measure(
     devices: int = 1,
     accumulate: int = 1,
     precision: str = "32-true",
+    sharded: bool = False,
 ) -> Costs:
     """What training `method` for `steps` steps costs, on items [*shape] of `num_classes` classes, `batch_size` of them over all `devices`.
 
     `method` is to be fresh, and is used up: it goes through the updates of all `steps` without learning anything, to be past what only
     the first ones do. On several devices the copies of gradients that DistributedDataParallel exchanges are part of the memory. With
-    `precision` "bf16-mixed" layers work in bfloat16.
+    `precision` "bf16-mixed" layers work in bfloat16; `sharded` networks are in shares on the devices.
     """
     for turn in method.turns:
         for _ in range(turn.updates(steps)):
@@ -143,14 +148,19 @@ def measure(
     trained = size(*{name for turn in method.turns for name in turn.trains})
     base = {id(tensor): tensor for network in method.networks.values() for ground in grounds(network) for tensor in _of(ground)}
     held = {id(tensor): tensor for network in method.networks.values() for tensor in _of(network)}  # what is shared counts once
-    memory = Memory(
-        base=sum(map(_bytes, base.values())),
-        networks=sum(_bytes(tensor) for key, tensor in held.items() if key not in base),
-        average=size(method.ships) + sum(_bytes(buffer) for buffer in method.networks[method.ships].buffers()),
-        gradients=gradients + (trained if devices > 1 else 0),
-        moments=ADAM_MOMENTS * trained,
-        activations=activations,
-    )
+    whole = {
+        "base": sum(map(_bytes, base.values())),
+        "networks": sum(_bytes(tensor) for key, tensor in held.items() if key not in base),
+        "average": size(method.ships) + sum(_bytes(buffer) for buffer in method.networks[method.ships].buffers()),
+        "gradients": gradients + (trained if devices > 1 and not sharded else 0),
+        "moments": ADAM_MOMENTS * trained,
+    }
+    if sharded:
+        gathered = max(peak(owner) for network in method.networks.values() for owner in (network, *grounds(network)))
+        divided = {key: -(-number // devices) for key, number in whole.items()}
+        memory = Memory(**divided, activations=activations, gathered=gathered)
+    else:
+        memory = Memory(**whole, activations=activations)
     return Costs(evaluation, generator.evaluations(), step, memory)
 
 

@@ -30,6 +30,7 @@ from fewstep.limits import cores
 from fewstep.methods.base import Method
 from fewstep.networks.base import num_parameters
 from fewstep.recipe import Recipe, Trainer
+from fewstep.training import sharding
 from fewstep.training.batches import random_batch
 from fewstep.training.learned import set_learning
 from fewstep.training.precision import FULL, MIXED, Mixed, in_precision
@@ -66,7 +67,9 @@ def make_fabric(trainer: Trainer) -> "Fabric":
     from lightning_fabric.strategies.ddp import DDPStrategy
 
     several = trainer.strategy == "ddp" or trainer.devices != 1 or trainer.num_nodes > 1
-    strategy = DDPStrategy(broadcast_buffers=False) if several else "auto"
+    strategy: Any = DDPStrategy(broadcast_buffers=False) if several else "auto"
+    if trainer.strategy == "fsdp":
+        strategy = sharding.strategy()
     mixed = Mixed()
     mixed.on = trainer.precision == MIXED
     try:
@@ -80,6 +83,8 @@ def make_fabric(trainer: Trainer) -> "Fabric":
             f"trainer: this machine cannot run {trainer.accelerator} with precision {trainer.precision}: {first_line(error)}"
         ) from error
     mixed.device = fabric.device.type
+    if trainer.strategy == "fsdp":
+        sharding.check_device(mixed.device)
     return fabric
 
 

@@ -160,8 +160,8 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
     if chosen.precision == MIXED:
         halve(method.networks.values())
     with named_faults(recipe, lambda error: "that was in a step on a few random items, to count its costs"):
-        parts = devices, trainer.accumulate
-        costs = measure(method, data.shape, data.num_classes, recipe.steps, recipe.batch_size, *parts, chosen.precision)
+        parts = devices, trainer.accumulate, chosen.precision, trainer.strategy == "fsdp"
+        costs = measure(method, data.shape, data.num_classes, recipe.steps, recipe.batch_size, *parts)
     lines += costs.lines(items[:-1], seen)
     if timed and not unread:
         settle(fabric, chosen.precision)
@@ -292,6 +292,8 @@ def _train_recipe(
             sys.stderr.write(f"{one}\n")
     recipe = run.going_on(recipe)
     fabric.launch()
+    if recipe.trainer.strategy == "fsdp" and fabric.world_size == 1:
+        note("trainer.strategy is fsdp, and there is one process: it has the only share of everything, which saves nothing")
     data = _data_in_turn(recipe, fabric)
     data = as_recorded(recipe, data, run)
     audited = audit(data)

@@ -174,7 +174,9 @@ class Adapted(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Adapted":
         tensors = self.tensors
-        found = Adapted(self.slot, None if tensors is None else {name: tensor.detach().clone() for name, tensor in tensors.items()})
+        given: Mapping[int, Any] = memo
+        own = None if tensors is None else {name: given.get(id(tensor), tensor).detach().clone() for name, tensor in tensors.items()}
+        found = Adapted(self.slot, own)
         for (_, theirs), (_, mine) in zip(self.named_parameters(), found.named_parameters(), strict=True):
             mine.requires_grad_(theirs.requires_grad)
         memo[id(self)] = found

@@ -54,7 +54,9 @@ class Trainer(Section):
     accelerator: str = Field("auto", description="what lightning-fabric offers: auto, cpu, cuda, mps, ...")
     devices: PositiveInt | Literal["auto"] = Field(1, description="devices a node; batch_size is divided among all")
     num_nodes: PositiveInt = 1
-    strategy: Literal["auto", "ddp"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto", description="auto: ddp on several devices; fsdp: each keeps its share of all weights, gradients and moments (FSDP2)"
+    )
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
         "auto", description="bf16-mixed: the networks' layers work in bfloat16; auto does so where it is at least 1.15 times as fast"
     )
@@ -94,6 +96,15 @@ class Trainer(Section):
     def known_devices(self) -> int:
         """Devices on all nodes, as far as the recipe says: "auto" counts as one a node."""
         return self.num_nodes * (1 if self.devices == "auto" else self.devices)
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Trainer":
+        if self.strategy == "fsdp" and self.compile:
+            raise ValueError(
+                f"compile is {str(self.compile).lower()}, and strategy is fsdp, which gathers a network as it is called and not a compiled "
+                "one; set compile to false, or strategy to ddp"
+            )
+        return self
 
     @model_validator(mode="after")
     def _measured(self) -> "Trainer":

@@ -3,13 +3,14 @@
 `torch.compile` gets wrappers of its own, so the method's networks, and with them checkpoints, averages and what ships, stay as they are.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.wrappers import _FabricModule
+from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -18,6 +19,7 @@ from fewstep.errors import UserError
 from fewstep.methods.base import Method, Turn
 from fewstep.training.learned import learned
 from fewstep.training.precision import in_precision
+from fewstep.training.sharding import INSTEAD, is_sharded, not_sharded, whole_tensor
 
 Compile = bool | Literal["reduce-overhead"]
 GRAPHS: Literal["reduce-overhead"] = "reduce-overhead"  # torch's name for the mode that records CUDA graphs
@@ -40,7 +42,7 @@ class Called:
     def __init__(self, method: Method, fabric: Fabric, trained: tuple[str, ...], compile: Compile = False) -> None:
         self.method, self.fabric, self.compile = method, fabric, compile
         # whether other entrances than forward go through the engine, which would send them through what is compiled
-        self.through = not compile or fabric.world_size > 1
+        self.through = (not compile or fabric.world_size > 1) and not is_sharded(fabric)  # shares are gathered by any entrance
         self.wrapped: dict[str, _FabricModule] = {name: self._wrapped(method.networks[name]) for name in trained}
         standing = {name: self._compiled(network) for name, network in method.networks.items()}
         learning: dict[str, Any] = {**self.wrapped}
@@ -65,9 +67,16 @@ class Called:
             torch.compiler.cudagraph_mark_step_begin()
         return {name: self.learning[name] if name in turn.trains else self.standing[name] for name in self.method.networks}
 
+    def clipped(self, turn: Turn, optimizer: _FabricOptimizer) -> Tensor:
+        """Clip the gradients of `turn` where it says so; their norm before that, a scalar, which is measured and looked at anyway."""
+        wrapped, limit = self.wrapped[turn.trains[0]], turn.optimizer.clip or math.inf
+        norm = self.fabric.clip_gradients(wrapped, optimizer, max_norm=limit, error_if_nonfinite=False)
+        assert norm is not None
+        return whole_tensor(norm)
+
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Inside a step is made: on a GPU products of float32 are TF32's. Raises UserError for what cannot be compiled."""
+        """Inside a step is made: on a GPU products of float32 are TF32's. Raises UserError for what cannot be compiled or sharded."""
         before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         on_gpu = self.fabric.device.type == "cuda"
         if on_gpu:
@@ -79,6 +88,10 @@ class Called:
                 raise UserError(
                     f"trainer.compile is {str(self.compile).lower()}, and the networks of this run cannot be compiled here ({why}); "
                     "set it to false, or install what is missing"
+                ) from error
+            if is_sharded(self.fabric) and (why := not_sharded(error)) is not None:
+                raise UserError(
+                    f"trainer.strategy is fsdp, and the networks or losses of this run do not work in shares ({why}); {INSTEAD}"
                 ) from error
             raise
         finally:

@@ -1,14 +1,14 @@
 """Checkpoints that are written whole or not at all, and found to be damaged when they are.
 
 A checkpoint is a folder ``step_N`` with one safetensors file a network, the optimisers, ``state.json``, and
-``manifest.json`` with the SHA-256 of each.
+``manifest.json`` with the SHA-256 of each. Of networks in shares there are besides the files of `fewstep.training.shards`.
 """
 
 import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from fewstep import files
 from fewstep.text import parse_json, read_json
 
 MANIFEST = "manifest.json"
+SHARDS = "shards"
 
 
 class Damaged(ValueError):
@@ -36,6 +37,7 @@ class Checkpoint:
         optimizers: state dict of each turn's optimiser.
         rng: states of the random generators, one row a process: uint8 [processes, bytes].
         state: everything else, as JSON.
+        shards: the folder with what is missing in networks and optimisers, of a run whose networks are in shares.
 
     """
 
@@ -43,6 +45,7 @@ class Checkpoint:
     optimizers: Mapping[str, Any]
     rng: Mapping[str, Tensor]
     state: Mapping[str, Any]
+    shards: Path | None = None
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -50,10 +53,13 @@ def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` to `folder` (``.../step_N``), or leave no trace of it. Raises OSError."""
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, shards: Callable[[Path], Mapping[str, str]] = lambda folder: {}) -> None:
+    """Write `checkpoint` to `folder` (``.../step_N``), or leave no trace of it. Raises OSError.
+
+    `shards` writes files of its own into the folder that it is given, and returns the SHA-256 of each.
+    """
     with files.replace_folder(folder) as partial:
-        manifest = {}
+        manifest = dict(shards(partial))
         for name, tensors in checkpoint.networks.items():
             manifest[f"{name}.safetensors"] = files.write_file(partial / f"{name}.safetensors", tensor_bytes(tensors))
         buffer = io.BytesIO()
@@ -68,15 +74,18 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify the checkpoint in `folder`, tensors on the CPU; nothing in it is executed. Raises Damaged."""
     try:
         manifest = read_json(folder / MANIFEST)
-        contents = {name: (folder / name).read_bytes() for name in dict(manifest)}
+        shards = [name for name in dict(manifest) if name.startswith(f"{SHARDS}/")]
+        contents = {name: (folder / name).read_bytes() for name in manifest if name not in shards}
+        digests = {name: files.sha256_of(folder / name) for name in shards}
     except (OSError, ValueError, TypeError) as error:
         raise Damaged(f"{folder.name} is not whole: {error}") from error
     if not {"optimizers.pt", "rng.safetensors", "state.json"} <= contents.keys():
         raise Damaged(f"{folder.name} is not whole: its manifest names {sorted(contents)}")
+    digests |= {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     for name, digest in manifest.items():
-        if hashlib.sha256(contents[name]).hexdigest() != digest:
+        if digests[name] != digest:
             raise Damaged(f"{folder.name} is damaged: {name} is not what was written")
-    tensors = {name.removesuffix(".safetensors"): contents[name] for name in manifest if name.endswith(".safetensors")}
+    tensors = {name.removesuffix(".safetensors"): contents[name] for name in contents if name.endswith(".safetensors")}
     number = folder.name.removeprefix("step_")
     try:
         state = parse_json(contents["state.json"])
@@ -86,7 +95,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         rng = loaded.pop("rng")
         _check_optimizers(contents["optimizers.pt"])
         optimizers = torch.load(io.BytesIO(contents["optimizers.pt"]), map_location="cpu", weights_only=True)
-        return Checkpoint(loaded, optimizers, rng, state)
+        return Checkpoint(loaded, optimizers, rng, state, folder / SHARDS if shards else None)
     except Exception as error:  # safetensors, pickle, zip and json each have their own
         raise Damaged(f"{folder.name} is damaged: {error}") from error
 

@@ -1,9 +1,13 @@
 """The running average of weights that ships (arXiv 2312.02696 calls the warm-up form a power-function EMA)."""
 
 import torch
-from torch import Tensor, nn
+from lightning_fabric import Fabric
+from torch import nn
 
+from fewstep.methods.base import Method
+from fewstep.methods.devices import move
 from fewstep.training.learned import average_of, learned
+from fewstep.training.sharding import is_sharded, shard, share
 
 
 class EMA:
@@ -15,7 +19,7 @@ class EMA:
 
     def __init__(self, module: nn.Module, decay: float = 0.9999, warmup: float = 20.0) -> None:
         self.module = average_of(module)
-        self.pairs = _Pairs(self.module, module)
+        self.pairs: _Pairs | None = None
         self.decay, self.warmup, self.updates = decay, warmup, 0
         self.age = 0.0  # mean age of the weights in the average, in updates
 
@@ -36,11 +40,25 @@ class EMA:
     def update(self, module: nn.Module) -> None:
         """Move the average towards the parameters of `module`; its buffers are copied."""
         keep = self._keep()
-        if module is not self.pairs.module:
+        if self.pairs is None or module is not self.pairs.module:
             self.pairs = _Pairs(self.module, module)
         torch._foreach_lerp_(self.pairs.mine, self.pairs.theirs, 1 - keep)
         for mine, theirs in self.pairs.buffers:
             mine.copy_(theirs)
+
+
+def placed(method: Method, fabric: Fabric, decay: float, warmup: float) -> EMA:
+    """The average of the network of `method` that ships; it and all that `method` holds are then on the device of `fabric`, or in shares.
+
+    Raises UserError for a network that cannot be sharded.
+    """
+    if not is_sharded(fabric):
+        move(method, fabric.device)
+        return EMA(method.networks[method.ships], decay, warmup)
+    ema = EMA(method.networks[method.ships], decay, warmup)
+    shard(method, ema.module, fabric)  # while whole networks lie in main memory
+    move(method, fabric.device)
+    return ema
 
 
 class _Pairs:
@@ -48,6 +66,6 @@ class _Pairs:
 
     def __init__(self, average: nn.Module, module: nn.Module) -> None:
         self.module = module
-        self.mine: list[Tensor] = list(learned(average).values())
-        self.theirs: list[Tensor] = list(learned(module).values())
+        self.mine = [share(tensor) for tensor in learned(average).values()]
+        self.theirs = [share(tensor) for tensor in learned(module).values()]
         self.buffers = list(zip(average.buffers(), module.buffers(), strict=True))

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
+from fewstep.training.sharding import like
+
 
 def learned(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that `module` learns, by their names in it; a module inside it that tells of its own is asked."""
@@ -41,10 +43,10 @@ def learned_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_learned(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Take back what `learned_state` gave. Raises RuntimeError, as torch does, for names or shapes that differ."""
+    """Take back what `learned_state` gave, whole or in shares. Raises RuntimeError, as torch does, for names or shapes that differ."""
     whole = module.state_dict()
     foreign = {name: whole[name] for name in whole.keys() - learned_state(module).keys()}
-    module.load_state_dict({**foreign, **state})
+    module.load_state_dict({**foreign, **{name: like(tensor, whole.get(name, tensor)) for name, tensor in state.items()}})
 
 
 def average_of(module: nn.Module) -> nn.Module:

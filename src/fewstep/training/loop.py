@@ -6,7 +6,6 @@ checkpoint, so that a run that was stopped ends with the same numbers as one tha
 """
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,15 +19,15 @@ from torch import Tensor
 
 from fewstep.data.errors import DataError
 from fewstep.data.own import ForeignData
+from fewstep.denoisers.adapted import grounds
 from fewstep.errors import RESUME, Interrupted, UserError
 from fewstep.generator import Generator
 from fewstep.methods.base import Batch, Method, Turn
-from fewstep.methods.devices import move
 from fewstep.own_parts import check_output
 from fewstep.streams import Draws
 from fewstep.training.batches import OnDevice, TrainingData
 from fewstep.training.called import Called, Compile
-from fewstep.training.ema import EMA
+from fewstep.training.ema import placed
 from fewstep.training.faults import Faults, reduced
 from fewstep.training.health import SETTLED, alarms
 from fewstep.training.learned import learned
@@ -38,6 +37,7 @@ from fewstep.training.progress import Progress
 from fewstep.training.resume import Better, State, keep_if_best, restore, restore_best, save
 from fewstep.training.room import Room, is_of_memory
 from fewstep.training.run_folder import RunFolder
+from fewstep.training.sharding import called_by, gathered, is_sharded
 from fewstep.training.signals import StopNow, StopRequest
 from fewstep.training.standing import standing
 from fewstep.training.tracking import NoTracker, Tracker
@@ -111,8 +111,7 @@ class Loop:
         self.method, self.fabric, self.run, self.settings = method, fabric, run, settings
         self.tracker, self.on_sample, self.title, self.on_evaluate = tracker or NoTracker(), on_sample, title, on_evaluate
         self.on_begin = on_begin
-        move(method, fabric.device)
-        ema = EMA(method.networks[method.ships], settings.ema_decay, settings.ema_warmup)
+        ema = placed(method, fabric, settings.ema_decay, settings.ema_warmup)
         trained = tuple(sorted({name for turn in method.turns for name in turn.trains}))
         self.called = Called(method, fabric, trained, settings.compile)
         optimizers = {turn.name: cast(_FabricOptimizer, fabric.setup_optimizers(self._optimizer(turn))) for turn in method.turns}
@@ -126,6 +125,8 @@ class Loop:
         self.faults = Faults(fabric, run)
         self.room = Room(method, self.called, optimizers, data, settings.batch_size, settings.accumulate)
         self.saved: int | None = None  # the step of the last checkpoint
+        # networks in shares that a picture of points may ask
+        self.asked = called_by(method) if is_sharded(fabric) and len(data.shape) == 1 else []
 
     def train(self, resume: bool = False) -> None:
         """Train to the last step, saving on the way.
@@ -145,7 +146,7 @@ class Loop:
                 torch.manual_seed(settings.seed * 1_000_003 + self.fabric.global_rank)
                 if resume:
                     self._restore()
-                missing = self.fabric.is_global_zero and self.on_begin(state.step)
+                missing = self.fabric.broadcast(self.fabric.is_global_zero and self.on_begin(state.step))
                 if state.step:  # what was due then, and was not done any more
                     self._look(missing)
                 if state.step < settings.steps:
@@ -225,9 +226,7 @@ class Loop:
         """Clip, set the learning rate, take the optimiser's step, and let the average follow."""
         state, settings = self.state, turn.optimizer
         optimizer = state.optimizers[turn.name]
-        limit = settings.clip or math.inf  # without a limit the norm is still measured, and looked at
-        norm = self.fabric.clip_gradients(self.called.wrapped[turn.trains[0]], optimizer, max_norm=limit, error_if_nonfinite=False)
-        assert norm is not None
+        norm = self.called.clipped(turn, optimizer)
         state.window.add({f"{turn.name}.grad_norm": norm})
         self.faults.look_at(norm, f"{turn.name}.grad_norm", self.state.step + 1)
         lr = settings.lr_at(state.updates[turn.name], turn.updates(self.settings.steps))
@@ -307,7 +306,8 @@ class Loop:
             with self.stop.at_once(self.fabric.world_size == 1):
                 self.measuring.check()
                 generator = state.shipped()
-                figures = self.on_evaluate(generator, self.measuring)
+                with gathered(grounds(generator)):
+                    figures = self.on_evaluate(generator, self.measuring)
                 if self.fabric.is_global_zero and state.step >= self.method.best_from * self.settings.steps:
                     keep_if_best(state, self.run, self.settings.keep_best, self.settings.best_is, generator, figures)
         except StopNow:
@@ -362,9 +362,8 @@ class Loop:
         """The first process draws, and the others wait, however long that takes. Raises Interrupted, with all saved."""
         stopped = False
         try:
-            with self.stop.at_once(draws and self.fabric.is_global_zero):
-                if draws and self.fabric.is_global_zero:
-                    self._picture()
+            if draws:
+                self._picture()
         except StopNow:
             stopped = True
         if self.measuring.any(stopped):
@@ -373,8 +372,11 @@ class Loop:
             raise Interrupted(f"{done}, all saved; {RESUME}")
 
     def _picture(self) -> None:
+        first = self.fabric.is_global_zero
         try:
-            picture = self.on_sample(self.state.shipped(), self.state.step)
+            generator = self.state.shipped()
+            with gathered([*grounds(generator), *self.asked]), self.stop.at_once(first):
+                picture = self.on_sample(generator, self.state.step) if first else None
         except UserError as error:  # samples that are not finite, of weights that are: training may find back
             return self.progress.say(f"step {self.state.step}: no picture, for {error}")
         except Exception as error:

@@ -22,6 +22,8 @@ from fewstep.training.learned import learned_state, load_learned
 from fewstep.training.loading import from_all
 from fewstep.training.looks import Looks
 from fewstep.training.run_folder import RunFolder
+from fewstep.training.sharding import whole
+from fewstep.training.shards import Shares, filled, moments_like
 from fewstep.training.window import Window
 
 Better = Literal["least", "greatest", "nearest 1"]
@@ -92,12 +94,15 @@ class State:
         return {**self.looks.take(), **known, **average, **self.standing}
 
     def shipped(self) -> Generator:
-        """The generator as it would be saved now."""
-        return self.method.ship(self.ema.module, self.step)
+        """The generator as it would be saved now. Where networks are in shares all processes ask for it together."""
+        return self.method.ship(whole(self.ema.module), self.step)
 
 
 def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
-    """Write a checkpoint, of which the newest `keep` stay, and then the model folder. All processes call it; the first writes."""
+    """Write a checkpoint, of which the newest `keep` stay, and then the model folder. All processes call it.
+
+    The first writes, and the others what they alone have of networks in shares.
+    """
     rng = {"loop": state.rng.get_state(), "torch": torch.get_rng_state()}
     if state.rng.is_dealt:
         rng["batch"] = state.rng.shared.get_state()
@@ -109,6 +114,12 @@ def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
     if fabric.world_size > 1:  # what is logged goes on in all of them from what one writes
         state.window.average(lambda sums: cast(Tensor, fabric.all_reduce(torch.tensor(sums, device=fabric.device))).tolist())
     stands = from_all(state.batches.state_dict(), fabric)
+    # only what learns: a frozen network is in the run folder once, as the model folder that it came from
+    shares, generator = Shares(fabric), state.shipped()
+    networks = shares.out_of_networks(_weights(state))
+    optimizers = shares.out_of_optimizers({name: optimizer.state_dict() for name, optimizer in state.optimizers.items()})
+    if not fabric.is_global_zero and shares.tensors:
+        shares.write()
     if fabric.is_global_zero:
         record = {
             "step": state.step,
@@ -126,16 +137,13 @@ def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
         }
         if any(stands):
             record["batches"] = stands
-        # only what learns: a frozen network is in the run folder once, as the model folder that it came from
-        networks = {name: learned_state(state.method.networks[name]) for name in state.trained}
-        optimizers = {name: optimizer.state_dict() for name, optimizer in state.optimizers.items()}
         if tensors := state.method.tensors():
             networks[REMEMBERED] = tensors
         if looks := state.looks.tensors():
             networks[LOOKS] = looks
-        checkpoint = Checkpoint(networks | {"ema": learned_state(state.ema.module)}, optimizers, gathered, record)
-        run.save_checkpoint(state.step, checkpoint, keep)
-        run.save_model(state.shipped())
+        checkpoint = Checkpoint(networks, optimizers, gathered, record)
+        run.save_checkpoint(state.step, checkpoint, keep, *((shares.write,) if shares.tensors else ()))
+        run.save_model(generator)
     fabric.barrier()
 
 
@@ -154,11 +162,12 @@ def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], N
     if checkpoint is None:
         return False
     record = checkpoint.state
+    checkpoint = filled(checkpoint, _weights(state), state.optimizers)
     for name in state.trained:
         load_learned(state.method.networks[name], checkpoint.networks[name])
     load_learned(state.ema.module, checkpoint.networks["ema"])
     for name, optimizer in state.optimizers.items():
-        optimizer.load_state_dict(checkpoint.optimizers[name])
+        optimizer.load_state_dict(moments_like(optimizer, checkpoint.optimizers[name]))
     state.step, state.began, state.updates = step, time.monotonic() - record["seconds"], dict(record["updates"])
     state.ema.go_on_from(record["ema_updates"])
     state.window.load_state_dict(record["window"], fabric.device)
@@ -175,9 +184,16 @@ def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], N
     _catch_up(state, run, fabric)
     if (changed := _restore_chance(state, checkpoint.rng, fabric)) is not None:
         say(changed)
-    if fabric.is_global_zero and run.model_step() != step:  # killed before it was written
-        run.save_model(state.shipped())
+    if fabric.broadcast(fabric.is_global_zero and run.model_step() != step):  # killed before it was written
+        generator = state.shipped()
+        if fabric.is_global_zero:
+            run.save_model(generator)
     return True
+
+
+def _weights(state: State) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint keeps of the networks that learn and of the average, by name."""
+    return {name: learned_state(state.method.networks[name]) for name in state.trained} | {"ema": learned_state(state.ema.module)}
 
 
 def _catch_up(state: State, run: RunFolder, fabric: Fabric) -> None:

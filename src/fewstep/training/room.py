@@ -12,6 +12,7 @@ from fewstep.limits import in_units
 from fewstep.methods.base import Method
 from fewstep.training.batches import TrainingData, random_batch
 from fewstep.training.called import Called
+from fewstep.training.sharding import is_sharded
 
 NO_ROOM = ("can't allocate memory", "not enough memory", "out of memory")  # what torch says of main memory, and of other devices
 
@@ -82,14 +83,14 @@ class Room:
     def _fitting(self, share: int) -> tuple[int, str] | None:
         """Into how many parts a device's `share` of a batch has to go, and how that is known; None where not even the least fits.
 
-        Among several processes nothing can be tried, for the others wait in the middle of their step.
+        Among several processes nothing can be tried, for the others wait in the middle of their step; nor where networks are in shares.
         """
         parts = self.accumulate
         while True:
             parts = next((number for number in range(2 * parts, share + 1) if share % number == 0), 0)
             if not parts or share // parts < self.method.least_items:
                 return None
-            if self.devices > 1:
+            if self.devices > 1 or is_sharded(self.called.fabric):
                 return parts, "takes about half as much"
             try:
                 self._try(share // parts)

@@ -6,7 +6,7 @@ dashboard/  traceback.txt (of a part of one's own that failed)  metrics.damaged.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +125,11 @@ class RunFolder:
             files.replace_file(self.recipe_file, yaml.safe_dump(tree, sort_keys=False).encode())
         self.sample_folder.mkdir(exist_ok=True)
 
-    def save_checkpoint(self, step: int, checkpoint: Checkpoint, keep: int) -> None:
-        """Write ``step_N`` and remove all but the newest `keep`."""
-        save_checkpoint(self.checkpoint_folder / f"step_{step}", checkpoint)
+    def save_checkpoint(
+        self, step: int, checkpoint: Checkpoint, keep: int, shards: Callable[[Path], Mapping[str, str]] = lambda folder: {}
+    ) -> None:
+        """Write ``step_N``, with what `shards` writes into it, and remove all but the newest `keep`."""
+        save_checkpoint(self.checkpoint_folder / f"step_{step}", checkpoint, shards)
         for old in checkpoints(self.checkpoint_folder)[keep:]:
             shutil.rmtree(old)
 

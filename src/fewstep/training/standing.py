@@ -19,6 +19,7 @@ from fewstep.generator import Generator
 from fewstep.maths.parametrization import edm_weight
 from fewstep.methods.base import Batch, Method, Turn
 from fewstep.methods.devices import whole_items
+from fewstep.training.sharding import whole_tensor
 
 LEVELS = (0.08, 0.15, 0.3)  # of sigma_data: below, a teacher that was trained for a short time has not learned; above, any data look alike
 ITEMS = 256
@@ -49,7 +50,7 @@ def reach(method: Method, turn: Turn, steps: int) -> float:
     """
     updates = turn.updates(steps)
     rates = sum(turn.optimizer.lr_at(update, updates) for update in range(updates))
-    weights = [x.detach().float() for name in turn.trains for x in method.networks[name].parameters()]
+    weights = [whole_tensor(x.detach()).float() for name in turn.trains for x in method.networks[name].parameters()]
     mean = sum(x.square().sum().item() for x in weights) / max(1, sum(x.numel() for x in weights))
     return rates / max(mean**0.5, 1e-12)
 

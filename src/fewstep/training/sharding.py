@@ -1,0 +1,207 @@
+"""Networks in shares: each of several processes keeps its part of every weight, gradient and moment (FSDP2, arXiv 2304.11277).
+
+All that a method calls is sharded, what stands still too: a frozen teacher, or the network that low-rank changes stand on, is as large as
+what learns. A network is gathered block by block, for as long as a block is called. The rule of what a block is: every module in an
+``nn.ModuleList`` that holds at least a hundredth of its network's parameters, the innermost first; what is left is gathered with the whole
+network. Low-rank changes are sharded like any weights, and are one block.
+
+The average that ships is never called while it trains: its tensors are shares beside those that it follows, and `whole` makes a network
+of them for as long as somebody needs one.
+"""
+
+import copy
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from fewstep.denoisers.adapted import grounds
+from fewstep.errors import UserError, first_line
+from fewstep.generator import Generator
+from fewstep.methods.base import Method
+
+LEAST = 0.01  # of a network's parameters, that a block of its own holds at least
+DEVICES = ("cpu", "cuda")
+GATHERED = 4  # times a block's size, that gathering takes: what came in, the weights, and the same of the next block, or of gradients
+INSTEAD = "give trainer.strategy=ddp, which keeps all of every network in each process"
+
+
+def strategy() -> ModelParallelStrategy:
+    """The engine's strategy that starts processes and lets them talk, and leaves networks as they are: `shard` sees to all of them.
+
+    By itself the engine would shard what it is given to train alone, over a mesh of nodes times devices. Raises UserError for a torch that
+    is too old.
+    """
+    try:
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader  # noqa: F401
+        from torch.distributed.fsdp import fully_shard  # noqa: F401
+    except ImportError:
+        raise UserError(
+            f"trainer.strategy is fsdp, which torch {torch.__version__} does not have; install a newer one, or give ddp"
+        ) from None
+    return ModelParallelStrategy(lambda module, mesh: module)
+
+
+def check_device(kind: str) -> None:
+    """Raise UserError where networks cannot be sharded on a `kind` of device."""
+    if kind not in DEVICES:
+        raise UserError(f"trainer.strategy is fsdp, and trainer.accelerator is {kind} here; give {' or '.join(DEVICES)}, or strategy=auto")
+
+
+def is_sharded(fabric: Fabric) -> bool:
+    """Whether networks are in shares."""
+    return isinstance(fabric.strategy, ModelParallelStrategy)
+
+
+def called_by(method: Method) -> list[nn.Module]:
+    """All networks that `method` may call, each once: its own, its generators' and those that these stand on."""
+    found = [*method.networks.values(), *(part.denoiser for part in vars(method).values() if isinstance(part, Generator))]
+    return list({id(module): module for network in found for module in (network, *grounds(network))}.values())
+
+
+def shard(method: Method, average: nn.Module, fabric: Fabric) -> None:
+    """Put all networks of `method`, and `average` of the one that ships, in shares on the devices of `fabric`, block by block.
+
+    They lie anywhere, whole and the same in all processes. Raises UserError for a network that cannot be sharded.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    # a view may be written over, which nothing here does
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    mesh = init_device_mesh(fabric.device.type, (fabric.world_size,))
+    for network in called_by(method):
+        try:
+            for module in [*blocks(network), network] if next(network.parameters(), None) is not None else ():
+                fully_shard(module, mesh=mesh, reshard_after_forward=True)
+                module.register_forward_hook(lambda module, told, output: _differentiated_once(output))
+                for entrance in getattr(module, "forward_methods", ()):
+                    register_fsdp_forward_method(module, entrance)
+                    setattr(module, entrance, _watched(getattr(module, entrance)))
+        except (ValueError, TypeError, NotImplementedError, AssertionError, RuntimeError) as error:
+            kind = type(network).__name__.removeprefix("FSDP")
+            raise UserError(f"trainer.strategy is fsdp, and a {kind} cannot be sharded ({first_line(error)}); {INSTEAD}") from error
+    shares = {id(p): nn.Parameter(_share(p.detach(), mesh), requires_grad=False) for p in average.parameters()}
+    for module in average.modules():
+        for name, parameter in [*module.named_parameters(recurse=False, remove_duplicate=False)]:
+            module.register_parameter(name, shares[id(parameter)])
+    average.to(fabric.device)  # its buffers
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """The modules of `network` that are gathered by themselves, the innermost first; see the rule above.
+
+    One that shares a parameter with what is outside it is none.
+    """
+    uses = Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
+    least = LEAST * sum(parameter.numel() for parameter in network.parameters())
+    listed = {id(child): child for module in network.modules() if isinstance(module, nn.ModuleList) for child in module}
+    found, taken = [], set[int]()
+    for module in reversed([module for module in network.modules() if id(module) in listed]):
+        mine = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
+        left = sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in taken)
+        if left >= max(1, least) and all(uses[key] == times for key, times in mine.items()) and not isinstance(module, nn.ModuleList):
+            found.append(module)
+            taken |= mine.keys()
+    return found
+
+
+def peak(network: nn.Module) -> int:
+    """Bytes of `network`, whole as yet, that a device has beside its share while it is called: what is gathered. An estimate."""
+    sizes, seen = [0], set[int]()
+    for module in (*blocks(network), network):
+        mine = [parameter for parameter in module.parameters() if id(parameter) not in seen]
+        sizes.append(sum(parameter.numel() * parameter.element_size() for parameter in mine))
+        seen |= {id(parameter) for parameter in mine}
+    return GATHERED * max(sizes)
+
+
+@contextmanager
+def gathered(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, each process has all of `modules`, and may call them without the others. All processes enter together."""
+    sharded = [module for module in modules if any(map(in_shares, module.parameters()))]
+    if not sharded:
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [part for module in sharded for part in module.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(True, recurse=False)
+
+
+def in_shares(tensor: Tensor) -> bool:
+    """Whether each process has a part of `tensor` (a DTensor)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """All of `tensor`, in all processes, which ask together; itself where it is in no shares."""
+    dtensor: Any = tensor
+    return dtensor.full_tensor() if in_shares(tensor) else tensor
+
+
+def share(tensor: Tensor) -> Tensor:
+    """What this process has of `tensor`, in the same memory; itself where it is in no shares."""
+    dtensor: Any = tensor
+    return dtensor.to_local() if in_shares(tensor) else tensor
+
+
+def like(tensor: Tensor, other: Tensor) -> Tensor:
+    """`tensor` in shares like `other`; itself where it is in such already, or that is in none."""
+    dtensor: Any = other
+    return _share(tensor, dtensor.device_mesh) if in_shares(other) and not in_shares(tensor) else tensor
+
+
+def whole(module: nn.Module) -> nn.Module:
+    """A copy of an average, `module`, with whole tensors, which all processes ask for together; itself where it is in no shares."""
+    shares = [p for p in module.parameters() if in_shares(p)]
+    memo: dict[int, Any] = {id(p): nn.Parameter(whole_tensor(p), requires_grad=False) for p in shares}
+    return copy.deepcopy(module, memo) if shares else module
+
+
+def _watched(entrance: Callable[..., Any]) -> Callable[..., Any]:
+    def watched(*told: Any, **more: Any) -> Any:
+        output = entrance(*told, **more)
+        _differentiated_once(output)
+        return output
+
+    return watched
+
+
+def _differentiated_once(output: Any) -> None:
+    """Have the tensors in `output` refuse a gradient that is to be differentiated: the weights are gone by then, and torch crashes."""
+
+    def refuse(grad: Tensor) -> None:
+        if torch.is_grad_enabled():
+            raise RuntimeError("a gradient is to be differentiated again, which FSDP cannot")
+
+    for tensor in tree_leaves(output):
+        if isinstance(tensor, Tensor) and tensor.requires_grad:
+            tensor.register_hook(refuse)
+
+
+def not_sharded(error: BaseException) -> str | None:
+    """Why losses cannot be worked out in shares, if that is what `error` of a step says."""
+    words = ("DTensor", "FSDP", "fully_shard", "storage of size 0", "setStorage")
+    return first_line(error)[:200] if any(word in str(error) for word in words) else None
+
+
+def _share(tensor: Tensor, mesh: Any) -> Tensor:
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    return distribute_tensor(tensor.to(mesh.device_type), mesh, [Shard(0)], src_data_rank=None)
