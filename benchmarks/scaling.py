@@ -21,6 +21,7 @@ from fewstep.denoisers.foreign import ForeignDenoiser
 from fewstep.interop.text_teacher import lora_bytes
 from fewstep.networks.prompts import EncodedPrompts
 from fewstep.networks.text_unet import TextUNet
+from fewstep.pipelines.lora import TARGETS
 from fewstep.training.sharding import blocks, peak
 from gpu_steps import SDXL
 
@@ -132,8 +133,8 @@ def counted(name: str) -> dict[str, float]:
         "encoder_both": operations(lambda: network.features(x, time, label, levels), True),
         "blocks": len(blocks(denoiser)),
         "gathered": peak(denoiser),
-        "lora": lora_bytes(denoiser),
-        "lora_4": lora_bytes(denoiser, 4),
+        "lora": lora_bytes(denoiser, TARGETS["text_unet"]),
+        "lora_4": lora_bytes(denoiser, TARGETS["text_unet"], 4),
     }
     half = network.bfloat16()
     for key, recomputed in (("activations", False), ("recomputed", True)):

@@ -13,6 +13,7 @@ from fewstep.errors import UserError, first_line
 from fewstep.networks.base import make_network
 from fewstep.networks.prompts import Rows
 from fewstep.pipelines.folder import FORMS, NETWORKS, files_id, latents_shape, pipeline_kind, time_ids, usual_weights
+from fewstep.pipelines.parts import read_part
 from fewstep.pipelines.scheduler import Flow, flow_of, parametrization_of, scheduler_of
 from fewstep.text import read_json
 
@@ -112,15 +113,13 @@ def read_denoiser(found: Described, prompts: Rows | None, sigma_data: float) -> 
     import diffusers
 
     part = found.part
+    inner = read_part(found.folder, part, getattr(diffusers, CLASSES[part]), NETWORKS[part], low_cpu_mem_usage=False)
     try:
         network = found.made()
-        inner = getattr(diffusers, CLASSES[part]).from_pretrained(
-            str(found.folder / part), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
         setattr(network, part, inner.float())
         settings = {key: value for key, value in found.denoiser.items() if key != "name"}
         denoiser = DENOISERS[found.denoiser["name"]](network, sigma_data, len(prompts or ()), **settings)
-    except Exception as error:  # diffusers, safetensors and json each have their own
+    except Exception as error:  # diffusers and json each have their own
         raise UserError(f"the {NETWORKS[part]} in {found.folder} cannot be used: {first_line(error)}") from error
     network.prompts = prompts
     return denoiser.eval()

@@ -23,6 +23,7 @@ from fewstep.errors import UserError, first_line
 from fewstep.files import check_free, held_folder, sha256_of, sweep, write_part
 from fewstep.networks.prompts import EncodedPrompts
 from fewstep.pipelines.folder import ENCODERS, TOKENIZERS, absent_parts, encoders_id, latents_shape, model_folder, pipeline_kind, time_ids
+from fewstep.pipelines.parts import read_part
 from fewstep.text import read_json
 
 BATCH = 16  # prompts at once
@@ -176,7 +177,7 @@ class Encoder:
 def _pipeline(folder: Path, model: str) -> Any:
     """The pipeline in `folder` with its text encoders alone. Raises UserError."""
     try:
-        import transformers  # noqa: F401 - diffusers reads encoders by it, and says less where it is not there
+        import transformers
     except ImportError:
         raise UserError("prompts are encoded by transformers, which is not installed: pip install 'fewstep[text]'") from None
     from diffusers import DiffusionPipeline
@@ -186,9 +187,12 @@ def _pipeline(folder: Path, model: str) -> Any:
     without: dict[str, Any] = dict.fromkeys([*others, *absent_parts(folder)])
     if "requires_safety_checker" in index:
         without["requires_safety_checker"] = False
+    there = [name for name in ENCODERS if isinstance(index.get(name), list) and name not in without]
+    with quiet():
+        encoders = {name: read_part(folder, name, getattr(transformers, index[name][1], None), "text encoder") for name in there}
     try:
         with quiet():
-            pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **without)
+            pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **encoders, **without)
         if "transformer" in others:  # SD 3's asks it how wide the text is that is not there
             width = read_json(folder / "transformer" / "config.json")["joint_attention_dim"]
             pipeline.__dict__["transformer"] = SimpleNamespace(config=SimpleNamespace(joint_attention_dim=width))

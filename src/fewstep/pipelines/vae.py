@@ -1,15 +1,13 @@
 """Pixels and latents by the VAE of a pipeline, which is read when it is asked for, and not kept."""
 
-import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from fewstep.errors import UserError, first_line
 from fewstep.pipelines.folder import files_id, part_of, usual_weights
+from fewstep.pipelines.parts import read_part
 
 PIXELS = 2**20  # of images at once: one of 1024x1024
 MEASURED = 256  # pixels a side, to which larger images are reduced where they are measured
@@ -25,15 +23,8 @@ class VAE:
         from diffusers import AutoencoderKL
 
         folder = part_of(model, "vae")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                vae: Any = AutoencoderKL.from_pretrained(
-                    str(folder), use_safetensors=True, local_files_only=True, torch_dtype=torch.float32
-                )
-            self.id = files_id(folder, [*usual_weights(folder), folder / "config.json"])
-        except Exception as error:  # diffusers, safetensors and json each have their own
-            raise UserError(f"the VAE of {model} cannot be read ({first_line(error)}); take another copy of the model") from error
+        vae = read_part(folder.parent, "vae", AutoencoderKL, "VAE", torch_dtype=torch.float32)
+        self.id = files_id(folder, [*usual_weights(folder), folder / "config.json"])
         self.model = str(Path(model).resolve()) if Path(model).is_dir() else model
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.vae = vae.to(self.device).eval()

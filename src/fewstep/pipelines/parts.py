@@ -1,0 +1,35 @@
+"""The network parts of a pipeline, read whole or not at all: what a file lacks would be random, and the library says so in passing."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import UserError, first_line
+
+SHOWN = 80  # characters of a name in a message
+BUFFERS = ("position_ids",)  # which older versions of transformers saved, and which are no weights
+
+
+def read_part(folder: Path, part: str, kind: Any, called: str, **options: Any) -> Any:
+    """The model in the `folder` of a `part`, such as ``unet``, as diffusers' class `kind` reads it with `options`.
+
+    Raises UserError, with the part `called` so, where it cannot be read, and where its weights are not those that its config describes.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, told = kind.from_pretrained(
+                str(folder / part), use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+            )
+    except Exception as error:  # diffusers, safetensors and json each have their own
+        raise UserError(f"the {called} in {folder} cannot be used ({first_line(error)}); take a whole copy of the model") from error
+    missing, others = sorted(told["missing_keys"]), [name for name in sorted(told["unexpected_keys"]) if not name.endswith(BUFFERS)]
+    if any("lora_" in name or "base_layer" in name for name in others):
+        raise UserError(
+            f"the {called} in {folder} has low-rank changes (LoRA) beside its weights ({others[0][:SHOWN]}); fuse them into it "
+            "(pipeline.fuse_lora(), pipeline.unload_lora_weights()) and save it anew, or take it without them"
+        )
+    if missing or others:
+        what = f"lacks {missing[0][:SHOWN]}" if missing else f"has {others[0][:SHOWN]} besides"
+        raise UserError(f"the {called} in {folder} {what}, which is not as its config.json describes it; take a whole copy of the model")
+    return model
