@@ -21,6 +21,7 @@ from image_tables import calibration_lines, curve_lines, figures_lines, figures_
 from images import ARMS
 from method_tables import method_lines
 from scaling_tables import memory_lines, network_lines, published_lines, speed_lines
+from text_tables import text_lines
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -559,7 +560,15 @@ def scaling(lines: Callable[[dict[str, Any]], list[list[str]]]) -> str:
     return f"{markdown(lines(content))}\n\n{wrapped(note)}"
 
 
+def text(name: str) -> str:
+    """Students of a tiny text-to-image model that knows digits, beside it."""
+    content = result(name)
+    note = f" n = {content['n']:,} samples, one sampling seed; minutes on one of two cores, with other work beside it."
+    return markdown(text_lines(content)) + source(content, note)
+
+
 TABLES = {
+    "text_digits": lambda: text("text_digits"),
     "scaling_networks": lambda: scaling(network_lines),
     "scaling_memory": lambda: scaling(memory_lines),
     "scaling_speed": lambda: scaling(speed_lines),
@@ -618,7 +627,7 @@ TABLES = {
     "flows": lambda: flows(points=False),
     "flows_ring": lambda: flows(points=True),
 }
-NAMES = ("alarms", "cifar10", "dddm", "dmd2", "drift", "evaluation", "flows", "methods", "mnist", "scaling")
+NAMES = ("alarms", "cifar10", "dddm", "dmd2", "drift", "evaluation", "flows", "methods", "mnist", "scaling", "text")
 PAGES = (README, *(README.parent / "docs" / f"{name}.md" for name in NAMES))
 
 

@@ -1,0 +1,26 @@
+"""Lines of the table of students of a tiny text-to-image model, see `text_digits.py`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cells import ranged
+
+COLUMNS = {
+    "FD / floor": ("frechet_over_floor", "{:.2f}"),
+    "digit asked for": ("class_accuracy", "{:.1%}"),
+    "worst digit": ("least_class_accuracy", "{:.0%}"),
+    "class std": ("within_class_std", "{:.0%}"),
+    "recall": ("recall", "{:.2f}"),
+    "bold less thin": ("bold_less_thin", "{:.2f}"),
+}
+
+
+def text_lines(content: Mapping[str, Any]) -> list[list[str]]:
+    """A line for each thing measured: the mean over its training seeds and the range; how long it trained, and how many seeds there are."""
+    lines = [["", *COLUMNS, "minutes", "seeds"]]
+    for title in dict.fromkeys(row["title"] for row in content["rows"]):
+        rows = [row for row in content["rows"] if row["title"] == title]
+        cells = [ranged([row[key] for row in rows], form) for key, form in COLUMNS.values()]
+        trained = [row["seconds"] / 60 for row in rows if "seconds" in row]
+        lines.append([title, *cells, ranged(trained, "{:.0f}"), str(len(rows))])
+    return lines
