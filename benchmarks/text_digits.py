@@ -64,7 +64,7 @@ def rates(generator: float, fake: float) -> tuple[str, ...]:
 
 
 LORA, WHOLE = ("method.lora.rank=16", *rates(1e-3, 3e-3)), ("method.lora=null", *rates(1e-4, 3e-4))
-FOUR = ("method.sampler_steps=4", "method.min_step_percent=0")
+FOUR = ("method.sampler_steps=4", "method.min_step_percent=0", "steps=3000")
 ARMS: dict[str, tuple[str, ...]] = {
     "LoRA, 1 step": LORA,
     "whole, 1 step": WHOLE,

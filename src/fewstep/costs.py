@@ -5,6 +5,7 @@ counted; see `fewstep.counting`.
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from fewstep.training.precision import MIXED, Mixed, in_precision
 from fewstep.training.sharding import peak
 
 PAIR = 2  # items of the smaller of the two batches that are measured, where the method needs no more: samples can repel each other
+LONG = 5040  # steps of a longer run that are gone through to see which turns are due together: all small numbers divide it
 ADAM_MOMENTS = 2  # numbers that AdamW keeps for each one that it trains
 
 
@@ -133,17 +135,19 @@ def measure(
         evaluation = counter.flops / generator.evaluations(shortest)
         # whole rounds of what a batch is dealt to, such as a student's steps
         sizes = max(PAIR, method.least_items), max(PAIR, method.least_items) + method.least_items
-        few, more = walks = [_step(method, shape, num_classes, items, precision) for items in sizes]
-    shares = [turn.updates(steps) / steps for turn in method.turns]
-    step = sum(f.flops / f.items * share for walk in walks for f, share in zip(walk, shares, strict=True)) / len(walks)
+        kinds = _kinds(method, steps)
+        walks = {due: [_step(method, due, shape, num_classes, items, precision) for items in sizes] for due in kinds}
+    each = {due: sum(found.flops / found.items for walk in both for found in walk.values()) / 2 for due, both in walks.items()}
+    step = sum(each[due] * share for due, share in kinds.items())
 
     def size(*names: str) -> int:
         return sum(_bytes(p) for name in names for p in learned(method.networks[name]).values())
 
-    turns = []  # (gradients, the most that is held beside them) of each
-    for turn, small, large in zip(method.turns, few, more, strict=True):
-        gradients = size(*turn.trains)
-        turns.append((gradients, _most(small, large, batch_size / (devices * accumulate), gradients, accumulate) - gradients))
+    turns = []  # (gradients, the most that is held beside them) of each, in each kind of step
+    for few, more in walks.values():
+        for name, small in few.items():
+            gradients = size(*next(turn.trains for turn in method.turns if turn.name == name))
+            turns.append((gradients, _most(small, more[name], batch_size / (devices * accumulate), gradients, accumulate) - gradients))
     gradients, activations = max(turns, key=sum)
     trained = size(*{name for turn in method.turns for name in turn.trains})
     base = {id(tensor): tensor for network in method.networks.values() for ground in grounds(network) for tensor in _of(ground)}
@@ -180,12 +184,21 @@ def _most(small: _Found, large: _Found, items: float, gradients: int, accumulate
     return max(round(most), gradients)
 
 
-def _step(method: Method, shape: tuple[int, ...], num_classes: int | None, items: int, precision: str) -> list[_Found]:
-    """One training step on so many items, turn by turn."""
+def _kinds(method: Method, steps: int) -> dict[tuple[str, ...], float]:
+    """The names of the turns that are due together, and the share of a run's steps in which they are."""
+    length = min(steps, LONG)
+    seen = Counter(tuple(turn.name for turn in method.turns if turn.is_due(step, length)) for step in range(length))
+    return {due: number / length for due, number in seen.items()}
+
+
+def _step(
+    method: Method, due: tuple[str, ...], shape: tuple[int, ...], num_classes: int | None, items: int, precision: str
+) -> dict[str, _Found]:
+    """One training step on so many items, by the turns that are `due`."""
     rng = torch.Generator().manual_seed(0)
     label = None if num_classes is None else torch.zeros(items, dtype=torch.long)
     batch, scratch = Batch(torch.randn(items, *shape, generator=rng), label), dict[str, Any]()
-    return [_turn(method, turn, batch, rng, scratch, precision) for turn in method.turns]
+    return {turn.name: _turn(method, turn, batch, rng, scratch, precision) for turn in method.turns if turn.name in due}
 
 
 def _turn(method: Method, turn: Turn, batch: Batch, rng: torch.Generator, scratch: dict[str, Any], precision: str) -> _Found:
