@@ -33,22 +33,11 @@ from fewstep.networks.text_unet.network import TextUNet
 from fewstep.pipelines.lora import RANK, TARGETS
 from fewstep.pipelines.reference import Base
 from fewstep.training.learned import learned, set_learning
+from scaling import BETAS, SD15
 
 RESULTS = Path(__file__).parent / "results" / "text_size.json"
 SIDE = 16  # of latents
-# runwayml/stable-diffusion-v1-5, unet/config.json
-SD15 = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "sample_size": 64,
-    "layers_per_block": 2,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
-}
-BETAS = {"schedule": "scaled_linear", "start": 0.00085, "end": 0.012, "num": 1000}
+CONFIG = {"in_channels": 4, "out_channels": 4, "layers_per_block": 2, **SD15}
 
 
 def teacher(config: Mapping[str, Any], side: int = SIDE, tokens: int = 77) -> Generator:
@@ -129,7 +118,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     rows = []
     for again in (False, True):
-        made = teacher(SD15)  # a step takes its network over
+        made = teacher(CONFIG)  # a step takes its network over
         parameters = sum(parameter.numel() for parameter in made.denoiser.parameters())
         rows.append(step(made, arguments.items, RANK, again))
         print(json.dumps(rows[-1], indent=1), flush=True)

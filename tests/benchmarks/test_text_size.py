@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import text_size
 
 SMALL = {
-    **text_size.SD15,
+    **text_size.CONFIG,
     "layers_per_block": 1,
     "cross_attention_dim": 16,
     "attention_head_dim": 2,
@@ -38,6 +38,6 @@ def test_a_step_at_a_small_size(again):
 @pytest.mark.slow
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "computed again"])
 def test_a_step_at_the_true_size(again):
-    made = text_size.teacher(text_size.SD15)
+    made = text_size.teacher(text_size.CONFIG)
     assert sum(parameter.numel() for parameter in made.denoiser.parameters()) == 859_520_964
     check(text_size.step(made, 2, 64, again))
