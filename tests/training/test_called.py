@@ -128,7 +128,7 @@ def test_products_are_tf32_in_a_step_on_a_gpu_alone(still_teacher, tmp_path, mon
     before = flags()
     with loop.called.at_work():
         assert flags() == before
-    monkeypatch.setattr(loop.called, "fabric", type("OnGPU", (), {"device": torch.device("cuda")})())
+    monkeypatch.setattr(loop.called, "fabric", type("OnGPU", (), {"device": torch.device("cuda"), "strategy": None})())
     seen = []
 
     def failing_step():

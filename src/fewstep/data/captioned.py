@@ -34,12 +34,13 @@ def captioned_images(path: str, size: int, column: str | None = None, *, bar: Ba
     source = f"data.path is {path!r}"
     mistakes = Mistakes(source)
     root = Path(path)
-    if root.is_dir() and not (lies := scan(root, source)).metadata and lies.images and not lies.tables:
+    lies = scan(root, source) if root.is_dir() else None
+    if lies is not None and lies.images and not (lies.metadata or lies.tables):
         raise DataError(
             f"{path} holds images and no captions; put metadata.csv there with the columns file_name and text, or give a .parquet with a "
             "column of captions"
         )
-    found = table_splits(path, None, None, NO_LABELS, mistakes, scan(root, source) if root.is_dir() else None, 3 * size * size)
+    found = table_splits(path, None, None, NO_LABELS, mistakes, lies, 3 * size * size)
     mistakes.check()
     features = found.splits[0].features
     words = [name for name, feature in features.items() if getattr(feature, "dtype", "") in ("string", "large_string")]
