@@ -1,6 +1,6 @@
 """SD 1.5's U-Net at its true size, with random weights: a step of DMD2 as LoRA, really made, on latents of 16x16.
 
-    python benchmarks/text_size.py            four minutes and 12 GB on two CPU cores
+    python benchmarks/text_size.py            about ten minutes and 12 GB
 
 Weights cannot be had here, and images would be noise, but a network of 859,520,964 parameters shows what a small one does not: whether
 every layer takes its changes, whether just these get a gradient, what a step takes in time, and whether the memory that is counted
