@@ -148,7 +148,7 @@ def test_a_discriminator_learns_from_images_with_their_captions(sd, captioned, t
         method.loss(turn, method.networks, Batch(latents, rows), rng, scratch)
     assert len(seen) == 3
     assert all(torch.equal(label, rows) for label in seen)
-    assert " has 3 images held out" in mistake("evaluate", whole, "-n", "20")
+    assert f"{data.images.name} has 3 images held out; measuring needs 5" in mistake("evaluate", whole, "-n", "20")
 
 
 def test_a_run_is_measured_beside_held_out_images(sd, tmp_path, done):
