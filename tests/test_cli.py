@@ -286,7 +286,7 @@ def test_metrics_hold_what_the_design_promises(student_run):
     records = [json.loads(line) for line in (student_run / "metrics.jsonl").read_text().splitlines()]
     assert [(record["step"], record["images_seen"]) for record in records] == [(2, 32), (4, 64), (6, 96)]
     for record in records:
-        expected = "seconds images_per_second generator.dm generator.gap generator.gan generator.gan_weight generator.grad_norm"
+        expected = "seconds images_per_second generator.dm generator.disagreement generator.gan generator.gan_weight generator.grad_norm"
         expected += " generator.lr guidance.fake guidance.gan guidance.grad_norm guidance.lr alarms"
         assert set(expected.split()) <= set(record)
         healths = {key for key in record if key.startswith("health.") and not key.endswith("_error")}

@@ -24,7 +24,7 @@ METHODS = list(registry.BUILT_IN["methods"])
 CLASSES = {name: place.room.partition(":")[2] for name, place in registry.BUILT_IN["methods"].items()}
 # a teacher is also a role that a generator plays for others; as a method's name it stands where a room is asked for
 ROLE = "teacher"
-# drift is also a field of the maths, and the alarm of samples that have moved away, which every method may advise on
+# drift is also a field of the maths, and was the name of an alarm of every method
 FIELD, FIELD_PLACES = "drift", ("maths", "training/health.py", "viz/dashboard/squares.py")
 
 AROUND = {"LatentUNet": UNet}  # what hands its arguments on, and to what

@@ -15,6 +15,7 @@ from fewstep.methods.base import Method
 from fewstep.metrics.modes import mode_counts
 from fewstep.recipe import Recipe
 from fewstep.streams import stream, stream_seed
+from fewstep.training.health import older_names
 from fewstep.training.run_folder import RunFolder
 from fewstep.viz.dashboard import Dashboard, Frame, Scene
 from fewstep.viz.plots import image_grid, scatter
@@ -102,7 +103,7 @@ class PointPictures:
         known = self.method.field(self.points.to(device), samples.to(device), real.to(device))
         where, field = known or (self.points[:0], self.points[:0])
         now = self.method.settings_now()
-        records = [record for record in self.run.metrics() if record["step"] <= step]
+        records = [record for record in self.run.metrics(older_names(self.method)) if record["step"] <= step]
         loss = _curve(records, self.method.main)
         self.dashboard.record(
             Frame(

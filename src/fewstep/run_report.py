@@ -18,7 +18,7 @@ from fewstep.metrics.rows import row_roles
 from fewstep.recipe import Recipe, load_recipe, resolved, shipped_recipes
 from fewstep.run_data import kept
 from fewstep.text import read_json, read_text
-from fewstep.training.health import COMMON, SETTLED, Course, margin_of, what_to_do
+from fewstep.training.health import COMMON, SETTLED, Course, margin_of, older_names, what_to_do
 from fewstep.training.run_folder import RunFolder, differences
 from fewstep.version import __version__
 from fewstep.viz.report import RaisedAlarm, Span, Story, write_report
@@ -30,7 +30,7 @@ def report(path: Path) -> None:
     """Write report.html from what lies in the run folder `path`. Raises UserError."""
     run, recipe = RunFolder(path), run_recipe(path)
     method: type[Method] = registry.room("methods", recipe.method.name)
-    records, info = run.metrics(), _info(run)
+    records, info = run.metrics(older_names(method)), _info(run)
     pictures = sorted(run.sample_folder.glob("step_*.png"), key=lambda p: int(p.stem.removeprefix("step_")))
     still = run.dashboard_folder / "dashboard.png"
     is_wide = still.exists()

@@ -1,9 +1,5 @@
 """How many steps take so many seconds, on a machine that does other things now and then."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import equal_time
 from fewstep.training.loop import Loop
 

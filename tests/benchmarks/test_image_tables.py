@@ -1,11 +1,7 @@
 """The tables of real images: means over seeds, a teacher's time beside its student's, and how fast a curve still falls."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import image_tables
 import images
 from fewstep.recipe import shipped_recipes

@@ -1,10 +1,7 @@
 """The tables over all methods: each measured study in its row, a teacher's time behind the plus."""
 
 import math
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import method_tables
 from method_tables import Measured, method_lines
 

@@ -1,12 +1,10 @@
 """What docs/scaling.md counts: by the structure of a step, and as a real step of the method takes; and the page is what was counted."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import scaling
 import scaling_tables
 import tables

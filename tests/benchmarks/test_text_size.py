@@ -1,11 +1,7 @@
 """A step on a U-Net in the layout of SD 1.5: what learns gets a gradient and nothing else does, in the memory that was counted."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import text_size
 
 SMALL = {

@@ -311,7 +311,7 @@ HEALTHY = {
     "health.batch": 256.0,
     "health.reach": 5.0,
     "guidance.reach": 5.0,
-    "generator.gap": 0.5,
+    "generator.disagreement": 0.5,
     "generator.gan_pull": 0.5,
     "generator.escaped": 0.02,
     "denoiser.calibration": 0.9,
@@ -323,7 +323,7 @@ HEALTHY = {
 ILL = [
     (DMD2, "collapse", "health.spread", 0.5, r"50%.*diversity.*dfake_gen_update_ratio.*guidance_optimizer\.lr"),
     (DMD2, "noise", "health.spread", 1.6, r"160%.*noise.*generator_optimizer\.lr"),
-    (DMD2, "drift", "health.shift", 0.4, "0.40 standard deviations.*sigma_data.*guidance_scale"),
+    (DMD2, "shift", "health.shift", 0.4, "0.40 standard deviations.*sigma_data.*guidance_scale"),
     (DMD2, "saturation", "health.saturation", 0.2, "20% of the pixels.*guidance_scale.*gamma"),
     (DMD2, "scale", "health.scale", 5.0, r"5 times network\.sigma_data.*Set network\.sigma_data"),
     (DMD2, "labels", "health.classes", 0.001, "labels tell nothing.*data.label_column"),
@@ -332,7 +332,7 @@ ILL = [
     (DMD2, "still", "health.reach", 0.001, "add up to 0.001 of a weight.*Raise the learning rate by as much"),
     (DMD2, "teacher", "health.teacher", 3.0, r"3\.0 times as badly.*made for other data.*method\.teacher"),
     (Drift, "batch", "health.batch", 4.0, r"from 4 others.*Raise batch_size"),
-    (DMD2, "disagreement", "generator.gap", 2.5, r"2.5 times.*guidance_optimizer\.lr.*dfake_gen_update_ratio"),
+    (DMD2, "disagreement", "generator.disagreement", 2.5, r"2.5 times.*guidance_optimizer\.lr.*dfake_gen_update_ratio"),
     (DMD2, "frozen", "guidance.reach", 1e-6, r"add up to 1e-06.*Raise method\.guidance_optimizer\.lr by as much"),
     (DMD2, "gan", "generator.gan_pull", 50.0, r"50 times as hard.*Set method\.gan_weight_generator to auto"),
     (Drift, "escape", "generator.escaped", 0.7, "70% of the samples.*temperature_start"),
@@ -356,18 +356,18 @@ def test_each_illness_raises_its_alarm_alone_and_names_its_cause(method, name, f
 
 def test_health_raises_nothing_and_a_figure_that_is_no_number_does():
     assert alarms(HEALTHY, 1.0, EVERY) == []
-    assert {alarm.name for alarm in alarms({"health.shift": float("nan")}, 1.0)} == {"drift"}
-    assert {alarm.name for alarm in alarms({"generator.gap": float("nan")}, 1.0, DMD2.alarms)} == {"disagreement"}
+    assert {alarm.name for alarm in alarms({"health.shift": float("nan")}, 1.0)} == {"shift"}
+    assert {alarm.name for alarm in alarms({"generator.disagreement": float("nan")}, 1.0, DMD2.alarms)} == {"disagreement"}
 
 
 def test_an_alarm_of_one_method_is_not_another_s():
-    assert alarms({"generator.gap": 2.5, "denoiser.calibration": 0.2}, 1.0) == []
+    assert alarms({"generator.disagreement": 2.5, "denoiser.calibration": 0.2}, 1.0) == []
     assert alarms({"denoiser.calibration": 0.2}, 1.0, DMD2.alarms, DMD2.advice) == []
-    assert alarms({"generator.gap": 2.5}, 1.0, DDDM.alarms, DDDM.advice) == []
+    assert alarms({"generator.disagreement": 2.5}, 1.0, DDDM.alarms, DDDM.advice) == []
 
 
 def test_the_first_fifth_of_a_run_is_left_alone():
-    ill = {"health.spread": 0.1, "health.shift": 3.0, "generator.gap": 2.5}
+    ill = {"health.spread": 0.1, "health.shift": 3.0, "generator.disagreement": 2.5}
     assert alarms(ill, 0.19, DMD2.alarms) == []
     assert len(alarms(ill, 0.2, DMD2.alarms)) == 3
     assert len(alarms(ill, 0.2)) == 2
@@ -400,7 +400,7 @@ def test_a_run_that_asks_for_no_spread_is_never_overconfident(lam, done, tmp_pat
     [
         (DMD2, "collapse", {"health.spread": 0.5}, "train longer", "dfake_gen_update_ratio"),
         (DMD2, "noise", {"health.spread": 1.5}, "Lower the learning rate", "Lower method.generator_optimizer.lr"),
-        (DMD2, "drift", {"health.shift": 0.5}, "train longer", "method.guidance_scale"),
+        (DMD2, "shift", {"health.shift": 0.5}, "train longer", "method.guidance_scale"),
         (DMD2, "saturation", {"health.saturation": 0.5}, "or the guidance", "method.gamma"),
         (Drift, "collapse", {"health.spread": 0.5}, "train longer", "temperature_start"),
         (DDDM, "collapse", {"health.spread": 0.5}, "lower the learning rate", "method.lam"),

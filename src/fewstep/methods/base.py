@@ -179,6 +179,7 @@ class Method(ABC):
         readings: how those are to be read: for each heading a sentence or two that say what is drawn, and which way is better.
         alarms: what is alarming in the method's own terms.
         advice: what to do about a common alarm (`fewstep.training.health`), by its name.
+        renamed: names of logged terms (with their turn) and alarms in runs of older versions, each with its name now.
         rate: the setting that is the learning rate of what ships.
         compares_batch: whether a sample learns from where the others of the batch are, and the real ones, so that few teach it chance.
     """
@@ -192,6 +193,7 @@ class Method(ABC):
     readings: ClassVar[Mapping[str, str]] = {}
     alarms: ClassVar[tuple[Alarm, ...]] = ()
     advice: ClassVar[Mapping[str, str]] = {}
+    renamed: ClassVar[Mapping[str, str]] = {}
     rate: ClassVar[str] = "method.optimizer.lr"
     compares_batch: ClassVar[bool] = False
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.methods.base import Alarm
+from fewstep.methods.base import Alarm, Method
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ COMMON = (
         sound=1.0,
     ),
     Alarm(
-        "drift",
+        "shift",
         "health.shift",
         "the samples' mean is {value:.2f} standard deviations from the data's",
         "Check network.sigma_data and the pixel range, or train longer",
@@ -115,9 +115,17 @@ COMMON = (
 )
 
 
+RENAMED = {"drift": "shift"}  # common alarms of older runs, by their names now
+
 SETTLED = 0.2  # share of a run before which all figures still move
 UNMOVED = 0.5  # share of its way from a sound value that a figure has at least left to go, while it has hardly moved
 WORSE = 1.25  # times as far from a sound value as once before: it was better
+
+
+def older_names(method: type[Method] | Method) -> dict[str, str]:
+    """What runs of older versions call figures and alarms of `method` and common alarms, each with its name now."""
+    own = {rule.name for rule in method.alarms}
+    return {old: new for old, new in RENAMED.items() if old not in own} | dict(method.renamed)
 
 
 class Course:

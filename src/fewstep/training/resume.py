@@ -17,7 +17,7 @@ from fewstep.streams import Draws, stream_seed
 from fewstep.training.batches import Batches
 from fewstep.training.checkpoint import Checkpoint
 from fewstep.training.ema import EMA
-from fewstep.training.health import Course
+from fewstep.training.health import Course, older_names
 from fewstep.training.learned import learned_state, load_learned
 from fewstep.training.loading import from_all
 from fewstep.training.looks import Looks
@@ -170,7 +170,8 @@ def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], N
         optimizer.load_state_dict(moments_like(optimizer, checkpoint.optimizers[name]))
     state.step, state.began, state.updates = step, time.monotonic() - record["seconds"], dict(record["updates"])
     state.ema.go_on_from(record["ema_updates"])
-    state.window.load_state_dict(record["window"], fabric.device)
+    renamed = older_names(state.method)
+    state.window.load_state_dict(_named(record["window"], renamed), fabric.device)
     state.looks.load_tensors(checkpoint.networks.get(LOOKS, {}), fabric.device)
     state.course.load_state_dict(record.get("course", {}))  # a run of version 0.1.0 has none
     state.standing = dict(record.get("standing", {}))
@@ -178,7 +179,7 @@ def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], N
     state.method.load_tensors({name: x.to(fabric.device) for name, x in checkpoint.networks.get(REMEMBERED, {}).items()})
     if (changed := state.batches.load_state_dict(record.get("batches", []))) is not None:
         say(changed)
-    state.raised, state.best = set(record["alarms"]), record.get("best")
+    state.raised, state.best = {renamed.get(name, name) for name in record["alarms"]}, record.get("best")
     # up to version 0.1.0 a checkpoint came after all else of its step
     state.is_logged, state.logged = record.get("is_logged", True), tuple(record.get("logged", (step, record["seconds"])))
     _catch_up(state, run, fabric)
@@ -191,6 +192,11 @@ def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], N
     return True
 
 
+def _named(window: Mapping[str, Mapping[str, Any]], renamed: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """What a checkpoint holds of a `window`, with today's names."""
+    return {part: {renamed.get(name, name): value for name, value in values.items()} for part, values in window.items()}
+
+
 def _weights(state: State) -> dict[str, dict[str, Tensor]]:
     """What a checkpoint keeps of the networks that learn and of the average, by name."""
     return {name: learned_state(state.method.networks[name]) for name in state.trained} | {"ema": learned_state(state.ema.module)}
@@ -198,7 +204,7 @@ def _weights(state: State) -> dict[str, dict[str, Tensor]]:
 
 def _catch_up(state: State, run: RunFolder, fabric: Fabric) -> None:
     """Where the run went on for a while after its checkpoint, and its step was logged: that is not done again."""
-    lines = run.metrics() if fabric.is_global_zero and not state.is_logged else []
+    lines = run.metrics(older_names(state.method)) if fabric.is_global_zero and not state.is_logged else []
     last = lines[-1] if lines and lines[-1]["step"] == state.step else None
     last = fabric.broadcast(last)
     if last is not None:

@@ -192,9 +192,10 @@ class RunFolder:
         with self.metrics_file.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """All records of metrics.jsonl that can be read; see `damage`."""
-        return [record for record in self._lines().values() if record is not None]
+    def metrics(self, renamed: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+        """All records of metrics.jsonl that can be read; see `damage`. Figures and alarms that `renamed` lists have their new names."""
+        records = [record for record in self._lines().values() if record is not None]
+        return [_with_names(record, renamed) for record in records] if renamed else records
 
     def damage(self) -> list[int]:
         """Numbers, from 1, of the lines of metrics.jsonl that hold no record; a last one cut short by a kill does not count."""
@@ -234,6 +235,12 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return None
     step = record.get("step") if isinstance(record, dict) else None
     return record if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None
+
+
+def _with_names(record: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    """`record` with today's names of its figures and alarms."""
+    record = {renamed.get(key, key): value for key, value in record.items()}
+    return record | {"alarms": [renamed.get(name, name) for name in record.get("alarms") or ()]}
 
 
 def _filled_in(tree: dict[str, Any]) -> dict[str, Any]:

@@ -61,9 +61,10 @@ class DMD2(Method):
     Settings = DMD2Settings
     ships = "generator"
     rate = "method.generator_optimizer.lr"
+    renamed: ClassVar = {"generator.gap": "generator.disagreement"}
     shown = ("dm", "fake", "gan")
     main = "generator.dm"
-    drawn: ClassVar = {"losses": ("dm", "fake", "gan", "regression"), "agreement": ("gap",), "pull": ("gan_pull",)}
+    drawn: ClassVar = {"losses": ("dm", "fake", "gan", "regression"), "agreement": ("disagreement",), "pull": ("gan_pull",)}
     readings: ClassVar = {
         "losses": "dm is the disagreement of teacher and fake network on the generator's samples, and no measure of quality: it may rise "
         "while samples improve. fake is the fake network's denoising error: lower is better. gan, where there is one, is a contest of two; "
@@ -76,7 +77,7 @@ class DMD2(Method):
     alarms: ClassVar = (
         Alarm(
             "disagreement",
-            "generator.gap",
+            "generator.disagreement",
             "the teacher and the fake network disagree {value:.1f} times as much as the teacher misses the sample",
             "The fake network does not follow: raise method.guidance_optimizer.lr or method.dfake_gen_update_ratio, or lower "
             "method.generator_optimizer.lr",
@@ -103,7 +104,7 @@ class DMD2(Method):
         "method.guidance_optimizer.lr, or batch_size",
         "noise": "Lower method.generator_optimizer.lr",
         "teacher": "Name a teacher in method.teacher that was trained on this data, with the same network.sigma_data and pixel range",
-        "drift": "The teacher does not fit the data (sigma_data, pixel range), or guidance is too strong: check the teacher's own samples, "
+        "shift": "The teacher does not fit the data (sigma_data, pixel range), or guidance is too strong: check the teacher's own samples, "
         "lower method.guidance_scale",
         "saturation": "Guidance or gamma is too strong, or the learning rate too high: lower method.guidance_scale, method.gamma or "
         "method.generator_optimizer.lr",
@@ -210,7 +211,7 @@ class DMD2(Method):
         return self.teacher if self.real is None else None
 
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
-        """The generator's loss (terms ``dm``, ``gap``, ``gan``, or ``regression``) or the guidance's (terms ``fake``, ``gan``, ``r1``)."""
+        """The generator's loss: ``dm``, ``disagreement`` and ``gan``, or ``regression``; or the guidance's: ``fake``, ``gan``, ``r1``."""
         if turn == "generator":
             return self._generator_loss(networks, batch, rng, scratch)
         return self._guidance_loss(networks, batch, rng, scratch)
@@ -252,8 +253,8 @@ class DMD2(Method):
             grad = dmd_gradient(x, x0_real, x0_fake, self.settings.gamma, x_s)
             dm = dmd_loss(x, expand_like(f_divergence_weight(ratio, divergence) / mean_weight, grad) * grad)
         with torch.no_grad():
-            gap = Ratio((x0_real - x0_fake).abs().mean(), (x - x0_real).abs().mean())
-        terms |= {"dm": dm.detach(), "gap": gap}
+            apart = Ratio((x0_real - x0_fake).abs().mean(), (x - x0_real).abs().mean())
+        terms |= {"dm": dm.detach(), "disagreement": apart}
         total = dm
         if self.settings.gan:
             gan = generator_loss(self.critic.logits(networks, *self._noised_anyhow(x, rng), label, told))

@@ -84,7 +84,7 @@ class Drift(Method):
     advice: ClassVar = {
         "collapse": "Too few real samples pull: raise method.temperature_start (coverage comes from there), batch_size or method.memory",
         "noise": "Lower method.optimizer.lr, or give the field more samples (batch_size)",
-        "drift": "The temperature is too low for far samples to feel each other: raise method.temperature_start or method.temperatures",
+        "shift": "The temperature is too low for far samples to feel each other: raise method.temperature_start or method.temperatures",
         "saturation": "Lower method.optimizer.lr or network.gain",
     }
     LOOK = 10  # updates between looks at the overlap of real and generated samples
