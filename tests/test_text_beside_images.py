@@ -101,6 +101,9 @@ def test_what_will_not_do(sd, folder, captioned, tmp_path, mistake):
     (tmp_path / "bare").mkdir()
     pictures(1)[0].save(tmp_path / "bare" / "a.png")
     assert "holds images and no captions; put metadata.csv there" in mistake("encode", tmp_path / "bare", *arguments)
+    (tmp_path / "nothing").mkdir()
+    said = mistake("encode", tmp_path / "nothing", *arguments)
+    assert f"the first argument is {str(tmp_path / 'nothing')!r}, which holds no images and no captions" in said
     (tmp_path / "bare" / "metadata.csv").write_text("file_name,text\na.png,\n")
     pictures(1)[0].save(tmp_path / "bare" / "b.png")
     (tmp_path / "bare" / "metadata.csv").write_text("file_name,text\na.png,seven\nb.png,\n")

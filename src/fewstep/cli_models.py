@@ -181,9 +181,12 @@ def encode(
         if given := [key for key, value in others.items() if value is not None]:
             away = " without --captions" if given[0] == "--column" else ""
             raise UserError(f"{given[0]} is for prompts, and --images was given{away}; leave one of them out")
-        if captions:
-            return _encode_captioned(prompts, model, out, size, label_column, column)
-        return _encode_images(prompts, model, out, size or PIXELS, label_column)
+        try:
+            if captions:
+                return _encode_captioned(prompts, model, out, size, label_column, column)
+            return _encode_images(prompts, model, out, size or PIXELS, label_column)
+        except UserError as error:  # of a recipe's data it would name the setting
+            raise UserError(str(error).replace("data.path is ", "the first argument is ")) from error
     drawn = next((key for key, value in (("--samples", samples), ("--pairs", pairs)) if value is not None), None)
     if revision is not None and drawn is not None:
         raise UserError(f"--revision is {revision!r}, and {drawn} draws from the model's main revision; give a folder with that revision")

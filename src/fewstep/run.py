@@ -135,12 +135,13 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
         data = as_recorded(recipe, data)
         method = make_method(recipe, data)
     check_parts(recipe, method, devices)
-    classes = f"{data.num_classes or 'no'} classes"
     items = "points" if len(data.shape) == 1 else "images"
-    unit = "prompts without" if isinstance(data, PromptData) and data.images is None else "training"
+    prompted = isinstance(data, PromptData)
+    unit = "prompts without" if prompted and data.images is None else "training"
+    classes = "" if prompted else f", {data.num_classes or 'no'} classes"
     training = f"a stream of {items}" if data.train_size is None else f"{data.train_size} {unit} {items}"
     told = [] if unread else audit(data).lines()
-    about = f"data: {training}, {data.heldout_size} held out, shape {list(data.shape)}, {classes}"
+    about = f"data: {training}, {data.heldout_size} held out, shape {list(data.shape)}{classes}"
     lines = [*map(str, settings), about, *unread, *told]
     for name, network in method.networks.items():
         turn = next((turn for turn in method.turns if name in turn.trains), None)

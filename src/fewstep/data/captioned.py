@@ -35,10 +35,10 @@ def captioned_images(path: str, size: int, column: str | None = None, *, bar: Ba
     mistakes = Mistakes(source)
     root = Path(path)
     lies = scan(root, source) if root.is_dir() else None
-    if lies is not None and lies.images and not (lies.metadata or lies.tables):
+    if lies is not None and not (lies.metadata or lies.tables or (lies.archives and not lies.images)):
         raise DataError(
-            f"{path} holds images and no captions; put metadata.csv there with the columns file_name and text, or give a .parquet with a "
-            "column of captions"
+            f"{source}, which holds {'' if lies.images else 'no '}images and no captions; put metadata.csv there with the columns "
+            "file_name and text, or give a .parquet with a column of captions"
         )
     found = table_splits(path, None, None, NO_LABELS, mistakes, lies, 3 * size * size)
     mistakes.check()
