@@ -434,3 +434,16 @@ def test_further_recipes_of_one_method_stand_apart(tmp_path):
         "drift, vanilla",
     ]
     assert len({entry.folder for entry in entries}) == len(entries)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        ([2.0, 1.0, 0.0005], "drift at one evaluation is as good as teacher at 35"),
+        ([2.0, 1.0, 0.7], "drift at one evaluation is better than teacher at 35"),
+    ],
+)
+def test_the_title_says_what_the_plot_shows(teacher, said):
+    found = {"teacher": ([1, 3, 35], teacher), "drift": ([1], [0.0003]), "DMD2": ([1], [0.002])}
+    assert comparison.claim(found, {"teacher"}, 0.0006) == said
+    assert comparison.claim({"teacher": found["teacher"]}, {"teacher"}) == "quality by network evaluations"

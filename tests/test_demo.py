@@ -101,11 +101,13 @@ def test_the_table_shows_what_a_first_look_needs(first):
 
 def test_the_contact_sheet_shows_real_digits_and_three_ways_to_sample(first):
     out, _, _ = first
-    rows, columns, side, caption = 2, 20, 42, 46
+    rows, columns, side, caption, head = 2, 20, 42, 46, 36
     block = caption + rows * side + 2
     with Image.open(out / "demo.png") as picture:
-        assert picture.size == (columns * side + 2, 4 * block)
+        assert picture.size == (columns * side + 2, head + 4 * block)
         pixels = np.asarray(picture.convert("L")).astype(float)
+    assert (pixels[:head] < 200).sum() > 500  # the line that says what is seen
+    pixels = pixels[head:]
     labels = [k for k in range(10) for _ in range(2)] * 2
     data = load_digits()
     taken = {k: iter((data.heldout_label == k).nonzero().flatten().tolist()) for k in range(10)}

@@ -82,7 +82,8 @@ def draw(out: Path, results: dict[str, Any], per_class: int = 4) -> None:
         row = results["rows"][name]
         speed = f", {row['images_per_second']:,.0f} images/s" if "images_per_second" in row else ""
         blocks.append((name.replace("real train split", "real digits (held out; figures: train split)"), in_words(row) + speed, images))
-    contact_sheet(blocks, out / "demo.png", columns)
+    many = max(results["rows"][name].get("evaluations", 0) for name in pictures)
+    contact_sheet(blocks, out / "demo.png", columns, f"Digits in one network evaluation, where the teacher takes {many}")
 
 
 def summary(results: dict[str, Any]) -> list[list[str]]:

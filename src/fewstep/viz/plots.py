@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from fewstep.viz.colours import BLUE, COLOURS, SAMPLE
+
 
 def to_pixels(images: Tensor) -> np.ndarray:
     """Images [N, C, H, W] in [-1, 1] as bytes [N, H, W, 3]; grey ones get three equal channels."""
@@ -53,8 +55,8 @@ def captioned(images: Tensor, texts: Sequence[str], columns: int = 4, side: int 
     return sheet
 
 
-def contact_sheet(blocks: Sequence[tuple[str, str, Tensor]], path: Path, columns: int = 20) -> None:
-    """Write a picture of several sets of images, one under the other, to `path` (PNG).
+def contact_sheet(blocks: Sequence[tuple[str, str, Tensor]], path: Path, columns: int = 20, claim: str = "") -> None:
+    """Write a picture of several sets of images, one under the other, to `path` (PNG), under a line that says what they show.
 
     Each block is (title, a line of figures, images [N, C, H, W] in [-1, 1]).
     """
@@ -62,10 +64,11 @@ def contact_sheet(blocks: Sequence[tuple[str, str, Tensor]], path: Path, columns
 
     grids = [np.asarray(image_grid(images, columns, 40)) for _, _, images in blocks]
     heights = [grid.shape[0] for grid in grids]
-    caption = 46
-    total, width = sum(heights) + caption * len(grids), grids[0].shape[1]
+    caption, head = 46, 36 if claim else 0
+    total, width = sum(heights) + caption * len(grids) + head, grids[0].shape[1]
     figure = Figure(figsize=(width / 100, total / 100), dpi=100, facecolor="white")
-    top = total
+    figure.text(4 / width, 1 - 20 / total, claim, fontsize=14, fontweight="bold", color=BLUE, va="center")
+    top = total - head
     for (title, line, _), grid, height in zip(blocks, grids, heights, strict=True):
         figure.text(4 / width, (top - 18) / total, title, fontsize=11, fontweight="bold", color="black", va="center")
         figure.text(4 / width, (top - 35) / total, line, fontsize=9, color="#333333", va="center")
@@ -83,7 +86,7 @@ def scatter(points: Tensor, path: Path | io.BytesIO, limits: tuple[float, float]
     figure = Figure(figsize=(6, 6), dpi=110)
     axes = figure.add_axes((0.13, 0.09, 0.85, 0.89))  # room for the numbers, which a layout would draw twice to find
     x = points.detach().cpu().numpy()
-    axes.scatter(x[:, 0], x[:, 1] if x.shape[1] > 1 else np.zeros(len(x)), s=4 if len(x) > 2000 else 9, color="#d1400f", linewidths=0)
+    axes.scatter(x[:, 0], x[:, 1] if x.shape[1] > 1 else np.zeros(len(x)), s=4 if len(x) > 2000 else 9, color=SAMPLE, linewidths=0)
     axes.set(aspect="equal", xlabel="first coordinate", ylabel="second coordinate" if x.shape[1] > 1 else "")
     if limits:
         axes.set(xlim=limits, ylim=limits)
@@ -179,7 +182,7 @@ def target_panels(target: Target, panels: Sequence[tuple[str, str, str, Tensor]]
         if target.dim == 2:
             log = target.log_prob(torch.stack([x.flatten(), y.flatten()], 1)).view(200, 200)
             axes.imshow((log - log.max()).exp().sqrt(), extent=(low, high, low, high), origin="lower", cmap="Blues", vmax=1.6)
-        axes.scatter(points[:, 0], points[:, 1], s=3, color="#d1400f", linewidths=0)
+        axes.scatter(points[:, 0], points[:, 1], s=3, color=SAMPLE, linewidths=0)
         lines = f"{calls}\n{figures}"
         axes.set_title(name, fontsize=11, fontweight="bold", loc="left", pad=5 + 14 * (1 + lines.count("\n")))
         axes.text(0, 1.015, lines, transform=axes.transAxes, fontsize=9.5, va="bottom")
@@ -211,12 +214,15 @@ def quality_by_evaluations(
             linestyle=line,
             linewidth=1.7,
             markersize=6 if len(x) > 1 else 10,
+            color=COLOURS[i % len(COLOURS)],
             label=name,
         )
     if floor:
         axes.axhline(floor, color="#777777", linewidth=0.8, label="standard error of measuring,\nand what lies below it")
     ticks = [value for value in (1, 2, 3, 5, 10, 20, 50, 100) if value <= 1.2 * max(max(x) for x, _ in found.values())]
-    axes.set(xscale="log", yscale="log", title=title, xlabel="network evaluations a sample", ylabel=quantity)
+    axes.set_title(title, fontsize=11, fontweight="bold", loc="left")
+    axes.set(xscale="log", yscale="log", xlabel="network evaluations a sample", ylabel=quantity)
+    axes.spines[["top", "right"]].set_visible(False)
     axes.set_xticks(ticks, [str(value) for value in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3, which="major")

@@ -11,7 +11,8 @@ import numpy as np
 from fewstep.files import replace_file
 from fewstep.pil import opened
 from fewstep.text import parse_json
-from fewstep.viz.dashboard.scene import GRID, HEIGHT, INK, MODES, ORANGE, SAMPLE, SOFT, WIDTH, Reading
+from fewstep.viz.colours import COLOURS, SAMPLE
+from fewstep.viz.dashboard.scene import GRID, HEIGHT, INK, SOFT, WIDTH, Reading
 
 GIF_FRAMES, GIF_BYTES, GIF_SECONDS, GIF_HOLD = 60, 4_000_000, 8.0, 1.5  # at most; the last frame's seconds are among them
 
@@ -70,6 +71,6 @@ def make_gif(pictures: Sequence[Path], path: Path) -> None:
 
 def _colours(image: Any) -> np.ndarray:
     """At most 255 colours for `image`, so that one is left for "as before", [colours, 3]: the figure's own, exactly, and others."""
-    figure = (*MODES, INK, SOFT, GRID, SAMPLE, ORANGE, "#ffffff")
+    figure = (*COLOURS, INK, SOFT, GRID, SAMPLE, "#ffffff")
     own = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in figure])
     return np.concatenate([own, np.array(image.quantize(255 - len(own)).getpalette()).reshape(-1, 3)])[:255]

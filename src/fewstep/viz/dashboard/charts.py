@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.viz.dashboard.scene import BLUE, GRID, INK, MODES, ORANGE, Reading
+from fewstep.viz.colours import BLUE, COLOURS, RED
+from fewstep.viz.dashboard.scene import GRID, INK, Reading
 from fewstep.viz.dashboard.sheet import Sheet, mode_colours
 
 COVERED = 0.2  # of its target weight near it: then a mode counts as covered (as in fewstep.metrics.modes, which needs torch)
@@ -49,7 +50,7 @@ class Shares:
         axes.yaxis.set_major_formatter(_percent)
         sheet.move(axes, axes.yaxis)
         colours = mode_colours(modes)
-        few = modes <= len(MODES)
+        few = modes <= len(COLOURS)
         drawn: dict[str, Any] = {"linewidth": 1.9, "marker": "o", "markersize": 2.2} if few else {"linewidth": 1.0}
         self.lines = [axes.plot([], [], color=colour, **drawn)[0] for colour in colours]
         self.most = 1.0 / modes if weights is None else float(np.max(weights))
@@ -81,7 +82,7 @@ class Coverage:
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
         axes.yaxis.set_major_formatter(_percent)
         (self.covered,) = axes.plot([], [], color=BLUE, linewidth=2.2, marker="o", markersize=3.0, label=" ")
-        (self.inside,) = axes.plot([], [], color=ORANGE, linewidth=2.2, marker="s", markersize=3.0, label=" ")
+        (self.inside,) = axes.plot([], [], color=RED, linewidth=2.2, marker="s", markersize=3.0, label=" ")
         sheet.move(axes, self.covered, self.inside)
         self.legend = _legend(sheet, axes, "upper left")
 

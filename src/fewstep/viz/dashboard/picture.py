@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from fewstep.files import replace_file
+from fewstep.viz.colours import BLUE
 from fewstep.viz.dashboard.charts import Coverage, Loss, Shares
-from fewstep.viz.dashboard.scene import BLUE, DPI, GRID, INK, Frame, Reading, Scene
+from fewstep.viz.dashboard.scene import DPI, GRID, INK, Frame, Reading, Scene
 from fewstep.viz.dashboard.sheet import Sheet
 from fewstep.viz.dashboard.squares import Field, Target, draw_reference
 

@@ -10,8 +10,6 @@ import numpy as np
 WIDTH, HEIGHT, DPI = 1500, 900, 100  # pixels of a frame; its resolution
 
 INK, SOFT, GRID = "#1a1a1a", "#555555", "#d9d9d9"
-BLUE, ORANGE, SAMPLE = "#0072b2", "#d55e00", "#d1400f"
-MODES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#4b0082")  # after Okabe and Ito
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.viz.dashboard.scene import DPI, HEIGHT, INK, MODES, SOFT, WIDTH
+from fewstep.viz.colours import COLOURS
+from fewstep.viz.dashboard.scene import DPI, HEIGHT, INK, SOFT, WIDTH
 
 
 class Sheet:
@@ -64,4 +65,4 @@ def mode_colours(modes: int) -> list[Any]:
     """A colour for each mode: told apart by everybody for the first eight, else a scale."""
     from matplotlib import colormaps
 
-    return list(MODES[:modes]) if modes <= len(MODES) else list(colormaps["viridis"](np.linspace(0, 0.9, modes)))
+    return list(COLOURS[:modes]) if modes <= len(COLOURS) else list(colormaps["viridis"](np.linspace(0, 0.9, modes)))

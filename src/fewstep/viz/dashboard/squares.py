@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.viz.dashboard.scene import INK, MODES, SAMPLE, Scene
+from fewstep.viz.colours import COLOURS, SAMPLE
+from fewstep.viz.dashboard.scene import INK, Scene
 from fewstep.viz.dashboard.sheet import Sheet, mode_colours
 
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -17,7 +18,7 @@ def draw_reference(sheet: Sheet, scene: Scene, modes: np.ndarray | None) -> None
     """The density ``p``, and beside each of a few `modes` [K, 2] its number."""
     axes = _square(sheet, scene, 0, "Reference density  $p$")
     _heat(axes, scene, scene.reference)
-    if modes is not None and len(modes) <= len(MODES):
+    if modes is not None and len(modes) <= len(COLOURS):
         span = scene.high - scene.low
         middle = modes.mean(axis=0)
         for k, (mode, colour) in enumerate(zip(modes, mode_colours(len(modes)), strict=True)):
