@@ -136,9 +136,9 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
         method = make_method(recipe, data)
     check_parts(recipe, method, devices)
     items = "points" if len(data.shape) == 1 else "images"
-    prompted = isinstance(data, PromptData)
-    unit = "prompts without" if prompted and data.images is None else "training"
-    classes = "" if prompted else f", {data.num_classes or 'no'} classes"
+    unit, classes = "training", f", {data.num_classes or 'no'} classes"
+    if isinstance(data, PromptData):
+        unit, classes = "training" if data.images else "prompts without", ""
     training = f"a stream of {items}" if data.train_size is None else f"{data.train_size} {unit} {items}"
     told = [] if unread else audit(data).lines()
     about = f"data: {training}, {data.heldout_size} held out, shape {list(data.shape)}{classes}"
