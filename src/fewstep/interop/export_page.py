@@ -160,7 +160,7 @@ def _config(generator: Generator, model: Path, is_whole: bool) -> dict[str, Any]
     base = f"{FOLDER}/" if is_whole else CDN
     names = generator.class_names or tuple(map(str, range(generator.num_classes or 0)))
     content = model.read_bytes()
-    loaded = {
+    loaded: dict[str, dict[str, Any]] = {
         name: {"address": base + file, "bytes": RUNTIME[file].bytes, "integrity": RUNTIME[file].integrity}
         for name, file in (("script", SCRIPT), ("wasm", WASM))
     }

@@ -262,7 +262,7 @@
     const from = place === 0 ? `seed ${seed}` : place === 1 ? `seed ${other}` : `between the seeds ${seed} and ${other}`;
     element("caption").textContent = `${num.toLocaleString("en")} ${config.item}s${whose}, from noise of ${from}`.replace("of between", "between");
     picture.setAttribute("aria-label", element("caption").textContent);
-    const [a, here, b] = [0, place, 1].map((at) => norm(rowBetween(seed, other, at, 0)).toFixed(1));
+    const [a, here, b] = [0, place, 1].map((at) => norm(rowBetween(seed, other, at, 0).subarray(0, LATENT)).toFixed(1));
     element("length").textContent = `The noise of the first ${config.item} is ${here} long (A ${a}, B ${b}).`;
     element("place").setAttribute("aria-valuetext", `${Math.round(100 * place)}% of the way from noise A to noise B`);
   }
