@@ -18,7 +18,7 @@
   const POINTS = 2000;
   const LINES = { wide: 6, narrow: 4 }; // of the grid, at most
   const PASS = 6000; // milliseconds that the whole grid may take: a slower machine is given fewer lines
-  const FRAME = 400; // milliseconds after which a grid that is not whole gives way to a newer one
+  const FRAME = 600; // milliseconds after which a grid that is not whole gives way to a newer one
   const CHUNK = 60; // milliseconds from one look at a grid that is being drawn to the next
   const SLOW = 250; // milliseconds of a whole grid from which on more than one worker draws it
   const LARGE = 32e6; // bytes of a model that one worker alone holds
