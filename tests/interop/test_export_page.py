@@ -31,9 +31,9 @@ PUSH = {"name": "push_forward"}
 HEUN = {"name": "heun", "steps": 18, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 NAMES = ["cat", "a <b>dog</b> & co", "bird"]
 INFO = {"class_names": NAMES, "method": "dmd2", "data": "pets"}
-# two steps with noise between them, three channels, classes; one step, one channel; points
+# three steps with noise between them, three channels, classes; one step, one channel; points
 GENERATORS = {
-    "steps": ((3, 8, 8), 3, DIT, {"name": "few_step", "sigmas": student_sigmas(2, 5.0).tolist()}, INFO, None),
+    "steps": ((3, 8, 8), 3, DIT, {"name": "few_step", "sigmas": student_sigmas(3, 5.0).tolist()}, INFO, None),
     "grey": ((1, 4, 4), None, {"name": "latent_mlp", "widths": [16, 16], "latent": 5}, PUSH, None, PUSH),
     "points": ((2,), None, {"name": "coded_mlp", "widths": [16], "latent": 6, "bits": 3}, PUSH, {"data": "ring"}, PUSH),
 }
@@ -233,15 +233,19 @@ def sfc32(seed, item, num):
     return found[20:]
 
 
+def row_of(seed, item, num):
+    """The noise of an item, float32 [num], by Box and Muller."""
+    words = np.array(sfc32(seed, item, num), np.float64).reshape(-1, 2)
+    radius, angle = np.sqrt(-2 * np.log((words[:, 0] + 0.5) / 2**32)), 2 * math.pi * words[:, 1] / 2**32
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).flatten().astype(np.float32)
+
+
 def test_the_noise_of_a_seed_is_the_same_everywhere_and_normal(browser, pages):
     server, _, _, _ = pages
     opened(browser, f"{server.address}points/")
     rows = np.array(browser.tell("[...fewstep.noise(12345, 3).latents]")).reshape(3, 6)
     for item in range(3):
-        words = sfc32(12345, item, 6)
-        for i in range(0, 6, 2):
-            radius, angle = math.sqrt(-2 * math.log((words[i] + 0.5) / 2**32)), 2 * math.pi * words[i + 1] / 2**32
-            np.testing.assert_allclose(rows[item, i : i + 2], [radius * math.cos(angle), radius * math.sin(angle)], rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(rows[item], row_of(12345, item, 6), rtol=1e-6, atol=1e-7)
     many = np.array([browser.tell(f"[...fewstep.noise({seed}, 4000).latents]") for seed in (0, 1, 2**32 - 1)]).reshape(3, -1)
     n = many.shape[1]  # 24,000: standard errors are (1, sqrt 2, sqrt 96) / sqrt n; five of them
     for power, expected, error in ((1, 0, 1), (2, 1, math.sqrt(2)), (4, 3, math.sqrt(96))):
@@ -272,28 +276,21 @@ def test_the_controls_say_what_is_drawn(browser, pages):
     assert browser.tell("document.querySelectorAll('#picture b').length") == 0
     assert browser.tell("[...document.querySelectorAll('.classes label')].map(e => e.textContent)") == ["any", *NAMES]
     num = browser.tell("document.querySelectorAll('#picture canvas').length")
-    assert num == 18  # a column for each class
-    one, two = (
-        {key: np.array(value, np.float32) for key, value in browser.tell(f"(n => ({{latents: [...n.latents], noise: [...n.noise]}}))"
-         f"(fewstep.noise({seed}, {num}))").items()} for seed in (8, 4_000_000_000)
-    )  # fmt: skip
+    assert num == 54  # six lines of nine, so that a class has columns of its own
+    one, two = (np.stack([row_of(seed, item, 3 * 192) for item in range(num)]).reshape(num, 3, 192) for seed in (8, 4_000_000_000))
 
     def expected(place, labels):
-        rows = {}
-        for key in one:
-            a, b = (noise[key].reshape(num, -1) for noise in (one, two))
-            rows[key] = torch.tensor(np.stack([between(*pair, place) for pair in zip(a, b, strict=True)]), dtype=torch.float32)
+        vectors = [[between(a, b, place) for a, b in zip(*rows, strict=True)] for rows in zip(one, two, strict=True)]
+        first, *later = torch.tensor(np.array(vectors), dtype=torch.float32).reshape(num, 3, *generator.shape).unbind(1)
         with torch.no_grad():
-            return SamplingGraph(generator)(
-                rows["latents"].reshape(num, *generator.shape), torch.tensor(labels), rows["noise"].reshape(1, num, *generator.shape)
-            )
+            return SamplingGraph(generator)(first, torch.tensor(labels), torch.stack(later))
 
     for control, value, place, labels in (
-        ("seed", 8, 0, [0, 1, 2] * 6),
-        ("other-seed", 4_000_000_000, 0, [0, 1, 2] * 6),
-        ("place", 0.3, 0.3, [0, 1, 2] * 6),
-        ("place", 1, 1, [0, 1, 2] * 6),
-        ("label-1", None, 1, [1] * 18),
+        ("seed", 8, 0, [0, 1, 2] * 18),
+        ("other-seed", 4_000_000_000, 0, [0, 1, 2] * 18),
+        ("place", 0.3, 0.3, [0, 1, 2] * 18),
+        ("place", 1, 1, [0, 1, 2] * 18),
+        ("label-1", None, 1, [1] * 54),
     ):
         if control.startswith("label"):
             browser.tell(f"document.querySelector('#{control}').click()")
@@ -303,10 +300,10 @@ def test_the_controls_say_what_is_drawn(browser, pages):
         same_pixels(pixels(browser, generator.shape), expected(place, labels))
     assert (
         browser.tell("document.querySelector('#caption').textContent")
-        == f"18 images of the class {NAMES[1]}, from noise of seed 4000000000"
+        == f"54 images of the class {NAMES[1]}, from noise of seed 4000000000"
     )
     lengths = re.findall(r"[\d.]+", browser.tell("document.querySelector('#length').textContent"))
-    norm = np.linalg.norm(two["latents"][:192])
+    norm = np.linalg.norm(two[0, 0])
     assert float(lengths[0]) == pytest.approx(norm, abs=0.06)
 
 
@@ -326,7 +323,7 @@ def test_keys_alone_will_do(browser, pages):
     assert reached == ["seed", "new-seed", "place", "other-seed", "new-other-seed", "walk", "label-any"]
     press(browser, "ArrowRight", 39)
     settled(browser)
-    assert browser.tell("document.querySelector('#caption').textContent") == "18 images of the class cat, from noise of seed 1"
+    assert browser.tell("document.querySelector('#caption').textContent") == "54 images of the class cat, from noise of seed 1"
     browser.tell("document.querySelector('#place').focus()")
     press(browser, "ArrowRight", 39)
     settled(browser)
@@ -396,9 +393,9 @@ def test_what_the_page_and_the_command_tell(browser, pages):
     server, _, root, said = pages
     opened(browser, f"{server.address}steps/")
     text = browser.tell("document.querySelector('main').innerText")
-    assert "2 steps from noise to pets" in text
-    assert "2 evaluations of the network make each image; the teacher takes 35." in text
-    assert browser.tell("[...document.querySelectorAll('.dots')].map(e => e.children.length)") == [2, 35]
+    assert "3 steps from noise to pets" in text
+    assert "3 evaluations of the network make each image; the teacher takes 35." in text
+    assert browser.tell("[...document.querySelectorAll('.dots')].map(e => e.children.length)") == [3, 35]
     assert "dmd2/digits, " in text
     assert f"onnxruntime-web {VERSION} (14.3 MB), which runs it, from its own folder" in text
     assert 0 < float(browser.tell("document.querySelector('#speed').textContent")) < 1000

@@ -148,10 +148,12 @@
   let canvases = [];
   let scattered = { samples: new Float32Array(), labels: [] };
 
+  // Of the grid: where the classes are few, each has columns of its own.
   function columns() {
-    const inTurn = config.classes && config.classes.length <= 12 ? config.classes.length : 8;
-    const most = Math.max(1, Math.floor(picture.clientWidth / config.shape[2]));
-    return Math.min(isNarrow.matches ? Math.ceil(inTurn / 2) : inTurn, most);
+    const count = config.classes && config.classes.length <= 12 ? config.classes.length : 1;
+    const repeated = (about) => count * Math.max(1, Math.round(about / count));
+    const wanted = isNarrow.matches ? (count > 6 ? Math.ceil(count / 2) : repeated(5)) : repeated(9);
+    return clamp(Math.floor(picture.clientWidth / config.shape[2]), 1, wanted);
   }
 
   const items = () => (IS_IMAGE ? columns() * Math.min(lines, isNarrow.matches ? LINES.narrow : LINES.wide) : POINTS);
@@ -259,8 +261,8 @@
   // Say what is drawn.
   function tell(seed, other, place, label, num) {
     const whose = config.classes ? (label === null ? ", each class in turn" : ` of the class ${config.classes[label]}`) : "";
-    const from = place === 0 ? `seed ${seed}` : place === 1 ? `seed ${other}` : `between the seeds ${seed} and ${other}`;
-    element("caption").textContent = `${num.toLocaleString("en")} ${config.item}s${whose}, from noise of ${from}`.replace("of between", "between");
+    const from = place === 0 ? `of seed ${seed}` : place === 1 ? `of seed ${other}` : `between the seeds ${seed} and ${other}`;
+    element("caption").textContent = `${num.toLocaleString("en")} ${config.item}s${whose}, from noise ${from}`;
     picture.setAttribute("aria-label", element("caption").textContent);
     const [a, here, b] = [0, place, 1].map((at) => norm(rowBetween(seed, other, at, 0).subarray(0, LATENT)).toFixed(1));
     element("length").textContent = `The noise of the first ${config.item} is ${here} long (A ${a}, B ${b}).`;
