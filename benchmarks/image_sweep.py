@@ -7,7 +7,7 @@
 
 A teacher is measured by its denoising error on the test split, weighted as in training, at noise levels between fixed quantiles (1,500
 images and noises, always the same), and by FD / floor of 1,000 samples at `HEUN` levels with the recipe's guidance; a student by FD / floor
-of 2,000 samples. CIFAR-10's are at 16x16. What is in the results already is not done again; two processes with arms of their own may
+of 2,000 samples, in more steps than one where it has them. CIFAR-10's are at 16x16. What is in the results already is not done again; two processes with arms of their own may
 run side by side. Writes results/sweep_RECIPE.json.
 """
 
@@ -34,6 +34,7 @@ from images import shared
 HERE = Path(__file__).parent
 HEUN = 10  # levels: 19 evaluations, guided 38
 ITEMS = 1_500
+MORE = {"flow_map/mnist": (4,), "consistency/mnist": (2,)}  # numbers of steps that are measured beside the recipe's own
 QUANTILES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # edges of the ranges of sigma in which the error is told
 # recipe -> title -> what differs from the recipe
 ARMS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -86,6 +87,20 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "DMD loss": ("method.loss=dmd",),
         "GAN": ("method.gan=true", "method.gan_weight_generator=auto"),
+    },
+    "flow_map/mnist": {
+        "as it is": (),
+        "sigma_mean 1": ("method.sigma_mean=1",),
+        "sigma_mean 1, sigma_std 1.2": ("method.sigma_mean=1", "method.sigma_std=1.2"),
+        "rate x 3": ("method.optimizer.lr=3e-3",),
+        "rate x .3": ("method.optimizer.lr=3e-4",),
+        "no guidance": ("method.guidance_scale=1",),
+        "zero 0.25": ("method.zero=0.25",),
+    },
+    "consistency/mnist": {
+        "as it is": (),
+        "sigma_mean 1": ("method.sigma_mean=1",),
+        "rate x 3": ("method.optimizer.lr=3e-3",),
     },
     "teacher/cifar10_cpu": {
         "as it is": (),
@@ -158,6 +173,7 @@ def main() -> None:
         num = 1_000 if teaches else 2_000
         suite = suite or suite_for(data, num=num)
         row = measure(suite, generator, num, 0, HEUN if teaches else None, speed=False)
+        more = {count: measure(suite, generator, num, 0, count, speed=False) for count in MORE.get(arguments.recipe, ())}
         run = {
             "title": title,
             "overrides": list(arms[title]),
@@ -168,13 +184,15 @@ def main() -> None:
             "n": num,
             "seed": 0,
             "row": row,
+            "more": more,
             "denoising_error": denoising_error(generator, data) if teaches else None,
         }
         with shared(results) as content:
             content |= {"command": f"python benchmarks/image_sweep.py {arguments.recipe} --data DIR", "machine": machine()}
             content.setdefault("runs", []).append(run)
+        also = "".join(f", {found['frechet_over_floor']:.2f} in {count} steps" for count, found in more.items())
         error = f", error {run['denoising_error']['all']:.4f}" if teaches else ""
-        print(f"{title:32} {steps} steps in {seconds:.0f} s: {row['frechet_over_floor']:.2f} x the floor{error}", flush=True)
+        print(f"{title:32} {steps} steps in {seconds:.0f} s: {row['frechet_over_floor']:.2f} x the floor{also}{error}", flush=True)
 
 
 if __name__ == "__main__":

@@ -167,14 +167,16 @@ def sweep_lines(content: dict[str, Any]) -> list[list[str]]:
     """What each arm of a sweep came to."""
     teaches = any(run["denoising_error"] for run in content["runs"])
     told = ["denoising error"] if teaches else ["recall", "class std"]
-    lines = [["settings", "CPU s", "steps", "images", *told, "FD / floor", "class asked for"]]
+    counts = sorted({count for run in content["runs"] for count in run.get("more", {})}, key=int)
+    lines = [["settings", "CPU s", "steps", "images", *told, "FD / floor", *(f"in {count} steps" for count in counts), "class asked for"]]
     for run in sorted(content["runs"], key=lambda run: (run["asked_seconds"], run["row"]["frechet_over_floor"])):
         row = run["row"]
         error = [f"{run['denoising_error']['all']:.4f}"] if teaches else [f"{row['recall']:.2f}", f"{row['within_class_std']:.0%}"]
         took = [f"{run['asked_seconds']:.0f}", f"{run['steps']:,}", f"{run['images_seen'] / 1e3:,.0f} k"]
         changed = ", ".join(f"`{override}`" for override in run["overrides"])
         what = f"{run['title']}: {changed}" if changed else run["title"]
-        lines.append([what, *took, *error, f"{row['frechet_over_floor']:.2f}", f"{row['class_accuracy']:.1%}"])
+        more = [f"{run['more'][count]['frechet_over_floor']:.2f}" for count in counts]
+        lines.append([what, *took, *error, f"{row['frechet_over_floor']:.2f}", *more, f"{row['class_accuracy']:.1%}"])
     return lines
 
 

@@ -450,6 +450,7 @@ def test_what_cannot_be_exported(sdxl, changed, tmp_path, mistake):
         return found
 
     assert "written for diffusers alone" in told(changed, "--format", "onnx")
+    assert "written for diffusers alone" in told(changed, "--format", "page")
     odd = trained(sdxl, tmp_path / "odd", "method.sampler_timesteps=[999, 100]", "steps=1")
     assert "takes equal parts alone" in told(odd, "--format", "diffusers")
     with pytest.MonkeyPatch.context() as patch:

@@ -37,7 +37,12 @@ Allow = Annotated[
 
 def export(
     path: Annotated[str, typer.Argument(help="a run folder, a model folder, or a Hub id", autocompletion=completion.runs)],
-    form: Annotated[str, typer.Option("--format", help="diffusers (a pipeline that needs no code of ours) or onnx (for onnxruntime)")],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", help="diffusers (a pipeline that needs no code of ours), onnx (for onnxruntime) or page (for the visitor's browser)"
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="a new or an empty folder")],
     licence: Annotated[
         str | None, typer.Option("--licence", "--license", help="of the weights, for the model card, such as mit or cc-by-nc-sa-4.0")
@@ -46,14 +51,21 @@ def export(
     fuse: Annotated[
         bool, typer.Option("--fuse", help="of a text-to-image LoRA: the whole pipeline with it inside, instead of the LoRA's own file")
     ] = False,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(help="of a page: the folder of onnxruntime-web to copy into it; without it the page loads that from cdn.jsdelivr.net"),
+    ] = None,
     allow: Allow = None,
 ) -> None:
     """Write a one-step or few-step generator for other tools, with a model card; checked pixel for pixel before it is there."""
     from fewstep.interop.export import export as write
 
-    difference = write(path, form, out, licence, steps, fuse)
+    difference = write(path, form, out, licence, steps, fuse, runtime)
     typer.echo(f"exported: {out}, which differs from the generator by {difference:.1e} at most, from the same noise")
     typer.echo(f"how to use it: {out / 'README.md'}")
+    if form == "page":
+        typer.echo("browsers let a page from the disk load no model, so serve it, here or anywhere:")
+        typer.echo(f"  python -m http.server -d {shlex.quote(str(out))} 8000      # and open http://localhost:8000")
 
 
 def import_(

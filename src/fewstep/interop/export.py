@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.errors import UserError, first_line
 from fewstep.files import at_home, check_free, whole_folder
 from fewstep.generator import Generator, load
-from fewstep.interop import export_diffusers, export_onnx, export_text
+from fewstep.interop import export_diffusers, export_onnx, export_page, export_text
 from fewstep.interop.model_card import model_card
 from fewstep.metrics.results import read_results
 from fewstep.training.run_folder import RunFolder
@@ -29,6 +29,7 @@ class Format(NamedTuple):
     check: Callable[[Generator], None]
     write: Callable[[Generator, Path], None]
     read: Callable[[Path, Generator], Draw]
+    tolerance: float = TOLERANCE
 
 
 def formats() -> dict[str, Format]:
@@ -36,31 +37,44 @@ def formats() -> dict[str, Format]:
     return {
         "diffusers": Format(export_diffusers.check_pipeline, export_diffusers.write_pipeline, export_diffusers.read_pipeline),
         "onnx": Format(export_onnx.check_onnx, export_onnx.write_onnx, export_onnx.read_onnx),
+        "page": Format(export_page.check_page, export_onnx.write_onnx, export_onnx.read_onnx, export_page.TOLERANCE),
     }
 
 
-def export(path: str | Path, form: str, out: Path, licence: str | None = None, steps: int | None = None, fuse: bool = False) -> float:
+def export(
+    path: str | Path,
+    form: str,
+    out: Path,
+    licence: str | None = None,
+    steps: int | None = None,
+    fuse: bool = False,
+    runtime: Path | None = None,
+) -> float:
     """Write the generator at `path` into the folder `out` with its model card, and return how far it is from ``Generator.sample``.
 
     It is written beside `out`, read back by diffusers or onnxruntime, and drawn from with the seeds of `PROBES`; `out` is there when every
-    sample agrees to 1e-4 in every pixel, and not at all otherwise. The value returned is the largest difference.
+    sample agrees to 1e-4 in every pixel, of a page to 1e-3, and not at all otherwise. The value returned is the largest difference.
 
     Args:
         path: a run folder, a model folder, or a Hub id.
-        form: "diffusers", for `ConsistencyModelPipeline`, or "onnx", for onnxruntime.
+        form: "diffusers", for `ConsistencyModelPipeline`; "onnx", for onnxruntime; or "page", for browsers, see `export_page`.
         out: a new or an empty folder.
         licence: of the weights, for the card; None where it is not known. A generator that came with one keeps it.
         steps: the number of steps that it is written for; None for the generator's own default.
         fuse: of a text-to-image generator that is low-rank changes of another: the whole pipeline with these in it, instead of their file.
+        runtime: of a page: the folder of onnxruntime-web that is copied into it; None has the page load that from a public server.
 
     Raises:
         UserError: for an unknown format, a folder that is not empty, a generator that the format cannot hold, a licence that is not the
-            generator's own, and samples that differ.
+            generator's own, a runtime that is not the page's, and samples that differ.
 
     """
     known = formats()
     if form not in known:
         raise UserError(f"--format is {form!r}; allowed: {', '.join(known)}")
+    if runtime is not None and form != "page":
+        raise UserError(f"--runtime is for pages, and --format is {form}; leave it out, or use --format page")
+    runtimes = export_page.runtime_files(runtime)
     check_free(out)
     generator = load(path)
     name = generator.sampler["name"]
@@ -94,17 +108,20 @@ def export(path: str | Path, form: str, out: Path, licence: str | None = None, s
             use = export_text.code(generator, ".", fuse, export_text.public_name(generator)) + export_text.drawing(generator)
         else:
             known[form].write(generator, folder)
-            difference = verify(generator, known[form].read(folder, generator))
+            difference = verify(generator, known[form].read(folder, generator), known[form].tolerance)
         recipe, results = _records(at_home(path), generator)
         card = model_card(generator, form, out.name, own or licence, difference, recipe, results, use)
         card.save(folder / "README.md")
+        if form == "page":
+            teacher = export_page.teacher_evaluations(RunFolder(at_home(path)), results)
+            export_page.write_page(folder, generator, recipe, own or licence, teacher, runtimes)
     return difference
 
 
-def verify(generator: Generator, draw: Draw) -> float:
+def verify(generator: Generator, draw: Draw, tolerance: float = TOLERANCE) -> float:
     """The largest difference in any pixel between `draw` and ``generator.sample`` over `PROBES`, which visit first and last classes.
 
-    Raises UserError where it is above 1e-4, or where `draw` fails.
+    Raises UserError where it is above `tolerance`, or where `draw` fails.
     """
     worst = 0.0
     for num, seed in PROBES:
@@ -119,9 +136,9 @@ def verify(generator: Generator, draw: Draw) -> float:
         except Exception as error:  # diffusers and onnxruntime each have their own
             raise UserError(f"what was written cannot be run ({first_line(error)}) and was removed; {_advice()}") from error
         difference = (got - expected).abs().max().item() if got.shape == expected.shape else torch.inf
-        if not difference <= TOLERANCE:  # nan neither
+        if not difference <= tolerance:  # nan neither
             raise UserError(
-                f"what was written differs from Generator.sample by {difference:.1e} in [-1, 1], where {TOLERANCE:.0e} is allowed, and was "
+                f"what was written differs from Generator.sample by {difference:.1e} in [-1, 1], where {tolerance:.0e} is allowed, and was "
                 f"removed; {_advice()}"
             )
         worst = max(worst, difference)

@@ -37,7 +37,7 @@ def model_card(
     results: Mapping[str, Any] | None = None,
     use: str | None = None,
 ) -> ModelCard:
-    """The card of `generator` exported as `form` ("diffusers" or "onnx") under `name`; `use` is the code that draws from a pipeline.
+    """The card of `generator` exported as `form` (a ``--format``) under `name`; `use` is the code that draws from a pipeline.
 
     `licence` is any name, None where it was not stated; `difference` the largest one to ``Generator.sample`` that was found, in [-1, 1];
     `recipe` and `results` the contents of recipe.yaml and results.json, of which the figures at this generator's number of steps are shown
@@ -101,7 +101,7 @@ def card_data(generator: Generator, form: str, name: str, licence: str | None, r
     return ModelCardData(
         license=(identifier or "unknown") if is_known else "other",
         license_name=None if is_known else identifier,
-        library_name=form,
+        library_name="onnx" if form == "page" else form,
         pipeline_tag=(TASK if generator.latents is None else "text-to-image") if len(generator.shape) == 3 else None,
         tags=[
             "fewstep",
@@ -182,6 +182,9 @@ rng = torch.Generator().manual_seed(0)
 images = pipeline(batch_size=4, {labels}num_inference_steps={steps}, generator=rng).images
 images[0].save("sample.png")
 ```"""
+    if form == "page":
+        served = "In a browser, from any web server, such as `python -m http.server 8000` in this folder; or by onnxruntime:"
+        return f"{served}\n\n{_use(generator, 'onnx')}"
     shape = ", ".join(map(str, generator.latent_shape))
     inputs = [f'"latents": rng.standard_normal((4, {shape}), dtype=np.float32)']
     if classes is not None:

@@ -1,0 +1,390 @@
+// A one-step or few-step generator in the page: noise from seeds, the network in workers, samples in a grid or a plane.
+//
+// Symbols: `latents` [B, ...latentShape] and `noise` [k - 1, B, ...shape] standard normal, `labels` [B], the inputs of model.onnx, k its
+// steps. One item's noise is one `row`: its latents, then its noises of the later steps.
+(() => {
+  "use strict";
+
+  const config = JSON.parse(document.getElementById("config").textContent);
+  const element = (name) => document.getElementById(name);
+  const product = (shape) => shape.reduce((a, b) => a * b, 1);
+  const clamp = (x, least, most) => Math.min(most, Math.max(least, x));
+
+  const [LATENT, ITEM] = [product(config.latentShape), product(config.shape)];
+  // where the vectors of a row begin and end; each of them walks on a sphere of its own
+  const VECTORS = Array.from({ length: config.steps }, (_, j) => (j ? [LATENT + (j - 1) * ITEM, LATENT + j * ITEM] : [0, LATENT]));
+  const ROW = VECTORS.at(-1)[1];
+  const IS_IMAGE = config.shape.length === 3;
+  const POINTS = 2000;
+  const LINES = { wide: 6, narrow: 4 }; // of the grid, at most
+  const PASS = 6000; // milliseconds that the whole grid may take: a slower machine is given fewer lines
+  const FRAME = 600; // milliseconds after which a grid that is not whole gives way to a newer one
+  const CHUNK = 60; // milliseconds from one look at a grid that is being drawn to the next
+  const SLOW = 250; // milliseconds of a whole grid from which on more than one worker draws it
+  const LARGE = 32e6; // bytes of a model that one worker alone holds
+
+  // ---- noise
+
+  // 32 random bits at a time: sfc32 of PractRand, whose state is a seed and the number of an item.
+  function randomBits(seed, item) {
+    let [a, b, c, count] = [seed >>> 0, item >>> 0, 0x9e3779b9, 1];
+    const next = () => {
+      const sum = (a + b + count) | 0;
+      count = (count + 1) | 0;
+      a = b ^ (b >>> 9);
+      b = (c + (c << 3)) | 0;
+      c = (((c << 21) | (c >>> 11)) + sum) | 0;
+      return sum >>> 0;
+    };
+    for (let i = 0; i < 20; i++) next(); // until each bit of the seed has reached all others
+    return next;
+  }
+
+  // The row of an item: standard normal numbers by Box and Muller, which depend on the seed and the item's number alone.
+  function rowOf(seed, item) {
+    const bits = randomBits(seed, item);
+    const row = new Float32Array(ROW);
+    for (let i = 0; i < ROW; i += 2) {
+      const radius = Math.sqrt(-2 * Math.log((bits() + 0.5) / 2 ** 32));
+      const angle = (2 * Math.PI * bits()) / 2 ** 32;
+      row[i] = radius * Math.cos(angle);
+      if (i + 1 < ROW) row[i + 1] = radius * Math.sin(angle);
+    }
+    return row;
+  }
+
+  const norm = (vector) => Math.sqrt(vector.reduce((sum, x) => sum + x * x, 0));
+
+  // From `a` to `b` on the great circle through both, at `place` from 0 to 1; the length goes evenly from that of `a` to that of `b`.
+  function slerp(a, b, place) {
+    const [normA, normB] = [norm(a), norm(b)];
+    const angle = Math.acos(clamp(a.reduce((sum, x, i) => sum + x * b[i], 0) / (normA * normB), -1, 1));
+    if (Math.sin(angle) < 1e-6) return place < 0.5 ? a : b; // no single circle goes through both
+    const length = (1 - place) * normA + place * normB;
+    const ofA = (length * Math.sin((1 - place) * angle)) / (Math.sin(angle) * normA);
+    const ofB = (length * Math.sin(place * angle)) / (Math.sin(angle) * normB);
+    return a.map((x, i) => ofA * x + ofB * b[i]);
+  }
+
+  // The row of an item at `place` between those of two seeds; at the ends it is one of these.
+  function rowBetween(seed, other, place, item) {
+    if (place === 0) return rowOf(seed, item);
+    if (place === 1) return rowOf(other, item);
+    const [a, b, row] = [rowOf(seed, item), rowOf(other, item), new Float32Array(ROW)];
+    for (const [first, end] of VECTORS) row.set(slerp(a.subarray(first, end), b.subarray(first, end), place), first);
+    return row;
+  }
+
+  // Rows as the network takes them.
+  function packed(rows) {
+    const latents = new Float32Array(rows.length * LATENT);
+    const noise = new Float32Array((config.steps - 1) * rows.length * ITEM);
+    rows.forEach((row, i) => {
+      latents.set(row.subarray(0, LATENT), i * LATENT);
+      VECTORS.slice(1).forEach(([first, end], j) => noise.set(row.subarray(first, end), (j * rows.length + i) * ITEM));
+    });
+    return { latents, noise };
+  }
+
+  // ---- the network
+
+  // A worker as a function: `ask(what, told)` is a promise of its answer.
+  function startWorker() {
+    const source = new Blob([element("worker").textContent], { type: "text/javascript" });
+    const worker = new Worker(URL.createObjectURL(source), { type: "module" });
+    const waiting = new Map();
+    let asked = 0;
+    worker.onmessage = ({ data }) => {
+      const { resolve, reject } = waiting.get(data.id);
+      waiting.delete(data.id);
+      if ("error" in data) reject(new Error(data.error));
+      else resolve(data.value);
+    };
+    worker.onerror = () => waiting.forEach(({ reject }) => reject(new Error("this browser cannot start a worker")));
+    return (what, told) =>
+      new Promise((resolve, reject) => {
+        waiting.set(++asked, { resolve, reject });
+        worker.postMessage({ id: asked, ask: what, ...told });
+      });
+  }
+
+  // The content of a file, which is checked to be the one that the page was made with.
+  async function fetched({ address, integrity }) {
+    let response;
+    try {
+      response = await fetch(address, { integrity, credentials: "omit" });
+    } catch {
+      throw new Error(`${address} could not be loaded, or is not the file that this page was made with`);
+    }
+    if (!response.ok) throw new Error(`${address} could not be loaded: the server answers ${response.status}`);
+    return response.blob();
+  }
+
+  const workers = [];
+  let files;
+
+  async function addWorker() {
+    const ask = startWorker();
+    await ask("start", files);
+    workers.push(ask);
+  }
+
+  // Samples of `feeds`, and how long they took, by one of the workers.
+  function run(ask, { latents, noise, labels }) {
+    const num = latents.length / LATENT;
+    const feeds = { latents: { type: "float32", data: latents, dims: [num, ...config.latentShape] } };
+    if (config.classes) feeds.labels = { type: "int64", data: BigInt64Array.from(labels, BigInt), dims: [num] };
+    if (config.steps > 1) feeds.noise = { type: "float32", data: noise, dims: [config.steps - 1, num, ...config.shape] };
+    return ask("run", { feeds });
+  }
+
+  // ---- what is seen
+
+  const picture = element("picture");
+  const isNarrow = matchMedia("(max-width: 52rem)");
+  const times = []; // milliseconds an item, of the latest runs
+  let pace; // of the last of these
+  let lines = Infinity; // that this machine draws in good time
+  let canvases = [];
+  let scattered = { samples: new Float32Array(), labels: [] };
+
+  // Of the grid: where the classes are few, each has columns of its own.
+  function columns() {
+    const count = config.classes && config.classes.length <= 12 ? config.classes.length : 1;
+    const repeated = (about) => count * Math.max(1, Math.round(about / count));
+    const wanted = isNarrow.matches ? (count > 6 ? Math.ceil(count / 2) : repeated(5)) : repeated(9);
+    return clamp(Math.floor(picture.clientWidth / config.shape[2]), 1, wanted);
+  }
+
+  const items = () => (IS_IMAGE ? columns() * Math.min(lines, isNarrow.matches ? LINES.narrow : LINES.wide) : POINTS);
+
+  function layOut(num) {
+    if (!IS_IMAGE) num = 1;
+    else picture.style.setProperty("--columns", Math.min(columns(), num));
+    if (canvases.length === num) return;
+    const [width, height] = IS_IMAGE ? [config.shape[2], config.shape[1]] : [1200, 1200];
+    canvases = Array.from({ length: num }, () => Object.assign(document.createElement("canvas"), { width, height }));
+    picture.replaceChildren(...canvases);
+  }
+
+  // Draw one image [C, H, W] of [-1, 1], of one channel or three.
+  function paint(canvas, image) {
+    const [channels, height, width] = config.shape;
+    const pixels = new ImageData(width, height);
+    for (let i = 0; i < height * width; i++) {
+      for (let c = 0; c < 3; c++) pixels.data[4 * i + c] = Math.round((image[(c % channels) * height * width + i] + 1) * 127.5);
+      pixels.data[4 * i + 3] = 255;
+    }
+    canvas.getContext("2d").putImageData(pixels, 0, 0);
+    canvas.classList.remove("stale");
+  }
+
+  // Draw the points of `scattered`, a colour for each class, in the square that holds nearly all samples.
+  function scatter() {
+    const [canvas] = canvases;
+    const pen = canvas.getContext("2d");
+    const style = getComputedStyle(document.documentElement);
+    const { centre, half } = config.extent;
+    const at = (value, axis) => ((value - centre[axis]) / half + 1) / 2;
+    pen.clearRect(0, 0, canvas.width, canvas.height);
+    pen.globalAlpha = 0.55;
+    for (let i = 0; i < scattered.samples.length / 2; i++) {
+      pen.fillStyle = style.getPropertyValue(`--line-${scattered.labels ? scattered.labels[i] % 8 : 0}`);
+      pen.beginPath();
+      pen.arc(at(scattered.samples[2 * i], 0) * canvas.width, (1 - at(scattered.samples[2 * i + 1], 1)) * canvas.height, 5, 0, 7);
+      pen.fill();
+    }
+  }
+
+  function show(samples, labels, first) {
+    if (IS_IMAGE) {
+      for (let i = 0; i < samples.length / ITEM; i++) paint(canvases[first + i], samples.subarray(i * ITEM, (i + 1) * ITEM));
+    } else {
+      scattered = { samples, labels };
+      scatter();
+    }
+  }
+
+  // Show the median of what the latest runs took.
+  function time(milliseconds) {
+    pace = milliseconds;
+    times.push(pace);
+    if (times.length > 15) times.shift();
+    const middle = [...times].sort((a, b) => a - b)[times.length >> 1];
+    element("speed").textContent = middle < 9.95 ? Number(middle.toPrecision(2)) : Math.round(middle);
+  }
+
+  function fail(error) {
+    element("message").textContent = `The generator cannot run here: ${error.message}.`;
+    element("message").hidden = false;
+    element("loading").textContent = "";
+  }
+
+  // ---- drawing
+
+  // What the controls say.
+  function wanted() {
+    const chosen = document.querySelector("[name=label]:checked, select[name=label]");
+    const seed = (name) => clamp(Math.floor(element(name).valueAsNumber) || 0, 0, 2 ** 32 - 1);
+    const label = chosen && chosen.value !== "" ? Number(chosen.value) : null;
+    return { seed: seed("seed"), other: seed("other-seed"), place: element("place").valueAsNumber, label };
+  }
+
+  const inTurn = (num, first = 0) => Array.from({ length: num }, (_, i) => (first + i) % config.classes.length);
+  const labelsFor = (label, num, first) => config.classes && (label === null ? inTurn(num, first) : Array(num).fill(label));
+
+  // Draw all items of what the controls say, some at a time, by all workers; where they say something else by then, the first of them.
+  async function pass() {
+    const { seed, other, place, label } = wanted();
+    const num = items();
+    layOut(num);
+    canvases.forEach((canvas) => canvas.classList.toggle("stale", IS_IMAGE));
+    tell(seed, other, place, label, num);
+    const size = IS_IMAGE ? clamp(Math.round(CHUNK / pace), 1, Math.ceil(num / workers.length)) : num;
+    const began = performance.now();
+    let next = 0;
+    await Promise.all(
+      workers.map(async (ask) => {
+        while (next < num && !(isWanted && performance.now() - began > FRAME)) {
+          const first = next;
+          next = Math.min(num, next + size);
+          const rows = Array.from({ length: next - first }, (_, i) => rowBetween(seed, other, place, first + i));
+          const labels = labelsFor(label, rows.length, first);
+          const { samples, milliseconds } = await run(ask, { ...packed(rows), labels });
+          time(milliseconds / rows.length);
+          show(samples, labels, first);
+        }
+      }),
+    );
+  }
+
+  // Say what is drawn.
+  function tell(seed, other, place, label, num) {
+    const whose = config.classes ? (label === null ? ", each class in turn" : ` of the class ${config.classes[label]}`) : "";
+    const from = place === 0 ? `of seed ${seed}` : place === 1 ? `of seed ${other}` : `between the seeds ${seed} and ${other}`;
+    element("caption").textContent = `${num.toLocaleString("en")} ${config.item}s${whose}, from noise ${from}`;
+    picture.setAttribute("aria-label", element("caption").textContent);
+    const [a, here, b] = [0, place, 1].map((at) => norm(rowBetween(seed, other, at, 0).subarray(0, LATENT)).toFixed(1));
+    element("length").textContent = `The noise of the first ${config.item} is ${here} long (A ${a}, B ${b}).`;
+    element("place").setAttribute("aria-valuetext", `${Math.round(100 * place)}% of the way from noise A to noise B`);
+  }
+
+  let turn = Promise.resolve();
+  // One drawing after the other.
+  const queued = (draw) => (turn = turn.then(draw, draw));
+
+  let [isWanted, isDrawing] = [false, false];
+  // Draw what the controls say now, and then what they have come to say meanwhile.
+  async function redraw() {
+    isWanted = true;
+    if (isDrawing || !workers.length) return;
+    isDrawing = true;
+    try {
+      while (isWanted) {
+        isWanted = false;
+        await queued(pass);
+      }
+    } catch (error) {
+      fail(error);
+    }
+    isDrawing = false;
+  }
+
+  // Draw from given noise, show it, and give the samples [B, ...shape]. Labels are the classes in turn where none are given.
+  async function draw({ latents, noise = [], labels }) {
+    await ready;
+    const num = latents.length / LATENT;
+    const asked = { latents: Float32Array.from(latents), noise: Float32Array.from(noise), labels: labels ?? (config.classes && inTurn(num)) };
+    if (!Number.isInteger(num) || num < 1) throw new Error(`latents holds ${latents.length} numbers; give ${LATENT} for each item`);
+    if (asked.noise.length !== (config.steps - 1) * num * ITEM) {
+      throw new Error(`noise holds ${asked.noise.length} numbers; give ${(config.steps - 1) * num * ITEM}`);
+    }
+    return queued(async () => {
+      layOut(num);
+      const { samples, milliseconds } = await run(workers[0], asked);
+      show(samples, asked.labels, 0);
+      return { samples, shape: [num, ...config.shape], milliseconds };
+    });
+  }
+
+  // ---- the walk
+
+  const WALK = 6000; // milliseconds from A to B
+  let frame = null; // that is asked for while it walks
+
+  // From where the slider is to B, back to A, and so on.
+  function walkOn() {
+    const began = performance.now() - element("place").valueAsNumber * WALK;
+    const step = () => {
+      const way = ((performance.now() - began) / WALK) % 2;
+      element("place").value = way < 1 ? way : 2 - way;
+      redraw();
+      frame = requestAnimationFrame(step);
+    };
+    frame = requestAnimationFrame(step);
+  }
+
+  function walk(isOn) {
+    cancelAnimationFrame(frame);
+    frame = null;
+    if (isOn) walkOn();
+    element("walk").textContent = isOn ? "Stop" : "Walk";
+  }
+
+  function listen() {
+    for (const control of document.querySelectorAll("input, select")) control.addEventListener("input", redraw);
+    for (const event of ["pointerdown", "input"]) element("place").addEventListener(event, () => walk(false));
+    element("walk").addEventListener("click", () => walk(frame === null));
+    for (const name of ["seed", "other-seed"]) {
+      element(`new-${name}`).addEventListener("click", () => {
+        element(name).value = crypto.getRandomValues(new Uint32Array(1))[0] % 1e6;
+        redraw();
+      });
+    }
+    isNarrow.addEventListener("change", redraw);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => IS_IMAGE || scatter());
+  }
+
+  // ---- beginning
+
+  // Of a page from the disk, which browsers let load nothing, how it is served.
+  function isFromDisk() {
+    if (location.protocol !== "file:") return false;
+    const folder = decodeURIComponent(location.pathname.replace(/\/[^/]*$/, ""));
+    const code = Object.assign(document.createElement("code"), { textContent: `python -m http.server -d '${folder}' 8000` });
+    element("message").append("Browsers let a page from the disk load no model: run ", code, " and open http://localhost:8000.");
+    element("message").hidden = false;
+    return true;
+  }
+
+  async function begin() {
+    layOut(items());
+    element("loading").textContent = config.loading;
+    const [script, wasm, model] = await Promise.all(["script", "wasm", "model"].map((name) => fetched(config.files[name])));
+    files = { script: new Blob([script], { type: "text/javascript" }), wasm, model };
+    await addWorker();
+    const one = () => run(workers[0], { ...packed([rowOf(1, 0)]), labels: [0] });
+    await one(); // the first is slower than all others
+    pace = (await one()).milliseconds;
+    if (IS_IMAGE) await makeRoom();
+    element("loading").textContent = "";
+  }
+
+  // As many workers and lines as this machine draws in good time.
+  async function makeRoom() {
+    const most = config.files.model.bytes < LARGE ? clamp((navigator.hardwareConcurrency || 2) - 1, 1, 4) : 1;
+    if (items() * pace > SLOW) await Promise.all(Array.from({ length: most - 1 }, addWorker));
+    lines = Math.max(1, Math.floor((PASS * workers.length) / pace / columns()));
+  }
+
+  const ready = isFromDisk() ? new Promise(() => {}) : begin();
+  window.fewstep = {
+    config,
+    ready,
+    draw,
+    noise: (seed, num) => packed(Array.from({ length: num }, (_, i) => rowOf(seed, i))),
+    between: (seed, other, place, num) => packed(Array.from({ length: num }, (_, i) => rowBetween(seed, other, place, i))),
+  };
+  listen();
+  ready.then(redraw, fail);
+})();
