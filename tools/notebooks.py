@@ -35,7 +35,7 @@ def notebooks() -> list[Path]:
 
 
 def tidied(notebook: Any) -> Any:
-    """`notebook` without what says nothing to a reader: times of execution, settings of an editor, who wrote a PNG."""
+    """`notebook` without what says nothing to a reader: times of execution, settings of an editor, a second form of a picture."""
     notebook.metadata, notebook.nbformat, notebook.nbformat_minor = nbformat.from_dict(KERNEL), 4, 5
     number = 0
     for cell in notebook.cells:
@@ -45,6 +45,7 @@ def tidied(notebook: Any) -> Any:
         number += 1
         ran = cell.execution_count is not None
         cell.execution_count = number if ran else None
+        cell.outputs = joined(cell.outputs)
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = cell.execution_count
@@ -52,7 +53,19 @@ def tidied(notebook: Any) -> Any:
                 output.metadata = nbformat.from_dict({})
             if png := output.get("data", {}).get("image/png"):
                 output.data["image/png"] = smaller(png)
+                output.data.pop("image/jpeg", None)  # of the same picture, which Pillow gives as well
     return notebook
+
+
+def joined(outputs: Sequence[Any]) -> list[Any]:
+    """`outputs` with what one stream said in pieces, as they came, in one piece."""
+    found: list[Any] = []
+    for output in outputs:
+        if found and output.output_type == "stream" and found[-1].get("name") == output.name:
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def smaller(png: str) -> str:

@@ -58,7 +58,7 @@ class Cell:
         self.said += said
         shown = {"text/plain": "\n".join([*self.said, *block])}
         if self.output is None:
-            self.output = display(shown, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+            self.output = display(shown, raw=True, display_id=True)
         else:
             self.output.update(shown, raw=True)
         if not block:
