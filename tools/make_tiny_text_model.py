@@ -166,6 +166,7 @@ def make(
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of a file of some kilobytes
+    logging.set_verbosity_error()  # that torchvision is not here, which nothing needs
     width = 32
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -4,12 +4,14 @@
     run = fewstep.train("teacher/digits", "runs/teacher")           # a shipped recipe, or a YAML file; keyword arguments change settings
     generator = fewstep.load(run)                                   # a run folder, its model/ folder, or a Hub id
     images = generator.sample(64, seed=0)                           # [64, C, H, W] in [-1, 1]; generator.to_pil(images) are pictures
-    results = fewstep.evaluate(run)                                 # what `fewstep evaluate` writes into results.json
+    fewstep.image_grid(images)                                      # or one picture of them all
+    results = fewstep.evaluate(run)                                 # what `fewstep evaluate` writes into results.json; shown as a table
     fewstep.register("methods", "mine", MyMethod)                   # a room of one's own, by name
 
 Nothing heavy is imported until it is used.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +23,16 @@ if TYPE_CHECKING:
     from fewstep.generator import Generator, load, sample
     from fewstep.registry import register
     from fewstep.run import train
+    from fewstep.viz.plots import image_grid
 
-__all__ = ["Generator", "__version__", "compare", "evaluate", "load", "register", "sample", "train"]
+__all__ = ["Generator", "__version__", "compare", "evaluate", "image_grid", "load", "register", "sample", "train"]
+# tqdm, which libraries bring, says so in red where a notebook has no ipywidgets; nothing here needs them
+warnings.filterwarnings("ignore", "IProgress not found")
 _PLACES = {
     "Generator": "generator",
     "compare": "comparison",
     "evaluate": "evaluation",
+    "image_grid": "viz.plots",
     "load": "generator",
     "register": "registry",
     "sample": "generator",
@@ -41,4 +47,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__} - {"Any", "TYPE_CHECKING", "import_module"})
+    return sorted({*globals(), *__all__} - {"Any", "TYPE_CHECKING", "import_module", "warnings"})

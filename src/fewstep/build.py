@@ -4,7 +4,6 @@ import contextlib
 import inspect
 import math
 import os
-import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from fewstep.methods.recomputing import recompute
 from fewstep.metrics.features import feature_network, named_features
 from fewstep.own_parts import check_method, check_network
 from fewstep.recipe import Recipe, shipped_recipes
+from fewstep.screen import SCREEN
 from fewstep.sections import DataSettings, MethodSettings, NetworkSettings
 from fewstep.training.progress import reading_bar
 
@@ -68,7 +68,7 @@ def in_memory(data: AnyData) -> ImageData | PointData:
 def note(text: str) -> None:
     """Say what was taken for granted."""
     if os.environ.get("LOCAL_RANK", "0") == "0":  # once, however many processes there are
-        sys.stderr.write(f"note: {text}\n")
+        SCREEN.say(f"note: {text}")
 
 
 def training_data(recipe: Recipe) -> Data:
@@ -222,7 +222,7 @@ def _teacher_of_diffusers(path: str | Path, sigma_data: float | None) -> Generat
 
     teacher = read_teacher(path) if sigma_data is None else read_teacher(path, sigma_data)
     if "assumed" in teacher.info:
-        sys.stderr.write(f"warning: method.teacher: {teacher.info['assumed']}\n")
+        SCREEN.say(f"warning: method.teacher: {teacher.info['assumed']}")
     return teacher
 
 

@@ -223,10 +223,9 @@ def evaluate(
 
 
 def _print_table(lines: list[list[str]]) -> None:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    for line in lines:
-        cells = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
-        typer.echo("  ".join(cells).rstrip())
+    from fewstep.evaluation_text import aligned
+
+    typer.echo("\n".join(aligned(lines)))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from fewstep.data.prompts import PromptData
 from fewstep.data.protocol import Data
 from fewstep.engine import choose_threads, use_threads
 from fewstep.errors import UserError
+from fewstep.evaluation_text import Results
 from fewstep.files import at_home, replace_file
 from fewstep.generator import Generator, load
 from fewstep.kept_figures import figures_folder, keep_row, kept_row, model_sha256
@@ -99,9 +100,10 @@ def evaluate(
 
     A distilled run is measured beside its teacher, whose figures are kept in the cache and used again for the same model, data, protocol,
     machine and code of the package. What can be sampled with any number of steps is measured at its own and at one, a distributional
-    denoiser at 4 too; or at `steps`. `say` is told what is being done. Raises UserError for a folder that holds no run or no model yet, for
-    too small a `num`, for `steps` that nothing in the run can serve, for `options` that cannot be met, for runs beside it that were
-    measured otherwise, and for parts of somebody's own that are not in one of the packages in `allow`.
+    denoiser at 4 too; or at `steps`. `say` is told what is being done. A notebook shows what is returned as a table. Raises UserError for a
+    folder that holds no run or no model yet, for too small a `num`, for `steps` that nothing in the run can serve, for `options` that
+    cannot be met, for runs beside it that were measured otherwise, and for parts of somebody's own that are not in one of the packages in
+    `allow`.
     """
     with registry.allowing(allow):
         return _evaluate(at_home(path), num, seed, threads, say, steps, options)
@@ -210,7 +212,7 @@ def _evaluate(
     }
     where = run.results_file if model_folder == run.path else model_folder / "results.json"
     replace_file(where, json.dumps(results, indent=1).encode())
-    return results
+    return Results(results)
 
 
 def _agreement(clip: str, data: Data, device: str) -> Agreement:

@@ -1,6 +1,7 @@
 """An evaluation in words: its table, what stands below that, and one line of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 from fewstep.data.checks import printable
@@ -8,7 +9,33 @@ from fewstep.measurement import Row
 from fewstep.metrics.figures import FIGURES, Figure
 
 
-def table(results: dict[str, Any]) -> list[list[str]]:
+class Results(dict[str, Any]):
+    """What an evaluation found, as results.json holds it; a notebook shows it as a table with its footnote."""
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text("\n".join([*aligned(table(self)), footnote(self)]))
+
+    def _repr_html_(self) -> str:
+        headings, *rows = table(self)
+        lines = [headings, *rows]
+        cells = [
+            "".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in line)
+            for kind, line in zip(["th", *["td"] * len(rows)], lines, strict=True)
+        ]
+        note = escape(footnote(self)).replace("\n", "<br>")
+        return f"<table>{''.join(f'<tr>{line}</tr>' for line in cells)}</table><p>{note}</p>"
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table as lines of text, the first column to the left and the others to the right."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rows = [
+        [cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))] for line in lines
+    ]
+    return ["  ".join(cells).rstrip() for cells in rows]
+
+
+def table(results: Mapping[str, Any]) -> list[list[str]]:
     """The rows of `results` as text, headings first; a column that no row has is left out."""
     rows = results["rows"]
     columns = [figure for figure in FIGURES if figure.is_column and any(figure.key in row for row in rows.values())]

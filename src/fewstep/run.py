@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import subprocess
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +29,7 @@ from fewstep.networks.base import num_parameters
 from fewstep.own_parts import named_faults
 from fewstep.recipe import Recipe, load_recipe, resolved
 from fewstep.run_data import as_recorded, keep, tell
+from fewstep.screen import SCREEN
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.precision import MIXED
 from fewstep.training.run_folder import RunFolder
@@ -290,7 +290,7 @@ def _train_recipe(
             held.enter_context(held_folder(run.path))
         run.check(resolved(recipe), resume, longer=True)
         for one in found:
-            sys.stderr.write(f"{one}\n")
+            SCREEN.say(str(one))
     recipe = run.going_on(recipe)
     fabric.launch()
     if recipe.trainer.strategy == "fsdp" and fabric.world_size == 1:
@@ -318,7 +318,7 @@ def _train_recipe(
     if fabric.is_global_zero:
         engine = {"engine": chosen.line, "threads": chosen.threads}
         run.open(resolved(recipe), made_by() | ({} if source is None else {"recipe": source}) | engine | {"data_audit": audited.lines()})
-        sys.stderr.write(f"{chosen.line}\n")
+        SCREEN.say(chosen.line)
         tell(audited, run, getattr(data, "note", "") or "")
         keep(audited, run)
         if not is_held:

@@ -1,7 +1,6 @@
 """The data of a run: its classes numbered as in what the run goes on or learns from, told of at the start, and kept in the run folder."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from fewstep.data.class_order import in_order_of, other_names
 from fewstep.errors import UserError
 from fewstep.files import at_home, replace_file
 from fewstep.recipe import Recipe
+from fewstep.screen import SCREEN
 from fewstep.text import read_json
 from fewstep.training.run_folder import RunFolder
 
@@ -100,7 +100,7 @@ def tell(found: Audit, run: RunFolder, said: str = "") -> None:
     """Say what has been found of the data, but for what was `said` already, and what of it has changed since the run began."""
     for line in found.lines():
         if line.rstrip(".") not in said:
-            sys.stderr.write(f"data: {line}\n")
+            SCREEN.say(f"data: {line}")
     for change in changes(kept(run), found):
         note(f"the data is not what it was when the run began: {change}")
 

@@ -2,7 +2,6 @@
 
 import copy
 import re
-import sys
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from importlib.resources import files
@@ -18,6 +17,7 @@ from fewstep.limits import YAML_BYTES, YAML_NODES
 from fewstep.recipe.mistakes import explain, nearest
 from fewstep.recipe.older import KINDS, bring_forward, forward_key, leaves, put
 from fewstep.recipe.recipe import Recipe
+from fewstep.screen import SCREEN
 from fewstep.sections import Section
 from fewstep.text import read_text
 
@@ -124,7 +124,7 @@ def _with_overrides(tree: dict[str, Any], source: str, overrides: list[str | tup
         tree["finds"] = [key for key in finds if key not in given]
     said += bring_forward(tree)  # of a section that an override has given whole
     if said:
-        sys.stderr.write(f"note: keys of an older form, taken to where they are now: {', '.join(dict.fromkeys(said))}\n")
+        SCREEN.say(f"note: keys of an older form, taken to where they are now: {', '.join(dict.fromkeys(said))}")
     return validated(tree, source)
 
 

@@ -12,7 +12,6 @@ generated batch. Each class drifts by itself. The field may act on features of x
 """
 
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -29,6 +28,7 @@ from fewstep.methods.drift.classes import Sets, apart, mean_square_distance
 from fewstep.methods.drift.features import features_named
 from fewstep.methods.drift.settings import DriftSettings
 from fewstep.networks import tables_of
+from fewstep.screen import SCREEN
 from fewstep.streams import normal
 
 
@@ -351,7 +351,7 @@ def _warn_of_bound(settings: DriftSettings, temperature: float, data: Data) -> N
     variance = data.mixture[1].min().item() ** 2
     bound = 1 + 2 * variance / temperature
     if settings.gamma >= bound:
-        sys.stderr.write(
+        SCREEN.say(
             f"warning: method.gamma is {settings.gamma}, and with the strict field at temperature {temperature:g} a mode of {data.name} "
-            f"becomes a point from gamma {bound:.3g} on (1 + 2 std^2 / T); drift/ring (method.gamma_by=data) has no such bound\n"
+            f"becomes a point from gamma {bound:.3g} on (1 + 2 std^2 / T); drift/ring (method.gamma_by=data) has no such bound"
         )

@@ -14,7 +14,6 @@ At rho = sigma this is denoising, and at rho = 0 a consistency model. The deriva
 a time embedding as rough as ``1000 ln(sigma) / 4`` the exact one is mostly noise (network.time_scale).
 """
 
-import sys
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -36,6 +35,7 @@ from fewstep.methods.flow_map.equations import (
 )
 from fewstep.methods.flow_map.settings import FlowMapSettings
 from fewstep.methods.self_taught import SelfTaught
+from fewstep.screen import SCREEN
 from fewstep.streams import normal
 
 
@@ -195,7 +195,7 @@ class FlowMap(SelfTaught):
                 time_derivative(lambda y, a, b: network(y, a, label, b), x, ones, ones / 2, x, "jvp", 0.1)
         except (RuntimeError, NotImplementedError) as error:
             reason = str(error).strip().splitlines()[0][:100]
-            sys.stderr.write(f"note: method.derivative is a central difference, for the network allows no torch.func.jvp ({reason})\n")
+            SCREEN.say(f"note: method.derivative is a central difference, for the network allows no torch.func.jvp ({reason})")
             return "difference"
         return "jvp"
 
