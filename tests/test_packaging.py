@@ -68,6 +68,13 @@ def description(wheel) -> email.message.Message:
     return email.message_from_bytes(contents(wheel)[f"fewstep-{__version__}.dist-info/METADATA"])
 
 
+def test_one_version_is_told_everywhere():
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    newest = re.search(r"^## \[([^\]]+)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest[1] == __version__
+    assert f'\ndate-released: "{newest[2]}"\n' in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
 def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
     found = {name: content for name, content in contents(wheel).items() if not name.startswith(f"fewstep-{__version__}.dist-info/")}
     assert found == sources()

@@ -1,6 +1,7 @@
 """The quick part of the tests with the lowest versions that pyproject.toml declares, and with the newest that there are.
 
     python tools/matrix.py                            # lowest on the first Python of the classifiers, newest on the last
+    python tools/matrix.py constraints                # only: constraints.txt holds what goes together, for each Python
     python tools/matrix.py lowest --python 3.11       # one of them, on another Python
     python tools/matrix.py newest -- tests/maths -x   # other tests, and options of pytest
 
@@ -54,10 +55,13 @@ QUICK = (
     "tests/test_run.py",
 )
 ONNX = "tests/interop/test_export_onnx.py"
+TESTED = ("--extra", "dev", "--constraints", "constraints.txt", "pyproject.toml")
+# old versions warn of what they themselves do and newer ones no longer: only with the newest is that an error, as in pyproject.toml
+SILENT = tuple(f"-Wignore::{kind}" for kind in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning"))
 
 
 class Environment(NamedTuple):
-    """How uv resolves it, with which extras, and what is run in it."""
+    """How uv resolves it, with which extras, and what pytest is given in it."""
 
     resolution: str
     extras: tuple[str, ...]
@@ -68,10 +72,12 @@ class Environment(NamedTuple):
 EXTRAS = ("text", "tensorboard", "wandb")
 # the extra onnx needs a newer torch than the package: with it, the lowest torch of the package would never be tried
 ENVIRONMENTS = {
-    "lowest": Environment("lowest-direct", EXTRAS, (*QUICK, f"--ignore={ONNX}"), newest_python=False),
-    "lowest-onnx": Environment("lowest-direct", ("onnx",), (ONNX,), newest_python=False),
+    "lowest": Environment("lowest-direct", EXTRAS, (*SILENT, *QUICK, f"--ignore={ONNX}"), newest_python=False),
+    "lowest-onnx": Environment("lowest-direct", ("onnx",), (*SILENT, ONNX), newest_python=False),
     "newest": Environment("highest", (*EXTRAS, "onnx"), QUICK, newest_python=True),
 }
+CONSTRAINTS = "constraints"
+NAMES = (CONSTRAINTS, *ENVIRONMENTS)
 
 
 class Missing(Exception):
@@ -136,6 +142,18 @@ def told(python: Path) -> str:
     return subprocess.run([str(python), "-c", script], capture_output=True, text=True, check=True).stdout.strip()
 
 
+def resolve() -> bool:
+    """Whether constraints.txt holds versions that go together on each Python of the classifiers. Raises Missing."""
+    passed = True
+    for version in pythons():
+        try:
+            uv("pip", "compile", "--quiet", "--no-annotate", "--python-version", version, *TESTED, "--output-file", os.devnull)
+            print(f"constraints.txt goes together on Python {version}", flush=True)
+        except subprocess.CalledProcessError:
+            passed = False
+    return passed
+
+
 def run(name: str, version: str, folder: Path, tests: Sequence[str]) -> bool:
     """Make one environment, run `tests` (or its own) in it, and print a line of each; whether all passed."""
     began = time.monotonic()
@@ -151,21 +169,24 @@ def run(name: str, version: str, folder: Path, tests: Sequence[str]) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ENVIRONMENTS)}; default all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; default all")
     parser.add_argument("--python", help="such as 3.11; default the first or the last that the classifiers name")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the environments are made: gigabytes each")
     given = list(sys.argv[1:] if arguments is None else arguments)
     own, _, tests = (given[: given.index("--")], "--", given[given.index("--") + 1 :]) if "--" in given else (given, "", [])
     asked = parser.parse_args(own)
-    if unknown := [name for name in asked.names if name not in ENVIRONMENTS]:
-        parser.error(f"{unknown[0]!r} is none of {', '.join(ENVIRONMENTS)}")
+    if unknown := [name for name in asked.names if name not in NAMES]:
+        parser.error(f"{unknown[0]!r} is none of {', '.join(NAMES)}")
     passed = True
-    for name in asked.names or ENVIRONMENTS:
-        version = asked.python or pythons()[-1 if ENVIRONMENTS[name].newest_python else 0]
+    for name in asked.names or NAMES:
         try:
-            passed = run(name, version, asked.folder.resolve(), tests) and passed
+            if name == CONSTRAINTS:
+                passed = resolve() and passed
+            else:
+                version = asked.python or pythons()[-1 if ENVIRONMENTS[name].newest_python else 0]
+                passed = run(name, version, asked.folder.resolve(), tests) and passed
         except (Missing, subprocess.CalledProcessError) as error:
-            print(f"{name} on Python {version}: not run, for {error}", file=sys.stderr)
+            print(f"{name} was not run: {error}", file=sys.stderr)
             passed = False
     return 0 if passed else 1
 
