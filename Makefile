@@ -4,7 +4,7 @@ BIN := .venv/bin
 # some images tell Python to keep no compiled modules: each process of the tests would compile torch anew, for ten seconds and more
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint build matrix install clean
 
 demo: install
 	$(BIN)/fewstep demo --out runs/demo
@@ -18,6 +18,16 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# dist/: the archive of the sources, the wheel that it makes, and what the package index says of both
+build: install
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+
+# the quick part of the tests with the lowest versions of pyproject.toml and with the newest, each in an environment of its own in .matrix/
+matrix: install
+	$(BIN)/python tools/matrix.py
+
 install: .venv/installed
 
 # torch first and alone: plain `torch`, or a range, would bring gigabytes of CUDA to a machine without a GPU. Of sixteen thousand modules
@@ -30,4 +40,4 @@ install: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .matrix dist runs

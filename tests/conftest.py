@@ -48,6 +48,7 @@ LONG = (
     "test_powers",
     "test_dashboard_processes",
     "test_demo",
+    "test_packaging",
     "test_resume",
     "test_damage",
     "test_point_runs",

@@ -59,12 +59,15 @@ def text_encoder(vocabulary: int, width: int, projected: bool) -> Any:
 
 def t5(folder: Path, width: int) -> tuple[Any, Any]:
     """(encoder, tokenizer) of T5, of single letters, too; SD 3 has it as its third, or does without."""
-    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
     letters = string.ascii_lowercase + string.digits + string.punctuation
-    words = T5Tokenizer(
-        vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -2.0) for letter in ("\u2581", *letters))], extra_ids=0
-    )
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -2.0) for letter in ("\u2581", *letters))]
+    cut = Tokenizer(models.Unigram(pieces, unk_id=2))  # by hand: of transformers 4 and 5 each has a way of its own
+    cut.pre_tokenizer, cut.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    cut.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    words = T5TokenizerFast(tokenizer_object=cut, extra_ids=0)
     words.save_pretrained(str(folder))
     config = T5Config(vocab_size=len(words), d_model=width, d_kv=8, d_ff=2 * width, num_layers=1, num_heads=2)
     return T5EncoderModel(config).eval(), words

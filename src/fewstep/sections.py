@@ -9,7 +9,7 @@ import os
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +25,9 @@ from pydantic import (
 )
 
 from fewstep.errors import UserError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # a file or folder as the user names it, of which "~" is the home folder; or another name, which does not begin so
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
@@ -289,7 +292,7 @@ class DataSettings(Section):
         """The units of points in the run that is gone on with; empty where it has none, None where there is no such run."""
         return self._recorded_units
 
-    def with_units(self, units: Mapping[str, Any]) -> Self:
+    def with_units(self, units: Mapping[str, Any]) -> "Self":
         """These settings, for the run whose model was trained in `units`."""
         made = self.model_copy()
         made._recorded_units = dict(units)
