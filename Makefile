@@ -4,7 +4,7 @@ BIN := .venv/bin
 # some images tell Python to keep no compiled modules: each process of the tests would compile torch anew, for ten seconds and more
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint docs install clean
 
 demo: install
 	$(BIN)/fewstep demo --out runs/demo
@@ -18,6 +18,10 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# the pages of docs/ in site/: every warning, such as a link that leads nowhere, is an error
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 install: .venv/installed
 
 # torch first and alone: plain `torch`, or a range, would bring gigabytes of CUDA to a machine without a GPU. Of sixteen thousand modules
@@ -30,4 +34,4 @@ install: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site
