@@ -559,11 +559,15 @@ def choose() -> str:
     heading, *lines = method_lines("digits")
     at = {name: column for column, name in enumerate(heading)}
     counts = {"1": "FD / floor, 1 evaluation", "2": "FD / floor, 2 evaluations", "4": "FD / floor, 4 evaluations"}
-    short = [["method", "teacher", *(f"FD / floor at {count}" for count in counts), "at most evaluations", "training (+ its teacher's), min"]]
+    short = [
+        ["method", "teacher", *(f"FD / floor at {count}" for count in counts), "at most evaluations", "training (+ its teacher's), min"]
+    ]
     for line in lines:
         values = [re.sub(r" \(.*?\)", "", line[at[name]]) for name in (*counts.values(), "with most evaluations")]
         short.append([line[0], line[at["teacher"]], *values, line[at["training (+ its teacher's), min"]]])
-    note = "Real 8x8 digits, n = 2,000; the mean over training seeds, each recipe as it is shipped, on one thread of an AMD EPYC. The ranges,"
+    note = (
+        "Real 8x8 digits, n = 2,000; the mean over training seeds, each recipe as it is shipped, on one thread of an AMD EPYC. The ranges,"
+    )
     return f"{markdown(short)}\n\n{wrapped(note + ' and the commands, are in methods.md.')}"
 
 

@@ -11,6 +11,7 @@ from doc_blocks import DOCS, blocks, run_console, run_python
 from fewstep import measurement, pictures
 from text_models import make
 
+
 class NoDashboard:
     """Draws nothing."""
 

@@ -56,7 +56,7 @@ def facts(name: str) -> str:
         lines.append(
             f"In the benchmark it was raised beside another cause: {', '.join(beside)}." if beside else "The benchmark has no case for it."
         )
-    return "\n\n".join(lines)
+    return "\n>\n".join(f"> {line}" for line in lines)
 
 
 def raised(row: dict[str, Any]) -> list[str]:

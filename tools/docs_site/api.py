@@ -48,7 +48,7 @@ def pages() -> dict[str, str]:
         interface += [f"## {title}\n", *(f"::: {name}\n    options:\n      heading_level: 3\n" for name in names)]
     formulas = [FORMULAS]
     for name in MATHS:
-        formulas.append(f"## {name}\n\n::: fewstep.maths.{name}\n    options:\n      heading_level: 3\n      show_root_heading: false\n")
+        formulas.append(f"## {name}\n\n::: fewstep.maths.{name}\n    options:\n      heading_level: 3\n      show_root_heading: false\n      show_root_toc_entry: false\n")
     return {"reference/api.md": "\n".join(interface), "reference/maths.md": "\n".join(formulas)}
 
 

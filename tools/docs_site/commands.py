@@ -74,4 +74,3 @@ def default(parameter: Any) -> str:
 def one_line(text: str) -> str:
     """`text` as a cell of a table holds it."""
     return " ".join(text.split()).replace("|", "\\|")
-

@@ -10,12 +10,12 @@ from fewstep.recipe.reading import parse_yaml, shipped_recipes
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 METHODS = {
-    "teacher": ("Diffusion teachers", "methods.md"),
-    "dmd2": ("DMD2: a teacher in one step, or a few", "dmd2.md"),
-    "consistency": ("Consistency models", "flows.md"),
-    "flow_map": ("Flow maps", "flows.md"),
-    "dddm": ("DDDM: few steps without a teacher", "dddm.md"),
-    "drift": ("Drift: one step without a teacher", "drift.md"),
+    "teacher": ("Diffusion teachers", "What every method does with one is in [Every method side by side](methods.md)."),
+    "dmd2": ("DMD2: a teacher in one step, or a few", "What can be chosen, and what it does: [DMD2](dmd2.md)."),
+    "consistency": ("Consistency models", "What they cost and give: [Consistency models and flow maps](flows.md)."),
+    "flow_map": ("Flow maps", "What they cost and give: [Consistency models and flow maps](flows.md)."),
+    "dddm": ("DDDM: few steps without a teacher", "Quality by the number of steps: [DDDM](dddm.md)."),
+    "drift": ("Drift: one step without a teacher", "Which drift, and where it ends: [Drift](drift.md)."),
 }
 PICTURES = {
     "dmd2/digits": ("demo.png", "Real digits, the teacher at 35 evaluations and at one, the student at one"),
@@ -99,7 +99,7 @@ def entries() -> str:
     """All shipped recipes, by method."""
     trees = {name: parse_yaml(path.read_text()) for name, path in shipped_recipes().items()}
     parts = []
-    for method, (title, page) in METHODS.items():
-        parts.append(f"## {title}\n\nThe lesson and the settings that matter: [{page}]({page}).")
+    for method, (title, more) in METHODS.items():
+        parts.append(f"## {title}\n\n{more}")
         parts += [recipe(name, tree) for name, tree in trees.items() if name.startswith(f"{method}/")]
     return "\n\n".join(parts)

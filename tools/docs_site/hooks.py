@@ -10,17 +10,19 @@ import re
 from pathlib import Path
 from typing import Any
 
-import alarms
 import api
 import commands
 import gallery
 import settings
 from mkdocs.structure.files import File
 
+import alarms
+
 ROOT = Path(__file__).parents[2]
 NOTE = re.compile(r"^(\s*```\w+) not run: .*$", re.M)
 ALARM = re.compile(r"<!-- alarm: ([\w -]+) -->")
 CONTRIBUTING = "contributing.md"
+RANGE = re.compile(r" (\([^()|]* to [^()|]*\))(?= \|| at)")  # behind a mean, in a cell of a table
 
 _plain: dict[str, tuple[str, str]] = {}  # path of a page: its title, its Markdown
 
@@ -48,10 +50,11 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fill the blocks of a page, and keep what it says."""
+    """Fill the blocks of a page, and keep what it says; in tables the range of a figure goes on a line of its own."""
     text = filled(markdown)
     _plain[page.file.src_uri] = (page.title or "", api.written_out(text))
-    return text
+    lines = (RANGE.sub(r'<br><span class="range">\1</span>', line) if line.startswith("|") else line for line in text.split("\n"))
+    return "\n".join(lines)
 
 
 def on_post_build(config: Any) -> None:

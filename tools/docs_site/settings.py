@@ -8,11 +8,12 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
 from fewstep import registry
 from fewstep.recipe.recipe import Recipe, Trainer
 from fewstep.sections import Section
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 
 class Row(NamedTuple):
