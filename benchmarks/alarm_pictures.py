@@ -15,6 +15,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+
 from alarms import FAILURES, RESULTS, SEED, Arm, ran, recipe_of
 from fewstep import load
 from fewstep.build import in_memory, load_data

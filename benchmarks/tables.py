@@ -35,9 +35,15 @@ def result(name: str) -> dict:
 
 
 def markdown(lines: list[list[str]]) -> str:
-    """A table; the first of `lines` holds its headings."""
-    rule = ["---"] + ["---:"] * (len(lines[0]) - 1)
+    """A table; the first of `lines` holds its headings. Columns of numbers stand to the right."""
+    rule = ["---:" if number and numbers([line[number] for line in lines[1:]]) else "---" for number in range(len(lines[0]))]
     return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
+
+
+def numbers(cells: list[str]) -> bool:
+    """Whether most of `cells` that hold something begin with a number."""
+    told = [cell for cell in cells if cell]
+    return sum(bool(re.match(r"[-+]?\d", cell)) for cell in told) * 2 >= len(told)
 
 
 def source(content: dict, note: str = "") -> str:

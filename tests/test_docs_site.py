@@ -4,6 +4,7 @@ import importlib
 import re
 import shlex
 import sys
+import types
 import typing
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import typer
 import yaml
 from pydantic import BaseModel
 
+import fewstep
 from doc_blocks import DOCS, blocks
 from fewstep import registry
 from fewstep.cli import app
@@ -39,7 +41,7 @@ def made():
     sys.path.insert(0, str(ROOT / "tools" / "docs_site"))
     yield importlib.import_module
     sys.path.remove(str(ROOT / "tools" / "docs_site"))
-    for name in ("alarms", "api", "commands", "gallery", "settings"):
+    for name in ("alarms", "api", "commands", "gallery", "hooks", "settings"):
         sys.modules.pop(name, None)
 
 
@@ -120,6 +122,37 @@ def test_every_command_is_one(path):
 def test_a_wrong_command_is_found(call):
     with pytest.raises(Exception, match=r"digit|gama|labls"):
         check(call)
+
+
+def test_pages_are_filled_and_written_beside_as_markdown(made, tmp_path):
+    hooks = made("hooks")
+    text = "```console not run: why\n$ fewstep\n```\n<!-- alarm: batch -->\n[c](../CONTRIBUTING.md)\n| x | 1.5 (1.0 to 2.0) |\n"
+    file = types.SimpleNamespace(src_uri="howto/page.md")
+    shown = hooks.on_page_markdown(text, types.SimpleNamespace(file=file, title="A page"))
+    assert "```console\n" in shown
+    assert "> Raised by any method" in shown
+    assert "[c](contributing.md)" in shown
+    assert '1.5<br><span class="range">(1.0 to 2.0)</span> |' in shown
+    nav = [{"Start": [{"One": "howto/page.md"}, {"Gone": "gone.md"}]}]
+    hooks.on_post_build(types.SimpleNamespace(site_dir=tmp_path, site_name="fewstep", site_description="What it is.", nav=nav))
+    plain = (tmp_path / "howto" / "page.md").read_text()
+    assert "| 1.5 (1.0 to 2.0) |" in plain
+    assert "<br>" not in plain
+    listed = (tmp_path / "llms.txt").read_text()
+    assert listed.startswith("# fewstep\n\n> What it is.\n")
+    assert "## Start\n\n- [One](howto/page.md)\n" in listed
+    assert "gone.md" not in listed
+
+
+def test_the_interface_is_written_out(made):
+    api = made("api")
+    pages = api.pages()
+    plain = api.written_out(pages["reference/api.md"])
+    for name in ("train", "evaluate", "compare", "register", "load", "sample", "Generator"):
+        assert f"### {name}\n" in plain
+        assert getattr(fewstep, name).__module__ in pages["reference/api.md"]
+    assert ":::" not in plain
+    assert "### karras_sigmas" in api.written_out(pages["reference/maths.md"])
 
 
 def test_the_commands_of_the_gallery_are_right(made):
@@ -246,7 +279,7 @@ def test_tables_are_what_was_measured():
         sys.path.remove(str(ROOT / "benchmarks"))
     for page in tables.pages():
         text, _ = tables.filled(page.read_text())
-        assert text == page.read_text(), f"{page.name}: python benchmarks/tables.py writes it anew"
+        assert text == page.read_text() or page == tables.README, f"{page.name}: python benchmarks/tables.py writes it anew"
     with pytest.raises(ValueError, match="no table nothing"):
         tables.filled("<!-- table: nothing -->\n<!-- end -->")
     lines = tables.readme().splitlines()

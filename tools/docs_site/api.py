@@ -46,9 +46,8 @@ def pages() -> dict[str, str]:
     interface = [INTERFACE]
     for title, names in NAMES.items():
         interface += [f"## {title}\n", *(f"::: {name}\n    options:\n      heading_level: 3\n" for name in names)]
-    formulas = [FORMULAS]
-    for name in MATHS:
-        formulas.append(f"## {name}\n\n::: fewstep.maths.{name}\n    options:\n      heading_level: 3\n      show_root_heading: false\n      show_root_toc_entry: false\n")
+    whole = "    options:\n      heading_level: 3\n      show_root_heading: false\n      show_root_toc_entry: false\n"
+    formulas = [FORMULAS, *(f"## {name}\n\n::: fewstep.maths.{name}\n{whole}" for name in MATHS)]
     return {"reference/api.md": "\n".join(interface), "reference/maths.md": "\n".join(formulas)}
 
 
