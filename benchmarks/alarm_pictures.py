@@ -1,10 +1,9 @@
-"""A small picture of each provoked failure of points: the data, samples as the run failed, and after its advice was followed.
+"""A small picture of each provoked failure of points: the data, and samples as the run failed.
 
-    python benchmarks/alarm_pictures.py                # about five minutes on one core
+    python benchmarks/alarm_pictures.py                # about two minutes on one core
     python benchmarks/alarm_pictures.py "rate too high"
 
-Writes docs/pictures/alarm_NAME.png. The runs are those of `alarms.py`, whose results say what was changed; they are trained where they are
-not there.
+Writes docs/pictures/alarm_NAME.png, by the name of the alarm. The runs are those of `alarms.py`, trained where they are not there.
 """
 
 import argparse
@@ -16,10 +15,11 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from alarms import FAILURES, RESULTS, SEED, Arm, ran, recipe_of
+from alarms import FAILURES, SEED, Arm, recipe_of
 from fewstep import load
 from fewstep.build import in_memory, load_data
-from fewstep.text import read_json
+from fewstep.run import train_recipe
+from fewstep.training.run_folder import RunFolder
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 NUM = 1_500  # points of a panel
@@ -33,17 +33,14 @@ def pictured() -> list[Arm]:
 
 def draw(arm: Arm, folder: Path) -> Path:
     """The picture of `arm`."""
-    row = read_json(RESULTS)["failures"][arm.title]
-    done = [change for step in row["followed"] for change in step["done"]]
-    panels = {}
-    for title, changes, name in (("as it failed", arm.fault, arm.key), ("after the advice", (*arm.fault, *done), f"{arm.key}_mended")):
-        recipe = recipe_of(arm, changes, folder)
-        ran(recipe, folder / name, arm.title)
-        panels[title] = load(folder / name).sample(NUM, seed=SEED)
-        data = in_memory(load_data(recipe.data, recipe.seed))
-    panels = {"data": data.heldout[:NUM], **panels}
+    recipe = recipe_of(arm, arm.fault, folder)
+    run = RunFolder(folder / arm.key)
+    if not run.is_finished(recipe.steps):
+        train_recipe(recipe, run.path, resume=run.recipe_file.exists(), title=arm.title)
+    data = in_memory(load_data(recipe.data, recipe.seed))
+    panels = {"data": data.heldout[:NUM], "samples": load(run.path).sample(NUM, seed=SEED)}
     edge = 1.25 * data.heldout.abs().max().item()
-    figure, axes = plt.subplots(1, 3, figsize=(6.6, 2.4), dpi=110)
+    figure, axes = plt.subplots(1, 2, figsize=(4.6, 2.5), dpi=110)
     for axis, (title, points) in zip(axes, panels.items(), strict=True):
         axis.scatter(*points.T, s=1.2, color=INK, linewidths=0)
         axis.set(xlim=(-edge, edge), ylim=(-edge, edge), xticks=[], yticks=[], aspect="equal")

@@ -1,4 +1,7 @@
-"""The code of docs/own_method.md and the commands of docs/text.md, run from top to bottom in an empty folder, as a reader would."""
+"""The code of docs/own_method.md and the commands of docs/text.md, run from top to bottom in an empty folder, as a reader would.
+
+What docs/howto/export.md does with a LoRA is done with that of docs/text.md.
+"""
 
 import importlib
 import re
@@ -78,4 +81,14 @@ def test_text_to_image(monkeypatch, tmp_path, command):
         done.append(arguments[0])
     assert done == ["import", "encode", "train", "train", "sample", "evaluate", "export"]
     assert Path("drawn.png").is_file()
-    assert Path("lora", "pytorch_lora_weights.safetensors").is_file()
+    (block,) = [block for block in blocks(DOCS / "howto" / "export.md") if "convert_state_dict_to_kohya" in "".join(block.lines)]
+    names: dict = {}
+    run_python(block, "export.md", names)
+    # a layer has the name that ComfyUI's source (comfy/lora.py) gives it: the dots of diffusers' become underscores
+    layers = {name.removeprefix("unet.").rpartition(".lora_")[0] for name in names["ours"]}
+    expected = {
+        f"lora_unet_{layer.replace('.', '_')}.{part}" for layer in layers for part in ("lora_down.weight", "lora_up.weight", "alpha")
+    }
+    assert set(names["theirs"]) == expected
+    assert any("conv" in layer for layer in layers)
+    assert any("to_q" in layer for layer in layers)
