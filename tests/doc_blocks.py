@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
@@ -53,6 +54,9 @@ def run_console(block: Block, command, smaller: Callable[[list[str]], list[str]]
             calls[-1][1].append(line)
     for call, expected in calls:
         program, *arguments = shlex.split(call)
+        if program in ("cp", "mkdir"):
+            subprocess.run([program, *arguments], check=True)
+            continue
         assert program == "fewstep", call
         outcome = command(*smaller(arguments))
         said = outcome.out + outcome.err

@@ -85,8 +85,6 @@ def test_a_page_is_run(path, there, monkeypatch, command):
         elif block.language == "python":
             run_python(block, path.name, names)
         elif block.language == "console":
-            if path.name == "resume.md" and "moved/ring" in "".join(block.lines):  # as the page says
-                shutil.copytree("runs/ring", "moved/ring")
             run_console(block, command, smaller)
 
 
