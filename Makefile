@@ -4,7 +4,7 @@ BIN := .venv/bin
 # some images tell Python to keep no compiled modules: each process of the tests would compile torch anew, for ten seconds and more
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint build matrix install clean
+.PHONY: demo test lint docs build matrix install clean
 
 demo: install
 	$(BIN)/fewstep demo --out runs/demo
@@ -28,6 +28,10 @@ build: install
 matrix: install
 	$(BIN)/python tools/matrix.py
 
+# the pages of docs/ in site/: every warning, such as a link that leads nowhere, is an error
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 install: .venv/installed
 
 # torch first and alone: plain `torch`, or a range, would bring gigabytes of CUDA to a machine without a GPU. Of sixteen thousand modules
@@ -40,4 +44,4 @@ install: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .matrix dist runs
+	rm -rf .venv .matrix dist runs site

@@ -1,4 +1,4 @@
-"""Write the tables of README.md and of the pages of docs that have some from the result files.
+"""Write the tables of the pages of docs, and the one of README.md, from the result files.
 
     python benchmarks/tables.py
 
@@ -25,6 +25,7 @@ from text_tables import text_lines
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+DOCS = HERE.parent / "docs"
 WIDTH = 109  # columns of a line of text
 
 
@@ -34,9 +35,15 @@ def result(name: str) -> dict:
 
 
 def markdown(lines: list[list[str]]) -> str:
-    """A table; the first of `lines` holds its headings."""
-    rule = ["---"] + ["---:"] * (len(lines[0]) - 1)
+    """A table; the first of `lines` holds its headings. Columns of numbers stand to the right."""
+    rule = ["---:" if number and numbers([line[number] for line in lines[1:]]) else "---" for number in range(len(lines[0]))]
     return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
+
+
+def numbers(cells: list[str]) -> bool:
+    """Whether most of `cells` that hold something begin with a number."""
+    told = [cell for cell in cells if cell]
+    return sum(bool(re.match(r"[-+]?\d", cell)) for cell in told) * 2 >= len(told)
 
 
 def source(content: dict, note: str = "") -> str:
@@ -89,6 +96,29 @@ def quality() -> str:
         f"sampling seed {runs[0]['seed']}; median training time {took['teacher']:.0f} s (teacher) and {took['student']:.0f} s (student)."
     )
     return markdown(lines) + source(content, note)
+
+
+READ_ME = {  # the rows of the README's only table, and what they are called there
+    "real train split": "real digits: the floor",
+    "teacher, 35 evaluations": "the diffusion teacher",
+    "teacher, 1 evaluation": "the same in one step",
+    "student, 1 evaluation": "its student by DMD2",
+}
+
+
+def readme() -> str:
+    """What the demonstration's recipes come to, in four rows: the mean over seeds."""
+    runs = result("quality")["runs"]
+    forms = {"frechet_over_floor": "{:.2f}", "class_accuracy": "{:.1%}", "recall": "{:.2f}"}
+    lines = [["", "FD / floor", "class asked for", "recall", "evaluations", "images/s"]]
+    for name, title in READ_ME.items():
+        rows = [run["rows"][name] for run in runs]
+        cells = [form.format(statistics.mean(row[key] for row in rows)) for key, form in forms.items()]
+        drawn = "images_per_second" in rows[0]
+        speed = f"{statistics.mean(row['images_per_second'] for row in rows):,.0f}" if drawn else ""
+        lines.append([title, *cells, str(rows[0]["evaluations"]) if drawn else "", speed])
+    seeds = ", ".join(str(run["training_seed"]) for run in runs)
+    return markdown(lines) + source(result("quality"), f" Mean over training seeds {seeds}; n = {runs[0]['n']}.")
 
 
 def step_overhead() -> str:
@@ -530,6 +560,23 @@ def methods(name: str) -> str:
     return f"{markdown(method_lines(name))}\n\n{wrapped(METHOD_NOTES[name] + note)}"
 
 
+def choose() -> str:
+    """Every method on digits as somebody who has to choose looks at it: quality by evaluations, and what the training takes."""
+    heading, *lines = method_lines("digits")
+    at = {name: column for column, name in enumerate(heading)}
+    counts = {"1": "FD / floor, 1 evaluation", "2": "FD / floor, 2 evaluations", "4": "FD / floor, 4 evaluations"}
+    short = [
+        ["method", "teacher", *(f"FD / floor at {count}" for count in counts), "at most evaluations", "training (+ its teacher's), min"]
+    ]
+    for line in lines:
+        values = [re.sub(r" \(.*?\)", "", line[at[name]]) for name in (*counts.values(), "with most evaluations")]
+        short.append([line[0], line[at["teacher"]], *values, line[at["training (+ its teacher's), min"]]])
+    note = (
+        "Real 8x8 digits, n = 2,000; the mean over training seeds, each recipe as it is shipped, on one thread of an AMD EPYC. The ranges,"
+    )
+    return f"{markdown(short)}\n\n{wrapped(note + ' and the commands, are in methods.md.')}"
+
+
 def calibration(name: str) -> str:
     """What the feature networks make of sets that everybody can rank."""
     content = result("feature_calibration")
@@ -610,6 +657,8 @@ TABLES = {
     "dddm_digits": lambda: by_steps("digits", "frechet_over_floor", "{:.2f}", "plain diffusion"),
     "dddm_step": dddm_step,
     "quality": quality,
+    "readme": readme,
+    "choose": choose,
     "step_overhead": step_overhead,
     "time_to_quality": time_to_quality,
     "laboratory": lambda: laboratory("ring", "grid25", "unequal", "mixture8d", "continuous", "dmd2"),
@@ -627,23 +676,35 @@ TABLES = {
     "flows": lambda: flows(points=False),
     "flows_ring": lambda: flows(points=True),
 }
-NAMES = ("alarms", "cifar10", "dddm", "dmd2", "drift", "evaluation", "flows", "methods", "mnist", "scaling", "text")
-PAGES = (README, *(README.parent / "docs" / f"{name}.md" for name in NAMES))
+
+
+def pages() -> list[Path]:
+    """README.md, and every page of docs."""
+    return [README, *sorted(DOCS.rglob("*.md"))]
+
+
+def filled(text: str) -> tuple[str, set[str]]:
+    """`text` with each of its tables replaced, and their names. Raises ValueError for a table that nobody makes."""
+    placed = set(re.findall(r"<!-- table: (\w+) -->", text))
+    if unknown := placed - TABLES.keys():
+        raise ValueError(f"there is no table {', '.join(sorted(unknown))}; known are {', '.join(TABLES)}")
+    for name in placed:
+        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+        table = TABLES[name]()
+        text = re.sub(pattern, lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text, flags=re.S)
+    return text, placed
 
 
 def main() -> None:
     """Replace each table of each page; tables on no page are named."""
     placed = set()
-    for page in PAGES:
-        text = page.read_text()
-        for name, make in TABLES.items():
-            pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-            if re.search(pattern, text, re.S):
-                placed.add(name)
-                table = make()
-                text = re.sub(pattern, lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text, flags=re.S)
-        page.write_text(text)
-        print(f"wrote {page.name}")
+    for page in pages():
+        before = page.read_text()
+        after, names = filled(before)
+        placed |= names
+        if after != before:
+            page.write_text(after)
+            print(f"wrote {page.relative_to(HERE.parent)}")
     print("tables on no page:", ", ".join(sorted(set(TABLES) - placed)) or "none")
 
 

@@ -1,4 +1,7 @@
-"""The code of docs/own_method.md and the commands of docs/text.md, run from top to bottom in an empty folder, as a reader would."""
+"""The code of docs/own_method.md and the commands of docs/text.md, run from top to bottom in an empty folder, as a reader would.
+
+What docs/howto/export.md does with a LoRA is done with that of docs/text.md.
+"""
 
 import importlib
 import re
@@ -6,40 +9,10 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
-import pytest
-
+from doc_blocks import DOCS, blocks, run_console, run_python
 from fewstep import measurement, pictures
 from text_models import make
-
-DOCS = Path(__file__).parents[1] / "docs"
-WIDEST = 110
-FENCE = re.compile(r"^```(\w+)(.*)$")
-
-
-class Block(NamedTuple):
-    """A block of code, and the line of the document that it begins at."""
-
-    language: str
-    note: str
-    lines: list[str]
-    line: int
-
-
-def blocks(path: Path) -> list[Block]:
-    found: list[Block] = []
-    inside = False
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if inside and line == "```":
-            inside = False
-        elif inside:
-            found[-1].lines.append(line)
-        elif opening := FENCE.match(line):
-            inside = True
-            found.append(Block(opening[1], opening[2].strip(), [], number + 1))
-    assert not inside
-    return found
 
 
 class NoDashboard:
@@ -50,25 +23,6 @@ class NoDashboard:
 
     def __getattr__(self, name):
         return lambda *arguments: None
-
-
-def run_console(block: Block, command) -> None:
-    """Each line that begins with ``$`` is a command; those below it are found in what it says, and tell whether it may fail."""
-    calls: list[tuple[str, list[str]]] = []
-    for line in block.lines:
-        if line.startswith("$ "):
-            calls.append((line[2:], []))
-        else:
-            calls[-1][1].append(line)
-    for call, expected in calls:
-        program, *arguments = shlex.split(call)
-        assert program == "fewstep"
-        outcome = command(*arguments)
-        said = outcome.out + outcome.err
-        assert outcome.code in (0, 2), said
-        assert (outcome.code == 2) == ("error: " in outcome.err), said
-        for line in expected:
-            assert line in said, f"line {block.line}: {call} did not say {line!r}, but\n{said}"
 
 
 def test_own_method(registry_apart, monkeypatch, tmp_path, command):
@@ -85,7 +39,7 @@ def test_own_method(registry_apart, monkeypatch, tmp_path, command):
                 Path(name).write_text("\n".join(block.lines) + "\n")
                 importlib.invalidate_caches()
             elif block.language == "python":
-                exec(compile("\n" * (block.line - 1) + "\n".join(block.lines), "own_method.md", "exec"), {"__name__": "own_method"})  # noqa: S102
+                run_python(block, "own_method.md", {"__name__": "own_method"})
             elif not block.note.startswith("not run"):
                 if "elsewhere/gated" in "".join(block.lines):  # somebody else's folder
                     shutil.copytree("runs/gated", "elsewhere/gated")
@@ -127,9 +81,14 @@ def test_text_to_image(monkeypatch, tmp_path, command):
         done.append(arguments[0])
     assert done == ["import", "encode", "train", "train", "sample", "evaluate", "export"]
     assert Path("drawn.png").is_file()
-    assert Path("lora", "pytorch_lora_weights.safetensors").is_file()
-
-
-@pytest.mark.parametrize("path", [DOCS / "own_method.md", DOCS / "text.md", DOCS.parent / "CONTRIBUTING.md"], ids=lambda path: path.name)
-def test_lines_are_not_too_wide(path):
-    assert [number for number, line in enumerate(path.read_text().splitlines(), start=1) if len(line) > WIDEST] == []
+    (block,) = [block for block in blocks(DOCS / "howto" / "export.md") if "convert_state_dict_to_kohya" in "".join(block.lines)]
+    names: dict = {}
+    run_python(block, "export.md", names)
+    # a layer has the name that ComfyUI's source (comfy/lora.py) gives it: the dots of diffusers' become underscores
+    layers = {name.removeprefix("unet.").rpartition(".lora_")[0] for name in names["ours"]}
+    expected = {
+        f"lora_unet_{layer.replace('.', '_')}.{part}" for layer in layers for part in ("lora_down.weight", "lora_up.weight", "alpha")
+    }
+    assert set(names["theirs"]) == expected
+    assert any("conv" in layer for layer in layers)
+    assert any("to_q" in layer for layer in layers)

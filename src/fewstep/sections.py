@@ -50,9 +50,9 @@ class Grid(Section):
     """The Karras grid of noise levels that a method trains on."""
 
     num_train_timesteps: PositiveInt = Field(1000, description="levels of the grid")
-    sigma_min: PositiveFloat = 0.002
-    sigma_max: PositiveFloat = 80.0
-    rho: PositiveFloat = 7.0
+    sigma_min: PositiveFloat = Field(0.002, description="least noise level of the grid, in the units of the data")
+    sigma_max: PositiveFloat = Field(80.0, description="largest noise level of the grid, in the units of the data")
+    rho: PositiveFloat = Field(7.0, description="power of the grid; a larger one puts more of its levels near sigma_min")
 
     @model_validator(mode="after")
     def _ordered(self) -> "Grid":
@@ -67,14 +67,14 @@ class Optimizer(Section):
     `lr` is reached linearly over `warmup` updates, held until the fraction `decay_from` of all updates, then taken to ``final * lr``.
     """
 
-    lr: PositiveFloat = 1e-3
+    lr: PositiveFloat = Field(1e-3, description="learning rate, after the warm-up and before the fall")
     warmup: NonNegativeInt = Field(0, description="updates over which the learning rate rises")
     decay_from: Fraction = Field(1.0, description="fraction of the updates after which it falls")
     final: Fraction = Field(1.0, description="what it falls to, as a fraction of lr")
     decay: Literal["linear", "cosine"] = Field("linear", description="along a straight line, or half a cosine")
-    beta1: Share = 0.9
-    beta2: Share = 0.99
-    weight_decay: NonNegativeFloat = 0.01
+    beta1: Share = Field(0.9, description="AdamW's decay of the mean gradient")
+    beta2: Share = Field(0.99, description="AdamW's decay of the mean squared gradient")
+    weight_decay: NonNegativeFloat = Field(0.01, description="AdamW's weight decay: an update takes lr times this share off each weight")
     clip: PositiveFloat | None = Field(10.0, description="largest gradient norm; null for no clipping")
 
     def lr_at(self, update: int, updates: int) -> float:
@@ -216,32 +216,32 @@ class TaughtSettings(MethodSettings):
 class OwnOptimizer(DenoiserOptimizer):
     """AdamW of a teacher of one's own."""
 
-    lr: PositiveFloat = 2e-3
+    lr: PositiveFloat = Field(2e-3, description="learning rate, after the warm-up and before the fall")
 
 
 class StudentOptimizer(Optimizer):
     """AdamW of a student: half a cosine over the whole of its part of the run."""
 
-    lr: PositiveFloat = 1e-3
+    lr: PositiveFloat = Field(1e-3, description="learning rate, after the warm-up and before the fall")
     warmup: NonNegativeInt = Field(20, description="updates over which the learning rate rises")
     decay_from: Fraction = Field(0.0, description="fraction of the updates after which it falls")
     final: Fraction = Field(0.0, description="what it falls to, as a fraction of lr")
-    decay: Literal["linear", "cosine"] = "cosine"
-    weight_decay: NonNegativeFloat = 0.0
+    decay: Literal["linear", "cosine"] = Field("cosine", description="along a straight line, or half a cosine")
+    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW's weight decay: an update takes lr times this share off each weight")
 
 
 class SelfTaughtSettings(TaughtSettings):
     """The settings of a method whose student may first learn a teacher of its own, and then goes through stages."""
 
-    optimizer: StudentOptimizer = Field(default_factory=StudentOptimizer)
+    optimizer: StudentOptimizer = Field(default_factory=StudentOptimizer, description="AdamW of the student")
     own_teacher: Share = Field(0.0, description="share of the run in which a teacher of its own learns to denoise, where none is given")
-    own_optimizer: OwnOptimizer = Field(default_factory=OwnOptimizer)
+    own_optimizer: OwnOptimizer = Field(default_factory=OwnOptimizer, description="AdamW of the teacher of its own")
     own_sigma_mean: float = Field(-1.2, description="mean of ln(sigma) that it learns at")
     own_sigma_std: PositiveFloat = Field(1.2, description="standard deviation of ln(sigma) that it learns at")
     stages: PositiveInt = Field(6, description="of equal length; each halves the gap between a noise level and the next")
     first_stage: NonNegativeInt = Field(0, description="0 begins with denoising, which a student that starts from a teacher knows already")
     gap_k: NonNegativeFloat = Field(8.0, description="the gap is (1 + gap_k sigmoid(-gap_b sigma)) / 2^stage, at most 1")
-    gap_b: NonNegativeFloat = 1.0
+    gap_b: NonNegativeFloat = Field(1.0, description="how fast the gap narrows as the noise level rises; see gap_k")
     label_dropout: Share = Field(0.0, description="share of labels hidden, which guidance needs")
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ class Photos(DataSettings):
     """Crops of scikit-learn's two sample photographs, RGB."""
 
     name: Literal["photos"]
-    size: PositiveInt = 32
+    size: PositiveInt = Field(32, description="pixels a side of a crop")
     stride: PositiveInt = Field(8, description="pixels between neighbouring crops")
 
     points: ClassVar = False
@@ -36,7 +36,7 @@ class Images(DataSettings):
         "fit",
         description="fit: shorter side to size, then centre crop; stretch: both sides; pad: centred on -1; none: must be size x size",
     )
-    channels: Literal[1, 3] = 3
+    channels: Literal[1, 3] = Field(3, description="3 for colours, 1 for grey")
     image_column: str | None = Field(None, description="column of the images; null for the first of that type")
     label_column: str | None = Field(None, description="column of the labels; null finds one, none is for no classes")
     holdout: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="fraction held out where the data has no test split")
@@ -139,7 +139,7 @@ class Stream(DataSettings):
     heldout_split: str | None = Field(None, description="another split, which is held out; null holds out the first items")
     size: PositiveInt = Field(32, description="images become size x size")
     resize: Literal["fit", "stretch", "pad", "none"] = Field("fit", description="as in data: images")
-    channels: Literal[1, 3] = 3
+    channels: Literal[1, 3] = Field(3, description="3 for colours, 1 for grey")
     image_column: str | None = Field(None, description="column of the images; null for the first of that type")
     label_column: str | None = Field(None, description="column of the labels; null finds one, none is for no classes")
     num_classes: PositiveInt | None = Field(None, description="of labels that are numbers and do not say it")

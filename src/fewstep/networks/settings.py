@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import PositiveFloat
+from pydantic import Field, PositiveFloat
 
 from fewstep.sections import NetworkSettings
 
@@ -11,6 +11,6 @@ class CopySettings(NetworkSettings):
     """The teacher's own network, copied; `sigma_data` must be what the teacher was trained for."""
 
     name: Literal["teacher"]
-    sigma_data: PositiveFloat = 0.5
+    sigma_data: PositiveFloat = Field(0.5, description="standard deviation of the data that the teacher was trained for")
 
     role: ClassVar = "copy"

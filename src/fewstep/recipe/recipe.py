@@ -43,9 +43,9 @@ Findable = Literal[
 class Wandb(Section):
     """Where Weights & Biases keeps the run."""
 
-    project: str = "fewstep"
+    project: str = Field("fewstep", description="name of the project")
     entity: str | None = Field(None, description="user or team; null for the default of the account")
-    tags: list[str] = Field(default_factory=list)
+    tags: list[str] = Field(default_factory=list, description="words that the run can be found by")
 
 
 class Trainer(Section):
@@ -53,7 +53,7 @@ class Trainer(Section):
 
     accelerator: str = Field("auto", description="what lightning-fabric offers: auto, cpu, cuda, mps, ...")
     devices: PositiveInt | Literal["auto"] = Field(1, description="devices a node; batch_size is divided among all")
-    num_nodes: PositiveInt = 1
+    num_nodes: PositiveInt = Field(1, description="machines that train together, each with trainer.devices devices")
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
         "auto", description="auto: ddp on several devices; fsdp: each keeps its share of all weights, gradients and moments (FSDP2)"
     )
@@ -74,7 +74,7 @@ class Trainer(Section):
     )
     accumulate: PositiveInt = Field(1, description="parts of a batch whose gradients are added up, to save memory")
     workers: NonNegativeInt = Field(0, description="processes a device that read ahead, for data that does not lie in memory")
-    log_every: PositiveInt = 50
+    log_every: PositiveInt = Field(50, description="steps between lines of metrics.jsonl")
     sample_every: PositiveInt | None = Field(None, description="steps between sample grids; null for a tenth of the run")
     evaluate_every: PositiveInt | None = Field(None, description="steps between measurements while training; null for none")
     evaluate_samples: Annotated[int, Field(ge=40)] | None = Field(
@@ -87,9 +87,9 @@ class Trainer(Section):
     )
     keep_best: str | None = Field(None, description="a figure, such as frechet, whose best checkpoint is kept in best/; null for none")
     checkpoint_every: PositiveInt | None = Field(None, description="steps between checkpoints; null for a tenth of the run")
-    keep_checkpoints: PositiveInt = 2
-    tracker: Literal["none", "wandb", "tensorboard"] = "none"
-    wandb: Wandb = Field(default_factory=Wandb)
+    keep_checkpoints: PositiveInt = Field(2, description="checkpoints that are kept, the newest; older ones are deleted")
+    tracker: Literal["none", "wandb", "tensorboard"] = Field("none", description="where numbers go beside metrics.jsonl")
+    wandb: Wandb = Field(default_factory=Wandb, description="of tracker wandb: where it keeps the run")
     init: UserPath | None = Field(None, description="a run or model folder whose weights the network that ships starts from; null for none")
 
     @property
@@ -117,12 +117,12 @@ class Trainer(Section):
 class Recipe(Section):
     """Everything that a training run depends on."""
 
-    method: SerializeAsAny[MethodSettings]
-    data: SerializeAsAny[DataSettings]
-    network: SerializeAsAny[NetworkSettings]
-    trainer: Trainer = Field(default_factory=Trainer)
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    steps: PositiveInt = 1000
+    method: SerializeAsAny[MethodSettings] = Field(description="what is learned, and by which losses")
+    data: SerializeAsAny[DataSettings] = Field(description="what is learned from, and held out")
+    network: SerializeAsAny[NetworkSettings] = Field(description="what the weights belong to")
+    trainer: Trainer = Field(default_factory=Trainer, description="the engine, and how often things are done")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of everything that is drawn: the same seed gives the same run")
+    steps: PositiveInt = Field(1000, description="steps of the loop, each with one batch")
     batch_size: PositiveInt = Field(128, description="items a step, over all devices")
     finds: list[Findable] = Field(
         default_factory=list,

@@ -20,7 +20,7 @@ class ConsistencySettings(SelfTaughtSettings):
     guidance_scale: NonNegativeFloat = Field(1.0, description="classifier-free guidance of the teacher")
     sigma_mean: float = Field(-1.1, description="mean of ln(sigma)")
     sigma_std: PositiveFloat = Field(2.0, description="standard deviation of ln(sigma)")
-    sigma_min: PositiveFloat = 0.002
+    sigma_min: PositiveFloat = Field(0.002, description="least noise level, where the student has to give its input back")
     sigma_max: PositiveFloat = Field(80.0, description="levels above are folded back below it")
     distance: Literal["squared", "pseudo_huber"] = Field(
         "squared", description="squared, weighted as EDM's over the gap; or ECT's sqrt(d^2 + c^2) - c, weighted by 1 / (sigma - r)"

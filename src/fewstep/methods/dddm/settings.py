@@ -11,7 +11,7 @@ class DDDMSettings(MethodSettings):
     """Distributional diffusion: a denoiser that samples the posterior, trained with a scoring rule; no teacher."""
 
     name: Literal["dddm"]
-    optimizer: DenoiserOptimizer = Field(default_factory=DenoiserOptimizer)
+    optimizer: DenoiserOptimizer = Field(default_factory=DenoiserOptimizer, description="AdamW of the denoiser")
     m: PositiveInt = Field(8, description="particles an item")
     beta: Annotated[float, Field(gt=0, le=2)] = Field(1.0, description="power of the distance; 2 with lam 0 is plain diffusion")
     lam: Fraction = Field(1.0, description="weight of the term between particles; only 1 is strictly proper")

@@ -12,7 +12,7 @@ from fewstep.sections import Compared, Fraction, Grid, NonNegativeFloat, NonNega
 class DMD2Optimizer(Optimizer):
     """AdamW of the generator, or of the fake network with the heads."""
 
-    lr: PositiveFloat = 2e-6
+    lr: PositiveFloat = Field(2e-6, description="learning rate, after the warm-up and before the fall")
 
 
 class LoRA(Section):
@@ -70,7 +70,7 @@ class DMD2Settings(Grid, TaughtSettings):
     min_step_warmup: Annotated[float, Field(gt=0, lt=1)] = Field(0.6, description="its ramp, a fraction of the run")
     fake_min_step_percent: Fraction = Field(0.0, description="as min_step_percent, of the fake network's loss")
     fake_max_step_percent: Fraction = Field(1.0, description="as max_step_percent, of the fake network's loss")
-    generator_optimizer: DMD2Optimizer = Field(default_factory=DMD2Optimizer)
+    generator_optimizer: DMD2Optimizer = Field(default_factory=DMD2Optimizer, description="AdamW of the generator")
     guidance_optimizer: DMD2Optimizer = Field(default_factory=DMD2Optimizer, description="of the fake network, with the heads")
     table_scale: PositiveFloat = Field(
         10.0, description="how many times as fast the tables of a network learn, such as those of a coded latent"
@@ -81,7 +81,7 @@ class DMD2Settings(Grid, TaughtSettings):
     gan_weight_generator: NonNegativeFloat | Literal["auto"] = Field(
         3e-3, description="auto: the ratio of the two terms' gradient norms at the image, over the first updates after warm-up"
     )
-    gan_weight_guidance: NonNegativeFloat = 1e-2
+    gan_weight_guidance: NonNegativeFloat = Field(1e-2, description="weight of the heads' loss beside the fake network's own")
     gan_features: Literal["fake", "teacher"] = Field("fake", description="whose features the heads see")
     gan_levels: PositiveInt = Field(1, description="at how many resolutions, from the bottleneck up; a head at each")
     r1_weight: NonNegativeFloat = Field(0.0, description="of the penalty on the heads' slope at real data")

@@ -13,7 +13,7 @@ class DriftSettings(MethodSettings):
     """Drift: a push-forward generator follows a field between real and generated samples; no teacher."""
 
     name: Literal["drift"]
-    optimizer: Optimizer = Field(default_factory=Optimizer)
+    optimizer: Optimizer = Field(default_factory=Optimizer, description="AdamW of the generator")
     field: Literal["strict", "two_temperature", "toy", "drifting", "wasserstein"] = Field(
         "strict", description="which definition of the drift; gamma through the field is known to the first two"
     )
@@ -33,7 +33,9 @@ class DriftSettings(MethodSettings):
         None, description="where each temperature begins; auto is twice the data's total variance"
     )
     temperature_warmup: Warmup = Field(15_000, description="its ramp: a number of steps, or below 1 a fraction of the run")
-    temperature_schedule: Literal["linear", "log"] = "linear"
+    temperature_schedule: Literal["linear", "log"] = Field(
+        "linear", description="how the ramp goes from temperature_start: by equal differences, or by equal factors"
+    )
     temperature_neighbours: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.04, description="auto ends at the squared distance to the neighbour of this rank, as a share of the batch; less than a mode holds"
     )

@@ -31,7 +31,7 @@ class FlowMapSettings(SelfTaughtSettings):
     anchor: Fraction = Field(0.0, description="share of a batch that denoises, rho = sigma")
     sigma_mean: float = Field(-0.4, description="mean of ln(sigma)")
     sigma_std: PositiveFloat = Field(1.6, description="standard deviation of ln(sigma)")
-    sigma_min: PositiveFloat = 0.002
+    sigma_min: PositiveFloat = Field(0.002, description="least noise level that is trained on")
     sigma_max: PositiveFloat = Field(30.0, description="levels above are folded back below it")
     first_level: PositiveFloat = Field(20.0, description="noise level that sampling starts at")
     middle: PositiveFloat | None = Field(

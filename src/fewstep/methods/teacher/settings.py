@@ -11,12 +11,14 @@ class TeacherSettings(Grid, MethodSettings):
     """EDM training of a diffusion teacher."""
 
     name: Literal["teacher"]
-    optimizer: DenoiserOptimizer = Field(default_factory=DenoiserOptimizer)
+    optimizer: DenoiserOptimizer = Field(default_factory=DenoiserOptimizer, description="AdamW of the denoiser")
     sigma_sampling: Literal["lognormal", "karras"] = Field("lognormal", description="karras: uniform over the levels of the grid")
     sigma_mean: float = Field(-1.2, description="mean of ln(sigma), with lognormal")
     sigma_std: PositiveFloat = Field(1.2, description="standard deviation of ln(sigma), with lognormal")
     label_dropout: Share = Field(0.1, description="share of labels hidden, which guidance needs")
-    sampler: Literal["heun", "euler"] = "heun"
+    sampler: Literal["heun", "euler"] = Field(
+        "heun", description="how it is sampled: Heun's method, two evaluations a step but the last; or Euler's, one"
+    )
     sampler_steps: PositiveInt = Field(18, description="noise levels; 18 of Heun's are 35 evaluations")
     guidance_scale: NonNegativeFloat = Field(1.0, description="classifier-free guidance that it is sampled with; doubles the evaluations")
 

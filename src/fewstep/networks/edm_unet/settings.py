@@ -17,7 +17,7 @@ class EDMUNetSettings(NetworkSettings):
     multipliers: list[PositiveInt] = Field([2, 2, 2], min_length=1, description="width of each resolution level, in channels")
     blocks: PositiveInt = Field(4, description="residual blocks a level")
     attention: list[PositiveInt] = Field([16], description="heights of the levels that have attention; the bottleneck has it anyway")
-    dropout: Share = 0.13
+    dropout: Share = Field(0.13, description="share of activations set to 0 in training")
     augment_dim: NonNegativeInt = Field(9, description="inputs for augmentation, always 0; the published weights have 9")
 
     items: ClassVar = ("images",)

@@ -12,7 +12,7 @@ class MLPSettings(NetworkSettings):
 
     name: Literal["mlp"]
     widths: list[PositiveInt] = Field([256, 256, 256], min_length=1, description="of the hidden layers")
-    activation: Literal["relu", "silu"] = "relu"
+    activation: Literal["relu", "silu"] = Field("relu", description="function between the layers")
     frequencies: PositiveInt = Field(8, description="Fourier features of the noise level")
 
     items: ClassVar = ("points",)
@@ -25,7 +25,7 @@ class LatentMLPSettings(NetworkSettings):
     name: Literal["latent_mlp"]
     widths: list[PositiveInt] = Field([256, 256], min_length=1, description="of the hidden layers")
     latent: PositiveInt = Field(16, description="dimension of the noise")
-    activation: Literal["relu", "silu"] = "relu"
+    activation: Literal["relu", "silu"] = Field("relu", description="function between the layers")
     embedding: PositiveInt = Field(32, description="numbers that stand for a label")
     gain: PositiveFloat = Field(1.0, description="of the last layer at initialisation")
     he: bool = Field(False, description="initial weights that keep the variance of ReLU activations, and not torch's own")
@@ -41,7 +41,7 @@ class CodedMLPSettings(NetworkSettings):
     latent: PositiveInt = Field(16, description="dimension of the noise")
     bits: PositiveInt = Field(8, description="latent coordinates whose signs pick the code")
     embedding: PositiveInt = Field(16, description="numbers that tell the network which code it is")
-    activation: Literal["relu", "silu"] = "silu"
+    activation: Literal["relu", "silu"] = Field("silu", description="function between the layers")
     gain: PositiveFloat = Field(0.1, description="of the last layer at initialisation")
     spread: PositiveFloat = Field(1.0, description="standard deviation of the centres at initialisation, in sigma_data")
 

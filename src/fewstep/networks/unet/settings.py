@@ -14,10 +14,10 @@ class UNetSettings(NetworkSettings):
     sigma_data: PositiveFloat = Field(0.5, description="standard deviation of the data in [-1, 1]")
     channels: list[PositiveInt] = Field([64, 128, 256, 512], min_length=1, description="width of each resolution level")
     attention: list[bool] | None = Field(None, description="one flag a level; null for none but the bottleneck's")
-    layers_per_block: PositiveInt = 1
+    layers_per_block: PositiveInt = Field(1, description="residual layers at each resolution level")
     groups: PositiveInt = Field(32, description="groups of each GroupNorm")
     head_dim: PositiveInt = Field(64, description="channels of an attention head")
-    dropout: Share = 0.0
+    dropout: Share = Field(0.0, description="share of activations set to 0 in training")
     patch: PositiveInt = Field(
         1, description="side of the squares of pixels that enter as one place; 2 costs a quarter; an export to diffusers needs 1"
     )

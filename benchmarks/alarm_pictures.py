@@ -1,0 +1,69 @@
+"""A small picture of each provoked failure of points: the data, and samples as the run failed.
+
+    python benchmarks/alarm_pictures.py                # about two minutes on one core
+    python benchmarks/alarm_pictures.py "rate too high"
+
+Writes docs/pictures/alarm_NAME.png, by the name of the alarm. The runs are those of `alarms.py`, trained where they are not there.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+
+from alarms import FAILURES, SEED, Arm, recipe_of
+from fewstep import load
+from fewstep.build import in_memory, load_data
+from fewstep.run import train_recipe
+from fewstep.training.run_folder import RunFolder
+
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
+NUM = 1_500  # points of a panel
+INK = "#3f51b5"
+
+
+def pictured() -> list[Arm]:
+    """The failures of points."""
+    return [arm for arm in FAILURES if not arm.recipe.endswith("digits")]
+
+
+def draw(arm: Arm, folder: Path) -> Path:
+    """The picture of `arm`."""
+    recipe = recipe_of(arm, arm.fault, folder)
+    run = RunFolder(folder / arm.key)
+    if not run.is_finished(recipe.steps):
+        train_recipe(recipe, run.path, resume=run.recipe_file.exists(), title=arm.title)
+    data = in_memory(load_data(recipe.data, recipe.seed))
+    panels = {"data": data.heldout[:NUM], "samples": load(run.path).sample(NUM, seed=SEED)}
+    edge = 1.25 * data.heldout.abs().max().item()
+    figure, axes = plt.subplots(1, 2, figsize=(4.6, 2.5), dpi=110)
+    for axis, (title, points) in zip(axes, panels.items(), strict=True):
+        axis.scatter(*points.T, s=1.2, color=INK, linewidths=0)
+        axis.set(xlim=(-edge, edge), ylim=(-edge, edge), xticks=[], yticks=[], aspect="equal")
+        axis.set_title(title, fontsize=9)
+    figure.tight_layout()
+    path = PICTURES / f"alarm_{arm.alarm}.png"
+    figure.savefig(path)
+    plt.close(figure)
+    return path
+
+
+def main() -> None:
+    """Draw those that are asked for, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("titles", nargs="*", help="parts of titles")
+    parser.add_argument("--folder", type=Path, default=Path("runs/alarms"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    PICTURES.mkdir(exist_ok=True)
+    for arm in pictured():
+        if not arguments.titles or any(part in arm.title for part in arguments.titles):
+            print("wrote", draw(arm, arguments.folder), flush=True)
+
+
+if __name__ == "__main__":
+    main()

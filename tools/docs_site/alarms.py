@@ -1,0 +1,82 @@
+"""The facts of an alarm, for its section of the page of troubleshooting: from the code that raises it, and from the benchmark's results."""
+
+import json
+import math
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+OLDER = {"drift": "shift"}  # names that results of earlier versions have
+
+
+@cache
+def found() -> dict[str, Any]:
+    """What `benchmarks/alarms.py` has measured."""
+    return json.loads((ROOT / "benchmarks" / "results" / "alarms.json").read_text())
+
+
+def rules() -> Iterator[tuple[str, str, Any]]:
+    """(name, whose, the rule) of every alarm: of any run, and of each method."""
+    from fewstep import registry
+    from fewstep.training.health import COMMON
+
+    for rule in COMMON:
+        yield OLDER.get(rule.name, rule.name), "any method", rule
+    for method in registry.BUILT_IN["methods"]:
+        for rule in registry.room("methods", method).alarms:
+            yield rule.name, f"`{method}`", rule
+
+
+def names() -> list[str]:
+    """The names of all alarms."""
+    return list(dict.fromkeys(name for name, _, _ in rules()))
+
+
+def sound(rule: Any) -> str:
+    """The range in which the figure of `rule` raises nothing."""
+    low, high = rule.low, rule.high
+    if math.isinf(low):
+        return f"at most {high:g}"
+    return f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
+
+
+def facts(name: str) -> str:
+    """The figure, its sound range, whose alarm it is, and what the benchmark saw."""
+    mine = [(whose, rule) for known, whose, rule in rules() if known == name]
+    if not mine:
+        raise ValueError(f"{name} is no alarm; known are {', '.join(names())}")
+    figures = ", ".join(dict.fromkeys(f"`{rule.figure}`" for _, rule in mine))
+    whose = " and ".join(dict.fromkeys(whose for whose, _ in mine))
+    lines = [f"Raised by {whose}. Figure in `metrics.jsonl`: {figures}; sound {sound(mine[0][1])}."]
+    lines += [measured(title, row) for title, row in found()["failures"].items() if OLDER.get(row["expected"], row["expected"]) == name]
+    if len(lines) == 1:
+        beside = [title for title, row in found()["failures"].items() if name in raised(row)]
+        lines.append(
+            f"In the benchmark it was raised beside another cause: {', '.join(beside)}." if beside else "The benchmark has no case for it."
+        )
+    return "\n>\n".join(f"> {line}" for line in lines)
+
+
+def raised(row: dict[str, Any]) -> list[str]:
+    """The alarms of a failed run."""
+    return [OLDER.get(alarm["alarm"], alarm["alarm"]) for alarm in row["before"]["alarms"]]
+
+
+def measured(title: str, row: dict[str, Any]) -> str:
+    """One provoked failure, what was changed, and what came of it."""
+    first = next(a["first"] for a in row["before"]["alarms"] if a["alarm"] == row["expected"])
+    fault = ", ".join(f"`{change}`" for change in row["fault"] if "path" not in change) or f"a teacher of `{row['teacher']}`"
+    done = [change for step in row["followed"] for change in step["done"]]
+    cure = ", then ".join(f"`{change}`" for change in done if "path" not in change) or "the right labels"
+    before, after = figures(row["before"]["figures"]), figures(row["followed"][-1]["figures"])
+    fault = fault if "path" not in "".join(row["fault"]) else "labels in another order"
+    told = f"In the benchmark `{row['recipe']}` with {fault} raised it at {first:.0%} of the run ({title})."
+    return f"{told} What was then changed: {cure}. Before: {before}; after: {after}."
+
+
+def figures(values: dict[str, float]) -> str:
+    """The figures of a run in words."""
+    forms = {"energy": "energy distance {:.4f}", "frechet_over_floor": "FD / floor {:.2f}", "class_accuracy": "class asked for {:.0%}"}
+    return ", ".join(form.format(values[key]) for key, form in forms.items() if key in values)

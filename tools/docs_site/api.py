@@ -1,0 +1,88 @@
+"""The pages of the Python interface: directives of mkdocstrings in the site, signatures and docstrings in the plain Markdown beside it."""
+
+import importlib
+import inspect
+import re
+from typing import Any
+
+DIRECTIVE = re.compile(r"^::: ([\w.]+)\n((?:    .*\n?)*)", re.M)
+NAMES = {
+    "From recipes to runs": ["fewstep.run.train", "fewstep.evaluation.evaluate", "fewstep.comparison.compare", "fewstep.registry.register"],
+    "Generators": ["fewstep.generator.load", "fewstep.generator.sample", "fewstep.generator.Generator"],
+    "What a denoiser is": ["fewstep.denoisers.protocol"],
+    "For a method of one's own": [
+        "fewstep.methods.base.Method",
+        "fewstep.methods.base.Turn",
+        "fewstep.methods.base.LossOutput",
+        "fewstep.methods.base.Alarm",
+        "fewstep.sections.MethodSettings",
+        "fewstep.sections.NetworkSettings",
+        "fewstep.sections.DataSettings",
+    ],
+    "Measurement": [
+        "fewstep.metrics.frechet.frechet_distance",
+        "fewstep.metrics.kernel_mmd.kernel_distance",
+        "fewstep.metrics.manifold.precision_recall",
+    ],
+}
+MATHS = ("schedules", "parametrization", "kernels", "matching", "energy", "adversarial", "flow", "transport", "mixtures")
+
+INTERFACE = """\
+# Python interface
+
+`import fewstep` gives `train`, `evaluate`, `compare`, `load`, `sample`, `register` and `Generator`; each is listed here under the module
+that holds it. Nothing heavy is imported until it is used.
+"""
+FORMULAS = """\
+# Formulas
+
+Pure functions of tensors, each with its shapes and its source. [Papers](../papers.md) says which equation each one is, and which test
+holds it.
+"""
+
+
+def pages() -> dict[str, str]:
+    """Path of each page, and its Markdown."""
+    interface = [INTERFACE]
+    for title, names in NAMES.items():
+        interface += [f"## {title}\n", *(f"::: {name}\n    options:\n      heading_level: 3\n" for name in names)]
+    whole = "    options:\n      heading_level: 3\n      show_root_heading: false\n      show_root_toc_entry: false\n"
+    formulas = [FORMULAS, *(f"## {name}\n\n::: fewstep.maths.{name}\n{whole}" for name in MATHS)]
+    return {"reference/api.md": "\n".join(interface), "reference/maths.md": "\n".join(formulas)}
+
+
+def written_out(text: str) -> str:
+    """`text` with the directives replaced by signatures and docstrings."""
+    return DIRECTIVE.sub(lambda match: described(match[1]), text)
+
+
+def described(path: str) -> str:
+    """What `path` names: a module's public functions and classes, or one of them."""
+    found = named(path)
+    if not inspect.ismodule(found):
+        return entry(path, found)
+    own = [(name, value) for name, value in vars(found).items() if getattr(value, "__module__", None) == path and not name.startswith("_")]
+    return "\n".join([inspect.getdoc(found) or "", "", *(entry(name, value) for name, value in own if callable(value))])
+
+
+def named(path: str) -> Any:
+    """The object at a dotted path."""
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError:
+        module, _, name = path.rpartition(".")
+        return getattr(importlib.import_module(module), name)
+
+
+def entry(name: str, found: Any) -> str:
+    """Signature and docstring, and those of a class's public methods."""
+    try:
+        signature = str(inspect.signature(found))
+    except (TypeError, ValueError):
+        signature = ""
+    lines = [f"### {name.rpartition('.')[2]}", "", f"```python\n{name}{signature}\n```", "", inspect.getdoc(found) or "", ""]
+    if inspect.isclass(found):
+        for key, value in vars(found).items():
+            if not key.startswith("_") and inspect.isfunction(value):
+                lines.append(entry(f"{name}.{key}", value).replace("### ", "#### ", 1))
+    return "\n".join(lines)

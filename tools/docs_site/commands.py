@@ -1,0 +1,76 @@
+"""The page of the command line, from the commands themselves."""
+
+import typing
+from typing import Any
+
+import typer
+
+INTRO = """\
+# Command line
+
+Every command with its arguments and options, as `fewstep COMMAND --help` says them; this page is made from the commands when the site is
+built. Exit codes: 0 is done, 2 is something that you can mend and that one sentence names, 1 is a fault of ours, and 130 is a stop by a
+signal with everything saved. `fewstep --install-completion` teaches the tab key recipes, keys of settings, and runs.
+"""
+
+
+def page() -> str:
+    """The page `reference/cli.md`."""
+    from fewstep.cli import app
+
+    parts = [INTRO.rstrip()]
+    for name, command in walk(typer.main.get_command(app), "fewstep"):
+        parts += [f"## {name}", one_line(command.help or command.callback.__doc__ or "")]
+        usage = " ".join([name, *(word(parameter) for parameter in command.params if parameter.param_type_name == "argument")])
+        parts += [f"```text\n{usage} [OPTIONS]\n```", table(command)]
+    return "\n\n".join(parts) + "\n"
+
+
+def walk(command: Any, name: str) -> list[tuple[str, Any]]:
+    """(whole name, command) of each command below `command` that does something."""
+    if not hasattr(command, "commands"):
+        return [(name, command)]
+    own = [(name, command)] if command.invoke_without_command else []
+    return own + [found for key, below in command.commands.items() for found in walk(below, f"{name} {key}")]
+
+
+def word(parameter: Any) -> str:
+    """An argument as a line of usage has it."""
+    text = parameter.metavar or parameter.name.upper()
+    return text if parameter.required or text.startswith("[") else f"[{text}]"
+
+
+def table(command: Any) -> str:
+    """Arguments and options of `command`."""
+    lines = ["| argument or option | value | default | help |", "|---|---|---|---|"]
+    for parameter in command.params:
+        if parameter.name == "help":
+            continue
+        names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+        if parameter.param_type_name == "argument":
+            names = f"`{word(parameter)}`"
+        lines.append(f"| {names} | {kind(parameter)} | {default(parameter)} | {one_line(parameter.help or '')} |")
+    return "\n".join(lines) if len(lines) > 2 else "It has no options."
+
+
+def kind(parameter: Any) -> str:
+    """What is given with it."""
+    if getattr(parameter, "is_flag", False):
+        return "nothing"
+    wanted = parameter.type_descriptor.annotation
+    name = getattr((typing.get_args(wanted) or (wanted,))[0], "__name__", "str")
+    again = ", may be repeated" if parameter.multiple or parameter.nargs == -1 else ""
+    return {"int": "whole number", "float": "number", "Path": "path"}.get(name, "text") + again
+
+
+def default(parameter: Any) -> str:
+    """What holds where it is not given."""
+    if parameter.required:
+        return "required"
+    value = parameter.default
+    return "" if value is None or value is False or callable(value) else f"`{value}`"
+
+
+def one_line(text: str) -> str:
+    """`text` as a cell of a table holds it."""
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,157 @@
+"""Pages of the settings: every key of every room with its type, range, default and help, from the pydantic classes themselves.
+
+A room is a method, a network or a data set (`fewstep.registry`). A section inside another, such as an optimizer, is written out with its
+keys behind a dot, as a recipe and the command line take them.
+"""
+
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from fewstep import registry
+from fewstep.recipe.recipe import Recipe, Trainer
+from fewstep.sections import Section
+
+
+class Row(NamedTuple):
+    """One setting: its key, what it may be, its default and its help."""
+
+    key: str
+    kind: str
+    default: str
+    help: str
+
+
+TITLES = {
+    "methods": ("Settings of methods", "A recipe's section `method`. `method.name` chooses one; the keys below stand beside it."),
+    "networks": ("Settings of networks", "A recipe's section `network`. `network.name` chooses one; the keys below stand beside it."),
+    "data": ("Settings of data sets", "A recipe's section `data`. `data.name` chooses one; the keys below stand beside it."),
+}
+WORDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "object": "mapping", "null": "null"}
+
+
+def rows(cls: type[BaseModel], prefix: str = "") -> Iterator[Row]:
+    """The settings of `cls` in their order, those of sections inside it as well; `name` is left out, for it is what chooses the class."""
+    schema = cls.model_json_schema()
+    for key, field in cls.model_fields.items():
+        if key == "name":
+            continue
+        inner = section_in(field.annotation)
+        kind = "section" if inner else allowed(schema["properties"][key], schema.get("$defs", {}))
+        if inner and type(None) in typing.get_args(field.annotation):
+            kind += ", or null"
+        yield Row(f"{prefix}{key}", kind, default_of(field, inner), field.description or "")
+        if inner:
+            yield from rows(inner, f"{prefix}{key}.")
+
+
+def section_in(annotation: Any) -> type[Section] | None:
+    """The section that `annotation` is, or may be; None where it is a plain value."""
+    for part in (annotation, *typing.get_args(annotation)):
+        if isinstance(part, type) and issubclass(part, Section):
+            return part
+    return None
+
+
+def default_of(field: FieldInfo, inner: type[Section] | None) -> str:
+    """The default as YAML writes it; nothing for a section, whose keys have their own."""
+    if field.is_required():
+        return "required"
+    if inner:
+        return "null" if field.default is None and field.default_factory is None else ""
+    return code(shown(field.get_default(call_default_factory=True)))
+
+
+def shown(value: Any) -> str:
+    """`value` as YAML writes it on a line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def allowed(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
+    """What a JSON schema allows, in words."""
+    if "$ref" in schema:
+        return allowed(defs[schema["$ref"].rpartition("/")[2]], defs)
+    if "anyOf" in schema:
+        return ", or ".join(dict.fromkeys(allowed(part, defs) for part in schema["anyOf"]))
+    if "const" in schema:
+        return code(shown(schema["const"]))
+    if "enum" in schema:
+        return ", ".join(code(shown(value)) for value in schema["enum"])
+    if schema.get("type") == "array":
+        least = f", {schema['minItems']} at least" if schema.get("minItems") else ""
+        return f"list of {allowed(schema['items'], defs)}{least}" if schema.get("items") else f"list{least}"
+    return WORDS.get(schema.get("type", ""), "any") + between(schema)
+
+
+def between(schema: Mapping[str, Any]) -> str:
+    """The range of a number."""
+    whole = schema.get("type") == "integer"
+    if whole and "exclusiveMinimum" in schema:
+        schema = {"minimum": schema["exclusiveMinimum"] + 1, **{key: schema[key] for key in schema if key != "exclusiveMinimum"}}
+    bounds = {"exclusiveMinimum": "above", "minimum": "from", "exclusiveMaximum": "below", "maximum": "to"}
+    found = [f"{word} {schema[key]:{',' if whole else 'g'}}" for key, word in bounds.items() if key in schema]
+    return " " + " ".join(found) if found else ""
+
+
+def code(text: str) -> str:
+    """`text` in backticks."""
+    return f"`{text}`"
+
+
+def table(cls: type[BaseModel], prefix: str = "") -> str:
+    """The settings of `cls` as a table."""
+    lines = ["| setting | allowed | default | help |", "|---|---|---|---|"]
+    for row in rows(cls, prefix):
+        cells = [code(row.key), row.kind, row.default, row.help]
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else "It has no settings."
+
+
+def rooms_page(kind: str) -> str:
+    """Every room of `kind` that a recipe can name."""
+    title, about = TITLES[kind]
+    prefix = f"{registry.SINGULAR[kind].split()[0]}."
+    parts = [f"# {title}", about, MADE]
+    for name in (name for name, place in registry.BUILT_IN[kind].items() if place.offered):
+        cls = registry.settings(kind, name)
+        parts += [f"## {name}", (cls.__doc__ or "").split("\n\n")[0], table(cls, prefix)]
+    return "\n\n".join(parts) + "\n"
+
+
+MADE = (
+    "This page is made from the settings' classes when the site is built. A key is given on the command line as `key=value`, or in "
+    "a recipe's YAML; [Change a recipe](../howto/settings.md) says how. `null` stands for none."
+)
+
+
+def recipe_page() -> str:
+    """The recipe's own keys, and the trainer's."""
+    own = {key for key in Recipe.model_fields if section_in(Recipe.model_fields[key].annotation) is None}
+    lines = ["| setting | allowed | default | help |", "|---|---|---|---|"]
+    schema = Recipe.model_json_schema()
+    for key in Recipe.model_fields:
+        if key in own:
+            field = Recipe.model_fields[key]
+            kind = "list of keys that may be found" if key == "finds" else allowed(schema["properties"][key], schema["$defs"])
+            lines.append(f"| `{key}` | {kind} | {default_of(field, None)} | {field.description} |")
+        else:
+            lines.append(f"| `{key}` | section | | {Recipe.model_fields[key].description} |")
+    parts = ["# Settings of a recipe and the trainer", MADE, "## Recipe", "\n".join(lines), "## Trainer", (Trainer.__doc__ or "").strip()]
+    return "\n\n".join([*parts, table(Trainer, "trainer.")]) + "\n"
+
+
+def pages() -> dict[str, str]:
+    """Path of each page of settings, and its Markdown."""
+    return {
+        "reference/recipe.md": recipe_page(),
+        **{f"reference/{kind}.md": rooms_page(kind) for kind in TITLES},
+    }
