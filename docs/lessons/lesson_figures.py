@@ -1,4 +1,4 @@
-"""What the figures of the lessons have in common: their size, their colours, and how they become a part of a page.
+"""What the lessons have in common: the size and colours of figures, how they become a part of a page, and a small training.
 
 A block of code on a page says ``from lesson_figures import card, figure``, draws with matplotlib on what `figure` gives, and prints what
 `card` makes of it. mkdocs finds this module because it is one of its hooks (``hooks: [docs/lessons/lesson_figures.py]``), and
@@ -9,16 +9,18 @@ import html
 import io
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib import rcParams
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 
 from fewstep.viz.dashboard.scene import BLUE, GRID, INK, MODES, ORANGE, SOFT
 
-__all__ = ["BLUE", "GREEN", "GRID", "GREY", "INK", "MODES", "ORANGE", "PINK", "SOFT", "card", "figure"]
+__all__ = ["BLUE", "GREEN", "GRID", "GREY", "INK", "MODES", "ORANGE", "PINK", "SOFT", "card", "figure", "minimise"]
 GREEN, PINK, GREY = MODES[2], MODES[3], "#c4c4c4"
 WIDTH = 7.6  # inches, about what a page of text is wide; text of 9 points then is as large as the page's small print
 STYLE: dict[str, Any] = {
@@ -46,6 +48,18 @@ def on_config(config: Any) -> None:
     """As a hook of mkdocs: the blocks of a page find this module, and small networks are not slowed down by a second thread."""
     sys.path.insert(0, str(Path(__file__).parent))
     torch.set_num_threads(1)
+
+
+def minimise(loss: Callable[[], Tensor], network: nn.Module, steps: int, rate: float) -> None:
+    """Train a small `network` on a `loss` that draws its own batch, with Adam and a `rate` that falls to 0 as half a cosine."""
+    optimizer = torch.optim.Adam(network.parameters(), rate, fused=True)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        falling.step()
+    network.requires_grad_(False)
 
 
 def figure(claim: str, columns: int = 1, rows: int = 1, height: float = 2.9, **settings: Any) -> tuple[Figure, Any]:
