@@ -34,12 +34,15 @@ class Lesson(NamedTuple):
 
 @pytest.fixture(scope="module", autouse=True)
 def apart() -> Iterator[None]:
-    """The helper of the pages is found; the style of their figures and torch's own stream stay theirs."""
+    """The helper of the pages is found; the style of their figures, torch's own stream and its one thread stay theirs."""
     sys.path.insert(0, str(DOCS / "lessons"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         with rc_context(), torch.random.fork_rng(devices=[]):
             yield
     finally:
+        torch.set_num_threads(threads)
         sys.path.remove(str(DOCS / "lessons"))
 
 
