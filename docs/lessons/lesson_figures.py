@@ -18,10 +18,12 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from fewstep.viz.dashboard.scene import BLUE, GRID, INK, MODES, ORANGE, SOFT
+from fewstep.viz.colours import BLUE, COLOURS, GREEN, PINK
+from fewstep.viz.colours import RED as ORANGE
+from fewstep.viz.dashboard.scene import GRID, INK, SOFT
 
 __all__ = ["BLUE", "GREEN", "GRID", "GREY", "INK", "MODES", "ORANGE", "PINK", "SOFT", "card", "figure", "minimise"]
-GREEN, PINK, GREY = MODES[2], MODES[3], "#c4c4c4"
+MODES, GREY = COLOURS, "#c4c4c4"
 WIDTH = 7.6  # inches, about what a page of text is wide; text of 9 points then is as large as the page's small print
 STYLE: dict[str, Any] = {
     "font.size": 9,
