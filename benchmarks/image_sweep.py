@@ -6,9 +6,9 @@
     python benchmarks/image_sweep.py dmd2/cifar10_cpu --data ../shared/data/cifar10 --teacher runs/images/cifar10_16/teacher_0
 
 A teacher is measured by its denoising error on the test split, weighted as in training, at noise levels between fixed quantiles (1,500
-images and noises, always the same), and by FD / floor of 1,000 samples at `HEUN` levels with the recipe's guidance; a student by FD / floor
-of 2,000 samples, in more steps than one where it has them. CIFAR-10's are at 16x16. What is in the results already is not done again; two processes with arms of their own may
-run side by side. Writes results/sweep_RECIPE.json.
+images and noises, always the same), and by FD / floor of 1,000 samples at `HEUN` levels with the recipe's guidance; a student by FD /
+floor of 2,000 samples, in more steps than one where it has them. CIFAR-10's are at 16x16. What is in the results already is not done
+again; two processes with arms of their own may run side by side. Writes results/sweep_RECIPE.json.
 """
 
 import argparse

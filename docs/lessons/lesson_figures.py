@@ -22,7 +22,7 @@ from fewstep.viz.colours import BLUE, COLOURS, GREEN, PINK
 from fewstep.viz.colours import RED as ORANGE
 from fewstep.viz.dashboard.scene import GRID, INK, SOFT
 
-__all__ = ["BLUE", "GREEN", "GRID", "GREY", "INK", "MODES", "ORANGE", "PINK", "SOFT", "card", "figure", "minimise"]
+__all__ = ["BLUE", "GREEN", "GREY", "GRID", "INK", "MODES", "ORANGE", "PINK", "SOFT", "card", "figure", "minimise"]
 MODES, GREY = COLOURS, "#c4c4c4"
 WIDTH = 7.6  # inches, about what a page of text is wide; text of 9 points then is as large as the page's small print
 STYLE: dict[str, Any] = {
