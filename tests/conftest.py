@@ -44,6 +44,7 @@ LONG = (
     "test_bounds",
     "test_drift",
     "test_export",
+    "test_export_page",
     "test_two_sample",
     "test_powers",
     "test_dashboard_processes",

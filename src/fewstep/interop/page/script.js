@@ -365,7 +365,8 @@
     await addWorker();
     const one = () => run(workers[0], { ...packed([rowOf(1, 0)]), labels: [0] });
     await one(); // the first is slower than all others
-    pace = (await one()).milliseconds;
+    pace = Infinity;
+    for (let i = 0; i < 3; i++) pace = Math.min(pace, (await one()).milliseconds);
     if (IS_IMAGE) await makeRoom();
     element("loading").textContent = "";
   }
