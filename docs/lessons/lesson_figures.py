@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fewstep.viz.dashboard.scene import BLUE, GRID, INK, MODES, ORANGE, SOFT
 
-__all__ = ["BLUE", "GREEN", "GRID", "GREY", "INK", "MODES", "ORANGE", "PINK", "SOFT", "card", "figure", "minimise"]
+__all__ = ["BLUE", "GREEN", "GREY", "GRID", "INK", "MODES", "ORANGE", "PINK", "SOFT", "card", "figure", "minimise"]
 GREEN, PINK, GREY = MODES[2], MODES[3], "#c4c4c4"
 WIDTH = 7.6  # inches, about what a page of text is wide; text of 9 points then is as large as the page's small print
 STYLE: dict[str, Any] = {
