@@ -39,6 +39,7 @@ LONG = (
     "test_text_to_image",
     "test_fsdp",
     "test_comparison",
+    "test_docs_pages",
     "test_export_onnx",
     "test_ddp",
     "test_bounds",

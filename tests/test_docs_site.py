@@ -35,14 +35,19 @@ def named(path) -> str:
     return str(path.relative_to(ROOT))
 
 
+MODULES = ("alarms", "api", "commands", "gallery", "hooks", "settings")
+
+
 @pytest.fixture(scope="module")
 def made():
-    """``made(module)``: one of the modules that fill the site's pages."""
-    sys.path.insert(0, str(ROOT / "tools" / "docs_site"))
-    yield importlib.import_module
-    sys.path.remove(str(ROOT / "tools" / "docs_site"))
-    for name in ("alarms", "api", "commands", "gallery", "hooks", "settings"):
-        sys.modules.pop(name, None)
+    """``made(module)``: one of the modules that fill the site's pages, whatever else has its name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "tools" / "docs_site"))
+        for name in MODULES:
+            patch.delitem(sys.modules, name, raising=False)
+        yield importlib.import_module
+        for name in MODULES:
+            sys.modules.pop(name, None)
 
 
 def commands_of(text: str):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+PICTURES = ROOT / "docs" / "pictures"
 OLDER = {"drift": "shift"}  # names that results of earlier versions have
 
 
@@ -43,7 +44,7 @@ def sound(rule: Any) -> str:
 
 
 def facts(name: str) -> str:
-    """The figure, its sound range, whose alarm it is, and what the benchmark saw."""
+    """The figure, its sound range, whose alarm it is, what the benchmark saw, and its picture where there is one."""
     mine = [(whose, rule) for known, whose, rule in rules() if known == name]
     if not mine:
         raise ValueError(f"{name} is no alarm; known are {', '.join(names())}")
@@ -56,6 +57,9 @@ def facts(name: str) -> str:
         lines.append(
             f"In the benchmark it was raised beside another cause: {', '.join(beside)}." if beside else "The benchmark has no case for it."
         )
+    if (PICTURES / f"alarm_{name}.png").is_file():
+        lines.append(f"![{name}: the data, and samples of the benchmark's run]({PICTURES.name}/alarm_{name}.png)")
+        lines.append("Left the data, right samples of that run (`python benchmarks/alarm_pictures.py`).")
     return "\n>\n".join(f"> {line}" for line in lines)
 
 
