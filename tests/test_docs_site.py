@@ -35,7 +35,7 @@ def named(path) -> str:
     return str(path.relative_to(ROOT))
 
 
-MODULES = ("alarms", "api", "commands", "gallery", "hooks", "settings")
+MODULES = ("alarms", "api", "commands", "gallery", "hooks", "pages", "settings")
 
 
 @pytest.fixture(scope="module")
@@ -299,3 +299,14 @@ def test_blocks_inside_lists_and_tabs_are_found(tmp_path):
         ("python", "", ["x = 1", "if x:", "    y = 2"]),
         ("console", "not run: why", ["$ a"]),
     ]
+
+
+def test_a_generator_draws_on_a_page_where_its_run_lies_here(made, student_run, tmp_path):
+    pages = made("pages")
+    shown = pages.block("mnist", tmp_path / "nothing")
+    assert "pictures/page_mnist.png" in shown
+    assert (DOCS / "pictures" / "page_mnist.png").is_file()
+    assert 'src="live/digits/index.html"' in pages.block("digits", student_run)
+    pages.write(tmp_path / "site")
+    assert sorted(path.name for path in (tmp_path / "site" / "live").iterdir()) == ["digits"]
+    assert (tmp_path / "site" / "live" / "digits" / "model.onnx").is_file()

@@ -2,8 +2,9 @@
 
     make docs        # or: mkdocs build --strict
 
-Blocks of a page that are filled here: ``<!-- recipes -->`` (the gallery) and ``<!-- alarm: NAME -->`` (the facts of an alarm). Tables of
-measurements are filled in the files themselves by `benchmarks/tables.py`.
+Blocks of a page that are filled here: ``<!-- recipes -->`` (the gallery), ``<!-- page: NAME RUN -->`` (a generator that draws in the
+browser, where its run folder RUN lies here, and its picture elsewhere) and ``<!-- alarm: NAME -->`` (the facts of an alarm). Tables of measurements
+are filled in the files themselves by `benchmarks/tables.py`.
 """
 
 import re
@@ -13,6 +14,7 @@ from typing import Any
 import api
 import commands
 import gallery
+import pages
 import settings
 from mkdocs.structure.files import File
 
@@ -38,6 +40,7 @@ def filled(text: str) -> str:
     text = ALARM.sub(lambda match: alarms.facts(match[1]), text)
     if "<!-- recipes -->" in text:
         text = text.replace("<!-- recipes -->", gallery.entries())
+    text = pages.BLOCK.sub(lambda match: pages.block(match[1], ROOT / match[2]), text)
     text = NOTE.sub(r"\1", text)
     return text.replace("](../CONTRIBUTING.md)", f"]({CONTRIBUTING})")
 
@@ -60,6 +63,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def on_post_build(config: Any) -> None:
     """Write the Markdown of each page beside it, and `llms.txt`, which lists them in the order of the navigation."""
     site = Path(config.site_dir)
+    pages.write(site)
     for path, (_, text) in _plain.items():
         (site / path).parent.mkdir(parents=True, exist_ok=True)
         (site / path).write_text(text)

@@ -1,0 +1,34 @@
+"""Generators that draw in the reader's own browser, on a page of the documentation: `fewstep export --format page` inside a frame."""
+
+import re
+from pathlib import Path
+
+from fewstep.interop.export import export
+
+BLOCK = re.compile(r"<!-- page: (\w+) (\S+) -->")
+FOLDER = "live"  # of the site
+HEIGHT = 860  # pixels
+_found: dict[str, Path] = {}  # name of a page: the run folder it is made of
+
+
+def block(name: str, run: Path) -> str:
+    """What stands on the page for the generator in `run`: a frame that it draws in, or its picture where there is no such run."""
+    command = f"fewstep export {run.name} --format page --out {name}"
+    if not (run / "model" / "config.json").is_file():
+        return (
+            f"![The page of the generator {name}: samples, buttons for classes, two noises and a slider](pictures/page_{name}.png)"
+            f"\n\n*A picture of the page: the run that it is made of is not where this site was built. `{command}` makes yours.*"
+        )
+    _found[name] = run
+    return (
+        f'<iframe src="{FOLDER}/{name}/index.html" title="The generator {name}, drawing in your browser" loading="lazy" '
+        f'style="width:100%;height:{HEIGHT}px;border:0;border-radius:.3rem"></iframe>\n\n'
+        f"*It runs in your browser, and needs a web server before it: `python -m http.server -d site`. `{command}` makes yours.*"
+    )
+
+
+def write(site: Path) -> None:
+    """Export each generator that a page has a frame for into the built `site`."""
+    for name, run in _found.items():
+        (site / FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
+        export(run, "page", site / FOLDER / name)
