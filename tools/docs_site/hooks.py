@@ -3,8 +3,8 @@
     make docs        # or: mkdocs build --strict
 
 Blocks of a page that are filled here: ``<!-- recipes -->`` (the gallery), ``<!-- page: NAME RUN -->`` (a generator that draws in the
-browser, where its run folder RUN lies here, and its picture elsewhere) and ``<!-- alarm: NAME -->`` (the facts of an alarm). Tables of measurements
-are filled in the files themselves by `benchmarks/tables.py`.
+browser, where its run folder RUN lies here, and its picture elsewhere) and ``<!-- alarm: NAME -->`` (the facts of an alarm). Tables of
+measurements are filled in the files themselves by `benchmarks/tables.py`.
 """
 
 import re
