@@ -7,7 +7,7 @@ from torch import nn
 
 from exact_flows import EXACT, draws, rms
 from fewstep.denoisers.two_time import CONDITION, gap_features
-from fewstep.generator import Generator
+from fewstep.generator import Generator, load
 from fewstep.maths.flow import towards
 from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.methods.base import Batch
@@ -150,6 +150,17 @@ def test_a_student_starts_as_its_teacher_s_denoiser_whatever_the_gap():
             torch.testing.assert_close(method.networks["student"].eval()(data.x, sigma, data.label, rho), expected)
     assert method.student.sampler["middle"] == generator.sigma_data
     assert method.velocity == "teacher"
+
+
+@pytest.mark.parametrize("gain", [1.0, 10.0])
+def test_what_ships_is_told_of_the_gap_as_loudly_as_it_learned_it(gain, tmp_path):
+    given = SimpleNamespace(teacher=teacher(), network=SimpleNamespace(role="copy"), steps=10, data=None)
+    method = FlowMap.make(settings(teacher="runs/teacher", gap_gain=gain), given)
+    noisy(method.student)
+    method.ship(method.networks["student"], 8).save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.denoiser.gain == gain
+    assert torch.equal(loaded.sample(2, seed=0, steps=2), method.student.sample(2, seed=0, steps=2))
 
 
 def test_a_teacher_of_another_parametrisation_cannot_be_copied():

@@ -94,7 +94,7 @@ class FlowMap(SelfTaught):
     def make(cls, settings: FlowMapSettings, given: Given) -> "FlowMap":
         """A student with a network of its own, or with a copy of the teacher's network and weights and an entrance for the second time."""
         sampler = {"name": "two_time", "steps": settings.sampler_steps, "sigma_max": settings.first_level}
-        denoiser = {"name": "two_time"}
+        denoiser = {"name": "two_time"} | ({} if settings.gap_gain == 1.0 else {"gain": settings.gap_gain})
         if given.network.role == "copy":
             assert given.teacher is not None
             if type(given.teacher.denoiser) is not PreconditionedDenoiser:

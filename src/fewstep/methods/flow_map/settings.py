@@ -37,6 +37,11 @@ class FlowMapSettings(SelfTaughtSettings):
     middle: PositiveFloat | None = Field(
         None, description="levels fall in equal steps of atan(sigma / middle); null is the data's standard deviation"
     )
+    gap_gain: PositiveFloat = Field(
+        1.0,
+        description="how many times as fast a network that was made for one noise level learns of the second; above 1 where more steps are "
+        "no better",
+    )
     sampler_steps: PositiveInt = Field(1, description="steps, where sampling names no other number")
 
     roles: ClassVar = ("denoiser", "copy")
