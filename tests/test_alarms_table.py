@@ -19,6 +19,7 @@ def module_of(name):
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, spec.name, module)
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
         spec.loader.exec_module(module)
     return module
 
