@@ -35,5 +35,5 @@ def test_the_network_is_told_of_the_gap_as_loudly_as_asked(gain):
 
 @pytest.mark.parametrize("gain", [0, -1.0, float("inf"), float("nan"), "loud"])
 def test_a_gain_that_is_none_is_refused(gain):
-    with pytest.raises(ValueError, match="gain is .*give a number above 0"):
+    with pytest.raises(ValueError, match=r"gain is .*give a number above 0"):
         TwoTimeDenoiser(Told(), 0.5, gain=gain)
