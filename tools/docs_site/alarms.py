@@ -9,7 +9,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "docs" / "pictures"
-OLDER = {"drift": "shift"}  # names that results of earlier versions have
 
 
 @cache
@@ -24,7 +23,7 @@ def rules() -> Iterator[tuple[str, str, Any]]:
     from fewstep.training.health import COMMON
 
     for rule in COMMON:
-        yield OLDER.get(rule.name, rule.name), "any method", rule
+        yield rule.name, "any method", rule
     for method in registry.BUILT_IN["methods"]:
         for rule in registry.room("methods", method).alarms:
             yield rule.name, f"`{method}`", rule
@@ -51,7 +50,7 @@ def facts(name: str) -> str:
     figures = ", ".join(dict.fromkeys(f"`{rule.figure}`" for _, rule in mine))
     whose = " and ".join(dict.fromkeys(whose for whose, _ in mine))
     lines = [f"Raised by {whose}. Figure in `metrics.jsonl`: {figures}; sound {sound(mine[0][1])}."]
-    lines += [measured(title, row) for title, row in found()["failures"].items() if OLDER.get(row["expected"], row["expected"]) == name]
+    lines += [measured(title, row) for title, row in found()["failures"].items() if row["expected"] == name]
     if len(lines) == 1:
         beside = [title for title, row in found()["failures"].items() if name in raised(row)]
         lines.append(
@@ -65,7 +64,7 @@ def facts(name: str) -> str:
 
 def raised(row: dict[str, Any]) -> list[str]:
     """The alarms of a failed run."""
-    return [OLDER.get(alarm["alarm"], alarm["alarm"]) for alarm in row["before"]["alarms"]]
+    return [alarm["alarm"] for alarm in row["before"]["alarms"]]
 
 
 def measured(title: str, row: dict[str, Any]) -> str:
