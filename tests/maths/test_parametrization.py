@@ -97,7 +97,11 @@ SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace
 @pytest.mark.parametrize(("num", "start", "end"), [(1000, 1e-4, 0.02), (50, 0.001, 0.3)])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_betas_and_noise_levels_are_those_of_diffusers(schedule, num, start, end):
-    stock = DDPMScheduler(num, start, end, schedule)
+    try:
+        stock = DDPMScheduler(num, start, end, schedule)
+    except NotImplementedError:
+        assert schedule == "laplace"
+        pytest.skip("the lowest versions of diffusers do not know it")
     betas = beta_schedule(schedule, num, start, end)
     assert betas.dtype == torch.float64
     torch.testing.assert_close(betas.float(), stock.betas, rtol=1e-4, atol=2e-6)  # they are float32 there

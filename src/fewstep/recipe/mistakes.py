@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Iterator
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from fewstep.sections import Section
 
@@ -66,7 +66,7 @@ def _place(loc: list[str], model: type[Section]) -> tuple[list[str], type[Sectio
 
 def section_in(annotation: Any) -> type[Section] | None:
     """The section that a field of this type holds, or None."""
-    kinds = (annotation, *get_args(annotation))
+    kinds = (kind for kind in (annotation, *get_args(annotation)) if get_origin(kind) is None)  # list[int] is a type to Python 3.10
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
