@@ -95,9 +95,8 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
         "rate x 3": ("method.optimizer.lr=3e-3",),
         "rate x .3": ("method.optimizer.lr=3e-4",),
         "no guidance": ("method.guidance_scale=1",),
-        "gain 10": ("method.gap_gain=10",),
         "sigma_mean 1, gain 10": ("method.sigma_mean=1", "method.gap_gain=10"),
-        "sigma_mean 1, gain 30": ("method.sigma_mean=1", "method.gap_gain=30"),
+        "sigma_mean 1, gain 3": ("method.sigma_mean=1", "method.gap_gain=3"),
         "zero 0.25": ("method.zero=0.25",),
     },
     "consistency/mnist": {
