@@ -635,6 +635,7 @@ TABLES = {
     "guidance_cifar10_16": lambda: guidance("cifar10_16"),
     "calibration_mnist": lambda: calibration("mnist"),
     "calibration_cifar10": lambda: calibration("cifar10"),
+    "sweep_flow_map_mnist": lambda: sweep("flow_map_mnist"),
     "sweep_teacher_mnist": lambda: sweep("teacher_mnist"),
     "sweep_dmd2_mnist": lambda: sweep("dmd2_mnist"),
     "sweep_teacher_cifar10_cpu": lambda: sweep("teacher_cifar10_cpu"),
