@@ -252,7 +252,7 @@ def test_every_method_on_digits(small, done, tmp_path):
         pixels = picture.convert("L")
     # two of each class in a row of 20, five times enlarged, under a line of words: real ones, one row a method, and seven of other steps
     assert pixels.size == (20 * 42 + 2, (1 + 7 + 7) * (44 + 46))
-    contrast = [statistics.pstdev(pixels.crop((0, top + 46, 842, top + 90)).getdata()) for top in range(0, pixels.height, 90)]
+    contrast = [statistics.pstdev(pixels.crop((0, top + 46, 842, top + 90)).tobytes()) for top in range(0, pixels.height, 90)]
     assert contrast[0] > 50  # digits
     assert min(contrast) > 5
     with Image.open(out / "steps.png") as picture:

@@ -8,6 +8,7 @@ weight, no state, no random stream. What was found is in the run folder, and a r
 
 import contextlib
 import copy
+import inspect
 import io
 import itertools
 import math
@@ -61,13 +62,21 @@ class Chosen:
     line: str
 
 
+def _own_buffers() -> dict[str, bool]:
+    """What has each process keep its buffers as they are between steps, by the name that this torch has for it."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    known = inspect.signature(DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+
+
 def make_fabric(trainer: Trainer) -> "Fabric":
     """lightning-fabric as the trainer section says; precision "auto" is float32 until `settle`. Raises UserError for what is not there."""
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
 
     several = trainer.strategy == "ddp" or trainer.devices != 1 or trainer.num_nodes > 1
-    strategy: Any = DDPStrategy(broadcast_buffers=False) if several else "auto"
+    strategy: Any = DDPStrategy(**_own_buffers()) if several else "auto"
     if trainer.strategy == "fsdp":
         strategy = sharding.strategy()
     mixed = Mixed()

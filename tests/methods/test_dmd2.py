@@ -132,7 +132,7 @@ def test_generator_loss_is_the_paper_s_with_the_same_chance(make_method, name, g
     assert torch.equal(output.label, batch().label)
 
 
-def test_dmd_loss_and_its_gap_by_value(make_method):
+def test_dmd_loss_and_the_disagreement_by_value(make_method):
     method = make_method()
     networks = as_the_loop_does(method, "generator")
     output = method.loss("generator", networks, batch(), seeded(), {})
@@ -142,7 +142,7 @@ def test_dmd_loss_and_its_gap_by_value(make_method):
     real, fake = (networks[name](x_s, s, batch().label) for name in ("teacher", "fake"))
     grad = torch.stack([(f - r) / (i - r).abs().mean() for i, r, f in zip(x, real, fake, strict=True)])
     torch.testing.assert_close(output.loss, (grad**2).mean() / 2)
-    torch.testing.assert_close(output.terms["gap"].value, (real - fake).abs().mean() / (x - real).abs().mean())
+    torch.testing.assert_close(output.terms["disagreement"].value, (real - fake).abs().mean() / (x - real).abs().mean())
 
 
 def reference_networks(x):
@@ -290,7 +290,7 @@ def test_guidance_strengthens_the_teacher_alone(make_method):
     }
     output = method.loss("generator", networks, batch(), seeded(), {})
     assert output.loss.item() == pytest.approx(((3 - 4) / 4) ** 2 / 2)
-    assert output.terms["gap"].value.item() == pytest.approx(1 / 4)
+    assert output.terms["disagreement"].value.item() == pytest.approx(1 / 4)
 
 
 def test_guidance_needs_a_teacher_with_label_dropout(make_method):

@@ -85,7 +85,7 @@ def text_of(run: Path) -> str:
 @pytest.fixture(scope="module")
 def troubled(tmp_path_factory):
     """A run with alarms of all kinds of length, one of them of another version."""
-    alarms = {"collapse": range(300, 1001), "drift": [*range(200, 410), *range(600, 650)], "disagreement": [500], "forgotten": [700]}
+    alarms = {"collapse": range(300, 1001), "shift": [*range(200, 410), *range(600, 650)], "disagreement": [500], "forgotten": [700]}
     return make_run(tmp_path_factory.mktemp("troubled") / "a run, whose name is <long> & strange", alarms=alarms)
 
 
@@ -200,7 +200,7 @@ def test_alarms_stand_on_a_time_line_with_their_advice(troubled):
     report(troubled)
     page, text = (troubled / "report.html").read_text(), text_of(troubled)
     method = registry.room("methods", "dmd2")
-    assert 'aria-label="drift: raised at steps 200 to 400, steps 600 to 640 of 1,000"' in page
+    assert 'aria-label="shift: raised at steps 200 to 400, steps 600 to 640 of 1,000"' in page
     assert 'style="left:20.00%;right:60.00%"' in page
     assert 'style="left:60.00%;right:36.00%"' in page
     assert "collapse Raised at steps 300 to 1,000; still raised at the end. At step 300: samples of a class differ 47% as much" in text

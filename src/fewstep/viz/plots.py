@@ -181,7 +181,7 @@ def target_panels(target: Target, panels: Sequence[tuple[str, str, str, Tensor]]
         axes = figure.add_subplot(rows, columns, i + 1)
         if target.dim == 2:
             log = target.log_prob(torch.stack([x.flatten(), y.flatten()], 1)).view(200, 200)
-            axes.imshow((log - log.max()).exp().sqrt(), extent=(low, high, low, high), origin="lower", cmap="Blues", vmax=1.6)
+            axes.imshow((log - log.max()).exp().sqrt().numpy(), extent=(low, high, low, high), origin="lower", cmap="Blues", vmax=1.6)
         axes.scatter(points[:, 0], points[:, 1], s=3, color=SAMPLE, linewidths=0)
         lines = f"{calls}\n{figures}"
         axes.set_title(name, fontsize=11, fontweight="bold", loc="left", pad=5 + 14 * (1 + lines.count("\n")))
