@@ -62,7 +62,7 @@ class Chosen:
     line: str
 
 
-def _own_buffers() -> dict[str, bool]:
+def _own_buffers() -> dict[str, Any]:
     """What has each process keep its buffers as they are between steps, by the name that this torch has for it."""
     from torch.nn.parallel import DistributedDataParallel
 

@@ -108,9 +108,7 @@ def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
         rng["batch"] = state.rng.shared.get_state()
     if fabric.device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(fabric.device)
-    gathered = {
-        name: cast(Tensor, fabric.all_gather(numbers.to(fabric.device))).cpu().reshape(-1, len(numbers)) for name, numbers in rng.items()
-    }
+    gathered = {name: _of_all(numbers, fabric) for name, numbers in rng.items()}
     if fabric.world_size > 1:  # what is logged goes on in all of them from what one writes
         state.window.average(lambda sums: cast(Tensor, fabric.all_reduce(torch.tensor(sums, device=fabric.device))).tolist())
     stands = from_all(state.batches.state_dict(), fabric)
@@ -190,6 +188,16 @@ def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], N
         if fabric.is_global_zero:
             run.save_model(generator)
     return True
+
+
+def _of_all(numbers: Tensor, fabric: Fabric) -> Tensor:
+    """`numbers` [N] of each process, in their order: [processes, N], on the CPU."""
+    if fabric.world_size == 1:
+        return numbers.cpu()[None]
+    own = numbers.to(fabric.device)
+    parts = [torch.empty_like(own) for _ in range(fabric.world_size)]
+    torch.distributed.all_gather(parts, own)
+    return torch.stack(parts).cpu()
 
 
 def _named(window: Mapping[str, Mapping[str, Any]], renamed: Mapping[str, str]) -> dict[str, dict[str, Any]]:
