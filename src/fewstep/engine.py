@@ -62,7 +62,7 @@ class Chosen:
     line: str
 
 
-def _own_buffers() -> dict[str, Any]:
+def own_buffers() -> dict[str, Any]:
     """What has each process keep its buffers as they are between steps, by the name that this torch has for it."""
     from torch.nn.parallel import DistributedDataParallel
 
@@ -76,7 +76,7 @@ def make_fabric(trainer: Trainer) -> "Fabric":
     from lightning_fabric.strategies.ddp import DDPStrategy
 
     several = trainer.strategy == "ddp" or trainer.devices != 1 or trainer.num_nodes > 1
-    strategy: Any = DDPStrategy(**_own_buffers()) if several else "auto"
+    strategy: Any = DDPStrategy(**own_buffers()) if several else "auto"
     if trainer.strategy == "fsdp":
         strategy = sharding.strategy()
     mixed = Mixed()

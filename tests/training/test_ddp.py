@@ -14,6 +14,7 @@ from lightning_fabric.strategies import DDPStrategy
 
 from copies import Ended, in_two
 from fewstep import load
+from fewstep.engine import own_buffers
 from fewstep.training.checkpoint import load_checkpoint
 from fewstep.training.run_folder import RunFolder
 from linear_method import Linear, run_loop
@@ -69,7 +70,7 @@ def launch(script: str, folder: Path, *arguments: Path, seconds: float) -> Ended
 def two_linear(folder: Path) -> None:
     """First a loss without chance, measured between two records of the log; then one that is not a number in one of the processes."""
     torch.set_num_threads(1)
-    fabric = Fabric(accelerator="cpu", devices=2, strategy=DDPStrategy(broadcast_buffers=False))
+    fabric = Fabric(accelerator="cpu", devices=2, strategy=DDPStrategy(**own_buffers()))
     fabric.launch()
     method = Linear()
 
@@ -78,9 +79,10 @@ def two_linear(folder: Path) -> None:
 
     run_loop(folder / "two", method, fabric=fabric, on_evaluate=measure, accumulate=2, checkpoint_every=3, evaluate_every=5)
     weights = torch.cat([p.detach().flatten() for name in sorted(method.networks) for p in method.networks[name].parameters()])
-    both = fabric.all_gather(weights)
+    both = [torch.empty_like(weights) for _ in range(2)]
+    torch.distributed.all_gather(both, weights)
     if fabric.is_global_zero:
-        (folder / "both.json").write_text(json.dumps([both.tolist(), weights.tolist()]))
+        (folder / "both.json").write_text(json.dumps([[own.tolist() for own in both], weights.tolist()]))
 
     def bad(turn, call):
         return torch.tensor(float("nan") if (fabric.global_rank, turn, call) == (1, "second", 4) else 0.0)

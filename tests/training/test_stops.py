@@ -14,6 +14,7 @@ from lightning_fabric.strategies import DDPStrategy
 from copies import in_a_child, in_two
 from fewstep import measurement
 from fewstep.data.images import load_digits
+from fewstep.engine import own_buffers
 from fewstep.errors import Interrupted
 from fewstep.generator import load
 from fewstep.measurement import Watch, watched_elsewhere
@@ -176,7 +177,7 @@ def test_nothing_takes_a_request_to_stop_for_a_fault():
 def two(folder, teacher) -> None:
     """Measuring that takes longer than the engine's limit; a real measurement; and a request that one of the two gets while they draw."""
     torch.set_num_threads(1)
-    fabric = Fabric(accelerator="cpu", devices=2, strategy=DDPStrategy(broadcast_buffers=False))
+    fabric = Fabric(accelerator="cpu", devices=2, strategy=DDPStrategy(**own_buffers()))
     fabric.launch()
     torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=6), None)  # not of the launch, which may take a busy machine long
     first = fabric.is_global_zero
