@@ -11,6 +11,7 @@
 Nothing heavy is imported until it is used.
 """
 
+import sys
 import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from fewstep.viz.plots import image_grid
 
 __all__ = ["Generator", "__version__", "compare", "evaluate", "image_grid", "load", "register", "sample", "train"]
-# tqdm, which libraries bring, says so in red where a notebook has no ipywidgets; nothing here needs them
-warnings.filterwarnings("ignore", "IProgress not found")
+if "ipykernel" in sys.modules:  # tqdm, which libraries bring, says so in red where a notebook has no ipywidgets; nothing here needs them
+    warnings.filterwarnings("ignore", "IProgress not found")
 _PLACES = {
     "Generator": "generator",
     "compare": "comparison",
@@ -47,4 +48,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__} - {"Any", "TYPE_CHECKING", "import_module", "warnings"})
+    return sorted({*globals(), *__all__} - {"Any", "TYPE_CHECKING", "import_module", "sys", "warnings"})
