@@ -303,10 +303,10 @@ def test_blocks_inside_lists_and_tabs_are_found(tmp_path):
 
 def test_a_generator_draws_on_a_page_where_its_run_lies_here(made, student_run, tmp_path):
     pages = made("pages")
-    shown = pages.block("mnist", tmp_path / "nothing")
+    shown = pages.block("mnist", str(tmp_path / "nothing"))
     assert "pictures/page_mnist.png" in shown
     assert (DOCS / "pictures" / "page_mnist.png").is_file()
-    assert 'src="live/digits/index.html"' in pages.block("digits", student_run)
+    assert 'src="live/digits/index.html"' in pages.block("digits", str(student_run))
     pages.write(tmp_path / "site")
     assert sorted(path.name for path in (tmp_path / "site" / "live").iterdir()) == ["digits"]
     assert (tmp_path / "site" / "live" / "digits" / "model.onnx").is_file()

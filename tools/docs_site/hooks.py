@@ -40,7 +40,7 @@ def filled(text: str) -> str:
     text = ALARM.sub(lambda match: alarms.facts(match[1]), text)
     if "<!-- recipes -->" in text:
         text = text.replace("<!-- recipes -->", gallery.entries())
-    text = pages.BLOCK.sub(lambda match: pages.block(match[1], ROOT / match[2]), text)
+    text = pages.BLOCK.sub(lambda match: pages.block(match[1], match[2]), text)
     text = NOTE.sub(r"\1", text)
     return text.replace("](../CONTRIBUTING.md)", f"]({CONTRIBUTING})")
 

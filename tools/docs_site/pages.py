@@ -6,14 +6,15 @@ from pathlib import Path
 from fewstep.interop.export import export
 
 BLOCK = re.compile(r"<!-- page: (\w+) (\S+) -->")
+ROOT = Path(__file__).parents[2]
 FOLDER = "live"  # of the site
-HEIGHT = 860  # pixels
+HEIGHT = 1080  # pixels
 _found: dict[str, Path] = {}  # name of a page: the run folder it is made of
 
 
-def block(name: str, run: Path) -> str:
-    """What stands on the page for the generator in `run`: a frame that it draws in, or its picture where there is no such run."""
-    command = f"fewstep export {run.name} --format page --out {name}"
+def block(name: str, place: str) -> str:
+    """What stands on the page for the generator in the run `place`: a frame that it draws in, or its picture where there is no such run."""
+    command, run = f"fewstep export {place} --format page --out {name}", ROOT / place
     if not (run / "model" / "config.json").is_file():
         return (
             f"![The page of the generator {name}: samples, buttons for classes, two noises and a slider](pictures/page_{name}.png)"
