@@ -18,7 +18,7 @@ from fewstep.metrics.rows import row_roles
 from fewstep.recipe import Recipe, load_recipe, resolved, shipped_recipes
 from fewstep.run_data import kept
 from fewstep.text import read_json, read_text
-from fewstep.training.health import COMMON, SETTLED, Course, margin_of, older_names, what_to_do
+from fewstep.training.health import COMMON, SETTLED, Course, margin_of, older_names, usual_advice, what_to_do
 from fewstep.training.run_folder import RunFolder, differences
 from fewstep.version import __version__
 from fewstep.viz.report import RaisedAlarm, Span, Story, write_report
@@ -138,7 +138,7 @@ def _advice(rule: Alarm | None, record: Mapping[str, Any], method: type[Method],
     """What the alarm of `rule` advised at `record`, where the figures have gone by `course`."""
     if rule is None:
         return "Look at the curves"
-    usual, value = method.advice.get(rule.name, rule.advice), record.get(rule.figure)
+    usual, value = usual_advice(rule, method.advice), record.get(rule.figure)
     if not isinstance(value, int | float):
         return usual.replace("{rate}", method.rate)
     return what_to_do(rule, usual, value, margin_of(rule, record), course, method.rate)

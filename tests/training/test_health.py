@@ -455,3 +455,9 @@ def test_every_key_that_an_alarm_recommends_exists():
     assert {rule.name for rule in (*COMMON, *EVERY)} == {name for _, name, *_ in ILL}
     for method in METHODS:  # an alarm of a method's own has a name that no common one has
         assert not {rule.name for rule in method.alarms} & {rule.name for rule in COMMON}
+
+
+def test_a_method_that_advises_on_an_alarm_by_its_older_name_is_heard():
+    (raised,) = alarms({"health.shift": 0.5}, 1.0, advice={"drift": "Warm it up"})
+    assert raised.name == "shift"
+    assert "Warm it up" in raised.message

@@ -14,6 +14,7 @@ import torch
 from copies import in_a_child, in_a_copy
 from fewstep import files, measurement
 from fewstep.errors import Interrupted
+from fewstep.training import resume
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder
 from linear_method import Linear, run_loop
@@ -428,3 +429,10 @@ def test_a_student_needs_its_first_teacher_no_more(teacher_run, student_run, stu
     overrides = [override.replace(str(teacher_run), gone) for override in student_overrides]
     done("train", "dmd2/digits", *overrides, "--out", run, "--resume")
     assert_same_run(run, student_run)
+
+
+def test_a_window_of_an_older_version_goes_on_under_the_names_of_today():
+    window = {"sums": {"generator.gap": [1.0, 2.0], "generator.dm": 0.5}, "counts": {"generator.gap": 3, "generator.dm": 3}}
+    named = resume._named(window, {"generator.gap": "generator.disagreement"})
+    assert named["sums"] == {"generator.disagreement": [1.0, 2.0], "generator.dm": 0.5}
+    assert named["counts"] == {"generator.disagreement": 3, "generator.dm": 3}

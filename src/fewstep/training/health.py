@@ -128,6 +128,12 @@ def older_names(method: type[Method] | Method) -> dict[str, str]:
     return {old: new for old, new in RENAMED.items() if old not in own} | dict(method.renamed)
 
 
+def usual_advice(rule: Alarm, advice: Mapping[str, str]) -> str:
+    """What a method's `advice` has for `rule`, by its name or the one that it had in older versions, or else the rule's own."""
+    by_name = {RENAMED.get(name, name): text for name, text in advice.items()}
+    return by_name.get(rule.name, rule.advice)
+
+
 class Course:
     """How each figure has gone: its first value, and the one nearest to that of a sound run.
 
@@ -180,7 +186,7 @@ def alarms(
         value, margin = figures[rule.figure], margin_of(rule, figures)
         if rule.low <= value + margin and value - margin <= rule.high:
             continue
-        usual = (advice or {}).get(rule.name, rule.advice)
+        usual = usual_advice(rule, advice or {})
         raised.append(Raised(rule.name, rule.message.format(value=value), what_to_do(rule, usual, value, margin, course or Course(), rate)))
     return raised
 
