@@ -5,6 +5,7 @@ there are classes; ``noise`` float32 [k - 1, B, C, H, W], standard normal, of a 
 [B, C, H, W], clamped to [-1, 1] where they are images.
 """
 
+import copy
 import json
 import logging
 import math
@@ -27,12 +28,50 @@ EXAMPLE = 3  # items the graph is traced with; 1 would be taken for a constant
 MOST_BYTES = 2**31  # of a protobuf message
 
 
+class ConstantFrequencies(nn.Module):
+    """The sinusoidal time embedding of diffusers, with its frequencies as numbers in the graph.
+
+    diffusers works them out by ``exp`` at each call, which the exporter evaluates with another library. A frequency that differs in its last
+    bit turns a timestep of 1,000 ln(sigma)/4 by 1e-4 of a radian, and pixels of a trained network by more than an export may differ.
+
+    Args:
+        embedding: diffusers' ``Timesteps``.
+
+    """
+
+    def __init__(self, embedding: Any) -> None:
+        super().__init__()
+        self.scale, self.cosines_first = embedding.scale, embedding.flip_sin_to_cos
+        half = embedding.num_channels // 2
+        self.frequencies: Tensor
+        exponent = -math.log(10_000) * torch.arange(half, dtype=torch.float32) / (half - embedding.downscale_freq_shift)
+        self.register_buffer("frequencies", exponent.exp())
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """The embedding [B, channels] of `timesteps` [B]."""
+        angle = self.scale * (timesteps[:, None].float() * self.frequencies)
+        waves = [angle.sin(), angle.cos()]
+        return torch.cat(waves[::-1] if self.cosines_first else waves, -1)
+
+
+def with_constant_frequencies(denoiser: nn.Module) -> nn.Module:
+    """A copy of `denoiser` in which every time embedding of diffusers is a `ConstantFrequencies`."""
+    from diffusers.models.embeddings import Timesteps
+
+    denoiser = copy.deepcopy(denoiser)
+    for module in list(denoiser.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Timesteps) and child.num_channels % 2 == 0:  # of an odd number a 0 is appended
+                setattr(module, name, ConstantFrequencies(child))
+    return denoiser
+
+
 class SamplingGraph(nn.Module):
     """``Generator.sample`` without its random numbers: ``samples = forward(latents, labels, noise)``, shaped as said above."""
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
-        self.denoiser = generator.denoiser
+        self.denoiser = with_constant_frequencies(generator.denoiser)
         self.levels = generator.sigmas().tolist()
         self.is_image = len(generator.shape) == 3
         self.scaled = generator.sampler["name"] == "few_step"
