@@ -17,6 +17,7 @@ from fewstep.generator import Generator, load
 from fewstep.interop import export_onnx
 from fewstep.maths.schedules import student_sigmas
 from fewstep.networks.dit import DiT
+from fewstep.networks.dit.network import Sinusoids
 
 BETAS = torch.linspace(1e-4, 0.02, 1000).tolist()
 DIT = {"name": "dit", "patch": 4, "width": 16, "depth": 1, "heads": 2}
@@ -103,10 +104,11 @@ def test_the_frequencies_of_a_time_embedding_are_those_of_torch(tmp_path):
     embedding = generator.denoiser.network.unet.time_proj
     for value in (0.0, 1.0, -37.3, 1095.5):
         timesteps = torch.tensor([value, value / 3])
-        assert torch.equal(export_onnx.ConstantFrequencies(embedding)(timesteps), embedding(timesteps))
+        for module in (embedding, Sinusoids(30)):
+            assert torch.equal(export_onnx.ConstantFrequencies.of(module)(timesteps), module(timesteps))
     export_onnx.write_onnx(generator, tmp_path)
     graph = onnx.load(tmp_path / "model.onnx").graph
-    expected = export_onnx.ConstantFrequencies(embedding).frequencies
+    expected = export_onnx.ConstantFrequencies.of(embedding).frequencies
     constants = [numpy_helper.to_array(tensor) for tensor in graph.initializer]
     assert any(constant.size == 24 and np.array_equal(constant.ravel(), expected.numpy()) for constant in constants)
     assert generator.denoiser.network.unet.time_proj is embedding

@@ -8,7 +8,7 @@ import torch
 
 from fewstep.denoisers import PreconditionedDenoiser
 from fewstep.networks import make_network, num_parameters
-from fewstep.networks.dit.network import FREQUENCIES, Block, DiT, position_code, sinusoids
+from fewstep.networks.dit.network import FREQUENCIES, Block, DiT, Sinusoids, position_code
 from fewstep.networks.heads import feature_shapes
 
 SHAPE, CLASSES, NUM = (2, 4, 6), 3, 5
@@ -281,7 +281,7 @@ def test_what_comes_before_and_after_the_blocks():
     out = network(x, c_noise, label)
     ((_, condition, hidden),) = last
     for i in range(NUM):
-        level = network.level(sinusoids(1000 * c_noise[i : i + 1]).double())[0] + network.label.weight[label[i]]
+        level = network.level(Sinusoids()(1000 * c_noise[i : i + 1]).double())[0] + network.label.weight[label[i]]
         c = level * level.sigmoid()  # SiLU
         torch.testing.assert_close(condition[i].flatten(), c)
         shift, scale = (network.modulate.weight @ c + network.modulate.bias).split(SIZES["width"])
@@ -296,12 +296,12 @@ def test_what_comes_before_and_after_the_blocks():
 
 def test_sinusoids_go_from_one_down_to_a_ten_thousandth():
     value = torch.tensor([0.0, 0.7, 250.0, 1000.0])
-    found = sinusoids(value, 8)
+    found = Sinusoids(8)(value)
     for i, v in enumerate(value.tolist()):
         angles = [v * 10**-k for k in range(4)]  # 1e4^(-k / 4)
         expected = [math.cos(a) for a in angles] + [math.sin(a) for a in angles]
         assert found[i].tolist() == pytest.approx(expected, abs=1e-4)  # float32's 250 and 1000 times a frequency
-    assert sinusoids(value).shape == (4, FREQUENCIES)
+    assert Sinusoids()(value).shape == (4, FREQUENCIES)
 
 
 def test_noise_level_enters_a_thousandfold():
@@ -309,7 +309,7 @@ def test_noise_level_enters_a_thousandfold():
     network.level.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     x, c_noise, label = inputs()
     network(x, c_noise, label)
-    torch.testing.assert_close(seen[0], sinusoids(1000 * c_noise).double())
+    torch.testing.assert_close(seen[0], Sinusoids()(1000 * c_noise).double())
 
 
 def test_every_place_has_a_code_of_its_own_of_row_and_column():
@@ -318,7 +318,7 @@ def test_every_place_has_a_code_of_its_own_of_row_and_column():
     assert torch.equal(code[:, :, 8:], code[:1, :, 8:].expand(4, 6, 8))  # the other the column
     distances = torch.cdist(code.flatten(0, 1), code.flatten(0, 1)) + torch.eye(24)
     assert distances.min() > 0.1
-    torch.testing.assert_close(code[2, 5], torch.cat([sinusoids(torch.tensor([2]), 8), sinusoids(torch.tensor([5]), 8)], 1)[0])
+    torch.testing.assert_close(code[2, 5], torch.cat([Sinusoids(8)(torch.tensor([2])), Sinusoids(8)(torch.tensor([5]))], 1)[0])
 
 
 def test_under_autocast_it_answers_nearly_the_same():

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fewstep.errors import UserError
 from fewstep.generator import Generator
 from fewstep.networks.base import num_parameters
+from fewstep.networks.dit.network import Sinusoids
 from fewstep.version import __version__
 
 FILE = "model.onnx"
@@ -29,23 +30,23 @@ MOST_BYTES = 2**31  # of a protobuf message
 
 
 class ConstantFrequencies(nn.Module):
-    """The sinusoidal time embedding of diffusers, with its frequencies as numbers in the graph.
+    """A sinusoidal time embedding whose frequencies are numbers in the graph.
 
-    diffusers works them out by ``exp`` at each call, which the exporter evaluates with another library. A frequency that differs in its last
+    Networks work them out by ``exp`` at each call, which the exporter evaluates with another library. A frequency that differs in its last
     bit turns a timestep of 1,000 ln(sigma)/4 by 1e-4 of a radian, and pixels of a trained network by more than an export may differ.
 
     Args:
-        embedding: diffusers' ``Timesteps``.
+        frequencies: float32 [channels / 2].
+        scale: factor of every angle.
+        cosines_first: whether the cosines come before the sines.
 
     """
 
-    def __init__(self, embedding: Any) -> None:
+    def __init__(self, frequencies: Tensor, scale: float = 1, cosines_first: bool = True) -> None:
         super().__init__()
-        self.scale, self.cosines_first = embedding.scale, embedding.flip_sin_to_cos
-        half = embedding.num_channels // 2
+        self.scale, self.cosines_first = scale, cosines_first
         self.frequencies: Tensor
-        exponent = -math.log(10_000) * torch.arange(half, dtype=torch.float32) / (half - embedding.downscale_freq_shift)
-        self.register_buffer("frequencies", exponent.exp())
+        self.register_buffer("frequencies", frequencies)
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """The embedding [B, channels] of `timesteps` [B]."""
@@ -53,16 +54,27 @@ class ConstantFrequencies(nn.Module):
         waves = [angle.sin(), angle.cos()]
         return torch.cat(waves[::-1] if self.cosines_first else waves, -1)
 
+    @classmethod
+    def of(cls, module: nn.Module) -> "ConstantFrequencies | None":
+        """The same embedding as `module`, if that is diffusers' or the DiT's; None for any other module."""
+        from diffusers.models.embeddings import Timesteps
+
+        if isinstance(module, Sinusoids):
+            return cls(module.frequencies())
+        if isinstance(module, Timesteps) and module.num_channels % 2 == 0:  # diffusers appends a 0 to an odd number of channels
+            half = module.num_channels // 2
+            exponent = -math.log(10_000) * torch.arange(half, dtype=torch.float32) / (half - module.downscale_freq_shift)
+            return cls(exponent.exp(), module.scale, module.flip_sin_to_cos)
+        return None
+
 
 def with_constant_frequencies(denoiser: nn.Module) -> nn.Module:
-    """A copy of `denoiser` in which every time embedding of diffusers is a `ConstantFrequencies`."""
-    from diffusers.models.embeddings import Timesteps
-
+    """A copy of `denoiser` whose time embeddings are `ConstantFrequencies`."""
     denoiser = copy.deepcopy(denoiser)
     for module in list(denoiser.modules()):
         for name, child in module.named_children():
-            if isinstance(child, Timesteps) and child.num_channels % 2 == 0:  # of an odd number a 0 is appended
-                setattr(module, name, ConstantFrequencies(child))
+            if (constant := ConstantFrequencies.of(child)) is not None:
+                setattr(module, name, constant)
     return denoiser
 
 

@@ -64,7 +64,7 @@ class DiT(nn.Module):
         self.position: Tensor
         self.register_buffer("position", position_code(*self.grid, width), persistent=False)
         self.level = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-        self.time_scale = time_scale
+        self.time_scale, self.sinusoids = time_scale, Sinusoids()
         self.label = None if num_classes is None else nn.Embedding(num_classes + 1, width)
         self.from_condition = nn.Linear(condition, width, bias=False) if condition else None
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
@@ -93,7 +93,7 @@ class DiT(nn.Module):
 
         The conditioning, with every block's modulation, and the first `xi_block` blocks are worked out once an item, not once a particle.
         """
-        level = self.level(sinusoids(self.time_scale * c_noise).to(x.dtype))
+        level = self.level(self.sinusoids(self.time_scale * c_noise).to(x.dtype))
         if self.label is not None:
             level = level + self.label(label)
         if self.from_condition is not None and condition is not None:
@@ -146,14 +146,25 @@ class Block(nn.Module):
         return self.mix(mixed).view_as(x)
 
 
-def sinusoids(value: Tensor, count: int = FREQUENCIES) -> Tensor:
-    """Cosines and sines of `value` [B] at frequencies from 1 down to 1e-4: [B, count] (arXiv 1706.03762, Sec. 3.5)."""
-    frequencies = torch.exp(-math.log(1e4) / (count // 2) * torch.arange(count // 2, device=value.device))
-    angle = value.float()[:, None] * frequencies
-    return torch.cat([angle.cos(), angle.sin()], 1)
+class Sinusoids(nn.Module):
+    """Cosines and sines of a value [B] at `count` / 2 frequencies from 1 down to 1e-4: [B, count] (arXiv 1706.03762, Sec. 3.5)."""
+
+    def __init__(self, count: int = FREQUENCIES) -> None:
+        super().__init__()
+        self.count = count
+
+    def frequencies(self, device: torch.device | None = None) -> Tensor:
+        """The frequencies, float32 [count / 2]."""
+        return torch.exp(-math.log(1e4) / (self.count // 2) * torch.arange(self.count // 2, device=device))
+
+    def forward(self, value: Tensor) -> Tensor:
+        """The embedding [B, count] of `value` [B]."""
+        angle = value.float()[:, None] * self.frequencies(value.device)
+        return torch.cat([angle.cos(), angle.sin()], 1)
 
 
 def position_code(rows: int, columns: int, width: int) -> Tensor:
     """The fixed code of each place in a grid, half of it of the row and half of the column: [rows * columns, width]."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    return torch.cat([sinusoids(row.flatten(), width // 2), sinusoids(column.flatten(), width // 2)], 1)
+    waves = Sinusoids(width // 2)
+    return torch.cat([waves(row.flatten()), waves(column.flatten())], 1)
