@@ -52,7 +52,7 @@ class Data(Protocol):
         ...
 
     def some(self, num: int, seed: int) -> Tensor:
-        """`num` training items [num, ...], or all if there are fewer, drawn with `seed`, as they are trained on."""
+        """Return `num` training items [num, ...], or all if there are fewer, drawn with `seed` and prepared as for training."""
         ...
 
     def excerpt(self) -> "ImageData | PointData":
