@@ -173,8 +173,8 @@ def product_proposal(gamma: float, log_weights: Tensor, means: Tensor, precision
 def _log_bound(log_weights: Tensor, means: Tensor, precisions: Tensor) -> float:
     """Return an upper bound of log p, which is the maximum of log p if the modes are well apart or all in one place.
 
-    If mu_j is the mean nearest to x, then |x - mu_k| is at least |mu_j - mu_k| / 2, and so with the smallest eigenvalue l_k of P_k: ``p(x)
-    <= sum_k a_k(mu_k) exp(-l_k |mu_j - mu_k|^2 / 8)``. The bound is the largest of these sums over j.
+    If mu_j is the mean nearest to x, then |x - mu_k| is at least |mu_j - mu_k| / 2, and so with the smallest eigenvalue l_k of P_k:
+    ``p(x) <= sum_k a_k(mu_k) exp(-l_k |mu_j - mu_k|^2 / 8)``. The bound is the largest of these sums over j.
     """
     log_heights = log_weights + torch.linalg.slogdet(precisions)[1] / 2 - means.shape[1] / 2 * math.log(2 * math.pi)
     slowest = torch.linalg.eigvalsh(precisions)[:, 0]

@@ -3,8 +3,8 @@
 The folder of a table holds
 
 * ``prompts.jsonl``: the prompts, one JSON string per line, in the order of the rows;
-* ``rows-00000.safetensors`` and so on, `CHUNK` rows each or as many as `MOST` numbers allow, in half precision: ``hidden`` [n, tokens,
-  width] and, for models that take one, ``pooled`` [n, width];
+* ``rows-00000.safetensors`` and so on, `CHUNK` rows each or as many as `MOST` numbers allow, in half precision: ``hidden``
+  [n, tokens, width] and, for models that take one, ``pooled`` [n, width];
 * ``null.safetensors``: a single row with the same tensors, which stands for no prompt;
 * ``manifest.json``, which is written last: the model, the checksum of its encoders, sizes, and the SHA-256 checksum of each file.
 
@@ -89,7 +89,7 @@ class Manifest:
         """Return whether a network can be conditioned on these prompts.
 
         `takes` are the widths of the hidden and the pooled vectors that the network takes, and `encoders` is the checksum of its text
-        encoders, or None if that is unknown; both must be those of the table.
+        encoders, or None if that is unknown. Both must match the table, unless unknown.
         """
         return takes == (self.width, self.pooled) and encoders in (None, self.encoders)
 

@@ -118,9 +118,10 @@ class PromptData(TwoParts):
         return samples.latents(order)
 
     def excerpt(self) -> ImageData:
-        """Return the pixels of the model's samples in two halves, or else those of the images, labelled by rows; at most 512 MiB of them.
+        """Return the pixels of the model's samples in two halves, or else those of the images, labelled by rows.
 
-        Raises DataError if there are neither samples nor images, or if a single sample is too large.
+        `fewstep.data.own.EXCERPT_BYTES` limits their number. Raises DataError if there are neither samples nor images, or if fewer than
+        `EACH` samples fit.
         """
         if self.samples is None and self.images is not None:
             return self.images.excerpt()

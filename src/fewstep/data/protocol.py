@@ -56,5 +56,5 @@ class Data(Protocol):
         ...
 
     def excerpt(self) -> "ImageData | PointData":
-        """Return both parts in memory, for measuring and pictures: all items of a data set in memory, else a bounded random sample."""
+        """Return both parts in memory, for measuring and pictures: all items of a data set in memory, else a bounded sample."""
         ...
