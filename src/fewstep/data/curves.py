@@ -53,7 +53,7 @@ class Curve(SumOfGaussians):
         return (torch.stack([c(u) for c in self.arms])[arm, torch.arange(num)] + self.noise * noise).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The log-density [N] at `x` [N, 2], computed in float64 and returned in the type of `x`."""
+        """The log-density [N] at `x` [N, 2], computed in float64 and returned in the dtype of `x`."""
         block = 2**20 // (self.nodes * len(self.arms))
         return torch.cat([self.quadrature.log_prob(part) for part in self._checked(x).double().split(block)]).to(x)
 
@@ -98,7 +98,7 @@ class Pinwheel(SumOfGaussians):
         return self._bend(along * self.along[k] + across * self.across[k], self.rate).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The log-density [N] at `x` [N, 2], in the type of `x`."""
+        """The log-density [N] at `x` [N, 2], in the dtype of `x`."""
         return self._log_parts(self._bend(self._checked(x), -self.rate)).logsumexp(1)
 
     def _bend(self, x: Tensor, rate: float) -> Tensor:

@@ -28,7 +28,7 @@ from fewstep.data.splits import Bar, no_bar
 TABLES = HubTables("mnist", "ylecun/mnist", (1, 28, 28), "image", 10, "mnist")
 SIDE, CLASSES = 28, 10
 PARTS = ("train", "t10k")  # training and test part, as the authors name them
-KINDS = {"images": 3, "labels": 1}  # by kind of file: its number of dimensions
+KINDS = {"images": 3, "labels": 1}  # number of dimensions of each kind of file
 UNSIGNED = 8
 GZIP = b"\x1f\x8b"
 FILES = ", ".join(f"{part}-{kind}-idx{dims}-ubyte" for part in PARTS for kind, dims in KINDS.items())

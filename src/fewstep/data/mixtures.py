@@ -42,7 +42,7 @@ class Mixture(SumOfGaussians):
         return (self.means[k] + self.stds[k, None] * noise).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The log-density [N] at `x` [N, D], in the type of `x`."""
+        """The log-density [N] at `x` [N, D], in the dtype of `x`."""
         return self._log_parts(self._checked(x)).logsumexp(1)
 
     @property

@@ -80,7 +80,7 @@ def flat_image(source: str | IO[bytes], mode: Literal["L", "RGB"]) -> Any:
         raise Unfit(HUGE, str(error)) from None
     except MemoryError:
         raise Unfit(HUGE, "more than there is memory for") from None
-    except Exception as error:  # Pillow raises nearly every kind for a damaged file, by format
+    except Exception as error:  # Pillow raises many types of exception for a damaged file, by format
         raise Unfit(DAMAGED, " ".join(str(error).split())[:100] or type(error).__name__) from error
 
 

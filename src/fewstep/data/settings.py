@@ -49,7 +49,7 @@ class Images(DataSettings):
 
 
 class Mnist(DataSettings):
-    """MNIST, 28x28, grey, 10 classes: from parquet as the Hub has it, its authors' four files, or the Hugging Face Hub."""
+    """MNIST, 28x28, grey, 10 classes: from the Hub's parquet files, its authors' four IDX files, or the Hugging Face Hub itself."""
 
     name: Literal["mnist"]
     dir: UserPath | None = Field(
@@ -60,7 +60,7 @@ class Mnist(DataSettings):
 
 
 class Cifar10(DataSettings):
-    """CIFAR-10: from parquet as the Hub has it, the binary archive that its authors publish, or the Hugging Face Hub."""
+    """CIFAR-10: from the Hub's parquet files, the binary archive that its authors publish, or the Hugging Face Hub itself."""
 
     name: Literal["cifar10"]
     dir: UserPath | None = Field(
@@ -104,7 +104,7 @@ class Points(DataSettings):
     """Points of your own: a .npy file of shape [N, D]."""
 
     name: Literal["points"]
-    path: UserPath = Field(description=".npy file that holds one array of numbers [N, D]")
+    path: UserPath = Field(description="file in NumPy's .npy format that holds one array of numbers [N, D]")
     holdout: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="fraction of the points held out")
     standardize: bool = Field(
         True,

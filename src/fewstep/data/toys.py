@@ -102,7 +102,7 @@ def swiss_roll() -> Curve:
 
 
 def spirals() -> Curve:
-    """Two spirals of one and a quarter turns, noise 0.15: the square of the angle is uniform, so points lie about equally dense."""
+    """Two spirals of one and a quarter turns, noise 0.15: the square of the angle is uniform, so points are about equally dense."""
 
     def arm(u: Tensor) -> Tensor:
         return _spiral(0.375, u.sqrt())

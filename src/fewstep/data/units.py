@@ -79,7 +79,8 @@ def units_of(array: np.ndarray, name: str) -> Units:
         column = int(large.argmax())
         raise DataError(f"{name}: column {column} holds {large[column]:.3g}, and float32 ends at 3.4e+38; divide that column by a number")
     middle = x.mean(0)
-    scale = np.sqrt(np.square((x - middle) / np.maximum(large, 1e-300)).mean(0)) * large  # no overflow
+    # squares of values divided by the largest one neither overflow nor underflow
+    scale = np.sqrt(np.square((x - middle) / np.maximum(large, 1e-300)).mean(0)) * large
     own = np.finfo(array.dtype).eps if array.dtype.kind == "f" else 0.0
     for column in range(x.shape[1]):
         if np.ptp(x[:, column]) == 0:
