@@ -71,7 +71,7 @@ class Probe:
         """Return the opened images, resized, as bytes [looked_at, ...]. Raises DataError if `resize` does not admit the size of one."""
         mode = "L" if channels == 1 else "RGB"
         try:
-            # a reduced image no longer has the size that "pad" and "none" would check, so it is fitted
+            # a reduced image lacks the original size that "pad" and "none" would check, so it is fitted
             ways: list[Resize] = ["fit" if side > KEPT_SIDE and resize != "stretch" else resize for side in self.sides]
             return np.stack([fitted(image.convert(mode), size, way) for image, way in zip(self.images, ways, strict=True)])
         except Unfit as reason:
