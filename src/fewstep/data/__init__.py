@@ -1,6 +1,6 @@
-"""Data sets, held in memory as they come and turned into batches: images in [-1, 1], points as they are.
+"""Data sets of images and points, and densities to draw points from; batches hold images in [-1, 1], and points as the data set holds them.
 
-Nothing is imported until it is asked for: settings are read without torch.
+A name is imported from its module when it is first used, so that settings can be read without torch.
 """
 
 from importlib import import_module

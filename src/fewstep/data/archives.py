@@ -1,6 +1,7 @@
-"""Archives and compressed files among a user's data: what they would unpack to, found before `datasets` writes it to a disk.
+"""Checks of the archives and compressed files among a user's data, made before `datasets` unpacks them to a disk.
 
-A zip and a tar say so in their headers. A stream of gzip, bzip2 or xz does not, and is unpacked here into nothing, up to the limit.
+Zip and tar files state in their headers how large their contents are. Gzip, bzip2 and xz streams do not: they are decompressed here, up to
+the limit, and the result is thrown away.
 """
 
 import bz2
@@ -22,15 +23,16 @@ ZIP = b"PK\x03\x04"
 UNKNOWN = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "rar"}
 TAR_MAGIC, TAR_MAGIC_AT = b"ustar", 257
 REMEDY = "take another copy, or unpack it yourself"
-AT_ONCE = 2**20
-SHARD = 2**26
+AT_ONCE = 2**20  # bytes decompressed per read
+SHARD = 2**26  # bytes of a tar file, above which its headers are not read
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 
 
 def check_archives(files: Iterable[Path], source: str) -> None:
-    """Raise DataError, of the data set called `source`, for one of `files` that would unpack to far more than it is, or than fits the disk.
+    """Raise DataError if one of `files` would unpack to far more than its own size, or to more than fits on its disk.
 
-    A file is told by how it begins, as `datasets` tells it. A damaged archive is left for it to find.
+    The first bytes of a file tell its format, as they do for `datasets`. Also refused are zstd, lz4, 7z and RAR files, whose unpacked size
+    is not known. A damaged archive is passed over: `datasets` reports it. `source` names the data set in the message.
     """
     for file in files:
         try:
@@ -51,9 +53,9 @@ def check_archives(files: Iterable[Path], source: str) -> None:
 
 
 def check_shards(files: Iterable[Path], source: str) -> None:
-    """Raise DataError as `check_archives` does, and for a shard whose files `datasets` would unpack one by one as they are read.
+    """Raise DataError as `check_archives` does, and for a tar file with compressed members, which `datasets` would unpack as it reads them.
 
-    Of tar files of more than `SHARD` bytes, whose headers would take long to be read, only the beginning is looked at.
+    Tar files of more than `SHARD` bytes are not checked, because reading the headers of all their members would take long.
     """
     small = []
     for file in files:
@@ -76,7 +78,10 @@ def check_shards(files: Iterable[Path], source: str) -> None:
 
 
 def expanded(file: Path, head: bytes) -> int:
-    """Bytes that `file`, which begins with `head`, unpacks to, 0 for what is no archive; a stream is counted to just above the limit."""
+    """Return the number of bytes that `file`, which begins with `head`, unpacks to; 0 if it is not a zip, tar, gzip, bzip2 or xz file.
+
+    A compressed stream is decompressed only until its output exceeds the limit of `fewstep.limits.check_expansion`.
+    """
     if head.startswith(ZIP):
         with zipfile.ZipFile(file) as archive:
             return sum(member.file_size for member in archive.infolist())

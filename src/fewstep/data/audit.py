@@ -1,6 +1,7 @@
-"""What was found of a data set, what is used, what is left out and why, its classes, and its split: to be printed and kept.
+"""The audit of a data set: what was found, what is used, what is left out and why, its classes, and its split, to be printed and stored.
 
-A source (a folder, a table, a density) says where its items come from in an `Origin`; `audit` counts what has become of them in a data set.
+A source (a folder, a table, a density) describes where its items come from in an `Origin`; `audit` adds the number of items in each part
+and each class.
 """
 
 from collections.abc import Mapping
@@ -11,12 +12,12 @@ from fewstep.data.checks import printable
 from fewstep.data.origin import Origin
 from fewstep.data.protocol import Data
 
-MOST_CLASSES = 12  # that are shown in a line
+MOST_CLASSES = 12  # classes listed in a line
 
 
 @dataclass(frozen=True)
 class ClassCount:
-    """A class: its number, its name, and its items in each part; None where they were not counted."""
+    """A class: its number, its name, and how many of its items are in each part (None if they were not counted)."""
 
     number: int
     name: str
@@ -26,7 +27,7 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a data set, "train" or "heldout": how many items it has (None where that is not known), and how it was made."""
+    """A part of a data set, "train" or "heldout": how many items it has (None if that is unknown), and how it was made."""
 
     name: str
     count: int | None
@@ -35,14 +36,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Audit:
-    """What has become of a data set's items.
+    """What became of the items of a data set.
 
     Attributes:
-        name: of the data set.
-        items: what they are, "images" or "points".
-        origin: where they come from.
-        parts: what is trained on, and what is held out.
-        classes: one for each number; empty without.
+        name: name of the data set.
+        items: kind of item, "images" or "points".
+        origin: where the items come from.
+        parts: the part that is trained on, and the held-out part.
+        classes: one entry per class, in the order of their numbers; empty without classes.
 
     """
 
@@ -54,17 +55,17 @@ class Audit:
 
     @property
     def used(self) -> int | None:
-        """Items in both parts; None where that is not known."""
+        """Number of items in both parts together; None if that is unknown."""
         counts = [part.count for part in self.parts]
         return None if None in counts else sum(count for count in counts if count is not None)
 
     @property
     def config(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON."""
+        """The audit as plain values, for JSON."""
         return {**asdict(self), "used": self.used}
 
     def lines(self, most: int = MOST_CLASSES) -> list[str]:
-        """Sentences: found and used, each reason for what is left out, the classes (`most` of them), and the split."""
+        """Return sentences on the items found and used, each reason for leaving items out, the classes (at most `most`), and the split."""
         origin = self.origin
         lines = [
             self._found(),
@@ -105,7 +106,10 @@ class Audit:
 
 
 def audit(data: Data) -> Audit:
-    """What is known of `data`. Nothing is read for it: classes of a data set that is read item by item are not counted."""
+    """Return the audit of `data`, without reading any item.
+
+    The classes of a data set whose items are read on request are therefore not counted.
+    """
     origin: Origin = getattr(data, "origin", None) or Origin("made in Python")
     labels = [_labels(data, split) for split in ("train", "heldout")]
     counts: list[list[int] | None] = [None if one is None else one.bincount(minlength=len(data.class_names)).tolist() for one in labels]
@@ -122,7 +126,10 @@ def _labels(data: Data, split: str) -> Any:
 
 
 def changes(before: Mapping[str, Any], now: Audit) -> list[str]:
-    """What is different between the `config` of an earlier audit of a data set and `now`, in words; empty where nothing is."""
+    """Return a phrase for each part whose number of items differs between an earlier audit and `now`; empty if none does.
+
+    `before` is the `config` of the earlier audit.
+    """
     found = []
     for old, new in zip(before.get("parts", ()), now.parts, strict=False):
         if old.get("count") != new.count:

@@ -1,4 +1,4 @@
-"""What is known of a data set before it is read: of those of the Hub that shipped recipes name, their sizes and classes."""
+"""Sizes and classes of the data sets on the Hugging Face Hub that shipped recipes use, known before any data is read."""
 
 import torch
 
@@ -8,14 +8,14 @@ from fewstep.data.images import ImageData
 from fewstep.data.settings import Cifar10, Images, Mnist
 from fewstep.sections import DataSettings
 
-# training images, images held out, classes
+# by Hub id: training images, held-out images, classes
 KNOWN = {HUB: (len(TRAIN) * RECORDS, RECORDS, CLASSES), MNIST.hub: (60_000, 10_000, 10)}
 
 
 def beforehand(settings: DataSettings) -> ImageData | None:
-    """A data set of the shape, sizes and number of classes that `settings` will give, all of it black; None where they are not known.
+    """Return all-black images of the shape, number and classes that `settings` will give; None if these are not known beforehand.
 
-    It takes no memory. What a run would cost can be counted on it, and nothing can be learned.
+    The images take no memory. They serve to estimate the cost of a run; nothing can be learned from them.
     """
     size: int
     if isinstance(settings, Cifar10):

@@ -1,4 +1,4 @@
-"""Images with a caption each, of any origin that tables have: a folder with metadata, parquet, ``save_to_disk``, the Hugging Face Hub."""
+"""Images with one caption each, from any kind of table: a folder with metadata, parquet, ``save_to_disk``, or the Hugging Face Hub."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,17 +19,18 @@ BARE = Kind("image{s} without a caption", "caption or remove what is named")
 
 @dataclass(frozen=True)
 class Captioned:
-    """`images`, whose labels are the rows of their captions, and the different `captions`."""
+    """Images and their different captions: the label of an image is the index of its caption in ``captions.texts``."""
 
     images: ImageData
     captions: Prompts
 
 
 def captioned_images(path: str, size: int, column: str | None = None, *, bar: Bar = no_bar) -> Captioned:
-    """The images at `path` as `size` x `size` pixels in colour, and the captions beside them in `column`.
+    """Return the images at `path` as `size` x `size` RGB pixels, with their captions from the column `column`.
 
-    Without a name the column is found as of a file of prompts. A split named "test" or "validation" is held out, or else a tenth of
-    the images. Raises DataError as `fewstep.data.image_folder` does, for a column that is not there, and for images without a caption.
+    Without `column`, the caption column is chosen by `fewstep.data.prompt_files.chosen_column`. A split named "test" or "validation" is
+    held out, or else a tenth of the images. `bar` shows the progress of reading. Raises DataError as `fewstep.data.image_folder` does, for
+    a column that does not exist, and for images without a caption.
     """
     source = f"data.path is {path!r}"
     mistakes = Mistakes(source)

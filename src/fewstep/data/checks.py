@@ -1,4 +1,4 @@
-"""Mistakes of a data set, told together: all of one kind in one sentence, with the first three places and their number."""
+"""Mistakes in a data set, reported together: one sentence for each kind, with the number of places and the first three of them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,37 +9,37 @@ SHOWN = 3
 
 
 def printable(text: str) -> str:
-    """`text` in one line, with what a screen would obey, or cannot show, as Python writes it: a name may hold anything."""
+    """Return `text` in one line, with unprintable characters written as Python escapes; a file name may contain any character."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of mistake: what is found, with ``{s}`` and ``{es}`` where a plural ends otherwise, and what mends it."""
+    """A kind of mistake: what is wrong, with ``{s}`` and ``{es}`` where a plural ending goes, and the remedy."""
 
     what: str
     remedy: str
 
 
 class Mistakes:
-    """What is wrong with the data set that `source` names, such as ``data.path is 'photos'``."""
+    """A collection of mistakes in one data set, which messages call `source`, such as ``data.path is 'photos'``."""
 
     def __init__(self, source: str) -> None:
         self.source = source
         self.found: dict[Kind, list[str]] = {}
-        self.notes: list[str] = []  # what is no mistake, but was taken for granted
+        self.notes: list[str] = []  # assumptions that were made, to be shown to the user
 
     def add(self, kind: Kind, place: str, detail: str = "") -> None:
-        """A mistake at `place` (a file, or a row); `detail` says what was found there."""
+        """Record a mistake at `place` (a file, or a row); `detail` says what was found at that place."""
         self.found.setdefault(kind, []).append(f"{place} ({detail})" if detail else place)
 
     def add_all(self, kind: Kind, places: Iterable[str]) -> None:
-        """The same mistake at each of `places`."""
+        """Record a mistake of the same kind at each of `places`."""
         for place in places:
             self.add(kind, place)
 
     def check(self) -> None:
-        """Raise DataError where there is any: a sentence a kind, in the order in which they were found."""
+        """Raise DataError if any mistake was recorded: one sentence for each kind, in the order in which the kinds were first found."""
         if self.found:
             raise DataError("\n".join(self._sentence(kind, places) for kind, places in self.found.items()))
 

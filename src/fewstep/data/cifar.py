@@ -1,7 +1,8 @@
-"""CIFAR-10: from parquet as the Hub has it, the binary archive that its authors publish (cs.toronto.edu/~kriz/cifar.html), or the Hub.
+"""CIFAR-10 from parquet files as the Hugging Face Hub has them, from its authors' archive (cs.toronto.edu/~kriz/cifar.html), or the Hub.
 
-The archive holds five files ``data_batch_1.bin`` to ``_5`` and ``test_batch.bin`` of 10,000 records: a byte of label, then 3 x 32 x 32
-bytes, red, green and blue planes, row by row. ``batches.meta.txt`` holds a class name a line.
+The binary archive holds the files ``data_batch_1.bin`` to ``data_batch_5.bin`` and ``test_batch.bin``, of 10,000 records each. A record is
+one byte for the label, then 3 x 32 x 32 bytes: the red, the green and the blue plane, each row by row. ``batches.meta.txt`` holds one class
+name per line.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ TRAIN, TEST, META = tuple(f"data_batch_{k}.bin" for k in range(1, 6)), "test_bat
 RECORDS, SHAPE, CLASSES = 10_000, (3, 32, 32), 10
 RECORD = 1 + 3 * 32 * 32
 TABLES = HubTables("cifar10", HUB, SHAPE, "img", CLASSES, "plain_text")
-AT_ONCE = 1000  # records; divides RECORDS
+AT_ONCE = 1000  # records read together; divides RECORDS
 
 MISSING = Kind("missing file{s}", f"unpack {ARCHIVE} anew, or name the folder that it lies in")
 LENGTH = Kind(f"file{{s}} not of {RECORDS * RECORD:,} bytes", f"unpack {ARCHIVE} anew")
@@ -39,9 +40,11 @@ NAMES = Kind(f"file{{s}} without {CLASSES} class names", f"unpack {ARCHIVE} anew
 
 
 def cifar10(dir: str | None = None, flip: bool = False, size: int = SHAPE[-1], *, bar: Bar = no_bar) -> ImageData:
-    """CIFAR-10: from the folder `dir` (parquet as in ``uoft-cs/cifar10``, or what `cifar10_of` takes), or from the Hugging Face Hub.
+    """Return CIFAR-10 from the folder `dir`, or from the Hugging Face Hub if `dir` is None.
 
-    `size` 16 averages squares of four pixels. Raises DataError.
+    `dir` holds parquet files as ``uoft-cs/cifar10`` does, or is what `cifar10_of` takes as its path. `size` 16 averages squares of 2 x 2
+    pixels. `flip` mirrors half of the training images, and `bar` shows the progress of reading. Raises DataError if the data is missing or
+    invalid.
     """
     if dir is None:
         data = cifar10_of_the_hub(flip, bar)
@@ -53,7 +56,7 @@ def cifar10(dir: str | None = None, flip: bool = False, size: int = SHAPE[-1], *
 
 
 def averaged(data: ImageData) -> ImageData:
-    """`data` at half its height and width: bytes, each the mean of a square of four, rounded."""
+    """Return `data` at half its height and width; each byte is the rounded mean of a square of 2 x 2 pixels."""
 
     def halved(pixels: Tensor) -> Tensor:
         parts = []
@@ -68,11 +71,11 @@ def averaged(data: ImageData) -> ImageData:
 
 
 def cifar10_of(path: str, flip: bool = False, md5: str = MD5) -> ImageData:
-    """CIFAR-10: 50,000 training images and 10,000 held out, RGB, 32 x 32, 10 classes.
+    """Return CIFAR-10 from its authors' archive: 50,000 training and 10,000 held-out images, RGB, 32 x 32, 10 classes.
 
-    `path` is the official archive, the folder that it lies in, the folder that it unpacks to, or the one which that lies in. The archive is
-    read without unpacking it, and must have the checksum `md5`; an unpacked folder has none. Raises DataError for what is missing, has
-    another checksum, or is not what the format says, naming the file.
+    `path` is the archive, the folder that contains the archive, the folder to which it unpacks, or the parent of the unpacked folder. The
+    archive is read without unpacking it, and must have the MD5 checksum `md5`; the files of an unpacked folder have no checksum to compare.
+    Raises DataError, naming the file, if a file is missing, has another checksum, or does not follow the format.
     """
     source, place = f"data.dir is {path!r}", Path(path)
     candidates = (place, place / ARCHIVE, place / FOLDER)
@@ -121,7 +124,7 @@ def cifar10_of(path: str, flip: bool = False, md5: str = MD5) -> ImageData:
 
 
 def cifar10_of_the_hub(flip: bool = False, bar: Bar = no_bar) -> ImageData:
-    """The same from ``uoft-cs/cifar10`` of the Hugging Face Hub. Raises DataError where it cannot be had."""
+    """Return CIFAR-10 from ``uoft-cs/cifar10`` on the Hugging Face Hub. Raises DataError if it is not available."""
     return replace(TABLES.of_the_hub(bar, f", or {ARCHIVE} of cs.toronto.edu/~kriz/cifar.html"), flip=flip)
 
 
@@ -134,7 +137,7 @@ def _md5(file: Path) -> str:
 
 
 def _packed(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
-    """(name, bytes, content) of each file in `archive`, in its order: a compressed stream has no other."""
+    """Yield (name, size in bytes, content) of each file in `archive`, in its order: a compressed stream cannot be read in another."""
     with tarfile.open(archive, "r|gz") as members:
         for member in members:
             content = members.extractfile(member) if member.isfile() else None
@@ -143,7 +146,7 @@ def _packed(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
 
 
 def _unpacked(folder: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
-    """The same of the files in `folder`."""
+    """Yield (name, size in bytes, content) of each file in `folder`."""
     for file in sorted(folder.iterdir()):
         if file.is_file():
             with file.open("rb") as content:

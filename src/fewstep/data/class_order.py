@@ -1,7 +1,7 @@
-"""Which class has which number: numbers in names as numbers, and the order that a run or a teacher was trained with before any other.
+"""The numbers of classes: numeric names sort by value, and the order with which a run or a teacher was trained takes precedence.
 
-A folder says its classes by names, and their numbers are given here. A network knows only the numbers, so those that it was trained with
-stay: labels are renumbered to them, or the data is refused.
+A folder names its classes, and their numbers are assigned here. A network knows classes by number only, so the numbers with which it was
+trained are kept: labels are renumbered to match them, or the data is refused.
 """
 
 import re
@@ -21,9 +21,9 @@ NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 
 def natural_order(names: Iterable[str]) -> tuple[str, ...]:
-    """The `names`, each once, in order: by value where all are numbers, else word by word with the digits in them as numbers.
+    """Return the different `names` in order: by value if all are numbers, else alphabetically, with the digits in them as numbers.
 
-    So 2 comes before 10, and class2 before class10; those that are equal so, such as 1 and 01, are in the order of words.
+    So 2 comes before 10, and class2 before class10; names that compare as equal, such as 1 and 01, are in alphabetical order.
     """
     once = sorted(set(names))
     if all(NUMBER.fullmatch(name) for name in once):
@@ -32,21 +32,21 @@ def natural_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _key(name: str) -> list[Any]:
-    # text and digits in turn; digits by how many there are first, which takes any number of them
+    # text and digits alternate; digits compare by their count first, then as text, so that numbers may be of any length
     return [(len(part.lstrip("0")), part.lstrip("0")) if k % 2 else part for k, part in enumerate(re.split("([0-9]+)", name))]
 
 
 def renumbered(labels: Tensor, names: Sequence[str], order: Sequence[str]) -> Tensor:
-    """`labels` int64 [N], which number `names`, as they number `order`, a permutation of them."""
+    """Return `labels` int64 [N], which are indices into `names`, as indices into `order`, a permutation of `names`."""
     number = {name: k for k, name in enumerate(order)}
     return torch.tensor([number[name] for name in names])[labels]
 
 
 def in_order_of(data: Any, names: Sequence[str], owner: str) -> Any:
-    """`data` with its classes numbered as `names`, which `owner`, such as "the teacher", was trained with.
+    """Return `data` with its classes numbered as `names`, in the order with which `owner`, such as "the teacher", was trained.
 
-    It is returned as it is where either has no names, the order is the same, or the names are others. Raises DataError where the names are
-    the same in another order, and the data cannot be renumbered.
+    `data` is returned unchanged if the order is the same already, if either side has no class names, or if the names differ. Raises
+    DataError if the names are the same in another order and the data cannot be renumbered.
     """
     own = tuple(data.class_names)
     if own == tuple(names) or sorted(own) != sorted(names):
@@ -61,7 +61,10 @@ def in_order_of(data: Any, names: Sequence[str], owner: str) -> Any:
 
 
 def other_names(data: Any, names: Sequence[str]) -> str | None:
-    """What is to be said where the classes of `data` are called otherwise than `names`; None where they are not, or where nobody knows."""
+    """Return a phrase that shows `names` and the class names of `data`, if they differ; else None.
+
+    None is also returned if they cannot be compared: if one side has only numbers for names, or if the numbers of classes differ.
+    """
     own = tuple(data.class_names)
     if not own or len(own) != len(names) or sorted(own) == sorted(names) or _are_numbers(own) or _are_numbers(names):
         return None
@@ -69,7 +72,7 @@ def other_names(data: Any, names: Sequence[str]) -> str | None:
 
 
 def _are_numbers(names: Sequence[str]) -> bool:
-    """Whether classes have no names but their numbers."""
+    """Return whether classes are named by their numbers alone."""
     return list(names) == [str(k) for k in range(len(names))]
 
 

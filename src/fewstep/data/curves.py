@@ -1,4 +1,4 @@
-"""Densities in the plane that lie along curves, and are sums of Gaussians all the same: by quadrature, or in other coordinates."""
+"""Densities in the plane that lie along curves and are still sums of Gaussians, by quadrature or in other coordinates."""
 
 import math
 from functools import cached_property
@@ -20,14 +20,14 @@ class Curve(SumOfGaussians):
     mixture.
 
     Args:
-        name: what it is called.
-        arms: the curves, each from u [N] to points [N, 2], all equally likely.
-        interval: (low, high) of u.
-        noise: standard deviation, positive.
-        nodes: number of nodes an arm.
+        name: name of the density.
+        arms: the curves, each a function from u [N] to points [N, 2], all equally likely.
+        interval: (low, high), the range of u.
+        noise: standard deviation of the Gaussian noise, positive.
+        nodes: number of quadrature nodes per arm.
 
     Raises:
-        DataError: for a noise that is not positive and finite, when the log-density is first asked for.
+        DataError: if `noise` is not positive and finite, when the log-density is first computed.
 
     """
 
@@ -38,7 +38,7 @@ class Curve(SumOfGaussians):
 
     @cached_property
     def quadrature(self) -> Mixture:
-        """The mixture of a Gaussian at each node of each arm."""
+        """The mixture that has one Gaussian at each quadrature node of each arm."""
         z, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(self.nodes))
         low, high = self.interval
         u = (low + high) / 2 + (high - low) / 2 * z
@@ -53,7 +53,7 @@ class Curve(SumOfGaussians):
         return (torch.stack([c(u) for c in self.arms])[arm, torch.arange(num)] + self.noise * noise).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The log-density [N] at `x` [N, 2], computed in float64 and returned in the type of `x`."""
+        """The log-density [N] at `x` [N, 2], computed in float64 and returned in the dtype of `x`."""
         block = 2**20 // (self.nodes * len(self.arms))
         return torch.cat([self.quadrature.log_prob(part) for part in self._checked(x).double().split(block)]).to(x)
 
@@ -65,7 +65,7 @@ class Curve(SumOfGaussians):
 
 
 class Pinwheel(SumOfGaussians):
-    """Arms that are bent Gaussians: ``x = R(2 pi k / arms + rate |f|) f``, R a rotation, k one of the arms.
+    """Gaussians bent into arms: ``x = R(2 pi k / arms + rate |f|) f``, where R is a rotation and k numbers the arms.
 
     f is normal about (radius, 0), with standard deviations `radial_std` and `tangential_std`. The angle depends on |f| = |x|
     alone, so x -> ``R(-rate |x|) x`` undoes the bending and keeps areas: p is a sum of Gaussians in these coordinates.
@@ -73,9 +73,9 @@ class Pinwheel(SumOfGaussians):
 
     Args:
         arms: number of arms, all equally likely.
-        radius: distance of their middle from the origin.
-        radial_std, tangential_std: along an arm and across it.
-        rate: radians a unit of length.
+        radius: distance of the middle of an arm from the origin.
+        radial_std, tangential_std: standard deviation along an arm and across it.
+        rate: bending of the arms, in radians per unit of length.
 
     """
 
@@ -98,7 +98,7 @@ class Pinwheel(SumOfGaussians):
         return self._bend(along * self.along[k] + across * self.across[k], self.rate).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The log-density [N] at `x` [N, 2], in the type of `x`."""
+        """The log-density [N] at `x` [N, 2], in the dtype of `x`."""
         return self._log_parts(self._bend(self._checked(x), -self.rate)).logsumexp(1)
 
     def _bend(self, x: Tensor, rate: float) -> Tensor:

@@ -1,7 +1,7 @@
-"""What a density is: its exact samples, its log-density, its powers, and its modes where they are known.
+"""The interface of a density: its exact samples, its log-density, its powers, and its modes if they are known.
 
-Symbols: a density ``p`` in D dimensions and its power ``p^gamma``, which for gamma above 1 is sharper than p and below 1
-flatter. All chance comes from the CPU generator `rng`; samples are float32.
+Symbols: a density ``p`` in D dimensions and its power ``p^gamma``, which is sharper than p for gamma above 1, and flatter for gamma below
+1. All randomness comes from the CPU generator `rng`; samples are float32.
 """
 
 import math
@@ -14,7 +14,7 @@ from fewstep.data.errors import DataError
 
 
 def checked_gamma(gamma: float) -> float:
-    """`gamma`, the power of a density. DataError where it is not finite and positive."""
+    """Return `gamma`, the power of a density. Raises DataError if it is not finite and positive."""
     if not (math.isfinite(gamma) and gamma > 0):
         raise DataError(f"gamma is {gamma}; allowed is any finite number above 0, and 1 is the density itself")
     return float(gamma)
@@ -24,8 +24,8 @@ class Density(ABC):
     """A probability density with exact samples and an exact log-density.
 
     Attributes:
-        name: what it is called in tables.
-        dim: D.
+        name: name of the density in tables.
+        dim: number of dimensions, D.
 
     """
 
@@ -38,7 +38,7 @@ class Density(ABC):
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
-        """The logarithm [N] of the density at `x` [N, D], in the type of `x`; differentiable. DataError for another shape."""
+        """The logarithm [N] of the density at `x` [N, D], in the dtype of `x`; differentiable. Raises DataError for another shape."""
 
     @property
     @abstractmethod
@@ -47,21 +47,21 @@ class Density(ABC):
 
     @abstractmethod
     def power(self, gamma: float) -> "Density":
-        """The density proportional to ``p^gamma``; itself for gamma 1. DataError for a gamma that is not finite and positive."""
+        """The density proportional to ``p^gamma``; itself for gamma 1. Raises DataError if gamma is not finite and positive."""
 
     @property
     def modes(self) -> Tensor:
-        """Means of the modes, float64 [K, D]. DataError for a density that is no mixture of Gaussians."""
+        """Means of the modes, float64 [K, D]. Raises DataError for a density that is not a mixture of Gaussians."""
         raise self._modeless("modes")
 
     @property
     def mode_stds(self) -> Tensor:
-        """Standard deviation of each mode, float64 [K]. DataError as for `modes`."""
+        """Standard deviation of each mode, float64 [K]. Raises DataError as `modes` does."""
         raise self._modeless("mode_stds")
 
     @property
     def mode_weights(self) -> Tensor:
-        """Share of each mode, float64 [K], of sum 1. DataError as for `modes`."""
+        """Weight of each mode, float64 [K], of sum 1. Raises DataError as `modes` does."""
         raise self._modeless("mode_weights")
 
     def _modeless(self, asked: str) -> DataError:

@@ -1,5 +1,5 @@
-"""What is raised where a data set will not do."""
+"""The error that unusable data raises."""
 
 
 class DataError(ValueError):
-    """A data set that is missing or not what it should be; the message says which and what to change."""
+    """Raised for a data set that is missing or invalid; the message says which data set it is, and what to change."""

@@ -1,4 +1,4 @@
-"""Images in folders: whether a folder is read as one, which folders are splits, and the class of an image, the folder that it lies in."""
+"""Images in folders: whether a folder is read as such, which of its sub-folders are splits, and the class of an image, its sub-folder."""
 
 import os
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from fewstep.data.origin import LeftOut, Origin
 from fewstep.data.scanning import Parts, Scan, is_hidden
 from fewstep.data.splits import CHUNK, EMPTY_CLASS, HELD_OUT, SPLIT_FOLDERS, TRAIN, Found, Split
 
-# what the only sub-folder of a split is called that has no labels
+# names of the only sub-folder of a split that do not stand for a class
 NO_CLASS = {*SPLIT_FOLDERS, "unknown", "unlabelled", "unlabeled", "images", "image", "imgs", "img", "all", "data"}
-SHARDS = (".tar", ".tar.gz", ".tgz")  # archives that may be WebDataset's
-SAVED = ("state.json", "dataset_dict.json")  # of save_to_disk
+SHARDS = (".tar", ".tar.gz", ".tgz")  # archives that may be WebDataset shards
+SAVED = ("state.json", "dataset_dict.json")  # files that save_to_disk writes
 
 STRAY = Kind("image{s} outside the class sub-folders", "put each into the sub-folder of its class, or set data.label_column: none")
 EMPTY_FOLDER = Kind("class sub-folder{s} without an image", "fill or remove what is named")
@@ -26,9 +26,10 @@ ONLY_PLACE = Kind("metadata file{s} without a column of labels", "the class of a
 
 
 def is_of_images(scan: Scan, root: Path, label_column: str | None, source: str) -> bool:
-    """Whether the folder `root` is read as images in folders, and not by `datasets` as tables, archives, or images with metadata.
+    """Return whether the folder `root` is read as images in folders, not by `datasets` as tables, archives, or images with metadata.
 
-    Raises DataError where there is nothing to read, where either could be meant, and where metadata would drop images without a word.
+    Raises DataError if the folder holds nothing to read, if both images and tables could be meant, and as
+    `fewstep.data.metadata.speaks_for` does, if metadata would silently drop images.
     """
     if any((root / name).is_file() for name in SAVED):
         return False
@@ -62,7 +63,7 @@ def _nothing(scan: Scan, source: str) -> DataError:
 
 
 def _is_of_the_hub(root: Path) -> bool:
-    """Whether the README of a repository of the Hugging Face Hub says how the data set is to be read."""
+    """Return whether `root` has the README of a Hugging Face Hub data set that says how the data set is read."""
     try:
         with (root / "README.md").open(errors="replace") as file:
             head = file.read(1 << 16)
@@ -73,10 +74,11 @@ def _is_of_the_hub(root: Path) -> bool:
 
 
 def folder_splits(root: Path, scan: Scan, classes: bool, mistakes: Mistakes) -> Found:
-    """The splits among the images of `scan` in the folder `root`, with their classes if `classes`, and if there are two at least.
+    """Return the splits among the images of `scan` in the folder `root`; with classes if `classes` is true and there are at least two.
 
-    A split beside that to train on is held out if its images lie in classes as those do; of several the first of `HELD_OUT`. What is wrong
-    with the classes goes to `mistakes`. Raises DataError for a folder that lies beside splits and is none.
+    Of the splits beside the training split, the first of `HELD_OUT` is held out; one whose images lie in no class sub-folders is passed
+    over if the training split has classes. Mistakes in the classes are recorded in `mistakes`. Raises DataError for a folder beside the
+    splits that is not itself a split.
     """
     import pyarrow as pa
 
@@ -121,8 +123,11 @@ def folder_splits(root: Path, scan: Scan, classes: bool, mistakes: Mistakes) -> 
 
 
 def _split_folders(files: list[Parts], source: str) -> dict[str, str]:
-    """The split that each folder at the top is; empty where there are none. Raises DataError for one beside them that is none."""
-    tops = sorted({parts[0] for parts in files})  # folders, and images that lie in none
+    """Return the split of each top-level folder; empty if these folders are not splits.
+
+    Raises DataError for a folder or an image that lies beside the splits and belongs to none.
+    """
+    tops = sorted({parts[0] for parts in files})  # top-level folders, and images directly in the root
     kinds = {top: SPLIT_FOLDERS.get(top.lower()) for top in tops}
     if list(kinds.values()) != [TRAIN] and not (TRAIN in kinds.values() and any(kind in HELD_OUT for kind in kinds.values())):
         return {}
@@ -136,12 +141,15 @@ def _split_folders(files: list[Parts], source: str) -> dict[str, str]:
 
 
 def _word(parts: Parts) -> str | None:
-    """The class of an image at `parts` below its split."""
+    """Return the class of an image, its innermost folder, from its path `parts` below the split; None if it lies in no folder."""
     return parts[-2] if len(parts) > 1 else None
 
 
 def _is_unlabelled(words: list[str | None], known: set[str | None]) -> bool:
-    """Whether images of a split with these classes have none: they lie in no folder, or in one that stands for nothing."""
+    """Return whether the images of a split have no classes: all lie in no sub-folder, or all in one whose name stands for no class.
+
+    `words` are the sub-folders of the images, and `known` are those of the training split, which always stand for classes.
+    """
     found = set(words)
     only = next(iter(found)) if len(found) == 1 else ""
     return only is None or (only not in known and only.lower() in NO_CLASS)
@@ -156,7 +164,7 @@ def _class_names(
     split_of: dict[str, str],
     mistakes: Mistakes,
 ) -> list[str]:
-    """The classes of the splits `used`, in the order of words; what is wrong with them goes to `mistakes`."""
+    """Return the classes of the splits `used` in alphabetical order; mistakes in the classes are recorded in `mistakes`."""
     for name in used:
         inner = [parts[1:] if split_of else parts for parts in rows[name]]
         stray = ["/".join(parts) for parts, below in zip(rows[name], inner, strict=True) if _word(below) is None]
@@ -172,7 +180,7 @@ def _class_names(
 
 
 def _folders(split_of: dict[str, str], names: list[str]) -> str:
-    """The folders of the splits `names`, as they are called."""
+    """Return the names of the folders of the splits `names`, as text for a message."""
     return " and ".join(f"{top}/" for top, split in split_of.items() if split in names)
 
 
@@ -183,7 +191,7 @@ def _left_out_split(split_of: dict[str, str], name: str, rows: list[Parts], pass
 
 
 def _left_out(scan: Scan) -> list[LeftOut]:
-    """What a folder of images holds that is none."""
+    """Return the files in a folder of images that are not used as images."""
     archives = {ARCHIVE: ["/".join(parts) for parts in scan.archives], ONLY_PLACE: ["/".join(parts) for parts in scan.metadata]}
     return [LeftOut.of(kind, places) for kind, places in {**archives, **scan.left_out}.items() if places]
 

@@ -1,4 +1,4 @@
-"""How a part of the only split is held out, and which fraction would do where the one that was asked for does not."""
+"""Holding out a part of a data set that has a single split, and a fraction to suggest where the requested one cannot split it."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,27 +11,31 @@ USUAL = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.05, 0.02, 0.01, 0.6, 0.7, 0.75, 0.8, 0
 
 
 def fitting(asked: float, num: int, fits: Callable[[float], bool]) -> float | None:
-    """A fraction of `num` items that `fits`, a usual one or else the nearest to `asked` in the fewest digits; None where none does."""
+    """Return a fraction of `num` items, near `asked`, for which `fits` is true; None if there is none.
+
+    Usual fractions, such as 0.1 or 0.25, are tried before others, which have the fewest digits possible.
+    """
     usual = sorted(USUAL, key=lambda value: abs(value - asked))
     return next((value for value in (*usual, *_fractions(asked, num)) if 0 < value < 1 and fits(value)), None)
 
 
 def _fractions(asked: float, num: int) -> Iterator[float]:
-    """All k / num, the nearest to `asked` first, each in the fewest digits that round to the k again."""
+    """Yield every fraction k / num, the nearest to `asked` first, each with the fewest digits that still give k items."""
     for k in sorted(range(1, num), key=lambda k: abs(k / num - asked)):
-        # between k - 1/2 and k lie those that are k both when rounded and when rounded up
+        # if value * num lies between k - 1/2 and k, it becomes k both by rounding and by rounding up
         yield next(value for digits in range(1, 17) if k - 0.5 < (value := round((k - 0.25) / num, digits)) * num < k)
 
 
 def advice(value: float | None, key: str = "data.holdout") -> str:
-    """What to do where a fraction does not split, `value` being one that would."""
+    """Return advice for a fraction that cannot split the data: set `key` to `value`, which can, or add items if `value` is None."""
     return "add items" if value is None else f"{key}={value:.15g} would do"
 
 
 def hold_out(source: str, num: int, labels: Tensor | None, names: tuple[str, ...], holdout: float) -> tuple[Tensor, Tensor, str]:
-    """Indices to train on and to hold out, of `num` images with `labels` int64 [num] of the classes `names`; and how they were chosen.
+    """Return the indices of training and held-out images, and how they were chosen, of `num` images with `labels` int64 [num].
 
-    Each class keeps an image to train on. Raises DataError, with a fraction that would do, where `holdout` leaves nothing to one part.
+    With labels, which number the classes `names`, the split is stratified, and each class keeps at least one training image. Raises
+    DataError if a class has fewer than two images, or if `holdout` leaves too few images to one part, naming a fraction that works.
     """
     counts = None if labels is None else labels.bincount(minlength=len(names))
     if counts is not None and int(counts.min()) < 2:
@@ -46,7 +50,7 @@ def hold_out(source: str, num: int, labels: Tensor | None, names: tuple[str, ...
         raise DataError(f"{source}, with {num} image; at least 2 are needed, one to train on and one to hold out: add images")
 
     def split(fraction: float) -> tuple[Tensor, Tensor] | str:
-        """The two parts, or why there are none."""
+        """Return the indices of both parts, or why `fraction` cannot make them."""
         try:
             keep, out = stratified_split(None if labels is None else labels.numpy(), num, fraction)
         except ValueError:
@@ -71,5 +75,5 @@ def hold_out(source: str, num: int, labels: Tensor | None, names: tuple[str, ...
 
 
 def count_fitting(asked: float, num: int, least: int) -> float | None:
-    """A fraction near `asked` of which `round` makes at least `least` of `num` items, and leaves as many; None where there is none."""
+    """Return a fraction near `asked` that, rounded to items, puts at least `least` of `num` items into each part; None if there is none."""
     return fitting(asked, num, lambda fraction: least <= round(fraction * num) <= num - least)

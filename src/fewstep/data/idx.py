@@ -1,8 +1,9 @@
-"""MNIST: from parquet as the Hub has it, from the four files of its authors (yann.lecun.com/exdb/mnist), or from the Hub.
+"""MNIST from parquet files as the Hub has them, from its authors' four IDX files (yann.lecun.com/exdb/mnist), or from the Hub itself.
 
-An IDX file begins with two bytes of 0, a byte 8 (unsigned bytes), the number of its dimensions, and each of these as four bytes, the
-highest first; then come the numbers, row by row. ``train-images-idx3-ubyte`` and ``t10k-images-idx3-ubyte`` hold images [N, 28, 28],
-``train-labels-idx1-ubyte`` and ``t10k-labels-idx1-ubyte`` their labels [N]; each may be packed by gzip (``.gz``).
+An IDX file begins with two bytes of 0, a byte of 8 (for unsigned bytes), the number of its dimensions, and the size of each dimension in
+four bytes, the most significant first; the values follow, row by row. ``train-images-idx3-ubyte`` and ``t10k-images-idx3-ubyte`` hold
+images [N, 28, 28], ``train-labels-idx1-ubyte`` and ``t10k-labels-idx1-ubyte`` their labels [N]; each file may be compressed by gzip
+(``.gz``).
 """
 
 import gzip
@@ -26,18 +27,19 @@ from fewstep.data.splits import Bar, no_bar
 
 TABLES = HubTables("mnist", "ylecun/mnist", (1, 28, 28), "image", 10, "mnist")
 SIDE, CLASSES = 28, 10
-PARTS = ("train", "t10k")  # as the authors call them
-KINDS = {"images": 3, "labels": 1}  # and the dimensions of their files
+PARTS = ("train", "t10k")  # training and test part, as the authors name them
+KINDS = {"images": 3, "labels": 1}  # number of dimensions of each kind of file
 UNSIGNED = 8
 GZIP = b"\x1f\x8b"
 FILES = ", ".join(f"{part}-{kind}-idx{dims}-ubyte" for part in PARTS for kind, dims in KINDS.items())
 
 
 def mnist(dir: str | None = None, *, bar: Bar = no_bar) -> ImageData:
-    """MNIST: 60,000 training images and 10,000 held out, grey, 28 x 28, 10 classes.
+    """Return MNIST: 60,000 training and 10,000 held-out images, grey, 28 x 28, 10 classes.
 
-    `dir` is a folder of ``train*.parquet`` and ``test*.parquet`` as in ``ylecun/mnist``, or of the four IDX files, packed or not; None
-    reads the Hub. Raises DataError for what is missing or is not what its format says, naming the file.
+    `dir` is a folder of ``train*.parquet`` and ``test*.parquet`` as in ``ylecun/mnist``, or of the four IDX files, compressed or not; None
+    reads from the Hugging Face Hub. `bar` shows the progress of reading. Raises DataError, naming the file, if a file is missing or does
+    not follow its format.
     """
     authors = f", or {FILES}, packed or not"
     if dir is None:
@@ -77,14 +79,20 @@ def _name(part: str, kind: str) -> str:
 
 
 def _file(folder: Path, part: str, kind: str) -> Path | None:
-    """The file of that name; copies have a point in place of the last hyphen but one."""
+    """Return the IDX file of a `part` and a `kind` in `folder`, compressed or not; None if it is missing.
+
+    Some copies have a point in place of the hyphen before "idx".
+    """
     name = _name(part, kind)
     names = (other + end for other in (name, name.replace("-idx", ".idx")) for end in ("", ".gz"))
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def _array(source: str, file: Path, dims: int) -> NDArray[np.uint8]:
-    """The numbers in an IDX file of `dims` dimensions, of which no more is read than its header says. Raises DataError."""
+    """Return the array in an IDX file with `dims` dimensions; no more bytes are read than its header announces.
+
+    Raises DataError if the file is damaged or of another format or size.
+    """
     try:
         with file.open("rb") as raw:
             packed = raw.read(2) == GZIP

@@ -1,7 +1,7 @@
 """Image data sets of any origin: folders of images, parquet, ``save_to_disk``, and the Hugging Face Hub.
 
-What is found (`fewstep.data.folders`, `fewstep.data.tables`) are one or two `fewstep.data.splits.Split`; here their images are read, and a
-part of the only one is held out.
+`fewstep.data.folders` and `fewstep.data.tables` find one or two splits (`fewstep.data.splits.Split`). This module reads their images, and
+if there is only one split, holds a part of it out.
 """
 
 from dataclasses import replace
@@ -36,18 +36,19 @@ def image_folder(
     *,
     bar: Bar = no_bar,
 ) -> ImageData:
-    """The images at `path`: a folder (class = sub-folder), parquet, a ``save_to_disk`` folder, or a data set of the Hugging Face Hub.
+    """Return the images at `path`: a folder (class = sub-folder), parquet, a ``save_to_disk`` folder, or a Hugging Face Hub data set.
 
-    Each image becomes `size` x `size` as `resize` says, see `fewstep.data.pixels.read_pixels`; `channels` 1 makes them grey. A split named
-    "test" or "validation" is held out (one whose labels are withheld is passed over), else the fraction `holdout` of the only one,
-    stratified. Columns are found by their type, or named: `image_column`, and `label_column`, which is a ClassLabel, integers or words
-    ("none": no classes). Integers, words and sub-folders become classes in ascending order, numbers in words as numbers, of those that the
-    training split holds. `config` names one of several configurations of a data set. `bar` shows how far reading is.
+    Each image becomes `size` x `size` as `resize` says, see `fewstep.data.pixels.read_pixels`; `channels` 1 makes the images grey. A split
+    named "test" or "validation" is held out (unless its labels are withheld); without such a split, the fraction `holdout` of the only
+    split is held out, stratified by class. The columns are found by their type unless `image_column` and `label_column` name them; labels
+    may be ClassLabels, integers or words, and the label column "none" stands for no classes. Integers, words and sub-folders in the
+    training split become classes in ascending order, with the digits in words compared as numbers. `config` names one of several
+    configurations of a data set. `flip` mirrors half of the training images, and `bar` shows the progress of reading.
 
     Raises:
-        DataError: for a place that holds no images, or several things that could be meant; and, naming file or row, for images that are
-            damaged, of several frames, of more than 8 bits or of a wrong size, for labels that are missing, negative or outside the
-            classes, and for classes without images.
+        DataError: if `path` holds no images, or several things that could be meant; and, naming file or row, for images that are damaged,
+            have several frames, more than 8 bits per channel or a wrong size, for labels that are missing, negative or outside the classes,
+            and for classes without images.
 
     """
     source = f"data.path is {path!r}"
@@ -68,7 +69,10 @@ def read_found(
     resize: Resize = "fit",
     bar: Bar = no_bar,
 ) -> ImageData:
-    """The images of what was `found` at `path`, see `image_folder`; labels without names are kept as they are. Raises DataError."""
+    """Return the images of the splits `found` at `path`; the other arguments are those of `image_folder`.
+
+    Labels without class names are kept unchanged. Raises DataError if images are invalid or a single split cannot be divided.
+    """
     source = mistakes.source
     used, image, labels, names, origin = found.splits, found.image, found.labels, found.names, found.origin
     title = f"reading {Path(path).name or path}"
@@ -79,14 +83,14 @@ def read_found(
     else:
         keep, out, how = hold_out(source, used[0].num, labels[0] if names else None, names, holdout)
         origin = replace(origin, heldout=how)
-        # each image goes to where it is wanted: a selection afterwards would hold all of them twice
+        # each image is decoded into its final place: selecting the parts afterwards would hold all images twice
         place = torch.cat([keep, out]).argsort().numpy()
         with bar(title, used[0].num) as advance:
             whole = decode_split(used[0], image, place, size, channels, resize, mistakes, advance)
         mistakes.check()
         pixels = [whole[: len(keep)], whole[len(keep) :]]
         labels = [labels[0][keep], labels[0][out]] if labels else labels
-    if found.named and names:  # only now: the split has always been made in the order of words
+    if found.named and names:  # after the split, which is made with the classes in alphabetical order and must stay the same
         order = natural_order(names)
         labels, names = [renumbered(one, names, order) for one in labels], order
     train_label, heldout_label = labels or (None, None)
@@ -105,10 +109,10 @@ def read_found(
 def find_images(
     path: str, config: str | None, image_column: str | None, label_column: str | None, mistakes: Mistakes, each: int = 0
 ) -> Found:
-    """The splits at `path` and how to read them, before any image is read; the arguments are those of `image_folder`.
+    """Return the splits at `path` and how to read them, without reading images; the arguments are those of `image_folder`.
 
-    What is wrong with files and labels goes to `mistakes`. Raises DataError for a place that holds no images, or several things that could
-    be meant, and for more images, of `each` bytes, than there is memory for.
+    Mistakes in files and labels are recorded in `mistakes`. Raises DataError if `path` holds no images, or several things that could be
+    meant, and if the images, of `each` bytes, do not fit into memory.
     """
     root, source = Path(path), mistakes.source
     lies = scan(root, source) if root.is_dir() else None

@@ -1,6 +1,6 @@
-"""Image data sets in memory, and the two that scikit-learn brings: its digits, and crops of its two photographs.
+"""Image data sets in memory, and two that scikit-learn includes: its digits, and crops of its two photographs.
 
-Pixels stay unsigned bytes until they are asked for; ``pixels / half - 1`` takes them to [-1, 1], on the device that asks.
+Pixels are stored as unsigned bytes; ``pixels / half - 1`` maps them to [-1, 1] when a batch is made, on the batch's device.
 """
 
 import hashlib
@@ -19,17 +19,17 @@ from fewstep.streams import uniform
 
 @dataclass(frozen=True)
 class ImageData(InMemory):
-    """A data set in two splits.
+    """An image data set in memory, in two splits.
 
     Attributes:
-        name: what it is called in tables.
-        train, heldout: uint8 [N, C, H, W] and [M, C, H, W]; or floats in [-1, 1].
-        train_label, heldout_label: int64 [N] and [M], or None without classes.
-        half: the byte that means 0, so that ``pixels / half - 1`` lies in [-1, 1]; None for floats.
-        class_names: one for each label; empty without classes.
+        name: name of the data set in tables.
+        train, heldout: images of the two splits, uint8 [N, C, H, W] and [M, C, H, W]; or floats in [-1, 1].
+        train_label, heldout_label: labels of the two splits, int64 [N] and [M]; None without classes.
+        half: the byte value that ``pixels / half - 1`` maps to 0; None for floats.
+        class_names: one name per class; empty without classes.
         flip: whether a training image may be mirrored left to right.
-        note: what was taken for granted when it was found, to be said; "" for nothing.
-        origin: where its images come from; None for what was made in Python.
+        note: assumptions made when the data was read, to be shown to the user; "" if there are none.
+        origin: where the images come from; None for data made in Python.
 
     """
 
@@ -46,12 +46,12 @@ class ImageData(InMemory):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W)."""
+        """Shape (C, H, W) of one image."""
         return tuple(self.train.shape[1:])
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, or None."""
+        """Number of classes; None without classes."""
         return len(self.class_names) or None
 
     @property
@@ -64,14 +64,17 @@ class ImageData(InMemory):
         return self._scaled(self.train if split == "train" else self.heldout)
 
     def labels(self, split: str) -> Tensor | None:
-        """The labels of that split."""
+        """Return the labels of split "train" or "heldout", int64 [N]; None without classes."""
         return self.train_label if split == "train" else self.heldout_label
 
     def batch(self, index: Tensor, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Training images float32 [B, C, H, W] in [-1, 1] and their labels [B], on `device`, for `index` int64 [B]."""
+        """Return training images float32 [B, C, H, W] in [-1, 1] and their labels [B], on `device`, for `index` int64 [B].
+
+        If `flip` is set, each image is mirrored left to right with probability 1/2, drawn from `rng`. The labels are None without classes.
+        """
         pixels = self.train[index.to(self.train.device)]
         if device.type == "cuda" and pixels.device.type == "cpu":
-            pixels = pixels.pin_memory()  # a copy that training need not wait for
+            pixels = pixels.pin_memory()  # so that the copy to the GPU is asynchronous
         x = self._scaled(pixels.to(device, non_blocking=device.type == "cuda"))
         if self.flip:
             mirrored = uniform((len(x),), rng).to(device) < 0.5
@@ -83,18 +86,21 @@ class ImageData(InMemory):
 
 
 def digests(pixels: Tensor) -> list[bytes]:
-    """What tells each of the images `pixels` uint8 [N, ...] from others, in 16 bytes."""
+    """Return a BLAKE2b checksum of 16 bytes for each of the images `pixels` uint8 [N, ...]."""
     return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in pixels.contiguous().numpy()]
 
 
 def copies(train: Tensor, heldout: Tensor) -> int:
-    """How many of the images `heldout` uint8 [M, ...] are exact copies of one of `train` [N, ...]."""
+    """Return how many of the images `heldout` uint8 [M, ...] are exact copies of a training image in `train` [N, ...]."""
     known = set(digests(train))
     return sum(digest in known for digest in digests(heldout))
 
 
 def stratified_split(labels: Any, num: int, fraction: float) -> tuple[Tensor, Tensor]:
-    """Indices of a stratified train split and the held-out rest, by scikit-learn with random_state 0."""
+    """Return the indices of a random training split of `num` items and of the held-out `fraction`, by scikit-learn with random_state 0.
+
+    The split is stratified by `labels`, unless these are None.
+    """
     import numpy as np
     from sklearn.model_selection import train_test_split
 
@@ -103,7 +109,7 @@ def stratified_split(labels: Any, num: int, fraction: float) -> tuple[Tensor, Te
 
 
 def load_digits() -> ImageData:
-    """scikit-learn's digits: 1,797 real 8x8 grey images of 10 classes, 1,437 to train and 360 held out (stratified)."""
+    """Return scikit-learn's digits: 1,797 real 8x8 grey images of 10 classes, 1,437 to train and 360 held out (stratified)."""
     from sklearn.datasets import load_digits as sklearn_digits
 
     digits = sklearn_digits()
@@ -116,9 +122,10 @@ def load_digits() -> ImageData:
 
 
 def photo_crops(size: int = 32, stride: int = 8) -> ImageData:
-    """Crops of scikit-learn's two sample photographs, RGB, class = photograph; the lowest fifth of each is held out.
+    """Return crops of scikit-learn's two sample photographs, RGB, class = photograph; the lowest fifth of each photograph is held out.
 
-    No crop of one split overlaps a crop of the other. Raises DataError for a size that leaves no held-out crop.
+    Crops are `size` x `size` pixels, `stride` pixels apart. No training crop overlaps a held-out crop. Raises DataError if `size` is larger
+    than the held-out strip.
     """
     from sklearn.datasets import load_sample_images
 

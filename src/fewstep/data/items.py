@@ -1,8 +1,8 @@
-"""Items of a data set of one's own: what one may be, how several become a batch, and what is said of one that will not do.
+"""The items of a user's own data set: the forms they may have, their batches, and the messages about invalid items.
 
-An item is a tensor, ``(tensor, label)``, ``(tensor,)``, or a dict with one tensor of at least one dimension and, where there are classes,
-an entry "label", "labels" or "class"; what else a dict holds is left alone. Images are [C, H, W], as floats in [-1, 1] or as bytes, which
-stand for [-1, 1] as 0 to 255; points are floats [D]. Labels are integers from 0.
+An item is a tensor, ``(tensor, label)``, ``(tensor,)``, or a dict with exactly one tensor of at least one dimension and, for classes, an
+entry with one of the names `fewstep.data.tables.LABELS`, such as "label"; the dict's other entries are ignored. Images are [C, H, W],
+either floats in [-1, 1] or bytes, of which 0 to 255 are mapped to [-1, 1]; points are floats [D]. Labels are integers from 0.
 """
 
 import contextlib
@@ -19,22 +19,23 @@ from fewstep.data.errors import DataError
 from fewstep.data.tables import LABELS
 from fewstep.data.units import Units
 
-HALF = 127.5  # the byte that would mean 0
-BEYOND = 1.01  # images may be rounded, and not be of another scale
+HALF = 127.5  # the byte value that is mapped to 0
+BEYOND = 1.01  # largest absolute value in an image of floats: above 1 for rounding, but too small for another scale
 
 Pair = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What every item of a data set is.
+    """What all items of a data set have in common.
 
     Attributes:
-        name: of the data set, for messages.
-        shape: of one item.
+        name: name of the data set, for messages.
+        shape: shape of one item.
         bytes: whether items are unsigned bytes.
-        num_classes: labels lie below it; None where they are left alone.
-        units: that points come in; batches are then in standard units. None where they are learned as they come.
+        num_classes: number of classes, which labels lie below; None if labels are ignored.
+        units: units in which points come, and from which batches are converted to standard units; None if batches keep the points
+            unchanged.
 
     """
 
@@ -45,11 +46,15 @@ class Spec:
     units: Units | None = field(default=None, compare=False)
 
     def fail(self, place: object, what: str) -> DataError:
-        """A sentence about the item at `place`."""
+        """Return an error whose message says `what` is wrong with the item at `place`."""
         return DataError(f"the data set {self.name}: item {place} {what}")
 
     def batch(self, items: Sequence[Any], places: Sequence[object]) -> Pair:
-        """`items` as one batch: bytes or float32 [B, ...], and labels int64 [B] or None. Raises DataError naming one of `places`."""
+        """Return `items` as one batch: bytes or float32 [B, ...], and labels int64 [B] or None.
+
+        Points are converted to standard units if `units` are set. Raises DataError, naming the item by its entry in `places`, for an
+        invalid item.
+        """
         x, label = self.stacked(items, places)
         if self.units is not None:
             return self.units.standard(x), label
@@ -59,7 +64,7 @@ class Spec:
         return x if self.bytes else x.float(), label
 
     def stacked(self, items: Sequence[Any], places: Sequence[object]) -> Pair:
-        """The same, of the type and in the units that the items are of."""
+        """Return `items` as one batch in their own dtype and units, and labels int64 [B] or None. Raises DataError as `batch` does."""
         found, labels = [], []
         for item, place in zip(items, places, strict=True):
             try:
@@ -92,7 +97,10 @@ class Spec:
 
 
 def parted(item: Any) -> tuple[Tensor, int | None]:
-    """The tensor of an item and its label, if it has one. Raises DataError with the end of a sentence."""
+    """Return the tensor of an item, and its label or None.
+
+    Raises DataError for an invalid item; its message is the end of a sentence, and the caller puts the item's name before it.
+    """
     x, label = item, None
     if isinstance(item, Mapping):
         label_key = next((key for key in LABELS if key in item), None)
@@ -119,7 +127,10 @@ def _label(label: Any) -> int:
 
 
 def first_spec(name: str, items: Sequence[Any], places: Sequence[object], shape: Any = None) -> Spec:
-    """What all items are to be, by the first ones (and `shape`, where the data set gives one), labels aside. Raises DataError."""
+    """Return what all items must have in common, derived from the first `items`; labels are left to the caller.
+
+    `shape` is the attribute of that name of the data set, if it has one. Raises DataError for items that are invalid or of another shape.
+    """
     try:
         first, _ = parted(items[0])
     except DataError as error:
@@ -127,7 +138,7 @@ def first_spec(name: str, items: Sequence[Any], places: Sequence[object], shape:
     found = tuple(first.shape)
     if len(found) not in (1, 3) or 0 in found:
         raise DataError(f"the data set {name}: item {places[0]} is of shape {list(found)}; items are images [C, H, W] or points [D]")
-    # a shape of another length is that of something else, such as of the whole array
+    # an attribute `shape` of another length describes something else, such as the whole array
     if isinstance(shape, Sequence) and len(shape) == len(found) and tuple(shape) != found:
         raise DataError(f"the data set {name} says shape {list(shape)}, and item {places[0]} is of {list(found)}; give the same")
     if not (first.is_floating_point() or (first.dtype == torch.uint8 and len(found) == 3)):
@@ -145,10 +156,10 @@ def first_spec(name: str, items: Sequence[Any], places: Sequence[object], shape:
 
 @contextlib.contextmanager
 def chance(seed: int) -> Iterator[None]:
-    """Inside, what a data set draws from torch, numpy or random on the CPU depends on `seed` alone; afterwards they are as they were."""
+    """Make what torch, numpy and random draw on the CPU inside the context depend on `seed` alone, and restore their states afterwards."""
     python, legacy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # and not the GPU's, as torch.manual_seed would
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's generator as well
         random.seed(seed)
         np.random.seed(seed % 2**32)
         try:
@@ -159,6 +170,6 @@ def chance(seed: int) -> Iterator[None]:
 
 
 def in_words(error: Exception) -> str:
-    """An exception of somebody's code in half a line."""
+    """Return the type and the first line of an exception that a user's code raised."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

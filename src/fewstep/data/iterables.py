@@ -1,4 +1,4 @@
-"""Data that comes one item after another, with a held-out part in memory: from any iterable, such as a `datasets.IterableDataset`."""
+"""Data that comes one item after another, from any iterable, such as a `datasets.IterableDataset`; the held-out part is in memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,22 +12,22 @@ from fewstep.data.own import EXCERPT, LOOKED_AT, UNCOUNTED, ForeignData, Items, 
 from fewstep.data.shares import Shards, Share
 from fewstep.data.units import Units
 
-HELD_OUT = 2_000  # items, where nobody says
-BUFFER = 1_000
-EXCERPT_TIMES = 5  # as many training items as held-out ones are measured
+HELD_OUT = 2_000  # items held out by default
+BUFFER = 1_000  # items shuffled together by default
+EXCERPT_TIMES = 5  # training items in an excerpt for each held-out item, at most
 
 
 class StreamData(ForeignData):
-    """Items that come one after another.
+    """A data set whose items come one after another.
 
     Args:
-        shards: of the source.
-        spec: of its items.
-        class_names: one for each class.
-        buffer: items that are shuffled together.
-        heldout: where the held-out items come from, and how many of them; None for those that `shards` passes over.
+        shards: the source of the items, in its shards.
+        spec: what all items have in common.
+        class_names: one name per class; empty without classes.
+        buffer: number of items that are shuffled together.
+        heldout: the source of the held-out items, and their number; None if they are the items of `shards` that training skips.
         flip: whether a training image may be mirrored left to right.
-        origin: where its items come from.
+        origin: where the items come from.
 
     """
 
@@ -46,34 +46,34 @@ class StreamData(ForeignData):
 
     @property
     def train_size(self) -> None:
-        """None: a stream does not say."""
+        """None: the number of items in a stream is unknown."""
         return None
 
     @property
     def heldout_size(self) -> int:
-        """Items held out."""
+        """Number of held-out items."""
         return self.heldout[1] if self.heldout else sum(self.shards.heldout.values())
 
     @property
     def note(self) -> str | None:
-        """What a reader should know of the held-out items, if they are the first ones."""
+        """A note for the user that the first items are held out; None if the held-out items have another source."""
         if self.heldout is not None:
             return None
         spread = f", spread over {len(self.shards.heldout)} of its {self.shards.num} shards," if self.shards.num > 1 else ""
         return f"{self.name}: its first {self.heldout_size:,} items{spread} are held out"
 
     def share(self, number: int, readers: int, seed: int) -> Share:
-        """What reader `number` of `readers` reads."""
+        """Return the `Share` of the items that reader `number` of `readers` reads, in an order drawn from `seed`."""
         return Share(self.shards, self.spec, number, readers, seed, self.buffer)
 
     def standardize(self, units: Units | None = None) -> None:
-        """As of all data sets of one's own."""
+        """Convert points to standard units from here on, as `ForeignData.standardize` does, held-out points included."""
         super().standardize(units)
         if self.heldout is not None and isinstance(self.heldout[0], Items):
             self.heldout[0].spec = self.spec
 
     def _numbers(self) -> tuple[Tensor, str]:
-        """The first training items of some shards, which are not taken from training."""
+        """Return the first training items of some shards, and how many they are, in words; training still uses these items."""
         own, more = self.shards.heldout, self.shards.spread(most_items(self.spec))
         items: list[tuple[str, Any]] = []
         with chance(0):
@@ -87,11 +87,14 @@ class StreamData(ForeignData):
         return found, f", the {len(items):,} of its items that were looked at"
 
     def some(self, num: int, seed: int) -> Tensor:
-        """`num` training items [num, ...] of those that `excerpt` holds, or all of them, drawn with `seed`."""
+        """Return `num` of the training items in the excerpt [num, ...], or all if there are fewer, drawn with `seed`."""
         return self.excerpt().some(num, seed)
 
     def _read_excerpt(self) -> tuple[Pair, Pair]:
-        """The training items are the first of some shards, behind those that are held out."""
+        """Return training and held-out items; the training items are the first of some shards, after the held-out ones.
+
+        Raises DataError if there are too few items to train on or to hold out.
+        """
         own = self.shards.heldout
         more = self.shards.spread(min(EXCERPT, EXCERPT_TIMES * self.heldout_size, most_items(self.spec)))
         train: list[tuple[str, Any]] = []
@@ -134,12 +137,13 @@ def stream_data(
     place: str = "",
     classes_by: str = "the data set itself",
 ) -> StreamData:
-    """An iterable `source` of somebody's, as the package wants it.
+    """Return the user's iterable `source` as a `StreamData`.
 
-    Its held-out part is `heldout`, another data set, or its own attribute ``heldout``: of either the first `heldout_items` (2,000); or
-    else as many of its own first items, which are then not trained on. So many as `buffer` (1,000) are shuffled together. Its classes are
-    `names`, or `num_classes` (0: labels are left alone), or what its attributes say as in `item_data`. `drawn` as in `Shards`. For the
-    audit, `place` is where it lies, and `classes_by` what tells the classes. Raises DataError, one sentence, for what will not do.
+    The held-out part is the first `heldout_items` items (2,000 by default) of `heldout`, which is another data set, or of the attribute
+    ``heldout`` of `source`; without either, of `source` itself, and training skips them. `buffer` items (1,000 by default) are shuffled
+    together. `convert` turns what `source` yields into an item. The classes are `names`, or `num_classes` (0: labels are ignored), or given
+    by attributes of `source` as in `fewstep.data.own.item_data`. `drawn` is an argument of `Shards`. For the audit, `place` is where the
+    data lies, and `classes_by` is what determines the classes. Raises DataError, with one sentence, for a source or items that are invalid.
     """
     other = heldout if heldout is not None else getattr(source, "heldout", None)
     held = HELD_OUT if heldout_items is None else heldout_items

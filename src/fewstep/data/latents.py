@@ -1,12 +1,12 @@
-"""Images as the latents that a VAE makes of them: for teachers and students that work in latent space.
+"""Images encoded as latents by a VAE, for teachers and students that work in latent space.
 
 `fewstep encode --images` writes a folder of
 
-* ``train-00000.safetensors`` and so on, ``heldout-...``: `CHUNK` items each, with ``latents`` float16 [n, C, h, w], ``pixels`` uint8
-  [n, 3, H, W] and, where there are classes, ``label`` int64 [n];
-* ``latents.json``, which is written last: the VAE, sizes, classes, and the SHA-256 of each file.
+* ``train-00000.safetensors`` and so on, and ``heldout-00000.safetensors`` and so on: `CHUNK` items each, with ``latents`` float16
+  [n, C, h, w], ``pixels`` uint8 [n, 3, H, W] and, with classes, ``label`` int64 [n];
+* ``latents.json``, which is written last: the VAE, sizes, classes, and the SHA-256 checksum of each file.
 
-Latents are held in memory, as they are trained on; pixels are read from the disk when something is measured.
+Latents are held in memory for training; pixels are read from the disk when something is measured.
 """
 
 import json
@@ -33,19 +33,19 @@ REMEDY = "encode the images anew, with fewstep encode --images"
 
 @dataclass(frozen=True)
 class Encoded:
-    """What was encoded.
+    """The manifest of a folder of latents, ``latents.json``.
 
     Attributes:
-        name: of the data set.
-        source: where its images come from, in words.
-        model: whose VAE it was.
-        vae: what tells that VAE from any other.
-        shape: (C, h, w) of the latents.
-        num: images of each split.
-        class_names: one for each label; empty without.
-        files: SHA-256 of each file.
-        labelled: whether items have labels, if these have no names: then they are rows of prompts that lie beside them.
-        version: of this format.
+        name: name of the data set.
+        source: where the images come from, in words.
+        model: folder or Hub id of the model whose VAE encoded the images.
+        vae: checksum of the VAE's configuration and weights.
+        shape: shape (C, h, w) of one latent.
+        num: number of images in each split.
+        class_names: one name per class; empty without class names.
+        files: SHA-256 checksum of each file.
+        labelled: whether items have labels without class names, which are rows of the encoded prompts in the same folder.
+        version: version of this format.
 
     """
 
@@ -61,12 +61,12 @@ class Encoded:
     version: int = VERSION
 
     def json(self) -> bytes:
-        """What ``latents.json`` holds."""
+        """Return the content of ``latents.json``."""
         return json.dumps(asdict(self), indent=1).encode()
 
 
 def chunks(split: str, num: int) -> Iterator[tuple[str, int, int]]:
-    """(name, first item, one past the last) of each file of a `split` of `num` items."""
+    """Yield (name, first item, one past the last item) of each file of a `split` with `num` items."""
     for number, start in enumerate(range(0, num, CHUNK)):
         yield f"{split}-{number:05}.safetensors", start, min(start + CHUNK, num)
 
@@ -76,8 +76,8 @@ class LatentData(ImageData):
     """An `ImageData` whose items are latents, float16 [N, C, h, w].
 
     Attributes:
-        latents: ``model``, the pipeline whose VAE they are of, and ``vae``, what tells that VAE from any other.
-        folder: where they, and the pixels, lie.
+        latents: ``model``, the pipeline whose VAE made the latents, and ``vae``, the checksum of that VAE.
+        folder: the folder of the latents and the pixels.
 
     """
 
@@ -87,7 +87,7 @@ class LatentData(ImageData):
     are_pixels = False
 
     def excerpt(self) -> ImageData:  # type: ignore[override]
-        """The pixels of a share of both splits, as many as fit."""
+        """Return the pixels of the first images of both splits, at most 10,000 images and 512 MiB of each."""
         parts: list[Tensor] = []
         for split, items in zip(SPLITS, (self.train, self.heldout), strict=True):
             each = _read(self.folder, split, 1, len(items), "pixels")[0].numel()
@@ -100,7 +100,7 @@ class LatentData(ImageData):
 
 
 def latent_folder(path: str) -> LatentData:
-    """The latents that `fewstep encode --images` has written to the folder `path`. Raises DataError."""
+    """Return the latents that `fewstep encode --images` wrote to the folder `path`. Raises DataError if files are missing or damaged."""
     folder = Path(path)
     if not (folder / MANIFEST).is_file():
         raise DataError(f"{folder} is no folder of latents (fewstep encode IMAGES --images --model MODEL --out {folder})")
@@ -142,7 +142,10 @@ def latent_folder(path: str) -> LatentData:
 
 
 def _read(folder: Path, split: str, num: int, whole: int, key: str) -> Tensor:
-    """The first `num` of `whole` items of a `split`: the tensors called `key`, joined. Raises DataError."""
+    """Return the tensors called `key` of the first `num` items of a `split`, joined; the split has `whole` items.
+
+    Raises DataError if a file is damaged or incomplete.
+    """
     from safetensors import safe_open
 
     parts: list[Any] = []
@@ -152,7 +155,7 @@ def _read(folder: Path, split: str, num: int, whole: int, key: str) -> Tensor:
         try:
             with safe_open(folder / name, "pt") as file:
                 part = file.get_tensor(key)
-        except Exception as error:  # the library's own, and those of a disk
+        except Exception as error:  # safetensors' own exceptions, and those of a disk
             raise DataError(f"{folder / name} cannot be read ({str(error).splitlines()[0]}); {REMEDY}") from None
         if len(part) != last - first:
             raise DataError(f"{folder / name} does not hold the {last - first} items that {MANIFEST} names; {REMEDY}")

@@ -1,4 +1,4 @@
-"""The file of names and labels beside images that `datasets` reads: whether it speaks for all of them, so that none is dropped by it."""
+"""The metadata files that `datasets` reads beside images, with names and labels: whether they name all images, so that none is dropped."""
 
 import csv
 import posixpath
@@ -17,11 +17,11 @@ FILE_NAME = "file_name"
 
 
 def speaks_for(scan: Scan, root: Path, label_column: str | None, source: str) -> bool:
-    """Whether the metadata that `scan` found in the folder `root` says what the images are; False where only their sub-folders do.
+    """Return whether the metadata files of `scan` in the folder `root` describe the images; False if only sub-folders tell the classes.
 
-    It does where it names every image, and has a column of labels (or `label_column`) wherever sub-folders could tell the classes. Raises
-    DataError where it names some of the images alone, which would drop the others; where it names what is not there; and where it has no
-    column of names.
+    They do if they name every image and have a column of labels (one of the usual names, or `label_column`) wherever sub-folders could
+    stand for classes. Raises DataError if they name only some of the images, so that `datasets` would drop the others, if they name files
+    that do not exist, lie outside the folder or lack a usual ending, and if they have no column of file names.
     """
     named, labelled = set[str](), False
     for parts in scan.metadata:
@@ -61,7 +61,7 @@ def _some(places: list[str]) -> str:
 
 
 def _read(root: Path, parts: Parts, source: str) -> tuple[set[str], set[str]]:
-    """The places below `root` that the metadata at `parts` names, and its columns. Raises DataError."""
+    """Return the paths below `root` that the metadata file at `parts` names, and its columns. Raises DataError for an invalid file."""
     places, columns, above = set[str](), set[str](), "/".join(parts[:-1])
     try:
         for row in _rows(root.joinpath(*parts)):

@@ -17,13 +17,13 @@ class Mixture(SumOfGaussians):
     """``p = sum_k pi_k N(mu_k, s_k^2 I)``.
 
     Args:
-        name: what it is called.
-        means: [K, D].
-        stds: [K], positive, or one number for all modes.
-        weights: [K], positive, normalised here; None for equal weights.
+        name: name of the density.
+        means: means mu_k, [K, D].
+        stds: standard deviations s_k, [K], positive; or one number for all modes.
+        weights: weights pi_k, [K], positive, normalised here; None for equal weights.
 
     Raises:
-        DataError: where the shapes differ, a value is not finite, or a std or weight is not positive.
+        DataError: if the shapes differ, a value is not finite, or a standard deviation or weight is not positive.
 
     """
 
@@ -42,22 +42,22 @@ class Mixture(SumOfGaussians):
         return (self.means[k] + self.stds[k, None] * noise).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The log-density [N] at `x` [N, D], in the type of `x`."""
+        """The log-density [N] at `x` [N, D], in the dtype of `x`."""
         return self._log_parts(self._checked(x)).logsumexp(1)
 
     @property
     def modes(self) -> Tensor:
-        """mu_k, float64 [K, D]."""
+        """Means mu_k of the modes, float64 [K, D]."""
         return self.means
 
     @property
     def mode_stds(self) -> Tensor:
-        """s_k, float64 [K]."""
+        """Standard deviations s_k of the modes, float64 [K]."""
         return self.stds
 
     @property
     def mode_weights(self) -> Tensor:
-        """pi_k, float64 [K]."""
+        """Weights pi_k of the modes, float64 [K]."""
         return self.weights
 
     def _log_parts(self, x: Tensor) -> Tensor:

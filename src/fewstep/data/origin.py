@@ -1,4 +1,4 @@
-"""Where the items of a data set come from: what was looked at, what of it is left out and why, and how the parts were made."""
+"""Where the items of a data set come from: what was found, what is left out and why, and how the parts were made."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,15 @@ from fewstep.data.checks import SHOWN, Kind
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Items of one kind that are not used: how many, what they are (in that number), the first few by name, and what would change it."""
+    """Items of one kind that are not used.
+
+    Attributes:
+        count: number of these items.
+        what: kind of the items, in the singular or plural that `count` needs.
+        names: the first few items by name.
+        remedy: what to do in order to use them; "" if there is nothing to do.
+
+    """
 
     count: int
     what: str
@@ -17,13 +25,13 @@ class LeftOut:
 
     @classmethod
     def of(cls, kind: Kind, places: Iterable[str]) -> "LeftOut":
-        """All of `places`, for the reason `kind`."""
+        """Return the items at `places` as left out for the reason `kind`."""
         places = list(places)
         several = len(places) > 1
         return cls(len(places), kind.what.format(s="s" * several, es="es" * several), tuple(places[:SHOWN]), kind.remedy)
 
     def __str__(self) -> str:
-        """A sentence without its end."""
+        """Return a sentence without its full stop."""
         more = f" and {self.count - len(self.names):,} more" if self.names and self.count > len(self.names) else ""
         names = f" ({', '.join(self.names)}{more})" if self.names else ""
         return f"left out: {self.count:,} {self.what}{names}" + (f"; {self.remedy}" if self.remedy else "")
@@ -31,16 +39,16 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a data set comes from, as its source tells.
+    """Where a data set comes from, as reported by its source.
 
     Attributes:
-        place: what was looked at, as in "12 files found in PLACE".
-        unit: what was counted there, "file", "row" or "point"; "" where nothing was.
-        found: how many; None where nobody counted.
-        left_out: what of it is not used.
-        classes: what tells the classes, such as "the sub-folder"; or, without classes, why there are none.
+        place: where items were looked for, such as PLACE in "12 files found in PLACE".
+        unit: what was counted at that place, such as "file", "row" or "point"; "" if nothing was counted.
+        found: number of units found; None if they were not counted.
+        left_out: the units that are not used, by reason.
+        classes: what determines the classes, such as "the sub-folder"; or, without classes, why there are none.
         train, heldout: how each part was made.
-        remarks: whole sentences on what else is worth knowing.
+        remarks: further remarks, in whole sentences.
 
     """
 

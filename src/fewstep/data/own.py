@@ -1,7 +1,7 @@
-"""A data set of one's own, whose items are read as they are asked for: map-style, from any place, and larger than memory if need be.
+"""A user's own data set, whose items are read on request: map-style, stored anywhere, and possibly larger than memory.
 
-`ItemData` has items by number, any ``torch.utils.data.Dataset`` with a length; iterables are `fewstep.data.shares.StreamData`. What both
-are for the loop is `fewstep.training.loading`.
+`ItemData` has items by number, from any ``torch.utils.data.Dataset`` with a length; iterables become `fewstep.data.iterables.StreamData`.
+`fewstep.training.loading` makes the batches of both for the training loop.
 """
 
 from abc import ABC, abstractmethod
@@ -23,18 +23,18 @@ from fewstep.data.tables import LABELS
 from fewstep.data.units import Units, units_of
 from fewstep.streams import uniform
 
-HOLDOUT = 0.1  # of items, where the data set has no held-out part
-LOOKED_AT = 8  # first items, which say what all are
-EXCERPT = 10_000  # items of a part that is measured, in memory
-EXCERPT_BYTES = 2**29  # and no more than this
-READ = 500  # at a time
+HOLDOUT = 0.1  # fraction of the items held out by default, if the data set has no held-out part
+LOOKED_AT = 8  # first items, from which the shape and dtype of all items are taken
+EXCERPT = 10_000  # items of each part that are held in memory for measuring, at most
+EXCERPT_BYTES = 2**29  # bytes of these items, at most
+READ = 500  # items read together
 UNCOUNTED = "the items of each class are not counted, for they are read as they are asked for."
 
 Say = Callable[[str], None]
 
 
 class Items:
-    """Some of the items of a map-style `dataset`: all, or those of `index` int64 [N]; each as `spec` says."""
+    """The items of a map-style `dataset`: all, or those at `index` int64 [N]; `spec` is what they have in common."""
 
     def __init__(self, dataset: Any, spec: Spec, index: Tensor | None = None) -> None:
         self.dataset, self.spec, self.index = dataset, spec, index
@@ -43,14 +43,18 @@ class Items:
         return len(self.dataset) if self.index is None else len(self.index)
 
     def read(self, rows: Sequence[int], seed: int) -> Pair:
-        """The items `rows` as bytes or float32 [B, ...] and labels; chance in the data set depends on `seed`. Raises DataError."""
+        """Return the items `rows` as bytes or float32 [B, ...], and their labels or None.
+
+        What the data set draws at random depends on `seed` alone. Raises DataError if the data set raises an exception, or for an invalid
+        item.
+        """
         places = list(rows) if self.index is None else self.index[torch.as_tensor(rows)].tolist()
         with chance(seed):
             items = fetched(self.dataset, self.spec.name, places)
         return self.spec.batch(items, places)
 
     def numbers(self, num: int) -> Tensor:
-        """A random `num` of the items, or all if there are fewer, as they come: [N, ...] of their own type. Raises DataError."""
+        """Return `num` random items, or all if there are fewer, [N, ...] in their own dtype and units. Raises DataError as `read` does."""
         num = min(num, len(self))
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:num].sort().values
         found = []
@@ -63,12 +67,15 @@ class Items:
         return torch.cat(found)
 
     def excerpt(self, seed: int, num: int | None = None) -> Pair:
-        """A random `num` of the items, or as many as are measured at most; all, in their own order, if there are no more."""
+        """Return `num` random items and their labels, or all items in their own order if there are no more; None stands for `most_items`.
+
+        Raises DataError as `read` does.
+        """
         num = min(len(self), most_items(self.spec) if num is None else num)
         order = torch.arange(num) if num == len(self) else torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:num]
         x = torch.empty((num, *self.spec.shape), dtype=torch.uint8 if self.spec.bytes else torch.float32)
         label = None if self.spec.num_classes is None else torch.empty(num, dtype=torch.long)
-        for first in range(0, num, READ):  # into their place: a list to be joined would hold all of them twice
+        for first in range(0, num, READ):  # written in place: joining a list of parts would hold all items twice
             part, its_label = self.read(order[first : first + READ].tolist(), seed + first)
             x[first : first + READ] = part
             if label is not None and its_label is not None:
@@ -77,7 +84,10 @@ class Items:
 
 
 def fetched(dataset: Any, name: str, places: Sequence[int]) -> list[Any]:
-    """The items at `places`, together where the data set can (``__getitems__``). Raises DataError for whatever it raises."""
+    """Return the items at `places`, in one call if the data set has the method ``__getitems__``.
+
+    Raises DataError for any exception that the data set raises.
+    """
     together = getattr(dataset, "__getitems__", None)
     if together is not None:
         try:
@@ -88,25 +98,25 @@ def fetched(dataset: Any, name: str, places: Sequence[int]) -> list[Any]:
     for place in places:
         try:
             items.append(dataset[place])
-        except Exception as error:  # whatever somebody's code raises
+        except Exception as error:  # a user's code may raise anything
             raise DataError(f"the data set {name} raised {in_words(error)}, at item {place}") from error
     return items
 
 
 def most_items(spec: Spec) -> int:
-    """How many items of a part are held in memory to be measured."""
+    """Return how many items of each part are held in memory for measuring."""
     size = (1 if spec.bytes else 4) * torch.Size(spec.shape).numel()
     return max(100, min(EXCERPT, EXCERPT_BYTES // size))
 
 
 class ForeignData(ABC):
-    """What a data set of one's own is for the rest of the package; see `fewstep.data.protocol.Data`.
+    """Base class of a user's own data set, with the interface of `fewstep.data.protocol.Data`.
 
     Args:
-        spec: of its items.
-        class_names: one for each class.
+        spec: what all items have in common.
+        class_names: one name per class; empty without classes.
         flip: whether a training image may be mirrored left to right.
-        origin: where its items come from.
+        origin: where the items come from.
 
     """
 
@@ -117,31 +127,34 @@ class ForeignData(ABC):
 
     @property
     def name(self) -> str:
-        """What it is called in tables."""
+        """Name of the data set in tables."""
         return self.spec.name
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of images, (D,) of points."""
+        """Shape of one item: (C, H, W) of images, (D,) of points."""
         return self.spec.shape
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, or None."""
+        """Number of classes; None without classes."""
         return self.spec.num_classes
 
     @property
     def mixture(self) -> None:
-        """None: the density is not known."""
+        """None: the density of the data is not known."""
         return None
 
     @property
     def units(self) -> Units | None:
-        """That points come in, and that they are not learned in; None where they are learned as they come."""
+        """Units in which the points come, if training uses standard units; None if it uses the points unchanged."""
         return self.spec.units
 
     def standardize(self, units: Units | None = None) -> None:
-        """From now on give points in standard units: those of `units`, or else found in at most 10,000 training items. Raises DataError."""
+        """Convert points to standard units from here on: from `units`, or else from the units found in at most 10,000 training items.
+
+        Raises DataError if `units` have another number of columns, and as `fewstep.data.units.units_of` does.
+        """
         if units is None:
             x, which = self._numbers()
             array = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
@@ -155,24 +168,24 @@ class ForeignData(ABC):
 
     @abstractmethod
     def _numbers(self) -> tuple[Tensor, str]:
-        """Some points to train on [N, D] as they come, and which these are if they are not all."""
+        """Return some training points [N, D] in their own units, and which of the points these are, in words; "" for all."""
 
     @property
     @abstractmethod
     def train_size(self) -> int | None:
-        """Items to train on, where that is known."""
+        """Number of training items; None if it is unknown."""
 
     @property
     @abstractmethod
     def heldout_size(self) -> int:
-        """Items held out."""
+        """Number of held-out items."""
 
     @abstractmethod
     def some(self, num: int, seed: int) -> Tensor:
-        """`num` training items [num, ...], or all if there are fewer, drawn with `seed`, as they are trained on."""
+        """Return `num` training items [num, ...], or all if there are fewer, drawn with `seed` and prepared as for training."""
 
     def placed(self, pair: Pair, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """A batch as it was read, on `device` as it is trained on: float32 [B, ...] and labels."""
+        """Return the batch `pair` as read, on `device`, scaled and mirrored as in training: float32 [B, ...], and labels or None."""
         x, label = pair
         x = x.to(device, non_blocking=True)
         if self.spec.bytes:
@@ -183,7 +196,10 @@ class ForeignData(ABC):
         return x, None if label is None else label.to(device, non_blocking=True)
 
     def excerpt(self) -> ImageData | PointData:
-        """Both parts in memory, of each at most 10,000 items and 512 MiB: what is measured against. Read once. Raises DataError."""
+        """Return both parts in memory for measuring, each of at most 10,000 items and, above 100 items, 512 MiB.
+
+        The items are read once. Raises DataError if the data set raises an exception, or for an invalid item.
+        """
         if self._excerpt is None:
             (x, label), (held, held_label) = self._read_excerpt()
             if len(self.shape) == 1:
@@ -195,11 +211,11 @@ class ForeignData(ABC):
 
     @abstractmethod
     def _read_excerpt(self) -> tuple[Pair, Pair]:
-        """Items to train on and held-out ones."""
+        """Return training items and held-out items, each with labels or None."""
 
 
 class ItemData(TwoParts, ForeignData):
-    """Items by number, in two parts: `train` and `heldout`."""
+    """A map-style data set in two parts, `train` and `heldout`."""
 
     def __init__(
         self, train: Items, heldout: Items, class_names: tuple[str, ...], flip: bool = False, origin: Origin | None = None
@@ -208,7 +224,7 @@ class ItemData(TwoParts, ForeignData):
         self.train, self.heldout = train, heldout
 
     def standardize(self, units: Units | None = None) -> None:
-        """As of all data sets of one's own."""
+        """Convert the points of both parts to standard units from here on, as `ForeignData.standardize` does."""
         super().standardize(units)
         self.train.spec = self.heldout.spec = self.spec
 
@@ -217,7 +233,7 @@ class ItemData(TwoParts, ForeignData):
         return self.train.numbers(num), f", {num:,} of its items" if num < len(self.train) else ""
 
     def some(self, num: int, seed: int) -> Tensor:
-        """`num` training items [num, ...], or all if there are fewer, drawn with `seed`, as they are trained on."""
+        """Return `num` training items [num, ...], or all if there are fewer, drawn with `seed` and prepared as for training."""
         rng = torch.Generator().manual_seed(seed)
         return self.placed(self.train.excerpt(seed, num), rng, torch.device("cpu"))[0]
 
@@ -233,12 +249,13 @@ def item_data(
     num_classes: int | None = None,
     say: Say = lambda text: None,
 ) -> ItemData:
-    """A map-style `dataset` of somebody's, as the package wants it.
+    """Return the user's map-style `dataset` as an `ItemData`.
 
-    Its held-out part is `heldout`, another such data set, or its own attribute ``heldout``, or else the fraction `holdout` (.1) of its
-    items, chosen by seed 0. Its classes are `num_classes` (0: labels are left alone), or what its attributes say (``class_names``,
-    ``classes``, ``num_classes``), or else are found in its labels (attributes ``targets`` or ``labels``), for which all items are read
-    if need be. `say` is told what was taken for granted. Raises DataError, one sentence, for what will not do.
+    The held-out part is `heldout`, another map-style data set, or the attribute ``heldout`` of `dataset`, or else the fraction `holdout`
+    (0.1 by default) of the items, chosen with seed 0. The number of classes is `num_classes` (0: labels are ignored), or given by an
+    attribute (``class_names``, ``classes``, ``num_classes``), or else found in the labels (attributes ``targets`` or ``labels``, or all
+    items, which are then read). `say` is called with each assumption that was made. Raises DataError, with one sentence, for a data set or
+    items that are invalid.
     """
     other = heldout if heldout is not None else getattr(dataset, "heldout", None)
     _check_length(dataset, name)
@@ -293,7 +310,7 @@ def _check_length(dataset: Any, name: str) -> None:
 
 
 def is_map_style(dataset: Any) -> bool:
-    """Whether a data set has items by number."""
+    """Return whether a data set has items by number: ``__len__`` and ``__getitem__``, and not an iterable data set, text or dict."""
     iterable = isinstance(dataset, torch.utils.data.IterableDataset)
     return hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not iterable and not isinstance(dataset, str | dict)
 
@@ -301,7 +318,11 @@ def is_map_style(dataset: Any) -> bool:
 def class_names(
     dataset: Any, name: str, first: Any, num_classes: int | None, labels: Callable[[], Sequence[Any] | None]
 ) -> tuple[str, ...]:
-    """The names of the classes; empty without. `labels` finds them where nobody says, or gives None. Raises DataError."""
+    """Return the names of the classes; empty without classes.
+
+    They follow from `num_classes` or the attributes of `dataset`; if neither gives a number, `labels` is called, which returns all labels
+    or None. Raises DataError if the number of classes cannot be found, or if the `first` item has no label although there are classes.
+    """
     label = parted(first)[1]
     if num_classes == 0 or (label is None and num_classes is None and _declared(dataset) is None):
         return ()
@@ -327,7 +348,10 @@ def class_names(
 
 
 def _declared(dataset: Any) -> int | tuple[str, ...] | None:
-    """Names or number of the classes, as attributes say, or the features of a data set of the library `datasets`."""
+    """Return the names or the number of the classes; None if `dataset` states neither.
+
+    They are stated by attributes, or by the features of a data set of the library `datasets`.
+    """
     for attribute in ("class_names", "classes", "num_classes"):
         value = getattr(dataset, attribute, None)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
@@ -343,7 +367,10 @@ def _declared(dataset: Any) -> int | tuple[str, ...] | None:
 
 
 def _labels(dataset: Any, name: str, say: Say) -> list[int]:
-    """The labels of all items: from an attribute that has as many, else from the items themselves."""
+    """Return the labels of all items, from an attribute of the same length, or else by reading every item.
+
+    Raises DataError for a label that is missing or invalid. `say` is called before items are read.
+    """
     for attribute in ("targets", "labels"):
         values = getattr(dataset, attribute, None)
         if values is not None and hasattr(values, "__len__") and len(values) == len(dataset):

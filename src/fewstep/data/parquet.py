@@ -1,4 +1,4 @@
-"""How much memory a parquet or Arrow file would take, from its headers: a value that is repeated is stored once, and read many times."""
+"""How much memory a parquet or Arrow file would take, judged from its headers: a repeated value is stored once, but read many times."""
 
 import struct
 from collections.abc import Iterable, Iterator
@@ -9,15 +9,15 @@ from typing import Any, BinaryIO
 from fewstep.data.errors import DataError
 from fewstep.limits import BATCH_BYTES, COLUMN_BYTES, EXPANSION, IMAGE_BYTES, ROWS, check_expansion, in_units, memory
 
-DICTIONARY_PAGE = 2  # its number among the types of pages
-GROUP_BYTES = 2**30  # of a row group
-LARGE = 2**24  # bytes of distinct values in one row group, above which no library that writes images goes by itself
+DICTIONARY_PAGE = 2  # page type of a dictionary in the parquet format
+GROUP_BYTES = 2**30  # memory that one row group may take, if its values are larger than LARGE
+LARGE = 2**24  # bytes of distinct values in one row group, which libraries that write images do not exceed by default
 REMEDY = "take another copy, or write the table anew"
-STREAM, FILE = b"\xff\xff\xff\xff", b"ARROW1\0\0"  # how Arrow's two kinds of file begin
+STREAM, FILE = b"\xff\xff\xff\xff", b"ARROW1\0\0"  # first bytes of Arrow's streams and files
 
 
 def check_rows(source: str, num: int, each: int = 0) -> None:
-    """Raise DataError where `num` rows, with images of `each` bytes, are more than are held in memory."""
+    """Raise DataError if `num` rows, with images of `each` bytes, are too many to hold in memory; `source` names the data set."""
     instead = "read them as they are asked for, with data.name: stream, or take fewer"
     if num > ROWS:
         raise DataError(f"{source}, which claims {num:,} rows, where at most {ROWS:,} are held in memory; {instead}")
@@ -29,10 +29,10 @@ def check_rows(source: str, num: int, each: int = 0) -> None:
 
 
 def runs(table: Any, file: BinaryIO, source: str, name: str, columns: tuple[str, ...], most: int) -> Iterator[tuple[list[int], int]]:
-    """Row groups of a `pq.ParquetFile` that follow one another, and how many rows of their `columns` fit into memory at once.
+    """Yield lists of consecutive row groups of `table`, a `pq.ParquetFile`, and how many rows of their `columns` to read at a time.
 
-    At most `most` rows, and as many as `BATCH_BYTES` hold of the largest value that there may be. Raises DataError for row groups that
-    claim to be far larger than what lies in the `file`, which is called `name`.
+    These are at most `most` rows, and at most as many as `BATCH_BYTES` hold if every value has the largest possible size. Raises DataError
+    if a row group claims to be far larger than its bytes in the `file`, which messages call `name`.
     """
     groups = [
         (number, rows_at_once(table.metadata.row_group(number), file, source, name, columns, most))
@@ -43,12 +43,12 @@ def runs(table: Any, file: BinaryIO, source: str, name: str, columns: tuple[str,
 
 
 def rows_at_once(group: Any, file: BinaryIO, source: str, name: str, columns: tuple[str, ...], most: int) -> int:
-    """The same of one row group."""
+    """Return how many rows of one row group to read at a time. The arguments and errors are those of `runs`."""
     return max(1, min(most, BATCH_BYTES // max(1, _largest(group, file, source, name, columns))))
 
 
 def check_parquet(files: Iterable[Path], source: str) -> None:
-    """Raise DataError for one of `files` of which `datasets`, which reads whole row groups, would make far more than it is."""
+    """Raise DataError if one of `files` would become far larger in memory when `datasets` reads its row groups whole."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -65,11 +65,15 @@ def check_parquet(files: Iterable[Path], source: str) -> None:
                             f"{in_units(largest)}, and {in_units(GROUP_BYTES)} are allowed; {REMEDY}"
                         )
         except (pa.ArrowException, OSError):
-            continue  # which is said when the file is opened
+            continue  # a damaged file is reported when it is opened
 
 
 def _largest(group: Any, file: BinaryIO, source: str, name: str, columns: tuple[str, ...]) -> int:
-    """The most bytes of a value in a row group that may stand in many rows, in `columns`, or all. Raises DataError as `runs` does."""
+    """Return the largest possible size in bytes of a value that a row group may repeat in many rows.
+
+    Only `columns` are looked at, or all columns if these are empty. Raises DataError as `runs` does, and for a value larger than an image
+    file may be.
+    """
     largest = 0
     for k in range(group.num_columns):
         chunk = group.column(k)
@@ -91,8 +95,8 @@ def _largest(group: Any, file: BinaryIO, source: str, name: str, columns: tuple[
 
 
 def _largest_repeated(chunk: Any, file: BinaryIO) -> int:
-    """The most bytes that a value in a column of a row group may have, if it may lie in the file once and stand in many rows; else 0."""
-    if any("DELTA" in encoding for encoding in chunk.encodings):  # values told by their difference from the last
+    """Return the largest possible size in bytes of a value that a column chunk may store once and repeat; 0 if it repeats none."""
+    if any("DELTA" in encoding for encoding in chunk.encodings):  # values stored as differences from the value before
         return int(chunk.total_uncompressed_size)
     if not any("DICTIONARY" in encoding for encoding in chunk.encodings):
         return 0
@@ -102,9 +106,12 @@ def _largest_repeated(chunk: Any, file: BinaryIO) -> int:
 
 
 def _page(head: bytes) -> tuple[int, int]:
-    """Type and uncompressed size of the page whose header begins with `head`, in Thrift's compact form; -1 and 0 for what is none."""
+    """Return the type and the uncompressed size of a page from `head`, the beginning of its header in Thrift's compact form.
+
+    Returns -1 and 0 if `head` is not the beginning of a page header.
+    """
     values, place = [], 0
-    for _ in range(2):  # fields 1 and 2, each after the one before it and a zigzag varint
+    for _ in range(2):  # fields 1 and 2, each a byte 0x15 (the next field, an i32) and a zigzag varint
         if head[place : place + 1] != b"\x15":
             return -1, 0
         place, number, shift = place + 1, 0, 0
@@ -118,7 +125,7 @@ def _page(head: bytes) -> tuple[int, int]:
 
 
 def check_arrow(path: Path, source: str) -> None:
-    """Raise DataError for an Arrow file whose compressed buffers claim to become far more than it is; a damaged file is left for others."""
+    """Raise DataError if the compressed buffers of an Arrow file claim to become far larger than the file; damaged files pass."""
     try:
         claimed = arrow_expanded(path)
     except (struct.error, IndexError, OSError, ValueError):
@@ -130,7 +137,7 @@ def check_arrow(path: Path, source: str) -> None:
 
 
 def arrow_expanded(path: Path) -> int:
-    """Bytes that the compressed buffers of an Arrow file claim to become. Raises struct.error for what is cut short."""
+    """Return how many bytes the compressed buffers of an Arrow file claim to become. Raises struct.error for a truncated file."""
     claimed, size = 0, path.stat().st_size
     with path.open("rb") as file:
         place = len(FILE) if file.read(len(FILE)) == FILE else 0
@@ -149,20 +156,20 @@ def arrow_expanded(path: Path) -> int:
                 continue
             batch = header + _at(message, "<I", header)
             kind = _field(message, root, 1)
-            if kind is not None and message[kind] == 2:  # a dictionary, which holds a batch
+            if kind is not None and message[kind] == 2:  # a dictionary batch, which contains a record batch
                 inner = _field(message, batch, 1)
                 batch = batch if inner is None else inner + _at(message, "<I", inner)
             elif kind is None or message[kind] != 3:
                 continue
             buffers = _field(message, batch, 2)
-            if buffers is None or _field(message, batch, 3) is None:  # the latter is there for compressed ones
+            if buffers is None or _field(message, batch, 3) is None:  # field 3, the compression, is present if the buffers are compressed
                 continue
             vector = buffers + _at(message, "<I", buffers)
             for k in range(_at(message, "<I", vector)):
                 offset, there = (_at(message, "<q", vector + 4 + 16 * k + 8 * part) for part in (0, 1))
                 if there >= 8:
                     file.seek(body + offset)
-                    claimed += max(0, struct.unpack("<q", file.read(8))[0])  # -1 for one that is stored as it is
+                    claimed += max(0, struct.unpack("<q", file.read(8))[0])  # -1 for a buffer that is stored uncompressed
     return claimed
 
 
@@ -171,7 +178,7 @@ def _at(message: bytes, kind: str, place: int) -> int:
 
 
 def _field(message: bytes, table: int, number: int) -> int | None:
-    """Where a field of a flatbuffer's table lies; None where it has none."""
+    """Return the position of field `number` of the flatbuffer table at position `table`; None if the table does not have the field."""
     fields = table - _at(message, "<i", table)
     if 4 + 2 * number >= _at(message, "<H", fields):
         return None

@@ -1,7 +1,7 @@
-"""One image file or string of bytes, as Pillow reads it, to bytes of one size: what may come in, and what is refused.
+"""Decoding of one image, a file or a string of bytes, by Pillow into bytes of one size, and the images that are refused.
 
-Pillow converts much without a word: it drops transparency, clips 16 bits to 8 and shows the first of several frames. Here
-transparency is laid on white, a camera's orientation mark is followed, and the other two are refused.
+Pillow converts silently: it drops transparency, clips 16 bits to 8, and shows the first of several frames. Here transparent pixels are
+composited on white and a camera's orientation mark is applied; images of more than 8 bits or of several frames are refused.
 """
 
 import os
@@ -33,12 +33,12 @@ HUGE = Kind(
     "image{s} too large to be read", "a damaged or hostile header claims such sizes: make the image smaller first, or remove what is named"
 )
 
-ONE_AT_ONCE = 2**23  # pixels, above which images are decoded one after another, however many threads there are
+ONE_AT_ONCE = 2**23  # pixels of an image, above which images are decoded one at a time, however many threads there are
 _alone = threading.Lock()
 
 
 class Unfit(Exception):
-    """An image that will not do: the kind of mistake, and what was found."""
+    """Raised for an image that cannot be used: the kind of mistake, and what was found."""
 
     def __init__(self, kind: Kind, detail: str) -> None:
         super().__init__(detail)
@@ -46,17 +46,21 @@ class Unfit(Exception):
 
 
 def read_pixels(source: str | IO[bytes], size: int, channels: int, resize: Resize) -> NDArray[np.uint8]:
-    """The image in `source` as uint8 [channels, size, size]; grey for `channels` 1, RGB for 3.
+    """Return the image in `source` as uint8 [channels, size, size]; grey for `channels` 1, RGB for 3.
 
-    `resize` is "fit" (the shorter side becomes `size`, then a centre crop), "stretch" (both sides become `size`), "pad" (centred, not
-    resampled, on byte 0, which is -1 in [-1, 1]; an odd row or column more goes below and to the right) or "none" (must be size x size).
-    Resampling is Pillow's Lanczos filter. Transparent pixels are laid on white. Raises Unfit.
+    `resize` is "fit" (the shorter side becomes `size`, then a centre crop), "stretch" (both sides become `size`), "pad" (centred without
+    resampling on a background of byte 0, which is -1 in [-1, 1]; an odd row or column is added below or to the right) or "none" (the image
+    must be size x size). Resampling uses Pillow's Lanczos filter. Transparent pixels are composited on white. Raises Unfit for an image
+    that cannot be used.
     """
     return fitted(flat_image(source, "L" if channels == 1 else "RGB"), size, resize)
 
 
 def flat_image(source: str | IO[bytes], mode: Literal["L", "RGB"]) -> Any:
-    """The image in `source` as Pillow's, of its own size and of that mode, upright and on white. Raises Unfit."""
+    """Return the image in `source` as a Pillow image of its own size, converted to `mode`.
+
+    A camera's orientation mark is applied, and transparent pixels are composited on white. Raises Unfit for an image that cannot be used.
+    """
     from PIL import ImageOps
 
     try:
@@ -64,7 +68,7 @@ def flat_image(source: str | IO[bytes], mode: Literal["L", "RGB"]) -> Any:
             raise Unfit(NO_FILE, "no plain file")
         with opened(source) as image, _alone if image.width * image.height > ONE_AT_ONCE else nullcontext():
             frames = getattr(image, "n_frames", 1)
-            if frames > 1 and image.format != "MPO":  # a camera's JPEG whose further frames are previews
+            if frames > 1 and image.format != "MPO":  # MPO is a camera's JPEG whose further frames are previews
                 raise Unfit(FRAMES, f"{frames} frames")
             if image.mode.startswith(("I", "F")):
                 raise Unfit(DEEP, f"mode {image.mode}")
@@ -76,12 +80,15 @@ def flat_image(source: str | IO[bytes], mode: Literal["L", "RGB"]) -> Any:
         raise Unfit(HUGE, str(error)) from None
     except MemoryError:
         raise Unfit(HUGE, "more than there is memory for") from None
-    except Exception as error:  # Pillow raises nearly every kind for a damaged file, by format
+    except Exception as error:  # Pillow raises many types of exception for a damaged file, by format
         raise Unfit(DAMAGED, " ".join(str(error).split())[:100] or type(error).__name__) from error
 
 
 def fitted(flat: Any, size: int, resize: Resize) -> NDArray[np.uint8]:
-    """`flat`, of mode L or RGB, as uint8 [channels, size, size] in the way of `read_pixels`. Raises Unfit."""
+    """Return the Pillow image `flat`, of mode L or RGB, as uint8 [channels, size, size], resized as in `read_pixels`.
+
+    Raises Unfit if `resize` is "none" and the image has another size, or if it is "pad" and the image is too large.
+    """
     from PIL import Image, ImageOps
 
     if flat.size != (size, size):
@@ -102,7 +109,10 @@ def fitted(flat: Any, size: int, resize: Resize) -> NDArray[np.uint8]:
 
 
 def inside(folders: tuple[Path, ...], path: str) -> str:
-    """`path`, as a row of a table names it, from the first of the `folders` that its file may lie in. Raises Unfit for one outside them."""
+    """Return the absolute path of the file that `path`, from a row of a table, names in the first of the `folders` that contains it.
+
+    Raises Unfit if the file lies in none of the folders.
+    """
     for folder in folders:
         whole = os.path.abspath(os.path.join(folder, path))
         if os.path.commonpath([whole, os.path.abspath(folder)]) == os.path.abspath(folder):
@@ -111,7 +121,7 @@ def inside(folders: tuple[Path, ...], path: str) -> str:
 
 
 def _opaque(image: Any) -> Any:
-    """`image` on white, where any of it can be seen through."""
+    """Return `image` composited on white if it may be transparent."""
     if "transparency" not in image.info and image.mode not in ("RGBA", "LA", "PA", "RGBa"):
         return image
     from PIL import Image

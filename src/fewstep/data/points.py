@@ -18,12 +18,12 @@ from fewstep.data.parts import InMemory
 from fewstep.data.units import Units, units_of
 from fewstep.limits import TooLarge
 
-LEAST = 40  # points of each part
+LEAST = 40  # points that each part needs
 STANDARD = "each column is learned about its mean, in standard deviations (data.standardize), and drawn in the file's units."
 
 
 def check_points(x: Tensor) -> None:
-    """Raise DataError where a row of `x` [N, D] holds NaN or infinity."""
+    """Raise DataError if a row of `x` [N, D] holds NaN or infinity."""
     bad = (~x.isfinite()).any(1).nonzero()[:, 0]
     if len(bad):
         raise DataError(f"{len(bad)} of {len(x)} points hold NaN or infinity, the first in row {bad[0]}; mend or remove these rows")
@@ -34,14 +34,14 @@ class PointData(InMemory):
     """Points in two splits, for the training loop.
 
     Attributes:
-        name: what it is called in tables.
-        train, heldout: float32 [N, D] and [M, D].
-        density: what both splits were drawn from, where that is known.
-        units: that the user's points come in, of which `train` and `heldout` are the standard form; None where they are as they come.
-        origin: where they come from; None for what was made in Python.
+        name: name of the data set in tables.
+        train, heldout: points of the two splits, float32 [N, D] and [M, D].
+        density: the density from which both splits were drawn; None if it is unknown.
+        units: units of the user's points, of which `train` and `heldout` are the standard form; None if the points are unchanged.
+        origin: where the points come from; None for data made in Python.
 
     Raises:
-        DataError: where a point is not finite.
+        DataError: if a point is not finite.
 
     """
 
@@ -58,7 +58,7 @@ class PointData(InMemory):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(D,)."""
+        """Shape (D,) of one point."""
         return tuple(self.train.shape[1:])
 
     @property
@@ -68,12 +68,12 @@ class PointData(InMemory):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Empty."""
+        """Empty: there are no classes."""
         return ()
 
     @property
     def mixture(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Means [K, D], standard deviations [K] and weights [K], float64, where the density is a mixture of Gaussians; else None."""
+        """Means [K, D], standard deviations [K] and weights [K] of the density, float64, if it is a mixture of Gaussians; else None."""
         return (self.density.modes, self.density.mode_stds, self.density.mode_weights) if isinstance(self.density, Mixture) else None
 
     def images(self, split: str) -> Tensor:
@@ -81,18 +81,19 @@ class PointData(InMemory):
         return self.train if split == "train" else self.heldout
 
     def labels(self, split: str) -> Tensor | None:
-        """None."""
+        """Return None: points have no labels."""
         return None
 
     def batch(self, index: Tensor, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Training points float32 [B, D] on `device` for `index` int64 [B], and None; `rng` is not used."""
+        """Return training points float32 [B, D] on `device` for `index` int64 [B], and None for the labels; `rng` is not used."""
         return self.train[index].to(device), None
 
 
 def point_file(path: str, holdout: float, standardize: bool = True) -> PointData:
-    """The points [N, D] in a .npy file, the fraction `holdout` held out at random (seed 0); see `Units` for `standardize`.
+    """Return the points [N, D] in a .npy file, of which the fraction `holdout` is held out at random (seed 0).
 
-    Raises DataError for a file that is missing, not such an array, not finite, too small to split, and as `units_of` does.
+    With `standardize`, they are converted to the standard form of their `Units`. Raises DataError if the file is missing, if it holds
+    something other than one numeric array [N, D], NaN or infinity, or too few points to split, and as `units_of` does.
     """
     if Path(path).is_file() and zipfile.is_zipfile(path):
         raise DataError(f"data.path is {path!r}, which holds several arrays; give one array of numbers [N, D]")

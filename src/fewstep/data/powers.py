@@ -2,8 +2,8 @@
 
 Symbols: ``p = sum_k a_k`` with ``a_k = pi_k N(mu_k, P_k^-1)``, where P_k is a precision matrix, and ``p^gamma``. Sums are in float64.
 
-A sum of Gaussians makes a power of itself, and a power asks its sum for draws: both are here. For powers of an unknown density, from data
-alone, see `fewstep.data.reweighting`.
+`SumOfGaussians` makes a `Power` of itself, and a `Power` takes its proposals from its sum; both are therefore in this module. For powers of
+an unknown density, from data alone, see `fewstep.data.reweighting`.
 """
 
 import math
@@ -22,30 +22,30 @@ Propose = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 
 Map = Callable[[Tensor], Tensor]
 
-MARGIN = 4.5  # standard deviations between the outermost mean and the edge of `limits`; 7e-6 of a Gaussian lies beyond two edges
+MARGIN = 4.5  # standard deviations between the outermost mean and the edge of `limits`; 7e-6 of a Gaussian's mass lies outside both edges
 
 
 class SumOfGaussians(Density):
     """A density that is a sum of Gaussians, in x or in coordinates which map to x without changing areas.
 
-    That is what makes exact samples of its powers possible, see `product_proposal`.
+    This form makes exact samples of the density's powers possible, see `product_proposal`.
     """
 
     @abstractmethod
     def _proposal(self, gamma: float) -> Propose:
-        """Draws for the rejection sampling of ``p^gamma``."""
+        """Return the proposal for the rejection sampling of ``p^gamma``."""
 
     @abstractmethod
     def _limits(self, gamma: float) -> tuple[float, float]:
-        """`limits` of ``p^gamma``."""
+        """Return the `limits` of ``p^gamma``."""
 
     @property
     def limits(self) -> tuple[float, float]:
-        """(low, high) for every axis: the means and 4.5 standard deviations more."""
+        """(low, high), the same for every axis: the range of the means, and 4.5 standard deviations beyond it."""
         return self._limits(1.0)
 
     def power(self, gamma: float) -> Density:
-        """``p^gamma`` with exact samples, see `Power`."""
+        """Return the density proportional to ``p^gamma``, see `Power`. Raises DataError if gamma is not finite and positive."""
         gamma = checked_gamma(gamma)
         return self if gamma == 1 else Power(self, gamma)
 
@@ -58,8 +58,8 @@ class Power(Density):
     rejection sampling for any gamma and any overlap.
 
     Args:
-        base: p.
-        gamma: positive.
+        base: the sum of Gaussians p.
+        gamma: the exponent, positive and finite.
 
     """
 
@@ -72,9 +72,9 @@ class Power(Density):
         return self.base._proposal(self.gamma)
 
     def sample(self, num: int, rng: torch.Generator) -> Tensor:
-        """Independent exact samples of the normalised power, float32 [num, D].
+        """Return independent exact samples of the normalised power, float32 [num, D].
 
-        Raises DataError for a gamma so large that fewer than 1 draw in 100,000 is accepted.
+        Raises DataError if gamma is so large that fewer than 1 draw in 100,000 is accepted.
         """
         accepted = [torch.empty(0, self.dim)]
         drawn = got = 0
@@ -93,31 +93,31 @@ class Power(Density):
 
     @property
     def limits(self) -> tuple[float, float]:
-        """(low, high) for every axis."""
+        """(low, high), the same for every axis, as for the base p, whose standard deviations are divided by ``sqrt(gamma)``."""
         return self.base._limits(self.gamma)
 
     def power(self, gamma: float) -> Density:
-        """``p^(self.gamma gamma)``, of the same p."""
+        """Return the density proportional to ``p^(self.gamma gamma)``, of the same base p."""
         return self if checked_gamma(gamma) == 1 else self.base.power(self.gamma * gamma)
 
     @property
     def modes(self) -> Tensor:
-        """float64 [K, D]."""
+        """Means mu_k of the modes, those of the base, float64 [K, D]."""
         return self.base.modes
 
     @property
     def mode_stds(self) -> Tensor:
-        """float64 [K]."""
+        """Standard deviations ``s_k / sqrt(gamma)`` of the modes, float64 [K]."""
         return self.base.mode_stds / math.sqrt(self.gamma)
 
     @property
     def mode_weights(self) -> Tensor:
-        """float64 [K], of sum 1."""
+        """Weights of the modes, proportional to ``pi_k^gamma s_k^(D (1 - gamma))``, float64 [K], of sum 1."""
         return torch.softmax(self.gamma * self.base.mode_weights.log() + self.dim * (1 - self.gamma) * self.base.mode_stds.log(), 0)
 
 
 def product_proposal(gamma: float, log_weights: Tensor, means: Tensor, precisions: Tensor, log_parts: Map) -> Propose:
-    """Draws for the rejection sampling of ``p^gamma`` where ``p = sum_k a_k`` over K Gaussians.
+    """Return the proposal for the rejection sampling of ``p^gamma``, where ``p = sum_k a_k`` is a sum of K Gaussians.
 
     With ``m = ceil(gamma)`` factors and ``beta = gamma / m``, at most 1, ``t -> t^beta`` is subadditive, hence
 
@@ -127,19 +127,19 @@ def product_proposal(gamma: float, log_weights: Tensor, means: Tensor, precision
     p^gamma / q. No draw is rejected for a whole number gamma (then q = p^gamma), few are where the modes are well apart, and at
     any x at least ``K^(gamma - m)``, more than 1/K, is accepted: the power mean inequality bounds q by ``K^(m - gamma) p^gamma``.
 
-    Where K^m would be too many, m is the largest number of factors that is not, beta is 1, and what is left is thinned:
+    If K^m would be too many Gaussians, m is the largest number of factors for which K^m is not, beta is 1, and more draws are rejected:
     p^gamma <= p^m p_max^(gamma - m), with p_max from `_log_bound`.
 
     Args:
-        gamma: positive.
-        log_weights: [K].
-        means: [K, D].
-        precisions: [K, D, D].
-        log_parts: takes points [N, D] to log a_k [N, K].
+        gamma: the exponent, positive.
+        log_weights: log pi_k, [K].
+        means: mu_k, [K, D].
+        precisions: P_k, [K, D, D].
+        log_parts: function from points [N, D] to log a_k [N, K].
 
     """
     num_parts, dim = means.shape
-    m, beta, rest = 1, gamma, 0.0  # one Gaussian needs no bound: its power is another
+    m, beta, rest = 1, gamma, 0.0  # a single Gaussian needs no bound: its power is a Gaussian
     if num_parts > 1:
         most = int(math.log(2**20 / dim**2) / math.log(num_parts))  # keeps the K^m matrices [D, D] within 8 MB
         m = min(math.ceil(gamma), max(most, 1))
@@ -153,7 +153,7 @@ def product_proposal(gamma: float, log_weights: Tensor, means: Tensor, precision
     precision, centre = (beta * sum((a[k] for k in tuples.T), torch.zeros(())) for a in (precisions, pulls))
     root = torch.linalg.cholesky(precision)
     centre = torch.cholesky_solve(centre[:, :, None], root)[:, :, 0]
-    log_heights = log_weights + torch.linalg.slogdet(precisions)[1] / 2  # here and below without the powers of 2 pi, the same for all
+    log_heights = log_weights + torch.linalg.slogdet(precisions)[1] / 2  # here and below without the powers of 2 pi, the same for all k
     log_mass = -root.diagonal(dim1=1, dim2=2).log().sum(1)
     for k in tuples.T:
         offset = means[k] - centre
@@ -171,10 +171,10 @@ def product_proposal(gamma: float, log_weights: Tensor, means: Tensor, precision
 
 
 def _log_bound(log_weights: Tensor, means: Tensor, precisions: Tensor) -> float:
-    """A number that log p nowhere exceeds, and reaches where the modes are well apart or all in one place.
+    """Return an upper bound of log p, which is the maximum of log p if the modes are well apart or all in one place.
 
-    If mu_j is the mean nearest to x, then |x - mu_k| is at least |mu_j - mu_k| / 2, and so with the smallest eigenvalue l_k of
-    P_k: ``p(x) <= sum_k a_k(mu_k) exp(-l_k |mu_j - mu_k|^2 / 8)``. The bound is the largest of these over j.
+    If mu_j is the mean nearest to x, then |x - mu_k| is at least |mu_j - mu_k| / 2, and so with the smallest eigenvalue l_k of P_k:
+    ``p(x) <= sum_k a_k(mu_k) exp(-l_k |mu_j - mu_k|^2 / 8)``. The bound is the largest of these sums over j.
     """
     log_heights = log_weights + torch.linalg.slogdet(precisions)[1] / 2 - means.shape[1] / 2 * math.log(2 * math.pi)
     slowest = torch.linalg.eigvalsh(precisions)[:, 0]

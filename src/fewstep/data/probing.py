@@ -1,6 +1,6 @@
-"""A look at images before a run: how large they are, whether they are grey, how many there are, and how their pixels vary.
+"""A look at a data set's images before a run: their sizes, whether they are grey, how many there are, and how their pixels vary.
 
-What settings follow from that is `fewstep.finding`'s to say.
+`fewstep.finding` derives settings from what is found here.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -17,24 +17,24 @@ from fewstep.data.pixels import Resize, Unfit, fitted, flat_image, inside
 from fewstep.data.splits import Split, encoded
 from fewstep.limits import cores
 
-LOOKED_AT = 1000  # images at most, evenly over the training split: their standard deviation is then known to about a hundredth
-FIRST = 16  # of them, which tell how large the others are
-PIXELS = 3e8  # that are decoded in all, a matter of seconds: of larger images fewer are looked at
-FEWEST = 64
-NEAR = 12  # of 255: a twentieth
-KEPT_SIDE = 128  # pixels of the shorter side of what is kept of each
+LOOKED_AT = 1000  # images opened at most, evenly over the training split: their standard deviation is then known to about a hundredth
+FIRST = 16  # images opened first, from which the size of the others is estimated
+PIXELS = 3e8  # pixels decoded in all, a matter of seconds: the larger the images, the fewer are opened
+FEWEST = 64  # images opened at least, however large they are
+NEAR = 12  # byte values from 0 or 255, about a twentieth of the range
+KEPT_SIDE = 128  # pixels of the shorter side to which a larger image is reduced before it is kept in memory
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What was seen of a set of images.
+    """What was found in a sample of a data set's images.
 
     Attributes:
-        num: training images.
-        sides: the shorter side of each that was opened, int64 [looked_at].
-        shapes: how many shapes (width, height) they have.
-        grey: whether no pixel of them has a colour.
-        images: those that were opened, of Pillow's modes L (if `grey`) or RGB, made smaller where they are large.
+        num: number of training images.
+        sides: shorter side of each opened image in pixels, int64 [looked_at].
+        shapes: number of different shapes (width, height) of the opened images.
+        grey: whether every pixel of the opened images is grey.
+        images: the opened images, of Pillow's mode L (if `grey`) or RGB, reduced to a shorter side of `KEPT_SIDE` if they are larger.
 
     """
 
@@ -46,13 +46,13 @@ class Probe:
 
     @property
     def looked_at(self) -> int:
-        """How many images were opened."""
+        """Number of images that were opened."""
         return len(self.images)
 
     def spread(self, size: int, channels: int, resize: Resize) -> float:
-        """Standard deviation of the elements in [-1, 1] of the images that were opened, as `size`, `channels` and `resize` make them.
+        """Return the standard deviation of all pixel values of the opened images, resized by `size`, `channels` and `resize`, in [-1, 1].
 
-        Raises DataError where they are all one colour.
+        Raises DataError if all images are of one colour, or if `resize` does not admit the size of an image.
         """
         found = float(self._pixels(size, channels, resize).std(dtype=np.float64)) / 127.5
         if not found > 0:
@@ -60,18 +60,18 @@ class Probe:
         return found
 
     def extreme(self, size: int, channels: int, resize: Resize) -> float:
-        """Share of those elements that are at most `NEAR` from the least or the greatest value: most of a drawing, little of a photograph.
+        """Return the share of pixel values, resized as in `spread`, within `NEAR` of 0 or 255: large for drawings, small for photographs.
 
-        Raises DataError as `spread` does.
+        Raises DataError if `resize` does not admit the size of an image.
         """
         pixels = self._pixels(size, channels, resize)
         return float(((pixels <= NEAR) | (pixels >= 255 - NEAR)).mean())
 
     def _pixels(self, size: int, channels: int, resize: Resize) -> np.ndarray:
-        """Bytes [looked_at, size, size, ...] of the images that were opened."""
+        """Return the opened images, resized, as bytes [looked_at, ...]. Raises DataError if `resize` does not admit the size of one."""
         mode = "L" if channels == 1 else "RGB"
         try:
-            # those that are kept smaller than they are have no size to be held to
+            # a reduced image lacks the original size that "pad" and "none" would check, so it is fitted
             ways: list[Resize] = ["fit" if side > KEPT_SIDE and resize != "stretch" else resize for side in self.sides]
             return np.stack([fitted(image.convert(mode), size, way) for image, way in zip(self.images, ways, strict=True)])
         except Unfit as reason:
@@ -79,9 +79,10 @@ class Probe:
 
 
 def probe(path: str, config: str | None = None, image_column: str | None = None, label_column: str | None = None) -> Probe:
-    """A look at the images at `path`, named as for `fewstep.data.image_folder`: at no more than `LOOKED_AT` of them.
+    """Open up to `LOOKED_AT` of the images at `path`, and return what was found; the arguments are those of `fewstep.data.image_folder`.
 
-    Images that cannot be read are left to be told of when all are. Raises DataError for a place that holds no images that can.
+    Images that cannot be read are passed over; they are reported when the whole data set is read. Raises DataError if `path` holds no
+    images, or if none of the opened images can be read.
     """
     split, column = _training_split(path, config, image_column, label_column)
     first = _seen(split, column, _evenly(split.num, FIRST))
@@ -96,11 +97,11 @@ def probe(path: str, config: str | None = None, image_column: str | None = None,
 
 
 class _Seen(NamedTuple):
-    """One image that was opened."""
+    """One opened image."""
 
     shape: tuple[int, int]
     grey: bool
-    reduced: Any  # Pillow's, in RGB, of at most `KEPT_SIDE`
+    reduced: Any  # Pillow image in RGB, whose shorter side is at most `KEPT_SIDE`
 
     @property
     def side(self) -> int:
@@ -112,12 +113,12 @@ class _Seen(NamedTuple):
 
 
 def _evenly(num: int, most: int) -> np.ndarray:
-    """Up to `most` of `num` rows, from the first to the last."""
+    """Return the numbers of up to `most` of `num` rows, evenly spaced from the first to the last."""
     return np.unique(np.linspace(0, num - 1, min(most, num)).round().astype(np.int64))
 
 
 def _seen(split: Split, column: str, wanted: np.ndarray) -> list[_Seen]:
-    """Those of the `wanted` rows of `split` that can be read."""
+    """Return the `wanted` rows of `split` as opened images, without those that cannot be read."""
     found: list[_Seen | None] = []
     first = 0
     with ThreadPoolExecutor(cores()) as pool:
@@ -132,15 +133,15 @@ def _seen(split: Split, column: str, wanted: np.ndarray) -> list[_Seen]:
 
 
 def _training_split(path: str, config: str | None, image_column: str | None, label_column: str | None) -> tuple[Split, str]:
-    """The split that is trained on, and its column of images. Raises DataError."""
+    """Return the training split and its column of images. Raises DataError as `find_images` does."""
     source = f"data.path is {path!r}"
-    mistakes = Mistakes(source)  # told of when the data are opened
+    mistakes = Mistakes(source)  # discarded here, because they are reported when the whole data set is read
     found = find_images(path, config, image_column, label_column, mistakes)
     return found.splits[0], found.image
 
 
 def _image(split: Split, content: Any, path: str | None) -> _Seen | None:
-    """One image of `split`, or None where it cannot be read."""
+    """Return one image of `split`, opened; None if it cannot be read."""
     try:
         if content is None and path is not None and split.root is None:
             path = inside(split.folders, path)

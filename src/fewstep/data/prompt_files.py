@@ -10,8 +10,8 @@ from fewstep.data.errors import DataError
 from fewstep.data.parquet import check_parquet
 from fewstep.limits import LINES_BYTES, ROWS, in_units
 
-COLUMNS = ("prompt", "prompts", "caption", "captions", "text")  # taken where none is named; of several the first
-LONGEST = 4_000  # characters of a prompt: of what is longer a text encoder sees a small part, and it is hardly meant to be one
+COLUMNS = ("prompt", "prompts", "caption", "captions", "text")  # usual names of the column of prompts, the preferred ones first
+LONGEST = 4_000  # characters of a prompt at most; text encoders use only a small part of a longer text
 SHOWN = 40  # characters of a prompt in a message
 
 
@@ -20,10 +20,10 @@ class Prompts:
     """The prompts of a file.
 
     Attributes:
-        texts: the different ones, in the order in which they come first, without white space around them.
-        rows: which of them stands in each line or row that has one.
-        lines: the number of each of those lines or rows in the file, from 1.
-        blank: how many lines or rows have none.
+        texts: the different prompts, in the order of their first lines or rows, with single spaces between words.
+        rows: for each line or row that has a prompt, the index of that prompt in `texts`.
+        lines: the numbers of these lines or rows in the file, from 1.
+        blank: number of lines or rows without a prompt.
 
     """
 
@@ -34,19 +34,19 @@ class Prompts:
 
     @property
     def repeated(self) -> int:
-        """How many lines or rows say what one before them said."""
+        """Number of lines or rows that repeat an earlier prompt."""
         return len(self.rows) - len(self.texts)
 
     def line_of(self, text: int) -> int:
-        """Where in the file the different prompt number `text` stands first."""
+        """Return the number of the first line or row that holds the prompt ``texts[text]``."""
         return self.lines[self.rows.index(text)]
 
 
 def read_prompts(path: Path, column: str | None = None) -> Prompts:
-    """The prompts in a .txt of UTF-8, one a line, or in a column of a .csv or .parquet file.
+    """Return the prompts in a .txt file of UTF-8, one per line, or in a column of a .csv or .parquet file.
 
-    `column` is one of a table's; None takes the first of `COLUMNS` that is there, or the only one. Raises DataError for a file that is
-    not there, is of another kind, is no UTF-8, holds no prompt, or has one that is too long; and for a column that is not there.
+    `column` names a column of a table; None takes the only column, or the first of `COLUMNS` that exists. Raises DataError for a file that
+    is missing, of another kind, not UTF-8 or without any prompt, for a prompt that is too long, and for a column that does not exist.
     """
     if not path.is_file():
         raise DataError(f"there is no file {path}; give a .txt with a prompt on each line, or a .csv or .parquet with a column of them")
@@ -64,7 +64,7 @@ def read_prompts(path: Path, column: str | None = None) -> Prompts:
 
 
 def gathered(texts: Iterable[str], place: Callable[[int], str]) -> Prompts:
-    """The prompts in `texts`, of which number k, from 1, stands in ``place(k)``. Raises DataError for one that is too long."""
+    """Return the prompts in `texts`; ``place(k)`` names text number k, from 1, in messages. Raises DataError for one that is too long."""
     numbers: dict[str, int] = {}
     rows, lines, blank = [], [], 0
     for line, raw in enumerate(texts, 1):
@@ -83,7 +83,7 @@ def gathered(texts: Iterable[str], place: Callable[[int], str]) -> Prompts:
 
 
 def _texts(path: Path, column: str | None) -> Iterator[str]:
-    """The lines of a text file, or the values of a column. Raises DataError."""
+    """Yield the lines of a text file, or the values of a column. Raises DataError if the file or the column cannot be read."""
     if path.suffix == ".parquet":
         yield from _parquet_column(path, column)
         return
@@ -128,7 +128,10 @@ def _parquet_column(path: Path, column: str | None) -> Iterator[str]:
 
 
 def chosen_column(path: Path | str, columns: Iterable[str], column: str | None) -> str:
-    """Which of `columns` holds the prompts. Raises DataError."""
+    """Return the column that holds the prompts: `column`, or the only one of `columns`, or the first of `COLUMNS` among them.
+
+    Raises DataError if `column` does not exist, or if several columns exist and none has a name in `COLUMNS`.
+    """
     there = list(columns)
     if column is not None:
         if column not in there:

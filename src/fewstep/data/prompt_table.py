@@ -1,13 +1,14 @@
-"""A table of encoded prompts on the disk: what a text-to-image model is told, a row for each prompt.
+"""A table of encoded prompts on the disk: the conditioning of a text-to-image model, one row per prompt.
 
-A folder of
+The folder of a table holds
 
-* ``prompts.jsonl``: the prompts, a JSON string a line, in the order of the rows;
+* ``prompts.jsonl``: the prompts, one JSON string per line, in the order of the rows;
 * ``rows-00000.safetensors`` and so on, `CHUNK` rows each or as many as `MOST` numbers allow, in half precision: ``hidden``
-  [n, tokens, width] and, of models that take one, ``pooled`` [n, width]; ``null.safetensors``: the same for no prompt, one row;
-* ``manifest.json``, which is written last: the model, what tells its encoders from any other, sizes, and the SHA-256 of each file.
+  [n, tokens, width] and, for models that take one, ``pooled`` [n, width];
+* ``null.safetensors``: a single row with the same tensors, which stands for no prompt;
+* ``manifest.json``, which is written last: the model, the checksum of its encoders, sizes, and the SHA-256 checksum of each file.
 
-Rows are mapped into memory, and read from the disk when they are asked for.
+Rows are memory-mapped, and read from the disk when they are used.
 """
 
 import json
@@ -25,28 +26,29 @@ from fewstep.text import read_json, read_lines
 
 MANIFEST, PROMPTS, NULL = "manifest.json", "prompts.jsonl", "null.safetensors"
 CHUNK = 1024
-MOST = 1 << 28  # numbers in the hidden states of a file, which is in memory while it is written: 196 rows of SD 3's 333 x 4,096
+MOST = 1 << 28  # numbers in the hidden states of one file, which is in memory while it is written: 196 rows of SD 3's 333 x 4,096
 VERSION = 1
 REMEDY = "encode the prompts anew, with fewstep encode"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a table says of itself.
+    """The manifest of a table of encoded prompts, ``manifest.json``.
 
     Attributes:
-        model: the folder or Hub id that it was encoded by.
-        revision: of the Hub; None for a folder.
-        pipeline: the model's class, such as ``StableDiffusionXLPipeline``.
-        encoders: what tells the text encoders and tokenizers from any others.
-        num: prompts.
-        tokens, width: of each row's hidden states.
-        pooled: width of the pooled vector; None for models without.
-        time_ids: what SDXL is told of sizes; None for other models.
-        latents: (channels, height, width) of what the model makes of a prompt.
-        repeated, blank, cut: how many prompts stood more than once, how many lines had none, how many were longer than `tokens`.
-        files: SHA-256 of each file.
-        version: of this format.
+        model: folder or Hub id of the model that encoded the prompts.
+        revision: revision of the model on the Hub; None for a folder.
+        pipeline: class of the model's pipeline, such as ``StableDiffusionXLPipeline``.
+        encoders: checksum of the model's text encoders and tokenizers; "" if it is unknown.
+        num: number of prompts.
+        tokens, width: number of tokens of each row, and width of the hidden state of each token.
+        pooled: width of the pooled vector; None for models without one.
+        time_ids: the sizes on which SDXL is conditioned; None for other models.
+        latents: (channels, height, width) of the latents that the model makes for a prompt.
+        repeated, blank, cut: number of lines that repeated an earlier prompt, of lines without a prompt, and of prompts longer than the
+            encoders read.
+        files: SHA-256 checksum of each file.
+        version: version of this format.
 
     """
 
@@ -68,7 +70,7 @@ class Manifest:
 
     @classmethod
     def of(cls, tree: Any) -> "Manifest":
-        """The manifest that JSON holds. Raises ValueError."""
+        """Return the manifest from its parsed JSON. Raises ValueError if that is incomplete, invalid or of another version."""
         if not isinstance(tree, dict) or tree.get("version") != VERSION:
             raise ValueError("it is of another version")
         if missing := {field.name for field in fields(cls)} - tree.keys():
@@ -84,21 +86,25 @@ class Manifest:
         return cls(**known | {"time_ids": None if times is None else tuple(times), "latents": tuple(sizes)})
 
     def fits(self, takes: tuple[int, int | None], encoders: str | None) -> bool:
-        """Whether a network that `takes` vectors of those widths can be told these prompts, encoded by its own `encoders` if known."""
+        """Return whether a network can be conditioned on these prompts.
+
+        `takes` are the widths of the hidden and the pooled vectors that the network takes, and `encoders` is the checksum of its text
+        encoders, or None if that is unknown. Both must match the table, unless unknown.
+        """
         return takes == (self.width, self.pooled) and encoders in (None, self.encoders)
 
     def json(self) -> bytes:
-        """What ``manifest.json`` holds."""
+        """Return the content of ``manifest.json``."""
         return json.dumps(asdict(self), indent=1).encode()
 
 
 def rows_of_a_file(tokens: int, width: int) -> int:
-    """How many rows of such hidden states one file holds."""
+    """Return how many rows with hidden states [tokens, width] one file holds."""
     return max(1, min(CHUNK, MOST // (tokens * width)))
 
 
 def chunk_files(num: int, tokens: int, width: int) -> Iterator[tuple[str, int, int]]:
-    """(name, first row, one past the last) of each file of `num` rows of such hidden states."""
+    """Yield (name, first row, one past the last row) of each file of `num` rows with hidden states [tokens, width]."""
     most = rows_of_a_file(tokens, width)
     for number, start in enumerate(range(0, num, most)):
         yield f"rows-{number:05}.safetensors", start, min(start + most, num)
@@ -107,14 +113,14 @@ def chunk_files(num: int, tokens: int, width: int) -> Iterator[tuple[str, int, i
 class PromptTable:
     """The encoded prompts in `folder`.
 
-    ``table.rows(label)`` gives what the model is told for rows int64 [B]; row `num` stands for no prompt.
+    ``table.rows(label)`` returns the conditioning for the rows `label` int64 [B]; row `num` stands for no prompt.
 
     Args:
-        folder: what `fewstep encode` has written.
-        check: whether the SHA-256 of every file is compared, which reads all of it.
+        folder: folder that `fewstep encode` has written.
+        check: whether the SHA-256 checksum of every file is compared, for which all files are read.
 
     Raises:
-        DataError: for a folder without a manifest, as one whose encoding was stopped, and for files that are not those it names.
+        DataError: if the folder has no manifest, for instance because the encoding was stopped, or if files do not match the manifest.
 
     """
 
@@ -139,7 +145,7 @@ class PromptTable:
         return self.manifest.num
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PromptTable":
-        return self  # nothing in it changes, and it may be larger than memory
+        return self  # a table never changes, and may be larger than memory
 
     @property
     def texts(self) -> list[str]:
@@ -147,9 +153,12 @@ class PromptTable:
         return [json.loads(line) for line in read_lines(self.folder / PROMPTS) if line]
 
     def rows(self, label: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(hidden [B, tokens, width], pooled [B, width] or None), float16, of rows int64 [B]; row `num` is the null row."""
+        """Return hidden [B, tokens, width] and pooled [B, width] or None, float16, of the rows `label` int64 [B].
+
+        Row `num` is the null row. Raises ValueError for a row that does not exist.
+        """
         told = self.manifest
-        # rows are copied one by one: they cannot be stacked as half precision where a processor's layers work in another
+        # rows are copied one by one: torch.stack refuses float16 under a mixed precision of bfloat16 on the CPU
         hidden = torch.empty(len(label), told.tokens, told.width, dtype=torch.float16)
         pooled = torch.empty(len(label), told.pooled, dtype=torch.float16) if told.pooled else None
         for place, row in enumerate(label.tolist()):
@@ -163,7 +172,7 @@ class PromptTable:
         return hidden, pooled
 
     def _opened(self, name: str, num: int) -> dict[str, Tensor]:
-        """The tensors of a file, mapped into memory. Raises DataError where they are not what they should be."""
+        """Return the memory-mapped tensors of a file of `num` rows. Raises DataError if it is damaged or does not match the manifest."""
         from safetensors import safe_open
 
         told = self.manifest
@@ -171,7 +180,7 @@ class PromptTable:
         try:
             with safe_open(self.folder / name, "pt") as file:
                 found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-        except Exception as error:  # the library's own, and those of a disk
+        except Exception as error:  # safetensors' own exceptions, and those of a disk
             raise DataError(f"{self.folder / name} cannot be read ({str(error).splitlines()[0]}); {REMEDY}") from None
         if {key: tuple(tensor.shape) for key, tensor in found.items()} != expected:
             raise DataError(f"{self.folder / name} does not hold the {num:,} rows that {MANIFEST} names; {REMEDY}")

@@ -1,7 +1,7 @@
-"""Prompts to be learned from: the label of an item is the row of its prompt in a table (`PromptTable`).
+"""Training on prompts: the label of an item is the row of its prompt in a table (`PromptTable`).
 
-A student of a text-to-image model that has no discriminator needs nothing else. What it makes is held beside samples of its teacher
-where there are some, of whatever prompts; or else beside images whose captions these prompts are, which a discriminator needs.
+To train a student of a text-to-image model without a discriminator, prompts are enough. The student's samples are compared with samples of
+its teacher for any prompts, if there are some, or else with images whose captions are the prompts. A discriminator needs such images.
 """
 
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ class PromptData(TwoParts):
     """The encoded prompts in a folder, as training data.
 
     Attributes:
-        table: of the prompts.
-        samples: of the model that they were encoded for; None where none were drawn.
-        images: whose captions the prompts are, as latents labelled by rows; None where there are prompts alone.
-        pairs: other samples of the model and the noise of each, to learn from; None where none were drawn.
+        table: the table of the encoded prompts.
+        samples: samples of the model for which the prompts were encoded; None if none were drawn.
+        images: the images whose captions are the prompts, as latents labelled by rows; None without images.
+        pairs: further samples of the model, each with the noise it was made from, to train on; None if none were drawn.
 
     """
 
@@ -39,39 +39,39 @@ class PromptData(TwoParts):
     images: LatentData | None = None
     pairs: TeacherSamples | None = None
 
-    labels_are_classes = False  # an item of a batch is of any prompt, whatever its label
+    labels_are_classes = False  # without images, an item of a batch belongs to any prompt, not to the one that its label names
     are_pixels = False
     class_names: tuple[str, ...] = ()
     mixture: None = None
 
     @property
     def compares(self) -> bool:
-        """Whether a batch holds items that samples can be held beside."""
+        """Whether a batch holds latents with which a student's samples can be compared."""
         return self.samples is not None or self.images is not None
 
     @property
     def name(self) -> str:
-        """The folder's."""
+        """Name of the folder."""
         return self.table.folder.resolve().name
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the latents that the model makes of a prompt: (C, height, width)."""
+        """Shape (C, height, width) of the latents that the model makes for a prompt."""
         return self.table.manifest.latents
 
     @property
     def num_classes(self) -> int:
-        """How many prompts there are."""
+        """Number of prompts."""
         return len(self.table)
 
     @property
     def train(self) -> range:
-        """The rows, or the images where there are some."""
+        """A range as long as the training data: the number of images, or of rows without images."""
         return range(len(self.table) if self.images is None else len(self.images.train))
 
     @property
     def heldout(self) -> range:
-        """Samples of the model, or else held-out images: none are trained on."""
+        """A range as long as the held-out data: samples of the model, or else held-out images. Training uses neither."""
         beside = self.samples if self.samples is not None else self.images.heldout if self.images is not None else ()
         return range(len(beside))
 
@@ -91,10 +91,11 @@ class PromptData(TwoParts):
         )
 
     def batch(self, index: Tensor, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images float32 [B, C, h, w] and the rows of their captions [B], for `index` into the images.
+        """Return latents float32 [B, C, h, w] and the rows of their captions [B], for `index` int64 [B] into the images.
 
-        Without images `index` are the rows, and with them stand samples of the model for any prompts, by `rng`, or zeros where there are
-        none. Which sample stands beside an item does not depend on its row: of few prompts the first rows alone would be seen.
+        Without images, `index` holds rows, which are returned beside latents for any prompts: samples of the model drawn by `rng`, or zeros
+        if there are no samples. Which sample stands beside a row does not depend on that row; otherwise, with few prompts, only the first
+        samples would be used.
         """
         if self.images is not None:
             latents, rows = self.images.batch(index, rng, device)
@@ -106,7 +107,10 @@ class PromptData(TwoParts):
         return self.samples.latents(any_of_them).to(device), index.to(device)
 
     def some(self, num: int, seed: int) -> Tensor:
-        """`num` images or samples of the model [num, C, h, w], or all if there are fewer. Raises DataError where there are none."""
+        """Return the latents [num, C, h, w] of `num` training images or samples of the model, or all if there are fewer, drawn with `seed`.
+
+        Raises DataError if there are neither images nor samples.
+        """
         if self.images is not None:
             return self.images.some(num, seed)
         samples = self._samples()
@@ -114,9 +118,10 @@ class PromptData(TwoParts):
         return samples.latents(order)
 
     def excerpt(self) -> ImageData:
-        """The pixels of the model's samples in two halves, or else those of the images, labelled by rows; as many as fit.
+        """Return the pixels of the model's samples in two halves, or else those of the images, labelled by rows.
 
-        Raises DataError where there are neither.
+        `fewstep.data.own.EXCERPT_BYTES` limits their number. Raises DataError if there are neither samples nor images, or if fewer than
+        `EACH` samples fit.
         """
         if self.samples is None and self.images is not None:
             return self.images.excerpt()
@@ -138,7 +143,10 @@ class PromptData(TwoParts):
 
 
 def prompt_table(path: str) -> PromptData:
-    """The prompts that `fewstep encode` has written to the folder `path`, and what lies beside them, if anything does. Raises DataError."""
+    """Return the prompts that `fewstep encode` has written to the folder `path`, with any samples, pairs and images that lie beside them.
+
+    Raises DataError if files are missing or damaged.
+    """
     table = PromptTable(Path(path))
     samples, pairs = (
         TeacherSamples(table.folder, len(table), use) if (table.folder / use.manifest).is_file() else None for use in (COMPARED, PAIRS)

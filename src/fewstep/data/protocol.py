@@ -1,7 +1,7 @@
-"""What is asked of a data set, wherever it lies: the least that methods, measuring, pictures and a dry run need.
+"""The interface of a data set, wherever it is stored: the least that methods, measuring, pictures and a dry run need.
 
-`ImageData` and `PointData` lie in memory; `ItemData` and `StreamData` (`fewstep.data.own`) hold a data set of one's own, whose items are
-read as they are asked for.
+`ImageData` and `PointData` lie in memory; `ItemData` (`fewstep.data.own`) and `StreamData` (`fewstep.data.iterables`) hold a user's own
+data set, whose items are read on request.
 """
 
 from typing import TYPE_CHECKING, Protocol
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class Data(Protocol):
-    """A data set in two parts: one that is trained on, and one that is held out and measured against."""
+    """A data set in two parts: one to train on, and a held-out one to measure against."""
 
     @property
     def name(self) -> str:
-        """What it is called in tables."""
+        """Name of the data set in tables."""
         ...
 
     @property
@@ -28,33 +28,33 @@ class Data(Protocol):
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, or None."""
+        """Number of classes; None without classes."""
         ...
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One for each class; empty without classes."""
+        """One name per class; empty without classes."""
         ...
 
     @property
     def mixture(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Means [K, D], standard deviations [K] and weights [K] of the mixture of Gaussians that it was drawn from; None if unknown."""
+        """Means [K, D], standard deviations [K] and weights [K] of the data's density, if it is a known mixture of Gaussians; else None."""
         ...
 
     @property
     def train_size(self) -> int | None:
-        """Items to train on; None for a stream, which does not say."""
+        """Number of training items; None for a stream, whose length is unknown."""
         ...
 
     @property
     def heldout_size(self) -> int:
-        """Items held out."""
+        """Number of held-out items."""
         ...
 
     def some(self, num: int, seed: int) -> Tensor:
-        """`num` training items [num, ...], or all if there are fewer, drawn with `seed`, as they are trained on."""
+        """Return `num` training items [num, ...], or all if there are fewer, drawn with `seed` and prepared as for training."""
         ...
 
     def excerpt(self) -> "ImageData | PointData":
-        """Both parts in memory, as measuring and pictures want them: all of a set that lies there, else a bounded random share."""
+        """Return both parts in memory, for measuring and pictures: all items of a data set in memory, else a bounded sample."""
         ...

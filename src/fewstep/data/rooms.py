@@ -1,4 +1,4 @@
-"""From what a room of one's own gives to data: a data set of ours as it is, a map-style one and an iterable read as they are asked for."""
+"""Data from the data set that a recipe names: one of this package's classes is used unchanged; others are wrapped and read on request."""
 
 from collections.abc import Callable
 from typing import Any, get_args
@@ -18,9 +18,10 @@ OF_ITEMS, OF_STREAMS = ("holdout",), ("heldout_items", "buffer")
 
 
 def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say) -> ImageData | PointData | PromptData | ForeignData:
-    """The data that `make` gives for `settings`; `say` is told what was taken for granted. Raises DataError.
+    """Return the data that `make` gives for `settings`; `say` is called with each assumption that was made.
 
-    A data set whose argument ``split`` can be "heldout" (``Literal["train", "heldout"]``) is made once more for that.
+    A data set whose argument ``split`` can be "heldout" (``Literal["train", "heldout"]``) is made a second time for its held-out part.
+    Raises DataError if `make` returns something other than a data set, or for keys of `settings` that do not apply to the data.
     """
     made, around = make(settings), settings.around()
     standardize = around.get("standardize")
@@ -60,7 +61,11 @@ def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say
 
 
 def _into_units(data: ForeignData, settings: DataSettings, standardize: bool | None) -> None:
-    """Have points given in the units of the run that goes on, or else in those found in them, unless they are to be as they come."""
+    """Convert the points of `data` to standard units, unless `standardize` is False or the recorded run used none.
+
+    The units are those of the run that is resumed, or else they are found in the data. Raises DataError if `standardize` is set for images,
+    or if the recorded units are invalid.
+    """
     if len(data.shape) != 1:
         if standardize is not None:
             raise DataError(
@@ -77,7 +82,7 @@ def _into_units(data: ForeignData, settings: DataSettings, standardize: bool | N
 
 
 def _heldout_arguments(settings: DataSettings, around: dict[str, Any]) -> dict[str, Any] | None:
-    """The arguments that give the held-out part; None where there are none."""
+    """Return the arguments with which the data set makes its held-out part; None if there are none."""
     if "heldout" in around:
         return dict(around["heldout"])
     split = type(settings).model_fields.get("split")

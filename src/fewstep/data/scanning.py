@@ -1,7 +1,7 @@
-"""One walk of a folder: which of its files are images, by name or else by content, and why each other one is none.
+"""A scan of a folder: which of its files are images, by name or else by content, and why each other file is not one.
 
-``scan(root, source)`` is all there is to call. Of a file without one of the usual endings the first bytes are read, no more; whether an
-image is sound shows when it is decoded. What tables and archives mean beside images is for `fewstep.data.folders.is_of_images` to say.
+Call ``scan(root, source)``. Of a file without one of the usual endings, only the first bytes are read; whether an image is sound is found
+out when it is decoded. `fewstep.data.folders.is_of_images` decides what tables and archives beside images mean.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from fewstep.data.checks import Kind
 from fewstep.data.errors import DataError
 
-Parts = tuple[str, ...]  # of a file's path below the folder
+Parts = tuple[str, ...]  # the parts of a file's path below the scanned folder
 
 IMAGE_FILES = (
     ".png",
@@ -35,10 +35,10 @@ IMAGE_FILES = (
 )
 TABLES = (".parquet", ".arrow")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # what `datasets` takes for labels of the images beside it
-# of TIFF's first bytes, and none of its pictures: what a camera's sensor saw, or slides of a microscope
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # files that `datasets` reads for the labels of the images beside them
+# files that begin like TIFF but are not ordinary pictures: raw data of a camera's sensor, or slides of a microscope
 RAW_FILES = (".dng", ".cr2", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".pef", ".srw", ".3fr", ".iiq", ".erf", ".kdc", ".svs")
-HEAD = 32  # bytes that tell what a file is
+HEAD = 32  # first bytes of a file, from which its format is recognised
 
 HIDDEN = Kind("hidden file{s} or folder{s}", "")
 HEIC = Kind("HEIC image{s}", "save them as JPEG or PNG, as the package pillow-heif can, if they are to be used")
@@ -52,15 +52,15 @@ UNREADABLE = Kind("file{s} that must not be read", "change the permissions, if t
 
 @dataclass(frozen=True)
 class Scan:
-    """What lies in a folder and its sub-folders; files as the parts of their paths below it, in the order of words.
+    """The files in a folder and its sub-folders, as the parts of their paths below the folder, in alphabetical order.
 
     Attributes:
-        images: those with one of the endings `IMAGE_FILES`, and those without whose first bytes are an image's.
-        by_content: the latter.
+        images: files with one of the endings `IMAGE_FILES`, and other files whose first bytes are those of an image.
+        by_content: the images that were recognised by their first bytes.
         tables: parquet and Arrow files.
-        archives: zip, tar and the like.
-        metadata: files of the names `METADATA`, which are in none of the others.
-        left_out: places of all other files, such as "cat/notes.txt", by the reason; of what is hidden only the outermost folder.
+        archives: zip, tar and similar files.
+        metadata: files with the names `METADATA`, which are in none of the other lists.
+        left_out: paths of all other files, such as "cat/notes.txt", by the reason; of hidden folders, only the outermost.
 
     """
 
@@ -73,16 +73,16 @@ class Scan:
 
     @property
     def found(self) -> int:
-        """Files in all, what is hidden counted once."""
+        """Number of all files; a hidden folder counts as one."""
         seen = len(self.images) + len(self.tables) + len(self.archives) + len(self.metadata)
         return seen + sum(map(len, self.left_out.values()))
 
 
 def scan(root: Path, source: str | None = None) -> Scan:
-    """What lies in the folder `root`, for the data set that messages call `source`; None is ``data.path is 'ROOT'``.
+    """Return the files in the folder `root`; messages call the data set `source`, or ``data.path is 'ROOT'`` for None.
 
-    Links to folders are followed. Raises DataError for a folder that is come to twice, a name that is not UTF-8, and a folder that must not
-    be read.
+    Links to folders are followed. Raises DataError for a folder that is reached twice, for a name that is not UTF-8, and for a folder that
+    cannot be read.
     """
     found, source = Scan(), f"data.path is {str(root)!r}" if source is None else source
     for parts in _files(root, source, found):
@@ -108,7 +108,7 @@ def scan(root: Path, source: str | None = None) -> Scan:
 
 
 def _files(root: Path, source: str, found: Scan) -> Iterator[Parts]:
-    """All files below `root` that are not hidden; what is hidden goes to `found`. Raises DataError."""
+    """Yield all files below `root` that are not hidden; hidden ones are recorded in `found`. Raises DataError as `scan` does."""
 
     def closed(error: OSError) -> None:
         raise DataError(
@@ -136,17 +136,17 @@ def _files(root: Path, source: str, found: Scan) -> Iterator[Parts]:
 
 
 def shown(name: str) -> str:
-    """`name` as it can be printed: bytes that are no UTF-8 as in Python's own notation."""
+    """Return `name` in printable form: bytes that are not UTF-8 are written as Python escapes."""
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of that name is none of the user's: of the system, or of a program."""
+    """Return whether a file or folder called `name` was made by the system or a program: its name begins with "." or "__"."""
     return name.startswith((".", "__"))
 
 
 def _reason(file: str, name: str) -> Kind | None:
-    """Why `file`, of the `name` in small letters, is no image; None for one."""
+    """Return why `file`, whose name in lower case is `name`, is not an image; None if it is one."""
     try:
         if not stat.S_ISREG(os.stat(file).st_mode):
             return NO_PLAIN_FILE
@@ -168,7 +168,10 @@ def _reason(file: str, name: str) -> Kind | None:
 
 
 def image_kind(head: bytes) -> str | None:
-    """Pillow's name for the kind of image that begins with the bytes `head`, of those of `fewstep.pil.FORMATS` that can be told."""
+    """Return Pillow's name for the format of an image that begins with the bytes `head`; None for an unknown format.
+
+    Known are the formats of `fewstep.pil.FORMATS` that the first bytes of a file identify.
+    """
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if head.startswith(b"\xff\xd8\xff"):
@@ -183,7 +186,7 @@ def image_kind(head: bytes) -> str | None:
         return "JPEG2000"
     if head[4:8] == b"ftyp" and (head[8:12] in (b"avif", b"avis") or b"avif" in head[16:HEAD]):
         return "AVIF"
-    # two letters may begin any text: a header's length and a number are looked for, too
+    # any text may begin with these two letters, so the length of BMP's header and a number in PPM's are checked as well
     if head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in (12, 16, 40, 52, 56, 64, 108, 124):
         return "BMP"
     if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace() and (head[3:4].isdigit() or head[3:4] == b"#"):

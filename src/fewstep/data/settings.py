@@ -16,11 +16,11 @@ class Digits(DataSettings):
 
 
 class Photos(DataSettings):
-    """Crops of scikit-learn's two sample photographs, RGB."""
+    """Crops of scikit-learn's two sample photographs, RGB, class = photograph."""
 
     name: Literal["photos"]
-    size: PositiveInt = Field(32, description="pixels a side of a crop")
-    stride: PositiveInt = Field(8, description="pixels between neighbouring crops")
+    size: PositiveInt = Field(32, description="width and height of a crop in pixels")
+    stride: PositiveInt = Field(8, description="distance in pixels from one crop to the next")
 
     points: ClassVar = False
 
@@ -29,49 +29,52 @@ class Images(DataSettings):
     """Images of your own: a folder (class = sub-folder), parquet, a save_to_disk folder, or a data set of the Hugging Face Hub."""
 
     name: Literal["images"]
-    path: UserPath = Field(description="folder, .parquet file, or Hub id such as owner/name")
-    config: str | None = Field(None, description="one of several configurations of a data set of the Hub")
-    size: PositiveInt = Field(32, description="images become size x size")
+    path: UserPath = Field(description="folder of images, .parquet file, save_to_disk folder, or Hub id such as owner/name")
+    config: str | None = Field(None, description="name of the configuration, for a Hub data set that has several")
+    size: PositiveInt = Field(32, description="width and height in pixels to which images are resized")
     resize: Literal["fit", "stretch", "pad", "none"] = Field(
         "fit",
-        description="fit: shorter side to size, then centre crop; stretch: both sides; pad: centred on -1; none: must be size x size",
+        description="how images reach the size: fit scales the shorter side and crops the centre, stretch scales both sides, "
+        "pad centres the image on black, none requires images of that size",
     )
-    channels: Literal[1, 3] = Field(3, description="3 for colours, 1 for grey")
-    image_column: str | None = Field(None, description="column of the images; null for the first of that type")
-    label_column: str | None = Field(None, description="column of the labels; null finds one, none is for no classes")
-    holdout: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="fraction held out where the data has no test split")
-    flip: bool = Field(False, description="mirror half of the training images")
+    channels: Literal[1, 3] = Field(3, description="colour channels of the images: 3 for RGB, 1 for grey")
+    image_column: str | None = Field(None, description="column of the images; null takes the first column that holds images")
+    label_column: str | None = Field(None, description="column of the labels; null looks for one, and none trains without classes")
+    holdout: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="fraction of the images held out, if the data has no test or validation split"
+    )
+    flip: bool = Field(False, description="mirror each training image left to right with probability 1/2")
 
     points: ClassVar = False
 
 
 class Mnist(DataSettings):
-    """MNIST, 28x28, grey, 10 classes: from parquet as the Hub has it, its authors' four files, or the Hugging Face Hub."""
+    """MNIST, 28x28, grey, 10 classes: from the Hub's parquet files, its authors' four IDX files, or the Hugging Face Hub itself."""
 
     name: Literal["mnist"]
     dir: UserPath | None = Field(
-        None, description="folder of train*.parquet and test*.parquet, or of the authors' files; null reads ylecun/mnist of the Hub"
+        None, description="folder of train*.parquet and test*.parquet, or of the authors' IDX files; null reads ylecun/mnist from the Hub"
     )
 
     points: ClassVar = False
 
 
 class Cifar10(DataSettings):
-    """CIFAR-10: from parquet as the Hub has it, the binary archive that its authors publish, or the Hugging Face Hub."""
+    """CIFAR-10: from the Hub's parquet files, the binary archive that its authors publish, or the Hugging Face Hub itself."""
 
     name: Literal["cifar10"]
     dir: UserPath | None = Field(
         None,
-        description="folder of train*.parquet and test*.parquet, of cifar-10-binary.tar.gz, or what that unpacks to; "
-        "null reads uoft-cs/cifar10 of the Hub",
+        description="folder of train*.parquet and test*.parquet, of cifar-10-binary.tar.gz, or of the unpacked archive; "
+        "null reads uoft-cs/cifar10 from the Hub",
     )
-    size: Literal[16, 32] = Field(32, description="16 averages squares of four pixels")
-    flip: bool = Field(False, description="mirror half of the training images")
+    size: Literal[16, 32] = Field(32, description="width and height of the images in pixels; 16 averages squares of 2 x 2 pixels")
+    flip: bool = Field(False, description="mirror each training image left to right with probability 1/2")
 
     points: ClassVar = False
 
 
-# what `data.toys.DENSITIES` holds, for whom torch is too long to wait for
+# the keys of `data.toys.DENSITIES`, repeated here because that module imports torch, which is slow
 DENSITY_NAMES = (
     "ring",
     "grid25",
@@ -88,11 +91,11 @@ DENSITY_NAMES = (
 
 
 class Toy(DataSettings):
-    """A density on which everything is known, sampled into a pool."""
+    """Points drawn from a toy density, whose log-density and exact samples are known."""
 
     name: Literal["toy"]
-    density: str = Field(description=", ".join(DENSITY_NAMES))
-    size: Annotated[int, Field(ge=2)] = Field(50_000, description="points to train on; 10,000 others are held out")
+    density: str = Field(description=f"one of {', '.join(DENSITY_NAMES)}")
+    size: Annotated[int, Field(ge=2)] = Field(50_000, description="number of training points; 10,000 further points are held out")
 
     points: ClassVar = True
 
@@ -101,51 +104,58 @@ class Points(DataSettings):
     """Points of your own: a .npy file of shape [N, D]."""
 
     name: Literal["points"]
-    path: UserPath = Field(description="a .npy file")
-    holdout: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="fraction held out")
+    path: UserPath = Field(description="file in NumPy's .npy format that holds one array of numbers [N, D]")
+    holdout: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="fraction of the points held out")
     standardize: bool = Field(
         True,
-        description="learn each column about its mean, in standard deviations, and draw in the file's units; false learns them as they are",
+        description="train on columns of mean 0 and standard deviation 1, and give samples in the file's units; "
+        "false trains on the numbers as they are in the file",
     )
 
     points: ClassVar = True
 
 
 class PromptTable(DataSettings):
-    """Prompts without images, encoded beforehand by fewstep encode: what a text-to-image model is distilled on."""
+    """Prompts encoded beforehand by fewstep encode, on which a text-to-image model is distilled."""
 
     name: Literal["prompts"]
-    path: UserPath = Field(description="the folder that fewstep encode has written")
+    path: UserPath = Field(description="folder that fewstep encode has written")
 
     points: ClassVar = False
 
 
 class Latents(DataSettings):
-    """Images as the latents of a VAE, encoded beforehand by fewstep encode --images."""
+    """Images encoded beforehand as latents of a VAE, by fewstep encode --images."""
 
     name: Literal["latents"]
-    path: UserPath = Field(description="the folder that fewstep encode --images has written")
+    path: UserPath = Field(description="folder that fewstep encode --images has written")
 
     points: ClassVar = False
 
 
 class Stream(DataSettings):
-    """Images that are read as they are asked for, from shards of parquet or WebDataset, however many there are."""
+    """Images in shards of parquet, Arrow or WebDataset, which are read during training and may be larger than memory."""
 
     name: Literal["stream"]
-    path: UserPath = Field(description="a pattern such as data/*.parquet or shards/*.tar, a folder of such files, a URL, or a Hub id")
-    config: str | None = Field(None, description="one of several configurations of a data set of the Hub")
-    split: str = Field("train", description="of a data set of the Hub")
-    heldout_split: str | None = Field(None, description="another split, which is held out; null holds out the first items")
-    size: PositiveInt = Field(32, description="images become size x size")
-    resize: Literal["fit", "stretch", "pad", "none"] = Field("fit", description="as in data: images")
-    channels: Literal[1, 3] = Field(3, description="3 for colours, 1 for grey")
-    image_column: str | None = Field(None, description="column of the images; null for the first of that type")
-    label_column: str | None = Field(None, description="column of the labels; null finds one, none is for no classes")
-    num_classes: PositiveInt | None = Field(None, description="of labels that are numbers and do not say it")
-    class_names: list[str] | None = Field(None, description="of labels that are words: all of them")
-    heldout_items: PositiveInt = Field(2000, description="items held out, in memory")
-    buffer: PositiveInt = Field(1000, description="items shuffled together")
-    flip: bool = Field(False, description="mirror half of the training images")
+    path: UserPath = Field(description="pattern such as data/*.parquet or shards/*.tar, folder of shards, URL, or Hub id")
+    config: str | None = Field(None, description="name of the configuration, for a Hub data set that has several")
+    split: str = Field("train", description="split to train on, of a Hub data set")
+    heldout_split: str | None = Field(
+        None, description="split that is held out, of a Hub data set; null holds out the first images of the training split"
+    )
+    size: PositiveInt = Field(32, description="width and height in pixels to which images are resized")
+    resize: Literal["fit", "stretch", "pad", "none"] = Field(
+        "fit",
+        description="how images reach the size: fit scales the shorter side and crops the centre, stretch scales both sides, "
+        "pad centres the image on black, none requires images of that size",
+    )
+    channels: Literal[1, 3] = Field(3, description="colour channels of the images: 3 for RGB, 1 for grey")
+    image_column: str | None = Field(None, description="column of the images; null takes the first column that holds images")
+    label_column: str | None = Field(None, description="column of the labels; null looks for one, and none trains without classes")
+    num_classes: PositiveInt | None = Field(None, description="number of classes, for labels that are plain integers from 0")
+    class_names: list[str] | None = Field(None, description="names of all classes, for labels that are words")
+    heldout_items: PositiveInt = Field(2000, description="number of images held out, which are kept in memory")
+    buffer: PositiveInt = Field(1000, description="number of images that are shuffled together")
+    flip: bool = Field(False, description="mirror each training image left to right with probability 1/2")
 
     points: ClassVar = False

@@ -1,14 +1,15 @@
-"""Data that comes one item after another: a data set that can only be iterated, dealt out to readers, shuffled, and gone on with exactly.
+"""Data that comes one item after another: an iterable data set, divided among readers, shuffled, and resumed exactly.
 
-A source is an iterable; one with ``num_shards`` and ``shard(num_shards=, index=)``, as a `datasets.IterableDataset` of parquet files has
-them, is read a shard at a time. Each of several readers (processes times workers) takes as many shards of its own as all can have; of those
-left over, which all of them read, each takes items of its own, every k-th for k readers. So nothing comes twice in an epoch, and all
-readers come to the end of it together where the shards are of one size.
+A source is an iterable. One with ``num_shards`` and ``shard(num_shards=, index=)``, such as a `datasets.IterableDataset` of parquet files,
+is read one shard at a time. Each of several readers (processes times workers) gets the same number of shards to itself; the shards left
+over are read by all k readers, each of which takes every k-th item. So no item comes twice in an epoch, and all readers finish the epoch
+together if the shards have equal sizes.
 
-Shuffling is by blocks: the next `buffer` items, in a random order of their own, while the block after it is read as fast as this one is
-used up. So the content of the buffer need not be kept: where it began, and how far it was used, says it all. A state is a few plain
-numbers, and going on reads a block again at most. A source with ``state_dict`` and ``load_state_dict`` goes on where it stood; any other
-is read again from the beginning of the shard, and what had come is passed over.
+Shuffling is by blocks: the next `buffer` items come in a random order, while the following block is read at the pace at which the current
+one is used. The content of a block need not be saved: the position at which it began, and the number of its items already used, determine
+it. A state is therefore a few plain numbers, and resuming reads at most one block again. A source with ``state_dict`` and
+``load_state_dict`` resumes at its position; any other source is read again from the beginning of the shard, and the items already used are
+skipped.
 """
 
 import contextlib
@@ -24,18 +25,19 @@ from fewstep.data.errors import DataError
 from fewstep.data.items import Pair, Spec, chance, in_words
 from fewstep.streams import stream, stream_seed
 
-SPREAD = 16  # shards that the held-out items are taken from
+SPREAD = 16  # shards, at most, from which the held-out items are taken
 
 
 class Shards:
-    """A source that can be iterated, in its shards.
+    """An iterable source, divided into its shards.
 
     Args:
-        source: what is iterated.
-        name: for messages.
-        convert: from what comes to an item; it raises DataError with the end of a sentence.
-        heldout: items that are held out, the first of up to `SPREAD` shards; readers pass over them.
-        drawn: whether the source may draw from torch, numpy or random, which is then made to depend on the item's place alone.
+        source: the iterable.
+        name: name of the data set, for messages.
+        convert: function from what the source yields to an item; it raises DataError with the end of a sentence, which begins with the
+            item's name.
+        heldout: number of held-out items, the first of up to `SPREAD` shards; readers skip them.
+        drawn: whether the source may draw from torch, numpy or random; if so, what it draws is made to depend on the item's position alone.
 
     """
 
@@ -49,12 +51,12 @@ class Shards:
         self.initial = None if self.sharded else self.state(source)
 
     def spread(self, num: int) -> dict[int, int]:
-        """How many of `num` items fall to which shards: up to `SPREAD` of them, evenly spaced."""
+        """Return how many of `num` items to take from each of up to `SPREAD` evenly spaced shards, by number of the shard."""
         used = min(self.num, SPREAD, num)
         return {k * self.num // used: num // used + (k < num % used) for k in range(used)}
 
     def part(self, number: int) -> Any:
-        """Shard `number`, as at its beginning."""
+        """Return shard `number`, at its beginning."""
         if self.sharded:
             return self.source.shard(num_shards=self.num, index=number)
         if self.initial is not None:
@@ -62,7 +64,10 @@ class Shards:
         return self.source
 
     def first(self, number: int, num: int) -> list[tuple[str, Any]]:
-        """The first `num` items of shard `number`, or all, converted, and their places. Raises DataError."""
+        """Return the first `num` items of shard `number`, or all if there are fewer: pairs of the item's name and the item.
+
+        Raises DataError if the source raises an exception, or for an invalid item.
+        """
         found: list[tuple[str, Any]] = []
         for raw in islice(self.items(number), num):
             place = self.place(len(found), number)
@@ -70,18 +75,18 @@ class Shards:
         return found
 
     def place(self, count: int, number: int) -> str:
-        """What to call an item in a message."""
+        """Return the name of an item in messages: `count` is its position in shard `number`."""
         return f"{count} of shard {number}" if self.num > 1 else str(count)
 
     def converted(self, raw: Any, place: str) -> Any:
-        """The item that has come as `raw`. Raises DataError."""
+        """Return the item converted from `raw`, as the source yielded it. Raises DataError, naming `place`, if it is invalid."""
         try:
             return self.convert(raw)
         except DataError as error:
             raise DataError(f"the data set {self.name}: item {place} {error}") from None
 
     def state(self, part: Any) -> Any:
-        """Where `part` stands, or None where it does not say. Raises DataError for what a checkpoint cannot hold."""
+        """Return the state of `part`, or None if it has no ``state_dict``. Raises DataError for a state that a checkpoint cannot hold."""
         if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
             return None
         state = part.state_dict()
@@ -98,26 +103,26 @@ class Shards:
         return json.loads(text)
 
     def items(self, number: int, part: Any = None) -> Iterator[Any]:
-        """What comes from shard `number`, or from it as `part`. Raises DataError for whatever goes wrong."""
+        """Yield the items of shard `number`, read from `part` if that is given. Raises DataError for any exception of the source."""
         try:
             yield from self.part(number) if part is None else part
         except DataError:
             raise
-        except Exception as error:  # whatever somebody's code, a network or a damaged file raises
+        except Exception as error:  # a user's code, a network or a damaged file may raise anything
             where = f", in shard {number} of {self.num}" if self.num > 1 else ""
             raise DataError(f"the data set {self.name} raised {in_words(error)}{where}") from error
 
 
 class Share:
-    """What one of `readers` readers reads, epoch after epoch.
+    """The items that one of several readers reads, epoch after epoch.
 
     Args:
-        shards: of the source.
-        spec: of its items.
-        number: of the reader.
-        readers: how many there are.
-        seed: of the order of shards, and within a block.
-        buffer: items of a block.
+        shards: the source of the items, in its shards.
+        spec: what all items have in common.
+        number: number of the reader, from 0.
+        readers: number of readers.
+        seed: seed of the order of shards, and of items within a block.
+        buffer: number of items in a block.
 
     """
 
@@ -128,7 +133,7 @@ class Share:
         self.epoch = self.place = self.given = 0
         self.order: tuple[int, list[int]] | None = None
         self.file: tuple[Any, Iterator[Any]] | None = None
-        self.count = 0  # items that have come from the open shard, those passed over included
+        self.count = 0  # items read from the open shard, including skipped ones
         self.block: list[tuple[str, Any]] = []
         self.taken = self.blocks = 0
         self.began: dict[str, Any] = {}
@@ -137,7 +142,7 @@ class Share:
         self.next_whole = False
 
     def take(self, num: int) -> Pair:
-        """The next `num` items as a batch. Raises DataError."""
+        """Return the next `num` items as a batch. Raises DataError if the source raises an exception, or for an invalid item."""
         raw: list[tuple[str, Any]] = []
         while len(raw) < num:
             if self.taken == len(self.block):
@@ -145,28 +150,31 @@ class Share:
             part = self.block[self.taken : self.taken + num - len(raw)]
             self.taken += len(part)
             raw += part
-            self._read_ahead(len(part))  # as fast as this block is used up: no step waits for a whole one
+            self._read_ahead(len(part))  # at the pace of this block's use, so that no step waits for a whole block
         return self.spec.batch([self.shards.converted(one, place) for place, one in raw], [place for place, _ in raw])
 
     def state(self) -> dict[str, Any]:
-        """Where it stands between two batches, as plain numbers."""
+        """Return the reader's position between two batches as plain numbers; empty before the first batch."""
         return {**self.began, "blocks": self.blocks, "taken": self.taken} if self.began else {}
 
     def go_on(self, state: dict[str, Any]) -> None:
-        """Stand where `state` was; an empty one is the beginning. Reads the present block again. Raises DataError."""
+        """Resume at the position `state`; an empty one is the beginning.
+
+        The current block is read again. Raises DataError as `take` does.
+        """
         if not state:
             return
         self.epoch, self.place, self.given = state["epoch"], state["place"], state["given"]
         if state["file"] is not None:
             self._open(state["file"])
-        # a part that was just opened may not yet say where it stands
+        # from `state`, because a shard that was just opened may not yet report its position
         self.next_began = {key: state[key] for key in ("epoch", "place", "given", "file")}
         self.blocks = state["blocks"] - 1
         self._begin_block()
         self.taken = state["taken"]
 
     def begin_epoch(self, epoch: int) -> None:
-        """Stand at the beginning of `epoch`."""
+        """Set the epoch that is read next, before any item is taken."""
         self.epoch = epoch
 
     def _begin_block(self) -> None:
@@ -178,7 +186,7 @@ class Share:
         self.blocks += 1
 
     def _read_ahead(self, num: int) -> None:
-        """Up to `num` more items of the next block, which ends with the epoch."""
+        """Read up to `num` more items of the next block, which ends with the epoch at the latest."""
         if self.next_began is None:
             self.next_began = self._position()
         wanted = min(self.buffer, len(self.next) + num)
@@ -187,13 +195,13 @@ class Share:
             if item is not None:
                 self.next.append(item)
             elif self.next:
-                self.next_whole = True  # the next epoch is another block's
+                self.next_whole = True  # items of the next epoch belong to another block
             else:
                 self.next_began = self._position()
         self.next_whole |= len(self.next) == self.buffer
 
     def _one(self) -> tuple[str, Any] | None:
-        """The next item and its place; None where an epoch has ended, of which the next call begins another."""
+        """Return the name of the next item, and the item; None at the end of an epoch, after which the next call begins another epoch."""
         order = self._order()
         while self.place < len(order):
             shard = order[self.place]
@@ -218,14 +226,14 @@ class Share:
         return None
 
     def _order(self) -> list[int]:
-        """The shards of this epoch, in their order."""
+        """Return the shards of the current epoch in the order in which they are read."""
         if self.order is None or self.order[0] != self.epoch:
             order = torch.randperm(len(self.mine), generator=stream(self.seed, "shards", self.number, self.epoch))
             self.order = (self.epoch, [self.mine[k] for k in order.tolist()])
         return self.order[1]
 
     def _chance(self) -> contextlib.AbstractContextManager[None]:
-        """What the next item is drawn with."""
+        """Return the context in which the source draws for the next item."""
         if not self.shards.drawn:
             return contextlib.nullcontext()
         return chance(stream_seed(self.seed, "stream items", self.number, self.epoch, self.place, self.count))
@@ -235,7 +243,7 @@ class Share:
         return {"epoch": self.epoch, "place": self.place, "given": self.given, "file": file}
 
     def _open(self, state: dict[str, Any] | None) -> None:
-        """Open the shard at hand, where it stood or at its beginning."""
+        """Open the current shard at the position `state`, or at its beginning for None."""
         shard = self._order()[self.place]
         part = self.shards.part(shard)
         self.count = state["count"] if state else 0
@@ -244,6 +252,6 @@ class Share:
             part.load_state_dict(source)
         items = self.shards.items(shard, part)
         if source is None and self.count:
-            with chance(0):  # what these draw is no matter: each item is drawn anew
+            with chance(0):  # what skipped items draw does not matter: the seed is set anew for each item
                 deque(islice(items, self.count), 0)
         self.file = (part, items)

@@ -1,7 +1,7 @@
-"""A split of an image data set that has been found: its columns a few rows at a time, and its images in one array.
+"""A split of an image data set, before its images are read: its columns, a few rows at a time, and the decoding of the images.
 
-Its columns are Arrow arrays, read from the files themselves: what is memory-mapped or read whole would be a second copy of the data. Each
-image is decoded into its place in the final array, so that memory is the pixels and a batch.
+Columns are Arrow arrays, read from the files directly: memory-mapping the files or reading them whole would hold the data twice. Each image
+is decoded into its place in the final array, so that memory holds the pixels and one batch of files.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,15 +23,15 @@ from fewstep.data.origin import Origin
 from fewstep.data.pixels import DAMAGED, Resize, Unfit, inside, read_pixels
 from fewstep.limits import WORD, cores
 
-TRAIN, HELD_OUT = "train", ("test", "validation")  # the first of the latter that there is
+TRAIN, HELD_OUT = "train", ("test", "validation")  # of the held-out splits, the first that exists is used
 SPLIT_FOLDERS = {
     "train": TRAIN,
     "training": TRAIN,
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
 }
-NO_LABELS = "none"  # instead of a column of labels
-CHUNK = 64  # images that a thread decodes before it asks for more
+NO_LABELS = "none"  # the value of data.label_column that stands for no classes
+CHUNK = 64  # images that a thread decodes at a time
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Shows how far a piece of work of a title and a total is: what it gives is called with the number of items just done."""
@@ -41,21 +41,21 @@ EMPTY_CLASS = Kind("class{es} without a training image", "add images or take the
 
 @contextmanager
 def no_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """The `Bar` that shows nothing."""
+    """Return a `Bar` that shows nothing."""
     yield lambda count: None
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a data set that has been found.
+    """One split of a data set, before its images are read.
 
     Attributes:
-        name: of the split.
-        features: the `datasets` features of its columns.
-        num: rows.
-        arrays: Arrow arrays of the column that is asked for, of a few rows each.
-        root: the folder whose files these are, for a folder of images.
-        folders: where files may lie that rows of a table name.
+        name: name of the split.
+        features: the `datasets` features of the columns, by name.
+        num: number of rows.
+        arrays: function from the name of a column to its Arrow arrays, of a few rows each.
+        root: the folder whose files the rows are, for a folder of images; else None.
+        folders: the folders in which files must lie that rows of a table name.
 
     """
 
@@ -67,8 +67,8 @@ class Split:
     folders: tuple[Path, ...] = ()
 
     def values(self, column: str) -> list[Any]:
-        """All values of `column`, as Python has them."""
-        known: dict[str, str] = {}  # words, each of which is kept once however often it stands
+        """Return all values of `column` as Python objects. Raises DataError for a label that is too long."""
+        known: dict[str, str] = {}  # each different word, so that repeated ones share memory
         found: list[Any] = []
         for array in self.arrays(column):
             for value in array.to_pylist():
@@ -81,7 +81,7 @@ class Split:
         return found
 
     def place(self, row: int, path: str | None) -> str:
-        """What to call an image in a message."""
+        """Return the name of an image in messages: its path below `root`, or its row."""
         if self.root is not None and path is not None:
             return str(Path(path).relative_to(self.root))
         return f"row {row} of {self.name}" + (f", {path}" if path else "")
@@ -92,12 +92,12 @@ class Found:
     """An image data set before its images are read.
 
     Attributes:
-        splits: what to train on, and what to hold out if there is a split for it.
-        image: the column of images.
-        names: of the classes; empty without.
-        labels: int64 [N] of each split; empty without classes.
-        origin: how it was found; how a part is held out, where that is still to be done, is left open.
-        named: whether the classes are known by their names alone, and their numbers are ours to give. They are in the order of words here.
+        splits: the training split and, if there is one, the held-out split.
+        image: name of the column of images.
+        names: names of the classes; empty without classes.
+        labels: labels int64 [N] of each split; empty without classes.
+        origin: how the data was found; for a single split, how the held-out part is made is still empty.
+        named: whether classes are known by name only, so that their numbers, which are in alphabetical order here, may be reassigned.
 
     """
 
@@ -119,15 +119,16 @@ def decode_split(
     mistakes: Mistakes,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
-    """All images uint8 [N, C, size, size], that of row r at place[r], in as many threads as there are cores: Pillow lets go of the lock.
+    """Return all images uint8 [N, C, size, size], that of row r at ``place[r]``.
 
-    `advance` is told of each few images that are done.
+    They are decoded in one thread per core, since Pillow releases the global interpreter lock. Images that cannot be used are recorded
+    in `mistakes`. `advance` is called with the number of images just decoded.
     """
     pixels = torch.empty((split.num, channels, size, size), dtype=torch.uint8)
     array, first = pixels.numpy(), 0
 
     def decode(chunk: tuple[NDArray[np.int64], Any, Any]) -> list[tuple[int, str | None, Unfit]]:
-        """What will not do of a chunk: its number in the chunk, its path, and why."""
+        """Decode a chunk; return the number in the chunk, the path and the reason for each image that cannot be used."""
         unfit = []
         for k, (to, content, path) in enumerate(zip(*chunk, strict=True)):
             content, path = content.as_buffer(), path.as_py()
@@ -157,12 +158,12 @@ def decode_split(
 
 
 def encoded(array: Any) -> tuple[Any, Any]:
-    """The bytes (or null) and the paths (or null) of a column of images: a struct of both, or one alone."""
+    """Return the bytes (or nulls) and the paths (or nulls) of a column of images, which holds structs of both, or only one of them."""
     import pyarrow as pa
 
     if pa.types.is_struct(array.type):
         fields = dict(zip((field.name for field in array.type), array.flatten(), strict=True))
-        return fields["bytes"].cast(pa.large_binary()), fields["path"]  # a file that has none may not say of which type
+        return fields["bytes"].cast(pa.large_binary()), fields["path"]  # a column without any bytes may lack their type
     if pa.types.is_string(array.type):
         return pa.nulls(len(array), pa.binary()), array
     return array, pa.nulls(len(array), pa.string())

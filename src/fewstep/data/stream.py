@@ -1,4 +1,4 @@
-"""Images out of shards of parquet, Arrow or WebDataset, here or far away, by `datasets` in streaming form: read as they are asked for."""
+"""Images from shards of parquet, Arrow or WebDataset, local or remote, which `datasets` reads in streaming mode during training."""
 
 from dataclasses import replace
 from glob import glob
@@ -37,12 +37,12 @@ def image_stream(
     split: str = "train",
     heldout_split: str | None = None,
 ) -> StreamData:
-    """The images in the shards at `path`: a pattern of files, a folder of them, a URL, or a data set of the Hugging Face Hub.
+    """Return the images in the shards at `path`: a pattern of files, a folder of them, a URL, or a data set of the Hugging Face Hub.
 
     Images become `size` x `size` as `resize` says, see `fewstep.data.pixels.read_pixels`. Columns are found as in
-    `fewstep.data.image_folder`. Labels are of a ClassLabel, or numbers below `num_classes`, or words of `class_names`. The first
-    `heldout_items` are held out, or as many of `heldout_split`. Raises DataError for what cannot be opened and for columns or classes that
-    are not there.
+    `fewstep.data.image_folder`. Labels are ClassLabels, integers below `num_classes`, or words in `class_names`. The first `heldout_items`
+    images are held out, or as many of the split `heldout_split`. `buffer` images are shuffled together, and `flip` mirrors half of the
+    training images. Raises DataError if the shards cannot be opened, or for columns or classes that do not exist.
     """
     source = f"data.path is {path!r}"
     name = Path(path.split("*")[0].rstrip("/")).name or "stream"
@@ -93,7 +93,7 @@ def image_stream(
 
 
 def _others(folder: Path) -> tuple[str, ...]:
-    """What is said of files in a folder of shards that are none."""
+    """Return the remark on files in a folder of shards that are not shards; empty if there are none."""
     files = folder.rglob("*") if folder.is_dir() else ()
     others = sorted(str(file.relative_to(folder)) for file in files if file.is_file() and file.suffix not in BUILDERS)
     if not others:
@@ -104,7 +104,7 @@ def _others(folder: Path) -> tuple[str, ...]:
 
 
 def _opened(source: str, path: str, config: str | None, split: str) -> Any:
-    """The data set in streaming form. Raises DataError."""
+    """Return the data set in streaming mode. Raises DataError if it cannot be opened."""
     import datasets
 
     files = _files(path)
@@ -128,12 +128,12 @@ def _opened(source: str, path: str, config: str | None, split: str) -> Any:
         raise
     except hub.NotHad as error:
         raise DataError(str(error)) from error
-    except Exception as error:  # the library raises many kinds, by where the data set lies
+    except Exception as error:  # `datasets` raises many types of exception, depending on the source
         raise DataError(f"{source}, which `datasets` cannot open: {in_words(error)}") from error
 
 
 def _check(kind: str, files: list[Path], source: str) -> None:
-    """Raise DataError for a shard that would become far more than it is."""
+    """Raise DataError for a shard that would become far larger than its file when it is read."""
     if kind == ".parquet":
         check_parquet(files, source)
     for file in files:
@@ -144,7 +144,7 @@ def _check(kind: str, files: list[Path], source: str) -> None:
 
 
 def _files(path: str) -> list[str]:
-    """The shards that `path` names, in order; a URL stands for itself, and a Hub id for none."""
+    """Return the shards that `path` names, in order: for a URL the URL itself, for a Hub id none."""
     if "://" in path:
         return [path]
     folder = Path(path)
@@ -156,7 +156,10 @@ def _files(path: str) -> list[str]:
 def _classes(
     source: str, features: Any, label: str | None, num_classes: int | None, class_names: list[str] | None
 ) -> tuple[tuple[str, ...], dict[Any, int]]:
-    """Names of the classes, and the number of each value of the column `label`; both empty without."""
+    """Return the names of the classes, and the number of each value of the column `label`; both empty without labels.
+
+    Raises DataError if the classes are unknown, or if `num_classes` or `class_names` contradict the column.
+    """
     import datasets
 
     for key, value in (("num_classes", num_classes), ("class_names", class_names)):

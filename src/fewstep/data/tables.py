@@ -1,6 +1,6 @@
 """Images in tables, by the `datasets` library: parquet, ``save_to_disk``, a folder with metadata, and the Hugging Face Hub.
 
-Here are the splits that there are, the one to train on and the one to hold out, the columns of images and labels, and the classes.
+This module finds the splits, the one to train on and the one to hold out, the columns of images and labels, and the classes.
 """
 
 import re
@@ -21,11 +21,11 @@ from fewstep.data.parquet import check_arrow, check_rows, runs
 from fewstep.data.scanning import HIDDEN, IMAGE_FILES, Scan
 from fewstep.data.splits import CHUNK, EMPTY_CLASS, HELD_OUT, NO_LABELS, TRAIN, Found, Split
 
-# a column of numbers or words of such a name, in letters of any size, is taken for the classes; of several the first
+# usual names, in upper or lower case, of a column of numbers or words that holds the labels; the first one wins
 LABELS = ("label", "labels", "class", "classes", "category", "target", "digit", "fine_label")
 WHOLE = r"u?int\d+|bool"
 
-READ_ALONG = ("README.md", "dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")  # what `datasets` reads itself
+READ_ALONG = ("README.md", "dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")  # files for `datasets` itself
 
 FILE = Kind("file{s} that cannot be read", "fetch again or remove what is named")
 OUTSIDE = Kind("image{s} with a label outside the classes", "mend the labels, or set data.label_column: none")
@@ -41,12 +41,11 @@ def table_splits(
     scan: Scan | None = None,
     each: int = 0,
 ) -> Found:
-    """The splits of the tables at `path` to train on and to hold out (or the former alone), and how to read them.
+    """Return the splits of the tables at `path` to train on and, if there is one, to hold out, and how to read them.
 
-    What is wrong with files and labels goes to `mistakes`. Raises DataError for a place that holds no such tables, columns that are not
-    there, splits that differ, and more rows, of `each` bytes, than there is memory for. `scan` is what lies in the folder `path`, if it is
-    one; the other arguments are those of
-    `fewstep.data.image_folder`.
+    Mistakes in files and labels are recorded in `mistakes`. `scan` is the scan of `path`, if that is a folder; the other arguments are
+    those of `fewstep.data.image_folder`. Raises DataError if `path` holds no such tables, for columns that do not exist, for splits that
+    differ, and if the rows, of `each` bytes, do not fit into memory.
     """
     splits, is_of_folders = _open(path, config, mistakes)
     import datasets
@@ -82,7 +81,7 @@ def table_splits(
         f"the split {used[1].name}" if len(used) > 1 else "",
         _beside(scan),
     )
-    # `datasets` has numbered sub-folders in the order of words, which nobody has asked it for
+    # `datasets` numbers sub-folders in alphabetical order, which the user has not chosen
     return Found(used, image, names, labels, origin, is_word or (is_of_folders and is_declared and list(names) == sorted(names)))
 
 
@@ -99,12 +98,12 @@ def _holds_words(feature: Any) -> bool:
 
 
 def _other_files(scan: Scan | None) -> list[LeftOut]:
-    """What lies beside images that metadata speaks for."""
+    """Return the files that are left out beside images with metadata."""
     return [LeftOut.of(kind, places) for kind, places in scan.left_out.items()] if scan is not None and scan.metadata else []
 
 
 def _beside(scan: Scan | None) -> tuple[str, ...]:
-    """What is said of files in a folder of tables that are none."""
+    """Return the remark on files in a folder of tables that are not read; empty if there are none."""
     if scan is None or scan.metadata:
         return ()
     others = [place for kind, places in scan.left_out.items() if kind is not HIDDEN for place in places if place not in READ_ALONG]
@@ -117,7 +116,10 @@ def _beside(scan: Scan | None) -> tuple[str, ...]:
 
 
 def _open(path: str, config: str | None, mistakes: Mistakes) -> tuple[dict[str, Split], bool]:
-    """The splits of the tables at `path`, by name, and whether `datasets` has made them of images in folders."""
+    """Return the splits of the tables at `path`, by name, and whether `datasets` made them from images in folders.
+
+    Unreadable parquet files are recorded in `mistakes`. Raises DataError if the tables cannot be opened.
+    """
     import datasets
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -139,7 +141,7 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> tuple[dict[str, 
         mistakes.check()
         check_files(place, mistakes.source)
     datasets.disable_progress_bars()
-    # what `datasets` has unpacked lies in its own folders
+    # the folders in which `datasets` keeps the files that it unpacked
     own = (Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.EXTRACTED_DATASETS_PATH), Path(datasets.config.HF_CACHE_HOME))
     folders = (place.parent if is_parquet else place,) if place.exists() else ()
     is_of_folders = False
@@ -151,7 +153,7 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> tuple[dict[str, 
                 data_files = {TRAIN: str(place)} if is_parquet else None
                 builder = datasets.load_dataset_builder("parquet" if is_parquet else path, config, data_files=data_files)
                 is_of_folders = isinstance(builder, ImageFolder)
-                if isinstance(builder, Parquet) and place.exists():  # read as it lies, without a copy in the cache
+                if isinstance(builder, Parquet) and place.exists():  # read from the original files, without a copy in the cache
                     return {
                         str(name): _parquet(mistakes.source, str(name), files, builder.info.features, folders)
                         for name, files in builder.config.data_files.items()
@@ -160,14 +162,14 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> tuple[dict[str, 
                 loaded = builder.as_dataset()
     except hub.NotHad as error:
         raise DataError(str(error)) from error
-    except Exception as error:  # the library raises many kinds, by where the data set lies
+    except Exception as error:  # `datasets` raises many types of exception, depending on the source
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = next(iter(str(cause).splitlines()), type(cause).__name__)
         needs = "; name one of them in data.config" if "onfig name is missing" in reason else ""
         raise DataError(f"{mistakes.source}, which `datasets` cannot open: {reason}{needs}") from error
-    pa.default_memory_pool().release_unused()  # what preparing it took
+    pa.default_memory_pool().release_unused()  # memory that preparing the data set took
     return {
         str(name): _arrow(mistakes.source, str(name), rows, (*folders, *own))
         for name, rows in (loaded if isinstance(loaded, dict) else {TRAIN: loaded}).items()
@@ -175,7 +177,7 @@ def _open(path: str, config: str | None, mistakes: Mistakes) -> tuple[dict[str, 
 
 
 def check_files(place: Path, source: str) -> None:
-    """Raise DataError for an archive or Arrow file at `place` or below it that would become far more than it is."""
+    """Raise DataError for an archive or Arrow file at `place` or below it that would become far larger than its file."""
     files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
     others = [file for file in files if not file.name.lower().endswith((".parquet", *IMAGE_FILES))]
     check_archives([file for file in others if file.suffix != ".arrow"], source)
@@ -185,7 +187,7 @@ def check_files(place: Path, source: str) -> None:
 
 
 def _arrow(source: str, name: str, rows: Any, folders: tuple[Path, ...]) -> Split:
-    """A `datasets.Dataset`, read from its files."""
+    """Return a `datasets.Dataset` as a split that is read from its Arrow files."""
     import pyarrow as pa
 
     check_rows(source, rows.num_rows)
@@ -207,7 +209,7 @@ def _arrow(source: str, name: str, rows: Any, folders: tuple[Path, ...]) -> Spli
 
 
 def _parquet(source: str, name: str, files: Sequence[str], features: Any, folders: tuple[Path, ...]) -> Split:
-    """Parquet files with `features`, or else those that the first file tells."""
+    """Return parquet files as a split with `features`, or with those of the first file's schema if `features` is None."""
     import datasets
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -234,7 +236,10 @@ def _unreadable(source: str, file: str, error: Exception) -> DataError:
 
 
 def _choose(source: str, splits: dict[str, Split], image: str, label: str | None) -> tuple[list[Split], list[str]]:
-    """The split to train on, and the one to hold out where there is one; and those that are passed over, whose labels are withheld."""
+    """Return the splits to train on and, if there is one, to hold out; and the names of splits without labels, which are passed over.
+
+    Raises DataError for a training split without rows, and for a held-out split whose columns differ.
+    """
     withheld: list[str] = []
     train = splits[TRAIN] if TRAIN in splits else next(iter(splits.values()))
     if not train.num:
@@ -256,7 +261,10 @@ def _choose(source: str, splits: dict[str, Split], image: str, label: str | None
 
 
 def find_image_column(source: str, features: Any, wanted: str | None) -> str:
-    """The column `wanted`, or the first that holds encoded images: as `datasets` marks them, as a struct of bytes and path, or bare."""
+    """Return the column `wanted`, or the first that holds encoded images: `datasets` Images, else structs of bytes and path, else bytes.
+
+    Raises DataError if `wanted` holds no images, or if no column does.
+    """
     import datasets
 
     def rank(feature: Any) -> int:
@@ -274,12 +282,18 @@ def find_image_column(source: str, features: Any, wanted: str | None) -> str:
 
 
 def find_label_column(source: str, features: Any, wanted: str | None) -> str | None:
-    """The column `wanted`, or the first ClassLabel, or whole numbers or words of a usual name, or None."""
+    """Return the column `wanted`, or the first of ClassLabels, or one of integers or words with a usual name; None if there is none.
+
+    `LABELS` are the usual names. Raises DataError if `wanted` holds no labels.
+    """
     return _label_column(source, features, wanted, rf"{WHOLE}|(large_)?string", lists=False)[0]
 
 
 def _label_column(source: str, features: Any, wanted: str | None, kinds: str, lists: bool) -> tuple[str | None, list[str]]:
-    """The column of labels as of `find_label_column`, of types `kinds` or `lists`, and where none is found those that could be one."""
+    """Return the column of labels as `find_label_column` does, and all columns, besides those of ClassLabels, that could hold labels.
+
+    These have types that match `kinds`, or, if `lists` is true, are lists of numbers.
+    """
     import datasets
 
     if wanted == NO_LABELS:
@@ -297,13 +311,16 @@ def _label_column(source: str, features: Any, wanted: str | None, kinds: str, li
 
 
 def _is_list(feature: Any) -> bool:
-    """Whether a column holds lists of numbers, as one-hot labels are."""
+    """Return whether a column holds lists of numbers, such as one-hot labels."""
     inner = feature[0] if isinstance(feature, list) and len(feature) == 1 else getattr(feature, "feature", None)
     return re.fullmatch(rf"{WHOLE}|float\d+", getattr(inner, "dtype", "")) is not None
 
 
 def plain_label(value: Any) -> Any:
-    """A label as it is counted: a whole number for a float that is one, the place of the 1 for a one-hot list, None for NaN."""
+    """Return a label in plain form: an integer for a float without a fraction, the position of the 1 for a one-hot list, None for NaN.
+
+    Other lists become tuples, and other values are unchanged.
+    """
     if isinstance(value, list) and sum(value) == 1 and set(value) <= {0, 1}:
         return [int(entry) for entry in value].index(1)
     if isinstance(value, float):
@@ -312,7 +329,10 @@ def plain_label(value: Any) -> Any:
 
 
 def _classes(used: list[Split], column: str | None, mistakes: Mistakes) -> tuple[tuple[str, ...], list[Tensor]]:
-    """The names of the classes and the labels int64 [N] of each split; both empty without classes."""
+    """Return the names of the classes, and the labels int64 [N] of each split; both empty without classes.
+
+    Mistakes in the labels are recorded in `mistakes`. Raises DataError for labels that are fractions, or lists that are not one-hot.
+    """
     import datasets
 
     values = [[plain_label(value) for value in split.values(column)] for split in used] if column else []

@@ -1,9 +1,9 @@
-"""Samples of a text-to-image model for prompts of a table: what its students are held beside, and what they may learn from at first.
+"""Samples of a text-to-image model for the prompts of a table, to compare students with, and pairs from which students learn first.
 
-In the table's folder, beside the prompts: ``teacher-00000.safetensors`` and so on, `CHUNK` samples each, with ``latents`` float16
-[n, C, h, w], ``pixels`` uint8 [n, 3, H, W] and ``row`` int64 [n]; and ``teacher.json``, which is written last: the model, how it was
-drawn from, how many, and the SHA-256 of each file. Pairs to learn from are ``pairs-00000.safetensors`` and ``pairs.json``: other samples,
-with the ``noise`` float16 [n, C, h, w] that each was made of, and no pixels.
+The samples lie in the table's folder: ``teacher-00000.safetensors`` and so on, `CHUNK` samples each, with ``latents`` float16 [n, C, h, w],
+``pixels`` uint8 [n, 3, H, W] and ``row`` int64 [n]; and ``teacher.json``, which is written last: the checksum of the model's network, the
+sampler's settings, the number of samples, and the SHA-256 checksum of each file. The pairs are further samples, each with its initial
+noise: ``pairs-00000.safetensors`` and so on, with ``noise`` float16 [n, C, h, w] in place of pixels, and ``pairs.json``.
 """
 
 import json
@@ -19,20 +19,20 @@ from fewstep.data.errors import DataError
 from fewstep.text import read_json
 
 CHUNK = 64
-EACH = 4  # samples of each prompt, two for either half
+EACH = 4  # samples of each prompt, two for each half of the samples
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class Use:
-    """What samples are drawn for.
+    """The purpose for which samples are drawn.
 
     Attributes:
-        what: they are called.
-        stem: of the names of their files, and of the stream that their noise comes from.
-        option: of ``fewstep encode``.
-        each: samples of each prompt, one after the other.
-        beside: what is kept with the latents.
+        what: what messages call the samples.
+        stem: beginning of the names of the files, and name of the random stream of the noise.
+        option: option of ``fewstep encode`` that draws the samples.
+        each: number of samples of each prompt, which follow one another.
+        beside: name of the tensor that is stored beside the latents.
 
     """
 
@@ -44,39 +44,39 @@ class Use:
 
     @property
     def manifest(self) -> str:
-        """The file that says how they were drawn."""
+        """Name of the file that says how the samples were drawn."""
         return f"{self.stem}.json"
 
     @property
     def remedy(self) -> str:
-        """What to do about damaged ones."""
+        """What to do if files are damaged, for messages."""
         return f"draw them anew, with fewstep encode {self.option}"
 
     def rows(self, first: int, last: int, prompts: int) -> Tensor:
-        """The rows of samples `first` to `last`, without the latter, int64."""
+        """Return the rows of the prompts of samples `first` to `last`, the end excluded, int64; the table has `prompts` rows."""
         return torch.arange(first, last) // self.each % prompts
 
     def chunks(self, num: int) -> Iterator[tuple[str, int, int]]:
-        """(name, first sample, one past the last) of each file of `num` samples."""
+        """Yield (name, first sample, one past the last sample) of each file of `num` samples."""
         for number, start in enumerate(range(0, num, CHUNK)):
             yield f"{self.stem}-{number:05}.safetensors", start, min(start + CHUNK, num)
 
 
-COMPARED = Use("samples", "teacher", "--samples", EACH, "pixels")  # several of a prompt, so that a spread within one is known
+COMPARED = Use("samples", "teacher", "--samples", EACH, "pixels")  # several samples per prompt, to know their spread
 PAIRS = Use("pairs", "pairs", "--pairs", 1, "noise")
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """How the samples were drawn.
+    """How samples were drawn: the content of ``teacher.json`` or ``pairs.json``.
 
     Attributes:
-        weights: what tells the model's network from any other.
-        steps, guidance_scale: of the model's own sampler.
-        num: samples; their rows are as `Use` has them.
-        prompts: how many there are in the table.
-        files: SHA-256 of each file.
-        version: of this format.
+        weights: checksum of the weights of the model's network.
+        steps, guidance_scale: number of steps and scale of classifier-free guidance, for the model's own sampler.
+        num: number of samples; `Use.rows` gives their prompts.
+        prompts: number of prompts in the table.
+        files: SHA-256 checksum of each file.
+        version: version of this format.
 
     """
 
@@ -89,14 +89,14 @@ class Drawn:
     version: int = VERSION
 
     def json(self) -> bytes:
-        """What ``teacher.json`` holds."""
+        """Return the content of the manifest, ``teacher.json`` or ``pairs.json``."""
         return json.dumps(asdict(self), indent=1).encode()
 
 
 class TeacherSamples:
-    """The samples in a table's `folder` for one `use`.
+    """The samples that were drawn for one `use` into a table's `folder`.
 
-    Raises DataError where what is there is damaged, or of another number of `prompts`.
+    Raises DataError if files are damaged, or if the samples are of a table with another number of `prompts`.
     """
 
     def __init__(self, folder: Path, prompts: int, use: Use = COMPARED) -> None:
@@ -117,31 +117,31 @@ class TeacherSamples:
         return self.drawn.num
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TeacherSamples":
-        return self  # nothing in it changes
+        return self  # the samples never change
 
     @property
     def rows(self) -> Tensor:
-        """The row of each sample's prompt, int64 [N]."""
+        """Row of the prompt of each sample, int64 [N]."""
         return self.use.rows(0, self.drawn.num, self.drawn.prompts)
 
     def latents(self, index: Tensor) -> Tensor:
-        """Those of `index` int64 [B]: float32 [B, C, h, w]."""
+        """Return the latents of the samples `index` int64 [B]: float32 [B, C, h, w]."""
         return self._some("latents", index)
 
     def noise(self, index: Tensor) -> Tensor:
-        """What each of the pairs `index` int64 [B] was made of: float32 [B, C, h, w]."""
+        """Return the initial noise of the pairs `index` int64 [B]: float32 [B, C, h, w]."""
         return self._some("noise", index)
 
     def _some(self, key: str, index: Tensor) -> Tensor:
         return torch.stack([self._parts[k // CHUNK][key][k % CHUNK].float() for k in index.tolist()])
 
     def pixels(self, first: int, last: int) -> Tensor:
-        """Those of samples `first` to `last`, without the latter: uint8 [n, 3, H, W]."""
+        """Return the pixels of samples `first` to `last`, the end excluded: uint8 [n, 3, H, W]."""
         return torch.stack([self._parts[k // CHUNK]["pixels"][k % CHUNK] for k in range(first, last)])
 
     @property
     def bytes_each(self) -> int:
-        """Of the pixels of a sample."""
+        """Number of bytes of the pixels of one sample."""
         return self._parts[0]["pixels"][0].numel()
 
     def _opened(self, name: str, num: int) -> dict[str, Tensor]:
@@ -150,7 +150,7 @@ class TeacherSamples:
         try:
             with safe_open(self.folder / name, "pt") as file:
                 found = {key: file.get_tensor(key) for key in ("latents", self.use.beside)}
-        except Exception as error:  # the library's own, and those of a disk
+        except Exception as error:  # safetensors' own exceptions, and those of a disk
             raise DataError(f"{self.folder / name} cannot be read ({str(error).splitlines()[0]}); {self.use.remedy}") from None
         if any(len(tensor) != num for tensor in found.values()):
             raise DataError(f"{self.folder / name} does not hold the {num} samples that {self.use.manifest} names; {self.use.remedy}")

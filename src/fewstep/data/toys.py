@@ -1,4 +1,4 @@
-"""The densities that have a name, and data sets drawn from them."""
+"""The densities that recipes can name, and data sets drawn from them."""
 
 import difflib
 import math
@@ -31,7 +31,7 @@ def grid25() -> Mixture:
 
 
 def unequal() -> Mixture:
-    """3 modes of weights 1 : 2 : 4 and standard deviations 0.1, 0.2 and 0.4, so far apart that powers keep them apart."""
+    """3 modes of weights 1 : 2 : 4 and standard deviations 0.1, 0.2 and 0.4, so far apart that the modes of powers stay separate."""
     means = torch.tensor([[-2.2, -1.4], [2.2, -1.4], [0.0, 1.8]], dtype=torch.float64)
     return Mixture("unequal", means, torch.tensor([0.1, 0.2, 0.4], dtype=torch.float64), torch.tensor([1.0, 2, 4]))
 
@@ -48,14 +48,14 @@ def gaussian() -> Mixture:
 
 
 def bimodal() -> Mixture:
-    """2 modes, 4 apart, standard deviation 0.5: the smallest case in which the mean of a posterior is no draw from it."""
+    """2 modes, 4 apart, standard deviation 0.5: the smallest case in which the mean of a posterior is not a sample of the posterior."""
     return Mixture("bimodal", torch.tensor([[-2.0, 0.0], [2.0, 0.0]], dtype=torch.float64), 0.5)
 
 
 class Checkerboard(Density):
     """Uniform on the 8 dark squares, of side 2, of a board of 4 x 4 squares over [-4, 4]^2; the lower left one is dark.
 
-    Every power of it is the same density.
+    Every power of this density is the density itself.
     """
 
     name = "checkerboard"
@@ -71,18 +71,18 @@ class Checkerboard(Density):
         return torch.minimum(x, torch.nextafter(corner + 2, corner))  # float32 may have rounded a point into the next square
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """-log 32 on the dark squares and -inf elsewhere, [N], at `x` [N, 2]. A square owns its left and its lower edge."""
+        """-log 32 on the dark squares and -inf elsewhere, [N], at `x` [N, 2]. A square includes its left and its lower edge."""
         column, row = (self._checked(x) / 2).floor().unbind(1)
         dark = ((column + row) % 2 == 0) & (x >= -4).all(1) & (x < 4).all(1)
         return torch.where(dark, -math.log(32), -math.inf).to(x)
 
     @property
     def limits(self) -> tuple[float, float]:
-        """A little more than the board."""
+        """(low, high), the same for both axes: slightly more than the board."""
         return -4.4, 4.4
 
     def power(self, gamma: float) -> Density:
-        """Itself. DataError for a gamma that is not finite and positive."""
+        """The density itself. Raises DataError if gamma is not finite and positive."""
         checked_gamma(gamma)
         return self
 
@@ -97,12 +97,12 @@ def moons() -> Curve:
 
 
 def swiss_roll() -> Curve:
-    """A spiral of one and a half turns, noise 0.12: the angle is uniform, the radius a quarter of it."""
+    """A spiral of one and a half turns, noise 0.12: the angle is uniform, and the radius is a quarter of the angle."""
     return Curve("swiss_roll", (lambda u: _spiral(0.25, u),), (1.5 * math.pi, 4.5 * math.pi), noise=0.12, nodes=500)
 
 
 def spirals() -> Curve:
-    """Two spirals of one and a quarter turns, noise 0.15: the square of the angle is uniform, so points lie about equally dense."""
+    """Two spirals of one and a quarter turns, noise 0.15: the square of the angle is uniform, so points are about equally dense."""
 
     def arm(u: Tensor) -> Tensor:
         return _spiral(0.375, u.sqrt())
@@ -130,7 +130,7 @@ DENSITIES: dict[str, Callable[[], Density]] = {
 
 
 def make_density(name: str) -> Density:
-    """The density called `name` in `DENSITIES`. DataError, with the nearest name, where there is none."""
+    """Return the density called `name` in `DENSITIES`. Raises DataError, with the nearest name, if there is none of that name."""
     if name not in DENSITIES:
         nearest = difflib.get_close_matches(name, DENSITIES, 1, 0.0)[0]
         raise DataError(f"there is no density {name!r}; did you mean {nearest!r}? allowed are {', '.join(DENSITIES)}")
@@ -138,16 +138,14 @@ def make_density(name: str) -> Density:
 
 
 def toy_data(density: str | Density, size: int = 20_000, seed: int = 0) -> PointData:
-    """`size` points of a density, or of the one of that name, to train and 10,000 held out, drawn from `seed`.
+    """Draw `size` training points and 10,000 held-out points from a density, which is given itself or by its name, with `seed`.
 
-    The held-out points do not depend on `size`.
-
-    Raises DataError for a name that is unknown and for a size below 2.
+    The held-out points do not depend on `size`. Raises DataError for an unknown name and for a size below 2.
     """
     if size < 2:
         raise DataError(f"data.size is {size}; at least 2 points are needed to train, choose a larger data.size")
     law = make_density(density) if isinstance(density, str) else density
-    # hashed, so that neither split shares a stream with the noise of a loop that is seeded with the same number
+    # hashed seeds, so that neither split shares its random numbers with a training loop that has the same seed
     streams = np.random.SeedSequence(seed % 2**64).generate_state(2, np.uint64)
     train, heldout = (
         law.sample(num, torch.Generator().manual_seed(int(stream))) for num, stream in zip((size, HELDOUT), streams, strict=True)

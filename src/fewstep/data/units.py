@@ -1,7 +1,7 @@
-"""The units that points come in: a location and a scale for each column, found in the data, and always the same two ways.
+"""The units of points: a location and a scale for each column, found in the data, with conversions to and from standard units.
 
-Networks, noise levels and distances are for data about 0 with a standard deviation of about 1. What is learned is therefore
-``(x - location) / scale``, and what a generator makes is taken back.
+Networks, noise levels and distances are made for data with a mean of 0 and a standard deviation of about 1. Training therefore uses
+``(x - location) / scale``, and what a generator makes is converted back.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewstep.data.errors import DataError
 
-LEAST_DIGITS = 1e-3  # of a standard deviation, to which a number must be told from the next
+LEAST_DIGITS = 1e-3  # standard deviations between neighbouring numbers, up to which float32 is used
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Units:
     """Location and scale of each column, float64 [D]; the scale is positive.
 
     Attributes:
-        dtype: what holds points in these units: float32, or float64 where that cannot tell points apart so far from 0.
+        dtype: dtype of points in these units: float32, or float64 if float32 cannot tell points apart at that distance from 0.
 
     """
 
@@ -31,12 +31,12 @@ class Units:
     dtype: torch.dtype = field(init=False)
 
     def __post_init__(self) -> None:
-        step = torch.finfo(torch.float32).eps * (self.location.abs() + self.scale) / self.scale  # from a number to the next
+        step = torch.finfo(torch.float32).eps * (self.location.abs() + self.scale) / self.scale  # between neighbouring numbers
         object.__setattr__(self, "dtype", torch.float32 if bool((step <= LEAST_DIGITS).all()) else torch.float64)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Units":
-        """What `config` gave. Raises ValueError for what are no units."""
+        """Return the units whose `config` is given. Raises ValueError if it does not describe valid units."""
         try:
             location, scale = (torch.tensor(config[key], dtype=torch.float64) for key in ("location", "scale"))
         except (KeyError, TypeError, ValueError, RuntimeError):
@@ -52,22 +52,22 @@ class Units:
 
     @property
     def config(self) -> dict[str, list[float]]:
-        """As plain numbers."""
+        """Location and scale as plain numbers, for JSON."""
         return {"location": self.location.tolist(), "scale": self.scale.tolist()}
 
     def standard(self, x: Tensor) -> Tensor:
-        """Points [N, D] in these units as they are learned: float32, of location 0 and scale 1."""
+        """Return points `x` [N, D] in these units as float32 in standard units, of location 0 and scale 1."""
         return ((x.double() - self.location.to(x.device)) / self.scale.to(x.device)).float()
 
     def back(self, x: Tensor) -> Tensor:
-        """What was learned [N, D] in these units, of type `dtype`."""
+        """Return points `x` [N, D] in standard units as points in these units, of dtype `dtype`."""
         return (x.double() * self.scale.to(x.device) + self.location.to(x.device)).to(self.dtype)
 
 
 def units_of(array: np.ndarray, name: str) -> Units:
-    """Mean and standard deviation of each column of numbers [N, D]; `name` is how the user gave them.
+    """Return the mean and standard deviation of each column of numbers [N, D] as `Units`; messages call the numbers `name`.
 
-    Raises DataError for numbers that are not finite, a constant column, and values that float32 or the array's own type cannot hold.
+    Raises DataError for numbers that are not finite, a constant column, and values that float32 or the array's own dtype cannot hold.
     """
     x = np.asarray(array, np.float64)
     rows = ~np.isfinite(x).all(1)
@@ -79,7 +79,8 @@ def units_of(array: np.ndarray, name: str) -> Units:
         column = int(large.argmax())
         raise DataError(f"{name}: column {column} holds {large[column]:.3g}, and float32 ends at 3.4e+38; divide that column by a number")
     middle = x.mean(0)
-    scale = np.sqrt(np.square((x - middle) / np.maximum(large, 1e-300)).mean(0)) * large  # a square neither overflows nor vanishes
+    # squares of values divided by the largest one neither overflow nor underflow
+    scale = np.sqrt(np.square((x - middle) / np.maximum(large, 1e-300)).mean(0)) * large
     own = np.finfo(array.dtype).eps if array.dtype.kind == "f" else 0.0
     for column in range(x.shape[1]):
         if np.ptp(x[:, column]) == 0:
