@@ -31,9 +31,9 @@ VALUES = 64  # smallest number of noise values per level: for points of few dime
 def standing(method: Method, steps: int, batch_size: int, batches: Sequence[Batch]) -> dict[str, float]:
     """Return the figures of a run of `steps` steps that are known at its first step, by name.
 
-    They are the method's own, ``health.batch`` for a method that small batches harm, ``health.teacher`` if a teacher is kept, and, of each
-    turn with at least `FEWEST` updates, ``TURN.reach``; that of the turn that trains the shipped network is also ``health.reach``. `batches`
-    are this process's parts of the first step's batch; empty where they hold no items that a teacher could denoise.
+    They are the method's own, ``health.batch`` for a method that small batches harm, ``health.teacher`` if a teacher is kept, and
+    ``TURN.reach`` of each turn with at least `FEWEST` updates; that of the turn that trains the shipped network is also ``health.reach``.
+    `batches` are this process's parts of the first step's batch; empty where they hold no items that a teacher could denoise.
     """
     found = {**method.standing, **({"health.batch": float(batch_size)} if method.compares_batch else {})}
     if batches and (teacher := method.kept_teacher) is not None:
