@@ -52,7 +52,7 @@ class Wandb(Section):
 class Trainer(Section):
     """The engine, and how often things are done. Nothing here changes what is learned, except precision and the initial weights."""
 
-    accelerator: str = Field("auto", description="type of device, as lightning-fabric calls it: auto, cpu, cuda, mps, ...")
+    accelerator: str = Field("auto", description="type of device, as lightning-fabric calls it, such as auto, cpu, cuda or mps")
     devices: PositiveInt | Literal["auto"] = Field(1, description="devices per node; batch_size is divided among the devices of all nodes")
     num_nodes: PositiveInt = Field(1, description="machines that train together, each with trainer.devices devices")
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
