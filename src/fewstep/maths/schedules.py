@@ -34,9 +34,9 @@ def karras_sigmas(num: int, sigma_min: float = 0.002, sigma_max: float = 80.0, r
 def student_sigmas(num: int, sigma_max: float, rho: float = 7.0) -> Tensor:
     """Return the default noise levels of a `num`-step student, float64 [num], descending from `sigma_max`, without the final 0.
 
-    They are ``sigma_j = sigma_max (1 - j c)^rho``, with ``c = 1/2`` if `num` is 2 and ``1 / (num + 1)`` otherwise: the first `num` levels of
-    the Karras grid that ends at 0 and has 3 levels if `num` is 2, ``num + 2`` levels otherwise. diffusers' consistency scheduler produces
-    them in `num` steps if its ``num_train_timesteps`` is the number of levels of that grid. Raises ValueError for ``num < 1`` or a
+    They are ``sigma_j = sigma_max (1 - j c)^rho``, with ``c = 1/2`` if `num` is 2, and ``1 / (num + 1)`` otherwise: the first `num` levels
+    of the Karras grid that ends at 0 and has 3 levels if `num` is 2, ``num + 2`` levels otherwise. diffusers' consistency scheduler
+    produces them in `num` steps if its ``num_train_timesteps`` is the number of levels of that grid. Raises ValueError for ``num < 1`` or a
     `sigma_max` not above 0.
     """
     if num < 1:
