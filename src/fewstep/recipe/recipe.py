@@ -50,7 +50,7 @@ class Wandb(Section):
 
 
 class Trainer(Section):
-    """The engine, and how often things are done. Nothing here changes what is learned, except precision and the initial weights."""
+    """Devices, memory, logging and checkpoints. Nothing here changes what is learned, except precision and the initial weights."""
 
     accelerator: str = Field("auto", description="type of device, as lightning-fabric calls it, such as auto, cpu, cuda or mps")
     devices: PositiveInt | Literal["auto"] = Field(1, description="devices per node; batch_size is divided among the devices of all nodes")
@@ -157,7 +157,7 @@ class Recipe(Section):
         return self
 
     def check_fit(self, points: bool) -> None:
-        """Raise ValueError where method, network, data and trainer do not fit together, for data that are `points` or else images."""
+        """Raise ValueError where method, network, data and trainer do not fit together; the data are points if `points`, else images."""
         method, network, items = self.method, self.network, "points" if points else "images"
         roles = method.roles_on(points)
         if network.role not in roles or items not in network.items or not method.needs <= network.takes:

@@ -57,7 +57,7 @@ class Called:
         self.parameters = {name: list(learned(network).values()) for name, network in method.networks.items()}
 
     def in_turn(self, turn: Turn) -> dict[str, Any]:
-        """Return the networks to call in `turn`, by name, after letting gradients into exactly those parameters that `turn` trains."""
+        """Set ``requires_grad`` for the parameters that `turn` trains and for no others; return the networks to call in `turn`, by name."""
         for learns in (False, True):
             for name, parameters in self.parameters.items():
                 if (name in turn.trains) is learns:
@@ -77,7 +77,7 @@ class Called:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Surround a training step: float32 products on a GPU use TF32, and failures of compilation or sharding raise UserError."""
+        """Return a context for a training step: float32 products on a GPU use TF32, and failed compilation or sharding raises UserError."""
         before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         on_gpu = self.fabric.device.type == "cuda"
         if on_gpu:

@@ -121,7 +121,7 @@ RENAMED = {"drift": "shift"}  # names of common alarms in runs of older versions
 
 SETTLED = 0.2  # share of a run before which no alarm is raised, because all figures still change
 UNMOVED = 0.5  # a figure has hardly moved while at least this share of its first distance from the sound value remains
-WORSE = 1.25  # a figure was better before if it is more than this many times its smallest distance from the sound value away
+WORSE = 1.25  # a figure was better before if its distance from the sound value is more than this many times the smallest one so far
 
 
 def older_names(method: type[Method] | Method) -> dict[str, str]:

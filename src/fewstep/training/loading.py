@@ -30,7 +30,7 @@ AHEAD = 2  # batches that each worker reads ahead
 
 @dataclass(frozen=True)
 class Dealt:
-    """How batches are divided: among `world_size` processes, of which this is number `rank`, in `accumulate` parts, by `workers` each."""
+    """How batches are divided: among `world_size` processes with `workers` workers each, in `accumulate` parts; `rank` is this process."""
 
     batch_size: int
     seed: int

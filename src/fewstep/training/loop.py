@@ -297,7 +297,7 @@ class Loop:
             self._draw(draws)
 
     def _evaluate(self) -> Mapping[str, float] | None:
-        """Return the figures measured at this step, which only the first process has. Raises Interrupted, with all saved, on a request."""
+        """Return the figures measured at this step, which only the first process has. Raises Interrupted, with all saved, to stop."""
         state, stopped = self.state, False
         if self.on_evaluate is None:
             return None
@@ -359,7 +359,7 @@ class Loop:
         self.progress.show(", ".join(filter(None, [verdict, health, *terms, f"{speed:.0f} images/s"])))
 
     def _draw(self, draws: bool) -> None:
-        """Draw the picture in the first process if `draws`, while the others wait. Raises Interrupted, with all saved, on a request."""
+        """Draw the picture in the first process if `draws`, while the others wait. Raises Interrupted, with all saved, to stop."""
         stopped = False
         try:
             if draws:

@@ -18,7 +18,7 @@ class Measuring:
 
     Args:
         fabric: the engine (Lightning Fabric), launched; None for a single process.
-        stop: the user's request to stop, checked by `share` and `check`; None where there is none to heed.
+        stop: the user's request to stop, checked by `share` and `check`; None for a measurement that is not to be stopped.
 
     """
 

@@ -1,7 +1,8 @@
 """The run folder, which holds everything that is needed to resume, measure or repeat a run.
 
 recipe.yaml  metrics.jsonl  checkpoints/step_N/  samples/step_N.png  model/  best/  teacher/  data.json  results.json  report.html
-dashboard/  traceback.txt (of a user's own part that failed)  metrics.damaged.jsonl (the former metrics.jsonl, if lines were unreadable)
+dashboard/  traceback.txt (of an error in a user's own method, network or data set)
+metrics.damaged.jsonl (the former metrics.jsonl, if some of its lines could not be read)
 """
 
 import json
@@ -21,7 +22,7 @@ from fewstep.text import parse_json, read_json, read_lines, read_text
 from fewstep.training.checkpoint import Checkpoint, Damaged, checkpoints, load_checkpoint, save_checkpoint, tensor_bytes
 from fewstep.weights import is_whole, weight_file
 
-STANDARDIZES = 3  # the format of recipe.yaml from which on a user's own points are learned in standard units
+STANDARDIZES = 3  # the first format of recipe.yaml in which a user's own points are standardized by default
 # the keys of a recipe that may differ when a run is resumed: they do not change what was learned so far
 RESUMABLE = ("trainer", "made_by", "format")
 
@@ -42,7 +43,7 @@ class RunFolder:
         self.report_file = path / "report.html"
         self.dashboard_folder = path / "dashboard"
         self.data_file = path / "data.json"  # what the loader found in the data, and what it used
-        self.fault_file = path / "traceback.txt"  # of an error in a user's own part
+        self.fault_file = path / "traceback.txt"  # of an error in a user's own method, network or data set
 
     def recipe(self) -> dict[str, Any]:
         """Return the contents of recipe.yaml as nested mappings. Raises UserError where the file is missing or damaged."""
@@ -60,7 +61,7 @@ class RunFolder:
         return tree
 
     def units(self) -> dict[str, Any] | None:
-        """Return the units of points in the saved model's config.json; empty where it has none, None where no model is saved."""
+        """Return the units of points (``location``, ``scale``) in the saved model's config.json; empty without units, None without a model."""
         try:
             config = read_json(self.model_folder / "config.json")
         except (OSError, ValueError):

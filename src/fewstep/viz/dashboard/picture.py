@@ -48,7 +48,7 @@ class Picture:
         self.sheet.show()
 
     def save(self, path: Path, dpi: int = DPI, readings: Sequence[Reading] = ()) -> None:
-        """Write the frame that `show` drew to `path` (PNG), completely or not at all; with the default `dpi`, `readings` are stored in it."""
+        """Write the frame that `show` drew to `path` (PNG), completely or not at all; at the default `dpi`, `readings` are stored in it."""
         from PIL import Image, PngImagePlugin
 
         content = io.BytesIO()
