@@ -61,7 +61,7 @@ class RunFolder:
         return tree
 
     def units(self) -> dict[str, Any] | None:
-        """Return the units of points (``location``, ``scale``) in the saved model's config.json; empty without units, None without a model."""
+        """Return the units (``location``, ``scale``) of points in the saved model's config.json; {} for none, None without a model."""
         try:
             config = read_json(self.model_folder / "config.json")
         except (OSError, ValueError):
