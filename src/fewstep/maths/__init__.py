@@ -1,4 +1,4 @@
-"""The formulas: pure functions of tensors, importing torch and nothing else. Sources and symbols: `docs/papers.md`."""
+"""The formulas of the methods, as pure functions of tensors. Sources and symbols: `docs/papers.md`."""
 
 from fewstep.maths import adversarial, matching, parametrization, schedules
 

@@ -1,20 +1,20 @@
-"""The generalised energy score: a loss whose minimiser is a sampler of the posterior, and not its mean.
+"""The generalised energy score: a loss whose minimiser samples from the posterior, instead of predicting its mean.
 
-Symbols: ``x0`` the truth [B, ...], ``xhat_j`` m particles that should be distributed like it [B, m, ...], ``beta`` in (0, 2] the power
-of the distance, ``lam`` in [0, 1] the weight of the term that keeps the particles apart. Norms are over a whole item.
+Symbols: ``x0`` the true item [B, ...], ``xhat_j`` m particles [B, m, ...] that should have the distribution of ``x0``, ``beta`` in (0, 2]
+the power of the distance, ``lam`` in [0, 1] the weight of the term that keeps the particles apart. Norms are over a whole item.
 """
 
 import torch
 from torch import Tensor
 
-TINY = 1e-12  # inside the root: the gradient of a distance of 0 is 0 and not infinite
+TINY = 1e-12  # added inside the square root, so that the gradient of a distance of 0 is 0 and not infinite
 
 
 def particle_distances(x0: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-    """(|x0 - xhat_j| as [B, m], |xhat_j - xhat_k| as [B, m, m]) in float32 (float64 stays), for `x0` [B, ...], `samples` [B, m, ...].
+    """Return (|x0 - xhat_j| [B, m], |xhat_j - xhat_k| [B, m, m]) for `x0` [B, ...] and `samples` [B, m, ...], in float32 or float64.
 
-    All distances come from one pass that takes differences directly and keeps no [B, m, m, D] array (torch's CUDA backward of
-    `cdist` has one for a moment).
+    All distances are computed in one call that takes differences directly and stores no [B, m, m, D] array (the backward pass of torch's
+    `cdist` on CUDA briefly does).
     """
     dtype = torch.promote_types(samples.dtype, torch.float32)
     particles = samples.flatten(2).to(dtype)
@@ -25,9 +25,9 @@ def particle_distances(x0: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def energy_score_of(errors: Tensor, pairs: Tensor, beta: float, lam: float) -> Tensor:
-    """The score [B] of distances `errors` [B, m] and `pairs` [B, m, m], as `particle_distances` gives them (arXiv 2502.02483, Eq. 14).
+    """Return the score [B] of the distances `errors` [B, m] and `pairs` [B, m, m] of `particle_distances` (arXiv 2502.02483, Eq. 14).
 
-    ``mean_j errors_j^beta - lam / 2 * mean_(j != k) pairs_jk^beta``: the pair term is divided by m (m - 1), once.
+    It is ``mean_j errors_j^beta - lam / 2 * mean_(j != k) pairs_jk^beta``; the mean over pairs is their sum divided by m (m - 1).
     """
     score = errors.pow(beta).mean(1)
     if lam == 0:
@@ -38,10 +38,10 @@ def energy_score_of(errors: Tensor, pairs: Tensor, beta: float, lam: float) -> T
 
 
 def generalized_energy_score(x0: Tensor, samples: Tensor, beta: float, lam: float) -> Tensor:
-    """The generalised energy score of `samples` [B, m, ...] for the truth `x0` [B, ...]: [B] (arXiv 2502.02483, Eqs. 12-14).
+    """Return the generalised energy score [B] of `samples` [B, m, ...] for true items `x0` [B, ...] (arXiv 2502.02483, Eqs. 12-14).
 
-    Lowest in expectation where the samples are distributed as x0 is, strictly so for ``lam = 1`` and ``beta < 2``; with
-    ``beta = 2, lam = 0`` it is the squared error of ordinary diffusion.
+    Its expectation is lowest where the samples have the distribution of x0, strictly so for ``lam = 1`` and ``beta < 2``; with
+    ``beta = 2, lam = 0`` it is the squared error of ordinary diffusion training.
 
     Raises:
         ValueError: for `beta` outside (0, 2], `lam` outside [0, 1], shapes that do not fit, or fewer than 2 samples with lam > 0.
@@ -59,9 +59,10 @@ def generalized_energy_score(x0: Tensor, samples: Tensor, beta: float, lam: floa
 
 
 def calibration(errors: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean distance of two particles, and, never 0, that of a particle from the truth: scalars, whose ratio is the calibration.
+    """Return (mean distance of two particles, mean distance of a particle from the true item), scalars whose ratio is the calibration.
 
-    It is 1 where the particles are draws from the posterior, as the truth is; 0 where they coincide, whatever the noise they were made of.
+    The ratio is 1 where the particles are draws from the posterior, like the true item, and 0 where all particles of an item coincide. The
+    second scalar is kept above 0. `errors` [B, m] and `pairs` [B, m, m] are the distances of `particle_distances`.
     """
     m = errors.shape[1]
     apart = pairs.masked_fill(torch.eye(m, dtype=torch.bool, device=pairs.device), 0.0).sum() / (len(pairs) * m * (m - 1))

@@ -1,4 +1,4 @@
-"""Along the probability flow: how far two noise levels lie apart as training goes on, and how to get from one to the other.
+"""Steps of the probability-flow ODE between noise levels, and the schedule of the gap between two levels in consistency training.
 
 Symbols: noise levels ``0 <= rho <= s < sigma``, a denoiser ``D``, slope of the flow ``v = dx/dsigma = (x - D(x, sigma)) / sigma``.
 """
@@ -17,34 +17,34 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 def stage_gap(sigma: Tensor, stage: float, k: float = 8.0, b: float = 1.0) -> Tensor:
-    """``1 - s / sigma`` [B] at a stage of the run: ``n(sigma) / 2^stage``, at most 1, with ``n = 1 + k sigmoid(-b sigma)``.
+    """Return the relative gap ``1 - s / sigma`` [B] of a stage: ``n(sigma) / 2^stage``, at most 1, with ``n = 1 + k sigmoid(-b sigma)``.
 
-    The mapping of ECT (arXiv 2406.14548, Eq. 9), a factor of 2 a stage: 1 is denoising, and each stage halves the gap.
+    This is the mapping of ECT (arXiv 2406.14548, Eq. 9) with a factor of 2 per stage: a gap of 1 is denoising, and each stage halves it.
     """
     return ((1 + k * torch.sigmoid(-b * sigma)) / 2**stage).clamp(max=1.0)
 
 
 def stage_at(progress: float, stages: int, first: int = 0) -> int:
-    """The stage, `first` and on, at `progress` (0 to 1) of a run of so many `stages` of equal length."""
+    """Return the number of the stage, counted from `first`, at `progress` (0 to 1) of a run with `stages` stages of equal length."""
     return first + min(stages - 1, math.floor(progress * stages))
 
 
 def folded_lognormal(num: int, mean: float, std: float, low: float, high: float, rng: torch.Generator) -> Tensor:
-    """Noise levels float32 [num], ln sigma ~ N(mean, std^2), with what lies above `high` folded back below it, none below `low`."""
+    """Draw noise levels float32 [num] with ln sigma ~ N(mean, std^2); ln sigma is reflected at ln `high`, and sigma is at least `low`."""
     log = mean + std * normal((num,), rng)
     top = math.log(high)
     return torch.where(log > top, 2 * top - log, log).exp().clamp(min=low)
 
 
 def towards(x: Tensor, target: Tensor, sigma: Tensor, s: Tensor) -> Tensor:
-    """One Euler step from `sigma` to `s` [B] aimed at `target`: ``(s / sigma) x + (1 - s / sigma) target``, like `x` [B, ...]."""
+    """Return ``(s / sigma) x + (1 - s / sigma) target``, like `x` [B, ...]: an Euler step from `sigma` to `s` [B], aimed at `target`."""
     return target + expand_like(s / sigma, x) * (x - target)
 
 
 def step_aim(denoise: Denoise, x: Tensor, sigma: Tensor, s: Tensor, second_order: bool = False) -> Tensor:
-    """What one step of the flow from `sigma` down to `s` [B] aims at, like `x` [B, ...]: ``x - sigma v``, v by Euler's or by Heun's method.
+    """Return the point at level 0 that one step of the flow from `sigma` to `s` [B] heads for: ``x - sigma v``, like `x` [B, ...].
 
-    Euler's aims at ``D(x, sigma)``, and so does Heun's where s is 0.
+    The slope v is Euler's, or with `second_order` Heun's. Euler's point is ``D(x, sigma)``, and so is Heun's where s is 1e-3 or less.
     """
     x0 = denoise(x, sigma)
     if not second_order:
@@ -55,5 +55,5 @@ def step_aim(denoise: Denoise, x: Tensor, sigma: Tensor, s: Tensor, second_order
 
 
 def ode_step(denoise: Denoise, x: Tensor, sigma: Tensor, s: Tensor, second_order: bool = False) -> Tensor:
-    """The probability flow from `sigma` down to `s` [B], like `x` [B, ...]: one step towards `step_aim`."""
+    """Return `x` [B, ...] moved along the probability flow from level `sigma` [B] down to `s` [B], by one Euler or Heun step."""
     return towards(x, step_aim(denoise, x, sigma, s, second_order), sigma, s)

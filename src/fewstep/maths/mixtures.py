@@ -1,6 +1,6 @@
-"""The parameters of a mixture of isotropic Gaussians, ``p = sum_k pi_k N(mu_k, s_k^2 I)``.
+"""Validation of the parameters of a mixture of isotropic Gaussians, ``p = sum_k pi_k N(mu_k, s_k^2 I)``.
 
-Symbols: modes ``k`` of K with mean ``mu_k`` in D dimensions, standard deviation ``s_k`` and weight ``pi_k``.
+Symbols: K modes; mode ``k`` has the mean ``mu_k`` in D dimensions, standard deviation ``s_k`` and weight ``pi_k``.
 """
 
 import torch
@@ -8,15 +8,15 @@ from torch import Tensor
 
 
 def checked_mixture(means: Tensor, stds: Tensor | float, weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Means [K, D], standard deviations [K] and weights [K] that sum to 1, all of the type of `means`, float64 where they are integers.
+    """Return means [K, D], standard deviations [K] and weights [K] that sum to 1, all of the type of `means`, or float64 for integers.
 
     Args:
-        means: [K, D], finite.
-        stds: [K], or one number for all modes; positive and finite.
-        weights: [K], positive and finite, of any sum; None for equal weights.
+        means: the modes' means [K, D], finite.
+        stds: the modes' standard deviations [K], or one number for all modes; positive and finite.
+        weights: the modes' weights [K], positive and finite, with any sum; None for equal weights.
 
     Raises:
-        ValueError: where that is not what was given.
+        ValueError: for other shapes, or values that are not finite or not positive.
 
     """
     means = torch.as_tensor(means)

@@ -1,8 +1,9 @@
-"""Entropic optimal transport between sets of samples, and the field of a gradient flow that it makes.
+"""Entropic optimal transport between sets of samples, and the Wasserstein gradient-flow field that follows from it.
 
-Symbols: ``x`` [..., N, D] with log-weights ``a`` [..., N], ``y`` [..., M, D] with log-weights ``b`` [..., M], each set's weights summing to
-1; temperature ``T``. The plan P minimises ``sum P_ij |x_i - y_j|^2 + T KL(P | a b)`` among those with row sums a and column sums b. What
-stands in front of N and M is a set each: a class, say. A weight of 0 (a log of -inf) takes a sample out, so sets may be padded.
+Symbols: ``x`` [..., N, D] with weights ``a`` [..., N], ``y`` [..., M, D] with weights ``b`` [..., M], each set's weights summing to 1;
+temperature ``T``. The plan P minimises ``sum P_ij |x_i - y_j|^2 + T KL(P | a b)`` among the plans with row sums a and column sums b. The
+leading dimensions number independent pairs of sets, such as one per class. Functions take the weights' logarithms; a weight of 0 (a
+logarithm of -inf) removes a sample, so that sets may be padded.
 """
 
 import torch
@@ -23,13 +24,13 @@ def _check(x: Tensor, y: Tensor, temperature: float, iterations: int) -> None:
 def transport(
     x: Tensor, y: Tensor, temperature: float, iterations: int = 20, log_a: Tensor | None = None, log_b: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(where the entropic plan sends each x on average, like `x` [..., N, D]; the plan's error [...]). Carries no gradient.
+    """Return (mean destination of each x under the entropic plan, like `x` [..., N, D]; error of the plan [...]), without gradient.
 
-    The barycentric projection ``sum_j P_ij y_j / a_i``, by Sinkhorn's iterations on log-potentials, ``f_i = -log sum_j b_j k_ij e^(g_j)``
-    and ``g_j = -log sum_i a_i k_ij e^(f_i)`` with ``k = exp(-|x - y|^2 / T)`` (Cuturi, arXiv 1306.0895). Its rows are exact. The error is
-    how much of the mass the columns have wrong, half the sum of ``|sum_i P_ij - b_j|``: more iterations or a higher temperature lower it.
-    Sets are uniform without log-weights. Memory is N times M. Raises ValueError for shapes that do not fit, an empty set, a temperature
-    that is not positive or no iterations.
+    The destination is the barycentric projection ``sum_j P_ij y_j / a_i``. The plan comes from Sinkhorn's iterations on log-potentials,
+    ``f_i = -log sum_j b_j k_ij e^(g_j)`` and ``g_j = -log sum_i a_i k_ij e^(f_i)`` with ``k = exp(-|x - y|^2 / T)`` (Cuturi, arXiv
+    1306.0895). Its row sums are exact. The error is the share of the mass that is in wrong columns, half the sum of ``|sum_i P_ij - b_j|``;
+    more iterations or a higher temperature lower it. Without `log_a` or `log_b` that set is uniform. Memory grows with N times M. Raises
+    ValueError for shapes that do not fit, an empty set, a temperature that is not positive, or no iterations.
     """
     _check(x, y, temperature, iterations)
     dtype = x.dtype
@@ -46,7 +47,7 @@ def transport(
             g = -(logits + (f + log_a)).logsumexp(-2, keepdim=True)
         plan = (logits + (g + log_b)).softmax(-1)
         error = ((plan * log_a.exp()).sum(-2) - log_b.squeeze(-2).exp()).abs().sum(-1) / 2
-        error = (error - 10 * torch.finfo(x.dtype).eps).clamp_min(0)  # what rounding alone makes of a plan that is right
+        error = (error - 10 * torch.finfo(x.dtype).eps).clamp_min(0)  # below this, the error is that of rounding alone
         return (plan @ y).to(dtype), error
 
 
@@ -60,12 +61,12 @@ def wasserstein_field(
     log_real: Tensor | None = None,
     log_fake: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(``V(x) = T_qp(x) - T_qq'(x)``, like `x` [..., N, D]; the larger error of the two plans [...]) (W-Flow, arXiv 2605.11755).
+    """Return (``V(x) = T_qp(x) - T_qq'(x)``, like `x` [..., N, D]; the larger error of the two plans [...]) (W-Flow, arXiv 2605.11755).
 
-    T are the projections of `transport`: to real samples `y_real` [..., M, D], and to a second set of generated ones `y_fake`
-    [..., K, D]. V is half of what makes the Sinkhorn divergence fall fastest, and 0 where generated and real samples have one
-    distribution, whatever the temperature: what the entropy does to the one plan it does to the other. With x itself for
-    `y_fake` it would not be: a sample's own weight holds it, the more the colder. Log-weights and ValueError as of `transport`.
+    T are the projections of `transport`: to real samples `y_real` [..., M, D], and to a second set of generated samples `y_fake` [..., K,
+    D]. V is half the direction of steepest descent of the Sinkhorn divergence. It is 0 where generated and real samples have the same
+    distribution, at any temperature, because the entropy changes both plans alike. With `x` itself for `y_fake` this would not hold: each
+    sample would be held by its own weight, the more so at lower temperatures. Log-weights and ValueErrors are as in `transport`.
     """
     to_real, error = transport(x, y_real, temperature, iterations, log_x, log_real)
     to_fake, other = transport(x, y_fake, temperature, iterations, log_x, log_fake)

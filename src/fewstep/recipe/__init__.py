@@ -1,6 +1,6 @@
-"""Recipes: YAML and ``key=value`` to typed settings. Strict, and every error of a file is told at once, with its path.
+"""Recipes: YAML files and ``key=value`` overrides, read into typed settings. All mistakes in a recipe are reported together, by key.
 
-Nothing in here imports torch: the command line must answer at once.
+Nothing in this package imports torch, so that the command line starts quickly.
 """
 
 from fewstep.recipe.reading import load_recipe, parse_yaml, shipped_recipes, validated

@@ -1,4 +1,4 @@
-"""The shipped recipes as `fewstep recipes` lists them: where to start, and then by what they learn."""
+"""The list of shipped recipes that `fewstep recipes` prints: those to start with, then the others by the data that they learn."""
 
 import textwrap
 from collections.abc import Mapping
@@ -6,20 +6,20 @@ from typing import Any
 
 from fewstep.recipe.reading import parse_yaml, shipped_recipes
 
-NAMES = 30  # columns of a name
-# by the data set that a recipe names; all others are larger images
+NAMES = 30  # width in columns of the recipes' names
+# headings by the data set that a recipe names; all other recipes stand under LARGER
 GROUPS = {"toy": "Points in the plane: seconds to minutes on one core", "digits": "8x8 digits: minutes on one core"}
 LARGER = "Larger images: a GPU's work, but for the smallest"
 START = "Start here"
 
 
 def recipes_on(data: str) -> list[str]:
-    """The names of the shipped recipes that learn from data of that name, such as ``prompts``."""
+    """Return the names of the shipped recipes whose ``data.name`` is `data`, such as ``prompts``."""
     return [name for name, path in shipped_recipes().items() if parse_yaml(path.read_text())["data"]["name"] == data]
 
 
 def listing(width: int) -> list[str]:
-    """All shipped recipes with what each is and costs, in lines of at most `width` columns; nothing is cut."""
+    """Return the lines of the list of shipped recipes, each with its ``about``, wrapped to about `width` columns."""
     trees = {name: parse_yaml(path.read_text()) for name, path in shipped_recipes().items()}
     groups: dict[str, list[str]] = {title: [] for title in (START, *GROUPS.values(), LARGER)}
     for name, tree in trees.items():

@@ -1,4 +1,4 @@
-"""Validation errors in one sentence each: the path, what was got, what is allowed, and the nearest key."""
+"""Validation errors as one sentence each: the setting's key, the value given, what is allowed, and the nearest key or name."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -6,18 +6,18 @@ from typing import Any, get_args, get_origin
 
 from fewstep.sections import Section
 
-BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")  # pydantic's names of errors
+BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")  # pydantic's error types for numbers out of bounds
 BOUND_WORDS = {"gt": "greater than", "ge": "greater than or equal to", "lt": "less than", "le": "less than or equal to"}
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the nearest of `allowed`, or nothing."""
+    """Return ``; did you mean 'x'?`` for the word in `allowed` that is most similar to `word`; "" where none is similar."""
     close = difflib.get_close_matches(word, list(allowed), 1, 0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def explain(errors: Iterable[Any], model: type[Section]) -> list[str]:
-    """A sentence for each of pydantic's `errors` about `model`; the branches of a value of several types become one."""
+    """Return a sentence for each of pydantic's `errors` in validating `model`; errors of one union-typed value are merged."""
     found: dict[str, list[str]] = {}
     for error in errors:
         path, sentence, allowed = _explain_one(error, model)
@@ -26,7 +26,7 @@ def explain(errors: Iterable[Any], model: type[Section]) -> list[str]:
 
 
 def _explain_one(error: Any, model: type[Section]) -> tuple[str, str, str]:
-    """(path, what is wrong, what is allowed) of one of pydantic's errors."""
+    """Return (dotted key, what is wrong, what is allowed) for one of pydantic's errors; the last is "" where nothing is to be added."""
     where, kind = _place([str(part) for part in error["loc"]], model)
     path = ".".join(where).replace(".[", "[") or "recipe"
     what, got, context = error["type"], error.get("input"), error.get("ctx", {})
@@ -49,14 +49,14 @@ def _explain_one(error: Any, model: type[Section]) -> tuple[str, str, str]:
 
 
 def _place(loc: list[str], model: type[Section]) -> tuple[list[str], type[Section]]:
-    """The path of an error in keys and [numbers], and the section that its last key belongs to."""
+    """Return the path of an error, in keys and list indices such as ``[2]``, and the section class that its last key belongs to."""
     where, kind = [], model
     for number, part in enumerate(loc):
         where.append(part)
         if part not in kind.model_fields:
             break
         inner = section_in(kind.model_fields[part].annotation)
-        if inner is None:  # what follows are entries of a list, and pydantic's names for the branches of a type
+        if inner is None:  # the remaining parts are list indices, and pydantic's names for the members of a union
             where += [f"[{rest}]" for rest in loc[number + 1 :] if rest.isdigit()]
             break
         if number + 1 < len(loc):
@@ -65,20 +65,20 @@ def _place(loc: list[str], model: type[Section]) -> tuple[list[str], type[Sectio
 
 
 def section_in(annotation: Any) -> type[Section] | None:
-    """The section that a field of this type holds, or None."""
+    """Return the section class that a field of this type holds; None where it holds a plain value."""
     kinds = (kind for kind in (annotation, *get_args(annotation)) if get_origin(kind) is None)  # list[int] is a type to Python 3.10
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
 def _nearest_key(word: str, kind: type[Section]) -> str:
-    """The nearest key of `kind`, or of a section inside it."""
+    """Return ``; did you mean 'x'?`` for the key of `kind`, or of a section inside it, most similar to `word`; "" where none is similar."""
     inside = {path.rpartition(".")[2]: path for path in _paths(kind)}
     close = difflib.get_close_matches(word, list(inside), 1, 0.5)
     return f"; did you mean {inside[close[0]]!r}?" if close else ""
 
 
 def _paths(kind: type[Section], before: str = "") -> Iterator[str]:
-    """The keys of `kind` with dots, those inside its sections first, so that the nearest ones win."""
+    """Yield the dotted keys of `kind`, those of nested sections first, so that among equal last parts an outer key wins."""
     for key, field in kind.model_fields.items():
         inner = section_in(field.annotation)
         if inner is not None and before.count(".") < 1:

@@ -1,4 +1,4 @@
-"""From YAML and ``key=value`` to a `Recipe`, or to all of its mistakes at once."""
+"""Reading of recipes: YAML and ``key=value`` overrides become a `Recipe`, or one error that lists all mistakes."""
 
 import copy
 import re
@@ -21,14 +21,14 @@ from fewstep.screen import SCREEN
 from fewstep.sections import Section
 from fewstep.text import read_text
 
-NO_SETTINGS = ("about", "made_by", "format", "start_here")  # what a file holds beside its sections
+NO_SETTINGS = ("about", "made_by", "format", "start_here")  # keys of a recipe file that are not settings
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats (PyYAML reads ``1e-4`` as a string otherwise), and no key twice."""
+    """A YAML loader that reads floats as YAML 1.2 does (PyYAML reads ``1e-4`` as a string) and rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping, or a YAMLError for a key that is given twice."""
+        """Return the mapping of `node`. Raises YAMLError for a key that is given twice."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         twice = [key for key, num in Counter(key for key in keys if isinstance(key, Hashable)).items() if num > 1]
         if twice:
@@ -44,7 +44,10 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML with 1.2's floats, plain containers only. Raises yaml.YAMLError."""
+    """Return the contents of the YAML document `text`, with floats as in YAML 1.2 and plain containers only.
+
+    Raises yaml.YAMLError for text that is not YAML, a key given twice, or a document too large or too deeply nested.
+    """
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -55,30 +58,30 @@ def parse_yaml(text: str) -> Any:
         return loader.construct_document(node)
     except RecursionError:
         raise yaml.YAMLError("it is nested too deep to be read") from None
-    except ValueError as error:  # a number of thousands of digits, a date that is none
+    except ValueError as error:  # a number of thousands of digits, or an invalid date
         raise yaml.YAMLError(str(error)) from None
 
 
 def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many nodes there would be without aliases; a node inside itself, which never ends, counts as too many."""
+    """Return the number of nodes with all aliases expanded; more than `YAML_NODES` for a node that contains itself."""
     if id(node) not in known:
-        known[id(node)] = YAML_NODES + 1  # while it is counted
+        known[id(node)] = YAML_NODES + 1  # the count that an alias to this node from inside it finds
         inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
         known[id(node)] = 1 + sum(_written_out(part, known) for part in inner if isinstance(part, yaml.Node))
     return known[id(node)]
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Names of the recipes inside the package, such as ``teacher/digits``, and their files."""
+    """Return the files of the recipes in the package, by name, such as ``teacher/digits``."""
     root = Path(str(files("fewstep"))) / "recipes"
     return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.glob("*/*.yaml"))}
 
 
 def load_recipe(source: str, overrides: Iterable[str | tuple[str, Any]] = ()) -> Recipe:
-    """The recipe called `source` (a shipped name, or a path of a YAML file) with overrides: ``steps=500``, or ``("steps", 500)``.
+    """Return the recipe `source` (a shipped name, or the path of a YAML file) with `overrides`: ``steps=500``, or ``("steps", 500)``.
 
-    What it names is the user's own choice: import paths in it are imported, also from the file's folder. Raises UserError with every
-    mistake of the file and the overrides, one a line.
+    A recipe is trusted as the user's own choice: import paths in it are imported, also from the file's folder. Raises UserError with every
+    mistake in the file and the overrides, one per line.
     """
     shipped = shipped_recipes()
     path = shipped.get(source, Path(source))
@@ -104,7 +107,7 @@ def _with_overrides(tree: dict[str, Any], source: str, overrides: list[str | tup
         else:
             pairs.append(pair)
     final = copy.deepcopy(tree)
-    for key, value in pairs:  # which rooms there will be decides what an older key means
+    for key, value in pairs:  # what an older key means depends on the names of method, network and data after all overrides
         put(final, key.split("."), value)
     for section in KINDS:
         named = final[section].get("name") if isinstance(final.get(section), dict) else None
@@ -119,17 +122,20 @@ def _with_overrides(tree: dict[str, Any], source: str, overrides: list[str | tup
                 mistakes.append(f"{key} cannot be set: {part} is not a section")
     if mistakes:
         raise UserError("\n".join(mistakes))
-    if isinstance(finds := tree.get("finds"), list):  # what is given is not to be found
+    if isinstance(finds := tree.get("finds"), list):  # a setting that is given is not searched for
         given = leaves({path: value for key, value in pairs for path in forward_key(key, final)[0]})
         tree["finds"] = [key for key in finds if key not in given]
-    said += bring_forward(tree)  # of a section that an override has given whole
+    said += bring_forward(tree)  # again, for a section that an override has given as a whole
     if said:
         SCREEN.say(f"note: keys of an older form, taken to where they are now: {', '.join(dict.fromkeys(said))}")
     return validated(tree, source)
 
 
 def validated(tree: Mapping[str, Any], source: str) -> Recipe:
-    """`tree` as a Recipe, or a UserError that lists every mistake in it. Keys of older forms are moved without a word."""
+    """Return the recipe file contents `tree` as a Recipe; keys of older formats are moved without a note.
+
+    Raises UserError that lists every mistake, with `source` as the recipe's name.
+    """
     plain = copy.deepcopy({key: value for key, value in tree.items() if key not in NO_SETTINGS})
     bring_forward(plain)
     kinds: dict[str, Any] = {}
@@ -149,8 +155,8 @@ def validated(tree: Mapping[str, Any], source: str) -> Recipe:
 
 
 def _settings(section: str, kind: str, inner: Any) -> type[Section] | str:
-    """The settings class that `inner` names, or what is wrong with the name."""
-    if not isinstance(inner, dict):  # missing, or no section: said like any other mistake
+    """Return the settings class that the ``name`` in the section's contents `inner` chooses, or a sentence on what is wrong with it."""
+    if not isinstance(inner, dict):  # missing, or not a section: pydantic reports it like any other mistake
         return registry.SETTINGS[kind]
     known = registry.names(kind)
     name = inner.get("name")
@@ -166,7 +172,7 @@ def _settings(section: str, kind: str, inner: Any) -> type[Section] | str:
 
 
 def _parsed(override: str) -> tuple[str, Any] | str:
-    """(key, value) of one ``a.b=value``, or what is wrong with it."""
+    """Return (key, value) of an override ``a.b=value``, or a sentence on what is wrong with it."""
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not all(key.split(".")):
@@ -178,7 +184,7 @@ def _parsed(override: str) -> tuple[str, Any] | str:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of recipes with every room that is known, for editors that complete YAML."""
+    """Return the JSON schema of recipes with all built-in methods, networks and data sets, for editors that complete YAML."""
     from typing import Annotated, Union
 
     from pydantic import Field

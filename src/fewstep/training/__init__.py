@@ -1,1 +1,1 @@
-"""The one training loop and what keeps a run: its folder, checkpoints, averages, log and health."""
+"""The training loop that all methods share, and a run's folder, checkpoints, averaged weights, log and health figures."""

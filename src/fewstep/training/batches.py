@@ -1,4 +1,4 @@
-"""Which items each step learns from: a function of the seed and the step, so that a run that was stopped goes on with the same ones."""
+"""The choice of each step's training items: a function of the seed and the step, so that a resumed run sees the same batches."""
 
 from collections.abc import Sized
 from dataclasses import replace
@@ -12,36 +12,37 @@ from fewstep.methods.base import Batch
 from fewstep.streams import dealt, parts
 
 OnDevice = bool | Literal["auto"]
-SHARE = 0.1  # of the memory of a GPU that is free, that images may take there for good
+SHARE = 0.1  # largest share of a GPU's free memory that the training images may occupy for the whole run
 
 
 class TrainingData(Protocol):
-    """A data set in memory, as the loop asks for it."""
+    """The interface of an in-memory data set to the training loop."""
 
     @property
     def train(self) -> Sized:
-        """All training items, of which there are so many."""
+        """All training items; its length is their number."""
         ...
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of an item."""
+        """The shape of one item, without the batch dimension."""
         ...
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes there are, or None."""
+        """The number of classes; None for data without labels."""
         ...
 
     def batch(self, index: Tensor, rng: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Data [B, ...] and labels for `index` [B], on `device`."""
+        """Return the items [B, ...] and labels [B] (or None) at the row numbers `index` [B], on `device`; augmentation draws from `rng`."""
         ...
 
 
 def on_the_device(data: TrainingData, device: torch.device, wanted: OnDevice) -> TrainingData:
-    """`data` with its training images, as the bytes that they are, on a GPU `device` for good: no step waits for a copy then.
+    """Return `data` with its training images moved to a GPU `device` for the whole run, so that no step waits for a copy.
 
-    With "auto" they are where they take at most a tenth of the memory that is free. Points, a few numbers each, stay where they are.
+    The images keep their stored type, such as uint8. With `wanted` "auto" they are moved only where they take at most a tenth of the GPU's
+    free memory. Points, which are a few numbers each, are never moved.
     """
     if wanted is False or device.type != "cuda" or not isinstance(data, ImageData):
         return data
@@ -52,47 +53,50 @@ def on_the_device(data: TrainingData, device: torch.device, wanted: OnDevice) ->
 
 
 def random_batch(items: int, shape: tuple[int, ...], num_classes: int | None, rng: torch.Generator) -> Batch:
-    """So many random items [*shape] in [-1, 1], of all classes in turn, where `rng` is: to see what a step on such costs."""
+    """Return a batch of `items` uniform random items [*shape] in [-1, 1], with labels that cycle through all classes, on `rng`'s device.
+
+    It stands in for real data when the time or the memory of a step is measured.
+    """
     label = None if num_classes is None else torch.arange(items, device=rng.device) % num_classes
     return Batch(2 * torch.rand(items, *shape, generator=rng, device=rng.device) - 1, label)
 
 
 class Batches(Protocol):
-    """What a step learns from, for one of several processes."""
+    """The batches that one of several training processes learns from."""
 
     def __call__(self, step: int) -> list[Batch]:
-        """The share of this process in the batch of `step`, from 0, in as many parts as gradients are accumulated over.
+        """Return this process's share of the batch of `step` (from 0), in as many parts as gradients are accumulated over.
 
-        Raises DataError where the data set fails; it then stands where it stood.
+        Raises DataError where the data set cannot be read; the position in the data set is then unchanged.
         """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands, as plain numbers; empty where the step tells it all."""
+        """Return the position in the data set as plain numbers; an empty dict where the step alone determines it."""
         ...
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> str | None:
-        """Take back what `state_dict` gave in each of the processes; what is to be said where that cannot be done exactly."""
+        """Restore the position from the `state_dict` of every process; return a message for the user where that is not exactly possible."""
         ...
 
     def spare(self) -> list[Batch]:
-        """Something of the right shape, for a step whose batch could not be read while other processes wait."""
+        """Return placeholder batches of the right shape, for a step whose data could not be read while other processes wait."""
         ...
 
     def close(self) -> None:
-        """End what was begun."""
+        """End the worker processes that read ahead, if any were started."""
         ...
 
 
 class Shuffled:
-    """Indices of each step's batch: one permutation after another, a function of the seed and the step alone."""
+    """The row numbers of each step's batch, from one random permutation per epoch; a function of the seed and the step alone."""
 
     def __init__(self, size: int, batch_size: int, seed: int) -> None:
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.epoch, self.order = -1, torch.empty(0, dtype=torch.long)
 
     def __call__(self, step: int) -> Tensor:
-        """Indices int64 [batch_size]; an item comes again only when all others have come."""
+        """Return the row numbers int64 [batch_size] of the batch of `step`; every item occurs once an epoch."""
         parts, position, end = [], step * self.batch_size, (step + 1) * self.batch_size
         while position < end:
             epoch, offset = divmod(position, self.size)
@@ -105,15 +109,15 @@ class Shuffled:
 
 
 class InMemory:
-    """Batches of data that lies in memory: rows of tensors, put on the device as they are asked for.
+    """Batches of in-memory data: rows of tensors, copied to the device when they are requested.
 
     Args:
-        data: where the rows come from; it may draw from `rng`, such as which images are mirrored.
-        indices: of the whole batch of a step.
-        rank, world_size: of this process among all.
-        accumulate: parts.
-        rng: the loop's own stream.
-        device: where the batches go.
+        data: the data set; it may draw from `rng`, such as which images are mirrored.
+        indices: the row numbers of each step's whole batch.
+        rank, world_size: this process's number, and the number of processes.
+        accumulate: the number of parts for gradient accumulation.
+        rng: the training loop's random stream.
+        device: the device that the batches are put on.
 
     """
 
@@ -124,21 +128,21 @@ class InMemory:
         self.accumulate, self.rng, self.device = accumulate, rng, device
 
     def __call__(self, step: int) -> list[Batch]:
-        """The share of this process in the batch of `step`, in parts."""
+        """Return this process's share of the batch of `step`, in `accumulate` parts."""
         index = dealt(self.indices(step), self.rank, self.world_size, self.accumulate)
         return [Batch(*self.data.batch(index[number], self.rng, self.device)) for number in parts(self.accumulate, self.rng)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the step tells it all."""
+        """Return an empty dict: the step alone determines the batch."""
         return {}
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> str | None:
-        """Nothing to take back."""
+        """Do nothing: the step alone determines the batch."""
         return None
 
     def spare(self) -> list[Batch]:
-        """Never needed: rows of a tensor can always be read."""
+        """Raise AssertionError: rows of a tensor can always be read, so that no placeholder is needed."""
         raise AssertionError("data in memory does not fail")
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: there are no worker processes."""

@@ -1,6 +1,7 @@
-"""The networks of a method as its losses call them: wrapped by the engine, in its precision, compiled where that is asked for.
+"""The networks of a method as its losses call them: wrapped by Lightning Fabric, in its precision, and compiled if the recipe says so.
 
-`torch.compile` gets wrappers of its own, so the method's networks, and with them checkpoints, averages and what ships, stay as they are.
+`torch.compile` is applied to wrappers, so that the method's own networks, and with them checkpoints, averages and the shipped model, stay
+unchanged.
 """
 
 import math
@@ -26,37 +27,37 @@ GRAPHS: Literal["reduce-overhead"] = "reduce-overhead"  # torch's name for the m
 
 
 class Called:
-    """How the networks of `method` are called.
+    """The callable forms of the networks of `method`: one for the turns that train a network, one for the turns that only use it.
 
     Args:
-        method: its networks lie on the engine's device already.
-        fabric: the engine, in the precision that it stays in.
-        trained: names of the networks that learn in some turn.
-        compile: whether their ``forward`` is compiled, and with "reduce-overhead" also recorded as CUDA graphs.
+        method: the method; its networks are on the device of `fabric` already.
+        fabric: the engine (Lightning Fabric); its precision must not change afterwards.
+        trained: names of the networks that are trained in at least one turn.
+        compile: whether each network's ``forward`` is compiled; with "reduce-overhead" it is also recorded as CUDA graphs.
 
     Attributes:
-        wrapped: those in `trained` as the engine has them.
+        wrapped: the networks named in `trained`, wrapped by `fabric`, by name.
 
     """
 
     def __init__(self, method: Method, fabric: Fabric, trained: tuple[str, ...], compile: Compile = False) -> None:
         self.method, self.fabric, self.compile = method, fabric, compile
-        # whether other entrances than forward go through the engine, which would send them through what is compiled
-        self.through = (not compile or fabric.world_size > 1) and not is_sharded(fabric)  # shares are gathered by any entrance
+        # whether methods other than forward are called through Fabric's wrapper, which would call the compiled network
+        self.through = (not compile or fabric.world_size > 1) and not is_sharded(fabric)  # sharded networks gather in any method
         self.wrapped: dict[str, _FabricModule] = {name: self._wrapped(method.networks[name]) for name in trained}
         standing = {name: self._compiled(network) for name, network in method.networks.items()}
         learning: dict[str, Any] = {**self.wrapped}
         if not self.through:
             learning = {name: Beside(wrapped, method.networks[name]) for name, wrapped in self.wrapped.items()}
-        self.standing, self.learning = (  # as they are called while they do not learn, and while they do
+        self.standing, self.learning = (  # the networks to call in turns that do not train them, and in turns that do
             {name: self._kept(in_precision(module, fabric.strategy.precision)) for name, module in modules.items()}
             for modules in (standing, learning)
         )
-        # asked for once: to go through all modules takes longer than an average's step
+        # collected once: walking through all modules takes longer than an update of the moving average
         self.parameters = {name: list(learned(network).values()) for name, network in method.networks.items()}
 
     def in_turn(self, turn: Turn) -> dict[str, Any]:
-        """The networks as they are called in `turn`: what it trains learns, and all others stand still."""
+        """Set ``requires_grad`` for the parameters that `turn` trains and for no others; return the networks to call in `turn`, by name."""
         for learns in (False, True):
             for name, parameters in self.parameters.items():
                 if (name in turn.trains) is learns:
@@ -68,7 +69,7 @@ class Called:
         return {name: self.learning[name] if name in turn.trains else self.standing[name] for name in self.method.networks}
 
     def clipped(self, turn: Turn, optimizer: _FabricOptimizer) -> Tensor:
-        """Clip the gradients of `turn` where it says so; their norm before that, a scalar, which is measured and looked at anyway."""
+        """Clip the gradients of `turn` if its optimizer settings have a limit; return their norm before clipping, a scalar."""
         wrapped, limit = self.wrapped[turn.trains[0]], turn.optimizer.clip or math.inf
         norm = self.fabric.clip_gradients(wrapped, optimizer, max_norm=limit, error_if_nonfinite=False)
         assert norm is not None
@@ -76,7 +77,7 @@ class Called:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Inside a step is made: on a GPU products of float32 are TF32's. Raises UserError for what cannot be compiled or sharded."""
+        """Return a context for a training step: float32 products on a GPU use TF32, and failed compilation or sharding raises UserError."""
         before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         on_gpu = self.fabric.device.type == "cuda"
         if on_gpu:
@@ -99,7 +100,7 @@ class Called:
                 torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
     def _wrapped(self, network: nn.Module) -> _FabricModule:
-        """`network` as the engine runs it, other entrances than ``forward`` included."""
+        """Return `network`, compiled if asked for, wrapped by Fabric; its ``forward_methods`` go through the wrapper where `through`."""
         wrapped: _FabricModule = self.fabric.setup_module(self._compiled(network))
         for entrance in getattr(network, "forward_methods", ()) if self.through else ():
             wrapped.mark_forward_method(entrance)
@@ -115,13 +116,13 @@ class Called:
 
 
 class Beside:
-    """A network that is called as `wrapped`, and by its other entrances as it is."""
+    """A network whose ``forward`` is that of `wrapped`, while all other methods and attributes are those of the plain `network`."""
 
     def __init__(self, wrapped: nn.Module, network: nn.Module) -> None:
         self.wrapped, self.network = wrapped, network
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the network gives."""
+        """Return the output of the wrapped network."""
         return self.wrapped(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -129,13 +130,13 @@ class Beside:
 
 
 class Kept:
-    """A network whose output outlives its next call: a CUDA graph writes into the same memory each time, and what it made is copied."""
+    """A network whose outputs are copied, so that they outlive its next call: a CUDA graph writes each output into the same memory."""
 
     def __init__(self, network: Any) -> None:
         self.network = network
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the network gives."""
+        """Return a copy of the network's output."""
         return tree_map_only(Tensor, torch.clone, self.network(*args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:

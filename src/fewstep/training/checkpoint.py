@@ -1,7 +1,7 @@
-"""Checkpoints that are written whole or not at all, and found to be damaged when they are.
+"""Checkpoints: each is written whole or not at all, and verified by checksums when it is read.
 
-A checkpoint is a folder ``step_N`` with one safetensors file a network, the optimisers, ``state.json``, and
-``manifest.json`` with the SHA-256 of each. Of networks in shares there are besides the files of `fewstep.training.shards`.
+A checkpoint is a folder ``step_N`` with one safetensors file per network, ``optimizers.pt``, ``rng.safetensors``, ``state.json``, and
+``manifest.json`` with the SHA-256 of each file. Sharded networks add the files of `fewstep.training.shards`.
 """
 
 import hashlib
@@ -25,19 +25,19 @@ SHARDS = "shards"
 
 
 class Damaged(ValueError):
-    """A checkpoint whose files are not what its manifest says."""
+    """Raised for a checkpoint whose files are missing, or differ from the checksums in its manifest."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to go on.
+    """Everything that a run needs to resume.
 
     Attributes:
-        networks: state dict of each network and of the average, by name.
-        optimizers: state dict of each turn's optimiser.
-        rng: states of the random generators, one row a process: uint8 [processes, bytes].
-        state: everything else, as JSON.
-        shards: the folder with what is missing in networks and optimisers, of a run whose networks are in shares.
+        networks: state dict of each network and of the moving average, by name.
+        optimizers: state dict of each turn's optimizer, by the turn's name.
+        rng: states of the random generators, by name, with one row per process: uint8 [processes, bytes].
+        state: everything else, as values that JSON can hold.
+        shards: the folder of the tensors that a sharded run keeps outside `networks` and `optimizers`; None for other runs.
 
     """
 
@@ -49,14 +49,14 @@ class Checkpoint:
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """`tensors` in the safetensors format, through main memory."""
+    """Return `tensors` serialized in the safetensors format, after copying them to main memory."""
     return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, shards: Callable[[Path], Mapping[str, str]] = lambda folder: {}) -> None:
-    """Write `checkpoint` to `folder` (``.../step_N``), or leave no trace of it. Raises OSError.
+    """Write `checkpoint` to `folder` (``.../step_N``), completely or not at all. Raises OSError.
 
-    `shards` writes files of its own into the folder that it is given, and returns the SHA-256 of each.
+    `shards` is called with the folder being written; it may add files, and returns the SHA-256 of each by its name in the folder.
     """
     with files.replace_folder(folder) as partial:
         manifest = dict(shards(partial))
@@ -71,7 +71,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, shards: Callable[[Path
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read and verify the checkpoint in `folder`, tensors on the CPU; nothing in it is executed. Raises Damaged."""
+    """Return the checkpoint in `folder`, verified, with its tensors on the CPU; no code in the files is executed.
+
+    Raises Damaged for a file that is missing, does not match its checksum or cannot be read.
+    """
     try:
         manifest = read_json(folder / MANIFEST)
         shards = [name for name in dict(manifest) if name.startswith(f"{SHARDS}/")]
@@ -96,18 +99,18 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         _check_optimizers(contents["optimizers.pt"])
         optimizers = torch.load(io.BytesIO(contents["optimizers.pt"]), map_location="cpu", weights_only=True)
         return Checkpoint(loaded, optimizers, rng, state, folder / SHARDS if shards else None)
-    except Exception as error:  # safetensors, pickle, zip and json each have their own
+    except Exception as error:  # safetensors, pickle, zip and json each raise exceptions of their own
         raise Damaged(f"{folder.name} is damaged: {error}") from error
 
 
 def _check_optimizers(content: bytes) -> None:
-    """Raise ValueError where the archive of the optimisers' state would unpack to more than it is: torch stores tensors as they are."""
+    """Raise ValueError if the zip archive `content` unpacks to more bytes than its own size: torch stores tensors uncompressed."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if sum(member.file_size for member in archive.infolist()) > len(content):
             raise ValueError("optimizers.pt claims to unpack to more than its own size, which no checkpoint does")
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, newest first."""
+    """Return the paths of the checkpoint folders ``step_N`` in `folder`, newest first."""
     found = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdigit() and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)

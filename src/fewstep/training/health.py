@@ -1,7 +1,7 @@
-"""Is it working? Figures that tell, and alarms that name the cause.
+"""Alarms: rules that compare a run's health figures with the values of a sound run, and say what may be wrong and what to change.
 
-A distillation loss says little: it is the disagreement of two networks, and may rise while the samples improve. What tells
-is the samples beside real data of the same batch.
+A distillation loss says little: it measures how far two networks disagree, and may rise while the samples improve. The health figures
+therefore compare samples with real data of the same batch (`fewstep.training.looks`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from fewstep.methods.base import Alarm, Method
 
 @dataclass(frozen=True)
 class Raised:
-    """Something is wrong: `name` in one word, what was `seen`, and `advice`: why that may be, and what to change."""
+    """An alarm that was raised: its `name` in one word, what was `seen`, and `advice` on the likely cause and what to change."""
 
     name: str
     seen: str
@@ -21,11 +21,11 @@ class Raised:
 
     @property
     def message(self) -> str:
-        """All of it, but for the name."""
+        """The alarm's message without its name: what was seen, and the advice."""
         return f"{self.seen}. {self.advice}"
 
 
-# what any run can suffer from; a method says in its own words what to do about it, and has alarms of its own beside these
+# the alarms of all methods; a method may replace their advice with its own, and has alarms of its own beside these
 COMMON = (
     Alarm(
         "collapse",
@@ -88,7 +88,9 @@ COMMON = (
         "the teacher denoises these items {value:.1f} times as badly as can be done without a network: it was made for other data, or for "
         "other pixel values",
         "Take a teacher that was trained on this data, with the same network.sigma_data and pixel range",
-        high=1.1,  # digits after 200 steps have .6 in their teacher, in half their range 1.2, inverted 2.4; points of a ring .5
+        # a teacher of the digits after 200 steps has 0.6 on the digits, 1.2 on digits in half their range and 2.4 on inverted digits; a
+        # teacher of points on a ring has 0.5
+        high=1.1,
     ),
     Alarm(
         "still",
@@ -115,30 +117,30 @@ COMMON = (
 )
 
 
-RENAMED = {"drift": "shift"}  # common alarms of older runs, by their names now
+RENAMED = {"drift": "shift"}  # names of common alarms in runs of older versions, each with its current name
 
-SETTLED = 0.2  # share of a run before which all figures still move
-UNMOVED = 0.5  # share of its way from a sound value that a figure has at least left to go, while it has hardly moved
-WORSE = 1.25  # times as far from a sound value as once before: it was better
+SETTLED = 0.2  # share of a run before which no alarm is raised, because all figures still change
+UNMOVED = 0.5  # a figure has hardly moved while at least this share of its first distance from the sound value remains
+WORSE = 1.25  # a figure was better before if its distance from the sound value is more than this many times the smallest one so far
 
 
 def older_names(method: type[Method] | Method) -> dict[str, str]:
-    """What runs of older versions call figures and alarms of `method` and common alarms, each with its name now."""
+    """Return the names of figures and alarms in runs of older versions, each with its current name: those of `method` and common ones."""
     own = {rule.name for rule in method.alarms}
     return {old: new for old, new in RENAMED.items() if old not in own} | dict(method.renamed)
 
 
 def usual_advice(rule: Alarm, advice: Mapping[str, str]) -> str:
-    """What a method's `advice` has for `rule`, by its name or the one that it had in older versions, or else the rule's own."""
+    """Return the advice for `rule`: a method's own from `advice`, by the rule's current or older name, or else the rule's default."""
     by_name = {RENAMED.get(name, name): text for name, text in advice.items()}
     return by_name.get(rule.name, rule.advice)
 
 
 class Course:
-    """How each figure has gone: its first value, and the one nearest to that of a sound run.
+    """The history of each health figure in a run: its first value, and its value nearest to that of a sound run.
 
-    Where samples were worth something before the first update, the first record has those values as ``FIGURE_first``: a rate that is far
-    too high has blown them up by the time of the record itself.
+    Where a figure could be measured before the first update, the first record holds that value as ``FIGURE_first``: with a learning rate
+    that is far too high, the figure of the record itself is already blown up.
     """
 
     def __init__(self) -> None:
@@ -146,7 +148,7 @@ class Course:
         self.nearest: dict[str, float] = {}
 
     def follow(self, figures: Mapping[str, float], own: Sequence[Alarm] = ()) -> None:
-        """Take note of `figures`, of those that `own` alarms and common ones compare, in as many digits as a record has."""
+        """Update the history with those of `figures` that `own` and common alarms compare with a sound value, rounded as in a record."""
         for rule in (*COMMON, *own):
             if rule.sound is not None and rule.figure in figures:
                 value = float(f"{figures[rule.figure]:.9g}")
@@ -156,11 +158,11 @@ class Course:
                 self.nearest[rule.figure] = min(before, value, key=lambda x, sound=rule.sound: abs(x - sound))  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
-        """As plain numbers."""
+        """Return the history as plain numbers."""
         return {"first": self.first, "nearest": self.nearest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the history that `state_dict` returned."""
         self.first, self.nearest = dict(state.get("first", {})), dict(state.get("nearest", {}))
 
 
@@ -172,15 +174,21 @@ def alarms(
     course: Course | None = None,
     rate: str = "the learning rate",
 ) -> list[Raised]:
-    """The alarms that `figures` raise at `progress` (0 to 1) of the run; none in its first fifth, when all is unsettled.
+    """Return the alarms that `figures` raise at `progress` (0 to 1) of the run; none in its first fifth, when figures are unsettled.
 
-    `own` are the method's, and `advice` replaces that of a common one, by its name. With the `course` of the figures, one that has hardly
-    moved since the start is told apart from one that was better before; `rate` is the setting that would move it.
+    Args:
+        figures: health figures by name, with standard errors as ``NAME_error`` where they are known.
+        progress: the share of the run that is done.
+        own: the method's own alarms, checked beside the common ones.
+        advice: the method's advice for common alarms, by the alarm's name, which replaces the default.
+        course: the history of the figures, which tells one that has hardly moved since the start from one that was better before.
+        rate: the name of the learning-rate setting, put in place of ``{rate}`` in the advice.
+
     """
     if progress < SETTLED:
         return []
     raised = []
-    for rule in sorted((*COMMON, *own), key=lambda rule: rule.sound is not None):  # a cause before what it does to samples and loss
+    for rule in sorted((*COMMON, *own), key=lambda rule: rule.sound is not None):  # causes before their effects on samples and loss
         if rule.figure not in figures:
             continue
         value, margin = figures[rule.figure], margin_of(rule, figures)
@@ -192,14 +200,15 @@ def alarms(
 
 
 def margin_of(rule: Alarm, figures: Mapping[str, Any]) -> float:
-    """By how much the figure of `rule` may be off among `figures`: two of its standard errors, 0 for one that has none."""
+    """Return the uncertainty of the figure of `rule`: two of its standard errors in `figures`, or 0 where no error is known."""
     return 2 * float(figures.get(f"{rule.figure}_error", 0.0))
 
 
 def what_to_do(rule: Alarm, advice: str, value: float, margin: float, course: Course, rate: str) -> str:
-    """`advice`, unless the figure of `rule`, now `value` give or take `margin`, is still where its `course` began.
+    """Return the advice for a figure of `rule` at `value`, uncertain by `margin`, in view of its history `course`.
 
-    `rate` stands for ``{rate}``.
+    It is `advice` where the history is not known; otherwise it says whether the figure was better before, has hardly moved or is improving,
+    and what to do then. ``{rate}`` is replaced by `rate`, the name of the learning-rate setting.
     """
     return _what_to_do(rule, advice, value, margin, course, rate).replace("{rate}", rate)
 

@@ -1,8 +1,8 @@
-"""Batches of data that is read as it is asked for: by this process, or by others that read ahead of it.
+"""Batches of data that is read on demand: by the training process itself, or by worker processes that read ahead.
 
-What a step learns from is the same with any number of workers: the indices are those that a set in memory would get, and what a data set
-draws at random is seeded by the step. The workers of an iterable each read a share of their own, and where each stands goes into the
-checkpoint.
+For a data set of numbered items, the batches are the same with any number of workers: the indices are those that in-memory data would get,
+and the data set's own random numbers are seeded by the step. For an iterable, each worker reads a share of its own, and the position in
+each share goes into the checkpoint.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from fewstep.streams import dealt, parts, stream_seed
 from fewstep.training.batches import Batches, InMemory, OnDevice, Shuffled, TrainingData, on_the_device
 from fewstep.training.signals import SIGNALS
 
-AHEAD = 2  # batches that each worker has ready
+AHEAD = 2  # batches that each worker reads ahead
 
 
 @dataclass(frozen=True)
 class Dealt:
-    """How batches are dealt out: `rank` of `world_size` processes, in `accumulate` parts, with `workers` a process."""
+    """How batches are divided: among `world_size` processes with `workers` workers each, in `accumulate` parts; `rank` is this process."""
 
     batch_size: int
     seed: int
@@ -43,7 +43,16 @@ class Dealt:
 def make_batches(
     data: TrainingData | ForeignData, dealt: Dealt, rng: torch.Generator, device: torch.device, on_device: OnDevice = "auto"
 ) -> Batches:
-    """Batches of `data`, wherever it lies; `rng` is the loop's own stream, and `device` where they go; see `on_the_device`."""
+    """Return the batches of `data`, in memory or read on demand, put on `device`.
+
+    Args:
+        data: the data set.
+        dealt: how each batch is divided among processes and parts.
+        rng: the training loop's random stream.
+        device: the device that the batches are put on.
+        on_device: whether in-memory images are kept on a GPU; see `on_the_device`.
+
+    """
     if isinstance(data, ItemData):
         return Loaded(data, dealt, rng, device)
     if isinstance(data, StreamData):
@@ -54,19 +63,19 @@ def make_batches(
 
 
 def dealt_to(fabric: Fabric, batch_size: int, seed: int, accumulate: int, workers: int) -> Dealt:
-    """What falls to this process."""
+    """Return how batches are divided among the processes of `fabric`, for this process."""
     return Dealt(batch_size, seed, fabric.global_rank, fabric.world_size, accumulate, workers)
 
 
 @dataclass(frozen=True)
 class _Failed:
-    """Stands for a batch that could not be read, and says why: an exception from a worker would come with that process's traceback."""
+    """The placeholder of a batch that could not be read, with the reason: an exception raised in a worker would carry its traceback."""
 
     why: str
 
 
 class _Reading:
-    """What `Loaded` and `Streamed` share: a `DataLoader` that is begun, read from and ended."""
+    """The common base of `Loaded` and `Streamed`: it starts a `DataLoader`, reads from it and ends it."""
 
     def __init__(self, data: ForeignData, dealt: Dealt, rng: torch.Generator, device: torch.device) -> None:
         self.foreign, self.dealt, self.rng, self.device = data, dealt, rng, device
@@ -77,13 +86,13 @@ class _Reading:
         workers = self.dealt.workers
         loader = DataLoader(
             source,
-            batch_size=None,  # what comes are batches already
+            batch_size=None,  # the source yields whole batches
             sampler=keys,
             num_workers=workers,
             prefetch_factor=AHEAD if workers else None,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_deaf,
-            generator=torch.Generator().manual_seed(0),  # or else it draws from the process's own
+            generator=torch.Generator().manual_seed(0),  # otherwise it draws from the process's global generator
         )
         self.iterator = iter(loader)
 
@@ -95,19 +104,19 @@ class _Reading:
             self.close()
             raise DataError(f"the data set {self.foreign.name}: a worker has died ({in_words(error)})") from error
         if isinstance(found, _Failed):
-            self.close()  # whoever asks again begins where it stood
+            self.close()  # the next call starts again at the same position
             raise DataError(found.why)
         return found
 
     def spare(self) -> list[Batch]:
-        """Stands for the batch of a step that could not be read, where other processes wait for this one."""
+        """Return random placeholder batches, for a step whose data could not be read while other processes wait for this one."""
         size = self.dealt.batch_size // self.dealt.world_size // self.dealt.accumulate
         label = None if self.foreign.num_classes is None else torch.zeros(size, dtype=torch.long, device=self.device)
         x = torch.randn((size, *self.foreign.shape), generator=self.rng, device=self.device)
         return [Batch(x, label)] * self.dealt.accumulate
 
     def close(self) -> None:
-        """End the workers, also those that hang."""
+        """End the worker processes, including any that hang."""
         iterator, self.iterator = self.iterator, None
         workers = list(getattr(iterator, "_workers", ()))
         if workers:
@@ -115,18 +124,18 @@ class _Reading:
                 cast(Any, iterator)._shutdown_workers()
             for worker in workers:
                 if worker.is_alive():
-                    worker.kill()  # deaf to anything less
+                    worker.kill()  # the worker ignores all weaker signals
                     worker.join(5)
 
 
 def _deaf(number: int) -> None:
-    """A worker lives as long as its process wants: a signal that asks a run to stop is for that one, which finishes its step."""
+    """Make worker `number` ignore the signals that ask a run to stop: they are meant for the training process, which ends its workers."""
     for name in SIGNALS:
         signal.signal(name, signal.SIG_IGN)
 
 
 class _Parts(Dataset[Any]):
-    """Batches by (step, part, rows)."""
+    """A map-style data set whose key is (step, part, row numbers), and whose value is that part's batch, or `_Failed`."""
 
     def __init__(self, items: Items, seed: int, rank: int) -> None:
         self.items, self.seed, self.rank = items, seed, rank
@@ -140,7 +149,7 @@ class _Parts(Dataset[Any]):
 
 
 class _Steps:
-    """The keys of all parts of all steps from `step` on."""
+    """An endless sampler of the keys (step, part, row numbers) of all parts of all steps from `step` on."""
 
     def __init__(self, indices: Shuffled, dealt: Dealt, step: int) -> None:
         self.indices, self.dealt, self.step = indices, dealt, step
@@ -155,13 +164,13 @@ class _Steps:
 
 
 class Loaded(_Reading):
-    """Batches of items by number: the rows of each step are those that `InMemory` would take.
+    """Batches of a data set of numbered items; each step gets the rows that `InMemory` would take.
 
     Args:
-        data: where the items come from.
-        dealt: how.
-        rng: the loop's own stream.
-        device: where the batches go.
+        data: the data set.
+        dealt: how each batch is divided among processes, parts and workers.
+        rng: the training loop's random stream.
+        device: the device that the batches are put on.
 
     """
 
@@ -170,26 +179,26 @@ class Loaded(_Reading):
         self.data, self.at = data, -1
 
     def __call__(self, step: int) -> list[Batch]:
-        """The share of this process in the batch of `step`, in parts. Raises DataError."""
+        """Return this process's share of the batch of `step`, in parts. Raises DataError where the data cannot be read."""
         if self.iterator is None or step != self.at:
             indices = Shuffled(len(self.data.train), self.dealt.batch_size, self.dealt.seed)
             self._begin(_Parts(self.data.train, self.dealt.seed, self.dealt.rank), _Steps(indices, self.dealt, step))
-        self.at = -1  # unless all goes well
+        self.at = -1  # stays so if reading fails, and the loader is then started anew
         found = [self._next() for _ in range(self.dealt.accumulate)]
         self.at = step + 1
         return [Batch(*self.data.placed(found[number], self.rng, self.device)) for number in parts(self.dealt.accumulate, self.rng)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the step tells it all."""
+        """Return an empty dict: the step alone determines the batch."""
         return {}
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> str | None:
-        """Nothing to take back."""
+        """Do nothing: the step alone determines the batch."""
         return None
 
 
 class _Shares(IterableDataset[Any]):
-    """Batches without end, each with where its share stands after it; in a worker those of that worker's share alone."""
+    """An endless stream of batches, each with the state of its share after it; in a worker process, those of that worker's share."""
 
     def __init__(self, shares: list[Share], states: list[dict[str, Any]], size: int) -> None:
         self.shares, self.states, self.size = shares, states, size
@@ -199,7 +208,7 @@ class _Shares(IterableDataset[Any]):
         number = 0
         if info is not None:
             number = info.id
-            # the share is this worker's already: a data set that looks at the worker's number would deal it out a second time
+            # the share belongs to this worker alone: a data set that reads the worker's number would divide it a second time
             torch.utils.data._utils.worker._worker_info = None
         share = self.shares[number]
         try:
@@ -215,10 +224,10 @@ class Streamed(_Reading):
     """Batches of an iterable: each worker of each process reads a share of its own, and batches come from the workers in turn.
 
     Args:
-        data: where the items come from.
-        dealt: how.
-        rng: the loop's own stream.
-        device: where the batches go.
+        data: the data set.
+        dealt: how each batch is divided among processes, parts and workers.
+        rng: the training loop's random stream.
+        device: the device that the batches are put on.
 
     """
 
@@ -226,14 +235,14 @@ class Streamed(_Reading):
         super().__init__(data, dealt, rng, device)
         self.data, self.count = data, max(1, dealt.workers)
         self.size = dealt.batch_size // dealt.world_size // dealt.accumulate
-        self.turn = 0  # whose batch is next
+        self.turn = 0  # number of the share that the next batch comes from
         self.epoch = 0
         self.states: list[dict[str, Any]] = [{} for _ in range(self.count)]
 
     def __call__(self, step: int) -> list[Batch]:
-        """The share of this process in the batch of `step`, in parts. Raises DataError."""
+        """Return this process's share of the batch of `step`, in parts. Raises DataError where the data cannot be read."""
         if self.iterator is None:
-            # the first worker gives the first batch, whichever share it is the turn of
+            # a DataLoader takes the first batch from its first worker, which therefore gets the share whose turn it is
             order = [(self.turn + number) % self.count for number in range(self.count)]
             readers = self.count * self.dealt.world_size
             shares = [self.data.share(self.dealt.rank * self.count + number, readers, self.dealt.seed) for number in order]
@@ -245,15 +254,18 @@ class Streamed(_Reading):
             x, label, states[turn] = self._next()
             turn = (turn + 1) % self.count
             found.append((x, label))
-        self.turn, self.states = turn, states  # only now: a step that fails leaves everything where it was
+        self.turn, self.states = turn, states  # set last, so that a step that fails leaves the position unchanged
         return [Batch(*self.data.placed(found[number], self.rng, self.device)) for number in parts(self.dealt.accumulate, self.rng)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the shares of this process stand."""
+        """Return the positions in the shares of this process, the epoch, and the number of the share whose turn it is."""
         return {"turn": self.turn, "epoch": self.epoch, "states": self.states}
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> str | None:
-        """Stand where the processes stood; with other processes or workers the shares are others, and a new epoch is begun."""
+        """Restore the positions from the `state_dict` of every process.
+
+        With another number of processes or workers the shares differ: a new epoch is begun then, and a message that says so is returned.
+        """
         self.close()
         if len(states) == self.dealt.world_size and all(len(state["states"]) == self.count for state in states):
             mine: Mapping[str, Any] = states[self.dealt.rank]
@@ -265,7 +277,7 @@ class Streamed(_Reading):
 
 
 def from_all(state: dict[str, Any], fabric: Fabric) -> list[dict[str, Any]]:
-    """The `state` of each process, in their order; one that is empty is so in all of them."""
+    """Return the `state` of every process, in the order of their ranks; a `state` that is empty must be empty in all processes."""
     if fabric.world_size == 1 or not state:
         return [state]
     states: list[Any] = [None] * fabric.world_size

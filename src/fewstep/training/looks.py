@@ -1,17 +1,17 @@
-"""Samples beside real data, pooled over the looks at them until the figures are worth something.
+"""Health figures: comparisons of samples with real data, pooled over several batches until they are precise enough.
 
-One batch may hold few items, or few of a class: a figure of it alone is mostly chance. So sums are kept from look to look, each
-figure with its standard error, and a figure is given only when that error is at most `WORTH` or it is `FAR` out; until then it is
-not there.
+One batch may hold few items, or few of a class, so that a figure of one batch is mostly chance. Sums are therefore kept over all batches
+that were looked at, each figure gets a standard error, and it is reported only when that error is at most `WORTH`, or when the figure
+exceeds 1 by more than `FAR` errors; until then it is absent from the records.
 
     spread^2 = V(x) / V(real)               V: mean variance of an element about the mean of its class, from items of equal class
     shift^2  = |mean(x) - mean(real)|^2 / (D var(real))    over the D elements, without the bias of chance
     saturation = share of elements beyond 1.1 in magnitude
 
     scale = sqrt(mean square of real elements about their mean) / sigma_data
-    classes = 1 - V(real) / var(real)                      how much of what differs in the data the classes tell
+    classes = 1 - V(real) / var(real)                      share of the data's variance that the classes explain
 
-What chance adds to ``|mean(x) - mean(real)|^2`` is left out by products of *different* blocks of items, into which these are dealt.
+The bias of ``|mean(x) - mean(real)|^2`` is avoided by dealing the items into blocks, and averaging products of *different* blocks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,46 +22,46 @@ from torch import Tensor
 from fewstep.methods.base import Batch
 from fewstep.methods.devices import whole_items
 
-ELEMENTS = 4096  # of an item that are looked at; of more a fixed random choice
-FEW_ELEMENTS = 256  # of which sums are kept for every class
-LEAST = 16  # degrees of freedom within classes from which a variance is taken, on either side
-KEPT = 1024  # items that wait for others of their class; with 32,000 classes so many are needed
-BLOCKS = 8  # that items are dealt into
-ROUNDING = 1e-12  # of a square, below which it is 0: of float32, with room
-WORTH = 0.1  # largest standard error of a figure that is given, of 1 or of the figure, if that is more
-FAR = 4  # or a figure that lies so many errors beyond 1: of samples that fly apart, the error stays large, too
-ENOUGH = 20_000  # real items after which the data are known
-RANGE = 1.1  # magnitude beyond which an element of an image is saturated
+ELEMENTS = 4096  # elements of an item that are used at most; of a larger item a fixed random choice
+FEW_ELEMENTS = 256  # elements of an item for which sums are kept per class
+LEAST = 16  # smallest number of degrees of freedom within classes, in samples and in real items, from which a variance is computed
+KEPT = 1024  # items that are kept until others of their class come; 32,000 classes need this many
+BLOCKS = 8  # blocks that the items are dealt into
+ROUNDING = 1e-12  # share of an item's mean square below which its squared deviation counts as 0: float32 rounding, with a margin
+WORTH = 0.1  # largest standard error of a figure that is reported, absolute for figures below 1 and relative above
+FAR = 4  # standard errors beyond 1 from which a figure is reported anyway: the error stays large when samples diverge
+ENOUGH = 20_000  # real items after which figures of the data alone are not refined further
+RANGE = 1.1  # magnitude beyond which an element of an image counts as saturated
 SIDES = ("made", "real")
 
 
 class Looks:
-    """Sums over the looks since each figure was last given, of the data over the whole run; a few items wait for others of their class.
+    """Sums from which the health figures are computed: since each figure was last reported, and of the data over the whole run.
 
-    Every process sees the whole batch, and so has the same sums.
+    Items whose class has too few others yet are kept until more come. Every process sees the whole batch, and so has the same sums.
     """
 
     def __init__(self) -> None:
         self.data = DataLooks()
-        self.compares = True  # whether batches hold items that samples can be held beside
-        self.by_class = True  # and whether a label is the class of its item
-        self.bounded = True  # and whether they are pixels, in [-1, 1]
+        self.compares = True  # whether batches hold real items that samples can be compared with
+        self.by_class = True  # whether a label is the class of its item
+        self.bounded = True  # whether items are pixels, in [-1, 1]
         self.within: Tensor | None = None  # float64 [sides, 3]: squares about class means, degrees of freedom, variance of the squares
-        self.waiting: tuple[list[Tensor], list[Tensor]] = ([], [])  # items [n, D] that have not been counted in `within`
-        self.classes: tuple[list[Tensor], list[Tensor]] = ([], [])  # and their classes [n], of `waiting`
+        self.waiting: tuple[list[Tensor], list[Tensor]] = ([], [])  # items [n, D] that are not counted in `within` yet
+        self.classes: tuple[list[Tensor], list[Tensor]] = ([], [])  # classes [n] of the items in `waiting`
         self.sums: Tensor | None = None  # float64 [sides, blocks, D]
         self.counts: Tensor | None = None  # float64 [sides, blocks]
-        self.squares: Tensor | None = None  # float64 []: of all elements of real items
-        self.saturated: Tensor | None = None  # float64 [3]: items, sum and sum of squares of the share of each that is saturated
-        self.seen = 0  # items generated so far: where the next is dealt
+        self.squares: Tensor | None = None  # float64 []: sum of squares of all elements of real items
+        self.saturated: Tensor | None = None  # float64 [3]: number of items, sum and sum of squares of each item's saturated share
+        self.seen = 0  # samples looked at so far, which gives the block of the next one
 
     def at(self, data: object) -> None:
-        """Look at batches of `data`, which may say of itself that these hold less than batches of images do."""
+        """Read from `data`'s attributes ``compares``, ``labels_are_classes`` and ``are_pixels`` which figures its batches allow."""
         told = ("compares", "labels_are_classes", "are_pixels")
         self.compares, self.by_class, self.bounded = (getattr(data, name, True) for name in told)
 
     def look(self, seen: Sequence[tuple[Tensor | None, Tensor | None, Batch]], at_data: bool) -> None:
-        """Look at the parts (samples, label, batch) of a turn's batch that this process has; with `at_data` at the data themselves, too."""
+        """Add this process's parts (samples, label, batch) of a turn's batch to the sums; with `at_data` also to the data's own sums."""
         if not self.compares:
             return
         made = [(x, label) for x, label, _ in seen if x is not None]
@@ -77,7 +77,7 @@ class Looks:
 
     @torch.no_grad()
     def add(self, x: Tensor, label: Tensor | None, real: Tensor, real_label: Tensor | None) -> None:
-        """Look at generated `x` [B, ...] beside `real` [B', ...], with classes int64 [B] and [B'] or None."""
+        """Add samples `x` [B, ...] and real items `real` [B', ...], with classes int64 [B] and [B'] or None, to the sums."""
         if x.ndim == 4 and self.bounded:
             share = (x.abs() > RANGE).flatten(1).to(wide_type(x)).mean(1)
             found = torch.stack([share.new_tensor(len(share)), share.sum(), share.square().sum()])
@@ -107,7 +107,7 @@ class Looks:
             waiting[:], classes[:] = [torch.cat(waiting)[-KEPT:]], [torch.cat(classes)[-KEPT:]]
 
     def peek(self) -> dict[str, float]:
-        """The figures that are worth something, each with its standard error ``NAME_error``."""
+        """Return the figures that are precise enough (see `WORTH` and `FAR`), each with its standard error as ``NAME_error``."""
         figures: dict[str, float] = {}
         for name, found in (("spread", self._spread()), ("shift", self._shift()), ("saturation", self._saturation())):
             if found is not None and found[1] <= max(WORTH * max(1.0, found[0]), (found[0] - 1) / FAR):
@@ -115,7 +115,7 @@ class Looks:
         return figures
 
     def take(self) -> dict[str, float]:
-        """What `peek` gives; the sums of these figures begin anew."""
+        """Return what `peek` returns, and reset the sums of these figures."""
         figures = self.peek()
         if "health.spread" in figures:
             self.within = None
@@ -130,7 +130,7 @@ class Looks:
             return None
         squares, freedom, variance = self.within.cpu().T
         v = squares / freedom
-        if not v[1] > 0:  # real items that are all alike
+        if not v[1] > 0:  # all real items of a class are equal
             return None
         spread = (v[0] / v[1]).sqrt().item()
         relative = (variance / freedom.square() / v.square().clamp_min(1e-300)).sum()
@@ -151,12 +151,12 @@ class Looks:
         weight = counts.min(0).values
         products = (apart @ apart.T).cpu() * weight[:, None] * weight / variance
         pairs = weight[:, None] * weight
-        # of different blocks alone, then with each block left out for the jackknife
+        # the mean over pairs of different blocks, then with each block left out in turn, for the jackknife
         products, pairs = (x.fill_diagonal_(0.0) for x in (products, pairs))
         whole = products.sum() / pairs.sum()
         without = (products.sum() - 2 * products.sum(1)) / (pairs.sum() - 2 * pairs.sum(1))
         error = ((BLOCKS - 1) * without.var(correction=0)).sqrt()
-        # at least what chance brings where there is no shift: of 8 blocks, the jackknife's own error is large
+        # no smaller than the error expected without any shift: the jackknife over 8 blocks is itself imprecise
         error = torch.maximum(error, (2 * (products - whole * pairs).square().sum()).sqrt() / pairs.sum())
         low, value, high = ((whole + side * error).clamp_min(0).sqrt().item() for side in (-2, 0, 2))
         return value, max(high - value, value - low) / 2
@@ -168,7 +168,7 @@ class Looks:
         return total / num, (max(0.0, squares / num - (total / num) ** 2) / (num - 1)) ** 0.5
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a resumed run needs to give the same figures."""
+        """Return the state that a resumed run needs to report the same figures, as named tensors."""
         found = {name: getattr(self, name) for name in ("within", "sums", "counts", "squares", "saturated")}
         for side, waiting, classes in zip(SIDES, self.waiting, self.classes, strict=True):
             if waiting:
@@ -177,7 +177,7 @@ class Looks:
         return {name: x for name, x in found.items() if x is not None}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        """Take back what `tensors` gave; nothing, where a run was saved before there were looks."""
+        """Restore the state that `tensors` returned, on `device`; an empty mapping, from a run saved by an older version, resets it."""
         for name in ("within", "sums", "counts", "squares", "saturated"):
             setattr(self, name, tensors[name].to(device) if name in tensors else None)
         for side, waiting, classes in zip(SIDES, self.waiting, self.classes, strict=True):
@@ -189,16 +189,16 @@ class Looks:
 
 
 class DataLooks:
-    """Sums over the real items of a run so far, of each class by itself."""
+    """Sums over the real items that a run has seen so far, in all and per class."""
 
     def __init__(self) -> None:
         self.num = 0
-        self.sums: Tensor | None = None  # float64 [2]: sum and squares of the elements
-        self.classes: Tensor | None = None  # float64 [classes, 1 + D]: items of each class, and their sum
+        self.sums: Tensor | None = None  # float64 [2]: sum of the elements, and sum of their squares
+        self.classes: Tensor | None = None  # float64 [classes, 1 + D]: number of items of each class, and their sum
 
     @torch.no_grad()
     def add(self, real: Tensor, label: Tensor | None) -> None:
-        """Look at items `real` [B, ...] with classes int64 [B] or None."""
+        """Add items `real` [B, ...] with classes int64 [B] or None to the sums."""
         x = chosen_elements(real, FEW_ELEMENTS).to(wide_type(real))
         sums = torch.stack([x.sum(), x.square().sum()])
         items = torch.nn.functional.pad(x, (1, 0), value=1.0)
@@ -212,10 +212,10 @@ class DataLooks:
         self.sums, self.classes, self.num = sums, classes, self.num + len(x)
 
     def figures(self, sigma_data: float | None, items: int | None = None) -> dict[str, float]:
-        """``health.scale``, where there is a `sigma_data`, and ``health.classes``, where there are some, with its largest error.
+        """Return ``health.scale`` if `sigma_data` is given, and ``health.classes`` with an upper bound of its error if there are classes.
 
-        Where there are `items` in the data, some were seen more than once: the mean of n draws with repeats from N has the variance
-        ``(1 + (n - 1) / N) / n`` about that of the law, and chance is that of so many fewer.
+        `items` is the number N of items in the data, if it is known. As items then repeat, the mean of n draws has the variance
+        ``(1 + (n - 1) / N) / n``, in units of an item's, about the mean of the distribution, and n counts as correspondingly fewer draws.
         """
         if self.sums is None or self.classes is None or self.num < LEAST:
             return {}
@@ -225,9 +225,9 @@ class DataLooks:
             mean = total / num / elements
             figures["health.scale"] = max(0.0, squares / num / elements - mean**2) ** 0.5 / sigma_data
         there = int((count > 0).sum())
-        own = num / (1 + (num - 1) / items) if items else num  # as many as chance is of: repeats are no new items
+        own = num / (1 + (num - 1) / items) if items else num  # effective number of independent items: repeats add nothing
         variance = (squares - sums.sum(0).square().sum().item() / num) / num * own / (own - 1) if own > 1 else 0.0
-        error = (2 * (there - 1)) ** 0.5 / own  # of classes that tell nothing, if all elements are one
+        error = (2 * (there - 1)) ** 0.5 / own  # where classes explain nothing, and all elements vary as one
         if there > 1 and own > there and variance > 0 and error <= WORTH:
             within = (squares - (sums.square().sum(1) / count.clamp_min(1)).sum().item()) / num * own / (own - there)
             figures |= {"health.classes": 1 - within / variance, "health.classes_error": error}
@@ -235,12 +235,12 @@ class DataLooks:
 
 
 def wide_type(x: Tensor) -> torch.dtype:
-    """Of sums of elements like `x`: float64, where the device has it."""
+    """Return the type in which elements of `x` are summed: float64, or float32 on a device without it (mps)."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def chosen_elements(x: Tensor, most: int = ELEMENTS) -> Tensor:
-    """The elements of `x` [B, ...] that are looked at, at `most` so many: float32 [B, D], the same for all items of a shape."""
+    """Return at most `most` elements of each item of `x` [B, ...], float32 [B, D]; the choice is the same for all items of one shape."""
     flat = x.detach().flatten(1)
     if flat.shape[1] > most:
         order = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0))[:most]
@@ -249,17 +249,17 @@ def chosen_elements(x: Tensor, most: int = ELEMENTS) -> Tensor:
 
 
 def _variance_sums(x: Tensor, label: Tensor) -> Tensor:
-    """Float64 [3]: mean square of an element of x [N, D] about its class mean, summed over items; freedom; variance of the first.
+    """Return float64 [3]: mean square of an element of `x` [N, D] about its class mean, summed over items; freedom; variance of that sum.
 
-    An item's share of it, ``u``, is (n - 1) / n V in expectation in a class of n; its deviation from that counts n / (n - 1) times,
-    for which the variance is right for Gaussian items in classes of any size.
+    In a class of n items, one item's part ``u`` of the sum is (n - 1) / n V in expectation. The squares of its deviations are weighted by
+    n / (n - 1), which makes the variance right for Gaussian items in classes of any size.
     """
     kinds, index, count = label.unique(return_inverse=True, return_counts=True)
     freedom = len(label) - len(kinds)
     if len(kinds) == 1:
         means: Tensor = x.mean(0)
     else:
-        member = torch.nn.functional.one_hot(index.to(x.device), len(kinds)).to(x)  # a product, for sums by index vary on a GPU
+        member = torch.nn.functional.one_hot(index.to(x.device), len(kinds)).to(x)  # a product: index_add is not deterministic on a GPU
         means = ((member.T @ x) / count.to(x)[:, None])[index.to(x.device)]
     u, size = (y.square().mean(1).to(wide_type(x)) for y in (x - means, x))
     u = u * (u > ROUNDING * size)
@@ -270,7 +270,7 @@ def _variance_sums(x: Tensor, label: Tensor) -> Tensor:
 
 
 def _dealt(x: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    """Sums [blocks, D] and counts [blocks] of items x [N, D], float64, dealt in turn from block `start` on."""
+    """Deal items `x` [N, D] into the blocks in turn, from block `start` on; return their float64 sums [blocks, D] and counts [blocks]."""
     rounds = -(-(start + len(x)) // BLOCKS)
     items = x.new_zeros(rounds * BLOCKS, x.shape[1], dtype=wide_type(x))
     items[start : start + len(x)] = x

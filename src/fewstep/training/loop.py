@@ -1,8 +1,8 @@
-"""The training loop: every method, one file, nothing hidden.
+"""The training loop, which is the same for every method.
 
-It knows networks, turns and losses, and no method's name. At each step it takes the turns that are due, in order; each
-turn's networks learn and all others stand still. All chance comes from one generator a process, whose state is in every
-checkpoint, so that a run that was stopped ends with the same numbers as one that was not.
+It knows networks, turns and losses, and no method by name. At each step it takes the turns that are due, in order; each turn trains its
+own networks, and all others are frozen. The loop's random numbers come from `fewstep.streams.Draws`, whose state is in every checkpoint, so
+that a run that was stopped and resumed ends with the same numbers as one that was not.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ from fewstep.training.window import Window
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How long and how often; see `fewstep.recipe.Trainer` for each. Cadences are in steps, `batch_size` counts all devices."""
+    """The length of a run and its intervals; see `fewstep.recipe.Trainer`. Intervals are in steps; `batch_size` counts all devices."""
 
     steps: int
     batch_size: int
@@ -67,7 +67,7 @@ class LoopSettings:
 
 
 def check_batch_size(batch_size: int, devices: int, accumulate: int) -> None:
-    """Raise UserError unless `batch_size` can be dealt out to `devices` in `accumulate` equal parts."""
+    """Raise UserError unless `batch_size` divides evenly among `devices` devices with `accumulate` parts each."""
     parts = devices * accumulate
     if batch_size % parts:
         raise UserError(
@@ -77,20 +77,20 @@ def check_batch_size(batch_size: int, devices: int, accumulate: int) -> None:
 
 
 class Loop:
-    """One run of `method` on `data` into `run`.
+    """One training run of `method` on `data`, kept in the run folder `run`.
 
     Args:
-        method: its networks are moved to Fabric's device and trained in place.
-        data: in memory, or read as it is asked for; see `fewstep.training.loading`.
-        fabric: launched already.
-        run: where everything goes; opened already.
-        settings: how long and how often.
-        tracker: gets each record and each picture.
-        on_sample: called with the averaged generator and the step on the sampling cadence; returns a picture, or None.
-        title: for the progress bar.
+        method: the method; its networks are moved to Fabric's device and trained in place.
+        data: the training data, in memory or read on demand; see `fewstep.training.loading`.
+        fabric: the engine (Lightning Fabric), launched already.
+        run: the run folder, opened already.
+        settings: the length of the run and its intervals.
+        tracker: the logger that gets each record, alarm and picture beside metrics.jsonl; None for none.
+        on_sample: called with the averaged generator and the step every `sample_every` steps; returns a picture's path, or None.
+        title: the title of the progress bar.
         on_begin: called with the step that training goes on from, 0 at the start; returns whether that step's picture is missing.
-        on_evaluate: called in every process with the averaged generator, on the evaluation cadence; what it returns in the first goes
-            into the record of that step.
+        on_evaluate: called in every process every `evaluate_every` steps, with the averaged generator and a `Measuring`; the figures that
+            it returns in the first process go into that step's record.
 
     """
 
@@ -120,20 +120,20 @@ class Loop:
         dealt = dealt_to(fabric, settings.batch_size, settings.seed, settings.accumulate, settings.workers)
         batches = make_batches(data, dealt, rng, fabric.device, settings.data_on_device)
         self.state = State(method, trained, batches, ema, optimizers, dict.fromkeys(optimizers, 0), rng, settings.seed)
-        self.state.items = getattr(data, "train_size", None)  # a stream does not say
+        self.state.items = getattr(data, "train_size", None)  # the size of a streamed data set is not known
         self.state.looks.at(data)
         self.faults = Faults(fabric, run)
         self.room = Room(method, self.called, optimizers, data, settings.batch_size, settings.accumulate)
         self.saved: int | None = None  # the step of the last checkpoint
-        # networks in shares that a picture of points may ask
+        # sharded networks that drawing a picture of points may call
         self.asked = called_by(method) if is_sharded(fabric) and len(data.shape) == 1 else []
 
     def train(self, resume: bool = False) -> None:
-        """Train to the last step, saving on the way.
+        """Train to the last step, saving checkpoints; with `resume` from the newest whole checkpoint in the run folder.
 
         Raises:
-            UserError: for a loss that is not finite, with the step, the term and the last good checkpoint; for a data set that fails.
-            Interrupted: after SIGINT, SIGTERM or SIGHUP, everything saved.
+            UserError: for a loss that is not finite, with the step, the term and the last good checkpoint; for data that cannot be read.
+            Interrupted: after SIGINT, SIGTERM or SIGHUP, with everything saved.
 
         """
         state, settings = self.state, self.settings
@@ -141,13 +141,13 @@ class Loop:
         self.stop = StopRequest(self.progress.say)
         self.measuring = Measuring(self.fabric, self.stop)
         try:
-            # library code leaves the process's own random state alone; only dropout draws from it in here
+            # the process's global random state is restored afterwards; in here only dropout draws from it
             with torch.random.fork_rng([self.fabric.device] if self.fabric.device.type == "cuda" else []), self.stop.listening():
                 torch.manual_seed(settings.seed * 1_000_003 + self.fabric.global_rank)
                 if resume:
                     self._restore()
                 missing = self.fabric.broadcast(self.fabric.is_global_zero and self.on_begin(state.step))
-                if state.step:  # what was due then, and was not done any more
+                if state.step:  # do what was due at this step and had not been done when the run stopped
                     self._look(missing)
                 if state.step < settings.steps:
                     self.progress.begin(state.step)
@@ -159,14 +159,14 @@ class Loop:
 
     def _train(self) -> None:
         state, settings = self.state, self.settings
-        if not state.step:  # what came before the first step was not training
+        if not state.step:  # the clock starts here: what came before the first step was not training
             state.began = time.monotonic()
         while state.step < settings.steps:
             self.advance()
             state.is_logged = False
             self.progress.advance()
             stopping, measures = self._should_stop(), self._is_due(settings.evaluate_every)
-            if self._is_due(settings.checkpoint_every) or stopping or measures:  # first of all: what follows may take long
+            if self._is_due(settings.checkpoint_every) or stopping or measures:  # before logging and measuring, which may take long
                 self._save()
             if stopping and (measures or state.step < settings.steps):
                 if not measures and self._is_due(settings.log_every):
@@ -175,13 +175,13 @@ class Loop:
             self._look()
 
     def _is_due(self, every: int | None) -> bool:
-        """Whether what is done `every` so many steps, and at the last, is done now; never for None."""
+        """Return whether a task that is done every `every` steps, and at the last step, is due at this step; False for None."""
         return every is not None and (self.state.step % every == 0 or self.state.step == self.settings.steps)
 
     def advance(self) -> None:
-        """One step: all turns that are due, on one batch in `accumulate` parts. Nothing is logged or saved.
+        """Make one step: all turns that are due, on one batch in `accumulate` parts. Nothing is logged or saved.
 
-        Raises UserError for a loss that is not finite, networks that cannot be compiled, and too little memory: then with what would fit.
+        Raises UserError for a loss that is not finite, networks that cannot be compiled, and too little memory (with settings that fit).
         """
         try:
             with self.called.at_work():
@@ -223,7 +223,7 @@ class Loop:
         state.step += 1
 
     def _update(self, turn: Turn) -> None:
-        """Clip, set the learning rate, take the optimiser's step, and let the average follow."""
+        """Clip the gradients of `turn`, set its learning rate, take the optimizer's step, and update the moving average."""
         state, settings = self.state, turn.optimizer
         optimizer = state.optimizers[turn.name]
         norm = self.called.clipped(turn, optimizer)
@@ -250,12 +250,12 @@ class Loop:
         betas, fused = (s.beta1, s.beta2), self.fabric.device.type in ("cpu", "cuda")
         return torch.optim.AdamW(parameters, s.lr, betas, weight_decay=s.weight_decay, fused=fused)
 
-    # --- what can go wrong -------------------------------------------------------------------------------------------
+    # --- faults and requests to stop ---------------------------------------------------------------------------------
 
     def _batches(self) -> list[Batch]:
-        """What this step learns from; where it cannot be had, the run ends with everything saved.
+        """Return this step's batch, in parts. Where it cannot be read, save everything and raise UserError.
 
-        Several processes end together, when they next look at what was noted, and go back to the last checkpoint.
+        Several processes note the fault and go on with placeholders, and end together at the next log or save, with the last checkpoint.
         """
         state = self.state
         if self.faults.unread is not None:
@@ -271,14 +271,14 @@ class Loop:
             raise self.faults.unreadable(state.step + 1, str(error)) from error
 
     def _should_stop(self) -> bool:
-        """Whether to stop now; several processes agree on it on the logging cadence, for all must save together."""
+        """Return whether to stop now; several processes agree on it every `log_every` steps, because all must save together."""
         if self.fabric.world_size == 1:
             return self.stop.asked
         if self.state.step % self.settings.log_every:
             return False
         return reduced(self.fabric, [float(self.stop.asked)], "sum")[0] > 0
 
-    # --- what is kept ------------------------------------------------------------------------------------------------
+    # --- checkpoints, measurements, records and pictures -------------------------------------------------------------
 
     def _save(self) -> None:
         if self.saved != self.state.step:
@@ -287,7 +287,7 @@ class Loop:
             self.saved = self.state.step
 
     def _look(self, draws: bool = True) -> None:
-        """Measure, log and draw what is due at this step, the picture only with `draws`."""
+        """Do the measuring, logging and drawing that is due at this step; the picture is drawn only with `draws`."""
         if not self.state.is_logged:
             measured = self._evaluate() if self._is_due(self.settings.evaluate_every) else None
             if self._is_due(self.settings.log_every) or measured is not None:
@@ -297,7 +297,7 @@ class Loop:
             self._draw(draws)
 
     def _evaluate(self) -> Mapping[str, float] | None:
-        """What is measured at this step: by all processes, but the first alone has the figures. Raises Interrupted; all is saved."""
+        """Return the figures measured at this step, which only the first process has. Raises Interrupted, with all saved, to stop."""
         state, stopped = self.state, False
         if self.on_evaluate is None:
             return None
@@ -318,7 +318,7 @@ class Loop:
         return figures
 
     def _log(self, measured: Mapping[str, float]) -> None:
-        """Average since the last record, over time and processes; raise alarms; write, track and show. `measured` is added."""
+        """Write a record with the means since the last one, over steps and processes, and `measured`; raise alarms and show progress."""
         state = self.state
         self.faults.tell(state.window)
         if self.fabric.world_size > 1:
@@ -359,7 +359,7 @@ class Loop:
         self.progress.show(", ".join(filter(None, [verdict, health, *terms, f"{speed:.0f} images/s"])))
 
     def _draw(self, draws: bool) -> None:
-        """The first process draws, and the others wait, however long that takes. Raises Interrupted, with all saved."""
+        """Draw the picture in the first process if `draws`, while the others wait. Raises Interrupted, with all saved, to stop."""
         stopped = False
         try:
             if draws:
@@ -377,7 +377,7 @@ class Loop:
             generator = self.state.shipped()
             with gathered([*grounds(generator), *self.asked]), self.stop.at_once(first):
                 picture = self.on_sample(generator, self.state.step) if first else None
-        except UserError as error:  # samples that are not finite, of weights that are: training may find back
+        except UserError as error:  # finite weights can give samples that are not finite: training may recover
             return self.progress.say(f"step {self.state.step}: no picture, for {error}")
         except Exception as error:
             if not is_of_memory(error):
@@ -387,7 +387,7 @@ class Loop:
             self.tracker.image(picture, self.state.step)
 
     def _restore(self) -> None:
-        """Go on from the newest whole checkpoint; from the start where there is none."""
+        """Restore the newest whole checkpoint, and say which step it is of; without one the run starts from the beginning."""
         state, say = self.state, self.progress.say
         found = restore(state, self.run, self.fabric, say)
         self.saved = state.step if found else None

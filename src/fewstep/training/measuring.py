@@ -1,4 +1,4 @@
-"""A measurement in the middle of a run: shared among its processes, and given up when somebody asks to stop."""
+"""Measuring during a run: the work is divided among the run's processes, and abandoned when the user asks to stop."""
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -10,28 +10,28 @@ from torch import Tensor
 
 from fewstep.training.signals import StopNow, StopRequest
 
-PATIENCE = timedelta(days=30)  # an engine's own limit, of ten minutes or so, is for steps that hang, and not for a long measurement
+PATIENCE = timedelta(days=30)  # the engine's own timeout, of about ten minutes, is meant for steps that hang; measuring may take longer
 
 
 class Measuring:
-    """How the processes of a run measure together: each draws a share of the samples, and the first looks at all of them.
+    """Cooperation of a run's processes in measuring: each draws a share of the samples, and the first process gathers all of them.
 
     Args:
-        fabric: the engine, launched; None for one process by itself.
-        stop: is looked at between two batches.
+        fabric: the engine (Lightning Fabric), launched; None for a single process.
+        stop: the user's request to stop, checked by `share` and `check`; None for a measurement that is not to be stopped.
 
     """
 
     def __init__(self, fabric: Fabric | None = None, stop: StopRequest | None = None) -> None:
         self.rank, self.world = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
         self.stop = stop
-        # on main memory, and apart from what the engine exchanges
+        # a process group in main memory, separate from the engine's own
         self.group: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if self.world > 1 else None
 
     def share(self, parts: Sequence[Callable[[], Tensor]]) -> list[Tensor] | None:
-        """What `parts` make, each in one of the processes in turn, on the CPU and in their order; None in all processes but the first.
+        """Return the tensors that the functions `parts` make, on the CPU and in order; None in all processes but the first.
 
-        Raises StopNow in all of them where any was asked to stop.
+        The functions are dealt out to the processes in turn. Raises StopNow in all processes if any was asked to stop.
         """
         self.check()
         mine = [make().cpu() for make in parts[self.rank :: self.world]]
@@ -47,7 +47,7 @@ class Measuring:
             raise StopNow
 
     def any(self, here: bool) -> bool:
-        """Whether it is so in any process; all wait for each other, however long that takes."""
+        """Return whether `here` is True in any process; all processes wait for each other, for up to `PATIENCE`."""
         if self.group is None:
             return here
         told: list[bool | None] = [None] * self.world

@@ -1,7 +1,7 @@
-"""Mixed precision inside the networks alone: bfloat16 is what their layers work in, and nothing else is ever rounded to it.
+"""Mixed precision inside the networks alone: their layers compute in bfloat16, and nothing else is rounded to it.
 
-The engine's own plugin rounds what a network is *given*, too: a noise level of .002, or a time of .999, is then another one. Losses,
-kernels and closed forms are no networks, and are worked out in float32.
+Lightning Fabric's own plugin also rounds a network's *inputs*, which changes a noise level of 0.002 or a time of 0.999. Losses, kernels and
+closed forms are not networks, and are computed in float32.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ FULL: Literal["32-true"] = "32-true"
 
 
 class Mixed(Precision):
-    """bfloat16 in the layers of a network: what goes in stays as it is, and what comes out is float32.
+    """A precision plugin for Fabric: layers compute in bfloat16, inputs are left unchanged, and outputs are converted to float32.
 
-    A loss may take gradients of its own on the way, which the engine's plugin for mixed precision forbids.
+    A loss may call ``torch.autograd.grad`` itself, which Fabric's own plugin for mixed precision forbids.
 
     Attributes:
-        device: the kind of device that it works on, such as "cpu" or "cuda"; to be set when it is known.
-        on: whether it is in force; without, all is float32. To be set before a network is wrapped.
+        device: the type of the device that networks run on, such as "cpu" or "cuda"; to be set once it is known.
+        on: whether bfloat16 is used; without it everything is float32. To be set before a network is wrapped.
 
     """
 
@@ -37,24 +37,25 @@ class Mixed(Precision):
         self.device, self.on = "cpu", True
 
     def forward_context(self) -> AbstractContextManager[Any]:
-        """Inside, layers work in bfloat16."""
+        """Return a context in which layers compute in bfloat16, or one that changes nothing without `on`."""
         return torch.autocast(self.device, torch.bfloat16) if self.on else contextlib.nullcontext()
 
     def convert_output(self, data: Any) -> Any:
-        """`data`, a tensor or a tree of them, with what came in bfloat16 in float32."""
+        """Return `data`, a tensor or a tree of tensors, with all bfloat16 tensors converted to float32."""
         if not self.on:
             return data
         return tree_map_only(Tensor, lambda x: x.float() if x.dtype == torch.bfloat16 else x, data)
 
 
 class InPrecision:
-    """A network that runs in the precision of the engine by every entrance; what else it has is its own.
+    """A network whose ``forward`` and ``forward_methods`` run in mixed precision; all other attributes are the network's own.
 
-    The engine sees to ``forward`` of what learns alone: not to other entrances, and not to what stands still.
+    Fabric applies its precision only to ``forward``, and only in networks that it has wrapped for training: not to other methods, and not
+    to frozen networks.
 
     Args:
         module: the network.
-        precision: of the engine.
+        precision: the engine's precision plugin.
 
     """
 
@@ -62,7 +63,7 @@ class InPrecision:
         self.module, self.precision = module, precision
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the network gives."""
+        """Return the output of the network's ``forward``, computed in mixed precision."""
         return self._run(self.module, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -77,7 +78,7 @@ class InPrecision:
 
 
 def in_precision(module: nn.Module, precision: Any) -> Any:
-    """`module` as it is to be called: itself in full precision, and where it has no weights, as a closed form has none."""
+    """Return `module` wrapped to run in `precision`; `module` itself in full precision, or if it has no weights, such as a closed form."""
     has_weights = next(module.parameters(), None) is not None or bool(grounds(module))
     mixed = isinstance(precision, Mixed) and precision.on and has_weights
     return InPrecision(module, precision) if mixed else module

@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work for the user: a progress bar on a terminal, and an occasional line elsewhere."""
 
 import contextlib
 import os
@@ -13,11 +13,11 @@ from tqdm.utils import disp_len
 
 from fewstep.screen import SCREEN, size
 
-FEW = 5_000  # items, of fewer of which reading takes no time that anybody would watch
+FEW = 5_000  # items below which reading is too short to need a progress bar
 
 
 class Layout(NamedTuple):
-    """What the line of a bar holds beside its title and the time to go: columns of the bar itself, and what else is told."""
+    """The contents of a progress line beside its title and the time to go: the bar's width in columns, and which numbers are shown."""
 
     bar: int = 0
     counts: bool = False
@@ -38,11 +38,11 @@ LAYOUTS = (
 
 
 class Progress:
-    """A bar of `total` steps called `title`, with the time it will take; below it how it is going, in as many lines as that needs.
+    """A progress bar of `total` steps called `title`, with the time to go; below it the text set by `show`, in as many lines as it needs.
 
     Where no bar can be drawn (a log file, CI, a terminal that is dumb or 0 columns wide), a line every `every` seconds says the same.
-    A bar that begins while another is shown stands below it and vanishes at its end; one that stood alone stays. `quiet` shows nothing
-    at all, for all processes but the first.
+    A bar that begins while another is shown is drawn below it and vanishes at its end; an outermost bar stays on the screen. With `quiet`,
+    meant for all processes but the first, nothing is shown.
     """
 
     def __init__(self, title: str, total: int, quiet: bool = False, every: float = 15.0) -> None:
@@ -53,7 +53,7 @@ class Progress:
         self.began = self.last = time.monotonic()
 
     def begin(self, start: int = 0) -> None:
-        """The first step, or the one after `start`, comes now: show the bar."""
+        """Show the bar, with `start` steps done already."""
         self.start = self.done = start
         self.began = self.last = time.monotonic()
         if not self.quiet:
@@ -61,7 +61,7 @@ class Progress:
             SCREEN.add(self._lines)
 
     def advance(self, count: int = 1) -> None:
-        """So many steps done."""
+        """Record that `count` more steps are done, and update the bar."""
         self.done += count
         if not self.is_shown:
             return
@@ -73,21 +73,22 @@ class Progress:
             SCREEN.refresh()
 
     def show(self, text: str) -> None:
-        """How it is going, below the bar from now on: phrases with commas between, the most important first."""
+        """Set the text below the bar: phrases separated by commas, the most important first."""
         self.text = text
         if self.is_shown:
             SCREEN.refresh(now=True)
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print `line` above the bar, where it stays."""
         if not self.quiet:
             SCREEN.say(line)
 
     @contextlib.contextmanager
     def nested(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar for a piece of this work, of `total` items: what is yielded is called with the number of those just done.
+        """Show a second bar, for a part of this work with `total` items; the yielded function is called with the number of items just done.
 
-        It stands below this one while the block lasts; where no bar can be drawn, a piece that is done within `every` seconds says nothing.
+        The second bar is drawn below this one inside the ``with`` block. Where no bar can be drawn, a part that is done within `every`
+        seconds prints nothing.
         """
         piece = Progress(title, total, self.quiet, self.every)
         piece.begin()
@@ -97,24 +98,24 @@ class Progress:
             piece.close()
 
     def close(self) -> None:
-        """The bar stays as it is, or vanishes if it stood below another."""
+        """End the bar: it stays on the screen as it is, or vanishes if it was drawn below another."""
         if self.is_shown:
             self.is_shown = False
             SCREEN.remove(self._lines, stays=not self.is_inner)
 
     def _lines(self, columns: int) -> list[str]:
-        """What stands on a terminal of so many columns: never cut, but for a long title."""
+        """Return the lines that the bar and its text take on a terminal of `columns` columns; only a long title is shortened."""
         indent = "  " * self.is_inner
         room = columns - 1 - len(indent)  # a full last column makes some terminals begin a new line
         lines = [indent + self._bar(room)]
         if self.text:
-            whole = self.text.replace(" ", "\xa0").replace(",\xa0", ", ")  # a line ends between phrases, not inside one
+            whole = self.text.replace(" ", "\xa0").replace(",\xa0", ", ")  # lines are broken between phrases only
             wrapped = textwrap.wrap(whole, room - 2, break_on_hyphens=False)
             lines += [f"{indent}  {line}".replace("\xa0", " ") for line in wrapped]
         return lines
 
     def _bar(self, room: int) -> str:
-        """The bar with as much beside it as there is room for: the time to go to the last."""
+        """Return the progress line in the richest layout that fits into `room` columns; the time to go is in all of them."""
         title = _short(self.title, room // 3)
         lines = [*(self._line(title, layout) for layout in LAYOUTS), self._line("", LAYOUTS[-1]).lstrip()]
         return next((line for line in lines if disp_len(line) <= room), lines[-1])
@@ -135,7 +136,7 @@ class Progress:
         return tqdm.format_meter(min(self.done, self.total), max(1, self.total), elapsed, prefix=title, bar_format=form, ascii=plain)
 
     def _time_to_go(self) -> str:
-        """What the rest will take at the speed so far."""
+        """Return the time that the remaining steps will take at the speed so far, in words."""
         done = self.done - self.start
         seconds = (time.monotonic() - self.began) / done * max(0, self.total - self.done) if done else None
         return f"{'?' if seconds is None else tqdm.format_interval(seconds)} to go"
@@ -143,7 +144,10 @@ class Progress:
 
 @contextlib.contextmanager
 def reading_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar while `total` items are read, in the first process alone and not for `FEW`; what is yielded is told of those just done."""
+    """Show a progress bar while `total` items are read; the yielded function is called with the number of items just read.
+
+    Nothing is shown for fewer than `FEW` items, or in any process but the first of a machine.
+    """
     progress = Progress(title, total, quiet=total < FEW or os.environ.get("LOCAL_RANK", "0") != "0")
     progress.begin()
     try:
@@ -153,7 +157,7 @@ def reading_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _short(title: str, room: int) -> str:
-    """`title`, or where that is wider than `room` its beginning and its end."""
+    """Return `title`, shortened in the middle where it is wider than `room` columns."""
     kept = len(title)
     short = title
     while disp_len(short) > room and kept:

@@ -1,4 +1,4 @@
-"""All that a run is at one step, and how it goes into a checkpoint and comes back: bit for bit, on as many processes."""
+"""The state of a run at one step, and how it is saved to a checkpoint and restored: bit for bit on the same number of processes."""
 
 import math
 import time
@@ -27,30 +27,34 @@ from fewstep.training.shards import Shares, filled, moments_like
 from fewstep.training.window import Window
 
 Better = Literal["least", "greatest", "nearest 1"]
-REMEMBERED = "remembered"  # what a checkpoint calls the tensors of a method beside its networks
-HELD = 0.2  # of a learning rate: one that ends above it has not fallen, and the last steps are as rough as the first
-LOOKS = "looks"  # and the sums of what health is told by
+REMEMBERED = "remembered"  # a checkpoint's name for the tensors that a method keeps beside its networks
+HELD = 0.2  # share of the learning rate: one that ends above this share counts as held to the end, and not as decayed
+LOOKS = "looks"  # a checkpoint's name for the sums from which health figures are computed
 
 
 @dataclass
 class State:
-    """A run between two steps.
+    """The state of a run between two steps.
 
     Attributes:
-        method: with its networks, of which those in `trained` learn.
-        batches: what the next steps learn from.
-        ema: the average of the network that ships.
-        optimizers, updates: of each turn, and how many it has made.
-        rng: the loop's stream in this process; `seed` is the run's.
-        window: what was logged since the last record.
-        looks, course: what health is told by: the samples beside the data, and how figures have gone.
-        items: how many there are to train on, where that is known.
-        standing: figures of health that are known from the first step on.
-        step: steps made.
-        began: the moment at which the run would have begun, had it never been stopped.
-        raised: names of the alarms so far.
-        best: step, metric and value of the best so far, if one is kept.
-        is_logged: whether what is due at `step` has been logged and measured; a checkpoint comes before that.
+        method: the method with its networks.
+        trained: names of the networks that are trained in at least one turn.
+        batches: the batches of the following steps.
+        ema: the moving average of the network that ships.
+        optimizers: the optimizer of each turn, by the turn's name.
+        updates: the number of updates that each turn has made.
+        rng: the training loop's random stream in this process.
+        seed: the run's seed.
+        window: the terms logged since the last record.
+        looks: the sums from which health figures are computed.
+        course: the history of the health figures.
+        items: the number of training items; None where it is not known.
+        standing: health figures that are known from the first step on.
+        step: the number of steps made.
+        began: the time, by `time.monotonic`, at which the run would have begun had it never been stopped.
+        raised: names of the alarms raised so far.
+        best: step, metric and value of the best model so far; None where none is kept.
+        is_logged: whether the logging and measuring due at `step` is done; a checkpoint is written before it.
         logged: step and seconds of the last record.
 
     """
@@ -77,31 +81,31 @@ class State:
 
     @property
     def seconds(self) -> float:
-        """How long it has been training."""
+        """The time spent on training so far, in seconds, over all parts of a resumed run."""
         return time.monotonic() - self.began
 
     def health(self, steps: int) -> dict[str, float]:
-        """Figures of the samples, the data and the average, in a run of so many `steps`; pooled ones begin anew."""
+        """Return the health figures of the samples, the data and the average, in a run of `steps` steps; pooled figures are reset."""
         ships = self.method.ships
         turn = next((turn for turn in self.method.turns if ships in turn.trains), None)
         known = self.looks.data.figures(getattr(self.method.networks[ships], "sigma_data", None))
         updates = 0 if turn is None else turn.updates(steps)
         average: dict[str, float] = {}
-        if turn is not None and updates >= 100:  # of fewer an average has hardly begun
+        if turn is not None and updates >= 100:  # with fewer updates, the average has hardly begun
             average["health.lag"] = self.ema.age / updates
             if turn.optimizer.lr_at(updates - 1, updates) > HELD * turn.optimizer.lr:
                 average["health.averaged"] = self.ema.age
         return {**self.looks.take(), **known, **average, **self.standing}
 
     def shipped(self) -> Generator:
-        """The generator as it would be saved now. Where networks are in shares all processes ask for it together."""
+        """Return the generator of the averaged weights, as it would be saved. With sharded networks all processes must call it together."""
         return self.method.ship(whole(self.ema.module), self.step)
 
 
 def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
-    """Write a checkpoint, of which the newest `keep` stay, and then the model folder. All processes call it.
+    """Write a checkpoint, keep the newest `keep` of them, and write the model folder. All processes must call it together.
 
-    The first writes, and the others what they alone have of networks in shares.
+    The first process writes all files but the shards of sharded networks, of which each process writes its own.
     """
     rng = {"loop": state.rng.get_state(), "torch": torch.get_rng_state()}
     if state.rng.is_dealt:
@@ -109,10 +113,10 @@ def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
     if fabric.device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(fabric.device)
     gathered = {name: _of_all(numbers, fabric) for name, numbers in rng.items()}
-    if fabric.world_size > 1:  # what is logged goes on in all of them from what one writes
+    if fabric.world_size > 1:  # one process writes the window, from which all processes go on when the run is resumed
         state.window.average(lambda sums: cast(Tensor, fabric.all_reduce(torch.tensor(sums, device=fabric.device))).tolist())
     stands = from_all(state.batches.state_dict(), fabric)
-    # only what learns: a frozen network is in the run folder once, as the model folder that it came from
+    # trained networks only: a frozen network is in the run folder once, as the model folder that it came from
     shares, generator = Shares(fabric), state.shipped()
     networks = shares.out_of_networks(_weights(state))
     optimizers = shares.out_of_optimizers({name: optimizer.state_dict() for name, optimizer in state.optimizers.items()})
@@ -146,9 +150,10 @@ def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
 
 
 def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], None]) -> bool:
-    """Bring `state` to where the newest whole checkpoint was, and the folder with it; False where there is none yet.
+    """Restore `state` from the newest whole checkpoint, and remove later records and checkpoints from the run folder.
 
-    Raises UserError where all checkpoints are damaged.
+    Returns False where there is no checkpoint yet. `say` is called with a line for each thing that the user should know. Raises UserError
+    where all checkpoints are damaged.
     """
     checkpoint, damaged = run.latest_checkpoint()
     for line in damaged:
@@ -178,12 +183,12 @@ def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], N
     if (changed := state.batches.load_state_dict(record.get("batches", []))) is not None:
         say(changed)
     state.raised, state.best = {renamed.get(name, name) for name in record["alarms"]}, record.get("best")
-    # up to version 0.1.0 a checkpoint came after all else of its step
+    # up to version 0.1.0 a checkpoint was written after its step had been logged and measured
     state.is_logged, state.logged = record.get("is_logged", True), tuple(record.get("logged", (step, record["seconds"])))
     _catch_up(state, run, fabric)
     if (changed := _restore_chance(state, checkpoint.rng, fabric)) is not None:
         say(changed)
-    if fabric.broadcast(fabric.is_global_zero and run.model_step() != step):  # killed before it was written
+    if fabric.broadcast(fabric.is_global_zero and run.model_step() != step):  # the run was killed before it wrote the model folder
         generator = state.shipped()
         if fabric.is_global_zero:
             run.save_model(generator)
@@ -191,7 +196,7 @@ def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], N
 
 
 def _of_all(numbers: Tensor, fabric: Fabric) -> Tensor:
-    """`numbers` [N] of each process, in their order: [processes, N], on the CPU."""
+    """Return `numbers` [N] of every process, in the order of their ranks: [processes, N], on the CPU."""
     if fabric.world_size == 1:
         return numbers.cpu()[None]
     own = numbers.to(fabric.device)
@@ -201,40 +206,40 @@ def _of_all(numbers: Tensor, fabric: Fabric) -> Tensor:
 
 
 def _named(window: Mapping[str, Mapping[str, Any]], renamed: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """What a checkpoint holds of a `window`, with today's names."""
+    """Return a checkpoint's `window` with older names of figures replaced by their current ones."""
     return {part: {renamed.get(name, name): value for name, value in values.items()} for part, values in window.items()}
 
 
 def _weights(state: State) -> dict[str, dict[str, Tensor]]:
-    """What a checkpoint keeps of the networks that learn and of the average, by name."""
+    """Return the state dicts that a checkpoint keeps of the trained networks and of the moving average ("ema"), by name."""
     return {name: learned_state(state.method.networks[name]) for name in state.trained} | {"ema": learned_state(state.ema.module)}
 
 
 def _catch_up(state: State, run: RunFolder, fabric: Fabric) -> None:
-    """Where the run went on for a while after its checkpoint, and its step was logged: that is not done again."""
+    """Take over the last record into `state` if the run logged the checkpoint's step before it stopped, so that it is not logged twice."""
     lines = run.metrics(older_names(state.method)) if fabric.is_global_zero and not state.is_logged else []
     last = lines[-1] if lines and lines[-1]["step"] == state.step else None
     last = fabric.broadcast(last)
     if last is not None:
         state.is_logged, state.window = True, Window()
-        state.looks.take()  # as it was for the record
+        state.looks.take()  # resets the pooled figures, as the record did
         state.course.follow(last, state.method.alarms)
         state.logged, state.raised = (state.step, last["seconds"]), state.raised | set(last["alarms"])
 
 
 def _restore_chance(state: State, saved: Mapping[str, Tensor], fabric: Fabric) -> str | None:
-    """Bring all random numbers to where `saved`, a row a process, has them; what is to be said where that cannot be done.
+    """Set all random generators to the states in `saved`, which have one row per process.
 
-    What belongs to the items of a batch goes on by any number of processes and parts; dropout, and what a process draws for itself, by as
-    many as before.
+    Numbers drawn per item of a batch go on with any number of processes and parts. Dropout, and what a process draws for itself, go on only
+    with as many processes as before, on the same kind of device. Returns a message for the user where the numbers cannot be continued.
     """
     rank, before = fabric.global_rank, len(saved["loop"])
     shared = saved.get("batch", saved["loop"] if before == 1 else None)
-    # a GPU's generator is another one than the CPU's, and knows nothing of its states
+    # the generators of CPU and GPU differ, and cannot take over each other's states
     other_kind = saved["loop"].shape[-1] != len(state.rng.get_state())
     if shared is not None and not other_kind:
         _set(state.rng.shared, shared[0])
-    else:  # version 0.1.0 had a stream a process
+    else:  # version 0.1.0 had one stream per process
         state.rng.shared.manual_seed(stream_seed(state.seed, "batch", state.step))
     if other_kind:
         if state.rng.is_dealt:
@@ -256,15 +261,18 @@ def _restore_chance(state: State, saved: Mapping[str, Tensor], fabric: Fabric) -
 
 
 def _set(rng: torch.Generator, row: Tensor) -> None:
-    # a copy: torch 2.13 reads a row of a stacked tensor beyond its storage
+    # a copy of the row: torch 2.13 reads beyond the storage of a row of a stacked tensor
     rng.set_state(row.clone())
 
 
 def keep_if_best(
     state: State, run: RunFolder, metric: str | None, better: Better, generator: Generator, figures: Mapping[str, float]
 ) -> None:
-    """Put `generator` into the run's folder ``best`` if no other was better by the figure `metric`; the first of equals stays."""
-    value = figures.get(f"eval.{metric}", math.nan)  # a figure may not be defined yet
+    """Save `generator` to the run's folder ``best`` if its figure ``eval.{metric}`` is better than that of every model before it.
+
+    `better` says which values are better; the first of equal models stays.
+    """
+    value = figures.get(f"eval.{metric}", math.nan)  # a figure may not be defined early in a run
     if metric is None or not math.isfinite(value):
         return
     if state.best is None or _distance_from_best(value, better) < _distance_from_best(state.best["value"], better):
@@ -274,9 +282,9 @@ def keep_if_best(
 
 
 def restore_best(state: State, run: RunFolder, metric: str | None, say: Callable[[str], None]) -> None:
-    """Go on comparing with the model in the folder ``best``, which may have come after the checkpoint that `state` was restored from.
+    """Set ``state.best`` to the record of the model in the folder ``best``, which may be newer than the restored checkpoint.
 
-    It was found by the `metric` that is chosen now, or else comparing begins anew.
+    If that model was chosen by another figure than `metric`, or is missing, the search for the best model begins anew, and `say` tells so.
     """
     saved, state.best = state.best, None
     if metric is None:

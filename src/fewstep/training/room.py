@@ -1,4 +1,4 @@
-"""A step that does not fit into memory: what would is tried in smaller parts, and said."""
+"""Handling of steps that do not fit into memory: smaller parts of the batch are tried, and the user is told settings that fit."""
 
 import traceback
 from collections.abc import Mapping
@@ -14,25 +14,25 @@ from fewstep.training.batches import TrainingData, random_batch
 from fewstep.training.called import Called
 from fewstep.training.sharding import is_sharded
 
-NO_ROOM = ("can't allocate memory", "not enough memory", "out of memory")  # what torch says of main memory, and of other devices
+NO_ROOM = ("can't allocate memory", "not enough memory", "out of memory")  # parts of torch's messages for main memory and other devices
 
 
 def is_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory has run out, a GPU's or the machine's."""
+    """Return whether `error` says that memory has run out, a GPU's or the machine's."""
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in NO_ROOM))
 
 
 class Room:
-    """What fits into memory, of a run that has run out of it.
+    """The search for a batch that fits into memory, in a run that has run out of it.
 
     Args:
-        method: whose losses are tried; it is used up by that.
-        called: its networks.
-        optimizers: of each turn.
-        data: tells the shape of an item and the classes.
-        batch_size: over all devices.
-        accumulate: the parts that a device's share of it is in.
+        method: the method whose losses are tried; its state is of no use to the run afterwards.
+        called: the method's networks as its losses call them.
+        optimizers: the optimizer of each turn, by the turn's name.
+        data: the training data, for the shape of an item and the number of classes.
+        batch_size: items per step over all devices.
+        accumulate: the number of parts that a device's share of the batch is divided into.
 
     """
 
@@ -50,7 +50,10 @@ class Room:
         self.device, self.devices = called.fabric.device, called.fabric.world_size
 
     def lacking(self, error: BaseException, step: int, kept: str) -> UserError:
-        """What is said where step number `step`, from 1, ended in `error`, and what is left of the run is `kept`, in words."""
+        """Return the error to raise where step number `step` (from 1) ended in `error`; its message names settings that fit.
+
+        `kept` says in words what is left of the run, such as the last checkpoint.
+        """
         self._let_go(error)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
@@ -75,15 +78,16 @@ class Room:
         return UserError(f"{told}trainer.accumulate={parts} {how}: the same batch in {parts} parts; go on with --resume and that")
 
     def _let_go(self, error: BaseException) -> None:
-        """What the frames of `error` hold, all activations among it."""
+        """Free the memory that the stack frames of `error` hold, which includes all activations."""
         traceback.clear_frames(error.__traceback__)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _fitting(self, share: int) -> tuple[int, str] | None:
-        """Into how many parts a device's `share` of a batch has to go, and how that is known; None where not even the least fits.
+        """Return the number of parts in which a device's `share` of a batch fits, and how that is known; None where no number does.
 
-        Among several processes nothing can be tried, for the others wait in the middle of their step; nor where networks are in shares.
+        With several processes, or sharded networks, nothing can be tried, because the others wait in the middle of their step; the next
+        number of parts that at least halves the items is returned then.
         """
         parts = self.accumulate
         while True:
@@ -102,7 +106,7 @@ class Room:
             return parts, f"fits (a step of {share // parts} items at once was tried)"
 
     def _try(self, items: int) -> None:
-        """The losses of a step and their gradients on so many items, beside the moments that the optimisers are yet to make."""
+        """Compute a step's losses and gradients on `items` random items, with memory set aside for optimizer moments not allocated yet."""
         unmade = [optimizer for optimizer in self.optimizers.values() if not optimizer.state]
         moments = [torch.empty_like(p) for optimizer in unmade for group in optimizer.param_groups for p in group["params"] for _ in "mv"]
         rng, scratch = torch.Generator(self.device).manual_seed(0), dict[str, Any]()

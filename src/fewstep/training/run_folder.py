@@ -1,7 +1,8 @@
-"""A run folder: from it alone everything about a run can be made again.
+"""The run folder, which holds everything that is needed to resume, measure or repeat a run.
 
 recipe.yaml  metrics.jsonl  checkpoints/step_N/  samples/step_N.png  model/  best/  teacher/  data.json  results.json  report.html
-dashboard/  traceback.txt (of a part of one's own that failed)  metrics.damaged.jsonl (as it was, where lines of it could not be read)
+dashboard/  traceback.txt (of an error in a user's own method, network or data set)
+metrics.damaged.jsonl (the former metrics.jsonl, if some of its lines could not be read)
 """
 
 import json
@@ -21,13 +22,13 @@ from fewstep.text import parse_json, read_json, read_lines, read_text
 from fewstep.training.checkpoint import Checkpoint, Damaged, checkpoints, load_checkpoint, save_checkpoint, tensor_bytes
 from fewstep.weights import is_whole, weight_file
 
-# what may differ when a run is resumed: it does not change what was learned so far
-STANDARDIZES = 3  # the format of recipe.yaml from which on points of one's own are learned in standard units
+STANDARDIZES = 3  # the first format of recipe.yaml in which a user's own points are standardized by default
+# the keys of a recipe that may differ when a run is resumed: they do not change what was learned so far
 RESUMABLE = ("trainer", "made_by", "format")
 
 
 class RunFolder:
-    """The files of one run, under `path`."""
+    """The files of one run, in the folder `path`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,11 +42,11 @@ class RunFolder:
         self.results_file = path / "results.json"
         self.report_file = path / "report.html"
         self.dashboard_folder = path / "dashboard"
-        self.data_file = path / "data.json"  # what was found of the data, and used
-        self.fault_file = path / "traceback.txt"  # of a part of one's own
+        self.data_file = path / "data.json"  # what the loader found in the data, and what it used
+        self.fault_file = path / "traceback.txt"  # of an error in a user's own method, network or data set
 
     def recipe(self) -> dict[str, Any]:
-        """What recipe.yaml says. Raises UserError where there is none."""
+        """Return the contents of recipe.yaml as nested mappings. Raises UserError where the file is missing or damaged."""
         if not self.recipe_file.is_file():
             raise UserError(f"{self.path} is not a run folder (it has no recipe.yaml); give one that `fewstep train --out` made")
         try:
@@ -60,7 +61,7 @@ class RunFolder:
         return tree
 
     def units(self) -> dict[str, Any] | None:
-        """The units of points that the run's model draws in, as its config.json has them: empty without, None where no model is saved."""
+        """Return the units (``location``, ``scale``) of points in the saved model's config.json; {} for none, None without a model."""
         try:
             config = read_json(self.model_folder / "config.json")
         except (OSError, ValueError):
@@ -69,22 +70,22 @@ class RunFolder:
         return units if isinstance(units, dict) else {}
 
     def going_on(self, recipe: Recipe) -> Recipe:
-        """`recipe` as the run here goes on with it: points of one's own are learned in the units that they were learned in so far."""
+        """Return `recipe` as this run resumes with it: a user's own points keep the units in which they were learned so far."""
         units = self.units()
         if units is None and checkpoints(self.checkpoint_folder) and "standardize" not in self.recipe().get("data", {}):
-            units = {}  # of a run from before there was the key, whose model is gone
+            units = {}  # the run is older than the key "standardize", and its model folder is missing
         return recipe if units is None else recipe.model_copy(update={"data": recipe.data.with_units(units)})
 
     def check(self, recipe: Mapping[str, Any], resume: bool, longer: bool = False) -> None:
-        """Raise UserError where this folder cannot take a run of `recipe`: another one is in it, or is to be resumed as a different one.
+        """Raise UserError where this folder cannot take a run of `recipe`: it holds other files, or a run that `recipe` does not resume.
 
-        With `longer` a run that is resumed may be given more steps than it had. What is there may be of an older form, and silent about
-        settings that are younger: both are compared with all of them filled in.
+        With `longer`, a run that is resumed may be given more steps than it had. The recipe in the folder may be of an older format and
+        lack newer settings: it is compared with all defaults filled in.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out is {self.path}, which is a file; give a folder")
         if not self.recipe_file.exists():
-            # what a kill leaves of a file that was being written does not count
+            # the partial file that a killed process leaves behind does not count
             if self.path.is_dir() and any(not entry.name.endswith(files.PARTIAL) for entry in self.path.iterdir()):
                 raise UserError(f"--out is {self.path}, which holds other files and no run; give a new or an empty folder")
             return
@@ -106,7 +107,7 @@ class RunFolder:
             )
 
     def more_steps(self, recipe: Mapping[str, Any]) -> int | None:
-        """The steps that the run here was to have, where `recipe` asks for more; None where it does not, or there is no run yet."""
+        """Return the number of steps in this folder's recipe if `recipe` asks for more; None otherwise, or where there is no run yet."""
         if not self.recipe_file.is_file():
             return None
         before = self.recipe().get("steps")
@@ -114,7 +115,7 @@ class RunFolder:
         return before if longer else None
 
     def open(self, recipe: Mapping[str, Any], made_by: Mapping[str, Any]) -> None:
-        """Make the folder, and write recipe.yaml if there is none yet; of a run that is to become longer, its new number of steps."""
+        """Make the folder, and write recipe.yaml if it is missing; for a run that is made longer, write the new number of steps to it."""
         self.path.mkdir(parents=True, exist_ok=True)
         tree: dict[str, Any] | None = None
         if not self.recipe_file.exists():
@@ -128,13 +129,16 @@ class RunFolder:
     def save_checkpoint(
         self, step: int, checkpoint: Checkpoint, keep: int, shards: Callable[[Path], Mapping[str, str]] = lambda folder: {}
     ) -> None:
-        """Write ``step_N``, with what `shards` writes into it, and remove all but the newest `keep`."""
+        """Write the checkpoint ``step_N``, including the files that `shards` writes into it, and remove all but the newest `keep`."""
         save_checkpoint(self.checkpoint_folder / f"step_{step}", checkpoint, shards)
         for old in checkpoints(self.checkpoint_folder)[keep:]:
             shutil.rmtree(old)
 
     def latest_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that is whole, and what is wrong with each newer one. Raises UserError where all are damaged."""
+        """Return the newest checkpoint that is whole, or None, and what is wrong with each newer one.
+
+        Raises UserError where there are checkpoints and all are damaged.
+        """
         wrong: list[str] = []
         found = checkpoints(self.checkpoint_folder)
         for folder in found:
@@ -147,7 +151,7 @@ class RunFolder:
         return None, wrong
 
     def save_model(self, generator: Generator, folder: Path | None = None) -> None:
-        """Replace the model folder's files, each at once: a reader finds the old or the new one. config.json comes last."""
+        """Write `generator` to the model folder, or to `folder`. Each file is replaced atomically, config.json last."""
         folder = folder or self.model_folder
         folder.mkdir(exist_ok=True)
         if (file := weight_file(generator.config)) is not None:
@@ -155,7 +159,7 @@ class RunFolder:
         files.replace_file(folder / "config.json", json.dumps(generator.config, indent=2).encode())
 
     def model_step(self) -> int | None:
-        """The step at which the model folder was written; None where it is not whole."""
+        """Return the step at which the model folder was written; None where the folder is incomplete."""
         try:
             config = read_json(self.model_folder / "config.json")
             return config["info"]["step"] if is_whole(self.model_folder) else None
@@ -163,18 +167,18 @@ class RunFolder:
             return None
 
     def is_finished(self, steps: int) -> bool:
-        """Whether a run of `steps` steps has been trained here, saved and logged to its end."""
+        """Return whether the run in this folder has been trained, saved and logged up to step `steps`."""
         kept, lines = checkpoints(self.checkpoint_folder), self.metrics()
         saved = bool(kept) and kept[0].name == f"step_{steps}" and self.model_step() == steps
         return saved and bool(lines) and lines[-1]["step"] == steps
 
     def save_best(self, generator: Generator) -> None:
-        """Put `generator`, whose ``info["best"]`` says why, into the folder ``best`` in place of what is there, whole or not at all."""
+        """Replace the folder ``best`` with `generator`, completely or not at all; ``generator.info["best"]`` records why it was chosen."""
         with files.replace_folder(self.best_folder) as partial:
             self.save_model(generator, partial)
 
     def best(self) -> dict[str, Any] | None:
-        """``step``, ``metric`` and ``value`` of the model in ``best``; None where there is none, whole."""
+        """Return ``step``, ``metric`` and ``value`` of the model in the folder ``best``; None where it is missing or incomplete."""
         files.recover_folder(self.best_folder)
         try:
             best = read_json(self.best_folder / "config.json")["info"]["best"]
@@ -184,21 +188,21 @@ class RunFolder:
             return None
 
     def has_teacher(self) -> bool:
-        """Whether the copy of the teacher is there, whole."""
+        """Return whether the folder ``teacher`` holds a complete copy of the teacher."""
         return is_whole(self.teacher_folder)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one object to metrics.jsonl."""
+        """Append `record` to metrics.jsonl, as a line of JSON."""
         with self.metrics_file.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self, renamed: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-        """All records of metrics.jsonl that can be read; see `damage`. Figures and alarms that `renamed` lists have their new names."""
+        """Return all readable records of metrics.jsonl (see `damage`), with figures and alarms renamed as `renamed` (old: new) says."""
         records = [record for record in self._lines().values() if record is not None]
         return [_with_names(record, renamed) for record in records] if renamed else records
 
     def damage(self) -> list[int]:
-        """Numbers, from 1, of the lines of metrics.jsonl that hold no record; a last one cut short by a kill does not count."""
+        """Return the numbers, from 1, of the unreadable lines of metrics.jsonl, but for the last line, which a kill may cut short."""
         lines = self._lines()
         return [number for number, record in lines.items() if record is None and number < len(lines)]
 
@@ -209,9 +213,10 @@ class RunFolder:
         return {number: _record(line) for number, line in enumerate(lines[: len(lines) - (not lines[-1])], start=1)}
 
     def forget_after(self, step: int) -> str | None:
-        """Take away what came after `step`: lines of metrics.jsonl, which a resumed run logs again, and damaged checkpoints.
+        """Remove the records of metrics.jsonl and the checkpoints that are later than `step`: a resumed run makes them again.
 
-        What is to be said of lines that cannot be read; the file as it was is then kept beside the new one.
+        Where lines cannot be read, they are left out, the former file is kept as metrics.damaged.jsonl, and a message for the user is
+        returned.
         """
         for folder in checkpoints(self.checkpoint_folder):
             if int(folder.name.removeprefix("step_")) > step:
@@ -228,23 +233,23 @@ class RunFolder:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """The record in a line of metrics.jsonl; None for what is none."""
+    """Return the record in a line of metrics.jsonl; None where the line is not a JSON object with a step."""
     try:
         record = parse_json(line)
-    except ValueError:  # no JSON, or no UTF-8
+    except ValueError:  # not JSON, or not UTF-8
         return None
     step = record.get("step") if isinstance(record, dict) else None
     return record if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None
 
 
 def _with_names(record: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
-    """`record` with today's names of its figures and alarms."""
+    """Return `record` with its figures and alarms renamed as `renamed` (old: new) says."""
     record = {renamed.get(key, key): value for key, value in record.items()}
     return record | {"alarms": [renamed.get(name, name) for name in record.get("alarms") or ()]}
 
 
 def _filled_in(tree: dict[str, Any]) -> dict[str, Any]:
-    """`tree`, a recipe of any form, in today's, with every default; as it is where that cannot be had."""
+    """Return `tree`, a recipe of any format, in the current one with every default filled in; unchanged where it is not valid."""
     try:
         return resolved(validated(tree, "recipe.yaml"))
     except UserError:
@@ -252,7 +257,7 @@ def _filled_in(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """(key, old, new) wherever two trees differ."""
+    """Return (dotted key, old value, new value) for each place where two nested mappings differ; a missing value is None."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(key for key in now if key not in before)]
         return [d for key in keys for d in differences(before.get(key), now.get(key), f"{path}.{key}".lstrip("."))]

@@ -1,12 +1,12 @@
-"""Networks in shares: each of several processes keeps its part of every weight, gradient and moment (FSDP2, arXiv 2304.11277).
+"""Sharded networks: each of several processes keeps its shard of every weight, gradient and optimizer moment (FSDP2, arXiv 2304.11277).
 
-All that a method calls is sharded, what stands still too: a frozen teacher, or the network that low-rank changes stand on, is as large as
-what learns. A network is gathered block by block, for as long as a block is called. The rule of what a block is: every module in an
-``nn.ModuleList`` that holds at least a hundredth of its network's parameters, the innermost first; what is left is gathered with the whole
-network. Low-rank changes are sharded like any weights, and are one block.
+All networks that a method calls are sharded, frozen ones too: a frozen teacher, or the base model of low-rank adapters (LoRA), is as large
+as the trained network. A network is gathered block by block, each for as long as it is called. A block is an entry of an ``nn.ModuleList``
+with at least a hundredth of its network's parameters, the innermost first; the remaining parameters are gathered with the network as a
+whole. Low-rank adapters are sharded like any weights, and are one block.
 
-The average that ships is never called while it trains: its tensors are shares beside those that it follows, and `whole` makes a network
-of them for as long as somebody needs one.
+The moving average is never called during training: its tensors are sharded like those that it follows, and `whole` makes an unsharded copy
+when one is needed.
 """
 
 import copy
@@ -27,17 +27,17 @@ from fewstep.errors import UserError, first_line
 from fewstep.generator import Generator
 from fewstep.methods.base import Method
 
-LEAST = 0.01  # of a network's parameters, that a block of its own holds at least
+LEAST = 0.01  # smallest share of a network's parameters that makes a module a block of its own
 DEVICES = ("cpu", "cuda")
-GATHERED = 4  # times a block's size, that gathering takes: what came in, the weights, and the same of the next block, or of gradients
+GATHERED = 4  # memory for gathering, in block sizes: the buffer received, the weights, and both again for the next block or gradients
 INSTEAD = "give trainer.strategy=ddp, which keeps all of every network in each process"
 
 
 def strategy() -> ModelParallelStrategy:
-    """The engine's strategy that starts processes and lets them talk, and leaves networks as they are: `shard` sees to all of them.
+    """Return the Lightning strategy that starts and connects the processes, and leaves networks unchanged: `shard` shards all of them.
 
-    By itself the engine would shard what it is given to train alone, over a mesh of nodes times devices. Raises UserError for a torch that
-    is too old.
+    By itself the strategy would shard only the networks that it is given to train, over a mesh of nodes times devices. Raises UserError for
+    a torch version without FSDP2 or safetensors checkpoints.
     """
     try:
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader  # noqa: F401
@@ -50,31 +50,31 @@ def strategy() -> ModelParallelStrategy:
 
 
 def check_device(kind: str) -> None:
-    """Raise UserError where networks cannot be sharded on a `kind` of device."""
+    """Raise UserError where networks cannot be sharded on devices of type `kind`, such as "mps"."""
     if kind not in DEVICES:
         raise UserError(f"trainer.strategy is fsdp, and trainer.accelerator is {kind} here; give {' or '.join(DEVICES)}, or strategy=auto")
 
 
 def is_sharded(fabric: Fabric) -> bool:
-    """Whether networks are in shares."""
+    """Return whether networks are sharded in runs on `fabric` (``trainer.strategy`` fsdp)."""
     return isinstance(fabric.strategy, ModelParallelStrategy)
 
 
 def called_by(method: Method) -> list[nn.Module]:
-    """All networks that `method` may call, each once: its own, its generators' and those that these stand on."""
+    """Return all networks that `method` may call, each once: its own, its generators' denoisers, and the base models of adapters."""
     found = [*method.networks.values(), *(part.denoiser for part in vars(method).values() if isinstance(part, Generator))]
     return list({id(module): module for network in found for module in (network, *grounds(network))}.values())
 
 
 def shard(method: Method, average: nn.Module, fabric: Fabric) -> None:
-    """Put all networks of `method`, and `average` of the one that ships, in shares on the devices of `fabric`, block by block.
+    """Shard all networks of `method`, and the moving average `average` of the one that ships, over the devices of `fabric`, block by block.
 
-    They lie anywhere, whole and the same in all processes. Raises UserError for a network that cannot be sharded.
+    They may be on any device, but must be unsharded and equal in all processes. Raises UserError for a network that cannot be sharded.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    # a view may be written over, which nothing here does
+    # torch warns that a returned view must not be modified in place, which nothing here does
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(fabric.device.type, (fabric.world_size,))
     for network in called_by(method):
@@ -92,13 +92,13 @@ def shard(method: Method, average: nn.Module, fabric: Fabric) -> None:
     for module in average.modules():
         for name, parameter in [*module.named_parameters(recurse=False, remove_duplicate=False)]:
             module.register_parameter(name, shares[id(parameter)])
-    average.to(fabric.device)  # its buffers
+    average.to(fabric.device)  # moves the buffers
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """The modules of `network` that are gathered by themselves, the innermost first; see the rule above.
+    """Return the modules of `network` that are gathered separately, the innermost first, by the rule in this module's docstring.
 
-    One that shares a parameter with what is outside it is none.
+    A module that shares a parameter with modules outside it is not one of them.
     """
     uses = Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
     least = LEAST * sum(parameter.numel() for parameter in network.parameters())
@@ -114,7 +114,7 @@ def blocks(network: nn.Module) -> list[nn.Module]:
 
 
 def peak(network: nn.Module) -> int:
-    """Bytes of `network`, whole as yet, that a device has beside its share while it is called: what is gathered. An estimate."""
+    """Return an estimate of the bytes that a device needs beside its shard while `network`, not sharded yet, is called and gathered."""
     sizes, seen = [0], set[int]()
     for module in (*blocks(network), network):
         mine = [parameter for parameter in module.parameters() if id(parameter) not in seen]
@@ -125,7 +125,7 @@ def peak(network: nn.Module) -> int:
 
 @contextmanager
 def gathered(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, each process has all of `modules`, and may call them without the others. All processes enter together."""
+    """Gather `modules` in every process, which may then call them independently of the others. All processes must enter together."""
     sharded = [module for module in modules if any(map(in_shares, module.parameters()))]
     if not sharded:
         yield
@@ -145,30 +145,30 @@ def gathered(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def in_shares(tensor: Tensor) -> bool:
-    """Whether each process has a part of `tensor` (a DTensor)."""
+    """Return whether `tensor` is sharded (a DTensor)."""
     return hasattr(tensor, "full_tensor")
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """All of `tensor`, in all processes, which ask together; itself where it is in no shares."""
+    """Return all of a sharded `tensor`, for which all processes must call this together; `tensor` itself if it is not sharded."""
     dtensor: Any = tensor
     return dtensor.full_tensor() if in_shares(tensor) else tensor
 
 
 def share(tensor: Tensor) -> Tensor:
-    """What this process has of `tensor`, in the same memory; itself where it is in no shares."""
+    """Return this process's shard of `tensor`, in the same memory; `tensor` itself if it is not sharded."""
     dtensor: Any = tensor
     return dtensor.to_local() if in_shares(tensor) else tensor
 
 
 def like(tensor: Tensor, other: Tensor) -> Tensor:
-    """`tensor` in shares like `other`; itself where it is in such already, or that is in none."""
+    """Return `tensor` sharded like `other`; `tensor` itself if it is sharded already, or `other` is not."""
     dtensor: Any = other
     return _share(tensor, dtensor.device_mesh) if in_shares(other) and not in_shares(tensor) else tensor
 
 
 def whole(module: nn.Module) -> nn.Module:
-    """A copy of an average, `module`, with whole tensors, which all processes ask for together; itself where it is in no shares."""
+    """Return an unsharded copy of the average `module`, for which all processes must call this together; `module` if it is not sharded."""
     shares = [p for p in module.parameters() if in_shares(p)]
     memo: dict[int, Any] = {id(p): nn.Parameter(whole_tensor(p), requires_grad=False) for p in shares}
     return copy.deepcopy(module, memo) if shares else module
@@ -184,7 +184,7 @@ def _watched(entrance: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _differentiated_once(output: Any) -> None:
-    """Have the tensors in `output` refuse a gradient that is to be differentiated: the weights are gone by then, and torch crashes."""
+    """Make the tensors in `output` raise RuntimeError on double backward, where FSDP has freed the weights and torch would crash."""
 
     def refuse(grad: Tensor) -> None:
         if torch.is_grad_enabled():
@@ -196,7 +196,7 @@ def _differentiated_once(output: Any) -> None:
 
 
 def not_sharded(error: BaseException) -> str | None:
-    """Why losses cannot be worked out in shares, if that is what `error` of a step says."""
+    """Return the reason if `error`, raised in a step, says that a loss cannot be computed on sharded networks; else None."""
     words = ("DTensor", "FSDP", "fully_shard", "storage of size 0", "setStorage")
     return first_line(error)[:200] if any(word in str(error) for word in words) else None
 

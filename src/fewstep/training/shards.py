@@ -1,7 +1,7 @@
-"""What a checkpoint keeps of networks in shares: each process writes its own, and as many processes as there are then read what they need.
+"""Checkpoints of sharded networks: each process writes its shards, and any number of processes can read them when the run is resumed.
 
-The files are those of `torch.distributed.checkpoint` in its safetensors form, which holds numbers alone: nothing in it is executed, as it
-would be by the library's own form. They are read into shares, or whole where a run goes on without.
+The files are those of `torch.distributed.checkpoint` in its safetensors format, which holds only tensors: reading it executes no code,
+unlike the library's default format. They are read into shards, or into whole tensors where the run goes on unsharded.
 """
 
 import warnings
@@ -23,20 +23,20 @@ from fewstep.training.sharding import in_shares, like
 
 
 class Shares:
-    """The tensors in shares that a checkpoint of a run on `fabric` is to keep, by the names that its files have for them."""
+    """The sharded tensors of a run on `fabric` that a checkpoint keeps, by the names that they have in its files."""
 
     def __init__(self, fabric: Fabric) -> None:
         self.fabric = fabric
         self.tensors: dict[str, Tensor] = {}
 
     def out_of_networks(self, networks: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """State dicts by name, without those of their tensors that are in shares, which are kept here."""
+        """Return the state dicts `networks`, by name, without their sharded tensors, which are added to ``self.tensors``."""
         for name, state in networks.items():
             self.tensors |= {_weight(name, key): tensor for key, tensor in state.items() if in_shares(tensor)}
         return {name: {key: tensor for key, tensor in state.items() if not in_shares(tensor)} for name, state in networks.items()}
 
     def out_of_optimizers(self, optimizers: Mapping[str, Any]) -> dict[str, Any]:
-        """State dicts by turn, with None in place of tensors in shares, which are kept here."""
+        """Return the state dicts `optimizers`, by turn, with None for their sharded tensors, which are added to ``self.tensors``."""
         found = {}
         for turn, state in optimizers.items():
             kept = {number: dict(moments) for number, moments in state["state"].items()}
@@ -49,9 +49,9 @@ class Shares:
         return found
 
     def write(self, folder: Path | None = None) -> dict[str, str]:
-        """Write all of them into `folder`, which the first process gives and all write to; SHA-256 of each file by its name in there.
+        """Write the sharded tensors into `folder`, which the first process gives; return the SHA-256 of each file by its name in `folder`.
 
-        Raises OSError in all processes where one cannot write.
+        All processes must call it together. Raises OSError in all of them where one cannot write.
         """
         from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -69,9 +69,10 @@ class Shares:
 
 
 def filled(checkpoint: Checkpoint, weights: Mapping[str, Mapping[str, Tensor]], optimizers: Mapping[str, Any]) -> Checkpoint:
-    """`checkpoint` with what its shards hold: like `weights`, state dicts by name, and like what `optimizers` learn, in shares or whole.
+    """Return `checkpoint` with the tensors that its shards hold; `checkpoint` itself where it has no shards.
 
-    All processes ask together. Raises UserError where the shards cannot be read so.
+    Each tensor is sharded, or whole, like its counterpart in `weights` (state dicts by name) or among the parameters of `optimizers`. All
+    processes must call this together. Raises UserError where the shards cannot be read into these networks.
     """
     if checkpoint.shards is None:
         return checkpoint
@@ -92,7 +93,7 @@ def filled(checkpoint: Checkpoint, weights: Mapping[str, Mapping[str, Tensor]], 
     try:
         reader = HuggingFaceStorageReader(str(checkpoint.shards))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there is one process
+            warnings.simplefilter("ignore")  # torch warns where there is one process only
             load(wanted, storage_reader=reader, no_dist=not (dist.is_available() and dist.is_initialized()))
     except (CheckpointException, RuntimeError, ValueError) as error:
         raise UserError(f"{checkpoint.shards} cannot be read into the networks of this run: {_cause(error)}") from error
@@ -100,7 +101,7 @@ def filled(checkpoint: Checkpoint, weights: Mapping[str, Mapping[str, Tensor]], 
 
 
 def moments_like(optimizer: Any, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict `state` with moments in shares like the parameters that `optimizer` learns, where these are."""
+    """Return the optimizer state dict `state` with each moment sharded like its parameter in `optimizer`, where that is sharded."""
     learned: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     each = {
         number: {key: like(value, learned[number]) if value.shape == learned[number].shape else value for key, value in moments.items()}
@@ -110,7 +111,7 @@ def moments_like(optimizer: Any, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cause(error: BaseException) -> str:
-    failures: Mapping[int, Any] = getattr(error, "failures", {})  # of processes
+    failures: Mapping[int, Any] = getattr(error, "failures", {})  # by process
     return first_line(next((failure[0] for failure in failures.values()), error))
 
 

@@ -1,4 +1,4 @@
-"""A signal that asks a run to stop is heard at once, and heeded at the end of a step, or at once while nothing can be lost."""
+"""Handling of the signals that ask a run to stop: it stops at the end of the step, or at once while no work can be lost."""
 
 import contextlib
 import signal
@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-PASSED_ON = 1.0  # seconds in which a signal of another kind is the same request, that a launcher passes on
+PASSED_ON = 1.0  # seconds within which a second, different signal counts as the same request, passed on by a launcher
 
 
 class StopNow(BaseException):
-    """Somebody asked to stop while nothing can be lost: what is going on is given up. No ``except Exception`` takes it for a fault."""
+    """Raised to abandon work in progress when the user asks to stop; a BaseException, so that no ``except Exception`` catches it."""
 
 
 class StopRequest:
-    """Whether somebody has asked to stop; `say` is told what comes of it.
+    """The user's request to stop a run, made by a signal; `say` is called with a line that tells what the request does.
 
     Attributes:
-        asked: whether somebody has.
-        now: whether the next one to ask is heeded at once, by `StopNow`; see `at_once`.
+        asked: whether a request has been made.
+        now: whether a request raises `StopNow` at once; see `at_once`.
 
     """
 
@@ -29,9 +29,9 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, SIGINT, SIGTERM and SIGHUP ask; a second signal raises KeyboardInterrupt at once.
+        """Take SIGINT, SIGTERM and SIGHUP as requests inside the ``with`` block; a second signal raises KeyboardInterrupt.
 
-        A SIGHUP that is ignored when this begins, as under nohup, stays ignored.
+        SIGTERM and SIGHUP stay ignored where they are ignored already, as SIGHUP is under nohup.
         """
 
         def ask(number: int, frame: FrameType | None) -> None:
@@ -46,7 +46,7 @@ class StopRequest:
             self.say("finishing this step and saving; once more to stop at once")
 
         before = {}
-        with contextlib.suppress(ValueError):  # not the main thread: signals are somebody else's
+        with contextlib.suppress(ValueError):  # raised outside the main thread, which alone may handle signals
             for number in SIGNALS:
                 if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                     before[number] = signal.signal(number, ask)
@@ -58,7 +58,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self, here: bool = True) -> Iterator[None]:
-        """Inside, with `here`, a request raises `StopNow`: what goes on may be given up at any place."""
+        """Let a request raise `StopNow` at once inside the ``with`` block, whose work may be abandoned at any point, if `here` is True."""
         self.now = here
         try:
             yield

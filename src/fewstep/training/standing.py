@@ -1,13 +1,13 @@
-"""What of a run's health is known from its first step on; above all whether its teacher was made for the data at hand.
+"""Health figures that are known from a run's first step on, above all whether its teacher was trained on data like the run's.
 
-At a noise level ``s`` the best straight line denoises items of standard deviation ``sigma`` with the error
-``s^2 sigma^2 / (s^2 + sigma^2)`` an element, and a network that has learned them is better. One that was made for other data pulls every
-item to those, and is far worse where noise is low. So the fit is
+At a noise level ``s`` the best linear denoiser of items with standard deviation ``sigma`` has the squared error
+``s^2 sigma^2 / (s^2 + sigma^2)`` per element, and a network trained on such items has a smaller one. A network trained on other data pulls
+every item towards that data, and is far worse at low noise. The fit of a teacher is therefore
 
     mean over items and levels of |D(x + s n, s, label) - x|^2 (s^2 + sigma^2) / (s^2 sigma^2 D)
 
-in the unit of `fewstep.maths.parametrization.edm_weight`: 1 is what can be had without a network. The noise ``n`` is the same for all items
-and in all runs, so that nothing is drawn, and a part of a batch gives the same for its items as the whole.
+with the weight of `fewstep.maths.parametrization.edm_weight`: 1 is the error of the linear denoiser. The noise ``n`` is the same for all
+items and in all runs, so that no random numbers are drawn, and an item contributes the same whichever part of a batch it is in.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,19 @@ from fewstep.methods.base import Batch, Method, Turn
 from fewstep.methods.devices import whole_items
 from fewstep.training.sharding import whole_tensor
 
-LEVELS = (0.08, 0.15, 0.3)  # of sigma_data: below, a teacher that was trained for a short time has not learned; above, any data look alike
-ITEMS = 256
-FEWEST = 100  # updates, of fewer of which nothing is expected
-VALUES = 64  # of noise, at least, for each level: points of few dimensions see several draws
+# noise levels, in units of sigma_data: a briefly trained teacher has not learned lower ones, and at higher ones all data look alike
+LEVELS = (0.08, 0.15, 0.3)
+ITEMS = 256  # items on which the teacher's fit is measured, at most
+FEWEST = 100  # updates of a turn below which its reach is not reported
+VALUES = 64  # smallest number of noise values per level: for points of few dimensions, several draws
 
 
 def standing(method: Method, steps: int, batch_size: int, batches: Sequence[Batch]) -> dict[str, float]:
-    """``health.teacher``, where there is one, ``health.batch``, where few items harm, ``TURN.reach`` in a run of `steps`; the method's own.
+    """Return the figures of a run of `steps` steps that are known at its first step, by name.
 
-    `batches` are this process's of the step; none where they hold no items that a teacher could denoise.
+    They are the method's own, ``health.batch`` for a method that small batches harm, ``health.teacher`` if a teacher is kept, and
+    ``TURN.reach`` of each turn with at least `FEWEST` updates; that of the turn that trains the shipped network is also ``health.reach``.
+    `batches` are this process's parts of the first step's batch; empty where they hold no items that a teacher could denoise.
     """
     found = {**method.standing, **({"health.batch": float(batch_size)} if method.compares_batch else {})}
     if batches and (teacher := method.kept_teacher) is not None:
@@ -44,9 +47,9 @@ def standing(method: Method, steps: int, batch_size: int, batches: Sequence[Batc
 
 
 def reach(method: Method, turn: Turn, steps: int) -> float:
-    """How far `turn` can take a weight in a run of so many `steps`, in units of the weights' root mean square.
+    """Return how far `turn` can move a weight in a run of `steps` steps, in units of the weights' root mean square.
 
-    A step of Adam moves a weight by about the learning rate, so that all of them move it by their sum at the most.
+    An update of Adam moves a weight by about the learning rate, so that all updates move it by at most about the sum of the rates.
     """
     updates = turn.updates(steps)
     rates = sum(turn.optimizer.lr_at(update, updates) for update in range(updates))
@@ -57,7 +60,7 @@ def reach(method: Method, turn: Turn, steps: int) -> float:
 
 @torch.no_grad()
 def teacher_fit(teacher: Generator, batches: Sequence[Batch]) -> float:
-    """The fit of `teacher` to the items of a step, of which this process has `batches`; 1 is what can be had without a network."""
+    """Return the fit of `teacher` to the items of one step, of which this process has `batches`; 1 is that of the best linear denoiser."""
     x, label = whole_items((batch.x, batch.label) for batch in batches)
     x, label = x[:ITEMS], None if label is None else label[:ITEMS]
     rng = torch.Generator().manual_seed(0)
@@ -65,7 +68,7 @@ def teacher_fit(teacher: Generator, batches: Sequence[Batch]) -> float:
     noise = torch.randn(len(LEVELS), num, *x.shape[1:], generator=rng).to(x)
     found: list[Tensor] = []
     was_learning = teacher.denoiser.training
-    teacher.denoiser.eval()  # dropout would draw
+    teacher.denoiser.eval()  # dropout would draw random numbers
     for level, draws in zip(LEVELS, noise, strict=True):
         s = torch.full((len(x),), level * teacher.sigma_data, dtype=x.dtype, device=x.device)
         for n in draws:

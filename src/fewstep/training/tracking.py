@@ -1,4 +1,4 @@
-"""Where the log goes besides metrics.jsonl: wandb or tensorboard, both optional."""
+"""Experiment trackers that get the log beside metrics.jsonl: Weights & Biases (wandb) or TensorBoard, both optional."""
 
 import importlib
 import os
@@ -13,22 +13,22 @@ from fewstep.pil import opened
 
 
 class Tracker(Protocol):
-    """Takes what the loop logs."""
+    """The interface of an experiment tracker to the training loop."""
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """One record of metrics.jsonl; its ``step`` is the axis."""
+        """Log one record of metrics.jsonl, at its ``step``."""
         ...
 
     def image(self, path: Path, step: int) -> None:
-        """A grid of samples, already saved at `path`."""
+        """Log the picture of samples that is saved at `path`."""
         ...
 
     def alarm(self, name: str, message: str, step: int) -> None:
-        """An alarm that was raised for the first time."""
+        """Log an alarm, at the step at which it is first raised."""
         ...
 
     def close(self) -> None:
-        """The run ends."""
+        """Finish logging at the end of the run."""
         ...
 
 
@@ -37,25 +37,25 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 class NoTracker:
-    """metrics.jsonl is enough."""
+    """A tracker that logs nothing, for runs that keep only metrics.jsonl."""
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def image(self, path: Path, step: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def alarm(self, name: str, message: str, step: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class WandbTracker:
-    """Weights & Biases, in the mode that WANDB_MODE says (``offline`` needs no account); its files go into the run folder.
+    """A tracker that logs to Weights & Biases, in the mode given by WANDB_MODE (``offline`` needs no account).
 
-    Raises UserError where it cannot begin.
+    wandb's files go into the run folder. Raises UserError where the wandb run cannot be started.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
@@ -69,7 +69,7 @@ class WandbTracker:
                 "offline-run-*` puts the parts into one\n"
             )
         try:
-            # one id a folder, so that a resumed run goes on with its own curves
+            # one run id per folder, so that a resumed run continues its curves
             self.run = wandb.init(
                 project=where.get("project", "fewstep"),
                 entity=where.get("entity"),
@@ -87,25 +87,25 @@ class WandbTracker:
             ) from error
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Numbers under their own names."""
+        """Log the numbers in `record` under their own names."""
         self.run.log(_numbers(record), step=record["step"])
 
     def image(self, path: Path, step: int) -> None:
-        """Under "samples"."""
+        """Log the picture at `path` under the key "samples"."""
         self.run.log({"samples": self.wandb.Image(str(path))}, step=step)
 
     def alarm(self, name: str, message: str, step: int) -> None:
-        """As an alert, which the account's settings may send on, and in the log."""
+        """Send the alarm as a wandb alert, which the account may forward, and log its message under ``alarm/NAME``."""
         self.run.alert(title=name, text=f"step {step}: {message}")
         self.run.log({f"alarm/{name}": message}, step=step)
 
     def close(self) -> None:
-        """Finish the run."""
+        """Finish the wandb run."""
         self.run.finish()
 
 
 def _run_id(folder: Path) -> str:
-    """A run id kept in `folder`: made once."""
+    """Return the wandb run id stored in `folder`; a new one is made and stored if there is none."""
     import secrets
 
     file = folder / "wandb_id"
@@ -115,7 +115,7 @@ def _run_id(folder: Path) -> str:
 
 
 class TensorBoardTracker:
-    """TensorBoard event files in the run folder's ``tensorboard``."""
+    """A tracker that writes TensorBoard event files into the run folder's subfolder ``tensorboard``."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -123,23 +123,23 @@ class TensorBoardTracker:
         self.writer = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Numbers under their own names, a turn's in one group."""
+        """Log the numbers in `record` under their own names, those of one turn as a group."""
         for key, value in _numbers(record).items():
             self.writer.add_scalar(key.replace(".", "/", 1), value, record["step"])
 
     def image(self, path: Path, step: int) -> None:
-        """Under "samples"."""
+        """Log the picture at `path` under the tag "samples"."""
         import numpy as np
 
         with opened(path) as image:
             self.writer.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def alarm(self, name: str, message: str, step: int) -> None:
-        """As a text under "alarms"."""
+        """Log the alarm's message as text under the tag ``alarms/NAME``."""
         self.writer.add_text(f"alarms/{name}", message, step)
 
     def close(self) -> None:
-        """Write what is buffered."""
+        """Write all buffered events, and close the event file."""
         self.writer.close()
 
 
@@ -148,7 +148,7 @@ def _is_offline() -> bool:
 
 
 def check_tracker(name: str) -> None:
-    """Raise UserError where the package that the tracker called `name` needs is not installed, or wandb has no account to send to."""
+    """Raise UserError where the package of the tracker called `name` is not installed, or wandb is online and has no API key."""
     package = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}.get(name)
     try:
         if package:
@@ -166,7 +166,10 @@ def check_tracker(name: str) -> None:
 
 
 def make_tracker(name: str, folder: Path, config: Mapping[str, Any]) -> Tracker:
-    """The tracker called `name` for the run in `folder`. Raises UserError as `check_tracker` does."""
+    """Return the tracker called `name` ("wandb", "tensorboard" or "none") for the run in `folder`.
+
+    `config` is the recipe, which wandb records with the run. Raises UserError as `check_tracker` does.
+    """
     check_tracker(name)
     if name == "wandb":
         return WandbTracker(folder, config)

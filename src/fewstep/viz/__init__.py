@@ -1,1 +1,1 @@
-"""Pictures: grids, contact sheets, curves, and the report that holds them all."""
+"""Pictures of samples and of runs: image grids, contact sheets, curves, the HTML report, and the dashboard of a run in the plane."""

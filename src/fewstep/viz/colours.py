@@ -1,4 +1,4 @@
-"""The colours of all pictures: those of Okabe and Ito, which people who see red and green alike tell apart, and two more."""
+"""The colours of all pictures: those of Okabe and Ito, which people with red-green colour blindness can tell apart, grey and violet."""
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY, VIOLET = COLOURS = (
     "#0072b2",
@@ -10,4 +10,4 @@ BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY, VIOLET = COLOURS = (
     "#7f7f7f",
     "#4b0082",
 )
-SAMPLE = "#d1400f"  # generated points
+SAMPLE = "#d1400f"  # the colour of generated points

@@ -1,4 +1,4 @@
-"""The pieces of a page that opens anywhere: one file, no script, nothing fetched, light or dark as the reader's system is."""
+"""Building blocks of a self-contained HTML page: one file without scripts or external resources, in light or dark by system setting."""
 
 import base64
 import html
@@ -63,12 +63,12 @@ pre{margin:.75rem 0;padding:1rem;background:var(--panel);border-radius:4px;overf
 
 
 def escaped(text: str) -> str:
-    """`text` as it stands in a page, in quotes too."""
+    """Return `text` with HTML's special characters escaped, quotation marks included."""
     return html.escape(text)
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """The whole file."""
+    """Return the text of the HTML file with the title `title` and the HTML of its `parts` in order."""
     head = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<title>{escaped(title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>'
@@ -77,17 +77,17 @@ def page(title: str, parts: Sequence[str]) -> str:
 
 
 def section(heading: str, body: str, name: str) -> str:
-    """A part of the page that can be linked to by its `name`."""
+    """Return a section of the page with a heading and the HTML `body`; links reach it by its `name` (``#name``)."""
     return f'<section id="{name}" aria-labelledby="{name}-heading"><h2 id="{name}-heading">{escaped(heading)}</h2>{body}</section>'
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    """A paragraph of plain text."""
+    """Return a paragraph of plain text, of the CSS class `kind` if one is given."""
     return f'<p class="{kind}">{escaped(text)}</p>' if kind else f"<p>{escaped(text)}</p>"
 
 
 def picture(content: bytes, alt: str, caption: str, kind: str = "", wide: bool = False) -> str:
-    """A PNG inside the page; what is `wide` keeps a width at which it can be read, and scrolls inside its box."""
+    """Return a figure with the PNG file `content` embedded; a `wide` one keeps a readable width, and scrolls sideways in a box."""
     image = f'<img src="data:image/png;base64,{base64.b64encode(content).decode()}" alt="{escaped(alt)}">'
     if wide:
         image = scrolling(image, alt, "wide")
@@ -95,12 +95,15 @@ def picture(content: bytes, alt: str, caption: str, kind: str = "", wide: bool =
 
 
 def scrolling(inner: str, name: str, kind: str = "") -> str:
-    """A box that scrolls sideways, by keys too, where the page is narrower than what it holds."""
+    """Return a box around the HTML `inner` that scrolls sideways, also by keyboard, where the page is narrower than its contents.
+
+    `name` is its label for screen readers, and `kind` a further CSS class.
+    """
     return f'<div class="scroll {kind}" role="region" tabindex="0" aria-label="{escaped(name)}">{inner}</div>'
 
 
 def table(lines: Sequence[Sequence[str]], name: str, own: Sequence[int] = (), kind: str = "") -> str:
-    """A table in a box of its own; the first of `lines` holds its headings, and rows whose numbers, from 0, are in `own` stand out."""
+    """Return a table in a scrolling box; the first of `lines` is the headings, and rows whose numbers (from 0) are in `own` are bold."""
     head = "".join(f'<th scope="col">{escaped(cell)}</th>' if cell else "<td></td>" for cell in lines[0])
     rows = []
     for number, (first, *rest) in enumerate(lines[1:]):
@@ -111,18 +114,18 @@ def table(lines: Sequence[Sequence[str]], name: str, own: Sequence[int] = (), ki
 
 
 def notes(items: Sequence[tuple[str, str]]) -> str:
-    """Names, each with the sentences that explain it."""
+    """Return a list of explanations: a name and a text for each of `items`."""
     inner = "".join(f"<div><dt>{escaped(name)}</dt><dd>{escaped(text)}</dd></div>" for name, text in items)
     return f'<dl class="notes">{inner}</dl>'
 
 
 def facts(items: Sequence[tuple[str, str]]) -> str:
-    """Short facts beside each other."""
+    """Return a row of short facts: a name and a value for each of `items`."""
     inner = "".join(f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>" for name, value in items)
     return f'<dl class="facts">{inner}</dl>'
 
 
 def folded(summary: str, text: str) -> str:
-    """Preformatted `text` that is shown when asked for."""
+    """Return preformatted `text` that is hidden until the reader unfolds its `summary`."""
     inner = scrolling(f"<pre>{escaped(text)}</pre>", summary)
     return f"<details><summary>{escaped(summary)}</summary>{inner}</details>"

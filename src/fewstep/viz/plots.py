@@ -1,4 +1,4 @@
-"""Pictures of samples and curves of a run."""
+"""Pictures of samples, curves of a run, and plots for comparisons of methods."""
 
 import hashlib
 import io
@@ -17,13 +17,13 @@ from fewstep.viz.colours import BLUE, COLOURS, SAMPLE
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
-    """Images [N, C, H, W] in [-1, 1] as bytes [N, H, W, 3]; grey ones get three equal channels."""
+    """Return images [N, C, H, W] in [-1, 1] as uint8 [N, H, W, 3]; unless there are three channels, the first is used for all three."""
     pixels = ((images.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return pixels if pixels.shape[3] == 3 else pixels[..., :1].repeat(3, axis=3)
 
 
 def image_grid(images: Tensor, columns: int = 10, side: int = 48, gap: int = 2) -> Image.Image:
-    """Images [N, C, H, W] in [-1, 1], row by row, each enlarged without smoothing to about `side` pixels."""
+    """Return a picture of images [N, C, H, W] in [-1, 1] in a grid, row by row, each enlarged without smoothing to about `side` pixels."""
     pixels = to_pixels(images)
     scale = max(1, round(side / pixels.shape[1]))
     pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
@@ -37,7 +37,10 @@ def image_grid(images: Tensor, columns: int = 10, side: int = 48, gap: int = 2) 
 
 
 def captioned(images: Tensor, texts: Sequence[str], columns: int = 4, side: int = 160, lines: int = 3) -> Image.Image:
-    """Images [N, C, H, W] in [-1, 1], row by row, each with its text below it in at most so many `lines`, the last cut by "..."."""
+    """Return a picture of images [N, C, H, W] in [-1, 1] in a grid, row by row, each with its text below in at most `lines` lines.
+
+    Each image is enlarged without smoothing to about `side` pixels; a longer text ends in "...".
+    """
     font, gap = ImageFont.load_default(12), 8
     pixels = to_pixels(images)
     scale = max(1, round(side / pixels.shape[2]))
@@ -56,9 +59,9 @@ def captioned(images: Tensor, texts: Sequence[str], columns: int = 4, side: int 
 
 
 def contact_sheet(blocks: Sequence[tuple[str, str, Tensor]], path: Path, columns: int = 20, claim: str = "") -> None:
-    """Write a picture of several sets of images, one under the other, to `path` (PNG), under a line that says what they show.
+    """Write a picture of several sets of images, one below the other, to `path` (PNG), with the line `claim` above them.
 
-    Each block is (title, a line of figures, images [N, C, H, W] in [-1, 1]).
+    Each of `blocks` is (title, line of figures, images [N, C, H, W] in [-1, 1]).
     """
     from matplotlib.figure import Figure
 
@@ -80,11 +83,14 @@ def contact_sheet(blocks: Sequence[tuple[str, str, Tensor]], path: Path, columns
 
 
 def scatter(points: Tensor, path: Path | io.BytesIO, limits: tuple[float, float] | None = None) -> None:
-    """Write a scatter plot of the first two coordinates of `points` [N, D] to `path` (PNG); a line of ticks for one coordinate."""
+    """Write a scatter plot of the first two coordinates of `points` [N, D] to `path` (PNG); points of one coordinate lie on a line.
+
+    `limits` are those of both axes; None fits them to the points.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 6), dpi=110)
-    axes = figure.add_axes((0.13, 0.09, 0.85, 0.89))  # room for the numbers, which a layout would draw twice to find
+    axes = figure.add_axes((0.13, 0.09, 0.85, 0.89))  # fixed room for the tick labels: an automatic layout would draw twice
     x = points.detach().cpu().numpy()
     axes.scatter(x[:, 0], x[:, 1] if x.shape[1] > 1 else np.zeros(len(x)), s=4 if len(x) > 2000 else 9, color=SAMPLE, linewidths=0)
     axes.set(aspect="equal", xlabel="first coordinate", ylabel="second coordinate" if x.shape[1] > 1 else "")
@@ -94,16 +100,16 @@ def scatter(points: Tensor, path: Path | io.BytesIO, limits: tuple[float, float]
     figure.savefig(path)
 
 
-# of curves that stand in a page: the page's style gives each its colour, light or dark; what matplotlib draws with is replaced
+# placeholder colours of curves in a page, replaced after drawing by the page's variables, which differ in light and dark mode
 INK, GRID = "#010101", "#020202"
 LINES = tuple(f"#0300{number:02x}" for number in range(8))
 
 
 def curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], log: bool = False) -> str:
-    """An SVG element of the named figures of `records` (lines of metrics.jsonl) over steps, to stand in a page.
+    """Return an SVG element, for use in a page, that plots the figures `names` of `records` (lines of metrics.jsonl) over steps.
 
-    Text is text in the page's font and has its colour; those of the lines and the grid are the page's variables ``--line-0`` to
-    ``--line-7`` and ``--grid``. What is not finite leaves a gap.
+    Text stays text, in the page's font and colour; the colours of lines and grid are the page's variables ``--line-0`` to ``--line-7`` and
+    ``--grid``. Values that are not finite leave a gap. With `log`, the vertical axis is logarithmic.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -136,39 +142,40 @@ def curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], log: bool
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     for colour, variable in ((INK, "currentColor"), (GRID, "var(--grid)"), *((line, f"var(--line-{i})") for i, line in enumerate(LINES))):
         text = text.replace(colour, variable)
-    # names inside are the page's, where several pictures stand
+    # ids must be unique in a page that holds several pictures
     own = hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
     text = re.sub(r'\bid="', f'id="{own}-', text)
     text = re.sub(r'href="#', f'href="#{own}-', text)
     text = text.replace("url(#", f"url(#{own}-")
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # it would be the whole page's
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # which a page knows
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # a style element would apply to the whole page
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # not needed inside an HTML page
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     return re.sub(r' (width|height)="[0-9.]+pt"', "", text, count=2)
 
 
 class Target(Protocol):
-    """A density to draw samples on."""
+    """The interface of a density over which samples are drawn."""
 
     @property
     def dim(self) -> int:
-        """Of its points."""
+        """The number of coordinates of its points."""
         ...
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Of a square that holds it."""
+        """The lower and upper limit, in both directions, of a square that contains the density."""
         ...
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """At points [N, D]."""
+        """Return the logarithm of the density [N] at points `x` [N, D]."""
         ...
 
 
 def target_panels(target: Target, panels: Sequence[tuple[str, str, str, Tensor]], path: Path, columns: int = 6) -> None:
-    """Write one panel for each of `panels`, samples on the density aimed at, to `path` (PNG).
+    """Write a picture with one panel per set of samples, drawn over the density `target`, to `path` (PNG).
 
-    A panel is (name, network evaluations, figures, points [N, D]); of more than two coordinates the first two are shown.
+    Each of `panels` is (name, network evaluations, figures, points [N, D]); of more than two coordinates the first two are shown, without
+    the density.
     """
     from matplotlib.figure import Figure
 
@@ -193,9 +200,10 @@ def target_panels(target: Target, panels: Sequence[tuple[str, str, str, Tensor]]
 def quality_by_evaluations(
     found: Mapping[str, tuple[Sequence[int], Sequence[float]]], title: str, quantity: str, path: Path, floor: float = 0.0
 ) -> None:
-    """Write a plot of a figure (lower is better) over network evaluations, both logarithmic, one line or mark a method, to `path` (PNG).
+    """Write a plot of a figure (lower is better) over network evaluations per sample, both logarithmic, to `path` (PNG).
 
-    `found` holds for each method its evaluations and the figure there. What is below `floor`, the error of measuring, is drawn at it.
+    `found` holds for each method its numbers of evaluations and the figure at each; a method with one value is drawn as a mark, others as a
+    line. Values below `floor`, the standard error of measuring, are drawn at `floor`.
     """
     from matplotlib.figure import Figure
 
@@ -206,7 +214,7 @@ def quality_by_evaluations(
     for i, (name, (x, y)) in enumerate(found.items()):
         values = [max(value, floor) for value in y]
         line = styles[i % len(styles)] if len(x) > 1 else ""
-        aside = 1.07 ** (alone.index(name) - (len(alone) - 1) / 2) if name in alone else 1.0  # so that equal marks stand side by side
+        aside = 1.07 ** (alone.index(name) - (len(alone) - 1) / 2) if name in alone else 1.0  # places equal marks side by side
         axes.plot(
             [value * aside for value in x],
             values,

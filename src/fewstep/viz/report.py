@@ -1,4 +1,4 @@
-"""One HTML file that shows a run: verdict, samples, figures, curves, alarms, data, recipe. It opens anywhere, without a network."""
+"""The report of a run as one self-contained HTML file: verdict, samples, measured figures, curves, alarms, data and recipe."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -12,9 +12,9 @@ from fewstep.viz import page
 from fewstep.viz.page import escaped, paragraph, section
 from fewstep.viz.plots import curves
 
-SHOWN = 12  # pictures of the way
+SHOWN = 12  # largest number of earlier pictures of samples in a report
 BETTER = {"least": "Lower is better.", "greatest": "Higher is better.", "nearest 1": "Best at 1 (100%)."}
-# what the loop itself logs of every method
+# explanations of the curves that the training loop logs for every method
 READINGS = {
     "gradient norms": "The length of each network's gradient before it is clipped. Neither way is better: it should settle, and a steady "
     "rise or jumps by powers of ten say that training is unstable.",
@@ -25,7 +25,7 @@ READINGS = {
 
 @dataclass(frozen=True)
 class Span:
-    """Steps, from the first to the last record, at which an alarm was raised without a break."""
+    """The steps of the first and the last of consecutive records in which an alarm was raised."""
 
     first: int
     last: int
@@ -33,7 +33,17 @@ class Span:
 
 @dataclass(frozen=True)
 class RaisedAlarm:
-    """An alarm of a run: when, what it said when it was first raised and at last, and what can be done about it."""
+    """An alarm of a run.
+
+    Attributes:
+        name: the alarm's name.
+        spans: the spans of steps at which it was raised, in order.
+        message: what it said when it was first raised.
+        latest: what it said when it was last raised.
+        advice: what to do about it.
+        lasts: whether it is still raised at the end of the run.
+
+    """
 
     name: str
     spans: Sequence[Span]
@@ -45,31 +55,35 @@ class RaisedAlarm:
 
 @dataclass(frozen=True)
 class Story:
-    """What a report tells of a run.
+    """The contents of a report.
 
     Attributes:
         title: the run's name.
-        about: what was trained on what, one sentence.
-        state: how it stands: "good", "bad", or "wait" where it cannot be told yet.
-        verdict: that in one word or two, and a sentence on it.
-        steps: of the whole run, done or not.
-        settled: the share of it before which no alarm is raised.
-        records: the lines of metrics.jsonl that can be read.
-        facts: name and value, short.
-        last: the last picture of samples, None where there is none; `earlier` are those before it, in order.
+        about: one sentence that says what was trained on which data.
+        state: the state of the run: "good", "bad", or "wait" where it is too early to tell.
+        verdict: the state in one or two words, and a sentence on it.
+        steps: number of steps of the whole run, done or not.
+        settled: share of the run before which no alarm is raised.
+        records: the readable lines of metrics.jsonl.
+        facts: short facts on the run, each a name and a value.
+        last: file of the last picture of samples; None where there is none.
+        earlier: files of the pictures before the last one, in order.
         caption: what the last picture shows.
         is_wide: whether the last picture has text that must stay readable.
-        results: results.json, or None.
-        rows: its table, headings first.
-        own: numbers, from 0, of the rows of the run's own generator.
-        drawn: families of the method's terms by heading; those in `logarithmic` on a log scale; `readings` says how to read them.
-        watched: how the figures were measured that were measured while training, one sentence.
-        alarms: those raised, in the order of their first step.
+        results: the contents of results.json; None where nothing has been measured.
+        rows: the table of results.json, headings first.
+        own: numbers, from 0, of the table's rows of the run's own generator, without the headings.
+        drawn: the method's logged terms to draw as curves, by heading.
+        logarithmic: the headings of curves that are drawn on a logarithmic scale.
+        readings: for each heading, how to read its curves.
+        watched: one sentence on how figures were measured while training.
+        alarms: the alarms that were raised, in the order of their first step.
         data: sentences on the data: found, used, left out, classes, split. Empty where the run did not record them.
-        changes: key, value shipped, and own value; None where it is not known what the recipe came from, see `changed_from`.
+        changes: key, value in the shipped recipe and value in this run, for each setting that differs; None where the recipe's origin is
+            not known.
         changed_from: one sentence on where the recipe came from.
-        recipe: the whole of recipe.yaml.
-        notes: what a reader must know besides, such as lines that cannot be read.
+        recipe: the text of recipe.yaml.
+        notes: further sentences that a reader must know, such as on lines that cannot be read.
 
     """
 
@@ -101,7 +115,7 @@ class Story:
 
 
 def write_report(path: Path, story: Story) -> None:
-    """Write the report to `path`."""
+    """Write the report of `story` to `path`, as an HTML file."""
     parts = [
         _head(story),
         _samples(story),
@@ -237,7 +251,7 @@ def _alarms(story: Story) -> str:
 
 
 def _share(step: int, story: Story) -> float:
-    """Where on the time line `step` stands, in percent."""
+    """Return the position of `step` on the run's time line, in percent."""
     return 100 * min(1.0, step / max(1, story.steps))
 
 

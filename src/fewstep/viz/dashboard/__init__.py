@@ -1,15 +1,15 @@
-"""A picture of a training run in the plane, drawn by another process while training goes on.
+"""The dashboard: an animated picture of a training run on points in the plane, drawn by another process while training goes on.
 
-matplotlib takes longer for a picture than training for many steps, so the training process only hands arrays to a thread
+Drawing a picture with matplotlib takes longer than many training steps. The training process therefore only hands arrays to a thread
 (`Dashboard.record`), which writes them to the standard input of another process (`fewstep.viz.dashboard.worker`).
 
-    scene         what is shown
-    picture       the figure, of sheet, squares and charts
-    animation     the frames on disk, and the loop that is made of them
-    messages      between the two processes
-    process       how the other process is started
+    scene         the data that the dashboard shows
+    picture       the figure, made of the parts in sheet, squares and charts
+    animation     the frames on disk, and the animated GIF made of them
+    messages      the messages between the two processes
+    process       starting the drawing process
     recording     the training process's side
-    worker        the other process, and the window
+    worker        the drawing process, and the process with the window
 """
 
 from fewstep.viz.dashboard.recording import Dashboard

@@ -1,4 +1,4 @@
-"""The frames on disk, the readings in them, and the loop that is made of them at the end."""
+"""The frames on disk, the readings stored in them, and the animated GIF made of them at the end of a run."""
 
 import contextlib
 import io
@@ -14,21 +14,22 @@ from fewstep.text import parse_json
 from fewstep.viz.colours import COLOURS, SAMPLE
 from fewstep.viz.dashboard.scene import GRID, HEIGHT, INK, SOFT, WIDTH, Reading
 
-GIF_FRAMES, GIF_BYTES, GIF_SECONDS, GIF_HOLD = 60, 4_000_000, 8.0, 1.5  # at most; the last frame's seconds are among them
+# largest number of frames, bytes and seconds of a GIF, and how many of these seconds the last frame is shown
+GIF_FRAMES, GIF_BYTES, GIF_SECONDS, GIF_HOLD = 60, 4_000_000, 8.0, 1.5
 
 
 def saved_frames(folder: Path) -> list[Path]:
-    """The pictures in `folder`, by step."""
+    """Return the files of the frames in `folder`, in the order of their steps."""
     return sorted(folder.glob("step_*.png"), key=step_of)
 
 
 def step_of(path: Path) -> int:
-    """The step in a frame's name."""
+    """Return the step in the file name of a frame."""
     return int(path.stem.removeprefix("step_"))
 
 
 def earlier(frames: Path) -> list[Reading]:
-    """The readings in the pictures that an earlier part of the run left."""
+    """Return the readings stored in the frames that an earlier part of the run left in the folder `frames`."""
     found = []
     for path in saved_frames(frames):
         with contextlib.suppress(OSError, SyntaxError, ValueError), opened(path) as image:
@@ -38,10 +39,10 @@ def earlier(frames: Path) -> list[Reading]:
 
 
 def make_gif(pictures: Sequence[Path], path: Path) -> None:
-    """Write the PNGs `pictures`, at most `GIF_FRAMES` of them at even distances and always the last, to `path` as a loop.
+    """Write the PNG files `pictures` to `path` as an animated GIF that loops.
 
-    One palette serves all frames, and a frame holds only what changed; where that is still more than `GIF_BYTES`, the loop is
-    made smaller.
+    At most `GIF_FRAMES` evenly spaced pictures are used, always including the last. All frames share one palette, and each holds only the
+    pixels that changed; if the file is still larger than `GIF_BYTES`, the picture is made smaller.
     """
     from PIL import Image
 
@@ -57,7 +58,7 @@ def make_gif(pictures: Sequence[Path], path: Path) -> None:
         some = [np.asarray(small(chosen[i])) for i in (0, len(chosen) // 2, -1)]
         colours = _colours(Image.fromarray(np.concatenate(some)))
         rounded = Image.new("P", (1, 1))
-        rounded.putpalette((colours // 4 * 4).ravel().tolist())  # as Pillow rounds the pixels that it looks up
+        rounded.putpalette((colours // 4 * 4).ravel().tolist())  # Pillow rounds pixels in this way when it looks up the nearest colour
         indexed = [small(picture).quantize(palette=rounded, dither=Image.Dither.NONE) for picture in chosen]
         for image in indexed:
             image.putpalette(colours.ravel().tolist())
@@ -70,7 +71,10 @@ def make_gif(pictures: Sequence[Path], path: Path) -> None:
 
 
 def _colours(image: Any) -> np.ndarray:
-    """At most 255 colours for `image`, so that one is left for "as before", [colours, 3]: the figure's own, exactly, and others."""
+    """Return a palette [colours, 3] for `image`: the figure's own colours exactly, and others.
+
+    It has at most 255 colours, which leaves one of the GIF's 256 to mark unchanged pixels.
+    """
     figure = (*COLOURS, INK, SOFT, GRID, SAMPLE, "#ffffff")
     own = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in figure])
     return np.concatenate([own, np.array(image.quantize(255 - len(own)).getpalette()).reshape(-1, 3)])[:255]

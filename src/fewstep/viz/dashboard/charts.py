@@ -1,4 +1,4 @@
-"""The lower row of the picture, curves over the steps: the loss, each mode's share of the samples, and how many modes are covered."""
+"""The lower row of the dashboard, curves over the steps: the loss, each mode's share of the samples, and the share of modes covered."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +9,13 @@ from fewstep.viz.colours import BLUE, COLOURS, RED
 from fewstep.viz.dashboard.scene import GRID, INK, Reading
 from fewstep.viz.dashboard.sheet import Sheet, mode_colours
 
-COVERED = 0.2  # of its target weight near it: then a mode counts as covered (as in fewstep.metrics.modes, which needs torch)
+# a mode counts as covered if the share of samples near it is at least this times its target weight (as in fewstep.metrics.modes, which
+# cannot be imported here because it needs torch)
+COVERED = 0.2
 
 
 class Loss:
-    """The loss as logged and its moving average; `wide` where no other charts stand beside it."""
+    """The chart of the loss as logged and its moving average; `wide` fills the row, where there are no other charts."""
 
     def __init__(self, sheet: Sheet, wide: bool) -> None:
         axes = self.axes = _chart(sheet, 80, 1385 if wide else 440, "Loss")
@@ -26,7 +28,7 @@ class Loss:
         _legend(sheet, axes, "upper right")
 
     def show(self, steps: np.ndarray, values: np.ndarray) -> None:
-        """The loss `values` [n] at `steps` [n]; what is not finite and positive is left out."""
+        """Draw the loss `values` [n] at `steps` [n]; values that are not finite and positive are left out."""
         from matplotlib.ticker import LogLocator
 
         keep = np.isfinite(values) & (values > 0)
@@ -43,7 +45,7 @@ class Loss:
 
 
 class Shares:
-    """The share of the samples that is near each of `modes` modes, and the `weights` [modes] that the target gives them, if known."""
+    """The chart of each mode's share of the samples, for `modes` modes, with the modes' target `weights` [modes] if they are known."""
 
     def __init__(self, sheet: Sheet, modes: int, weights: np.ndarray | None) -> None:
         axes = self.axes = _chart(sheet, 603, 372, "Share of samples per mode")
@@ -65,7 +67,7 @@ class Shares:
             _legend(sheet, axes, "upper right")
 
     def show(self, history: Sequence[Reading]) -> None:
-        """The curves up to the last of `history`."""
+        """Draw the shares in all readings of `history`."""
         steps, shares = _shares(history, len(self.lines))
         for line, share in zip(self.lines, shares.T, strict=True):
             line.set_data(steps, share)
@@ -73,7 +75,10 @@ class Shares:
 
 
 class Coverage:
-    """The part of `modes` modes that is covered, given the target's `weights` [modes] (None: equal), and of the samples near any."""
+    """The chart of the share of `modes` modes that are covered, and of the share of samples that are near any mode.
+
+    `weights` [modes] are the modes' weights in the target; None for equal weights.
+    """
 
     def __init__(self, sheet: Sheet, modes: int, weights: np.ndarray | None) -> None:
         self.weights = np.full(modes, 1.0 / modes) if weights is None else np.asarray(weights, np.float64)
@@ -87,7 +92,7 @@ class Coverage:
         self.legend = _legend(sheet, axes, "upper left")
 
     def show(self, history: Sequence[Reading]) -> None:
-        """The curves up to the last of `history`, and where they end in words."""
+        """Draw the two shares in all readings of `history`, with their last values in the legend."""
         modes = len(self.weights)
         steps, shares = _shares(history, modes)
         covered = (shares >= COVERED * self.weights).sum(axis=1)
@@ -100,7 +105,7 @@ class Coverage:
 
 
 def _shares(history: Sequence[Reading], modes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [n] and shares [n, modes] of the readings that have so many."""
+    """Return the steps [n] and shares [n, modes] of those readings in `history` that have shares of `modes` modes."""
     rows = [reading for reading in history if reading.shares is not None and len(reading.shares) == modes]
     steps = np.array([reading.step for reading in rows], np.float64)
     return steps, np.array([reading.shares for reading in rows], np.float64).reshape(-1, modes)

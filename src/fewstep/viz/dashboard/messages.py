@@ -1,4 +1,4 @@
-"""What the training process writes to the standard input of the one that draws: a scene, then frames and readings."""
+"""The messages that the training process writes to the drawing process's standard input: a scene, then frames and readings."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ from fewstep.viz.dashboard.scene import Frame, Reading, Scene
 
 
 def pack(item: Scene | Frame | Reading | None) -> bytes:
-    """`item` as a message: its length in eight bytes, then an npz archive; None says that the run ended well."""
+    """Return `item` as a message: its length in eight bytes, then an npz archive; the message of None says that the run ended normally."""
     arrays: dict[str, Any] = {"kind": type(item).__name__}
     if item is not None:
         arrays |= {field.name: getattr(item, field.name) for field in fields(item) if getattr(item, field.name) is not None}
@@ -22,7 +22,7 @@ def pack(item: Scene | Frame | Reading | None) -> bytes:
 
 
 def unpack(content: bytes) -> Scene | Frame | Reading | None:
-    """What `pack` made a message of, without the length."""
+    """Return the item that `pack` packed into the npz archive `content`, which is the message without its length."""
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         values = {name: array if array.ndim else array.item() for name, array in archive.items()}
     kinds: dict[str, type[Scene] | type[Frame] | type[Reading]] = {"Scene": Scene, "Frame": Frame, "Reading": Reading}
@@ -33,7 +33,7 @@ def unpack(content: bytes) -> Scene | Frame | Reading | None:
 
 
 def messages(stream: BinaryIO) -> Iterator[Scene | Frame | Reading | None]:
-    """All that was written to the other end of `stream`, until it is closed."""
+    """Yield the items of the messages in `stream`, until it is closed or ends inside a message."""
 
     def read(size: int) -> bytes:
         content = b""

@@ -1,4 +1,4 @@
-"""The picture of a scene at one step: a header, three squares of the plane, and below them the curves over the steps."""
+"""A frame of the dashboard: a header, three square plots of the plane, and below them the curves over the steps."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from fewstep.viz.dashboard.squares import Field, Target, draw_reference
 
 
 class Picture:
-    """The figure of a scene. What never changes is drawn once; `show` draws a frame over it, `save` writes a PNG."""
+    """The figure of a scene. Its constant parts are drawn once; `show` draws a frame over them, and `save` writes a PNG file."""
 
     def __init__(self, scene: Scene) -> None:
         modes = None if scene.modes is None or not len(scene.modes) else np.asarray(scene.modes, np.float64)
@@ -31,7 +31,7 @@ class Picture:
         self.total = 0
 
     def show(self, frame: Frame, history: Sequence[Reading]) -> None:
-        """Draw `frame`; `history` ends with its own reading."""
+        """Draw `frame`; `history` holds all readings so far, the last of which is that of `frame`."""
         if frame.total != self.total:
             self.total, self.sheet.background = frame.total, None
             for chart in (self.loss, self.shares, self.coverage):
@@ -48,7 +48,7 @@ class Picture:
         self.sheet.show()
 
     def save(self, path: Path, dpi: int = DPI, readings: Sequence[Reading] = ()) -> None:
-        """Write what `show` drew to `path` (PNG), which either appears whole or not at all; `readings` go into the file."""
+        """Write the frame that `show` drew to `path` (PNG), completely or not at all; at the default `dpi`, `readings` are stored in it."""
         from PIL import Image, PngImagePlugin
 
         content = io.BytesIO()
@@ -65,7 +65,7 @@ class Picture:
 
 
 class Header:
-    """The run's title, the step and the settings at it, and a bar of how far the run is."""
+    """The header of the picture: the run's title, the step with gamma and temperature at that step, and a progress bar."""
 
     def __init__(self, sheet: Sheet, title: str) -> None:
         axes = sheet.place(55, 843, 1415, 48)
@@ -79,7 +79,7 @@ class Header:
         sheet.move(axes, self.state, self.bar)
 
     def show(self, frame: Frame) -> None:
-        """Where the run is at `frame`."""
+        """Draw the step, the settings and the progress of `frame`."""
         settings = {"γ": frame.gamma, "T": frame.temperature}
         known = "".join(f"     {name} = {value:.3g}" for name, value in settings.items() if np.isfinite(value))
         self.state.set_text(f"step {frame.step:,} of {frame.total:,}{known}")

@@ -1,4 +1,4 @@
-"""How another process is started, whether one may open a window, and how what went wrong in it is said."""
+"""Starting the drawing process, deciding whether a window may be opened, and printing messages about the dashboard."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ SAYS = "fewstep: "
 
 
 def start(*arguments: str, stderr: Any) -> "subprocess.Popen[bytes]":
-    """Run the worker as a program of its own, on one thread, with this process's import path and a pipe to its standard input."""
+    """Start the worker as a separate program, on one thread, with this process's import path and a pipe to its standard input."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     return subprocess.Popen(
@@ -23,17 +23,17 @@ def start(*arguments: str, stderr: Any) -> "subprocess.Popen[bytes]":
 
 
 def window_wanted() -> bool:
-    """Whether a display is there, and matplotlib was not told (MPLBACKEND) to leave it alone."""
+    """Return whether there is a display, and MPLBACKEND does not choose a backend without windows."""
     display = sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     return display and interactive()
 
 
 def interactive() -> bool:
-    """Whether MPLBACKEND leaves room for a window."""
+    """Return whether MPLBACKEND allows a window: it is unset, or names a backend with windows."""
     backend = os.environ.get("MPLBACKEND", "").lower()
     return backend not in ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template") and "inline" not in backend
 
 
 def say(sentence: str) -> None:
-    """Say it on stderr, above the bar if there is one."""
+    """Print `sentence` on stderr, above the progress bar if there is one."""
     SCREEN.say(SAYS + sentence)

@@ -1,4 +1,4 @@
-"""The training process's side of the dashboard: frames are handed to a thread, which sends them to the process that draws."""
+"""The training process's side of the dashboard: frames are handed to a thread, which sends them to the drawing process."""
 
 import contextlib
 import io
@@ -19,18 +19,18 @@ from fewstep.viz.dashboard.messages import pack
 from fewstep.viz.dashboard.process import SAYS, say, start, window_wanted
 from fewstep.viz.dashboard.scene import Frame, Reading, Scene
 
-WAITING = 32  # pictures that may wait to be drawn
-PATIENCE = 180.0  # seconds without a new picture after which `Dashboard.close` gives the worker up
-SAMPLES, LOSSES = 4000, 2000  # at most so many are drawn: more cannot be told apart
+WAITING = 32  # largest number of frames that wait to be drawn
+PATIENCE = 180.0  # seconds without a new frame after which `Dashboard.close` kills the worker
+SAMPLES, LOSSES = 4000, 2000  # largest numbers of samples and of loss values that are drawn: more cannot be told apart
 
 
 class Dashboard:
-    """Pictures of a run under `folder`: ``frames/step_00000100.png`` while it goes on, ``dashboard.gif`` and ``.png`` at its end.
+    """The pictures of a run in `folder`: ``frames/step_00000100.png`` etc. during the run, ``dashboard.gif`` and ``.png`` at its end.
 
     Args:
-        folder: of the pictures. Frames that it holds already are those of an earlier part of the run, see `forget_after`.
-        scene: what all frames share.
-        live: show the newest picture in a window, too; None: where there is a display. Without one there are only the files.
+        folder: the folder of the pictures. Frames that it already holds are those of an earlier part of the run; see `forget_after`.
+        scene: the data that all frames share.
+        live: whether the newest frame is also shown in a window; None shows it where there is a display.
 
     """
 
@@ -46,9 +46,9 @@ class Dashboard:
         self.worker: subprocess.Popen[bytes] | None = None
 
     def forget_after(self, step: int) -> None:
-        """Remove the frames later than `step`, before the first `record`: a run that resumes at `step` draws them again.
+        """Remove the frames later than `step`, which a run that resumes at `step` draws again; -1 removes all, for a new run.
 
-        A run that starts anew in a folder that was used before forgets all: -1.
+        It must be called before the first `record`.
         """
         assert self.thread is None, "forget_after comes before the first record"
         stale = [path for path in saved_frames(self.frames) if step_of(path) > step]
@@ -60,14 +60,14 @@ class Dashboard:
                 (self.folder / name).unlink(missing_ok=True)
 
     def has(self, step: int) -> bool:
-        """Whether the frame of `step` is there, drawn."""
+        """Return whether the frame of `step` has been drawn and saved."""
         return any(step_of(path) == step for path in saved_frames(self.frames))
 
     def record(self, frame: Frame) -> None:
-        """Have `frame` drawn; returns at once. Its arrays are copied. Steps must increase.
+        """Queue `frame` to be drawn, and return at once. Its arrays are copied. Steps must increase from call to call.
 
-        When `WAITING` pictures wait because drawing is slower than training, every second of them, counted from the newest,
-        is dropped, so that memory stays bounded and what remains is spread evenly. The shares of all frames are kept.
+        When more than `WAITING` frames wait because drawing is slower than training, every second one, counted from the newest, is dropped,
+        which bounds the memory and keeps the rest evenly spaced. The readings of dropped frames are kept for the curves.
         """
         assert not self.ending, "the dashboard is closed"
         kept = replace(
@@ -94,9 +94,9 @@ class Dashboard:
             self.thread.start()
 
     def close(self) -> tuple[Path, Path]:
-        """Wait for the pictures, then make the loop and the last picture; returns their paths.
+        """Wait until all frames are drawn, make the animated GIF and the last picture, and return their paths (GIF, PNG).
 
-        What could not be made is said in a sentence on stderr, not raised, and a worker that hangs is given up after `PATIENCE`.
+        Failures are reported on stderr and not raised. A worker that draws nothing for `PATIENCE` seconds is killed.
         """
         gif, png = self.folder / "dashboard.gif", self.folder / "dashboard.png"
         if self.ending:
@@ -119,7 +119,10 @@ class Dashboard:
         return gif, png
 
     def _wait(self, thread: threading.Thread) -> None:
-        """Until `thread` ends, as long as there is progress: on a busy machine the worker, at the lowest priority, is slow."""
+        """Wait until `thread` ends, or kill the worker after `PATIENCE` seconds without a new frame.
+
+        There is no limit on the whole time: the worker has the lowest priority, and is slow on a busy machine.
+        """
         drawn, since = -1, time.monotonic()
         while thread.is_alive():
             thread.join(0.1)
@@ -134,15 +137,15 @@ class Dashboard:
                 return
 
     def _work(self) -> None:
-        """Start the worker, send it what waits, and see it end; the thread's own work."""
-        if hasattr(signal, "pthread_sigmask"):  # the worker inherits it: these are for the training process
+        """Start the worker, send it the queued items, and wait for it to end. This is the function that the thread runs."""
+        if hasattr(signal, "pthread_sigmask"):  # the worker inherits the mask: these signals are for the training process
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
         reason = ""
         try:
             self.worker = start("draw", str(self.folder), "window" if self.live else "frames", stderr=subprocess.PIPE)
             listener = threading.Thread(target=self._listen, daemon=True)
             listener.start()
-            with contextlib.suppress(OSError), self.worker.stdin as pipe:  # type: ignore[union-attr]  # a broken pipe: see its exit code
+            with contextlib.suppress(OSError), self.worker.stdin as pipe:  # type: ignore[union-attr]  # a broken pipe: see the exit code
                 pipe.write(pack(self.scene))
                 while True:
                     with self.ready:
@@ -166,7 +169,7 @@ class Dashboard:
             self.waiting.clear()
 
     def _listen(self) -> None:
-        """Pass on what the worker says, and keep what it died of."""
+        """Print the worker's messages, and keep the last other line of its stderr, which names the cause if it fails."""
         assert self.worker is not None
         assert self.worker.stderr is not None
         for line in io.TextIOWrapper(self.worker.stderr, errors="replace"):
@@ -177,5 +180,5 @@ class Dashboard:
 
 
 def thinned(values: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` of `values`, at even distances."""
+    """Return at most `most` of `values`, evenly spaced."""
     return values if len(values) <= most else values[np.linspace(0, len(values) - 1, most).round().astype(int)]

@@ -1,4 +1,4 @@
-"""What the dashboard shows: the scene that all its frames share, a frame, and what a frame says about the modes; its size and its colours.
+"""The data that the dashboard shows: the scene that all frames share, a frame, and a frame's reading of the modes; sizes and colours.
 
 Symbols: density ``p`` on a grid of G x G points, target ``p^gamma`` with K modes, drift field ``V`` at m points, temperature ``T``.
 """
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WIDTH, HEIGHT, DPI = 1500, 900, 100  # pixels of a frame; its resolution
+WIDTH, HEIGHT, DPI = 1500, 900, 100  # width and height of a frame in pixels, and its resolution in dots per inch
 
 INK, SOFT, GRID = "#1a1a1a", "#555555", "#d9d9d9"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What all frames share.
+    """The data that all frames share.
 
     Args:
-        title: of the run.
-        low, high: limits of both axes.
-        reference: [G, G], ``p`` at ``linspace(low, high, G)`` in both directions; a row has one y.
-        target: [G, G], ``p^gamma``, likewise.
-        modes: [K, 2], centres of the modes; None for a density without known modes.
-        weights: [K], of the modes in the target.
+        title: the run's title.
+        low, high: the limits of both axes.
+        reference: the density ``p`` [G, G] at ``linspace(low, high, G)`` in both directions; each row has one y.
+        target: the target ``p^gamma`` [G, G] at the same points.
+        modes: the centres of the modes [K, 2]; None for a density without known modes.
+        weights: the weights of the modes in the target [K]; None where they are not known.
 
     """
 
@@ -37,16 +37,17 @@ class Scene:
 
 @dataclass(frozen=True)
 class Frame:
-    """The run at one step.
+    """The state of the run at one step.
 
     Args:
-        step, total: this step, and the steps of the whole run.
-        samples: [n, 2], of the generator.
-        points, field: [m, 2], where the drift field was evaluated, and its values there.
-        loss: steps and values so far, two arrays of one length.
-        shares: [K], part of the samples that is near each mode; what is near none must not count, or strays would cover modes.
-        inside: part of the samples that is near any mode.
-        gamma, temperature: of the drift at this step; NaN, and not shown, where the method has none.
+        step, total: this step, and the number of steps of the whole run.
+        samples: generated samples [n, 2].
+        points, field: the points [m, 2] at which the drift field was evaluated, and its values [m, 2].
+        loss: the steps and values of the loss so far, two arrays of one length.
+        shares: the share of the samples near each mode [K]; samples near no mode must not be counted, or strays would seem to cover modes.
+            None where the modes are not known.
+        inside: the share of the samples near any mode; None where the modes are not known.
+        gamma, temperature: those of the drift at this step; NaN, which is not shown, for a method without them.
 
     """
 
@@ -64,7 +65,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a frame says about the modes; kept of every frame, drawn or not."""
+    """The shares of samples near the modes at one step, as in `Frame`; they are kept of every frame, drawn or not."""
 
     step: int
     shares: np.ndarray | None
@@ -72,5 +73,5 @@ class Reading:
 
     @classmethod
     def of(cls, frame: Frame) -> "Reading":
-        """That of `frame`."""
+        """Return the reading of `frame`."""
         return cls(frame.step, frame.shares, frame.inside)

@@ -1,4 +1,4 @@
-"""The figure as a sheet ruled in pixels, on which what never changes is drawn once, and what moves is drawn over it."""
+"""A matplotlib figure laid out in pixels, whose constant parts are drawn once as a background, and whose moving parts are drawn over it."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from fewstep.viz.dashboard.scene import DPI, HEIGHT, INK, SOFT, WIDTH
 
 
 class Sheet:
-    """An empty figure.
+    """A figure, empty at first.
 
     Attributes:
-        figure, canvas: of matplotlib.
-        moving: axes and artist, in the order of drawing, of what is not in the background.
-        background: what stays, as drawn by the last `show`; None where it has changed.
+        figure, canvas: the figure and canvas of matplotlib.
+        moving: (axes, artist) of all artists that are not in the background, in the order of drawing.
+        background: the pixels of the constant parts; None where they must be drawn again.
 
     """
 
@@ -28,11 +28,11 @@ class Sheet:
         self.background: Any = None
 
     def place(self, left: float, bottom: float, width: float, height: float) -> Any:
-        """Bare axes whose frame lies at these pixels."""
+        """Return bare axes whose frame has this position and size in pixels."""
         return self.figure.add_axes((left / WIDTH, bottom / HEIGHT, width / WIDTH, height / HEIGHT))
 
     def axes(self, left: float, bottom: float, width: float, height: float, title: str) -> Any:
-        """Axes with a title and with ticks, whose frame lies at these pixels."""
+        """Return axes with a title and ticks, whose frame has this position and size in pixels."""
         axes = self.place(left, bottom, width, height)
         axes.set_title(title, loc="left", fontsize=15, fontweight="bold", color=INK, pad=9)
         axes.tick_params(labelsize=12, colors=INK, labelcolor=INK)
@@ -41,18 +41,18 @@ class Sheet:
         return axes
 
     def move(self, axes: Any, *artists: Any) -> None:
-        """Leave `artists` out of the background: they change from frame to frame."""
+        """Leave `artists` of `axes` out of the background, because they change from frame to frame."""
         for artist in artists:
             artist.set_animated(True)
             self.moving.append((axes, artist))
 
     def remove(self, artist: Any) -> None:
-        """Take away an artist that moves."""
+        """Remove a moving artist from the figure."""
         artist.remove()
         self.moving = [pair for pair in self.moving if pair[1] is not artist]
 
     def show(self) -> None:
-        """Draw what moves over what stays."""
+        """Draw the moving artists over the background."""
         if self.background is None:
             self.canvas.draw()
             self.background = self.canvas.copy_from_bbox(self.figure.bbox)
@@ -62,7 +62,7 @@ class Sheet:
 
 
 def mode_colours(modes: int) -> list[Any]:
-    """A colour for each mode: told apart by everybody for the first eight, else a scale."""
+    """Return a colour for each of `modes` modes: for up to eight those of `fewstep.viz.colours`, for more a continuous colour scale."""
     from matplotlib import colormaps
 
     return list(COLOURS[:modes]) if modes <= len(COLOURS) else list(colormaps["viridis"](np.linspace(0, 0.9, modes)))

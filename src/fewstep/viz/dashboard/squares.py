@@ -1,4 +1,4 @@
-"""The upper row of the picture, three squares of the plane: the reference density, the target with the samples, and the drift field.
+"""The upper row of the dashboard, three square plots of the plane: reference density, target with samples, and drift field.
 
 Symbols: density ``p``, target ``p^gamma``, drift field ``V``.
 """
@@ -15,21 +15,21 @@ RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def draw_reference(sheet: Sheet, scene: Scene, modes: np.ndarray | None) -> None:
-    """The density ``p``, and beside each of a few `modes` [K, 2] its number."""
+    """Draw the density ``p``, and the number of each mode beside it if there are at most eight `modes` [K, 2]."""
     axes = _square(sheet, scene, 0, "Reference density  $p$")
     _heat(axes, scene, scene.reference)
     if modes is not None and len(modes) <= len(COLOURS):
         span = scene.high - scene.low
         middle = modes.mean(axis=0)
         for k, (mode, colour) in enumerate(zip(modes, mode_colours(len(modes)), strict=True)):
-            away = mode - middle  # the number stands outwards
+            away = mode - middle  # the number is placed on the mode's outer side
             distance = float(np.linalg.norm(away))
             x, y = mode + 0.075 * span * (away / distance if distance > 1e-6 * span else np.array([0.0, 1.0]))
             axes.text(x, y, str(k + 1), color=colour, fontsize=13, fontweight="bold", ha="center", va="center")
 
 
 class Target:
-    """The target ``p^gamma`` and the samples over it."""
+    """The plot of the target ``p^gamma`` with the samples drawn over it."""
 
     def __init__(self, sheet: Sheet, scene: Scene) -> None:
         self.scene = scene
@@ -41,20 +41,20 @@ class Target:
         sheet.move(axes, self.samples)
         grid = np.linspace(scene.low, scene.high, len(scene.target))
         peak = float(np.nan_to_num(scene.target).max())
-        if peak > 0:  # over the samples, so that the target can be seen where they cover it
+        if peak > 0:  # contour lines above the samples show the target where samples cover it
             contour = axes.contour(grid, grid, scene.target, levels=[0.1 * peak, 0.6 * peak], colors=INK, linewidths=0.9, zorder=3)
             sheet.move(axes, contour)
         sheet.move(axes, self.outside)
 
     def show(self, samples: np.ndarray) -> None:
-        """These finite `samples` [n, 2], and how many of them are beyond the limits."""
+        """Draw the finite `samples` [n, 2], and the number of samples outside the plot's limits."""
         self.samples.set_data(*samples.T)
         beyond = int(((samples < self.scene.low) | (samples > self.scene.high)).any(axis=1).sum())
         self.outside.set_text(f"{beyond:,} of {len(samples):,} outside" if beyond else "")
 
 
 class Field:
-    """The drift field ``V`` as arrows, their scale, and the samples faintly under them."""
+    """The plot of the drift field ``V`` as arrows with a colour bar, and the samples faintly under them."""
 
     def __init__(self, sheet: Sheet, scene: Scene) -> None:
         from matplotlib import colormaps
@@ -81,7 +81,7 @@ class Field:
         sheet.move(self.scale, self.scale.yaxis, self.scale_name)
 
     def show(self, points: np.ndarray, field: np.ndarray, samples: np.ndarray) -> None:
-        """The values `field` [m, 2] at `points` [m, 2], where both are finite, and these finite `samples` [n, 2]."""
+        """Draw the values `field` [m, 2] at `points` [m, 2], where both are finite, and the finite `samples` [n, 2]."""
         self.samples.set_data(*samples.T)
         keep = np.isfinite(points).all(axis=1) & np.isfinite(field).all(axis=1)
         points, field = points[keep].astype(np.float64), field[keep].astype(np.float64)
@@ -93,7 +93,7 @@ class Field:
         self.gradient.set_extent((0, 1, 0, longest))
         self.scale.set(xlim=(0, 1), ylim=(0, longest))
         spacing = np.ptp(points, axis=0).max(initial=0.0) / max(1.0, len(points) ** 0.5 - 1) if len(points) else 0.0
-        # lengths go with the square root, for a field is often strong in few places; the colour tells the magnitude
+        # an arrow's length grows with the root of the magnitude, as a field is often strong in few places; its colour shows the magnitude
         arrows = field * (0.8 * spacing / np.sqrt(longest * np.maximum(size, 1e-12 * longest)))[:, None]
         if self.arrows is None or points.shape != self.spots.shape or not np.array_equal(points, self.spots):
             if self.arrows is not None:
@@ -120,7 +120,7 @@ def _square(sheet: Sheet, scene: Scene, column: int, title: str) -> Any:
 
 def _heat(axes: Any, scene: Scene, density: np.ndarray) -> None:
     low, high = scene.low, scene.high
-    half = (high - low) / max(1, len(density) - 1) / 2  # of a pixel, whose centre is the grid's point
+    half = (high - low) / max(1, len(density) - 1) / 2  # half a pixel: grid points are pixel centres
     extent = (low - half, high + half, low - half, high + half)
     values = np.nan_to_num(np.asarray(density, np.float64))
     axes.imshow(values, origin="lower", extent=extent, cmap="Blues", vmin=0, vmax=max(values.max(), 1e-30), interpolation="bilinear")

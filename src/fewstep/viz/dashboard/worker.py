@@ -1,7 +1,7 @@
-"""The process that draws, ``python -m fewstep.viz.dashboard.worker``: numpy and matplotlib, no torch; and the one with the window.
+"""The drawing process, ``python -m fewstep.viz.dashboard.worker``, which uses numpy and matplotlib but not torch; and the window's process.
 
-It draws what its standard input brings, at the lowest priority, and ends with its input, that is, with the training process. Where there is
-a display, it starts a third process, which shows the newest picture in a window; nothing depends on it.
+The drawing process draws the frames that come by its standard input, at the lowest priority, and ends when its input ends, that is, with
+the training process. If a window is wanted, it starts a third process that shows the newest frame; drawing does not depend on it.
 """
 
 import contextlib
@@ -22,19 +22,19 @@ from fewstep.viz.dashboard.picture import Picture
 from fewstep.viz.dashboard.process import SAYS, interactive, start
 from fewstep.viz.dashboard.scene import DPI, HEIGHT, WIDTH, Frame, Reading, Scene
 
-SHARP = 180  # the resolution of dashboard.png
+SHARP = 180  # resolution of dashboard.png, in dots per inch
 
 
 class Window:
-    """A process of its own that shows the newest frame: a toolkit that aborts or a display that hangs costs no frame."""
+    """The window that shows the newest frame, in a separate process: a toolkit that aborts or a display that hangs costs no frame."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process runs
         self.process: subprocess.Popen[bytes] | None = start("show", str(folder), stderr=self.errors)
 
     def check(self) -> None:
-        """Say so, once, if it could not be opened."""
+        """Print a message, once, if the window could not be opened."""
         if self.process is None or self.process.poll() is None:
             return
         if self.process.returncode != 0:
@@ -46,7 +46,7 @@ class Window:
         self.process = None
 
     def close(self) -> None:
-        """The run ended: so does the window, even one that is still being opened."""
+        """Close the window at the end of the run; a process that does not end within 5 seconds is killed."""
         if self.process is not None:
             assert self.process.stdin is not None
             self.process.stdin.close()
@@ -59,7 +59,10 @@ class Window:
 
 
 def work(folder: Path, live: bool, stream: BinaryIO) -> bool:
-    """Draw the frames that `stream` brings, into ``folder/frames``; whether the run said that it ended."""
+    """Draw the frames that come by `stream` into ``folder/frames``; return whether the run reported its end.
+
+    With `live`, the newest frame is also shown in a window.
+    """
     import matplotlib as mpl
 
     mpl.rcdefaults()  # the same picture whatever the user's matplotlibrc says
@@ -70,7 +73,7 @@ def work(folder: Path, live: bool, stream: BinaryIO) -> bool:
     if not isinstance(scene, Scene):
         return False
     picture, history = Picture(scene), earlier(frames)
-    kept = len(history)  # of the readings, so many are in the files
+    kept = len(history)  # number of readings that are stored in saved frames
     last = False
     for item in incoming:
         if isinstance(item, Frame):
@@ -95,7 +98,7 @@ def show(folder: Path) -> None:
     """Show the newest frame in a window until the user closes it or standard input ends.
 
     Raises:
-        SystemExit: no window can be opened.
+        SystemExit: if no window can be opened.
 
     """
     if not interactive():
@@ -121,7 +124,7 @@ def show(folder: Path) -> None:
 
     threading.Thread(target=wait, daemon=True).start()
     shown = None
-    with contextlib.suppress(Exception):  # it was open: whatever a toolkit raises when a window is closed is no news
+    with contextlib.suppress(Exception):  # a toolkit may raise anything when its window is closed, which is no error
         while not ended.is_set() and plt.fignum_exists(figure.number):
             pictures = saved_frames(folder / "frames")
             if pictures and pictures[-1] != shown:
@@ -132,8 +135,8 @@ def show(folder: Path) -> None:
 
 
 def main(task: str, folder: Path, live: bool) -> int:
-    """The worker, or its window."""
-    for name in ("SIGINT", "SIGHUP"):  # Ctrl-C, and a terminal that is closed, are for the training process
+    """Run the drawing process, or with the `task` "show" the window's process, and return the exit code."""
+    for name in ("SIGINT", "SIGHUP"):  # Ctrl-C and the closing of the terminal are handled by the training process
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(os, "nice"):
