@@ -97,7 +97,7 @@ class Imported:
 
 
 def import_edm(path: Path, out: Path) -> Imported:
-    """Import the exponential moving average of the official EDM pickle `path` into the model folder `out`, as float32.
+    """Import the network of the official EDM pickle `path` (its key "ema") into the model folder `out`, as float32.
 
     `out` is written whole or not at all, and `fewstep.load` opens it. Nothing in the file is run, no module that it names is imported, and
     the source text that it carries is not read. The sampler of `out` is the paper's: Heun's method from noise level 80 to 0.002 (or the

@@ -182,7 +182,7 @@ def _config(generator: Generator, model: Path, is_whole: bool) -> dict[str, Any]
 
 
 def _extent(generator: Generator) -> dict[str, Any]:
-    """Return the square around all sampled points but the outermost: its centre, and half of its side."""
+    """Return the square around all sampled points but outliers, with a margin: its centre, and half of its side."""
     points = generator.sample(PROBED, seed=0).double()
     low, high = points.quantile(torch.tensor([0.005, 0.995], dtype=torch.float64), dim=0)
     return {"centre": ((low + high) / 2).tolist(), "half": 0.625 * (high - low).max().clamp(min=1e-6).item()}

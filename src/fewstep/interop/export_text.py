@@ -78,7 +78,7 @@ save_file(found, told["out"])
 
 
 def is_text(generator: Generator) -> bool:
-    """Return whether `generator` makes images of prompts."""
+    """Return whether `generator` is a text-to-image generator."""
     return generator.told is not None and generator.latents is not None
 
 
