@@ -1,1 +1,1 @@
-"""Checkpoints and formats of others, in and out."""
+"""Import of checkpoints made by other tools, and export of generators to the formats of other tools."""

@@ -1,6 +1,6 @@
-"""Diffusion teachers of the diffusers library: an unconditional or class-conditional `UNet2DModel`, alone or in a pipeline's folder.
+"""Import of diffusion teachers of the diffusers library: an unconditional or class-conditional `UNet2DModel`, alone or in a pipeline.
 
-Weights are read from safetensors only: a pickle (``.bin``) may run code when it is opened.
+Weights are read from safetensors only, for a pickle (``.bin``) may run code when it is opened.
 """
 
 import contextlib
@@ -26,9 +26,10 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safet
 
 
 def diffusers_folder(path: str | Path) -> Path | None:
-    """The folder of the diffusers model at `path`, a folder or a Hub id, or None where there is none.
+    """Return the folder of the diffusers model at `path`, a folder or a Hub id; None where `path` holds no diffusers model.
 
-    Of a Hub id only the small files are fetched, or found in the local cache. Raises UserError where neither the Hub nor the cache has it.
+    Of a repository on the Hub only the configs and the model card are fetched, or found in the local cache. Raises UserError where neither
+    the Hub nor the cache has the repository.
     """
     folder = Path(path)
     if not folder.exists() and hub.is_id(str(path)):
@@ -38,26 +39,26 @@ def diffusers_folder(path: str | Path) -> Path | None:
         return None
     if (folder / "model_index.json").is_file():
         return folder
-    with contextlib.suppress(UserError):  # what is no JSON is no one's, and is told by whoever opens it
+    with contextlib.suppress(UserError):  # a broken config.json is no diffusers model's, and is reported by whoever reads the folder next
         return folder if "_class_name" in json_object(folder / "config.json") else None
     return None
 
 
 def read_teacher(path: str | Path, sigma_data: float = 0.5, null_class: bool = False) -> Generator:
-    """The diffusion teacher in a diffusers folder, or on the Hub under that id, in eval mode.
+    """Return the diffusion teacher in a diffusers folder or a repository of the Hub, in eval mode.
 
-    `path` is a pipeline's folder (model_index.json with a `UNet2DModel` and a scheduler that has betas: DDPM, DDIM and their like) or a
-    bare model's, with its scheduler_config.json beside config.json or in the pipeline's folder above. Where there is none the model is
-    taken to be DDPM's, and ``info["assumed"]`` says so. Pixels lie in [-1, 1]. What the scheduler does in sampling (clipping,
-    thresholding, spacing) is no part of the denoiser, and is left out.
+    `path` is a pipeline's folder (model_index.json with a `UNet2DModel` and a scheduler that has betas, such as DDPM or DDIM) or a bare
+    model's folder, with scheduler_config.json beside config.json or in the pipeline's folder above. Without scheduler_config.json the
+    scheduler is assumed to be DDPM's, and ``info["assumed"]`` says so. Pixels lie in [-1, 1]. What the scheduler does in sampling
+    (clipping, thresholding, spacing of the timesteps) is no part of the denoiser, and is left out.
 
     Args:
         path: the folder or Hub id.
-        sigma_data: standard deviation of the data that it was trained on; it weighs the losses of a student.
-        null_class: whether the last of its classes means "no class", as guidance needs.
+        sigma_data: standard deviation of the data that the model was trained on; it weighs the losses of a student.
+        null_class: whether the model's last class means "no class", which classifier-free guidance needs.
 
     Raises:
-        UserError: for a folder that holds something else, or is not whole, and for weights that are only there as a pickle.
+        UserError: for a folder that holds something else or lacks files, and for weights that exist only as a pickle.
 
     """
     folder = diffusers_folder(path)
@@ -76,13 +77,13 @@ def read_teacher(path: str | Path, sigma_data: float = 0.5, null_class: bool = F
     if assumed:
         info["assumed"] = assumed
     if null_class:
-        info["label_dropout"] = True  # how often labels were dropped is not told
+        info["label_dropout"] = True  # the configs do not say how often labels were dropped
     _check_size(config, model_folder)
     try:
         generator = _untrained(config, parametrization_of(scheduler), sigma_data, null_class, info)
-    except Exception as error:  # settings of the wrong kind make diffusers and torch raise what they will
+    except Exception as error:  # settings of the wrong type make diffusers and torch raise errors of any kind
         raise UserError(f"the diffusers model {path} cannot be a teacher here: {first_line(error)}") from error
-    if folder != Path(path):  # of a Hub id, whose weights are fetched now that they are known to fit
+    if folder != Path(path):  # `path` is a Hub id, whose weights are fetched only after the configs were found to fit
         hub.fetched(str(path), str(path), [f"{'unet/' if model_folder != folder else ''}diffusion_pytorch_model*.safetensors*"])
     network: Any = generator.denoiser.network
     network.unet.load_state_dict(_read_unet(model_folder).state_dict())
@@ -91,7 +92,7 @@ def read_teacher(path: str | Path, sigma_data: float = 0.5, null_class: bool = F
 
 @dataclass(frozen=True)
 class Imported:
-    """What was read, what it predicts, its number of parameters, and the table of its noise levels: the ends, and how many."""
+    """The imported generator, what its network predicts, its number of parameters, and the ends and length of its noise-level table."""
 
     generator: Generator
     prediction: str
@@ -102,10 +103,9 @@ class Imported:
 
 
 def import_diffusers(path: str | Path, out: Path, sigma_data: float = 0.5, null_class: bool = False) -> Imported:
-    """Write what `read_teacher` gives for `path` into the model folder `out`, whole or not at all.
+    """Import the diffusion teacher at `path`, as `read_teacher` reads it, into the model folder `out`, written whole or not at all.
 
-    Raises UserError as `read_teacher` does, and for a folder `out` that holds something already
-    or a `sigma_data` that is not above 0.
+    Raises UserError as `read_teacher` does, for a folder `out` that is not empty, and for a `sigma_data` that is not above 0.
     """
     check_free(out)
     if not 0 < sigma_data < math.inf:
@@ -122,10 +122,10 @@ def import_diffusers(path: str | Path, out: Path, sigma_data: float = 0.5, null_
 def _untrained(
     config: dict[str, Any], parametrization: dict[str, Any], sigma_data: float, null_class: bool, info: dict[str, Any]
 ) -> Generator:
-    """The generator that a `UNet2DModel`'s config describes, before it has its weights. Raises ValueError."""
+    """Return the generator that a `UNet2DModel`'s config describes, with initial weights. Raises ValueError for unfit settings."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-    # the model's own defaults are written out, for those of another version may differ
+    # the defaults of UNet2DModel's arguments are written out, for another version of diffusers may have others
     arguments = list(inspect.signature(UNet2DModel.__init__).parameters.values())[1:]
     network = {argument.name: config.get(argument.name, argument.default) for argument in arguments}
     network = {key: list(value) if isinstance(value, tuple) else value for key, value in network.items()}
@@ -148,7 +148,7 @@ def _untrained(
 
 
 def _model_folder(folder: Path) -> Path:
-    """Where in a pipeline's or model's folder the U-Net is. Raises UserError for a pipeline of other parts."""
+    """Return the folder of the U-Net in a pipeline's or model's folder. Raises UserError for a pipeline of other parts, or without it."""
     index = folder / "model_index.json"
     if index.is_file():
         parts = {key: value for key, value in json_object(index).items() if not key.startswith("_")}
@@ -157,25 +157,25 @@ def _model_folder(folder: Path) -> Path:
                 f"{folder} is a {json_object(index).get('_class_name')} of {', '.join(parts)}; only a pipeline of a unet of pixels and a "
                 "scheduler can be a teacher here"
             )
-    place = folder / "unet" if (folder / "unet").is_dir() else folder  # the oldest pipelines keep all in one place
+    place = folder / "unet" if (folder / "unet").is_dir() else folder  # the oldest pipelines keep all files in one folder
     if not (place / "config.json").is_file():
         raise UserError(f"there is no {place / 'config.json'}; take another copy")
     return place
 
 
 def _check_size(config: dict[str, Any], folder: Path) -> None:
-    """Raise UserError where config.json asks for a network that is far larger than the weights in `folder`, or than the memory."""
+    """Raise UserError where `config` asks for a network that is far larger than the weights in `folder`, or larger than the memory."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     try:
         claimed = numbers_of(lambda: UNet2DModel.from_config(config))
-    except Exception as error:  # settings of the wrong kind make diffusers and torch raise what they will
+    except Exception as error:  # settings of the wrong type make diffusers and torch raise errors of any kind
         raise UserError(f"the diffusers model {folder} cannot be a teacher here: {first_line(error)}") from error
     if claimed is None:
         return
     try:
         headers = [header_of(file) for file in folder.glob("diffusion_pytorch_model*.safetensors")]
-    except Exception:  # said when they are read
+    except Exception:  # an unreadable file is reported when its weights are read
         headers = []
     there = sum(math.prod(shape) for header in headers for shape, _ in header.values())
     if headers and claimed > 2 * there:
@@ -188,7 +188,7 @@ def _check_size(config: dict[str, Any], folder: Path) -> None:
 
 
 def _read_unet(folder: Path) -> Any:
-    """The `UNet2DModel` in `folder`, its weights from safetensors and all of them there. Raises UserError."""
+    """Read the `UNet2DModel` in `folder`. Raises UserError unless all of its weights are there, in safetensors, and finite."""
     if not any((folder / name).is_file() for name in WEIGHTS):
         pickles = sorted(file.name for file in folder.glob("*.bin"))
         because = f"; {pickles[0]} is a pickle, which may run code when it is opened, and is not read" if pickles else ""
@@ -203,7 +203,7 @@ def _read_unet(folder: Path) -> Any:
             unet, found = UNet2DModel.from_pretrained(
                 str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
             )
-    except Exception as error:  # diffusers, safetensors and json each have their own
+    except Exception as error:  # diffusers, safetensors and json each have exceptions of their own
         raise UserError(f"the model in {folder} cannot be read ({first_line(error)}); take another copy") from error
     wrong = [*found["missing_keys"], *found["unexpected_keys"]]
     if wrong:
@@ -216,14 +216,14 @@ def _read_unet(folder: Path) -> Any:
 
 
 def _licence(*folders: Path) -> str | None:
-    """The licence that a model card's metadata names, or None."""
+    """Return the licence that the metadata of a model card (README.md) in one of the `folders` names, or None."""
     from huggingface_hub import metadata_load
 
     for folder in folders:
         card = folder / "README.md"
         try:
             named = (metadata_load(card) or {}).get("license") if card.is_file() else None
-        except Exception:  # a card that is no card, which takes nothing from the model
+        except Exception:  # an unreadable card does not make the model unusable
             named = None
         if named:
             return ", ".join(named) if isinstance(named, list) else str(named)

@@ -1,8 +1,8 @@
-"""The published checkpoints of EDM (Karras et al. 2022, arXiv 2206.00364) as model folders, read without running anything in them.
+"""Import of the published EDM checkpoints (Karras et al. 2022, arXiv 2206.00364) as model folders, without running anything in them.
 
 An official file ``NAME.pkl`` is a pickle of ``{"ema": net, "augment_pipe", "loss_fn", "dataset_kwargs"}``. Each network in it carries the
-source text of its module, which `pickle` would run; `fewstep.interop.inert_pickle` leaves it alone, and gives the attributes that the
-network had: the arguments it was made with, its parameters, buffers and sub-modules.
+source text of its module, which `pickle` would run; `fewstep.interop.inert_pickle` ignores that text, and returns the attributes of the
+network: its constructor's arguments, its parameters, buffers and sub-modules.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from fewstep.weights import check_finite
 LARGEST = 2 << 30  # bytes; the largest official file has 1.2e9
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 LICENCE = "CC BY-NC-SA 4.0 (of the official EDM checkpoints)"
-SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # of the published samples (Table 1)
+SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # noise levels of the published samples (Table 1)
 MAGICS = {
     b"PK\x03\x04": "a zip archive, as torch.save writes it since 1.6",
     b"PK\x05\x06": "an empty zip archive",
@@ -39,7 +39,7 @@ MAGICS = {
     b"version https://git-lfs": "a pointer of git-lfs in place of the file",
 }
 
-# the arguments of the official classes in order, with their defaults
+# the constructor arguments of the official classes EDMPrecond and SongUNet, in order, with their defaults
 PRECONDITIONING: dict[str, Any] = {
     "img_resolution": None,
     "img_channels": None,
@@ -65,7 +65,7 @@ UNET: dict[str, Any] = {
     "decoder_type": "standard",
     "resample_filter": [1, 1],
 }
-# what makes the two forms that EDMUNet knows; both have decoder_type "standard"
+# the arguments that tell the two forms of EDMUNet apart; both forms have decoder_type "standard"
 FORMS: dict[str, dict[str, Any]] = {
     "ddpmpp": {"embedding_type": "positional", "encoder_type": "standard", "channel_mult_noise": 1, "resample_filter": [1, 1]},
     "ncsnpp": {"embedding_type": "fourier", "encoder_type": "residual", "channel_mult_noise": 2, "resample_filter": [1, 3, 3, 1]},
@@ -74,7 +74,18 @@ FORMS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Imported:
-    """What a checkpoint held: the classes of its network, its form, shape of an image, classes or None, parameters, checksum, data."""
+    """What an imported checkpoint held.
+
+    Attributes:
+        kind: the classes of its network, in words.
+        form: the network's form, a key of `FORMS`.
+        shape: (C, H, W) of one image.
+        num_classes: number of classes; None for an unconditional network.
+        parameters: number of parameters.
+        sha256: checksum of the file.
+        data: name of the data set that the network was trained on.
+
+    """
 
     kind: str
     form: str
@@ -86,14 +97,15 @@ class Imported:
 
 
 def import_edm(path: Path, out: Path) -> Imported:
-    """Write the averaged network of the official EDM pickle `path` into the model folder `out`, as float32, whole or not at all.
+    """Import the network of the official EDM pickle `path` (its key "ema") into the model folder `out`, as float32.
 
-    `fewstep.load` opens the folder. Nothing in the file is run, and what it names is never imported; the source text it carries is not
-    looked at. Sampling is the paper's: Heun's method from sigma 80 to 0.002 with rho 7, 18 levels for 32x32 images, else 40.
+    `out` is written whole or not at all, and `fewstep.load` opens it. Nothing in the file is run, no module that it names is imported, and
+    the source text that it carries is not read. The sampler of `out` is the paper's: Heun's method from noise level 80 to 0.002 (or the
+    network's own limits, where these are narrower) with rho 7, in 18 levels for images of up to 32x32, else in 40.
 
     Raises:
-        UserError: for a file that is not an official EDM pickle, that holds anything else than numbers, text, containers, tensors and
-            modules, or a network that `fewstep.networks.edm_unet.EDMUNet` cannot be; for a folder `out` that holds something already.
+        UserError: for a file that is not an official EDM pickle, that holds anything other than numbers, text, containers, tensors and
+            modules, or whose network `fewstep.networks.edm_unet.EDMUNet` cannot represent; and for a folder `out` that is not empty.
 
     """
     check_free(out)
@@ -125,7 +137,7 @@ def import_edm(path: Path, out: Path) -> Imported:
 
 
 def _check_magic(data: bytes) -> None:
-    """Raise Refused for a file that is known not to be a pickle by how it begins."""
+    """Raise Refused for a file whose first bytes show that it is no pickle."""
     if not data:
         raise Refused("is empty")
     for magic, what in MAGICS.items():
@@ -136,7 +148,10 @@ def _check_magic(data: bytes) -> None:
 
 
 def _network(root: Any, stem: str) -> tuple[Generator, Record, dict[str, str]]:
-    """(a generator of the right shape without weights, the network in the file, what was found). Raises Refused."""
+    """Return (a generator without weights for the network in the file, that network, its classes, form and data in words).
+
+    Raises Refused for a file that holds anything but a network of a known form.
+    """
     if not isinstance(root, dict) or "ema" not in root:
         raise Refused(f"holds {_held(root)}, where official checkpoints have a dictionary with the network under 'ema'")
     net = root["ema"]
@@ -171,7 +186,7 @@ def _network(root: Any, stem: str) -> tuple[Generator, Record, dict[str, str]]:
     }
     sampler = {
         "name": "heun",
-        "steps": 18 if size <= 32 else 40,  # of the published samples: 35 and 79 evaluations
+        "steps": 18 if size <= 32 else 40,  # as the published samples, which take 35 and 79 network evaluations
         # the official sampler keeps to the noise levels that the network supports
         "sigma_min": max(SIGMA_MIN, _number("sigma_min", outer["sigma_min"], 0, 1)),
         "sigma_max": min(SIGMA_MAX, _number("sigma_max", outer["sigma_max"], 1, math.inf)),
@@ -187,7 +202,7 @@ def _network(root: Any, stem: str) -> tuple[Generator, Record, dict[str, str]]:
     }
     sigma_data = _number("sigma_data", outer["sigma_data"], 1e-3, 1e3)
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # names and shapes, without memory for them
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # tensors with names and shapes that take no memory
             generator = Generator(shape, classes, sigma_data, network, sampler, info)
     except ValueError as error:
         raise Refused(f"has a network that cannot be made: {error}") from error
@@ -201,7 +216,7 @@ def _held(root: Any) -> str:
 
 
 def _arguments(net: Record, names: tuple[str, ...]) -> dict[str, Any]:
-    """The arguments that `net` was made with, by name. Raises Refused."""
+    """Return the constructor arguments of `net` by name. Raises Refused where the file does not hold them."""
     assert net.state is not None
     positional, named = net.state.get("_init_args"), net.state.get("_init_kwargs")
     if not isinstance(positional, list | tuple) or not isinstance(named, dict) or len(positional) > len(names):
@@ -210,7 +225,7 @@ def _arguments(net: Record, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _form(arguments: Mapping[str, Any]) -> str:
-    """Which of the two forms the arguments of a SongUNet make. Raises Refused, naming the first key that makes neither."""
+    """Return which form in `FORMS` the arguments of a SongUNet have. Raises Refused, naming the first argument that fits neither form."""
     for key, value in {"decoder_type": "standard", "channel_mult_emb": 4}.items():
         if arguments[key] != value:
             raise Refused(f"has a SongUNet with {key} {shown(arguments[key])}; only {value} can be imported")
@@ -242,7 +257,7 @@ def _number(key: str, value: Any, low: float, high: float) -> float:
 
 
 def _data_set(root: Mapping[str, Any], stem: str, classes: int | None, size: int) -> tuple[str, tuple[str, ...]]:
-    """(name, class names) of what the network was trained on, by the file's dataset_kwargs and name."""
+    """Return (name, class names) of the data set that the network was trained on, from the file's dataset_kwargs and its name."""
     settings = root.get("dataset_kwargs")
     place = settings.get("path") if isinstance(settings, dict) else None
     place = place if isinstance(place, str) else ""
@@ -252,7 +267,7 @@ def _data_set(root: Mapping[str, Any], stem: str, classes: int | None, size: int
 
 
 def _weights(net: Record, generator: Generator) -> dict[str, Tensor]:
-    """All weights of `generator` from `net`, in float32. Raises Refused where names or shapes differ, or a number is not finite."""
+    """Return all weights of `generator` from `net`, in float32. Raises Refused where names or shapes differ or a number is not finite."""
     found, prefix = dict(_tensors(net)), "denoiser.network."
     wanted = {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in generator.state_dict().items()}
     for names, what in ((set(wanted) - set(found), "lacks"), (set(found) - set(wanted), "has, beside those of its network,")):
@@ -273,7 +288,10 @@ def _weights(net: Record, generator: Generator) -> dict[str, Tensor]:
 
 
 def _tensors(net: Record) -> Iterator[tuple[str, InertTensor]]:
-    """(name, tensor) of each parameter and buffer, as a state dict names them. Raises Refused for what is not a tree of modules."""
+    """Yield (name, tensor) of each parameter and persistent buffer of `net`, named as in a state dict.
+
+    Raises Refused where `net` is not a tree of modules.
+    """
     waiting, seen = [("", net)], {id(net)}
     while waiting:
         prefix, module = waiting.pop()
@@ -296,7 +314,7 @@ def _tensors(net: Record) -> Iterator[tuple[str, InertTensor]]:
 
 
 def _part(module: Record, key: str) -> dict[str, Any]:
-    """One of the dictionaries that every torch module has. Raises Refused where it is not there."""
+    """Return the dictionary `key`, such as ``_parameters``, that every torch module has. Raises Refused where `module` lacks it."""
     part = (module.state or {}).get(key)
     if not isinstance(part, dict):
         raise Refused(f"has a {shown(module.kind)} without {key}, which every torch module has")
@@ -304,7 +322,7 @@ def _part(module: Record, key: str) -> dict[str, Any]:
 
 
 def _write(out: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Make the model folder `out`, which is there whole or not at all."""
+    """Write the model folder `out`, config.json and weights, whole or not at all."""
     from safetensors.torch import save_file
 
     with whole_folder(out) as folder:

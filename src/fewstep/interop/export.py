@@ -1,4 +1,4 @@
-"""A generator in the form that other people's tools run, checked against ``Generator.sample`` before it is there."""
+"""Export of a generator to the formats of other tools; each export is checked against ``Generator.sample`` before its folder appears."""
 
 import os
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from fewstep.interop.model_card import model_card
 from fewstep.metrics.results import read_results
 from fewstep.training.run_folder import RunFolder
 
-TOLERANCE = 1e-4  # of a pixel in [-1, 1]
-# samples at a time, and a seed: one, and two numbers that no graph was traced with
+TOLERANCE = 1e-4  # largest allowed difference of a pixel in [-1, 1]
+# (batch size, seed) of each check; no graph was traced with one of these batch sizes
 PROBES = ((1, 0), (5, 1), (8, 2))
 
 Draw = Callable[[int, list[int] | None, int], Tensor]
 
 
 class Format(NamedTuple):
-    """How a generator is written, and read back by the tool that it is written for."""
+    """How a generator is checked for a format and written in it, and how the tool that the format is for reads the export back."""
 
     check: Callable[[Generator], None]
     write: Callable[[Generator, Path], None]
@@ -33,7 +33,7 @@ class Format(NamedTuple):
 
 
 def formats() -> dict[str, Format]:
-    """What `export` can write, by name."""
+    """Return the formats that `export` can write, by name."""
     return {
         "diffusers": Format(export_diffusers.check_pipeline, export_diffusers.write_pipeline, export_diffusers.read_pipeline),
         "onnx": Format(export_onnx.check_onnx, export_onnx.write_onnx, export_onnx.read_onnx),
@@ -50,23 +50,25 @@ def export(
     fuse: bool = False,
     runtime: Path | None = None,
 ) -> float:
-    """Write the generator at `path` into the folder `out` with its model card, and return how far it is from ``Generator.sample``.
+    """Export the generator at `path` into the folder `out` with a model card; return the largest difference from ``Generator.sample``.
 
-    It is written beside `out`, read back by diffusers or onnxruntime, and drawn from with the seeds of `PROBES`; `out` is there when every
-    sample agrees to 1e-4 in every pixel, of a page to 1e-3, and not at all otherwise. The value returned is the largest difference.
+    The export is written beside `out`, read back by diffusers or onnxruntime, and sampled with the seeds of `PROBES`. `out` appears only
+    where every pixel of every sample agrees to 1e-4, or to 1e-3 for a page. For text-to-image generators, whose latents are compared, see
+    `fewstep.interop.export_text.verify_text`.
 
     Args:
         path: a run folder, a model folder, or a Hub id.
         form: "diffusers", for `ConsistencyModelPipeline`; "onnx", for onnxruntime; or "page", for browsers, see `export_page`.
         out: a new or an empty folder.
-        licence: of the weights, for the card; None where it is not known. A generator that came with one keeps it.
-        steps: the number of steps that it is written for; None for the generator's own default.
-        fuse: of a text-to-image generator that is low-rank changes of another: the whole pipeline with these in it, instead of their file.
-        runtime: of a page: the folder of onnxruntime-web that is copied into it; None has the page load that from a public server.
+        licence: licence of the weights, for the model card; None where it is not known. A generator that came with a licence keeps it.
+        steps: the number of sampling steps that the export is made for; None for the generator's own default.
+        fuse: for a text-to-image generator made of low-rank adapters (LoRA) on a pipeline: whether the whole pipeline, with the adapters
+            merged into its weights, is written instead of the adapters' file.
+        runtime: for a page: the folder of onnxruntime-web to copy into it; with None the page loads onnxruntime-web from a public server.
 
     Raises:
-        UserError: for an unknown format, a folder that is not empty, a generator that the format cannot hold, a licence that is not the
-            generator's own, a runtime that is not the page's, and samples that differ.
+        UserError: for an unknown format, a folder `out` that is not empty, a generator that the format cannot hold, a licence other than
+            the generator's own, a `runtime` that the page cannot use, and samples that differ.
 
     """
     known = formats()
@@ -119,9 +121,9 @@ def export(
 
 
 def verify(generator: Generator, draw: Draw, tolerance: float = TOLERANCE) -> float:
-    """The largest difference in any pixel between `draw` and ``generator.sample`` over `PROBES`, which visit first and last classes.
+    """Return the largest difference in any pixel between samples of `draw` and of ``generator.sample``, over all `PROBES`.
 
-    Raises UserError where it is above `tolerance`, or where `draw` fails.
+    The probes visit the first and the last classes. Raises UserError where the difference is above `tolerance`, or where `draw` fails.
     """
     worst = 0.0
     for num, seed in PROBES:
@@ -133,10 +135,10 @@ def verify(generator: Generator, draw: Draw, tolerance: float = TOLERANCE) -> fl
         expected = generator.sample(num, given, seed)
         try:
             got = draw(num, given, seed)
-        except Exception as error:  # diffusers and onnxruntime each have their own
+        except Exception as error:  # diffusers and onnxruntime each have exceptions of their own
             raise UserError(f"what was written cannot be run ({first_line(error)}) and was removed; {_advice()}") from error
         difference = (got - expected).abs().max().item() if got.shape == expected.shape else torch.inf
-        if not difference <= tolerance:  # nan neither
+        if not difference <= tolerance:  # nan is refused, too
             raise UserError(
                 f"what was written differs from Generator.sample by {difference:.1e} in [-1, 1], where {tolerance:.0e} is allowed, and was "
                 f"removed; {_advice()}"
@@ -150,12 +152,12 @@ def _advice() -> str:
 
 
 def _records(path: Path, generator: Generator) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """The recipe of the run at `path` and what was measured of this very generator; None for what there is not."""
+    """Return (the recipe of the run at `path`, the results measured of this very generator), None for each that does not exist."""
     run = RunFolder(path)
     recipe = run.recipe() if run.recipe_file.is_file() else None
     results = None
     if os.path.lexists(run.results_file):
         results = read_results(path)
-        if results.get("step") != generator.info.get("step"):  # measured, then trained on
+        if results.get("step") != generator.info.get("step"):  # the run was measured, and then trained further
             results = None
     return recipe, results

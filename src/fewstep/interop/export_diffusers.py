@@ -1,10 +1,10 @@
-"""A few-step generator as a folder that the stock `ConsistencyModelPipeline` of diffusers loads and runs, with no code of ours.
+"""Export of a few-step generator as a folder that the stock `ConsistencyModelPipeline` of diffusers loads and runs without fewstep.
 
 The pipeline draws ``x = sigma_0 n``, then alternates the denoiser and fresh noise, as `fewstep.samplers.few_step` does. Its scheduler
-(`CMStochasticIterativeScheduler`) has EDM's coefficients with `sigma_min` taken off sigma (arXiv 2303.01469, App. C), and gives the
+(`CMStochasticIterativeScheduler`) has EDM's coefficients with `sigma_min` subtracted from sigma (arXiv 2303.01469, App. C), and gives the
 network the timestep ``1000 ln(sigma) / 4``, as `fewstep.networks.unet` does.
 
-Symbols: ``T`` the scheduler's ``num_train_timesteps``, ``k`` steps, levels ``sigma_j``, j from 0 to k - 1. In k steps it visits
+Symbols: ``T`` the scheduler's ``num_train_timesteps``, ``k`` steps, levels ``sigma_j``, j from 0 to k - 1. In k steps the scheduler visits
 ``sigma_j = (a + j r_T (b - a))^rho`` with ``a = sigma_max^(1/rho)``, ``b = sigma_min^(1/rho)``, ``r_T = floor(T / k) / (T - 1)``.
 """
 
@@ -24,7 +24,7 @@ from fewstep.generator import Generator
 from fewstep.networks.unet import UNet
 
 MOST_TIMESTEPS = 1000
-LEVEL_TOLERANCE = 1e-6  # relative: of a level, and of what sigma_min may take off it
+LEVEL_TOLERANCE = 1e-6  # relative: largest difference of a level, and largest sigma_min beside the last level
 
 
 def check_pipeline(generator: Generator) -> None:
@@ -61,12 +61,12 @@ def check_pipeline(generator: Generator) -> None:
 
 
 def scheduler_settings(sigmas: Sequence[float]) -> dict[str, Any] | None:
-    """Arguments of the stock scheduler with which it visits the levels `sigmas` in ``len(sigmas)`` steps; None where none do.
+    """Return arguments of the stock scheduler with which it visits the levels `sigmas` in ``len(sigmas)`` steps; None where none do.
 
-    A ramp that falls by r a step gives ``sigma_j / sigma_0 = (1 - j r)^rho``: two levels can always be met, the first, second and last of
-    more than two fix r and rho, and the others have to agree to 1e-6. ``r = r_T (1 - b/a)``, so that with `sigma_min` at 0 only the r_T of
-    some T is met. A `sigma_min` that is nothing beside the last level (1e-6 of it at most, else c_skip and c_out would move) still moves r
-    by some per cent, for ``b/a`` is its 1/rho-th power.
+    A ramp that falls by r in each step gives ``sigma_j / sigma_0 = (1 - j r)^rho``. Two levels can always be met; of more than two, the
+    first, second and last fix r and rho, and the others have to agree to 1e-6. As ``r = r_T (1 - b/a)``, a `sigma_min` of 0 reaches only
+    those r that are the r_T of some T. A `sigma_min` that is negligible beside the last level (at most 1e-6 of that level, else c_skip and
+    c_out would change) still changes r by some per cent, for ``b/a`` is the 1/rho-th power of ``sigma_min / sigma_max``.
     """
     k = len(sigmas)
     if any(not math.isfinite(s) or s <= 0 for s in sigmas) or any(later >= s for s, later in pairwise(sigmas)):
@@ -88,7 +88,7 @@ def scheduler_settings(sigmas: Sequence[float]) -> dict[str, Any] | None:
         num = min(gaps, key=lambda n: (round(gaps[n], 9), n))
         gap = gaps[num]
     rho = logs[1] / math.log1p(-r)
-    # a float32: after the last step the scheduler takes the root of sigma_min^2 in float32 less sigma_min^2, which must not be below 0
+    # a float32: after the last step the scheduler takes the root of (sigma_min^2 in float32) - sigma_min^2, which must not be below 0
     sigma_min = 0.0 if gap < 1e-9 else float(np.float32(sigmas[0] * gap**rho))
     settings = {"num_train_timesteps": num, "rho": round(rho, 9), "sigma_min": sigma_min, "sigma_max": sigmas[0]}
     if sigma_min > LEVEL_TOLERANCE * sigmas[-1]:
@@ -99,7 +99,10 @@ def scheduler_settings(sigmas: Sequence[float]) -> dict[str, Any] | None:
 
 
 def _ramp(k: int, ratio: float) -> float | None:
-    """The r in (0, 1/(k - 1)) with ``ln(1 - (k - 1) r) / ln(1 - r) = ratio``, by bisection, or None; the left side grows from k - 1 up."""
+    """Return the r in (0, 1/(k - 1)) with ``ln(1 - (k - 1) r) / ln(1 - r) = ratio``, by bisection; None where there is none.
+
+    The left side of the equation grows with r, from k - 1 at r = 0.
+    """
     if not ratio > k - 1:
         return None
     low, high = 0.0, 1 / (k - 1)
@@ -115,7 +118,7 @@ def _ramp(k: int, ratio: float) -> float | None:
 
 
 def _visited(settings: dict[str, Any], k: int) -> Any:
-    """The levels that the stock scheduler visits in `k` steps, float32 [k]; None where it overflows."""
+    """Return the noise levels that the stock scheduler visits in `k` steps, float32 [k]; None where its arithmetic overflows."""
     from diffusers.schedulers.scheduling_consistency_models import CMStochasticIterativeScheduler
 
     try:
@@ -127,7 +130,7 @@ def _visited(settings: dict[str, Any], k: int) -> Any:
 
 
 def write_pipeline(generator: Generator, folder: Path) -> None:
-    """Write the pipeline that is `generator` into `folder`, weights as safetensors. Raises UserError as `check_pipeline` does."""
+    """Write `generator` into `folder` as a stock pipeline, weights in safetensors. Raises UserError as `check_pipeline` does."""
     from diffusers.models.unets.unet_2d import UNet2DModel
     from diffusers.pipelines.consistency_models.pipeline_consistency_models import ConsistencyModelPipeline
     from diffusers.schedulers.scheduling_consistency_models import CMStochasticIterativeScheduler
@@ -141,9 +144,9 @@ def write_pipeline(generator: Generator, folder: Path) -> None:
     config = {key: value for key, value in network.unet.config.items() if not key.startswith("_")}
     weights = {key: value.detach().contiguous() for key, value in network.unet.state_dict().items()}
     if generator.num_classes is not None:
-        # without the null class: the pipeline draws any class that the table has where none is asked for
+        # without the null class: where no class is asked for, the pipeline draws a random one from all rows of the table
         weights["class_embedding.weight"] = weights["class_embedding.weight"][:-1].clone()
-    config |= {"sample_size": generator.shape[1], "num_class_embeds": generator.num_classes}  # the pipeline wants one side, not two
+    config |= {"sample_size": generator.shape[1], "num_class_embeds": generator.num_classes}  # the pipeline takes one side, not two
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away
         unet = UNet2DModel.from_config(config)
     unet.load_state_dict(weights)
@@ -151,7 +154,10 @@ def write_pipeline(generator: Generator, folder: Path) -> None:
 
 
 def read_pipeline(folder: Path, generator: Generator) -> Callable[[int, list[int] | None, int], Tensor]:
-    """``draw(num, labels, seed) -> [num, C, H, W]`` in [-1, 1]: the stock pipeline in `folder`, at as many steps as `generator` has."""
+    """Return ``draw(num, labels, seed) -> [num, C, H, W]`` in [-1, 1], which samples from the stock pipeline in `folder`.
+
+    The number of steps is the default of `generator`.
+    """
     from diffusers.pipelines.consistency_models.pipeline_consistency_models import ConsistencyModelPipeline
     from diffusers.utils import logging
 

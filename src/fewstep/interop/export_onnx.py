@@ -1,7 +1,7 @@
-"""A one-step or few-step generator as an ONNX file, with the noise as an input.
+"""Export of a one-step or few-step generator as an ONNX file that takes the noise as an input.
 
-Inputs, of any batch size B: ``latents`` float32 [B, C, H, W], or [B, L] of a push-forward, standard normal; ``labels`` int64 [B] where
-there are classes; ``noise`` float32 [k - 1, B, C, H, W], standard normal, of a generator of k > 1 steps. Output: ``samples``
+Inputs, of any batch size B: ``latents`` float32 [B, C, H, W], or [B, L] for a push-forward, standard normal; ``labels`` int64 [B] for a
+generator with classes; ``noise`` float32 [k - 1, B, C, H, W], standard normal, for a generator of k > 1 steps. Output: ``samples``
 [B, C, H, W], clamped to [-1, 1] where they are images.
 """
 
@@ -25,8 +25,8 @@ from fewstep.networks.dit.network import Sinusoids
 from fewstep.version import __version__
 
 FILE = "model.onnx"
-EXAMPLE = 3  # items the graph is traced with; 1 would be taken for a constant
-MOST_BYTES = 2**31  # of a protobuf message
+EXAMPLE = 3  # batch size that the graph is traced with; the exporter would take 1 for a constant
+MOST_BYTES = 2**31  # size that a protobuf message has to stay below
 
 
 class ConstantFrequencies(nn.Module):
@@ -79,7 +79,7 @@ def with_constant_frequencies(denoiser: nn.Module) -> nn.Module:
 
 
 class SamplingGraph(nn.Module):
-    """``Generator.sample`` without its random numbers: ``samples = forward(latents, labels, noise)``, shaped as said above."""
+    """``Generator.sample`` without its random numbers: ``samples = forward(latents, labels, noise)``, of the module docstring's shapes."""
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
@@ -92,9 +92,9 @@ class SamplingGraph(nn.Module):
         self.register_buffer("classes", None if generator.num_classes is None else torch.arange(generator.num_classes))
 
     def forward(self, latents: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """Samples [B, ...]: the steps of `fewstep.samplers.few_step`, or one of a push-forward."""
+        """Return samples [B, ...], by the steps of `fewstep.samplers.few_step`, or by the one step of a push-forward."""
         if labels is not None and self.classes is not None:
-            # a label that is no class is refused by whoever runs the graph: it would lie outside this table, as the null class does
+            # a label that is no class, or is the null class, lies outside this table, so that the graph's runtime refuses it
             labels = self.classes.index_select(0, torch.where(labels < 0, len(self.classes), labels))
         first = torch.tensor(self.levels[0], dtype=torch.float32)
         x = self.denoiser(latents * first if self.scaled else latents, first, labels)
@@ -108,7 +108,7 @@ class SamplingGraph(nn.Module):
 
 
 def check_onnx(generator: Generator) -> None:
-    """Raise UserError where the packages of the extra are missing, or one file cannot hold `generator`."""
+    """Raise UserError where a package of the extra ``fewstep[onnx]`` is missing, or `generator` is too large for one ONNX file."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         try:
             import_module(package)
@@ -124,7 +124,7 @@ def check_onnx(generator: Generator) -> None:
 def _searchsorted(
     sorted_sequence: Any, values: Any, out_int32: bool = False, right: bool = False, side: str | None = None, sorter: Any = None
 ) -> Any:
-    """torch.searchsorted of a table [T], from the left, which the exporter does not know: how many entries are below each value."""
+    """Translate `torch.searchsorted` of a table [T], left side, which the exporter lacks: count the entries below each value."""
     from onnxscript import opset18
 
     assert not any((out_int32, right, side, sorter))
@@ -134,7 +134,7 @@ def _searchsorted(
 
 
 def write_onnx(generator: Generator, folder: Path) -> None:
-    """Write ``folder/model.onnx``, one file with its weights; class names, noise levels and version are among its metadata.
+    """Write ``folder/model.onnx``, one file that holds the weights, and class names, noise levels and version among its metadata.
 
     Raises UserError as `check_onnx` does.
     """
@@ -147,7 +147,7 @@ def write_onnx(generator: Generator, folder: Path) -> None:
     if generator.default_steps() > 1:
         inputs["noise"] = torch.zeros(generator.default_steps() - 1, EXAMPLE, *generator.shape)
     batch = {name: {1 if name == "noise" else 0: torch.export.Dim.DYNAMIC} for name in inputs}
-    exporter = logging.getLogger("torch.onnx")  # warns of torchvision, which is not here
+    exporter = logging.getLogger("torch.onnx")  # it warns that torchvision is not installed
     before = exporter.level
     exporter.setLevel(logging.ERROR)
     try:
@@ -182,7 +182,7 @@ def write_onnx(generator: Generator, folder: Path) -> None:
 
 
 def _name_batch(model: Any) -> None:
-    """Call the axis of the items ``batch`` in all shapes, where the exporter has made up a name."""
+    """Name the batch axis ``batch`` in all shapes, in place of the name that the exporter made up."""
     made_up = str(model.graph.outputs[0].shape[0])
     values = [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]
     for value in values:
@@ -192,7 +192,7 @@ def _name_batch(model: Any) -> None:
 
 
 def read_onnx(folder: Path, generator: Generator) -> Callable[[int, list[int] | None, int], Tensor]:
-    """``draw(num, labels, seed)`` with onnxruntime on the CPU, from the noise that ``Generator.sample`` draws for the same seed."""
+    """Return ``draw(num, labels, seed)``, which runs onnxruntime on the CPU with the noise of ``Generator.sample`` for that seed."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])

@@ -1,11 +1,11 @@
-"""A generator as a page: a folder for any web server, in which it runs in the visitor's own browser by onnxruntime-web.
+"""Export of a generator as a page: a folder for any web server, with which visitors run the generator in their browser (onnxruntime-web).
 
 Beside the page (``index.html``) lie what `fewstep.interop.export_onnx` writes (``model.onnx``), the model card, the licences, and with
-`--runtime` the two files of onnxruntime-web that the page needs, which it loads from a public server otherwise. The page checks each of
-them by its hash, and its policy lets it reach nothing else.
+`--runtime` the two files of onnxruntime-web that the page needs; without `--runtime` the page loads these from a public server. The page
+checks each file that it loads by its hash, and its content security policy lets it reach no other address.
 
-In the page a script may draw from noise of its own: ``await fewstep.draw({latents, noise, labels})``, the inputs of model.onnx as flat
-arrays, gives ``{samples, shape, milliseconds}`` and shows them; ``fewstep.noise(seed, num)`` is the noise that the page itself draws from.
+A script in the page may draw from noise of its own: ``await fewstep.draw({latents, noise, labels})`` takes the inputs of model.onnx as
+flat arrays, shows the samples and gives ``{samples, shape, milliseconds}``; ``fewstep.noise(seed, num)`` gives the page's own noise.
 """
 
 import base64
@@ -36,7 +36,7 @@ SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
 
 
 class Part(NamedTuple):
-    """A file of onnxruntime-web: its bytes, and their SHA-384 as browsers check it."""
+    """A file of onnxruntime-web: its size in bytes, and its SHA-384 checksum in the form that browsers check."""
 
     bytes: int
     integrity: str
@@ -47,17 +47,17 @@ RUNTIME = {
     WASM: Part(14_239_897, "sha384-vjBJ1z7qrhkTyYsNqKeF6c7N+nOJSU94czEo+tvZcu8G75JparGq9kB+kTnEUNVM"),
 }
 CDN = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{VERSION}/dist/"
-FOLDER = "runtime"  # of the page's own copy
-NOTICES = ("LICENSE", "ThirdPartyNotices.txt")  # of onnxruntime, which its Python package has, and onnxruntime-web lacks
-MOST_BYTES = 200_000_000  # of a model that a visitor waits for
-BUTTONS = 24  # classes that are buttons; more are a list
-DOTS = 200  # evaluations that are drawn as dots
-TOLERANCE = 1e-3  # of a pixel in [-1, 1]: a screen shows steps of 8e-3
-PROBED = 2000  # points whose square is shown
+FOLDER = "runtime"  # where the page's own copy of onnxruntime-web lies
+NOTICES = ("LICENSE", "ThirdPartyNotices.txt")  # files of onnxruntime's Python package, which onnxruntime-web lacks
+MOST_BYTES = 200_000_000  # largest model that a visitor of the page is made to wait for
+BUTTONS = 24  # largest number of classes that are shown as buttons; more are shown as a list
+DOTS = 200  # largest number of network evaluations that are drawn as dots
+TOLERANCE = 1e-3  # largest allowed difference of a pixel in [-1, 1], where a screen shows steps of 8e-3
+PROBED = 2000  # points that are sampled to find the square that the page shows
 
 
 def check_page(generator: Generator) -> None:
-    """Raise UserError where a package is missing, or a page cannot show `generator`."""
+    """Raise UserError where a package that the export needs is missing, or a page cannot show `generator`."""
     check_onnx(generator)
     shape = generator.shape
     if shape != (2,) and not (len(shape) == 3 and shape[0] in (1, 3)):
@@ -73,9 +73,9 @@ def check_page(generator: Generator) -> None:
 
 
 def runtime_files(given: Path | None) -> dict[str, Path]:
-    """The files of onnxruntime-web by name, in `given`, the folder of its npm package or the dist/ in it; none where None is given.
+    """Return the files of onnxruntime-web in `given`, the folder of its npm package or the dist/ inside; none where `given` is None.
 
-    Raises UserError for a folder without them, for another version, and for files that differ from those that were published.
+    Raises UserError for a folder without these files, for another version, and for files that differ from the published ones.
     """
     if given is None:
         return {}
@@ -93,7 +93,10 @@ def runtime_files(given: Path | None) -> dict[str, Path]:
 
 
 def teacher_evaluations(run: RunFolder, results: Mapping[str, Any] | None) -> int | None:
-    """Network evaluations for a sample of the run's teacher: of its own copy, or as measured; 0 without a teacher, None if unknown."""
+    """Return how many network evaluations a sample of the run's teacher takes; 0 where the run has no teacher, None where it is unknown.
+
+    The number is that of the teacher's copy in the run's folder, or else the one in `results`, the contents of results.json.
+    """
     if run.has_teacher():
         return load(run.teacher_folder).evaluations()
     roles = row_roles(results) if results else {}
@@ -111,10 +114,10 @@ def write_page(
     teacher: int | None,
     runtime: Mapping[str, Path],
 ) -> None:
-    """Write the page of `generator`, whose model.onnx is in `folder` already, into it, with its licences and the files in `runtime`.
+    """Write the page of `generator` into `folder`, where its model.onnx lies already, with its licences and copies of the files `runtime`.
 
-    `recipe` is what recipe.yaml holds, None where there is none; `licence` of the weights, None where it is not known; for `teacher` see
-    `teacher_evaluations`.
+    `recipe` is the contents of recipe.yaml, None where there is no recipe; `licence` that of the weights, None where it is not known;
+    `teacher` what `teacher_evaluations` returns.
     """
     if runtime:
         (folder / FOLDER).mkdir()
@@ -143,7 +146,7 @@ def _integrity(content: bytes) -> str:
 
 
 def _policy(texts: Mapping[str, str], is_whole: bool) -> str:
-    """What the page may run and load: its own scripts by their hash, onnxruntime-web from memory, and files from two places at most."""
+    """Return the page's content security policy: its own scripts by hash, onnxruntime-web from memory, files from at most two servers."""
     script, style = (base64.b64encode(hashlib.sha256(texts[name].encode()).digest()).decode() for name in ("script.js", "style.css"))
     return (
         f"default-src 'none'; script-src 'sha256-{script}' 'wasm-unsafe-eval' blob:; worker-src blob:; style-src 'sha256-{style}'; "
@@ -156,7 +159,7 @@ def _host(address: str) -> str:
 
 
 def _config(generator: Generator, model: Path, is_whole: bool) -> dict[str, Any]:
-    """What the script knows of the generator, and of the files that it loads."""
+    """Return the settings of the page's script: facts about the generator, and the files that the script loads."""
     base = f"{FOLDER}/" if is_whole else CDN
     names = generator.class_names or tuple(map(str, range(generator.num_classes or 0)))
     content = model.read_bytes()
@@ -179,7 +182,7 @@ def _config(generator: Generator, model: Path, is_whole: bool) -> dict[str, Any]
 
 
 def _extent(generator: Generator) -> dict[str, Any]:
-    """The square around all points but a few stray ones: its centre, and half of a side."""
+    """Return the square around all sampled points but outliers, with a margin: its centre, and half of its side."""
     points = generator.sample(PROBED, seed=0).double()
     low, high = points.quantile(torch.tensor([0.005, 0.995], dtype=torch.float64), dim=0)
     return {"centre": ((low + high) / 2).tolist(), "half": 0.625 * (high - low).max().clamp(min=1e-6).item()}
@@ -190,7 +193,7 @@ def _item(generator: Generator) -> str:
 
 
 def _words(generator: Generator, recipe: Mapping[str, Any] | None, teacher: int | None) -> dict[str, str]:
-    """The page's sentences, escaped, and its counts."""
+    """Return the page's sentences, escaped for HTML, and its counts of network evaluations."""
     steps, item = generator.default_steps(), _item(generator)
     counted = "One step" if steps == 1 else f"{steps} steps"
     data = generator.info.get("data") or f"{item}s"
@@ -215,20 +218,20 @@ def _words(generator: Generator, recipe: Mapping[str, Any] | None, teacher: int 
 
 
 def _made(generator: Generator, recipe: Mapping[str, Any] | None) -> str:
-    """What made it: the recipe by name, or else its method."""
+    """Return the name of the recipe that made the generator, or else of its method, and its number of parameters."""
     parts = f"{num_parameters(generator):,} parameters"
     named = (recipe or {}).get("made_by", {}).get("recipe") or generator.info.get("method")
     return f"{Path(named).name if str(named).endswith(('.yaml', '.yml')) else named}, {parts}" if named else parts
 
 
 def _count(whose: str, number: int | None, kind: str) -> str:
-    """So many evaluations, as a number, and as dots where these are not too many to be told apart."""
+    """Return `number` network evaluations as HTML: the number, and so many dots where there are at most `DOTS`."""
     dots = f'<span class="{kind}" aria-hidden="true">{"<i></i>" * number}</span>' if number and number <= DOTS else ""
     return f'<dd class="count"><span>{whose}</span><b>{number or "unknown"}</b>{dots}</dd>'
 
 
 def _classes(names: Sequence[str] | None) -> str:
-    """Buttons for the classes, or a list of many; nothing without classes."""
+    """Return the choice of a class as HTML: buttons, or a list for more than `BUTTONS` classes; empty without classes."""
     if names is None:
         return ""
     options = [("", "any"), *((str(number), escape(name)) for number, name in enumerate(names))]
@@ -244,7 +247,7 @@ def _classes(names: Sequence[str] | None) -> str:
 
 
 def _loads(config: Mapping[str, Any], is_whole: bool) -> str:
-    """One sentence on what is loaded from where."""
+    """Return one sentence that says which files the page loads, and from where."""
     sizes = {name: part["bytes"] / 1e6 for name, part in config["files"].items()}
     runtime = f"onnxruntime-web {VERSION} ({sizes['script'] + sizes['wasm']:.1f} MB)"
     model = f"the generator ({sizes['model']:.2g} MB)" if sizes["model"] < 10 else f"the generator ({sizes['model']:.0f} MB)"
@@ -254,7 +257,7 @@ def _loads(config: Mapping[str, Any], is_whole: bool) -> str:
 
 
 def _licences(licence: str | None, is_whole: bool) -> str:
-    """What may be done with each part of the folder."""
+    """Return the text of LICENCES.txt: the licence of each part of the page's folder."""
     of_weights = licence or "not stated; it may be bound by that of the data and of the teacher they were made from"
     where = (
         f"{FOLDER}/: two files of the npm package onnxruntime-web {VERSION}, MIT, copyright Microsoft Corporation. Its licence is\n"

@@ -1,7 +1,7 @@
-"""A few-step text-to-image generator for stock pipelines of diffusers: a LoRA file with its scheduler, or a whole pipeline.
+"""Export of a few-step text-to-image generator for stock pipelines of diffusers: a LoRA file with its scheduler, or a whole pipeline.
 
-The scheduler (`fewstep.interop.stock_schedulers`) draws as `fewstep.samplers.few_step` does: denoise, noise anew to the next level,
-denoise. So a user sets the number of steps and no guidance, and nothing else.
+The scheduler (`fewstep.interop.stock_schedulers`) draws as `fewstep.samplers.few_step` does: denoise, add fresh noise of the next level,
+denoise. A user of the export sets the number of steps, switches guidance off, and sets nothing else.
 """
 
 import json
@@ -27,9 +27,9 @@ from fewstep.pipelines.reference import file_tensors
 from fewstep.weights import LORA_FILE
 
 PROMPTS = ("a photograph of a cat", "two thin lines, red")
-PROBES = ((1, 0), (2, 1))  # samples at a time, and a seed
+PROBES = ((1, 0), (2, 1))  # (batch size, seed) of each check
 DRAWN = "drawn.safetensors"
-TOLERANCE = 1e-4  # of the largest latent
+TOLERANCE = 1e-4  # largest allowed difference of a latent, as a share of the largest latent
 
 LORA = """\
 import torch
@@ -49,7 +49,7 @@ DRAW = """\
 image = pipeline({prompt!r}, num_inference_steps={steps}, guidance_scale=0).images[0]
 image.save("image.png")
 """
-# what a process of its own does after the lines above: draw from latents that it is given, and say which changes were loaded
+# what a separate process runs after the lines above: it samples from the same noise, and fails where an adapter's tensor was not loaded
 CHECK = """
 import json, sys
 from safetensors.torch import load_file, save_file
@@ -78,19 +78,20 @@ save_file(found, told["out"])
 
 
 def is_text(generator: Generator) -> bool:
-    """Whether `generator` is told a prompt."""
+    """Return whether `generator` is a text-to-image generator."""
     return generator.told is not None and generator.latents is not None
 
 
 def write_text(generator: Generator, folder: Path, fuse: bool) -> None:
-    """Write `generator` into `folder`: its changes and a scheduler, or with `fuse`, and where all of it was trained, the whole pipeline.
+    """Write `generator` into `folder`: its low-rank adapters and a scheduler, or the whole pipeline.
 
-    Raises UserError for levels that no setting of a stock scheduler visits.
+    The whole pipeline is written with `fuse`, and for a generator whose network was trained without adapters. Raises UserError for noise
+    levels that no setting of a stock scheduler visits.
     """
     from safetensors.torch import save_file
 
     scheduler = stock_scheduler(generator)
-    if not Path(_model(generator)).is_dir():  # of the Hub, all that a pipeline consists of, for the check and for a whole copy
+    if not Path(_model(generator)).is_dir():  # a pipeline on the Hub: fetch all of its parts, for the check and for a whole copy
         model_folder(_model(generator))
         part_of(_model(generator), "vae")
     if is_lora(generator, fuse):
@@ -101,7 +102,7 @@ def write_text(generator: Generator, folder: Path, fuse: bool) -> None:
     whole: Any = generator.denoiser.merged() if isinstance(generator.denoiser, Adapted) else generator.denoiser
     place = network_folder(_model(generator))
     part = _part(generator)
-    # the parts that stay as they are, then the two that do not
+    # the parts that stay as they are, then the denoising network and the scheduler
     index = json.loads((place / "model_index.json").read_text())
     for name, named in index.items():
         if isinstance(named, list) and name not in (part, "scheduler", "safety_checker", "feature_extractor") and (place / name).is_dir():
@@ -115,15 +116,18 @@ def write_text(generator: Generator, folder: Path, fuse: bool) -> None:
 
 
 def is_lora(generator: Generator, fuse: bool) -> bool:
-    """Whether changes are written, and not a whole pipeline."""
+    """Return whether the export holds only low-rank adapters, and not a whole pipeline."""
     return isinstance(generator.denoiser, Adapted) and not fuse
 
 
 def code(generator: Generator, folder: str, fuse: bool, model: str | None = None) -> str:
-    """The lines of Python that load what was written to `folder` into a stock pipeline; see `LORA` and `WHOLE`."""
+    """Return the lines of Python that load the export in `folder` into a stock pipeline; see `LORA` and `WHOLE`.
+
+    `model` is the name of the generator's own pipeline in these lines; None for the path or Hub id that the generator holds.
+    """
     kind = _kind(generator)
     lora = is_lora(generator, fuse)
-    unsafe = lora and kind == "StableDiffusionPipeline"  # what a whole pipeline says itself
+    unsafe = lora and kind == "StableDiffusionPipeline"  # a whole pipeline says so in its model_index.json
     more = ", safety_checker=None, requires_safety_checker=False" if unsafe else ""
     more += "".join(f", {part}=None" for part in absent_parts(network_folder(_model(generator))))
     scheduler = type(stock_scheduler(generator)).__name__
@@ -132,14 +136,15 @@ def code(generator: Generator, folder: str, fuse: bool, model: str | None = None
 
 
 def drawing(generator: Generator) -> str:
-    """The lines that draw an image by a stock pipeline."""
+    """Return the lines of Python that draw an image by the loaded stock pipeline."""
     return DRAW.format(prompt=PROMPTS[0], steps=generator.default_steps())
 
 
 def verify_text(generator: Generator, folder: Path, fuse: bool) -> float:
-    """How far a stock pipeline, in a process of its own, is from `generator` in any latent, as a share of the largest.
+    """Return the largest difference in any latent between `generator` and a stock pipeline, as a share of the largest latent.
 
-    Raises UserError where that is above 1e-4, where tensors were not loaded, and where it fails.
+    The stock pipeline loads the export in `folder` in a separate process. Raises UserError where the difference is above 1e-4, where
+    tensors of the export were not loaded, and where that process fails.
     """
     with passing_folder() as passing:
         told = {
@@ -168,7 +173,7 @@ def verify_text(generator: Generator, folder: Path, fuse: bool) -> float:
         expected: Tensor = generator.sample(count, seed=seed, batch_size=count).cpu()
         worst = max(worst, ((found[f"drawn {number}"] - expected).abs().max() / expected.abs().max()).item())
     generator.tell(before)
-    if not worst <= TOLERANCE:  # nan neither
+    if not worst <= TOLERANCE:  # nan is refused, too
         raise UserError(
             f"what was written differs from Generator.sample by {worst:.1e} of the largest latent, where {TOLERANCE:.0e} is allowed, and "
             "was removed; try the tested versions of the packages (constraints.txt)"
@@ -177,7 +182,7 @@ def verify_text(generator: Generator, folder: Path, fuse: bool) -> float:
 
 
 def public_name(generator: Generator) -> str:
-    """What its pipeline is called in a card: a Hub id as it is, and of a folder the name without where it lies on this machine."""
+    """Return the name of the generator's pipeline for a model card: a Hub id as it is, or a folder's name without its path."""
     model = _model(generator)
     return Path(model).name if Path(model).is_dir() else model
 
@@ -188,11 +193,11 @@ def _model(generator: Generator) -> str:
 
 
 def _kind(generator: Generator) -> str:
-    """The class of its pipeline."""
+    """Return the class of the generator's pipeline, such as "StableDiffusionXLPipeline"."""
     place = network_folder(_model(generator))
     return pipeline_kind(place, str(place))
 
 
 def _part(generator: Generator) -> str:
-    """The part of its pipeline that denoises."""
+    """Return the name of the part of the generator's pipeline that denoises, "unet" or "transformer"."""
     return FORMS[_kind(generator)].network

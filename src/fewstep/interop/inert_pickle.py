@@ -2,9 +2,9 @@
 
 `pickle` runs what a file tells it to. Here the opcodes are decoded by `pickletools`, which only decodes, and a name that a file asks for
 becomes a `Global`, two strings: no module is imported, no class made, no ``__setstate__`` looked up. What a known name would have
-returned is worked out here from its arguments (`CALLED`, `MADE`); any other name is refused, by name. The work is bounded as well: the
-opcodes of a file and of the storages inside it are counted together, none of them copies more than it names, and sizes are held against
-the bytes that are there.
+returned is worked out here from its arguments (`CALLED`, `MADE`); a file that asks for any other name is refused. The work is bounded as
+well: the opcodes of a file and of the storages inside it are counted together, no opcode copies more bytes than it names, and sizes are
+checked against the bytes that the file has.
 """
 
 import io
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 MOST_OPCODES = 1_000_000  # the CIFAR-10 networks have 70,000
-DEEPEST = 100  # they reach 10
+DEEPEST = 100  # containers inside one another; the CIFAR-10 networks reach 10
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what torch.save's format before 1.6 begins with
 LEGACY_VERSION = 1001
 PROTO = b"\x80"  # the opcode that pickles of protocol 2 and later begin with
@@ -36,20 +36,20 @@ ELEMENTS = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-SCALARS = {"f8": "<d", "f4": "<f", "f2": "<e", "i8": "<q", "i4": "<i", "b1": "<?"}  # numpy's names, struct's formats
+SCALARS = {"f8": "<d", "f4": "<f", "f2": "<e", "i8": "<q", "i4": "<i", "b1": "<?"}  # numpy's names of dtypes, and their formats in `struct`
 
 
 class Refused(Exception):
-    """What is wrong with a file, as the predicate of a sentence whose subject is the file."""
+    """Raised for a file that is refused; the message is the predicate of a sentence whose subject is the file."""
 
 
 class NameRefused(Refused):
-    """The file asks for a name that is not admitted."""
+    """Raised for a file that asks for a global name that is not on the whitelist."""
 
 
 @dataclass(frozen=True)
 class Global:
-    """A name that the file asks for. It stands for nothing."""
+    """A global name that the file asks for, as two strings; the object of that name is not looked up."""
 
     module: str
     name: str
@@ -68,7 +68,7 @@ class Record:
 
 @dataclass(eq=False, repr=False)
 class Storage:
-    """Numbers that lie in `data` from byte `start`, not yet copied."""
+    """`numel` numbers of type `dtype` in the bytes `data`, from byte `start` on, not yet copied."""
 
     dtype: torch.dtype
     numel: int
@@ -78,7 +78,7 @@ class Storage:
 
 @dataclass(eq=False, repr=False)
 class InertTensor:
-    """A view of a storage, known to lie inside it and to name no more elements than it has."""
+    """A view of a storage, checked to lie inside the storage and to have no more elements than the storage."""
 
     storage: Storage
     offset: int
@@ -86,7 +86,7 @@ class InertTensor:
     stride: tuple[int, ...]
 
     def tensor(self) -> torch.Tensor:
-        """A copy as a contiguous tensor of `shape`, in its own dtype."""
+        """Return a copy as a contiguous tensor of shape `shape`, in the storage's dtype."""
         storage = self.storage
         if not math.prod(self.shape):
             return torch.empty(self.shape, dtype=storage.dtype)
@@ -103,7 +103,7 @@ class _ScalarType:
 
 @dataclass
 class _Effort:
-    """How many opcodes may still be read, over a file and the storages inside it."""
+    """The number of opcodes that may still be read, in a file and the storages inside it together."""
 
     left: int = MOST_OPCODES
 
@@ -114,7 +114,7 @@ class _Effort:
 
 
 def read_pickle(data: bytes) -> Any:
-    """The content of the pickle `data` as inert values. Raises Refused."""
+    """Return the content of the pickle `data` as inert values. Raises Refused for anything that no official checkpoint has."""
     stream = io.BytesIO(data)
     effort = _Effort()
     try:
@@ -134,7 +134,7 @@ def read_pickle(data: bytes) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A short form of a value from a file, safe to print."""
+    """Return a short form of a value from a file that is safe to print."""
     if isinstance(value, str):
         return "".join(c if c.isprintable() else "?" for c in value[:100]) + "..." * (len(value) > 100)
     if isinstance(value, Global):
@@ -155,7 +155,7 @@ def _kind(value: Any) -> str:
 
 @dataclass
 class _Machine:
-    """The stack machine of one pickle, which starts where `stream` stands and leaves it after the STOP."""
+    """The stack machine of one pickle, which reads from the position of `stream` and leaves `stream` after the opcode STOP."""
 
     stream: io.BytesIO
     size: int
@@ -169,14 +169,14 @@ class _Machine:
     memo: list[Any] = field(default_factory=list)
 
     def run(self) -> Any:
-        """What the pickle holds. Raises Refused."""
+        """Return the value that the pickle holds. Raises Refused."""
         try:
             for opcode, argument, position in pickletools.genops(self.stream):
                 self.effort.spend()
                 if opcode.name == "STOP":
                     return self.pop()
                 self.step(opcode.name, argument, position)
-        except ValueError as error:  # pickletools, of bytes that are no opcode, of a length that the file does not have, of a bad number
+        except ValueError as error:  # pickletools raises it for unknown opcodes, lengths beyond the file's end and malformed numbers
             raise Refused(f"{DAMAGED} ({shown(str(error))})") from None
         raise AssertionError("genops ends with STOP or raises")
 
@@ -253,7 +253,7 @@ class _Machine:
         return items
 
     def discard(self, opcode: str) -> None:
-        """POP, of a value or of an empty MARK; POP_MARK; DUP."""
+        """Run the opcode POP (of a value, or of an empty MARK), POP_MARK or DUP."""
         if opcode == "DUP":
             self.stack.append(self.top(object, opcode))
         elif opcode == "POP_MARK" or not self.stack:
@@ -267,7 +267,7 @@ class _Machine:
         return self.stack[-1]
 
     def remember(self, index: int) -> None:
-        """Keep the top of the stack as value `index`: the next one, as all picklers number them, or one that is replaced."""
+        """Store the top of the stack in the memo as value `index`: a new one, numbered in order as by all picklers, or a replacement."""
         value = self.top(object, "PUT")
         if index == len(self.memo):
             self.memo.append(value)
@@ -281,7 +281,7 @@ class _Machine:
         if len(items) % 2:
             raise Refused(f"{DAMAGED}: a dictionary has a key without a value")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) is not str:  # text hashes unforeseeably; numbers could be chosen to collide, nested tuples to overflow the C stack
+            if type(key) is not str:  # hashes of text are salted; numbers could be chosen to collide, nested tuples to overflow the C stack
                 raise Refused(f"has a dictionary with the key {shown(key)}; official checkpoints have text for keys")
             target[key] = value
 
@@ -301,10 +301,10 @@ class _Machine:
         return value
 
 
-# of a known name called with arguments of another form than the official one
+# stands for the result of a known name that is called with arguments of another form than the official one
 UNKNOWN = object()
 
-# opcodes that push what `pickletools` decoded
+# opcodes that push the argument that `pickletools` decoded
 NUMBERS = {"BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
 TEXTS = {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 ARGUMENTS = NUMBERS | TEXTS | {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
@@ -322,7 +322,10 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def _build(target: Any, state: Any) -> None:
-    """What BUILD may do: give a module record its attributes, once; nothing to a dictionary; a byte order to a numpy dtype."""
+    """Run the opcode BUILD: give a module's record its attributes, once.
+
+    An empty state for a dictionary and a byte order for a numpy dtype are ignored. Raises Refused for any other target or state.
+    """
     if isinstance(target, Record) and target.state is None and isinstance(state, dict):
         target.state = state
     elif isinstance(target, _ScalarType) and isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", "|"):
@@ -332,7 +335,7 @@ def _build(target: Any, state: Any) -> None:
 
 
 def _persistent_object(arguments: tuple[Any, ...], effort: _Effort) -> Any:
-    """torch_utils.persistence: {type, version, module_src, class_name, state}; the source text is left where it lies."""
+    """Return a record of torch_utils.persistence's {type, version, module_src, class_name, state}; the source text is ignored."""
     match arguments:
         case ({"type": "class", "version": 6, "class_name": str(kind), "state": dict(state)},):
             return Record(kind, state)
@@ -363,7 +366,7 @@ def _parameter(arguments: tuple[Any, ...], effort: _Effort) -> Any:
 
 
 def _storage(arguments: tuple[Any, ...], effort: _Effort) -> Any:
-    """torch.storage._load_from_bytes, of torch.save's format before 1.6: five pickles, a count as int64, the raw numbers."""
+    """Return what torch.storage._load_from_bytes would, of torch.save's format before 1.6: five pickles, an int64 count, raw numbers."""
     match arguments:
         case (bytes(data),):
             pass
@@ -415,14 +418,14 @@ def _scalar_type(arguments: tuple[Any, ...], effort: _Effort) -> Any:
 
 
 def _scalar(arguments: tuple[Any, ...], effort: _Effort) -> Any:
-    """A numpy scalar, such as the square root of 1/2 that each block keeps: its value as a number of Python's."""
+    """Return the value of a numpy scalar, such as the square root of 1/2 that each block keeps, as a number of Python."""
     match arguments:
         case (_ScalarType(name=name), bytes(raw)) if len(raw) == struct.calcsize(SCALARS[name]):
             return struct.unpack(SCALARS[name], raw)[0]
     return UNKNOWN
 
 
-# what the official files call, and what it gives
+# the functions that official files call, and what stands for each
 CALLED: dict[Global, Callable[[tuple[Any, ...], _Effort], Any]] = {
     Global("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent_object,
     Global("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -434,7 +437,7 @@ CALLED: dict[Global, Callable[[tuple[Any, ...], _Effort], Any]] = {
     Global("numpy.core.multiarray", "scalar"): _scalar,
     Global("numpy._core.multiarray", "scalar"): _scalar,
 }
-# the classes that they make empty objects of
+# the classes of which official files make empty objects
 MADE: dict[Global, Callable[[], Any]] = {
     Global("dnnlib.util", "EasyDict"): dict,
     Global("torch.nn.modules.container", "ModuleDict"): lambda: Record("ModuleDict", None),
@@ -442,7 +445,7 @@ MADE: dict[Global, Callable[[], Any]] = {
 
 
 def _check_depth(root: Any) -> None:
-    """Raise Refused where a value lies more than `DEEPEST` containers deep; each one is visited once, level by level."""
+    """Raise Refused where a value lies more than `DEEPEST` containers deep; each container is visited once, level by level."""
     level, seen = [root], {id(root)}
     for _ in range(DEEPEST):
         new = {id(part): part for value in level for part in _parts(value) if id(part) not in seen}

@@ -1,4 +1,4 @@
-"""Images become latents by a pipeline's VAE, once, before training."""
+"""Encoding of images into latents by a pipeline's VAE, once, before training."""
 
 import hashlib
 import json
@@ -22,8 +22,8 @@ from fewstep.pipelines.folder import FORMS, NETWORKS, latents_shape, model_folde
 from fewstep.pipelines.vae import VAE, measured_size
 from fewstep.text import read_json
 
-BEGUN = "encoding.json"  # what an encoding that is not done belongs to
-BEGUN_BESIDE = "images.json"  # and where it lies beside one of prompts
+BEGUN = "encoding.json"  # names the images and the VAE of an encoding, finished or not
+BEGUN_BESIDE = "images.json"  # the same file where the images lie beside encoded prompts, whose own is encoding.json
 
 
 def encode_images(
@@ -35,14 +35,14 @@ def encode_images(
     bar: Bar = no_bar,
     say: Callable[[str], None] = lambda text: None,
 ) -> Encoded:
-    """Encode the images at `images`, whatever `fewstep.data.image_sets.image_folder` reads, by the VAE of `model` into the folder `out`.
+    """Encode the images at `images`, in any form that `fewstep.data.image_sets.image_folder` reads, by the VAE of `model` into `out`.
 
-    They become `size` x `size` pixels in colour first, as ``data: images`` would have it. The mean of what the VAE gives is taken, scaled
-    and shifted as its config says. What was stopped goes on where it was.
+    Images are first brought to `size` x `size` pixels in colour, as ``data: images`` does. A latent is the mean of the VAE's
+    distribution, scaled and shifted as its config says. An encoding that was interrupted is continued.
 
     Raises:
-        UserError: for images that cannot be read, a model without a VAE, a size that it cannot halve, and a folder `out` that holds
-            something else.
+        UserError: for images that cannot be read, a model without a VAE, a size that is no multiple of the VAE's factor, and a folder
+            `out` that holds something else.
 
     """
     vae = VAE(model)
@@ -65,10 +65,10 @@ def encode_captioned(
     bar: Bar = no_bar,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Manifest, Encoded]:
-    """Encode images with a caption each: the captions as prompts, and the images as latents beside them, by rows of these prompts.
+    """Encode images with a caption each into `out`: the captions as prompts, and the images as latents labelled with their caption's row.
 
-    See `fewstep.data.captioned.captioned_images` for what is read, `encode_prompts` and `encode_images` for what is written. `size` is the
-    model's own where it is not given. Raises UserError as these do, and for a size of which the model makes other latents.
+    See `fewstep.data.captioned.captioned_images` for what is read, `encode_prompts` and `encode_images` for what is written. `size` is by
+    default the model's own. Raises UserError as these functions do, and for a size whose latents are not of the model's shape.
     """
     vae = VAE(model)
     folder = model_folder(model)
@@ -97,7 +97,10 @@ def _check_size(vae: VAE, size: int, model: str) -> None:
 
 
 def _written(data: ImageData, source: str, vae: VAE, size: int, out: Path, begun: str, bar: Bar) -> Encoded:
-    """Write the latents of `data` to `out`, and into the file `begun` there what they belong to. Raises UserError."""
+    """Write the latents of `data` to `out`, and the checksums of the images and the VAE into its file `begun`.
+
+    Raises UserError for a folder `out` that holds something else, and for a disk that is full.
+    """
     digest = hashlib.sha256()
     for split in SPLITS:
         label = data.labels(split)
@@ -121,7 +124,7 @@ def _written(data: ImageData, source: str, vae: VAE, size: int, out: Path, begun
         with bar("encoding images", len(data.train) + len(data.heldout)) as done:
             for split in SPLITS:
                 for name, first, last in chunks(split, len(getattr(data, split))):
-                    if not (out / name).is_file():  # files are there whole, or not at all
+                    if not (out / name).is_file():  # a file that exists is complete
                         _encode(vae, data, split, first, last, out / name)
                     done(last - first)
                     files[name] = sha256_of(out / name)
@@ -133,7 +136,7 @@ def _written(data: ImageData, source: str, vae: VAE, size: int, out: Path, begun
 
 
 def _encode(vae: VAE, data: ImageData, split: str, first: int, last: int, path: Path) -> None:
-    """Write items `first` to `last` of a `split` to `path`, see `fewstep.data.latents`."""
+    """Encode items `first` to `last` - 1 of a `split` and write them to `path`, see `fewstep.data.latents`."""
     from safetensors.torch import save
 
     pixels: Tensor = getattr(data, split)[first:last]

@@ -1,4 +1,4 @@
-"""The model card (README.md) that goes with an export: YAML for the Hub, and what a reader has to know to use the weights."""
+"""The model card (README.md) of an export: metadata for the Hub in YAML, and what a reader has to know to use the weights."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from fewstep.metrics.rows import row_roles
 from fewstep.networks.base import num_parameters
 from fewstep.version import __version__
 
-# the Hub's own names (https://huggingface.co/docs/hub/repositories-licenses); any other is `other` with a name of its own
+# the Hub's names of licences (https://huggingface.co/docs/hub/repositories-licenses); the card calls any other `other`, and names it apart
 LICENCES = """
 afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 cc cc-by-2.0 cc-by-2.5 cc-by-3.0
 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0
@@ -24,7 +24,7 @@ cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissi
 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 gfdl gpl gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1 lgpl-3.0 mit mpl-2.0 ms-pl ncsa odbl odc-by
 ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql unlicense wtfpl zlib
 """
-TASK = "unconditional-image-generation"  # the Hub's name of it
+TASK = "unconditional-image-generation"  # the Hub's name of the task
 
 
 def model_card(
@@ -37,11 +37,19 @@ def model_card(
     results: Mapping[str, Any] | None = None,
     use: str | None = None,
 ) -> ModelCard:
-    """The card of `generator` exported as `form` (a ``--format``) under `name`; `use` is the code that draws from a pipeline.
+    """Return the model card of `generator`, exported as `form` (a ``--format``) under `name`.
 
-    `licence` is any name, None where it was not stated; `difference` the largest one to ``Generator.sample`` that was found, in [-1, 1];
-    `recipe` and `results` the contents of recipe.yaml and results.json, of which the figures at this generator's number of steps are shown
-    that the numbers of items behind them can carry (`fewstep.metrics.least`).
+    Args:
+        generator: the exported generator.
+        form: the export's format.
+        name: title of the card.
+        licence: any name of the weights' licence; None where it was not stated.
+        difference: the largest difference from ``Generator.sample`` that was found, in the unit that the card states.
+        recipe: contents of recipe.yaml, or None.
+        results: contents of results.json, or None. The card shows the figures at this generator's number of steps, but for those that
+            were measured on too few items (`fewstep.metrics.least`).
+        use: Python code that draws from the export; None for the usual code of the format.
+
     """
     results = None if results is None else carried(results)
     steps, info = generator.default_steps(), generator.info
@@ -82,7 +90,7 @@ def model_card(
 
 
 def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """`recipe` without the folders of the machine that it ran on: of a path of several parts or an absolute one, the last part."""
+    """Return `recipe` without the folders of the machine that it ran on: of each local path only the last part is kept."""
 
     def shown(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -94,7 +102,7 @@ def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def card_data(generator: Generator, form: str, name: str, licence: str | None, results: Mapping[str, Any] | None) -> ModelCardData:
-    """The fields of the card that the Hub reads."""
+    """Return the metadata of the card, which the Hub reads."""
     identifier = None if licence is None else licence.strip().lower().replace(" ", "-")
     is_known = identifier is None or identifier in LICENCES.split()
     values = _quality(results, steps := generator.default_steps())
@@ -127,7 +135,7 @@ def _eval_result(key: str, value: float, results: Mapping[str, Any]) -> EvalResu
 
 
 def _quality(results: Mapping[str, Any] | None, steps: int) -> dict[str, float]:
-    """The figures of quality of this generator at `steps` steps, by their key in results.json; none where it was not measured so."""
+    """Return the quality figures of the run's own generator at `steps` steps, by their key in results.json; empty if not measured."""
     roles = row_roles(results) if results else {}
     for title, role in roles.items():
         row = results["rows"][title] if results else {}
@@ -151,7 +159,7 @@ def _table(results: Mapping[str, Any] | None, steps: int) -> list[str]:
     lines = ["| | " + " | ".join(BY_KEY[key].words for key in values) + " |", "|---" * (len(values) + 1) + "|"]
     for name, role in row_roles(results).items():
         row = results["rows"][name]
-        if role == "beside":  # another run, which is nobody's business here
+        if role == "beside":  # a row of another run
             continue
         cells = [f"{row[key]:.4g}" if isinstance(row.get(key), int | float) else "" for key in values]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -169,7 +177,7 @@ def _licence_text(licence: str | None) -> str:
 
 
 def _use(generator: Generator, form: str) -> str:
-    """Code that draws samples from the folder that the card lies in."""
+    """Return Markdown with code that draws samples from the folder that the card lies in."""
     steps, classes = generator.default_steps(), generator.num_classes
     if form == "diffusers":
         labels = "" if classes is None else f"class_labels=[{', '.join(str(i % classes) for i in range(4))}], "

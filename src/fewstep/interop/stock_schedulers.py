@@ -1,6 +1,6 @@
-"""Schedulers of diffusers that draw as `fewstep.samplers.few_step` does, at a generator's own levels: denoise, noise anew, denoise.
+"""Schedulers of diffusers that draw as `fewstep.samplers.few_step` does at a generator's own levels: denoise, add fresh noise, denoise.
 
-Symbols: a flow's times ``1 = s_1 > s_2 > ... > s_k``, and ``r_j = 1 - s_(j+1)``, what of each is data.
+Symbols: a flow's times ``1 = s_1 > s_2 > ... > s_k``, and ``r_j = 1 - s_(j+1)``, the share of data at the times after the first.
 """
 
 import math
@@ -13,11 +13,14 @@ from fewstep.denoisers.adapted import Adapted
 from fewstep.errors import UserError
 from fewstep.generator import Generator
 
-CLOSE = 3e-7  # of times: a few steps of float32
+CLOSE = 3e-7  # largest allowed difference of times: a few rounding errors of float32
 
 
 def stock_scheduler(generator: Generator) -> Any:
-    """The scheduler, for as many steps as `generator` takes. Raises UserError where none of its settings visits its levels."""
+    """Return the diffusers scheduler that draws in `generator`'s number of steps, at its noise levels.
+
+    Raises UserError where no setting of the scheduler visits these levels.
+    """
     denoiser = generator.denoiser.stands_on if isinstance(generator.denoiser, Adapted) else generator.denoiser
     if isinstance(denoiser, FlowDenoiser):
         return flow_scheduler(denoiser, generator.sigmas())
@@ -26,7 +29,10 @@ def stock_scheduler(generator: Generator) -> Any:
 
 
 def lcm_scheduler(denoiser: ForeignDenoiser, sigmas: torch.Tensor) -> Any:
-    """`LCMScheduler` at the levels `sigmas` [k], told that there are as many timesteps in all as steps are taken. Raises UserError."""
+    """Return an `LCMScheduler` that visits the noise levels `sigmas` [k], with ``original_inference_steps`` = k.
+
+    Raises UserError where the levels are not those of equally spaced timesteps.
+    """
     from diffusers import LCMScheduler
 
     timesteps = [int((denoiser.sigmas - sigma).abs().argmin()) for sigma in sigmas]
@@ -38,7 +44,7 @@ def lcm_scheduler(denoiser: ForeignDenoiser, sigmas: torch.Tensor) -> Any:
             f"this generator's steps are at the timesteps {timesteps}, and LCM's scheduler of diffusers takes equal parts alone, such as "
             "999, 749, 499, 249; train it with method.times=teacher and without method.sampler_timesteps"
         )
-    kept = 1 / (1 + denoiser.sigmas[:last] ** 2)  # of the data, at each timestep up to the first that is drawn at
+    kept = 1 / (1 + denoiser.sigmas[:last] ** 2)  # alpha_bar, the data's share of the variance, up to the first step's timestep
     betas = 1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
     return LCMScheduler(
         num_train_timesteps=last,
@@ -52,10 +58,11 @@ def lcm_scheduler(denoiser: ForeignDenoiser, sigmas: torch.Tensor) -> Any:
 
 
 def flow_scheduler(denoiser: FlowDenoiser, sigmas: torch.Tensor) -> Any:
-    """`FlowMatchLCMScheduler` at the levels `sigmas` [k], of which a user says only how many they are.
+    """Return a `FlowMatchLCMScheduler` that visits the noise levels `sigmas` [k] for a user who sets only the number of steps, k.
 
-    By itself it takes times from 1 to nearly 0 in equal parts, and shifts them. Its two settings make others of these: `shift_terminal` is
-    the last, and `shift` bends what lies between (`bending`). Raises UserError where that does not make them.
+    By default the scheduler takes times from 1 to nearly 0 in equal parts, and shifts them. Its setting `shift_terminal` sets the last
+    time, and `shift` the times in between (see `bending`). Raises UserError where no values of the two reach the times of `sigmas`, and
+    where the installed diffusers lacks the scheduler.
     """
     try:
         from diffusers import FlowMatchLCMScheduler
@@ -78,12 +85,12 @@ def flow_scheduler(denoiser: FlowDenoiser, sigmas: torch.Tensor) -> Any:
 
 
 def bending(r: list[float], num: int) -> float:
-    """The shift ``a`` by which diffusers' flow schedulers with `num` timesteps draw at the shares of data `r` after the first time.
+    """Return the shift ``a`` with which diffusers' flow schedulers of `num` timesteps visit the shares of data `r` after the first time.
 
-    Shifted by a and stretched to end where the last of them lies, equal parts have ``r_j`` proportional to ``j / (A - (a - 1) j)``, with
-    ``A = k a (num - 1 + a) / (num - 1)`` for k of them, as the scheduler shifts its smallest time twice. The first and the last give a,
-    the smaller root of ``(q - 1) k / (num - 1) a^2 - (k - 1) a + q k - 1 = 0`` with ``q = r_k / (k r_1)``. With fewer than two nothing
-    is bent. Where there is no such a, it is 1.
+    Equal parts of time, shifted by a and stretched so that the last of them is r_k, have ``r_j`` proportional to ``j / (A - (a - 1) j)``,
+    with ``A = k a (num - 1 + a) / (num - 1)`` for k shares, as the scheduler shifts its smallest time twice. The first and the last share
+    give a, the smaller root of ``(q - 1) k / (num - 1) a^2 - (k - 1) a + q k - 1 = 0`` with ``q = r_k / (k r_1)``. The shift is 1 for
+    fewer than two shares, and where the equation has no positive root.
     """
     k = len(r)
     if k < 2 or not r[0] > 0:

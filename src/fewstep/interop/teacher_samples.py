@@ -1,4 +1,4 @@
-"""Samples of a text-to-image model are drawn beside its encoded prompts, and kept there."""
+"""Drawing of a text-to-image teacher's samples, which are kept in the folder of its encoded prompts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,10 +28,10 @@ def draw_teacher_samples(
     say: Callable[[str], None] = lambda text: None,
     use: Use = COMPARED,
 ) -> Drawn:
-    """Draw `num` samples of the pipeline `model` for the prompts in `folder`, in turn, and keep them there for `use`.
+    """Draw `num` samples of the pipeline `model` for the prompts in `folder`, in turn, and keep them in `folder` for `use`.
 
-    `steps` and `guidance_scale` are by default those of its stock pipeline. What was stopped goes on where it was. Raises UserError for too
-    few, for samples that are there already and were drawn otherwise, and as `text_teacher` does.
+    `steps` and `guidance_scale` are by default those of the stock pipeline. Drawing that was interrupted is continued. Raises UserError
+    where `num` is too small for `use`, where `folder` holds samples that were drawn with other settings, and as `text_teacher` does.
     """
     if num < use.each:
         of = ", which are drawn of each prompt: half are held beside the other half" if use.each > 1 else ""
@@ -74,13 +74,13 @@ def draw_teacher_samples(
 
 
 def _draw(teacher: Generator, path: Path, rows: Tensor, first: int, asked: Drawn, mark: str, use: Use) -> None:
-    """Draw samples of `rows`, from number `first` on, as `asked`, and write them to `path` with a `mark` of that."""
+    """Draw samples of the prompts `rows`, numbered from `first` on, as `asked` says, and write them to `path` with the metadata `mark`."""
     from safetensors.torch import save
 
     num = len(rows)
     seeds = [stream_seed(0, use.stem, number) for number in range(first, first + num)]
     latents = teacher.sample(num, rows, seeds, asked.steps, guidance_scale=asked.guidance_scale)
-    if use is PAIRS:  # the noise that `sample` begins with
+    if use is PAIRS:  # the initial noise that `sample` draws for these seeds
         beside = Noise(seeded(seeds, num))((num, *teacher.latent_shape), torch.empty(())).half()
     else:
         beside = ((measured_size(teacher.pixels(latents)).cpu() + 1) * 127.5).round().to(torch.uint8)
@@ -88,11 +88,11 @@ def _draw(teacher: Generator, path: Path, rows: Tensor, first: int, asked: Drawn
 
 
 def _mark(path: Path) -> str | None:
-    """How the samples in a file were drawn; None where there is none, or it cannot be read."""
+    """Return the metadata that say how the samples in the file `path` were drawn; None where the file is missing or cannot be read."""
     from safetensors import safe_open
 
     try:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {}).get("drawn")
-    except Exception:  # the library's own, and those of a disk: drawn anew
+    except Exception:  # safetensors has exceptions of its own, and disks fail: such a file is drawn anew
         return None

@@ -1,4 +1,4 @@
-"""A text-to-image pipeline of diffusers as a teacher: its network is used where it lies, and not copied into a run."""
+"""A text-to-image pipeline of diffusers as a teacher: its network is read from the pipeline's folder, and not copied into a run."""
 
 import math
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ from fewstep.pipelines.reference import Base
 from fewstep.quantities import short
 from fewstep.text import read_json
 
-# steps and guidance, as stock pipelines draw where nothing is said
+# (steps, guidance scale) that stock pipelines use by default: of diffusion models, and of flow-matching models
 STOCK, STOCK_FLOW = (50, 7.5), (28, 7.0)
 
 
 def is_text_pipeline(path: str | Path) -> bool:
-    """Whether a text-to-image pipeline lies in the folder `path`, or on the Hub under that id."""
+    """Return whether `path` is the folder or Hub id of a text-to-image pipeline."""
     folder = Path(path)
     if not folder.exists() and hub.is_id(str(path)):
         try:
             folder = hub.fetched(str(path), str(path), ["model_index.json"])
-        except UserError:  # told by whoever opens it
+        except UserError:  # reported by whoever reads the model next
             return False
     try:
         index = read_json(folder / "model_index.json")
@@ -40,10 +40,10 @@ def is_text_pipeline(path: str | Path) -> bool:
 
 
 def text_teacher(model: str, sigma_data: float = 1.0, prompts: PromptTable | None = None) -> Generator:
-    """The network of the pipeline `model`, a folder or a Hub id, as a generator of latents that is told `prompts`, if they are given.
+    """Return the network of the pipeline `model`, a folder or a Hub id, as a generator of latents, with `prompts` if they are given.
 
-    Its folder, where it is saved, names the pipeline and holds no weights. `sigma_data` weighs the losses of a student. Raises UserError as
-    `fewstep.pipelines.denoiser.described` does.
+    A model folder that this generator is saved to names the pipeline and holds no weights. `sigma_data` weighs the losses of a student.
+    Raises UserError as `fewstep.pipelines.denoiser.described` does.
     """
     folder = network_folder(model)
     found = described(folder)
@@ -66,9 +66,9 @@ def text_teacher(model: str, sigma_data: float = 1.0, prompts: PromptTable | Non
 
 
 def import_text(model: str, out: Path, sigma_data: float) -> list[str]:
-    """Write the model folder `out`, which names the pipeline `model`, whole or not at all; what the pipeline consists of, in lines.
+    """Write the model folder `out`, which names the pipeline `model`, whole or not at all; return lines that describe the pipeline.
 
-    Raises UserError as `text_teacher` does, for a folder `out` that holds something already, and a `sigma_data` that is not above 0.
+    Raises UserError as `text_teacher` does, for a folder `out` that is not empty, and for a `sigma_data` that is not above 0.
     """
     check_free(out)
     if not 0 < sigma_data < math.inf:
@@ -98,7 +98,7 @@ def import_text(model: str, out: Path, sigma_data: float) -> list[str]:
 
 
 def _sampler(found: Described, denoiser: Any) -> dict[str, Any]:
-    """How the `denoiser` of the pipeline that was `found` is drawn from where nothing else is said."""
+    """Return the default sampler settings of the `denoiser` of the pipeline `found`."""
     if found.flow is None:
         steps, guidance = STOCK
         grid = {"sigma_min": denoiser.sigma_min, "sigma_max": denoiser.sigma_max, "rho": 7.0}
@@ -114,7 +114,7 @@ def _prediction(found: Described) -> str:
 
 
 def _levels(found: Described, denoiser: Any) -> str:
-    """A line on the times that the network of `denoiser` was trained at."""
+    """Return a line on the noise levels or flow times that the network of `denoiser` was trained at."""
     if found.flow is None:
         return f"noise levels: {denoiser.sigma_min:.4g} to {denoiser.sigma_max:.4g} at {len(denoiser.sigmas)} timesteps"
     first = denoiser.sigma_min / (1 + denoiser.sigma_min)
@@ -123,12 +123,18 @@ def _levels(found: Described, denoiser: Any) -> str:
 
 
 def held(fakes: int) -> int:
-    """How many numbers are held at once for each that a student learns with so many `fakes`: they, the average, and gradients."""
-    return 2 + fakes + 2 * (1 + fakes) + fakes  # moments of all that learns; the fakes learn together
+    """Return how many numbers are in memory for each weight that a student with `fakes` fake networks trains.
+
+    These are the student, its exponential moving average, the fakes, AdamW's two moments of each, and gradients.
+    """
+    return 2 + fakes + 2 * (1 + fakes) + fakes  # 2 moments of the student and of each fake; gradients of all fakes at a time
 
 
 def lora_bytes(denoiser: nn.Module, targets: Sequence[str], fakes: int = 1, rank: int = RANK) -> int:
-    """What a student and `fakes` on `denoiser` take: it in half precision, and in float32 what is held of their changes at once."""
+    """Return the bytes that a student and `fakes` fake networks take as low-rank adapters of `rank` on the layers `targets` of `denoiser`.
+
+    `denoiser` itself is in half precision; of the adapters `held` numbers a weight are in float32.
+    """
     layers = [
         module.weight.shape
         for name, module in denoiser.named_modules()

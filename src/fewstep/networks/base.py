@@ -1,4 +1,4 @@
-"""Networks by name, from plain arguments."""
+"""Networks by name, made from plain arguments, and helpers for modules."""
 
 import copy
 import inspect
@@ -28,15 +28,15 @@ def make_network(config: Mapping[str, Any], shape: tuple[int, ...], num_classes:
 
 
 def frozen(module: nn.Module) -> nn.Module:
-    """A copy of `module` that cannot learn: no parameter takes a gradient, and it is in eval mode."""
+    """Return a frozen copy of `module`: no parameter takes a gradient, and the copy is in eval mode."""
     return copy.deepcopy(module).requires_grad_(False).eval()
 
 
 def num_parameters(module: nn.Module) -> int:
-    """Number of parameters of `module`, trainable or frozen."""
+    """Return the number of parameters of `module`, trainable or frozen."""
     return sum(p.numel() for p in module.parameters())
 
 
 def tables_of(module: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters of which one item teaches a row alone, as the networks in `module` tell in their attribute ``tables``."""
+    """Return the names of parameters of which each item trains one row only, from the attributes ``tables`` of networks in `module`."""
     return tuple(dict.fromkeys(name for part in module.modules() for name in getattr(part, "tables", ())))

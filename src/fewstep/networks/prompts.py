@@ -1,4 +1,4 @@
-"""What networks that make images of prompts are told: a label is the row of a prompt in a table, which they have beside their weights."""
+"""Prompts of text-to-image networks: a label is the row of a prompt in a table that the network holds beside its weights."""
 
 from typing import Any, Protocol
 
@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 class Rows(Protocol):
-    """Encoded prompts by their rows, as `fewstep.data.prompt_table.PromptTable` has them."""
+    """A table of encoded prompts, addressed by row, such as `fewstep.data.prompt_table.PromptTable`."""
 
     def __len__(self) -> int: ...
 
     def rows(self, label: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(hidden [B, tokens, width], pooled [B, width] or None) of rows int64 [B]; row ``len(self)`` stands for no prompt."""
+        """Return (hidden [B, tokens, width], pooled [B, width] or None) of rows int64 [B]; row ``len(self)`` stands for no prompt."""
         ...
 
 
@@ -25,18 +25,19 @@ class EncodedPrompts:
         return len(self.hidden) - 1
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "EncodedPrompts":
-        return self  # nothing in it changes
+        return self  # its tensors never change, so that copies can share them
 
     def rows(self, label: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The rows of `label` int64 [B]."""
+        """Return (hidden [B, tokens, width], pooled [B, width] or None) of the rows `label` int64 [B]."""
         label = label.to(self.hidden.device)
         return self.hidden[label], None if self.pooled is None else self.pooled[label]
 
 
 def told_rows(prompts: Rows | None, label: Tensor, x: Tensor, needs_pooled: bool) -> tuple[Tensor, Tensor | None]:
-    """(hidden [B, tokens, width], pooled [B, width] or None) of the rows `label` int64 [B] of `prompts`, where and of what type `x` is.
+    """Return (hidden [B, tokens, width], pooled [B, width] or None) of the rows `label` int64 [B] of `prompts`.
 
-    Raises ValueError where there are no prompts, or a pooled vector is needed and they have none.
+    The tensors are on the device and of the dtype of `x`. Raises ValueError where `prompts` is None, or where a pooled vector is needed and
+    the prompts have none.
     """
     if prompts is None:
         raise ValueError("the network has no prompts to look up labels in; set its attribute prompts to a table of them")

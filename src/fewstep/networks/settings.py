@@ -1,4 +1,4 @@
-"""Settings of the network that is no network of its own: the teacher's, copied."""
+"""Settings of the network "teacher", a copy of the teacher's own network."""
 
 from typing import ClassVar, Literal
 
@@ -8,9 +8,9 @@ from fewstep.sections import NetworkSettings
 
 
 class CopySettings(NetworkSettings):
-    """The teacher's own network, copied; `sigma_data` must be what the teacher was trained for."""
+    """A copy of the teacher's own network; `sigma_data` must be the value that the teacher was trained with."""
 
     name: Literal["teacher"]
-    sigma_data: PositiveFloat = Field(0.5, description="standard deviation of the data that the teacher was trained for")
+    sigma_data: PositiveFloat = Field(0.5, description="standard deviation of the data that the teacher was trained on")
 
     role: ClassVar = "copy"

@@ -1,1 +1,1 @@
-"""Text-to-image pipelines of diffusers: their parts, read one at a time, and never more than is needed."""
+"""Text-to-image pipelines of diffusers, whose parts are read one at a time, and only where they are needed."""

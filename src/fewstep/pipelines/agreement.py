@@ -1,4 +1,4 @@
-"""Whether samples show what their prompts say, as a CLIP model sees it (arXiv 2103.00020; as a figure, CLIPScore, 2104.08718)."""
+"""Agreement of samples with their prompts, measured by a CLIP model (arXiv 2103.00020; as a figure, CLIPScore, arXiv 2104.08718)."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,23 +14,23 @@ from fewstep.pipelines.encoders import quiet
 from fewstep.pipelines.folder import files_id, usual_weights
 from fewstep.text import read_json
 
-BATCH = 64  # of images, and of prompts
+BATCH = 64  # images, or prompts, that the model is given at a time
 
 
 class Agreement:
-    """The cosine between images and prompts in the space that a CLIP model has for both.
+    """The cosine similarity of images and prompts in the embedding space of a CLIP model.
 
     Args:
-        model: folder of the model with its tokenizer and ``preprocessor_config.json``, or Hub id.
-        texts: all prompts, by their rows.
+        model: Hub id of the CLIP model, or its folder, with a tokenizer and ``preprocessor_config.json``.
+        texts: all prompts; a prompt's row is its place in this sequence.
         device: where the model computes.
 
     Attributes:
-        id: what tells the model from any other.
-        cut: how many of the prompts seen so far were longer than the model reads, and were cut.
+        id: the model's ``name``, and a ``sha256`` checksum of its configs and weights.
+        cut: how many of the prompts encoded so far had more tokens than the model reads, and were truncated.
 
     Raises:
-        UserError: where transformers is not installed, and for a model that is not there, is no CLIP, or is not whole.
+        UserError: where transformers is not installed, and for a model that cannot be found, is no CLIP model, or is incomplete.
 
     """
 
@@ -49,15 +49,15 @@ class Agreement:
                 self.prepare: Any = CLIPImageProcessor.from_pretrained(str(folder), local_files_only=True)
             files = [*usual_weights(folder), *sorted(folder.glob("*.json"))]
             self.id = {"name": Path(model).name, "sha256": files_id(folder, files)}
-        except Exception as error:  # transformers, safetensors and json each have their own
+        except Exception as error:  # transformers, safetensors and json each have exceptions of their own
             raise UserError(f"--clip is {model}, which cannot be read ({first_line(error)}); take a whole copy of the model") from error
         self.clip = clip.to(device).eval()
         self.texts, self.device, self.cut = list(texts), device, 0
-        self.words: dict[int, Tensor] = {}  # by their rows: where prompts lie
+        self.words: dict[int, Tensor] = {}  # the embeddings of prompts, by their rows
 
     @torch.no_grad()
     def _prompts(self, rows: Sequence[int]) -> Tensor:
-        """Where the prompts of `rows` lie: [B, D]."""
+        """Return the embeddings [B, D] of the prompts in `rows`."""
         new = sorted(set(rows) - self.words.keys())
         for first in range(0, len(new), BATCH):
             some = new[first : first + BATCH]
@@ -70,7 +70,7 @@ class Agreement:
 
     @torch.no_grad()
     def _images(self, pixels: Tensor) -> Tensor:
-        """Where `pixels` [B, 3, H, W] in [-1, 1] lie: [B, D]. They are scaled and cut as the model's own configuration says."""
+        """Return the embeddings [B, D] of `pixels` [B, 3, H, W] in [-1, 1], resized and cropped as the model's own config says."""
         parts = []
         for part in ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1).split(BATCH):
             given = self.prepare(list(part.numpy()), return_tensors="pt", input_data_format="channels_first")
@@ -78,16 +78,17 @@ class Agreement:
         return torch.cat(parts)
 
     def seen(self, pixels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines [B] of images [B, 3, H, W] in [-1, 1] with their prompts, by `rows` int64 [B], and with those in the next rows."""
+        """Return the cosines [B] of images [B, 3, H, W] in [-1, 1] with the prompts in `rows` int64 [B], and in the rows after these."""
         images, own = self._images(pixels.cpu()), rows.tolist()
         found = (cosine_similarity(images, self._prompts(which)) for which in (own, [(row + 1) % len(self.texts) for row in own]))
         mine, others = (cosines.cpu() for cosines in found)
         return mine, others
 
     def listen(self, batches: Iterable[Tensor], rows: Tensor, row: dict[str, Any]) -> Iterator[Tensor]:
-        """`batches` of images for the prompts `rows`, as they are; when they have all gone by, `row` has their figures.
+        """Yield `batches` of images for the prompts `rows` unchanged, and after the last put their figures into the results `row`.
 
-        ``prompt_agreement`` is the mean cosine with the own prompt, and ``prompt_margin`` by how much it is above that with another.
+        ``prompt_agreement`` is the mean cosine of an image with its own prompt, and ``prompt_margin`` that mean less the mean cosine with
+        another prompt.
         """
         found: list[tuple[Tensor, Tensor]] = []
         start = 0
@@ -102,13 +103,13 @@ class Agreement:
 
 
 def _vector(found: Any) -> Tensor:
-    """What transformers gives for items [B, D]: from version 5 on beside other things."""
+    """Return the embeddings [B, D] from an output of transformers: a tensor, or from version 5 on an object that holds one."""
     vector: Tensor = found if isinstance(found, Tensor) else found.pooler_output
     return vector.float()
 
 
 def _folder(model: str) -> Path:
-    """Where the CLIP model is. Raises UserError."""
+    """Return the folder of the CLIP model `model`, a folder or a Hub id. Raises UserError for anything else."""
     folder = Path(model)
     if not folder.is_dir():
         if folder.exists() or not hub.is_id(model):

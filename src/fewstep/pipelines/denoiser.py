@@ -1,4 +1,4 @@
-"""The network of a text-to-image pipeline of diffusers as a denoiser of latents: of Stable Diffusion's form, SDXL's and SD 3's."""
+"""The network of a text-to-image pipeline of diffusers (Stable Diffusion, SDXL or SD 3) as a denoiser of latents."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,15 @@ CLASSES = {"unet": "UNet2DConditionModel", "transformer": "SD3Transformer2DModel
 
 @dataclass(frozen=True)
 class Described:
-    """The network of a pipeline, as its configs have it.
+    """The network of a pipeline, as the pipeline's configs describe it.
 
     Attributes:
         folder: where the pipeline lies.
-        kind: its class.
-        shape: (channels, height, width) of its latents.
-        network: settings of the network, ``name`` among them.
-        denoiser: the same of the denoiser.
-        flow: its times, where it learned flow matching; None for others.
+        kind: the pipeline's class, a key of `FORMS`.
+        shape: (channels, height, width) of the pipeline's latents.
+        network: the network's ``name`` and settings.
+        denoiser: the denoiser's ``name`` (see `DENOISERS`) and settings.
+        flow: the times of a network that was trained by flow matching; None for other networks.
 
     """
 
@@ -44,17 +44,20 @@ class Described:
 
     @property
     def part(self) -> str:
-        """The part of the pipeline that denoises."""
+        """The name of the pipeline's part that denoises, "unet" or "transformer"."""
         return FORMS[self.kind].network
 
     def made(self) -> Any:
-        """The network, without weights and prompts, and without memory."""
+        """Return the network without weights and prompts, on the device "meta", where it takes no memory."""
         with torch.device("meta"):
             return make_network(self.network, self.shape, None)
 
 
 def network_folder(model: str) -> Path:
-    """Where the pipeline `model`, a folder or a Hub id, lies with the network that denoises. Raises UserError."""
+    """Return the folder of the pipeline `model`, a folder or a Hub id, of which configs and denoising network are fetched.
+
+    Raises UserError for anything else, and where the Hub cannot provide the pipeline.
+    """
     folder = Path(model)
     if not folder.is_dir() and hub.is_id(model):
         weights = [f"{part}/{WEIGHTS}{rest}.safetensors" for part in NETWORKS for rest in ("", "-*")]
@@ -65,9 +68,9 @@ def network_folder(model: str) -> Path:
 
 
 def described(folder: Path) -> Described:
-    """What the pipeline in `folder` says of its network; no weights are read.
+    """Return the description of the network of the pipeline in `folder`; no weights are read.
 
-    Raises UserError for a pipeline of another kind, one that is not whole, and a network that is told more than a time and a text.
+    Raises UserError for a pipeline of another class, an incomplete one, and a network that takes more inputs than a time and a text.
     """
     kind = pipeline_kind(folder, str(folder))
     part = FORMS[kind].network
@@ -92,16 +95,17 @@ def described(folder: Path) -> Described:
             denoiser = {"name": "flow", "timesteps": flow.timesteps, "shift": flow.shift}
         found = Described(folder, kind, shape, network, denoiser, flow)
         found.made()
-    except Exception as error:  # diffusers and json each have their own
+    except Exception as error:  # diffusers and json each have exceptions of their own
         raise UserError(f"the {NETWORKS[part]} in {folder} cannot be used: {first_line(error)}") from error
     return found
 
 
 def text_denoiser(folder: Path, prompts: Rows, sigma_data: float = 1.0) -> nn.Module:
-    """The network in a pipeline's `folder`, in eval mode, as ``D(x, sigma, label)`` of latents; labels are rows of `prompts`.
+    """Return the network in a pipeline's `folder`, in eval mode, as ``D(x, sigma, label)`` of latents; labels are rows of `prompts`.
 
-    `x` is in variance-exploding form, ``x_t / alpha``, of latents as the network has them: the VAE's, scaled. Its levels and prediction
-    are those of the pipeline's scheduler; how that samples (spacing, clipping) is no part of the denoiser. `sigma_data` weighs losses.
+    `x` is in variance-exploding form, ``x_t / alpha``, of latents in the network's own scale (see `fewstep.pipelines.vae.VAE`). Noise
+    levels and prediction are those of the pipeline's scheduler; how the scheduler samples (spacing of timesteps, clipping) is no part of
+    the denoiser. `sigma_data` weighs losses.
 
     Raises UserError as `described` does, and for weights that cannot be read.
     """
@@ -109,7 +113,7 @@ def text_denoiser(folder: Path, prompts: Rows, sigma_data: float = 1.0) -> nn.Mo
 
 
 def read_denoiser(found: Described, prompts: Rows | None, sigma_data: float) -> Any:
-    """The network that was `found`, with its weights, as one of `DENOISERS`. Raises UserError."""
+    """Return the network described by `found`, with its weights and `prompts`, as one of `DENOISERS`. Raises UserError."""
     import diffusers
 
     part = found.part
@@ -119,14 +123,17 @@ def read_denoiser(found: Described, prompts: Rows | None, sigma_data: float) -> 
         setattr(network, part, inner.float())
         settings = {key: value for key, value in found.denoiser.items() if key != "name"}
         denoiser = DENOISERS[found.denoiser["name"]](network, sigma_data, len(prompts or ()), **settings)
-    except Exception as error:  # diffusers and json each have their own
+    except Exception as error:  # diffusers and json each have exceptions of their own
         raise UserError(f"the {NETWORKS[part]} in {found.folder} cannot be used: {first_line(error)}") from error
     network.prompts = prompts
     return denoiser.eval()
 
 
 def weights_id(folder: Path) -> str:
-    """What tells the network in a pipeline's `folder` from any other. Raises UserError where there are no weights."""
+    """Return a SHA-256 checksum (`files_id`) of the denoising network in a pipeline's `folder`: of its weights, config and scheduler.
+
+    Raises UserError where there are no weights, or the files cannot be read.
+    """
     part = FORMS[pipeline_kind(folder, str(folder))].network
     files = usual_weights(folder / part)
     if not files:

@@ -1,7 +1,7 @@
-"""Prompts encoded once, before training, by the text encoders of a text-to-image pipeline of diffusers.
+"""Encoding of prompts, once, before training, by the text encoders of a text-to-image pipeline of diffusers.
 
-The pipeline's own ``encode_prompt`` is called, so what a student is trained with is what stock pipelines sample with. The network that
-denoises and the VAE are not read.
+The pipeline's own ``encode_prompt`` is called, so that a student is trained with the same encodings that stock pipelines sample with. The
+denoising network and the VAE are not read.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ from fewstep.pipelines.folder import ENCODERS, TOKENIZERS, absent_parts, encoder
 from fewstep.pipelines.parts import read_part
 from fewstep.text import read_json
 
-BATCH = 16  # prompts at once
-BEGUN = "encoding.json"  # what an encoding that is not done belongs to
+BATCH = 16  # prompts that the text encoders are given at a time
+BEGUN = "encoding.json"  # names the prompts and the text encoders of an encoding, finished or not
 
 
 def encode_prompts(
@@ -39,13 +39,13 @@ def encode_prompts(
     bar: Bar = no_bar,
     say: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
-    """Encode `prompts`, or those in a file, by the text encoders of `model`, a pipeline's folder or Hub id, into the folder `out`.
+    """Encode `prompts`, or the prompts in a file, by the text encoders of `model`, a pipeline's folder or Hub id, into the folder `out`.
 
-    An encoding that was stopped goes on where it was; one that is done is left as it is. Each different prompt is encoded once. See
+    An encoding that was interrupted is continued; a finished one is left as it is. Each distinct prompt is encoded once. See
     `fewstep.data.prompt_files.read_prompts` for the file and `column`, and `fewstep.data.prompt_table` for what is written.
 
     Raises:
-        UserError: for prompts that cannot be read; for a model without text encoders, of another kind, or not whole; for a folder `out`
+        UserError: for prompts that cannot be read; for a model without text encoders, of another class, or incomplete; for a folder `out`
             that holds something else, or an encoding of other prompts or by another model; and where transformers is not installed.
 
     """
@@ -75,7 +75,7 @@ def encode_prompts(
         files = {PROMPTS: sha256_of(out / PROMPTS), NULL: _save(out / NULL, row)}
         with bar("encoding prompts", len(found.texts)) as done:
             for name, start, stop in chunk_files(len(found.texts), *row["hidden"].shape[1:]):
-                if not (out / name).is_file():  # files are there whole, or not at all
+                if not (out / name).is_file():  # a file that exists is complete
                     parts = []
                     for first in range(start, stop, BATCH):
                         parts.append(encoder(found.texts[first : min(first + BATCH, stop)]))
@@ -111,9 +111,10 @@ def encode_prompts(
 
 
 def encoded(model: str, texts: Sequence[str], expected: str | None = None, dtype: torch.dtype = torch.float16) -> EncodedPrompts:
-    """`texts`, and no prompt, encoded in memory by the pipeline `model`; prompts that are cut are as in `encode_prompts`.
+    """Return `texts`, and the row for no prompt, encoded in memory by the pipeline `model`; long prompts are truncated.
 
-    `expected` are the encoders that it has to have, where that is known. Raises UserError for others, and as `encode_prompts` does.
+    `expected` is the checksum (`encoders_id`) of the text encoders that the pipeline has to have, None where it is not known. Raises
+    UserError for other text encoders, and as `encode_prompts` does.
     """
     folder = model_folder(model)
     if expected and (own := encoders_id(folder)) is not None and own != expected:
@@ -125,7 +126,7 @@ def encoded(model: str, texts: Sequence[str], expected: str | None = None, dtype
 
 
 class Encoder:
-    """The text encoders of the pipeline in `folder`, called `model`, of the class `kind`."""
+    """The text encoders of the pipeline in `folder`, which messages call `model`, of the class `kind`."""
 
     def __init__(self, folder: Path, model: str, kind: str) -> None:
         self.kind = kind
@@ -138,9 +139,9 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str], dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
-        """``hidden`` [n, tokens, width] and, where the model takes one, ``pooled`` [n, width], of `dtype` on the CPU.
+        """Return ``hidden`` [n, tokens, width] and, where the model takes one, ``pooled`` [n, width] of `texts`, of `dtype` on the CPU.
 
-        Raises UserError where half precision cannot hold them.
+        Raises UserError where `dtype` cannot hold the encodings.
         """
         more = {"prompt_2": None, "prompt_3": None} if self.kind == "StableDiffusion3Pipeline" else {}
         with quiet():
@@ -158,14 +159,14 @@ class Encoder:
         return rows
 
     def nothing(self, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
-        """The row that stands for no prompt: the encoded empty one; of SDXL zeros, where its pipeline says so, as it mostly does."""
+        """Return the row for no prompt: the encoded empty string, or zeros for SDXL, unless its pipeline's config says otherwise."""
         row = self([""], dtype)
         if self.kind == "StableDiffusionXLPipeline" and self.pipeline.config.get("force_zeros_for_empty_prompt", True):
             row = {key: torch.zeros_like(value) for key, value in row.items()}
         return row
 
     def longer_ones(self, texts: tuple[str, ...]) -> list[int]:
-        """Which of `texts` have more tokens than any of the encoders sees, and are cut there."""
+        """Return the positions of those `texts` that have more tokens than one of the text encoders reads, and are truncated."""
         with quiet():
             return [
                 number
@@ -175,7 +176,7 @@ class Encoder:
 
 
 def _pipeline(folder: Path, model: str) -> Any:
-    """The pipeline in `folder` with its text encoders alone. Raises UserError."""
+    """Return the pipeline in `folder` with only its text encoders and tokenizers. Raises UserError where they cannot be read."""
     try:
         import transformers
     except ImportError:
@@ -193,17 +194,17 @@ def _pipeline(folder: Path, model: str) -> Any:
     try:
         with quiet():
             pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **encoders, **without)
-        if "transformer" in others:  # SD 3's asks it how wide the text is that is not there
+        if "transformer" in others:  # SD 3's pipeline asks its transformer for the width of an absent text encoder's states
             width = read_json(folder / "transformer" / "config.json")["joint_attention_dim"]
             pipeline.__dict__["transformer"] = SimpleNamespace(config=SimpleNamespace(joint_attention_dim=width))
-    except Exception as error:  # diffusers, transformers, safetensors and json each have their own
+    except Exception as error:  # diffusers, transformers, safetensors and json have exceptions of their own
         raise UserError(f"the text encoders of {model} cannot be read ({first_line(error)}); take another copy of the model") from error
     return pipeline
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, neither diffusers nor transformers shows bars or remarks of its own: what matters is said here."""
+    """Keep diffusers and transformers from showing progress bars and log messages inside the block."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
@@ -220,7 +221,7 @@ def quiet() -> Iterator[None]:
 
 
 def _check_same(out: Path, belongs: dict[str, str]) -> None:
-    """Raise UserError where what `out` holds, done or not, was begun with other prompts or another model."""
+    """Raise UserError where the encoding in `out`, finished or not, is of other prompts or by another model's text encoders."""
     try:
         theirs = read_json(out / BEGUN)
     except (OSError, ValueError) as error:
@@ -233,7 +234,7 @@ def _check_same(out: Path, belongs: dict[str, str]) -> None:
 
 
 def _checked(out: Path) -> Manifest:
-    """The manifest of an encoding that is done, every file of which is the one it names. Raises UserError."""
+    """Return the manifest of the finished encoding in `out`. Raises UserError where a file does not have the checksum in the manifest."""
     try:
         return PromptTable(out, check=True).manifest
     except DataError as error:
@@ -245,7 +246,7 @@ def _sha256_of_texts(found: Prompts) -> str:
 
 
 def _save(path: Path, rows: dict[str, Tensor]) -> str:
-    """Write `rows` to `path` as `_write` does, and give its SHA-256."""
+    """Write `rows` to `path` in safetensors, and return the file's SHA-256."""
     from safetensors.torch import save
 
     write_part(path, save(rows))

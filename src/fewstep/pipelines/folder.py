@@ -1,4 +1,4 @@
-"""The folder of a text-to-image pipeline of diffusers: what kind it is, what it consists of, and what its configs say."""
+"""The folder of a text-to-image pipeline of diffusers: the pipeline's class, its parts, and what its configs say."""
 
 import hashlib
 import re
@@ -13,18 +13,18 @@ from fewstep.text import read_json
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 OF_TOKENIZERS = (".json", ".txt", ".model")
-NETWORKS = {"unet": "U-Net", "transformer": "transformer"}  # the part that denoises, and what it is called
+NETWORKS = {"unet": "U-Net", "transformer": "transformer"}  # the parts that denoise, and their names in messages
 
 
 @dataclass(frozen=True)
 class Form:
-    """What a class of pipelines consists of, beside a VAE and a scheduler.
+    """The parts of a class of pipelines, beside a VAE and a scheduler.
 
     Attributes:
-        network: which of `NETWORKS` it has.
-        needed: parts that prompts are encoded by.
-        optional: the same, without which the class works, too.
-        without: parts that it must not have, and what they would make of it.
+        network: the part that denoises, a key of `NETWORKS`.
+        needed: text encoders and tokenizers that the class cannot work without.
+        optional: text encoders and tokenizers that the class can work without.
+        without: parts that a pipeline must not have here, and what each means for the pipeline, as the predicate of a sentence.
 
     """
 
@@ -44,11 +44,14 @@ FORMS: dict[str, Form] = {
         {"image_encoder": "is told an image besides (IP-Adapter)"},
     ),
 }
-SAMPLED, PLACES = 1 << 16, 64  # bytes of a file that are looked at in one place, and in how many
+SAMPLED, PLACES = 1 << 16, 64  # bytes that a checksum reads in one place of a file, and the number of places
 
 
 def model_folder(model: str, revision: str | None = None) -> Path:
-    """Where the pipeline `model` lies: a folder, or the local copy of what the Hub has under that id. Raises UserError."""
+    """Return the folder of the pipeline `model`: a local folder, or the local copy of a Hub repository's text encoders and configs.
+
+    Raises UserError where `model` is neither a folder nor a Hub id, or the Hub cannot provide it.
+    """
     folder = Path(model)
     if folder.is_dir():
         return folder
@@ -60,7 +63,10 @@ def model_folder(model: str, revision: str | None = None) -> Path:
 
 
 def pipeline_kind(folder: Path, model: str) -> str:
-    """The class of the pipeline in `folder`, one of `FORMS`, which has its text encoders. Raises UserError."""
+    """Return the class of the pipeline in `folder`, a key of `FORMS`; messages call the pipeline `model`.
+
+    Raises UserError for a pipeline of another class, without its text encoders, or with a part that is not supported.
+    """
     try:
         index = read_json(folder / "model_index.json")
     except (OSError, ValueError) as error:
@@ -80,15 +86,15 @@ def pipeline_kind(folder: Path, model: str) -> str:
 
 
 def absent_parts(folder: Path) -> list[str]:
-    """The optional parts that the pipeline in `folder` does without, which diffusers has to be told where it is read."""
+    """Return the optional parts that the pipeline in `folder` lacks, which diffusers must be told when it reads the pipeline."""
     index = read_json(folder / "model_index.json")
     return [part for part in FORMS[index["_class_name"]].optional if not (isinstance(index.get(part), list) and index[part][0])]
 
 
 def latents_shape(folder: Path, kind: str) -> tuple[int, int, int]:
-    """(channels, height, width) of the latents that the network in `folder`, of the class `kind`, was trained for.
+    """Return (channels, height, width) of the latents for which the network of the pipeline in `folder`, of class `kind`, was trained.
 
-    Raises UserError where it does not say.
+    Raises UserError where the network's config does not say.
     """
     part = FORMS[kind].network
     try:
@@ -104,9 +110,10 @@ def latents_shape(folder: Path, kind: str) -> tuple[int, int, int]:
 
 
 def time_ids(folder: Path, kind: str) -> tuple[int, ...] | None:
-    """What SDXL is told of an image that was neither scaled nor cropped, of the size in pixels that its U-Net was trained for.
+    """Return SDXL's size conditioning: original size, crop's corner and target size in pixels, six numbers; None for other classes.
 
-    Raises UserError where the configs of the U-Net and the VAE do not say that size.
+    The image is one that was neither scaled nor cropped, of the size that the U-Net was trained for. Raises UserError where the configs of
+    the U-Net and the VAE do not say that size.
     """
     if kind != "StableDiffusionXLPipeline":
         return None
@@ -123,9 +130,9 @@ def time_ids(folder: Path, kind: str) -> tuple[int, ...] | None:
 
 
 def files_id(folder: Path, files: Iterable[Path]) -> str:
-    """What tells the `files` in `folder` from any others: a hash of their names, sizes and places all over them.
+    """Return a SHA-256 checksum of the `files` in `folder`: of their names, their sizes, and `PLACES` excerpts of each.
 
-    To read all of some gigabytes would take longer than to load them. Raises OSError.
+    Files are not read whole, for weights of several gigabytes would take longer to read than to load. Raises OSError.
     """
     digest = hashlib.sha256()
     for file in files:
@@ -139,12 +146,12 @@ def files_id(folder: Path, files: Iterable[Path]) -> str:
 
 
 def usual_weights(folder: Path) -> list[Path]:
-    """The files of weights in a part's `folder` that are read where no variant is asked for: not those of half precision beside them."""
+    """Return the weight files in a part's `folder` that are read by default, without those of variants such as half precision."""
     return [file for file in sorted(folder.glob("*.safetensors")) if re.fullmatch(r"[a-z_]+(-\d+-of-\d+)?\.safetensors", file.name)]
 
 
 def encoders_id(folder: Path) -> str | None:
-    """What tells the text encoders and tokenizers in `folder` from any others; None where they are not all there. Raises OSError."""
+    """Return a checksum (`files_id`) of the text encoders and tokenizers in `folder`; None where weights are missing. Raises OSError."""
     parts = [part for part in (*ENCODERS, *TOKENIZERS) if (folder / part).is_dir()]
     files = [file for part in parts for file in usual_weights(folder / part)]
     files += [file for part in parts for file in sorted((folder / part).glob("*")) if _is_read(file)]
@@ -153,12 +160,12 @@ def encoders_id(folder: Path) -> str | None:
 
 
 def _is_read(file: Path) -> bool:
-    """Whether a file beside the weights says something of an encoder or a tokenizer; not where parts of weights are."""
+    """Return whether `file` is a config or vocabulary of a text encoder or tokenizer, and not an index of weight files."""
     return file.suffix in OF_TOKENIZERS and ".index." not in file.name
 
 
 def part_of(model: str, part: str) -> Path:
-    """The folder of a `part` of the pipeline `model`, a folder or a Hub id, such as ``vae``. Raises UserError where it has none."""
+    """Return the folder of a `part`, such as ``vae``, of the pipeline `model`, a folder or a Hub id. Raises UserError if it lacks one."""
     folder = Path(model)
     if not folder.is_dir() and hub.is_id(model):
         folder = hub.fetched(model, model, [f"{part}/*.json", f"{part}/*.safetensors"])

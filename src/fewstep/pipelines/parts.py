@@ -1,4 +1,7 @@
-"""The network parts of a pipeline, read whole or not at all: what a file lacks would be random, and the library says so in passing."""
+"""Reading of a pipeline's networks, which is refused unless all weights are there.
+
+diffusers and transformers initialise weights that a file lacks at random, and only report it beside the model.
+"""
 
 import warnings
 from pathlib import Path
@@ -7,13 +10,13 @@ from typing import Any
 from fewstep.errors import UserError, first_line
 
 SHOWN = 80  # characters of a name in a message
-BUFFERS = ("position_ids",)  # which older versions of transformers saved, and which are no weights
+BUFFERS = ("position_ids",)  # saved by older versions of transformers, and no weights
 
 
 def read_part(folder: Path, part: str, kind: Any, called: str, **options: Any) -> Any:
-    """The model in the `folder` of a `part`, such as ``unet``, as diffusers' class `kind` reads it with `options`.
+    """Read a `part`, such as ``unet``, of the pipeline in `folder`, by the class `kind` of diffusers or transformers with `options`.
 
-    Raises UserError, with the part `called` so, where it cannot be read, and where its weights are not those that its config describes.
+    Raises UserError, in which the part is named `called`, where the part cannot be read or its weights are not those of its config.
     """
     try:
         with warnings.catch_warnings():
@@ -21,7 +24,7 @@ def read_part(folder: Path, part: str, kind: Any, called: str, **options: Any) -
             model, told = kind.from_pretrained(
                 str(folder / part), use_safetensors=True, local_files_only=True, output_loading_info=True, **options
             )
-    except Exception as error:  # diffusers, safetensors and json each have their own
+    except Exception as error:  # diffusers, safetensors and json each have exceptions of their own
         raise UserError(f"the {called} in {folder} cannot be used ({first_line(error)}); take a whole copy of the model") from error
     missing, others = sorted(told["missing_keys"]), [name for name in sorted(told["unexpected_keys"]) if not name.endswith(BUFFERS)]
     if any("lora_" in name or "base_layer" in name for name in others):

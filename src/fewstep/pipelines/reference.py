@@ -1,6 +1,6 @@
-"""Models that stand on a pipeline's network: their folders name it, and hold what they change of it alone (LoRA).
+"""Models that stand on a pipeline's network: their folders name the pipeline, and hold only low-rank adapters (LoRA) for its network.
 
-The changes lie in the file, and under the names, that stock diffusers loads: ``pytorch_lora_weights.safetensors``.
+The adapters lie in the file, and under the names, that stock diffusers loads: ``pytorch_lora_weights.safetensors``.
 """
 
 from collections.abc import Mapping
@@ -15,18 +15,18 @@ from fewstep.errors import UserError, first_line
 from fewstep.pipelines.denoiser import described, network_folder, read_denoiser, weights_id
 from fewstep.weights import LORA_FILE
 
-INSIDE = "network."  # of a denoiser, what diffusers calls the network is inside this
+INSIDE = "network."  # prefix that the names of diffusers have inside a denoiser
 
 
 @dataclass(frozen=True)
 class Base:
-    """The network that a model stands on.
+    """The pipeline's network that a model stands on.
 
     Attributes:
         model: the pipeline's folder or Hub id.
-        weights: what tells its network from any other, see `weights_id`.
-        rank: of the changes; None for the network as it is.
-        targets: layers that are changed.
+        weights: checksum of the pipeline's network, see `weights_id`.
+        rank: rank of the low-rank adapters; None for the network without adapters.
+        targets: names of the layers that have adapters, or endings of such names.
 
     """
 
@@ -37,7 +37,7 @@ class Base:
 
     @classmethod
     def of(cls, tree: Any) -> "Base":
-        """What config.json says of it. Raises ValueError."""
+        """Return the `Base` that `tree`, the entry ``base`` of a config.json, describes. Raises ValueError for anything else."""
         if not isinstance(tree, Mapping) or not isinstance(tree.get("model"), str) or not isinstance(tree.get("weights"), str):
             raise ValueError(f"base is {tree!r}; it names no model and weights")
         rank, targets = tree.get("rank"), tree.get("targets") or ()
@@ -47,20 +47,20 @@ class Base:
 
     @property
     def config(self) -> dict[str, Any]:
-        """As config.json has it."""
+        """The entry ``base`` of config.json."""
         return {**asdict(self), "targets": list(self.targets)}
 
     def changed_by(self, denoiser: nn.Module) -> "Base":
-        """The same network with the changes of `denoiser`, or without any."""
+        """Return the same network with the rank and targets of `denoiser`'s adapters, or without adapters where it has none."""
         if not isinstance(denoiser, Adapted) or denoiser.tensors is None:
             return Base(self.model, self.weights)
         return Base(self.model, self.weights, denoiser.slot.rank, denoiser.slot.targets)
 
 
 def read_based(base: Base, folder: Path, sigma_data: float) -> nn.Module:
-    """The denoiser of the model in `folder`: the network of `base`, with the changes that lie there. It has no prompts yet.
+    """Return the denoiser of the model in `folder`: the network of `base` with the low-rank adapters in `folder`, and without prompts.
 
-    Raises UserError where the pipeline is not where it was, or another, and for changes that do not fit it.
+    Raises UserError where the pipeline cannot be found, its network has changed, or the adapters do not fit the network.
     """
     try:
         place = network_folder(base.model)
@@ -83,13 +83,16 @@ def read_based(base: Base, folder: Path, sigma_data: float) -> nn.Module:
 
 
 def file_tensors(denoiser: nn.Module) -> dict[str, Tensor]:
-    """The changes of `denoiser`, if it has some, by the names that diffusers has for them: ``unet.LAYER.lora_A.weight`` and so on."""
+    """Return the low-rank adapters of `denoiser`, if it has any, under diffusers' names, such as ``unet.LAYER.lora_A.weight``."""
     tensors = (denoiser.tensors or {}) if isinstance(denoiser, Adapted) else {}
     return {f"{name.removeprefix(INSIDE)}.weight": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def read_changes(path: Path) -> dict[str, Tensor]:
-    """What `file_tensors` gave, from a file, by the names of the places. Raises ValueError and OSError."""
+    """Read low-rank adapters from a file that holds `file_tensors`, under their names inside a denoiser.
+
+    Raises OSError and ValueError for a file that cannot be read or holds numbers that are not finite.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

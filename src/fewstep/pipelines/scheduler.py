@@ -1,4 +1,4 @@
-"""What a network of diffusers was trained to predict, and when: as the scheduler beside it says."""
+"""What a network of diffusers was trained to predict, and at which noise levels, by the config of the scheduler beside it."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,17 @@ from fewstep.errors import UserError, first_line
 from fewstep.limits import TooLarge
 from fewstep.text import read_json
 
-# what diffusers' DDPMScheduler takes where its file is silent, and what Ho et al. (arXiv 2006.11239) trained with
+# the defaults of diffusers' DDPMScheduler, with which Ho et al. (arXiv 2006.11239) trained
 DDPM = {"prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 SCHEDULER = "scheduler_config.json"
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
 
 
 def scheduler_of(folder: Path, model_folder: Path) -> tuple[dict[str, Any], str]:
-    """The scheduler's settings, and what had to be assumed, if anything. Raises UserError."""
+    """Return the settings of a model's scheduler, and a sentence on what had to be assumed, empty where nothing was.
+
+    Raises UserError for a scheduler config that cannot be read.
+    """
     above = [folder.parent / "scheduler" / SCHEDULER] if folder.name == "unet" else []
     for file in (folder / "scheduler" / SCHEDULER, folder / SCHEDULER, model_folder / SCHEDULER, *above):
         if file.is_file():
@@ -26,7 +29,7 @@ def scheduler_of(folder: Path, model_folder: Path) -> tuple[dict[str, Any], str]
 
 
 def parametrization_of(scheduler: dict[str, Any]) -> dict[str, Any]:
-    """What the network was trained to predict and when, from a scheduler's settings. Raises ValueError."""
+    """Return the denoiser settings (prediction and betas) that a scheduler's settings imply. Raises ValueError for other schedulers."""
     name = scheduler.get("_class_name", "DDPMScheduler")
     if scheduler and "beta_schedule" not in scheduler and scheduler.get("trained_betas") is None:
         raise ValueError(
@@ -48,10 +51,10 @@ class Flow:
     """The times of a flow-matching network.
 
     Attributes:
-        timesteps: at how many it was trained.
-        shift: of them, towards noise.
-        last: the last at which its stock pipeline draws, before it is shifted.
-        by_size: whether its scheduler's shift is another for images of another size.
+        timesteps: number of timesteps that the network was trained at.
+        shift: shift of the timesteps towards noise.
+        last: the last time at which the stock pipeline evaluates the network, before the shift.
+        by_size: whether the scheduler's shift depends on the size of the image.
 
     """
 
@@ -62,9 +65,9 @@ class Flow:
 
 
 def flow_of(scheduler: dict[str, Any], patches: int) -> Flow:
-    """The times of a flow-matching network from a scheduler's settings.
+    """Return the times of a flow-matching network from a scheduler's settings.
 
-    Where these shift by the size of the image, the shift is that of images of so many `patches`. Raises ValueError for another scheduler.
+    Where the shift depends on the size of the image, it is that of images of `patches` patches. Raises ValueError for other schedulers.
     """
     name = scheduler.get("_class_name", FLOWS[0])
     if name not in FLOWS:
@@ -73,7 +76,7 @@ def flow_of(scheduler: dict[str, Any], patches: int) -> Flow:
         raise ValueError(f"its {name} has invert_sigmas, by which time runs from noise to data; only times from data to noise are known")
     num, shift = scheduler.get("num_train_timesteps", 1000), scheduler.get("shift", 1.0)
     if not scheduler.get("use_dynamic_shifting"):
-        return Flow(num, shift, shift / (num - 1 + shift), by_size=False)  # the first that it is trained at, and shifted once more
+        return Flow(num, shift, shift / (num - 1 + shift), by_size=False)  # the smallest trained time, shifted once more by the scheduler
     first, most = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
     low, high = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
     mu = low + (patches - first) * (high - low) / (most - first)
@@ -81,7 +84,7 @@ def flow_of(scheduler: dict[str, Any], patches: int) -> Flow:
 
 
 def json_object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError."""
+    """Return the object in a JSON file. Raises UserError where the file cannot be read or holds no object."""
     try:
         tree = read_json(file)
     except TooLarge:

@@ -1,4 +1,4 @@
-"""Pixels and latents by the VAE of a pipeline, which is read when it is asked for, and not kept."""
+"""Encoding of pixels and decoding of latents by a pipeline's VAE, which is read for each use, and not kept in memory."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from torch.nn.functional import interpolate
 from fewstep.pipelines.folder import files_id, part_of, usual_weights
 from fewstep.pipelines.parts import read_part
 
-PIXELS = 2**20  # of images at once: one of 1024x1024
-MEASURED = 256  # pixels a side, to which larger images are reduced where they are measured
+PIXELS = 2**20  # most pixels in a batch of several images: those of one image of 1024x1024
+MEASURED = 256  # longest side in pixels at which images are measured; larger images are reduced
 
 
 class VAE:
-    """The VAE of the pipeline `model`, a folder or a Hub id, in float32, in which that of SDXL has to work.
+    """The VAE of the pipeline `model`, a folder or a Hub id, in float32, which SDXL's VAE needs.
 
-    Scale and shift of latents are as its config has them. Raises UserError where there is none, or where it cannot be read.
+    Latents are shifted and scaled as the VAE's config says. Raises UserError where the pipeline has no VAE, or the VAE cannot be read.
     """
 
     def __init__(self, model: str, device: torch.device | str | None = None) -> None:
@@ -32,18 +32,18 @@ class VAE:
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     def shape(self, size: int) -> tuple[int, int, int]:
-        """Of the latents of images of `size` pixels a side."""
+        """Return (channels, height, width) of the latents of images with `size` pixels a side."""
         return self.vae.config.latent_channels, size // self.factor, size // self.factor
 
     @torch.no_grad()
     def encoded(self, pixels: Tensor) -> Tensor:
-        """Latents float32 [N, C, h, w] of `pixels` [N, 3, H, W] in [-1, 1], on the CPU: the mean of what the VAE gives, scaled."""
+        """Return latents float32 [N, C, h, w] of `pixels` [N, 3, H, W] in [-1, 1], on the CPU: the VAE's means, shifted and scaled."""
         parts = [self.vae.encode(part.to(self.device)).latent_dist.mode().cpu() for part in pixels.split(_batch(*pixels.shape[-2:]))]
         return (torch.cat(parts) - self.shift) * self.scale
 
     @torch.no_grad()
     def decoded(self, latents: Tensor) -> Tensor:
-        """Pixels float32 [N, 3, H, W] in [-1, 1], on the CPU, of `latents` [N, C, h, w] as the U-Net of the pipeline has them."""
+        """Return pixels float32 [N, 3, H, W] in [-1, 1], on the CPU, of `latents` [N, C, h, w] in the denoising network's scale."""
         parts = latents.float().split(_batch(*(side * self.factor for side in latents.shape[-2:])))
         return torch.cat([self.vae.decode(part.to(self.device) / self.scale + self.shift).sample.clamp(-1, 1).cpu() for part in parts])
 
@@ -53,7 +53,7 @@ def _batch(height: int, width: int) -> int:
 
 
 def measured_size(pixels: Tensor) -> Tensor:
-    """`pixels` [N, C, H, W] as they are measured: with at most `MEASURED` a side, means over squares of larger ones."""
+    """Return `pixels` [N, C, H, W] with at most `MEASURED` pixels a side; larger images are reduced by averaging over areas."""
     height, width = pixels.shape[-2:]
     shrunk = max(height, width) / MEASURED
     if shrunk <= 1:
@@ -62,5 +62,5 @@ def measured_size(pixels: Tensor) -> Tensor:
 
 
 def decoded(latents: Tensor, model: str) -> Tensor:
-    """`VAE.decoded` by the VAE of the pipeline `model`, where the latents are. Raises UserError as `VAE` does."""
+    """Decode `latents` by the VAE of the pipeline `model`, on the latents' device; see `VAE.decoded`. Raises UserError as `VAE` does."""
     return VAE(model, latents.device).decoded(latents)

@@ -1,4 +1,4 @@
-// A one-step or few-step generator in the page: noise from seeds, the network in workers, samples in a grid or a plane.
+// Runs a one-step or few-step generator in the page: noise from seeds, the network in workers, samples in a grid or a plane.
 //
 // Symbols: `latents` [B, ...latentShape] and `noise` [k - 1, B, ...shape] standard normal, `labels` [B], the inputs of model.onnx, k its
 // steps. One item's noise is one `row`: its latents, then its noises of the later steps.
@@ -11,21 +11,21 @@
   const clamp = (x, least, most) => Math.min(most, Math.max(least, x));
 
   const [LATENT, ITEM] = [product(config.latentShape), product(config.shape)];
-  // where the vectors of a row begin and end; each of them walks on a sphere of its own
+  // [first, end] of each vector in a row; each vector is interpolated on a sphere of its own
   const VECTORS = Array.from({ length: config.steps }, (_, j) => (j ? [LATENT + (j - 1) * ITEM, LATENT + j * ITEM] : [0, LATENT]));
   const ROW = VECTORS.at(-1)[1];
   const IS_IMAGE = config.shape.length === 3;
   const POINTS = 2000;
-  const LINES = { wide: 6, narrow: 4 }; // of the grid, at most
-  const PASS = 6000; // milliseconds that the whole grid may take: a slower machine is given fewer lines
-  const FRAME = 600; // milliseconds after which a grid that is not whole gives way to a newer one
-  const CHUNK = 60; // milliseconds from one look at a grid that is being drawn to the next
-  const SLOW = 250; // milliseconds of a whole grid from which on more than one worker draws it
-  const LARGE = 32e6; // bytes of a model that one worker alone holds
+  const LINES = { wide: 6, narrow: 4 }; // most lines of the grid, on a wide and on a narrow screen
+  const PASS = 6000; // milliseconds that drawing the whole grid may take: on a slower machine the grid has fewer lines
+  const FRAME = 600; // milliseconds after which an unfinished grid is given up for a newer one
+  const CHUNK = 60; // milliseconds between updates of a grid that is being drawn
+  const SLOW = 250; // milliseconds that a whole grid takes by one worker, above which more workers are started
+  const LARGE = 32e6; // bytes of a model from which on only one worker holds a copy
 
   // ---- noise
 
-  // 32 random bits at a time: sfc32 of PractRand, whose state is a seed and the number of an item.
+  // A function that returns 32 random bits at each call: sfc32 of PractRand, seeded with a seed and the number of an item.
   function randomBits(seed, item) {
     let [a, b, c, count] = [seed >>> 0, item >>> 0, 0x9e3779b9, 1];
     const next = () => {
@@ -40,7 +40,7 @@
     return next;
   }
 
-  // The row of an item: standard normal numbers by Box and Muller, which depend on the seed and the item's number alone.
+  // The row of an item: standard normal numbers by the Box-Muller transform, which depend only on the seed and the item's number.
   function rowOf(seed, item) {
     const bits = randomBits(seed, item);
     const row = new Float32Array(ROW);
@@ -55,7 +55,7 @@
 
   const norm = (vector) => Math.sqrt(vector.reduce((sum, x) => sum + x * x, 0));
 
-  // From `a` to `b` on the great circle through both, at `place` from 0 to 1; the length goes evenly from that of `a` to that of `b`.
+  // Spherical interpolation from `a` to `b` at `place` from 0 to 1; the length goes linearly from that of `a` to that of `b`.
   function slerp(a, b, place) {
     const [normA, normB] = [norm(a), norm(b)];
     const angle = Math.acos(clamp(a.reduce((sum, x, i) => sum + x * b[i], 0) / (normA * normB), -1, 1));
@@ -66,7 +66,7 @@
     return a.map((x, i) => ofA * x + ofB * b[i]);
   }
 
-  // The row of an item at `place` between those of two seeds; at the ends it is one of these.
+  // The row of an item at `place` between its rows by two seeds; at 0 and 1 exactly one of these rows.
   function rowBetween(seed, other, place, item) {
     if (place === 0) return rowOf(seed, item);
     if (place === 1) return rowOf(other, item);
@@ -75,7 +75,7 @@
     return row;
   }
 
-  // Rows as the network takes them.
+  // The network's inputs `latents` and `noise` for an array of rows.
   function packed(rows) {
     const latents = new Float32Array(rows.length * LATENT);
     const noise = new Float32Array((config.steps - 1) * rows.length * ITEM);
@@ -88,7 +88,7 @@
 
   // ---- the network
 
-  // A worker as a function: `ask(what, told)` is a promise of its answer.
+  // Start a worker, and return `ask(what, told)`, which sends it a request and returns a promise of the answer.
   function startWorker() {
     const source = new Blob([element("worker").textContent], { type: "text/javascript" });
     const worker = new Worker(URL.createObjectURL(source), { type: "module" });
@@ -108,7 +108,7 @@
       });
   }
 
-  // The content of a file, which is checked to be the one that the page was made with.
+  // The content of a file, whose hash is checked against that of the file that the page was made with.
   async function fetched({ address, integrity }) {
     let response;
     try {
@@ -129,7 +129,7 @@
     workers.push(ask);
   }
 
-  // Samples of `feeds`, and how long they took, by one of the workers.
+  // A promise of the samples for given inputs, and the milliseconds that they took, by the worker `ask`.
   function run(ask, { latents, noise, labels }) {
     const num = latents.length / LATENT;
     const feeds = { latents: { type: "float32", data: latents, dims: [num, ...config.latentShape] } };
@@ -142,13 +142,13 @@
 
   const picture = element("picture");
   const isNarrow = matchMedia("(max-width: 52rem)");
-  const times = []; // milliseconds an item, of the latest runs
-  let pace; // of the last of these
-  let lines = Infinity; // that this machine draws in good time
+  const times = []; // milliseconds for each item, in the latest runs
+  let pace; // milliseconds for each item, in the last run
+  let lines = Infinity; // lines of the grid that this machine draws within PASS
   let canvases = [];
   let scattered = { samples: new Float32Array(), labels: [] };
 
-  // Of the grid: where the classes are few, each has columns of its own.
+  // The number of the grid's columns: where there are at most 12 classes, each class has columns of its own.
   function columns() {
     const count = config.classes && config.classes.length <= 12 ? config.classes.length : 1;
     const repeated = (about) => count * Math.max(1, Math.round(about / count));
@@ -205,7 +205,7 @@
     }
   }
 
-  // Show the median of what the latest runs took.
+  // Show the median time of the latest runs.
   function time(milliseconds) {
     pace = milliseconds;
     times.push(pace);
@@ -222,7 +222,7 @@
 
   // ---- drawing
 
-  // What the controls say.
+  // The settings of the page's controls: both seeds, the place between them, and the class or null for any.
   function wanted() {
     const chosen = document.querySelector("[name=label]:checked, select[name=label]");
     const seed = (name) => clamp(Math.floor(element(name).valueAsNumber) || 0, 0, 2 ** 32 - 1);
@@ -233,7 +233,7 @@
   const inTurn = (num, first = 0) => Array.from({ length: num }, (_, i) => (first + i) % config.classes.length);
   const labelsFor = (label, num, first) => config.classes && (label === null ? inTurn(num, first) : Array(num).fill(label));
 
-  // Draw all items of what the controls say, some at a time, by all workers; where they say something else by then, the first of them.
+  // Draw all items with the controls' settings, some at a time, by all workers; stop after FRAME where the settings have changed.
   async function pass() {
     const { seed, other, place, label } = wanted();
     const num = items();
@@ -258,7 +258,7 @@
     );
   }
 
-  // Say what is drawn.
+  // Describe in words, for the caption and for screen readers, what is drawn.
   function tell(seed, other, place, label, num) {
     const whose = config.classes ? (label === null ? ", each class in turn" : ` of the class ${config.classes[label]}`) : "";
     const from = place === 0 ? `of seed ${seed}` : place === 1 ? `of seed ${other}` : `between the seeds ${seed} and ${other}`;
@@ -270,11 +270,11 @@
   }
 
   let turn = Promise.resolve();
-  // One drawing after the other.
+  // Run `draw` after all drawings that were queued before.
   const queued = (draw) => (turn = turn.then(draw, draw));
 
   let [isWanted, isDrawing] = [false, false];
-  // Draw what the controls say now, and then what they have come to say meanwhile.
+  // Draw with the controls' settings, and again for as long as they have changed during the last drawing.
   async function redraw() {
     isWanted = true;
     if (isDrawing || !workers.length) return;
@@ -290,7 +290,7 @@
     isDrawing = false;
   }
 
-  // Draw from given noise, show it, and give the samples [B, ...shape]. Labels are the classes in turn where none are given.
+  // Draw from given noise, show the samples, and return them [B, ...shape]. Without labels the classes are taken in turn.
   async function draw({ latents, noise = [], labels }) {
     await ready;
     const num = latents.length / LATENT;
@@ -310,9 +310,9 @@
   // ---- the walk
 
   const WALK = 6000; // milliseconds from A to B
-  let frame = null; // that is asked for while it walks
+  let frame = null; // the requested animation frame while the walk runs
 
-  // From where the slider is to B, back to A, and so on.
+  // Move the slider from where it is to B, back to A, and so on.
   function walkOn() {
     const began = performance.now() - element("place").valueAsNumber * WALK;
     const step = () => {
@@ -347,7 +347,7 @@
 
   // ---- beginning
 
-  // Of a page from the disk, which browsers let load nothing, how it is served.
+  // Whether the page was opened from the disk, where browsers let it load nothing; if so, show how to serve it.
   function isFromDisk() {
     if (location.protocol !== "file:") return false;
     const folder = decodeURIComponent(location.pathname.replace(/\/[^/]*$/, ""));
@@ -364,14 +364,14 @@
     files = { script: new Blob([script], { type: "text/javascript" }), wasm, model };
     await addWorker();
     const one = () => run(workers[0], { ...packed([rowOf(1, 0)]), labels: [0] });
-    await one(); // the first is slower than all others
+    await one(); // the first run is slower than all others
     pace = Infinity;
     for (let i = 0; i < 3; i++) pace = Math.min(pace, (await one()).milliseconds);
     if (IS_IMAGE) await makeRoom();
     element("loading").textContent = "";
   }
 
-  // As many workers and lines as this machine draws in good time.
+  // Start more workers where one is slow, and set how many lines this machine draws within PASS.
   async function makeRoom() {
     const most = config.files.model.bytes < LARGE ? clamp((navigator.hardwareConcurrency || 2) - 1, 1, 4) : 1;
     if (items() * pace > SLOW) await Promise.all(Array.from({ length: most - 1 }, addWorker));

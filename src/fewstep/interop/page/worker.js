@@ -1,14 +1,14 @@
-// Where the network runs, so that the page stays free to move. It answers {id, ask, ...} by {id, value} or {id, error}, and loads nothing:
-// the contents of the files are given to it.
+// The worker in which the network runs, so that the page stays responsive. It answers {id, ask, ...} by {id, value} or {id, error}, and
+// loads nothing: the page sends it the contents of the files.
 let ort, session;
 
 const answers = {
-  // Make ready what runs the network.
+  // Import onnxruntime-web and create the network's session.
   async start({ script, wasm, model }) {
     const address = URL.createObjectURL(script);
     ort = await import(address);
     URL.revokeObjectURL(address);
-    ort.env.wasm.numThreads = 1; // more need a server that isolates the page
+    ort.env.wasm.numThreads = 1; // more threads need a server that isolates the page (cross-origin isolation)
     ort.env.wasm.wasmBinary = await wasm.arrayBuffer();
     session = await ort.InferenceSession.create(await model.arrayBuffer(), { executionProviders: ["wasm"] });
   },

@@ -1,4 +1,4 @@
-"""The diffusion transformer: settings, and the module, which is imported when it is asked for."""
+"""The diffusion transformer: settings, and the module, which is imported on first use."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 """A diffusion transformer with adaLN-zero (Peebles & Xie 2022, arXiv 2212.09748).
 
-Symbols: ``B`` batch, ``m`` particles an item, ``T`` tokens of an image (one a patch), ``W`` width. ``xi`` is a second noise.
+Symbols: ``B`` batch, ``m`` particles of each item, ``T`` tokens of an image (one for each patch), ``W`` width. ``xi`` is a second noise.
 """
 
 import math
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-FREQUENCIES = 256  # numbers that describe a noise level
+FREQUENCIES = 256  # sines and cosines that describe a noise level
 
 
 class DiT(nn.Module):
@@ -19,15 +19,15 @@ class DiT(nn.Module):
     Args:
         shape: (C, height, width) of one image; `patch` must divide height and width.
         num_classes: number of classes, or None for an unconditional network. Label ``num_classes`` means "no class".
-        patch: side of a patch.
-        width: of a token; `heads` must divide it, and 4 for the position code.
+        patch: side of a patch in pixels.
+        width: channels of a token; must be divisible by `heads`, and by 4 for the position code.
         depth: number of blocks.
-        heads: of the attention.
-        mlp_ratio: hidden width of a block's two layers, as a multiple of `width`.
-        xi_block: blocks that run before a second noise xi is added, once an item whatever m is.
-        time_scale: the noise level is embedded as ``time_scale * c_noise``; smaller is smoother in time.
-        xi_channels: channels of a second noise xi [B, m, xi_channels, H, W] that the network also sees; 0 for a network without.
-        condition: numbers of a condition [B, condition] that is added to the embedding, at first with weight 0; 0 for a network without.
+        heads: number of attention heads.
+        mlp_ratio: hidden width of a block's feed-forward layers, as a multiple of `width`.
+        xi_block: number of blocks before a second noise xi is added; they run once for each item, whatever m is.
+        time_scale: the noise level is embedded as ``time_scale * c_noise``; a smaller factor makes the network smoother in time.
+        xi_channels: channels of a second noise xi [B, m, xi_channels, H, W] that the network takes; 0 for a network without xi.
+        condition: length of a condition [B, condition] that is added to the embedding, by weights that are 0 at first; 0 for no condition.
 
     Raises:
         ValueError: for sizes that do not fit together.
@@ -74,7 +74,7 @@ class DiT(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Xavier for what is linear, and adaLN-zero: every block starts as the identity, and the output as 0 (Sec. 3.2)."""
+        """Initialise linear layers by Xavier's rule, and as adaLN-zero: each block starts as the identity, the output as 0 (Sec. 3.2)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -89,9 +89,10 @@ class DiT(nn.Module):
     def forward(
         self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, xi: Tensor | None = None, condition: Tensor | None = None
     ) -> Tensor:
-        """The network's output, like `x` [B, C, H, W] for `c_noise` [B], or [B, m, C, H, W] for `xi` [B, m, xi_channels, H, W].
+        """Return the output, like `x` [B, C, H, W] for `c_noise` [B], or [B, m, C, H, W] for `xi` [B, m, xi_channels, H, W].
 
-        The conditioning, with every block's modulation, and the first `xi_block` blocks are worked out once an item, not once a particle.
+        The embedding of noise level, label and condition, and the first `xi_block` blocks, are computed once for each item and not for
+        each particle.
         """
         level = self.level(self.sinusoids(self.time_scale * c_noise).to(x.dtype))
         if self.label is not None:
@@ -110,20 +111,20 @@ class DiT(nn.Module):
         return out if self.embed_xi is not None else out[:, 0]
 
     def _patches(self, x: Tensor) -> Tensor:
-        """[..., C, H, W] as [..., T, C * patch^2]."""
+        """Return images [..., C, H, W] as patches [..., T, C * patch^2]."""
         (rows, columns), p = self.grid, self.patch
         parts = x.unflatten(-1, (columns, p)).unflatten(-3, (rows, p))  # [..., C, rows, p, columns, p]
         return parts.movedim(-5, -3).movedim(-4, -3).movedim(-2, -4).flatten(-3).flatten(-3, -2)
 
     def _image(self, tokens: Tensor) -> Tensor:
-        """[..., T, C * patch^2] as [..., C, H, W]: the way back from `_patches`."""
+        """Return patches [..., T, C * patch^2] as images [..., C, H, W]: the inverse of `_patches`."""
         p = self.patch
         parts = tokens.unflatten(-1, (self.channels, p, p)).unflatten(-4, self.grid)  # [..., rows, columns, C, p, p]
         return parts.movedim(-3, -5).movedim(-2, -3).flatten(-2).flatten(-3, -2)
 
 
 class Block(nn.Module):
-    """Attention and two layers, each modulated by the condition: ``x + gate * f((1 + scale) norm(x) + shift)``."""
+    """Attention, and two feed-forward layers, each modulated by the embedding: ``x + gate * f((1 + scale) norm(x) + shift)``."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -135,7 +136,7 @@ class Block(nn.Module):
         self.modulate = nn.Linear(width, 6 * width)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Tokens like `x` [B, m, T, W] for `condition` [B, 1, 1, W]."""
+        """Return tokens like `x` [B, m, T, W] for the embedding `condition` [B, 1, 1, W]."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulate(condition).chunk(6, -1)
         x = x + gate_1 * self._attention(self.norm(x) * (1 + scale_1) + shift_1)
         return x + gate_2 * self.mlp(self.norm(x) * (1 + scale_2) + shift_2)
@@ -164,7 +165,7 @@ class Sinusoids(nn.Module):
 
 
 def position_code(rows: int, columns: int, width: int) -> Tensor:
-    """The fixed code of each place in a grid, half of it of the row and half of the column: [rows * columns, width]."""
+    """Return the fixed position code [rows * columns, width] of a grid: half of each code is of the row, and half of the column."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     waves = Sinusoids(width // 2)
     return torch.cat([waves(row.flatten()), waves(column.flatten())], 1)

@@ -1,4 +1,4 @@
-"""EDM's U-Net: settings, and the module, which is imported when it is asked for."""
+"""EDM's U-Net: settings, and the module, which is imported on first use."""
 
 from typing import Any
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 FORMS = ("ddpmpp", "ncsnpp")
-GROUP_WIDTH, MOST_GROUPS = 4, 32  # of each GroupNorm: at least so many channels a group, and at most so many groups
-NEARLY_ZERO = 1e-5  # gain of what ends a residual branch, and of the output, before training
+GROUP_WIDTH, MOST_GROUPS = 4, 32  # of each GroupNorm: the least channels in a group, and the most groups
+NEARLY_ZERO = 1e-5  # initial gain of the last layer of each residual branch, and of the output layer
 
 
 class EDMUNet(nn.Module):
@@ -23,18 +23,17 @@ class EDMUNet(nn.Module):
     Args:
         shape: (C, height, width) of one image; square, and divisible by ``2^(len(multipliers) - 1)``.
         num_classes: number of classes, or None for an unconditional network. Label ``num_classes`` means "no class".
-        form: "ddpmpp" (sines of the noise level; 2x2 means to halve) or "ncsnpp" (random Fourier features; 4x4 binomial filters; the
-            image goes in again at each level of the encoder). They train the VP and the VE models of the paper.
+        form: "ddpmpp" (sines of the noise level; resolution is halved by 2x2 means) or "ncsnpp" (random Fourier features; 4x4 binomial
+            filters; the image is added again at each level of the encoder). The paper's VP models are "ddpmpp", its VE models "ncsnpp".
         channels: width of the first convolution; a multiple of 4.
         multipliers: width of each resolution level, in `channels`; each next level has half the resolution.
-        blocks: residual blocks a level in the encoder; the decoder has one more.
-        attention: heights of the levels that have attention in each block of the encoder and in the last of the decoder. The bottleneck
-            has it in any case; a height that no level has is without effect.
-        dropout: probability, inside the residual blocks.
-        augment_dim: numbers that would describe an augmentation to the network, which is always told that there is none; 0 for a
-            checkpoint without them.
-        condition: numbers of a condition [B, condition] that is added to what describes the noise level, at first with weight 0; 0 for a
-            network without.
+        blocks: residual blocks at each level of the encoder; the decoder has one more.
+        attention: heights of the levels with attention, which these have in each block of the encoder and in the last of the decoder. The
+            bottleneck always has attention; a height that no level has is without effect.
+        dropout: probability of dropout inside the residual blocks.
+        augment_dim: length of the augmentation vector, which is always given as zeros; 0 for a checkpoint without augmentation inputs.
+        condition: length of a condition [B, condition] that is added to the features of the noise level, by weights that are 0 at first; 0
+            for no condition.
 
     Raises:
         ValueError: for a form, sizes or widths that do not fit together.
@@ -75,19 +74,18 @@ class EDMUNet(nn.Module):
         self._register_load_state_dict_pre_hook(_with_prefix)  # the public name is younger than the oldest torch allowed
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
-        """The network's output, like `x` [B, C, H, W]; `c_noise` is [B], `label` int64 [B], or None for no class.
+        """Return the output, like `x` [B, C, H, W]; `c_noise` is [B], `label` int64 [B], or None for no class.
 
-        `condition` is [B, condition], where the network has one; None stands for zeros.
+        `condition` is [B, condition] for a network with a condition; None stands for zeros.
         """
         added = None if self.from_condition is None or condition is None else self.from_condition(condition.to(x.dtype))
         embedding = self.model.embed(c_noise, label, added)
         return self.model.decode(self.model.encode(x, embedding), embedding)
 
     def features(self, x: Tensor, c_noise: Tensor, label: Tensor | None, levels: int) -> list[Tensor]:
-        """So many `levels` of inner features [B, C', h, w], the coarsest first: the encoder's last of each level.
+        """Return the coarsest `levels` inner features [B, C', h, w], coarsest first: the encoder's last output at each level.
 
-        They are of the shapes in `feature_shapes`, the first being the bottleneck's; the decoder is left out, so a discriminator pays for
-        half the network.
+        Their shapes are those in `feature_shapes`. The decoder is not run, so that a discriminator pays for half of the network.
         """
         skips = self.model.encode(x, self.model.embed(c_noise, label))
         last = {skip.shape[2]: skip for skip in skips}  # of each height
@@ -95,7 +93,7 @@ class EDMUNet(nn.Module):
 
 
 class _Body(nn.Module):
-    """The U-Net itself, with the modules' published names: `map_...` embed, `enc` and `dec` hold blocks as ``HxW_what``."""
+    """The U-Net without preconditioning, with the published names of modules: ``map_...`` embed, ``enc`` and ``dec`` hold ``HxW_...``."""
 
     def __init__(
         self,
@@ -151,7 +149,7 @@ class _Body(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Xavier for all weights; what ends a residual branch, and the output, starts at almost 0, attention a little lower."""
+        """Initialise weights by Xavier's rule: nearly 0 at the end of a residual branch and at the output, a little lower for attention."""
         for name, weight in self.named_parameters():
             layer, kind = name.split(".")[-2:]
             if kind == "bias" and "norm" not in layer:
@@ -161,7 +159,7 @@ class _Body(nn.Module):
                 nn.init.xavier_uniform_(weight, NEARLY_ZERO if ends else 0.2**0.5 if layer == "qkv" else 1.0)
 
     def embed(self, c_noise: Tensor, label: Tensor | None, added: Tensor | None = None) -> Tensor:
-        """The embedding [B, W] of `c_noise` [B] and `label` [B], in the precision of the weights; `added` [B, D] joins in."""
+        """Return the embedding [B, W] of `c_noise` [B] and `label` [B], in the weights' dtype; `added` [B, D] is added to the features."""
         dtype = self.map_layer0.weight.dtype
         described = self.map_noise(c_noise.float()).to(dtype)
         if self.map_label is not None:
@@ -170,14 +168,14 @@ class _Body(nn.Module):
             # the row of "no class", which is the class after the last, is all zeros
             one_hot = no_class if label is None else (label[:, None] == torch.arange(classes, device=label.device)).to(dtype)
             described = described + self.map_label(one_hot * classes**0.5)
-        if self.map_augment is not None:  # no augmentation, yet its weight has a gradient, of 0: DDP waits for every parameter's
+        if self.map_augment is not None:  # zeros, so that its weight has a gradient, of 0: DDP waits for every parameter's
             described = described + self.map_augment(described.new_zeros(1, self.map_augment.in_features))
         if added is not None:
             described = described + added
         return functional.silu(self.map_layer1(functional.silu(self.map_layer0(described))))
 
     def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
-        """The output of each of the encoder's steps, which are what the decoder gets to see; the last is the bottleneck."""
+        """Return the outputs of the encoder's blocks, which are the decoder's skip connections; the last one enters the bottleneck."""
         skips: list[Tensor] = []
         image = x
         for name, module in self.enc.items():
@@ -189,18 +187,18 @@ class _Body(nn.Module):
         return skips
 
     def decode(self, skips: list[Tensor], embedding: Tensor) -> Tensor:
-        """The network's output [B, C, H, W] from the encoder's."""
+        """Return the network's output [B, C, H, W] from the encoder's outputs `skips`."""
         x, left = skips[-1], list(skips)
         for name, module in self.dec.items():
             if isinstance(module, _Block):
                 x = module(torch.cat([x, left.pop()], 1) if "_block" in name else x, embedding)
-            else:  # the last norm and the last convolution
+            else:  # the output's normalisation and convolution
                 x = functional.silu(module(x)) if name.endswith("norm") else module(x)
         return x
 
 
 class _Block(nn.Module):
-    """A residual block, and attention after it where `attend`: ``(x + f(x)) / sqrt(2)`` each, so that variance stays."""
+    """A residual block, followed by attention where `attend` is set: each ``(x + f(x)) / sqrt(2)``, which preserves the variance."""
 
     def __init__(self, inputs: int, outputs: int, width: int, dropout: float, attend: bool, resample: str, taps: Sequence[int]) -> None:
         super().__init__()
@@ -216,20 +214,23 @@ class _Block(nn.Module):
         self.proj = nn.Conv2d(outputs, outputs, 1) if attend else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """[B, outputs, H', W'] for `x` [B, inputs, H, W] and `embedding` [B, width]."""
+        """Return [B, outputs, H', W'] for `x` [B, inputs, H, W] and `embedding` [B, width]."""
         hidden = self.conv0(functional.silu(self.norm0(x))) + self.affine(embedding)[:, :, None, None]
         hidden = functional.dropout(functional.silu(self.norm1(hidden)), self.dropout, self.training)
         x = ((x if self.skip is None else self.skip(x)) + self.conv1(hidden)) * 0.5**0.5
         if self.norm2 is None or self.qkv is None or self.proj is None:
             return x
-        # a channel's query, key and value are neighbours; [B, 1 head, H W, C] each, the softmax inside is in float32 at any precision
+        # a channel's query, key and value are adjacent; q, k and v are [B, 1 head, H W, C]; the softmax is in float32 at any precision
         q, k, v = self.qkv(self.norm2(x)).flatten(2).unflatten(1, (1, -1, 3)).movedim(3, 0).transpose(-1, -2)
         mixed = functional.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)
         return (x + self.proj(mixed)) * 0.5**0.5
 
 
 class _Convolution(nn.Conv2d):
-    """A convolution that keeps the size, over an input that a fixed filter has halved ("down") or doubled ("up"), or halved after it."""
+    """A size-preserving convolution, with a fixed filter `taps` that changes the resolution as `resample` says.
+
+    "down" halves and "up" doubles the resolution before the convolution, "halved" halves it after the convolution, and "" keeps it.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, resample: str = "", taps: Sequence[int] = ()) -> None:
         super().__init__(inputs, outputs, kernel, padding=kernel // 2)
@@ -240,12 +241,12 @@ class _Convolution(nn.Conv2d):
             self.register_buffer("resample_filter", torch.outer(row, row)[None, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, outputs, H', W'] for `x` [B, inputs, H, W]."""
+        """Return [B, outputs, H', W'] for `x` [B, inputs, H, W]."""
         if self.resample == "down":
             x = self._halved(x, self.reach)
         elif self.resample == "up":
             x = functional.conv_transpose2d(x, self._filters(x) * 4, stride=2, padding=self.reach, groups=x.shape[1])
-        elif self.resample == "halved":  # outside the image the filter sees what the convolution makes of nothing, which is not 0
+        elif self.resample == "halved":  # beyond the image's edges the filter sees the convolution's outputs, which are not 0
             return self._halved(functional.conv2d(x, self.weight, self.bias, padding=self.kernel_size[0] // 2 + self.reach), 0)
         return super().forward(x)
 
@@ -297,7 +298,7 @@ def _norm(width: int) -> nn.GroupNorm:
 
 
 def _with_prefix(state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Rename the weights of a bare U-Net, ``enc...``, to those of one inside its preconditioning, ``model.enc...``."""
+    """Rename the weights of a bare U-Net, such as ``enc...``, as inside a preconditioned network, ``model.enc...``."""
     bare = ("map_", "enc.", "dec.")
     for key in [key for key in state if key.startswith(prefix) and key.removeprefix(prefix).startswith(bare)]:
         state[f"{prefix}model.{key.removeprefix(prefix)}"] = state.pop(key)

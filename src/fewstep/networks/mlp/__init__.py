@@ -1,4 +1,4 @@
-"""Fully connected networks: settings, and the module, which is imported when it is asked for."""
+"""Fully connected networks: settings, and the module, which is imported on first use."""
 
 from typing import Any
 

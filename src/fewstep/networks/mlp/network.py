@@ -10,17 +10,19 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-GAINS = {"silu": 1.68, "relu": 2**0.5}  # keep the second moment of what follows the activation at 1
+GAINS = {"silu": 1.68, "relu": 2**0.5}  # initial gains that keep the second moment of the next layer's outputs at 1
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
 def _layers(widths: Sequence[int], activation: str, he: bool = False) -> nn.Sequential:
-    """Linear layers with `activation` between them (and none at the end).
+    """Return linear layers of `widths` with `activation` between them, and none at the end.
 
-    torch's own initial weights lose two thirds of the variance a layer. ReLU networks learn all the same; SiLU, which is linear near 0,
-    then stays a linear map for hundreds of steps (measured: teacher/ring learned nothing in 1,500), and so starts with unit variance,
-    as ReLU does with `he` (He et al. 2015, arXiv 1502.01852).
+    torch's own initial weights lose two thirds of the variance in each layer. ReLU networks learn all the same. A SiLU network, whose
+    activation is linear near 0, would stay a linear map for hundreds of steps (measured: teacher/ring learned nothing in 1,500), and
+    therefore starts with weights that keep unit variance, as ReLU does with `he` (He et al. 2015, arXiv 1502.01852).
+
+    Raises ValueError for an unknown activation.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"network.activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
@@ -35,16 +37,17 @@ def _layers(widths: Sequence[int], activation: str, he: bool = False) -> nn.Sequ
 
 
 class MLP(nn.Module):
-    """``F(x, c_noise, label)``, like `x` flattened and put back into shape: the raw network of a denoiser of points.
+    """``F(x, c_noise, label)``, with output like `x`: the raw network of a denoiser of points. Items of any shape are flattened inside.
 
     Args:
-        shape: of one item.
-        num_classes: None for none; a label's embedding is added to the first layer, the null class is ``num_classes``.
-        widths: of the hidden layers.
-        frequencies: of the Fourier features of ``c_noise``.
+        shape: shape of one item.
+        num_classes: number of classes, or None; a label's embedding is added to the first layer's input, label ``num_classes`` means
+            "no class".
+        widths: widths of the hidden layers.
+        frequencies: number of frequencies of the Fourier features of ``c_noise``.
         activation: "relu" or "silu".
-        xi_channels: entries of a second noise xi [B, m, xi_channels]; 0 for a network without.
-        condition: numbers of a condition [B, condition] that the first layer sees, at first with weight 0; 0 for a network without.
+        xi_channels: length of a second noise xi [B, m, xi_channels]; 0 for a network without xi.
+        condition: length of a condition [B, condition] that the first layer takes, by weights that are 0 at first; 0 for no condition.
 
     """
 
@@ -73,11 +76,10 @@ class MLP(nn.Module):
     def forward(
         self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, xi: Tensor | None = None, condition: Tensor | None = None
     ) -> Tensor:
-        """Output like `x` [B, *shape] for `c_noise` [B], or [B, m, *shape] for `xi` [B, m, xi_channels].
+        """Return the output, like `x` [B, *shape] for `c_noise` [B], or [B, m, *shape] for `xi` [B, m, xi_channels].
 
-        `condition` is [B, condition], where the network has one; None stands for zeros.
-
-        What the first layer makes of x, the noise level and the label is worked out once an item, not once a particle.
+        `condition` is [B, condition] for a network with a condition; None stands for zeros. The first layer's response to x, the noise
+        level and the label is computed once for each item, and not for each of its m particles.
         """
         angle = math.pi * c_noise[:, None] * self.frequencies
         inputs = torch.cat([x.flatten(1), angle.sin(), angle.cos()], 1)
@@ -97,14 +99,14 @@ class LatentMLP(nn.Module):
     """``G(z, label)`` [B, *shape]: a continuous push-forward of noise.
 
     Args:
-        shape: of one item.
-        num_classes: None for none; otherwise each class has an embedding of `embedding` numbers beside z.
-        widths: of the hidden layers.
+        shape: shape of one item.
+        num_classes: number of classes, or None; each class has an embedding of `embedding` numbers, which is appended to z.
+        widths: widths of the hidden layers.
         latent: L, the dimension of z.
         activation: "relu" or "silu".
-        embedding: of a label.
-        gain: of the last layer at initialisation. Outputs that start apart spread over the data; outputs that start in one place
-            have to be pushed out of it.
+        embedding: length of a label's embedding.
+        gain: gain of the last layer at initialisation. Outputs that start far apart spread over the data; outputs that start in one
+            place have to be pushed out of it.
         he: initial weights that keep the variance of ReLU activations: a steeper map, hence fewer samples between modes.
 
     """
@@ -127,7 +129,7 @@ class LatentMLP(nn.Module):
         _scale_last(self.layers, gain)
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        """Items [B, *shape] for z [B, latent]; `label` [B] where there are classes."""
+        """Return items [B, *shape] for z [B, latent]; `label` is int64 [B] for a network with classes."""
         if self.embedding is not None:
             z = torch.cat([z, self.embedding(label)], 1)
         return self.layers(z).view(-1, *self.shape)
@@ -136,24 +138,24 @@ class LatentMLP(nn.Module):
 class CodedMLP(nn.Module):
     """``x = centre_k + F([embedding_k, e], label)``: part of the noise picks one of ``2^bits`` learned codes k.
 
-    z [B, latent] is standard normal still: the signs of its first `bits` coordinates are the code, ``e`` is the rest. A continuous
-    map from a Gaussian cannot leave the space between modes empty; this one jumps where a coded coordinate changes sign (on `bits`
-    hyperplanes), and has no bridges. An item that is interpolated between two codes does not exist.
+    z [B, latent] is standard normal: the signs of its first `bits` coordinates are the code, ``e`` is the other coordinates. A continuous
+    map from a Gaussian cannot leave the space between modes empty. This map jumps where a coordinate of the code changes sign (on `bits`
+    hyperplanes), and so has no bridges between modes; it has no items in between two codes.
 
     Args:
-        shape: of one item.
-        num_classes: None for none; otherwise the class's own table of codes is used.
-        widths: of the hidden layers.
+        shape: shape of one item.
+        num_classes: number of classes, or None; each class has codes of its own.
+        widths: widths of the hidden layers.
         latent: the dimension of z, more than `bits`.
-        bits: of the code.
-        embedding: numbers that tell F which code it is.
+        bits: number of bits of the code.
+        embedding: length of the embedding by which F knows the code.
         activation: "relu" or "silu".
-        gain: of the last layer at initialisation.
+        gain: gain of the last layer at initialisation.
         spread: standard deviation of the centres at initialisation.
 
     """
 
-    tables = ("centres", "embeddings")  # one item in 2^bits is of a row
+    tables = ("centres", "embeddings")  # each row is used by one item in 2^bits
 
     def __init__(
         self,
@@ -180,12 +182,12 @@ class CodedMLP(nn.Module):
         self.register_buffer("powers", 2 ** torch.arange(bits), persistent=False)
 
     def code(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        """Which row of the tables each z [B, latent] picks: int64 [B]."""
+        """Return the row of the tables that each z [B, latent] picks, int64 [B]."""
         k = ((z[:, : self.bits] > 0) * self.powers).sum(1)
         return k if label is None else k + label * 2**self.bits
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        """Items [B, *shape] for z [B, latent]; `label` [B] where there are classes."""
+        """Return items [B, *shape] for z [B, latent]; `label` is int64 [B] for a network with classes."""
         k = self.code(z, label)
         moved = self.layers(torch.cat([self.embeddings[k], z[:, self.bits :]], 1))
         return (self.centres[k] + moved).view(-1, *self.shape)

@@ -1,4 +1,4 @@
-"""The transformer of a text-to-image model: settings, and the module, which is imported when it is asked for."""
+"""The transformer of a text-to-image model: settings, and the module, which is imported on first use."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""The transformer of Stable Diffusion 3: diffusers' `SD3Transformer2DModel` as its own config describes it, told a prompt by its row.
+"""The transformer of Stable Diffusion 3: diffusers' `SD3Transformer2DModel` as its own config describes it; a label is a prompt's row.
 
-That of 3.5, with dual attention and normalised queries and keys, is the same class. See `fewstep.networks.prompts` for labels.
+Stable Diffusion 3.5's, with dual attention and normalised queries and keys, is the same class. See `fewstep.networks.prompts` for labels.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from fewstep.networks.prompts import Rows, told_rows
 class TextTransformer(nn.Module):
     """A network ``F(z, time, label)`` over latents [B, C, H, W], same shape out: the velocity of a flow.
 
-    Attributes: ``null_class``, True, for every model can be asked without a prompt; ``feature_shapes``; and ``prompts``, the `Rows` that
-    labels are looked up in, which are no weights, and None until they are set.
+    Attributes: ``null_class``, True, for every model can be asked without a prompt; ``feature_shapes``; and ``prompts``, the `Rows` in
+    which labels are looked up, which are no part of the weights, and None until they are set.
 
     Args:
         shape: (C, height, width) of one latent.
-        num_classes: unused: how many prompts there are, their table says.
-        config: every argument of `SD3Transformer2DModel`, as config.json has them.
+        num_classes: unused, for the table ``prompts`` says how many prompts there are.
+        config: all arguments of `SD3Transformer2DModel`, as in its config.json.
 
     Raises:
         ValueError: for a model that does not fit `shape`.
@@ -49,21 +49,24 @@ class TextTransformer(nn.Module):
 
     @property
     def takes(self) -> tuple[int, int]:
-        """Widths of what it is told: of the text's hidden states, and of the pooled vector."""
+        """The widths of the encoded prompts that the network takes: of the hidden states, and of the pooled vector."""
         config = self.transformer.config
         return config.joint_attention_dim, config.pooled_projection_dim
 
     def forward(self, z: Tensor, time: Tensor, label: Tensor) -> Tensor:
-        """The velocity, like `z` [B, C, H, W]; `time` is float [B], from 0 to 1,000, `label` int64 [B] the rows of the prompts.
+        """Return the velocity, like `z` [B, C, H, W]; `time` is float [B], from 0 to 1,000, and `label` int64 [B] the prompts' rows.
 
-        Raises ValueError where no prompts were set.
+        Raises ValueError where ``prompts`` is not set.
         """
         hidden, pooled = told_rows(self.prompts, label, z, needs_pooled=True)
         found: Tensor = self.transformer(z, hidden, pooled, time, return_dict=False)[0]
         return found
 
     def features(self, z: Tensor, time: Tensor, label: Tensor, levels: int) -> list[Tensor]:
-        """What the first half of its blocks makes of the image, [B, C', h, w] with a place for each patch; there is one level."""
+        """Return a list of the image's features after the first half of the blocks, [B, C', h, w], one position for each patch.
+
+        There is one level of features; the list is empty where `levels` is 0.
+        """
         hidden, pooled = told_rows(self.prompts, label, z, needs_pooled=True)
         inner = self.transformer
         x, told = inner.pos_embed(z).contiguous(), inner.time_text_embed(time, pooled)

@@ -1,4 +1,4 @@
-"""Settings of the transformer of a text-to-image model, which model folders name and recipes do not: it comes with a teacher."""
+"""Settings of the transformer of a text-to-image model, which is named in model folders and not in recipes: it comes with a teacher."""
 
 from typing import ClassVar, Literal
 

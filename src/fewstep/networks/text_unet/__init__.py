@@ -1,4 +1,4 @@
-"""The U-Net of a text-to-image model: settings, and the module, which is imported when it is asked for."""
+"""The U-Net of a text-to-image model: settings, and the module, which is imported on first use."""
 
 from typing import Any
 

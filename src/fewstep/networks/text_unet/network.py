@@ -1,7 +1,7 @@
-"""The U-Net of Stable Diffusion and SDXL: diffusers' `UNet2DConditionModel` as its own config describes it, told a prompt by its row.
+"""The U-Net of Stable Diffusion and SDXL: diffusers' `UNet2DConditionModel` as its own config describes it; a label is a prompt's row.
 
-A label is the number of a row in a table of encoded prompts (`fewstep.data.prompt_table`), which the network is given apart from its
-weights; label ``len(table)`` stands for no prompt. So whatever learns from labels learns from prompts.
+The rows are those of a table of encoded prompts (`fewstep.data.prompt_table`), which the network is given apart from its weights; label
+``len(table)`` stands for no prompt. So every method that trains with labels trains with prompts.
 """
 
 from collections.abc import Sequence
@@ -12,24 +12,24 @@ from torch import Tensor, nn
 
 from fewstep.networks.prompts import Rows, told_rows
 
-# of its config: what makes the network ask for more than noise, time and text
+# entries of the config with which the network takes inputs other than latents, timestep and text
 UNKNOWN = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "timestep_post_act", "time_cond_proj_dim")
 
 
 class TextUNet(nn.Module):
     """A network ``F(x, timestep, label)`` over latents [B, C, H, W], same shape out.
 
-    Attributes: ``null_class``, True, for every model can be asked without a prompt; ``feature_shapes``; and ``prompts``, the `Rows` that
-    labels are looked up in, which are no weights, and None until they are set.
+    Attributes: ``null_class``, True, for every model can be asked without a prompt; ``feature_shapes``; and ``prompts``, the `Rows` in
+    which labels are looked up, which are no part of the weights, and None until they are set.
 
     Args:
         shape: (C, height, width) of one latent.
-        num_classes: unused: how many prompts there are, their table says.
-        time_ids: six numbers that SDXL is told of sizes; None for models that are told none.
-        config: every other argument of `UNet2DConditionModel`, as config.json has them.
+        num_classes: unused, for the table ``prompts`` says how many prompts there are.
+        time_ids: the six numbers of SDXL's size conditioning; None for models without size conditioning.
+        config: all other arguments of `UNet2DConditionModel`, as in its config.json.
 
     Raises:
-        ValueError: for a model that is told something else, and one that does not fit `shape`.
+        ValueError: for a model that takes other inputs, and one that does not fit `shape`.
 
     """
 
@@ -66,23 +66,23 @@ class TextUNet(nn.Module):
 
     @property
     def takes(self) -> tuple[int, int | None]:
-        """Widths of what it is told: of the text's hidden states, and of the pooled vector, which is None for models without."""
+        """The widths of the encoded prompts that the network takes: of the hidden states, and of the pooled vector, or None without one."""
         config = self.unet.config
         if self.time_ids is None:
             return config.cross_attention_dim, None
         return config.cross_attention_dim, config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
 
     def forward(self, x: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
-        """The prediction, like `x` [B, C, H, W]; `timestep` is float [B], `label` int64 [B] the rows of the prompts.
+        """Return the prediction, like `x` [B, C, H, W]; `timestep` is float [B], and `label` int64 [B] the prompts' rows.
 
-        Raises ValueError where no prompts were set.
+        Raises ValueError where ``prompts`` is not set.
         """
         hidden, added = self._told(x, label)
         found: Tensor = self.unet(x, timestep, encoder_hidden_states=hidden, added_cond_kwargs=added, return_dict=False)[0]
         return found
 
     def features(self, x: Tensor, timestep: Tensor, label: Tensor, levels: int) -> list[Tensor]:
-        """So many `levels` of inner features [B, C', h, w]: the bottleneck's, then the encoder's last of each finer level."""
+        """Return the coarsest `levels` inner features [B, C', h, w]: the bottleneck's, then the encoder's last of each finer level."""
         hidden, added = self._told(x, label)
         unet = self.unet
         embedding = unet.time_embedding(unet.time_proj(timestep).to(x.dtype))
@@ -98,7 +98,7 @@ class TextUNet(nn.Module):
         return [x, *reversed(found[:-1])][:levels]
 
     def _told(self, x: Tensor, label: Tensor) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """The text for `x`, and what SDXL is told besides."""
+        """Return (the prompts' hidden states for `x`, SDXL's pooled vectors and size conditioning, or None for other models)."""
         hidden, pooled = told_rows(self.prompts, label, x, needs_pooled=self.time_ids is not None)
         if self.time_ids is None or pooled is None:
             return hidden, None

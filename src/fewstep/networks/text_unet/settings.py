@@ -1,4 +1,4 @@
-"""Settings of the U-Net of a text-to-image model, which model folders name and recipes do not: it comes with a teacher."""
+"""Settings of the U-Net of a text-to-image model, which is named in model folders and not in recipes: it comes with a teacher."""
 
 from typing import ClassVar, Literal
 
@@ -13,7 +13,7 @@ class TextUNetSettings(NetworkSettings):
     model_config = ConfigDict(extra="allow")
 
     name: Literal["text_unet"]
-    time_ids: list[float] | None = Field(None, description="what SDXL is told of sizes; null for models that are told none")
+    time_ids: list[float] | None = Field(None, description="the six numbers of SDXL's size conditioning; null for other models")
 
     items: ClassVar = ("images",)
     takes: ClassVar = frozenset({"features"})

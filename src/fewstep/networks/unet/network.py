@@ -1,4 +1,4 @@
-"""The image U-Net: diffusers' `UNet2DModel`, class-conditional, with a null class and a way out at the bottleneck.
+"""The image U-Net: diffusers' `UNet2DModel`, class-conditional, with a null class, and with inner features that can be read.
 
 Symbols: ``B`` batch, ``C`` channels, ``c_noise`` the noise conditioning ``ln(sigma)/4`` of EDM. The model is given the
 timestep ``1000 c_noise``, which is what diffusers' consistency pipeline gives it, so that an export needs no custom code.
@@ -18,18 +18,18 @@ class UNet(nn.Module):
     Args:
         shape: (C, height, width) of one image; height and width must be divisible by ``2^(len(channels) - 1)``.
         num_classes: number of classes, or None for an unconditional network. Label ``num_classes`` means "no class".
-        channels: width of each resolution level, the first at full resolution, each next one at half of it.
-        attention: one flag a level; the bottleneck has attention in any case.
-        layers_per_block: residual blocks a level.
+        channels: width of each resolution level; the first level has the full resolution, each next one half of that before.
+        attention: one flag for each level, whether it has attention; None for no level. The bottleneck always has attention.
+        layers_per_block: residual blocks at each level.
         groups: groups of every GroupNorm; must divide each width.
         head_dim: channels of one attention head.
-        dropout: probability, inside the residual blocks.
-        time_scale: the timestep is ``time_scale * c_noise``; 1000 is what diffusers' pipeline gives, smaller is smoother in time.
-        patch: side of the squares of pixels that become channels of one place before the first convolution (pixel unshuffle), and squares
-            again after the last; height and width must be divisible by ``patch 2^(len(channels) - 1)``. At 2 the first level works at half
-            of the image's size, at a quarter of the cost.
-        xi_channels: channels of a second noise xi [B, m, xi_channels, H, W] that the network also sees; 0 for a network without.
-        condition: numbers of a condition [B, condition] that is added to the embedding, at first with weight 0; 0 for a network without.
+        dropout: probability of dropout inside the residual blocks.
+        time_scale: the timestep is ``time_scale * c_noise``; 1000 is the factor of diffusers' pipeline, a smaller one is smoother in time.
+        patch: side of the squares of pixels that become channels of one position before the first convolution (pixel unshuffle), and
+            squares again after the last; height and width must be divisible by ``patch 2^(len(channels) - 1)``. At 2 the first level works
+            at half of the image's size, at a quarter of the cost.
+        xi_channels: channels of a second noise xi [B, m, xi_channels, H, W] that the network takes; 0 for a network without xi.
+        condition: length of a condition [B, condition] that is added to the embedding, by weights that are 0 at first; 0 for no condition.
 
     Raises:
         ValueError: for widths, sizes or groups that do not fit together.
@@ -94,10 +94,10 @@ class UNet(nn.Module):
     def forward(
         self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, xi: Tensor | None = None, condition: Tensor | None = None
     ) -> Tensor:
-        """The network's output, like `x` [B, C, H, W], for `c_noise` [B] and `label` int64 [B], or None for an unconditional network.
+        """Return the output, like `x` [B, C, H, W], for `c_noise` [B] and `label` int64 [B], or None for an unconditional network.
 
-        With `xi` [B, m, xi_channels, H, W] the output is [B, m, C, H, W]; every convolution sees xi, so each of the m costs a whole pass.
-        `condition` is [B, condition], where the network has one; None stands for zeros.
+        With `xi` [B, m, xi_channels, H, W] the output is [B, m, C, H, W]; xi enters the first convolution, so that each of the m particles
+        costs a whole pass. `condition` is [B, condition] for a network with a condition; None stands for zeros.
         """
         if xi is None:
             return self._run(x, c_noise, self._told(x, label, condition))
@@ -116,15 +116,15 @@ class UNet(nn.Module):
         return x if self.patch == 1 else pixel_unshuffle(x, self.patch)
 
     def _told(self, x: Tensor, label: Tensor | None, condition: Tensor | None) -> Any:
-        """What the embedding is told beside the noise level: the label, or the label and the condition of a network that has one."""
+        """Return the diffusers argument ``class_labels``: the label, or for a network with a condition the label and the condition."""
         if not self.condition_size:
             return label
         return label, x.new_zeros(len(x), self.condition_size) if condition is None else condition
 
     def features(self, x: Tensor, c_noise: Tensor, label: Tensor | None, levels: int) -> list[Tensor]:
-        """So many `levels` of inner features [B, C', h, w]: the bottleneck's, then the encoder's last of each finer level.
+        """Return the coarsest `levels` inner features [B, C', h, w]: the bottleneck's, then the encoder's last of each finer level.
 
-        They are of the shapes in `feature_shapes`, and skip the decoder, so a discriminator pays for half the network.
+        Their shapes are those in `feature_shapes`. The decoder is not run, so that a discriminator pays for half of the network.
         """
         return encoder_features(self.unet, self._patched(x), self.time_scale * c_noise, self._told(x, label, None))[:levels]
 
@@ -137,28 +137,29 @@ class UNet(nn.Module):
 
 
 class LabelAndCondition(nn.Module):
-    """What a label and a condition add to the embedding of the noise level: in the place of the label's own table.
+    """The embedding of a label and a condition, which diffusers adds to that of the noise level; it replaces the table of labels.
 
-    diffusers hands whatever it is given as ``class_labels`` to that table, here a pair of a label and a condition.
+    diffusers passes its argument ``class_labels`` on to this module; here that argument is a pair of a label and a condition.
     """
 
     def __init__(self, table: nn.Embedding | None, condition: int, width: int) -> None:
         super().__init__()
-        self.weight = None if table is None else table.weight  # under the name that it has without a condition
+        self.weight = None if table is None else table.weight  # under the same name in state dicts as without a condition
         self.from_condition = nn.Linear(condition, width, bias=False)
         nn.init.zeros_(self.from_condition.weight)
 
     def forward(self, told: tuple[Tensor | None, Tensor]) -> Tensor:
-        """[B, width] for a label int64 [B], or None where there are no classes, and a condition [B, condition]."""
+        """Return [B, width] for a label int64 [B], or None where there are no classes, and a condition [B, condition]."""
         label, condition = told
         added: Tensor = self.from_condition(condition.to(self.from_condition.weight.dtype))
         return added if self.weight is None or label is None else nn.functional.embedding(label, self.weight) + added
 
 
 def encoder_features(unet: Any, x: Tensor, timestep: Tensor, label: Any) -> list[Tensor]:
-    """What leaves the bottleneck of a `UNet2DModel`, and the last of each finer level before it is halved, coarsest first.
+    """Return features [B, C', h, w] of a `UNet2DModel`, coarsest first: the bottleneck's output, then each finer level's last output.
 
-    `x` is [B, C, H, W], `timestep` float [B], `label` what the table of classes takes: int64 [B], or None where there are none.
+    `x` is [B, C, H, W], `timestep` float [B], and `label` the input of the class embedding: int64 [B], or None without classes. The last
+    output of a level is the one before the resolution is halved.
     """
     embedding = unet.time_embedding(unet.time_proj(timestep).to(x.dtype))
     if unet.class_embedding is not None:
@@ -167,7 +168,7 @@ def encoder_features(unet: Any, x: Tensor, timestep: Tensor, label: Any) -> list
     x = unet.conv_in(x)
     levels = []
     for block in unet.down_blocks:
-        if hasattr(block, "skip_conv"):  # NCSN++'s blocks also see the image, halved
+        if hasattr(block, "skip_conv"):  # NCSN++'s blocks also take the image, and return it halved
             x, outputs, skip = block(hidden_states=x, temb=embedding, skip_sample=skip)
         else:
             x, outputs = block(hidden_states=x, temb=embedding)
@@ -178,7 +179,7 @@ def encoder_features(unet: Any, x: Tensor, timestep: Tensor, label: Any) -> list
 class LatentUNet(nn.Module):
     """``G(z, label) = z + F(z, label)`` [B, C, H, W]: a U-Net as a map from noise of the data's shape to data.
 
-    It starts as the noise itself. Arguments as of `UNet`, which F is, asked at one noise level.
+    Before training, G returns the noise itself. F is a `UNet` at the fixed ``c_noise`` = 0, and takes the same arguments.
     """
 
     def __init__(self, shape: Sequence[int], num_classes: int | None = None, **arguments: Any) -> None:
@@ -188,5 +189,5 @@ class LatentUNet(nn.Module):
         self.inner.zero_output()
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        """Items like z [B, C, H, W]; `label` int64 [B] where there are classes."""
+        """Return items like z [B, C, H, W]; `label` is int64 [B] for a network with classes."""
         return z + self.inner(z, z.new_zeros(z.shape[0]), label)

@@ -1,4 +1,4 @@
-"""A foreign U-Net: settings, and the module, which is imported when it is asked for."""
+"""A U-Net of diffusers that was trained elsewhere: settings, and the module, which is imported on first use."""
 
 from typing import Any
 

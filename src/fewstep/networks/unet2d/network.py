@@ -1,6 +1,6 @@
-"""A foreign U-Net: diffusers' `UNet2DModel` exactly as its own config describes it, with a way out at the bottleneck.
+"""A U-Net trained elsewhere: diffusers' `UNet2DModel` as its own config describes it, with inner features that can be read.
 
-Unlike `fewstep.networks.unet.UNet`, which is built on the same class, it is told a timestep, and need not have a null class.
+Unlike `fewstep.networks.unet.UNet`, which is built on the same class, it takes a timestep, and need not have a null class.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ class UNet2D(nn.Module):
         shape: (C, height, width) of one image.
         num_classes: number of classes, or None for an unconditional network. Where it is one less than ``num_class_embeds`` the last
             row of the table is the null class.
-        config: every other argument of `UNet2DModel`, as config.json has them. ``out_channels`` may be twice C: the second half, a
-            predicted variance, is left out.
+        config: all other arguments of `UNet2DModel`, as in its config.json. ``out_channels`` may be twice C: the second half, a predicted
+            variance, is left out.
 
     Raises:
-        ValueError: for a model that is not told a timestep and a class number, or does not fit `shape` and `num_classes`.
+        ValueError: for a model that takes other inputs than a timestep and a class number, or does not fit `shape` and `num_classes`.
 
     """
 
@@ -57,9 +57,9 @@ class UNet2D(nn.Module):
         self.feature_shapes = [(width, (shape[1] >> level, shape[2] >> level)) for level, width in enumerate(widths)][::-1]
 
     def forward(self, x: Tensor, timestep: Tensor, label: Tensor | None = None) -> Tensor:
-        """The prediction, like `x` [B, C, H, W]; `timestep` is float [B], `label` int64 [B] where there are classes."""
+        """Return the prediction, like `x` [B, C, H, W]; `timestep` is float [B], `label` int64 [B] for a network with classes."""
         return self.unet(x, timestep, class_labels=label, return_dict=False)[0][:, : self.channels]
 
     def features(self, x: Tensor, timestep: Tensor, label: Tensor | None, levels: int) -> list[Tensor]:
-        """So many `levels` of inner features [B, C', h, w], the coarsest first, as `fewstep.networks.unet.UNet` has them."""
+        """Return the coarsest `levels` inner features [B, C', h, w], coarsest first, as `fewstep.networks.unet.UNet` does."""
         return encoder_features(self.unet, x, timestep, label)[:levels]

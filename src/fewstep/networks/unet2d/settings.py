@@ -1,4 +1,4 @@
-"""Settings of a foreign U-Net, which model folders name and recipes do not: it comes with a teacher."""
+"""Settings of a U-Net trained elsewhere, which is named in model folders and not in recipes: it comes with a teacher."""
 
 from typing import ClassVar, Literal
 
