@@ -100,7 +100,7 @@ class FlowDenoiser(nn.Module):
         x = x.float()
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         z = x / expand_like(1 + sigma, x)
-        fine = sigma if x.device.type == "mps" else sigma.double()  # a time of 900 has four digits after the point in float32, and no more
+        fine = sigma if x.device.type == "mps" else sigma.double()  # in float32 a time of 900 has only four digits after the point
         s = fine / (1 + fine)
         # the time stays in float32: bfloat16 cannot represent 999
         time, dtype = (self.timesteps * s).float(), next(self.network.parameters()).dtype

@@ -18,9 +18,9 @@ class MixtureDenoiser(nn.Module):
     ``pi_k N(x; mu_k, (s_k^2 + sigma^2) I)``. Labels are ignored.
 
     Args:
-        means: [K, D], or [K, ...] for data of any shape.
-        stds: [K], positive, or one number for all modes.
-        weights: [K], positive, normalised here; None for equal weights.
+        means: means of the modes, [K, D], or [K, ...] for data of any shape.
+        stds: standard deviations of the modes, [K], positive, or one number for all modes.
+        weights: weights of the modes, [K], positive, normalised here; None for equal weights.
 
     Raises:
         ValueError: where the shapes differ, a value is not finite, or a std or weight is not positive.
@@ -54,9 +54,9 @@ class MixturePosterior(nn.Module):
     the data: the first picks the mode, the others are the normal draw. Labels are ignored.
 
     Args:
-        means: [K, D].
-        stds: [K], positive, or one number for all modes.
-        weights: [K], positive, normalised here; None for equal weights.
+        means: means of the modes, [K, D].
+        stds: standard deviations of the modes, [K], positive, or one number for all modes.
+        weights: weights of the modes, [K], positive, normalised here; None for equal weights.
 
     Raises:
         ValueError: where the shapes differ, a value is not finite, or a std or weight is not positive.

@@ -227,7 +227,7 @@ class Method(ABC):
 
     @property
     def least_items(self) -> int:
-        """The fewest items that one process must have for a forward and backward pass."""
+        """The fewest items that a process must have in one forward and backward pass."""
         return 1
 
     @property
@@ -251,10 +251,10 @@ class Method(ABC):
         return {}
 
     def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return (positions, V), both [M, D]: how the method would move samples at the positions, for the pictures made during training.
+        """Return (positions, V), both [K, D]: how the method would move samples at the positions, for the pictures made during training.
 
-        `samples` are generated, `real` are real. The positions are `points` [M, D], unless the method knows V at other positions only;
-        None if it knows V nowhere.
+        `samples` [N, D] are generated, `real` [M, D] real items. The positions are `points` [K, D], or others where the method knows V only
+        there; None if it knows V nowhere.
         """
         return None
 
@@ -277,4 +277,4 @@ class Method(ABC):
         return {}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `tensors` returned; `tensors` are on the device of the run."""
+        """Restore what `tensors` returned, here on the device of the run."""

@@ -39,7 +39,7 @@ LEAST: Mapping[str, Least] = {
     "frechet_mean": Least(50, 50),
     "frechet_train": Least(50, 50),
     "frechet_bias": Least(50, 50),
-    "kernel": Least(150, 150),  # in the digit features; in pixels it does not see the noise
+    "kernel": Least(150, 150),  # in the digit features; in pixels the figure does not show noise
     "frechet_second_over_floor": Least(50, 50),  # as in the first judge
     "class_accuracy": Least(0, SHARE),
     "least_class_accuracy": Least(0, 0, at_mode=SHARE),

@@ -28,7 +28,7 @@ COVERED_FRACTION = 0.2  # a mode is covered by this share of the samples that an
 class TruncatedGaussian(NamedTuple):
     """An isotropic Gaussian of unit standard deviation, cut off at some radius."""
 
-    inside: float  # its mass before the rest was cut off
+    inside: float  # mass within the radius, before the rest is cut off
     variance: float  # per dimension
     median_radius: float
 

@@ -41,8 +41,8 @@ class Preset:
 
 
 # EDM (arXiv 2206.00364, Sec. 5 and App. F.3): "we generated three times 50,000 images each and report the minimum". There every image
-# has a seed of its own, 0 to 149,999, and draws its class with it; here a batch has the seed of its first image, so that blocks are
-# as independent, and the images are others
+# has a seed of its own, 0 to 149,999, and draws its class with it; here a batch has the seed of its first image: the blocks are
+# equally independent, but the images differ from EDM's
 PRESETS = {"edm": Preset(50_000, (0, 50_000, 100_000), INCEPTION, "inception", INCEPTION_SHA256, "uniform", "train")}
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 GROUPS = 20
 LEAST_ROWS = 2 * GROUPS  # two rows a group
-BLOCK = 2**17  # entries of the largest matrix held at once: 1 MiB, which the cache holds
+BLOCK = 2**17  # entries of the largest matrix held at once: 1 MiB, which fits into a CPU's cache
 SALT = 0x5EED0000  # keeps these seeds apart from those of samples: groups by the samples' own random numbers would not be random
 
 
@@ -158,7 +158,7 @@ def _discrepancy(x: Tensor, y: Tensor, kernel: Callable[[Tensor], Tensor], biase
     left_x, left_y = (len(a) - torch.cat([torch.zeros(1), a.sum(0)]) for a in (in_x, in_y))  # how many rows are left: [1 + G]
 
     def kernel_sum(a: Tensor, in_a: Tensor, b: Tensor, in_b: Tensor) -> Tensor:
-        sums = torch.zeros(GROUPS, GROUPS, dtype=torch.float64)  # over the pairs of each pair of groups
+        sums = torch.zeros(GROUPS, GROUPS, dtype=torch.float64)  # over the pairs of rows of each pair of groups
         block = max(1, BLOCK // len(b))
         for rows, in_rows in zip(a.split(block), in_a.split(block), strict=True):
             sums += in_rows.T @ (kernel(torch.cdist(rows, b, compute_mode="donot_use_mm_for_euclid_dist")) @ in_b)

@@ -5,8 +5,8 @@
     xhat_j = D(x_t, t, label, xi_j)     m particles, xi_j ~ N(0, I), of one x_t
     loss  = mean w(t) [ 1/m sum_j |x0 - xhat_j|^beta - lambda / (2 m (m - 1)) sum_{j != k} |xhat_j - xhat_k|^beta ]
 
-beta 2 with lambda 0 is ordinary diffusion. No teacher, no distillation: because D draws from ``x0 | x_t`` instead of averaging over it, a
-coarse reverse grid keeps its quality.
+beta 2 with lambda 0 is ordinary diffusion. There is no teacher and no distillation: because D draws from ``x0 | x_t`` instead of averaging
+over it, samples stay good on a coarse grid of times.
 """
 
 from typing import Any, ClassVar

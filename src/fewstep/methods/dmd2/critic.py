@@ -56,7 +56,7 @@ class Critic:
         if not self.settings.r1_weight:
             return self.logits(networks, x_s, s, label, told), None
         exact = self.settings.r1 == "exact"
-        # fused attention has no second gradient
+        # fused attention has no second derivative
         with sdpa_kernel(SDPBackend.MATH) if exact else contextlib.nullcontext():
             if exact:
                 x_s = x_s.detach().requires_grad_()

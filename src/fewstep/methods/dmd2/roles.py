@@ -23,8 +23,8 @@ def roles(teacher: Generator, lora: LoRA | None, seed: int) -> Roles:
     """Return the denoiser of `teacher` in its three roles.
 
     Without `lora` the denoiser is copied for each role, but for the teacher's where its weights belong to a pipeline (``teacher.base``).
-    With `lora` there is one network in memory, which `teacher` uses from then on, too; `seed` sets the adapters' initial weights. Raises
-    ValueError for a network that cannot take adapters.
+    With `lora` the roles share one network in memory, which `teacher` uses from then on, too, except the fake network where ``lora.fake``
+    is "full"; `seed` sets the adapters' initial weights. Raises ValueError for a network that cannot take adapters.
     """
     if lora is None:
         teaches = frozen(teacher.denoiser) if teacher.base is None else teacher.denoiser.requires_grad_(False).eval()

@@ -165,7 +165,7 @@ class Drift(Method):
         z = normal((len(batch.x), *self.generator.latent_shape), rng)
         x = networks["generator"](z, math.inf, batch.label)
         features = self.features or (lambda items: items.flatten(1))
-        # the field is that of the whole batch, wherever its items are
+        # the field is that of the whole batch, of which each process has a part
         phi_x, label = whole_batch(features(x).float()), None if batch.label is None else whole_batch(batch.label)
         phi_y = self._remember(whole_batch(features(batch.x).float()), label)
         second = None
