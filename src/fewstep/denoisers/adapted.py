@@ -1,10 +1,10 @@
-"""Several denoisers on one network in memory: each is the network with low-rank changes of its own, or as it is (LoRA, arXiv 2106.09685).
+"""Several denoisers that share one network in memory, each with low-rank adapters of its own or with none (LoRA, arXiv 2106.09685).
 
-A teacher, a student and a fake network of a large model are three copies of it; here they are one, the student and the fake each some
-millions of parameters. The library that makes the low-rank layers (peft) keeps every set of changes in the network and switches between
-them, and switching says which of them learns, too: done between a pass and its backward it takes the gradient away, silently. Here the
-network has one empty place for changes. Each denoiser owns its tensors, which are its parameters and nobody else's, and puts them into
-the place for as long as it is called. So nothing is switched that could be left switched: what learns is said by the parameters alone.
+The teacher, student and fake network of a large model would be three copies of it; here they share one network, and the student and the
+fake network each add some millions of parameters. The library that makes the low-rank layers (peft) keeps every set of adapters in the
+network and switches between the sets. Switching also sets which adapters require gradients, so that a switch between a forward and its
+backward pass silently loses the gradient. Here the network has one empty place for adapters. Each denoiser owns its adapters' tensors as
+its parameters, and puts them into the place only while it is called, so that which of them learn is set by the parameters alone.
 """
 
 import copy
@@ -19,20 +19,20 @@ from torch.utils.checkpoint import checkpoint
 
 from fewstep.errors import UserError
 
-PLACE = "place"  # what peft calls the one set of changes that it makes layers for
+PLACE = "place"  # peft's name of the only set of adapters that it makes layers for
 PARTS = ("lora_A", "lora_B")
 
 
 class Slot:
-    """A frozen denoiser with a place for low-rank changes in its layers `targets`.
+    """A frozen denoiser with a place for low-rank adapters in its layers `targets`.
 
     Args:
-        denoiser: it is changed in place, and no longer to be called by itself; `as_it_is` is what it was.
-        rank: of the changes. They are added with weight 1.
-        targets: names of layers, or how their names end.
+        denoiser: the denoiser, which is changed in place; afterwards call it only by `as_it_is` and `adapted`.
+        rank: rank of the adapters, which are added with weight 1.
+        targets: names of layers, or the ends of their names.
 
     Raises:
-        UserError: where peft is not installed, no layer has such a name, or there are changes in the denoiser already.
+        UserError: where peft is not installed, no layer has such a name, or the denoiser has adapters already.
 
     """
 
@@ -61,7 +61,7 @@ class Slot:
         self._put(None)
 
     def _put(self, tensors: Mapping[str, Tensor] | None) -> None:
-        """Have `tensors` act, or nothing."""
+        """Put the adapters `tensors` into the place, or leave the place empty for None."""
         self.now = tensors
         for name, place in self.places.items():
             place._parameters["weight"] = None if tensors is None else tensors[name]  # type: ignore[assignment]
@@ -70,7 +70,7 @@ class Slot:
 
     @contextmanager
     def acting(self, tensors: Mapping[str, Tensor] | None) -> Iterator[None]:
-        """Inside, the denoiser has the changes `tensors`, by the names in `shapes`; None is none."""
+        """Give the denoiser the adapters `tensors` inside the context, by the names in `shapes`; None is no adapters."""
         before = self.now
         self._put(tensors)
         try:
@@ -79,11 +79,11 @@ class Slot:
             self._put(before)
 
     def as_it_is(self) -> "Adapted":
-        """The denoiser without changes, such as a teacher."""
+        """Return the denoiser without adapters, such as a teacher."""
         return Adapted(self, None)
 
     def adapted(self, seed: int) -> "Adapted":
-        """The denoiser with changes of its own, which are nothing at first: one factor is random, by `seed`, and the other 0."""
+        """Return the denoiser with adapters of its own, which add 0 at first: one factor is random, from `seed`, and the other 0."""
         rng = torch.Generator().manual_seed(seed)
         tensors = {}
         for name, shape in self.shapes.items():
@@ -94,10 +94,10 @@ class Slot:
         return Adapted(self, tensors)
 
     def recompute(self, enable: Callable[[Callable[..., Any]], None]) -> None:
-        """Have activations computed again in backward passes, with the changes that acted in the forward one.
+        """Turn on gradient checkpointing that recomputes activations with the adapters of the forward pass.
 
-        `enable` is a diffusers model's ``enable_gradient_checkpointing``. By itself the library's would compute them again with whatever
-        acts when the backward pass comes by.
+        `enable` is a diffusers model's ``enable_gradient_checkpointing``, which by itself would recompute with the adapters that are in the
+        place during the backward pass.
         """
 
         def checkpointed(module: Callable[..., Any], *told: Any) -> Any:
@@ -113,45 +113,45 @@ class Slot:
 
 
 class Adapted(nn.Module):
-    """``D(x, sigma, label)`` of the denoiser in `slot` with the changes `tensors`, its parameters, or with none.
+    """``D(x, sigma, label)`` of the denoiser in `slot` with the adapters `tensors`, which are its parameters, or without adapters.
 
-    A copy has tensors of its own, and the same network. Whatever else is asked of it the denoiser answers.
+    A deep copy has adapters of its own and shares the network. All other attributes are the denoiser's.
     """
 
     forward_methods = ("features",)
 
     def __init__(self, slot: Slot, tensors: Mapping[str, Tensor] | None) -> None:
         super().__init__()
-        object.__setattr__(self, "slot", slot)  # no part of this module: the network is everybody's
+        object.__setattr__(self, "slot", slot)  # not as a submodule: the network is shared
         self.keys = None if tensors is None else {name: name.replace(".", "/") for name in tensors}
         for name, tensor in (tensors or {}).items():
             self.register_parameter(name.replace(".", "/"), nn.Parameter(tensor))
 
     @property
     def stands_on(self) -> nn.Module:
-        """The denoiser that it changes, which it does not own."""
+        """The shared denoiser that the adapters change, and that this module does not own."""
         return self.slot.denoiser
 
     @property
     def tensors(self) -> dict[str, Tensor] | None:
-        """The changes, by the names of their places."""
+        """The adapters' tensors by the names of their places; None without adapters."""
         return None if self.keys is None else {name: self._parameters[key] for name, key in self.keys.items()}  # type: ignore[misc]
 
     def forward(self, *told: Any, **more: Any) -> Tensor:
-        """The estimate of x0, like the denoiser's own."""
+        """Return the estimate of x0; arguments and result are those of the denoiser."""
         with self.slot.acting(self.tensors):
             found: Tensor = self.slot.denoiser(*told, **more)
             return found
 
     def features(self, *told: Any) -> list[Tensor]:
-        """Inner features, as the denoiser gives them."""
+        """Return inner features; arguments and result are those of the denoiser."""
         with self.slot.acting(self.tensors):
             denoiser: Any = self.slot.denoiser
             found: list[Tensor] = denoiser.features(*told)
             return found
 
     def merged(self) -> nn.Module:
-        """A whole copy of the denoiser, with the changes added to its weights."""
+        """Return a whole copy of the denoiser, with the adapters merged into its weights."""
         with self.slot.acting(self.tensors):
             whole = copy.deepcopy(self.slot.denoiser)
         for name in self.slot.layers:
@@ -163,12 +163,12 @@ class Adapted(nn.Module):
         return whole
 
     def train(self, mode: bool = True) -> "Adapted":
-        """As of any module; the network stays in eval mode, for it has nothing that behaves otherwise in training."""
+        """Set the training mode of this module; the network, which behaves no differently in training, stays in eval mode."""
         self.training = mode
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """To another device or type with the network."""
+        """Move or convert the shared network together with the adapters."""
         self.slot.denoiser._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
@@ -183,7 +183,7 @@ class Adapted(nn.Module):
         return found.train(self.training)
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over changes by the names of their places. Raises ValueError where they are others, or of another shape."""
+        """Copy `tensors` into the adapters, by the names of their places. Raises ValueError for other names or shapes."""
         mine = self.tensors or {}
         if mine.keys() != tensors.keys():
             odd = sorted(mine.keys() ^ tensors.keys())[0]
@@ -201,13 +201,13 @@ class Adapted(nn.Module):
 
 
 def grounds(module: nn.Module) -> list[nn.Module]:
-    """The networks that `module`, or parts of it, stand on without owning them; each once."""
+    """Return the shared networks that `module`, or parts of it, adapt without owning them; each once."""
     found = {id(part.stands_on): part.stands_on for part in module.modules() if isinstance(part, Adapted)}
     return list(found.values())
 
 
 def halve(modules: Iterable[nn.Module]) -> None:
-    """Keep in bfloat16 what `modules` stand on: half the memory, of weights that nobody learns and layers that work in it anyway."""
+    """Convert the shared networks of `modules` to bfloat16, which halves the memory of frozen weights whose layers compute in it anyway."""
     for module in modules:
         for ground in grounds(module):
-            ground.to(torch.bfloat16)  # changes are not in it but while it is called
+            ground.to(torch.bfloat16)  # adapters are in it only while it is called, and are not converted

@@ -1,4 +1,4 @@
-"""A raw network made into a sampler of the posterior ``x0 | x_t``: a denoiser with a noise of its own (arXiv 2502.02483, Sec. 3)."""
+"""A raw network made into a sampler of the posterior ``x0 | x_t``: a denoiser with a second noise as input (arXiv 2502.02483, Sec. 3)."""
 
 import math
 from typing import Literal
@@ -11,9 +11,9 @@ from fewstep.maths.parametrization import expand_like, path_coefficients
 
 
 class DistributionalDenoiser(nn.Module):
-    """``D(x_t, t, label, xi)`` on the linear path ``x_t = (1 - t) x0 + t eps``: each xi ~ N(0, I) is to give another draw of x0.
+    """``D(x_t, t, label, xi)`` on the linear path ``x_t = (1 - t) x0 + t eps``: each xi ~ N(0, I) gives another draw of x0.
 
-    The network is fed ``c_in x_t``, of unit variance, and t as its noise conditioning. `num_classes` None makes it unconditional;
+    The network is given ``c_in x_t``, of unit variance, and t as its noise conditioning. `num_classes` None makes it unconditional;
     otherwise a missing label becomes the null class, ``num_classes``.
 
     Args:
@@ -21,7 +21,7 @@ class DistributionalDenoiser(nn.Module):
         sigma_data: standard deviation of the data.
         num_classes: number of classes, or None.
         output: "x0", ``D = sigma_data F``; or "edm", ``D = c_skip x_t + c_out F`` (arXiv 2206.00364, Table 1). For draws from a posterior
-            of several modes the former learns better, for F then need not cancel the noise that c_skip lets through (docs/dddm.md).
+            of several modes "x0" learns better, for F then need not cancel the noise that c_skip lets through (docs/dddm.md).
 
     """
 
@@ -40,11 +40,11 @@ class DistributionalDenoiser(nn.Module):
 
     @property
     def xi_shape(self) -> tuple[int, ...]:
-        """Shape of one xi."""
+        """Shape of the second noise xi of one draw."""
         return tuple(self.network.xi_shape)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None, xi: Tensor) -> Tensor:
-        """Draws of x0 in float32, [B, m, ...] for `xi` [B, m, *xi_shape], or like `x` [B, ...] for `xi` [B, *xi_shape].
+        """Return draws of x0 in float32, [B, m, ...] for `xi` [B, m, *xi_shape], or like `x` [B, ...] for `xi` [B, *xi_shape].
 
         `t` is [B] or [], from 0 to 1. `label` is int64 [B]; None, or the entry ``num_classes``, asks for no class.
         """

@@ -1,4 +1,4 @@
-"""The exact denoiser of a Gaussian mixture, and the exact sampler of its posterior: ground truth for whatever else is built here.
+"""The exact denoiser of a Gaussian mixture, and the exact sampler of its posterior: ground truth for trained denoisers.
 
 Symbols: modes ``k`` with mean ``mu_k``, isotropic standard deviation ``s_k`` and weight ``pi_k``.
 """
@@ -18,9 +18,9 @@ class MixtureDenoiser(nn.Module):
     ``pi_k N(x; mu_k, (s_k^2 + sigma^2) I)``. Labels are ignored.
 
     Args:
-        means: [K, D], or [K, ...] for data of any shape.
-        stds: [K], positive, or one number for all modes.
-        weights: [K], positive, normalised here; None for equal weights.
+        means: means of the modes, [K, D], or [K, ...] for data of any shape.
+        stds: standard deviations of the modes, [K], positive, or one number for all modes.
+        weights: weights of the modes, [K], positive, normalised here; None for equal weights.
 
     Raises:
         ValueError: where the shapes differ, a value is not finite, or a std or weight is not positive.
@@ -34,14 +34,14 @@ class MixtureDenoiser(nn.Module):
         self.means = flat.view(means.shape)
 
     def forward(self, x: Tensor, sigma: Tensor | float, label: Tensor | None = None) -> Tensor:
-        """The posterior mean, like `x` [B, ...], for `sigma` [B] or []. Differentiable in `x`."""
+        """Return the posterior mean, like `x` [B, ...], for `sigma` [B] or []. Differentiable in `x`."""
         means, stds, weights = (a.to(x) for a in (self.means.flatten(1), self.stds, self.weights))
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
         flat = x.flatten(1)
         variance = stds**2 + sigma[:, None] ** 2  # [B, K]
         distance = (flat[:, None] - means).square().sum(2)
         w = torch.softmax(weights.log() - flat.shape[1] / 2 * variance.log() - distance / (2 * variance), 1)
-        shrink = (w * stds**2 / variance).sum(1, keepdim=True)  # the share of x that stays
+        shrink = (w * stds**2 / variance).sum(1, keepdim=True)  # the coefficient of x
         x0 = shrink * flat + expand_like(sigma, flat) ** 2 * ((w / variance) @ means)
         return x0.view_as(x)
 
@@ -54,9 +54,9 @@ class MixturePosterior(nn.Module):
     the data: the first picks the mode, the others are the normal draw. Labels are ignored.
 
     Args:
-        means: [K, D].
-        stds: [K], positive, or one number for all modes.
-        weights: [K], positive, normalised here; None for equal weights.
+        means: means of the modes, [K, D].
+        stds: standard deviations of the modes, [K], positive, or one number for all modes.
+        weights: weights of the modes, [K], positive, normalised here; None for equal weights.
 
     Raises:
         ValueError: where the shapes differ, a value is not finite, or a std or weight is not positive.
@@ -69,11 +69,11 @@ class MixturePosterior(nn.Module):
 
     @property
     def xi_shape(self) -> tuple[int, ...]:
-        """Shape of one xi: (D + 1,)."""
+        """Shape of the second noise xi of one draw: (D + 1,)."""
         return (self.means.shape[1] + 1,)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None, xi: Tensor) -> Tensor:
-        """Draws [B, m, D] for `x` [B, D], `t` [B] or [] from 0 to 1 and `xi` [B, m, D + 1]; or [B, D] for `xi` [B, D + 1]."""
+        """Return draws [B, m, D] for `x` [B, D], `t` [B] or [] from 0 to 1 and `xi` [B, m, D + 1]; or [B, D] for `xi` [B, D + 1]."""
         many = xi.ndim > 2
         xi = (xi if many else xi[:, None]).to(x)
         means, stds, weights = (a.to(x) for a in (self.means, self.stds, self.weights))

@@ -12,7 +12,7 @@ from fewstep.maths.parametrization import edm_coefficients, expand_like
 class PreconditionedDenoiser(nn.Module):
     """``D(x, sigma, label) = c_skip x + c_out F(c_in x, c_noise, label)`` around a network ``F``.
 
-    The coefficients are worked out in float32 and the network is fed in its own precision. `num_classes` None makes it
+    The coefficients are computed in float32, and the network's inputs are in its own precision. `num_classes` None makes the denoiser
     unconditional; otherwise a missing label becomes the null class, ``num_classes``.
     """
 
@@ -27,11 +27,11 @@ class PreconditionedDenoiser(nn.Module):
 
     @property
     def feature_shapes(self) -> list[tuple[int, tuple[int, int]]]:
-        """(channels, (height, width)) of each level of the network's features, the coarsest first; empty for a network without."""
+        """(channels, (height, width)) of each level of the network's features, the coarsest first; empty for a network without features."""
         return list(getattr(self.network, "feature_shapes", []))
 
     def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        """The estimate of x0, like `x` [B, ...], in float32.
+        """Return the estimate of x0, like `x` [B, ...], in float32.
 
         `sigma` is [B] or [], positive. `label` is int64 [B]; None, or the entry ``num_classes``, asks for no class.
         """
@@ -40,13 +40,13 @@ class PreconditionedDenoiser(nn.Module):
         return c_skip * x + c_out * self.network(*told).float()
 
     def features(self, x: Tensor, sigma: Tensor, label: Tensor | None, levels: int) -> list[Tensor]:
-        """So many `levels` of the network's inner features, the coarsest first; arguments as of `forward`."""
+        """Return `levels` levels of the network's features, the coarsest first; arguments are those of `forward`."""
         _, _, *told = self._told(x.float(), sigma, label)
         network: Any = self.network
         return network.features(*told, levels)
 
     def _told(self, x: Tensor, sigma: Tensor, label: Tensor | None) -> tuple[Any, ...]:
-        """(c_skip, c_out, c_in x, c_noise, label): the outer coefficients, and what the network is told, in its own precision."""
+        """Return (c_skip, c_out, c_in x, c_noise, label): the outer coefficients, and the network's arguments in its own precision."""
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
         label = label_or_null(label, self.num_classes, x)
         c_skip, c_out, c_in, c_noise = (expand_like(c, x) for c in edm_coefficients(sigma, self.sigma_data))

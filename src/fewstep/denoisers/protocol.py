@@ -1,6 +1,7 @@
-"""What a denoiser is, and the named forms of those that are told, or give, something more.
+"""The interface of a denoiser, and of denoisers that take further arguments or give further outputs.
 
-Symbols: ``x = x0 + sigma n`` noised data [B, ...], ``sigma`` [B] or [], ``label`` int64 [B] or None, which asks for no class.
+Symbols: ``x = x0 + sigma n`` noised data [B, ...], ``sigma`` its noise level [B] or [], ``label`` its classes, int64 [B], or None for the
+unconditional estimate.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,57 +15,57 @@ class Denoiser(Protocol):
     """Anything that estimates the clean data: a trained network, a closed form, a set of samples, a foreign checkpoint."""
 
     def __call__(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        """The estimate of x0, like `x` [B, ...]. `label` None asks for the unconditional estimate."""
+        """Return the estimate of x0, like `x` [B, ...]; the unconditional estimate where `label` is None."""
         ...
 
 
 @runtime_checkable
 class FeatureDenoiser(Protocol):
-    """A denoiser that shows what its network has inside."""
+    """A denoiser that gives access to the inner features of its network."""
 
     @property
     def feature_shapes(self) -> Sequence[tuple[int, tuple[int, int]]]:
-        """(channels, (height, width)) of each level of features, the coarsest first; empty for a network without."""
+        """(channels, (height, width)) of each level of features, the coarsest first; empty for a network without features."""
         ...
 
     def features(self, x: Tensor, sigma: Tensor, label: Tensor | None, levels: int) -> list[Tensor]:
-        """So many `levels` of inner features [B, C', h, w] at `x` [B, C, H, W], the coarsest first."""
+        """Return `levels` levels of inner features [B, C', h, w] at `x` [B, C, H, W], the coarsest first."""
         ...
 
 
 class PosteriorDenoiser(Protocol):
-    """A denoiser that draws from ``x0 | x_t`` with a second noise xi, instead of averaging; its noise levels are times t of a path."""
+    """A denoiser that draws from ``x0 | x_t`` by a second noise xi, instead of averaging; its `sigma` is the time t of a path."""
 
     @property
     def xi_shape(self) -> tuple[int, ...]:
-        """Shape of one xi."""
+        """Shape of the second noise xi of one draw."""
         ...
 
     def __call__(self, x: Tensor, sigma: Tensor, label: Tensor | None, xi: Tensor) -> Tensor:
-        """Draws of x0, [B, m, ...] for `xi` [B, m, *xi_shape], or like `x` [B, ...] for `xi` [B, *xi_shape]."""
+        """Return draws of x0, [B, m, ...] for `xi` [B, m, *xi_shape], or like `x` [B, ...] for `xi` [B, *xi_shape]."""
         ...
 
 
 class StepDenoiser(Protocol):
-    """A denoiser of samples that were made in different ways, told which."""
+    """A denoiser of samples that a generator's different steps have made, which is told the step of each."""
 
     def __call__(self, x: Tensor, sigma: Tensor, label: Tensor | None, step: Tensor) -> Tensor:
-        """The estimate of x0, like `x` [B, ...], for samples of `step`, int64 [B]."""
+        """Return the estimate of x0, like `x` [B, ...], for samples made by the generator's step `step`, int64 [B]."""
         ...
 
 
 class TwoTime(Protocol):
-    """A denoiser that is also told where its estimate will be used: at which lower noise level the next point is to lie (MATHS 5c)."""
+    """A denoiser that is also told rho, the lower noise level to which its estimate will be used to step (docs/lessons/flows.md)."""
 
     def __call__(self, x: Tensor, sigma: Tensor, label: Tensor | None, rho: Tensor) -> Tensor:
-        """The point, like `x`, that one Euler step from `sigma` to `rho`, 0 <= rho <= sigma, must aim at; D(x, sigma) at rho = sigma."""
+        """Return the point, like `x`, at which an Euler step from `sigma` to `rho`, in [0, sigma], must aim; D(x, sigma) at rho = sigma."""
         ...
 
 
 class Guided:
     """Classifier-free guidance ``D_uncond + scale (D_cond - D_uncond)`` of any denoiser (arXiv 2207.12598, Eq. 6, in x0 terms).
 
-    What a denoiser is told beside the label (a noise, a second level) it is told both times.
+    Both evaluations get the denoiser's further arguments (a noise, a second noise level).
     """
 
     def __init__(self, denoiser: Any, scale: float) -> None:
@@ -72,20 +73,20 @@ class Guided:
 
     @classmethod
     def of(cls, denoiser: Callable[..., Tensor], scale: float) -> Callable[..., Tensor]:
-        """`denoiser` itself for scale 1, which needs one evaluation and not two; else the guided one."""
+        """Return the guided `denoiser`, or for scale 1 `denoiser` itself, which needs one evaluation instead of two."""
         return denoiser if scale == 1.0 else cls(denoiser, scale)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["denoiser"], name)
 
     def __call__(self, x: Tensor, sigma: Tensor, label: Tensor | None = None, *told: Tensor) -> Tensor:
-        """The guided estimate, like the denoiser's own."""
+        """Return the guided estimate, shaped like the denoiser's own."""
         conditional = self.denoiser(x, sigma, label, *told)
         return self.denoiser(x, sigma, None, *told).lerp(conditional, self.scale)
 
 
 def label_or_null(label: Tensor | None, num_classes: int | None, x: Tensor) -> Tensor | None:
-    """What a network is told of `label` for `x` [B, ...]: nothing without classes; the null class, ``num_classes``, where it is None."""
+    """Return the label to give a network for `x` [B, ...]: None without classes; the null class, ``num_classes``, where `label` is None."""
     if num_classes is None:
         return None
     return torch.full((x.shape[0],), num_classes, device=x.device) if label is None else label

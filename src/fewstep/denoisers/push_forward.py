@@ -1,4 +1,4 @@
-"""A generator that maps noise to data at once, seen as a denoiser: of noise so strong that nothing of the data is left."""
+"""A one-step map from noise to data as a denoiser: of noise so strong that nothing of the data is left."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class PushForward(nn.Module):
-    """``D(z, sigma, label) = sigma_data G(z, label)``: what is estimated from pure noise, whatever `sigma` is said to be.
+    """``D(z, sigma, label) = sigma_data G(z, label)``: an estimate from pure noise z, whatever the value of `sigma`.
 
     The noise z [B, *latent] need not have the data's shape. `network` is called with z and label; its attribute ``latent`` is the
     shape of one z, or its length.
@@ -24,12 +24,15 @@ class PushForward(nn.Module):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one z."""
+        """Shape of the noise z of one item."""
         latent = self.network.latent
         return (latent,) if isinstance(latent, int) else tuple(cast(Sequence[int], latent))
 
     def forward(self, z: Tensor, sigma: Tensor | float = torch.inf, label: Tensor | None = None) -> Tensor:
-        """Items [B, ...] in float32 for z [B, *latent]; `label` int64 [B] where there are classes, of which none means no class."""
+        """Return items [B, ...] in float32 for z [B, *latent]; `label` is int64 [B] where there are classes.
+
+        Raises ValueError where there are classes and `label` is None, for there is no null class.
+        """
         if label is None and self.num_classes is not None:
             raise ValueError(f"label is None, but this map has {self.num_classes} classes and none that means no class; give labels")
         dtype = next(self.network.parameters()).dtype

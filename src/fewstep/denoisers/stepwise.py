@@ -1,4 +1,4 @@
-"""A denoiser of samples that were made in different ways, told which."""
+"""A denoiser of samples that a generator's different steps have made, with a copy of the network for each step."""
 
 import copy
 from collections.abc import Callable
@@ -23,17 +23,17 @@ class StepwiseDenoiser(nn.Module):
         self.copies = nn.ModuleList(copy.deepcopy(denoiser) for _ in range(steps))
 
     def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None, step: Tensor) -> Tensor:
-        """The estimate of x0, like `x` [B, ...], for samples of `step`, int64 [B]."""
+        """Return the estimate of x0, like `x` [B, ...], for samples made by the generator's step `step`, int64 [B]."""
         parts, back = self._by_step(lambda denoiser, *told: denoiser(*told), x, sigma, label, step)
         return torch.cat(parts)[back]
 
     def features(self, x: Tensor, sigma: Tensor, label: Tensor | None, levels: int, step: Tensor) -> list[Tensor]:
-        """So many `levels` of the inner features of the denoiser of each item's `step`, the coarsest first."""
+        """Return `levels` levels of features, the coarsest first, of the denoiser of each item's `step`."""
         parts, back = self._by_step(lambda denoiser, *told: denoiser.features(*told, levels), x, sigma, label, step)
         return [torch.cat(maps)[back] for maps in zip(*parts, strict=True)]
 
     def _by_step(self, ask: Callable[..., Any], x: Tensor, sigma: Tensor, label: Tensor | None, step: Tensor) -> tuple[list[Any], Tensor]:
-        """What `ask` gives for the items of each step that occurs, and the order that puts the items back in their places."""
+        """Call `ask` on the items of each step that occurs; return its results, and the order that puts the items back in their places."""
         sigma = torch.as_tensor(sigma, device=x.device).expand(x.shape[0])
         groups = [(step == number).nonzero().flatten() for number in range(len(self.copies))]
         parts = [

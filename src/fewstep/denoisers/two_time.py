@@ -1,7 +1,7 @@
-"""A denoiser that is also told where its estimate will be used: a flow map's ``X(x, sigma, rho)`` (MATHS 5c).
+"""A flow map's ``X(x, sigma, rho)``: a denoiser that is also told the lower level to which its estimate will be used to step.
 
 Symbols: one Euler step from sigma to rho, ``0 <= rho <= sigma``, is ``f = (rho / sigma) x + (1 - rho / sigma) X``; the gap is
-``g = 1 - rho / sigma``.
+``g = 1 - rho / sigma``. The lesson docs/lessons/flows.md explains this form.
 """
 
 import math
@@ -16,10 +16,10 @@ CONDITION = 8  # numbers that describe the gap
 
 
 def gap_features(sigma: Tensor, rho: Tensor, sigma_data: float) -> Tensor:
-    """[B, 8] numbers that describe the gap between `sigma` and `rho` [B], all 0 where they are equal.
+    """Return [B, 8] numbers that describe the gap between `sigma` and `rho` [B], all 0 where `sigma` and `rho` are equal.
 
-    They are g, and d in [0, 1], the difference of the angles ``atan(sigma / sigma_data)`` and ``atan(rho / sigma_data)`` over a right
-    one; the square of each, and sines and cosines (less 1) of one and two half turns of d.
+    They are g and its square; d and its square, where d in [0, 1] is the difference of the angles ``atan(sigma / sigma_data)`` and
+    ``atan(rho / sigma_data)`` over a right angle; and ``sin(k pi d)`` and ``1 - cos(k pi d)`` for k = 1 and 2.
     """
     g = 1 - rho / sigma
     d = (torch.atan(sigma / sigma_data) - torch.atan(rho / sigma_data)) / (math.pi / 2)
@@ -30,14 +30,14 @@ def gap_features(sigma: Tensor, rho: Tensor, sigma_data: float) -> Tensor:
 class TwoTimeDenoiser(nn.Module):
     """``X(x, sigma, label, rho) = c_skip x + c_out F(c_in x, c_noise, label, gap)``: EDM's preconditioning, with the gap as F's condition.
 
-    At rho = sigma the gap is 0, and X is the denoiser ``D(x, sigma, label)`` whose weights F has. `num_classes` None makes it
+    At rho = sigma the gap is 0, and X is the preconditioned denoiser ``D(x, sigma, label)`` with F's weights. `num_classes` None makes it
     unconditional; otherwise a missing label becomes the null class, ``num_classes``.
 
     Args:
-        network: takes a condition of `CONDITION` numbers.
+        network: a network that takes a condition of `CONDITION` numbers.
         sigma_data: standard deviation of the data.
         num_classes: number of classes, or None.
-        gain: what the numbers are multiplied by. A network whose weights for them begin at 0 learns the gap as many times faster.
+        gain: factor on the condition. A network whose weights for the condition start at 0 learns the gap that many times faster.
 
     """
 
@@ -53,9 +53,9 @@ class TwoTimeDenoiser(nn.Module):
         self.gain = gain
 
     def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None, rho: Tensor | None = None) -> Tensor:
-        """The point that one Euler step from `sigma` to `rho` must aim at, like `x` [B, ...], in float32.
+        """Return the point that one Euler step from `sigma` to `rho` must aim at, like `x` [B, ...], in float32.
 
-        `sigma` and `rho` are [B] or [], sigma positive; None for rho is sigma itself. `label` is int64 [B]; None, or the entry
+        `sigma` and `rho` are [B] or [], sigma positive; `rho` None stands for sigma itself. `label` is int64 [B]; None, or the entry
         ``num_classes``, asks for no class.
         """
         x = x.float()

@@ -1,7 +1,7 @@
-"""Methods: each a room of its own, which reads like the algorithm box of its paper and knows nothing of loops, files or devices.
+"""Training methods, a subpackage each, which reads like the algorithm box of its paper and knows nothing of loops, files or devices.
 
-A method of one's own derives from `Method`, and its settings from `MethodSettings` (docs/own_method.md). Nothing heavy is imported until
-it is used: settings are read without torch.
+To write your own method, derive it from `Method` and its settings from `MethodSettings` (docs/own_method.md). Modules that need torch are
+imported on first use, so that settings can be read without torch.
 """
 
 from importlib import import_module

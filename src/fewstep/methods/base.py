@@ -1,7 +1,7 @@
-"""What a method declares, and what it is given to make itself from.
+"""The interface of a training method: what it is made from, and what it declares to the training loop.
 
-A method owns named networks and declares *turns*: which of them train together, how often, with which optimiser. At each
-step the loop takes the turns that are due, in order, and asks for their losses.
+A method owns named networks and declares *turns*: which of its networks train together, how often, with which optimizer. At each
+training step the loop takes the turns that are due, in order, and asks the method for their losses.
 """
 
 import math
@@ -32,7 +32,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Ramp:
-    """A setting that goes from `start` to `end` over `steps` updates, in a straight line or, with `log`, by equal factors."""
+    """A setting that goes from `start` to `end` over `steps` updates, linearly or, with `log`, geometrically; `end` without `start`."""
 
     end: float
     start: float | None = None
@@ -40,7 +40,7 @@ class Ramp:
     log: bool = False
 
     def __call__(self, update: int) -> float:
-        """Its value at update number `update`, from 0."""
+        """Return the setting's value at update number `update`, counted from 0."""
         if self.start is None or update >= self.steps:
             return self.end
         progress = update / self.steps
@@ -49,9 +49,9 @@ class Ramp:
 
 @dataclass(frozen=True)
 class Turn:
-    """Networks that train together: every `every`-th step, from the share `begins` of the run up to `ends`.
+    """Networks that train together, with one optimizer: at every `every`-th step, from the fraction `begins` of the run up to `ends`.
 
-    Parameters whose name ends in a key of `scales` learn that many times as fast as `optimizer` says.
+    Parameters whose name ends in a key of `scales` have the learning rate of `optimizer` times that key's value.
     """
 
     name: str
@@ -63,12 +63,12 @@ class Turn:
     ends: float = 1.0
 
     def is_due(self, step: int, steps: int) -> bool:
-        """Whether it is this turn at `step`, from 0, of a run of `steps`."""
+        """Return whether the turn is taken at `step`, counted from 0, of a run of `steps` steps."""
         first, last = self._between(steps)
         return first <= step < last and step % self.every == 0
 
     def updates(self, steps: int) -> int:
-        """How many updates it makes in a run of `steps`."""
+        """Return how many updates the turn's optimizer makes in a run of `steps` steps."""
         first, last = self._between(steps)
         return -(-last // self.every) + (-first // self.every)
 
@@ -77,22 +77,22 @@ class Turn:
 
 
 class Ratio(NamedTuple):
-    """A term to log that is one mean over another, both scalars: over a whole batch, or several, each is averaged by itself."""
+    """A logged term that is the ratio of two scalar means, which are averaged over devices and batches separately and then divided."""
 
     over: Tensor
     under: Tensor
 
     @property
     def value(self) -> Tensor:
-        """Of these items alone."""
+        """The ratio `over` / `under`, from the items of this part of the batch alone."""
         return self.over / self.under
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """`loss`, a scalar with a gradient; `terms`, its named parts and other scalars or ratios to log; `samples`, made on the way.
+    """What a loss returns: `loss`, a scalar with a gradient; `terms`, named scalars or ratios to log; `samples`, generated on the way.
 
-    `samples` and their `label` are looked at by the health check and never by an optimiser.
+    `samples` [B, ...] and their `label` [B] are for the health check alone; no optimizer sees them.
     """
 
     loss: Tensor
@@ -105,10 +105,11 @@ class LossOutput:
 class Alarm:
     """Raise the alarm `name` when `figure`, a logged term, leaves the range from `low` to `high`.
 
-    `message` says what is seen, with ``{value}`` where the figure goes; `advice` says why, and what to change. Where `sound`, the value of
-    a sound run, is given, the figure is compared with how it began: one that has hardly moved wants a longer run or a higher rate, or what
-    `unmoved` says, and `advice` is for one that was better before, unless `lost` is for that. In all of these ``{rate}`` stands for the
-    setting of the learning rate. A figure with an error (``FIGURE_error``) has to be out of the range by two of them.
+    `message` says what is seen, with ``{value}`` where the figure goes; `advice` says why, and what to change. `sound` is the figure's
+    value in a healthy run. Where it is given, the figure is also compared with its own past: if it has hardly moved since the start of the
+    run, `unmoved` is the advice (None: train longer, or raise the learning rate), and if it was better before, `lost` is (None: `advice`).
+    In these texts ``{rate}`` stands for the name of the learning-rate setting. A figure whose standard error is known as ``FIGURE_error``
+    raises the alarm only where it lies outside the range by two standard errors.
     """
 
     name: str
@@ -124,17 +125,17 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Given:
-    """What a method makes itself from, beside its own settings.
+    """What a method is made from, besides its own settings.
 
     Attributes:
         data: the training data.
         network: settings of the network that the recipe names.
-        seed, steps, batch_size: of the recipe.
-        teacher: the generator that is to teach, opened and held against the data; None where none was asked for, or there is a closed form.
-        make_generator: an untrained generator from the recipe's network and ``(sampler, denoiser, network=..., **network_arguments)``; its
-            weights depend on the seed alone. `network` takes other settings than the recipe's.
-        feature_network: feature networks for images by name, as ``trainer.evaluate_features`` has them; "" is the data's own.
-        open_generator: the generator in a run or model folder.
+        seed, steps, batch_size: the recipe's settings of these names; `steps` is the length of the run.
+        teacher: the trained teacher, opened and checked against the data; None where the recipe names none, or the closed form.
+        make_generator: called with ``(sampler, denoiser, network=..., **network_arguments)``, makes an untrained generator. Its network is
+            the recipe's, or that of the settings `network`; its initial weights depend on the seed alone.
+        feature_network: returns the feature network for images of a given name, as in ``trainer.evaluate_features``; "" is the data set's.
+        open_generator: opens the generator in a run folder or model folder.
 
     """
 
@@ -150,7 +151,7 @@ class Given:
 
 
 def exact_denoiser(data: Data) -> MixtureDenoiser:
-    """The closed form of the denoiser of `data`. Raises ValueError for data that is no known mixture."""
+    """Return the exact denoiser of `data`, in closed form. Raises ValueError unless the data is a known mixture of Gaussians."""
     if data.mixture is None:
         raise ValueError(
             f"method.teacher is {EXACT!r}, but the data {data.name} is no mixture of Gaussians; name the run folder of a trained one"
@@ -159,7 +160,7 @@ def exact_denoiser(data: Data) -> MixtureDenoiser:
 
 
 def hidden_labels(label: Tensor | None, share: float, null: int | None, rng: torch.Generator) -> Tensor | None:
-    """`label` [B] with each entry replaced by the null class `null` with probability `share`: what guidance needs in training."""
+    """Apply label dropout, which classifier-free guidance needs: each entry of `label` [B] becomes `null` with probability `share`."""
     if label is None or not share:
         return label
     dropped = uniform((len(label),), rng) < share
@@ -167,21 +168,23 @@ def hidden_labels(label: Tensor | None, share: float, null: int | None, rng: tor
 
 
 class Method(ABC):
-    """Networks, turns and losses. `networks[ships]` is what the EMA follows and what `ship` makes a `Generator` of.
+    """A training method: its networks, turns and losses.
+
+    The exponential moving average (EMA) follows ``networks[ships]``, and `ship` makes a `Generator` of that network.
 
     Class attributes:
-        Settings: the method's settings, a `MethodSettings` class.
-        ships: the name of the network that ships.
-        shown: terms that stand below the progress bar, such as "loss", by what comes after the dot of their logged names.
-        main: the logged term that a person would look at, such as "generator.loss": a picture's curve.
-        drawn: curves of the report, a heading for each family and its terms; the loop's own (gradient norms, health) come by themselves.
-        logarithmic: the headings of those that are drawn on a log scale.
-        readings: how those are to be read: for each heading a sentence or two that say what is drawn, and which way is better.
-        alarms: what is alarming in the method's own terms.
-        advice: what to do about a common alarm (`fewstep.training.health`), by its name.
-        renamed: names of logged terms (with their turn) and alarms in runs of older versions, each with its name now.
-        rate: the setting that is the learning rate of what ships.
-        compares_batch: whether a sample learns from where the others of the batch are, and the real ones, so that few teach it chance.
+        Settings: the class of the method's settings, derived from `MethodSettings`.
+        ships: name of the network that is saved as the trained model.
+        shown: terms that stand below the progress bar, such as "loss", by the part of their logged name after the dot.
+        main: the logged term to watch, such as "generator.loss", whose curve stands in the pictures made during training.
+        drawn: the curves of the report: headings, and the terms drawn under each; the loop adds gradient norms and health by itself.
+        logarithmic: headings of `drawn` whose curves are drawn on a logarithmic scale.
+        readings: for each heading of `drawn` a sentence or two that say what is drawn, and which direction is better.
+        alarms: alarms of this method, besides the common ones.
+        advice: what to do about a common alarm (`fewstep.training.health`), by the alarm's name, in place of the usual advice.
+        renamed: for names of logged terms (with their turn) and alarms in runs of older versions, the present name of each.
+        rate: name of the setting that is the learning rate of the network `ships`.
+        compares_batch: whether a sample's loss depends on the batch's other samples and real items, so that in a small batch it is noise.
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
@@ -203,74 +206,75 @@ class Method(ABC):
     @classmethod
     @abstractmethod
     def make(cls, settings: Any, given: Given) -> "Method":
-        """The method, with all its networks, from its `settings` and what it is `given`.
+        """Make the method, with all its networks, from its `settings` and from what it is `given`.
 
-        Raises ValueError, one sentence, for settings that do not go with the data or the networks.
+        Raises ValueError, with one sentence, for settings that do not fit the data or the networks.
         """
 
     @abstractmethod
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
-        """The loss of `turn` on one batch.
+        """Return the loss of `turn` on one batch.
 
-        `networks` are to be called instead of ``self.networks`` (they may be wrapped for several devices); of these only the
-        turn's own can take gradients. `rng` is the only source of chance: what is drawn from it by `fewstep.streams.normal`, `uniform` and
-        `integers`, a row an item, is the same for an item on however many devices; by torch's own functions, each device draws its own.
-        `scratch` lives for one step and is shared by its turns.
+        Call `networks` instead of ``self.networks``, for they may be wrapped for several devices; only the networks of this turn receive
+        gradients. `rng` is the only source of randomness: drawn by `fewstep.streams.normal`, `uniform` and `integers`, a row for each item,
+        an item's numbers do not depend on the number of devices; drawn by torch's own functions, they differ between devices. `scratch` is
+        a dictionary that the turns of one step share, and that is discarded after the step.
         """
 
     @abstractmethod
     def ship(self, network: nn.Module, step: int) -> Generator:
-        """The generator to save: `network`, weights like ``networks[ships]``, with its sampler."""
+        """Return the generator to save at `step`: a sampler, and `network`, which has the structure of ``networks[ships]``."""
 
     @property
     def least_items(self) -> int:
-        """The fewest items that a part of a batch must hold, a part being what one process learns from at once."""
+        """The fewest items that a process must have in one forward and backward pass."""
         return 1
 
     @property
     def needs_whole_batch(self) -> str | None:
-        """Why a batch cannot be learned from part by part, one after the other (``trainer.accumulate``); None where it can."""
+        """The reason, a clause, why gradient accumulation (``trainer.accumulate``) is impossible; None where it is possible."""
         return None
 
     @property
     def best_from(self) -> float:
-        """The share of the run from which on its best model may be chosen: what a schedule has not yet settled is no guide."""
+        """The fraction of the run after which its best model may be chosen, for figures before a schedule has settled are no guide."""
         return 0.0
 
     @property
     def kept_teacher(self) -> Generator | None:
-        """A teacher that has to stay in the run folder, so that the run can be resumed and measured beside it; or None."""
+        """The teacher to save in the run folder, so that the run can be resumed and evaluated beside the teacher; None for no teacher."""
         return None
 
     @property
     def standing(self) -> dict[str, float]:
-        """Figures that are known before the first step, for `alarms`; they go into every record."""
+        """Figures that are known before the first step, for `alarms`; every log record contains them."""
         return {}
 
     def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor] | None:
-        """(where, V): how the method would move samples that lie at `points` [M, D], given generated `samples` and `real` ones.
+        """Return (positions, V), both [K, D]: how the method would move samples at the positions, for the pictures made during training.
 
-        A method that knows it elsewhere only says where; None if it cannot say. For pictures.
+        `samples` [N, D] are generated, `real` [M, D] real items. The positions are `points` [K, D], or others where the method knows V only
+        there; None if it knows V nowhere.
         """
         return None
 
     def settings_now(self) -> dict[str, float]:
-        """Scheduled settings as they stand, for logs and pictures."""
+        """Return the present values of the settings that follow a schedule, for logs and pictures."""
         return {}
 
     def after_update(self, turn: str) -> None:
-        """`turn`'s optimiser has taken a step."""
+        """Take note that the optimizer of `turn` has made an update."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs besides networks and optimisers: plain numbers."""
+        """Return what resuming a run needs besides the networks and optimizers, as plain numbers."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a resumed run needs besides that, and is too large for plain numbers; the same in all processes."""
+        """Return the tensors that resuming a run needs besides `state_dict`; they must be equal in all processes."""
         return {}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `tensors` gave, on the device where it was."""
+        """Restore what `tensors` returned, here on the device of the run."""

@@ -1,4 +1,4 @@
-"""Where a method's tensors are, and what a loss needs of the other processes: it is of the whole batch, of which each has its part."""
+"""Move a method's tensors to a device, and gather tensors across processes: a loss is of the whole batch, each process has a part."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 
 def move(method: Any, device: torch.device | str) -> None:
-    """Move all that `method` holds to `device`: modules, and tensors, in its attributes and in those of the objects among them."""
-    moved: dict[int, Tensor] = {}  # what is held in two places stays one
+    """Move to `device` the modules and tensors in the attributes of `method` and, recursively, of the objects in its attributes.
+
+    Raises TypeError for a tensor in a container that cannot be changed, such as a tuple.
+    """
+    moved: dict[int, Tensor] = {}  # a tensor that is held in two places stays one tensor
     for place, key, value in list(_held(method, set())):
         if isinstance(value, nn.Module):
             value.to(device)
@@ -23,7 +26,7 @@ def move(method: Any, device: torch.device | str) -> None:
 
 
 def _held(thing: Any, seen: set[int]) -> Iterator[tuple[Any, Any, Tensor | nn.Module]]:
-    """(container, key, tensor or module) for all in the attributes of `thing`, and of the objects among them."""
+    """Yield (container, key, value) of each tensor and module in the attributes of `thing`, recursively; `seen` holds visited ids."""
     if id(thing) in seen:
         return
     seen.add(id(thing))
@@ -37,12 +40,12 @@ def _held(thing: Any, seen: set[int]) -> Iterator[tuple[Any, Any, Tensor | nn.Mo
 
 
 def world_size() -> int:
-    """How many processes learn from one batch."""
+    """Return how many processes share one batch: 1 unless training is distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def mean_over_devices(value: Tensor) -> Tensor:
-    """`value` averaged over all processes, without a gradient."""
+    """Return `value` averaged over all processes, without a gradient."""
     if world_size() == 1:
         return value
     total = value.detach().clone()
@@ -51,10 +54,10 @@ def mean_over_devices(value: Tensor) -> Tensor:
 
 
 def whole_batch(x: Tensor) -> Tensor:
-    """`x` [B, ...] of every process, in the order of the whole batch: [B times processes, ...].
+    """Gather `x` [B, ...] from every process, in the order of the whole batch: [B times processes, ...].
 
     A gradient passes through this process's own items alone. Where the loss is a mean over the whole batch, multiply it by `world_size`:
-    gradients are averaged over the processes, each of which has those of its own items.
+    gradients are averaged over the processes, each of which computes the gradients of its own items.
     """
     if world_size() == 1:
         return x
@@ -65,12 +68,12 @@ def whole_batch(x: Tensor) -> Tensor:
 
 
 def whole_items(parts: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
-    """All items of a batch in order, and their labels, of which this process has `parts`."""
+    """Gather (items, labels or None) of the whole batch, in order; `parts` are the (items, labels) of this process, part by part."""
     items, labels = zip(*parts, strict=True)
     known = [label for label in labels if label is not None]
 
     def whole(mine: Sequence[Tensor]) -> Tensor:
-        # one part stays as it lies in memory; several have every so-manieth item each
+        # a single part keeps its memory layout; of n parts, each holds every n-th item
         return whole_batch(mine[0] if len(mine) == 1 else torch.stack(list(mine), 1).flatten(0, 1))
 
     return whole(items), whole(known) if known else None

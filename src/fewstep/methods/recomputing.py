@@ -1,4 +1,4 @@
-"""Activations computed again in the backward pass, instead of kept (checkpointing, arXiv 1604.06174): less memory for a third more time."""
+"""Gradient checkpointing (arXiv 1604.06174): recompute activations in the backward pass, which saves memory for a third more time."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from torch import nn
 from fewstep.denoisers.adapted import Adapted
 from fewstep.methods.base import Method
 
-ENABLE = "enable_gradient_checkpointing"  # as networks of diffusers call it
+ENABLE = "enable_gradient_checkpointing"  # the method's name in networks of diffusers
 
 
 def recompute(method: Method) -> None:
-    """Have the networks of `method` compute activations again, all that can. Raises ValueError where none can."""
+    """Turn on gradient checkpointing in each network of `method` that supports it. Raises ValueError where none does."""
     able = [enabled(network) for network in method.networks.values()]
     if not any(able):
         raise ValueError(
@@ -21,7 +21,7 @@ def recompute(method: Method) -> None:
 
 
 def enabled(network: nn.Module) -> bool:
-    """Whether some part of `network`, or what it stands on, can; it does from now on."""
+    """Turn on gradient checkpointing in `network`, or in the network that it adapts; return whether any part supports it."""
     if isinstance(network, Adapted):
         inner = _outermost(network.stands_on)
         for part in inner:
@@ -34,7 +34,7 @@ def enabled(network: nn.Module) -> bool:
 
 
 def _outermost(module: nn.Module) -> list[Any]:
-    """The parts of `module` that can, or that stand on something that may, but for those inside of one."""
+    """Return the outermost parts of `module` that support gradient checkpointing, or that adapt a network that may support it."""
     if hasattr(module, ENABLE) or isinstance(module, Adapted):
         return [module]
     return [part for child in module.children() for part in _outermost(child)]

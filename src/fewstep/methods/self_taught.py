@@ -1,7 +1,7 @@
-"""A student along the probability flow, taught by whoever there is: a trained teacher, a closed form, the data, or itself.
+"""A student of the probability flow, which learns from a trained teacher, a closed form, the data alone, or a teacher of the same run.
 
-With a share of the run set aside (``method.own_teacher``), a network like the student's first learns to denoise; the student then starts
-from it, and it stays as it is, to teach. What the student learns is the method's own.
+With ``method.own_teacher`` above 0, a network like the student's learns to denoise in that share of the run; the student then starts from
+its weights, and the network stays frozen as the teacher. Subclasses define the student's loss.
 """
 
 from abc import abstractmethod
@@ -19,14 +19,14 @@ from fewstep.streams import normal
 
 
 class SelfTaught(Method):
-    """A method with a student, and a teacher that may be its own.
+    """A method with a student and, optionally, a teacher, which may be trained in the first part of the same run.
 
     Args:
-        settings: of the method.
+        settings: the method's settings.
         student: the generator to train, in place; untrained, or with a teacher's weights.
-        steps: of the run.
-        teacher: a trained teacher, which stays in the run folder.
-        real: a closed form that teaches in its place.
+        steps: length of the run.
+        teacher: a trained teacher, which is saved in the run folder.
+        real: a denoiser in closed form that teaches in place of `teacher`.
 
     """
 
@@ -48,35 +48,35 @@ class SelfTaught(Method):
 
     @property
     def kept_teacher(self) -> Generator | None:
-        """The trained teacher, if there is one."""
+        """The trained teacher that was given, or None."""
         return self.teacher
 
     @property
     def stage(self) -> int:
-        """The stage that the student is at, of those that its part of the run is divided into."""
+        """The number of the present stage, of the stages into which the student's part of the run is divided."""
         own = self.turns[-1].updates(self.steps)
         return stage_at(self.updates["student"] / max(1, own), self.settings.stages, self.settings.first_stage)
 
     @property
     def has_taught_itself(self) -> bool:
-        """Whether there was nothing to learn before the student, or it is learned."""
+        """Whether the run's own teacher has finished training, or the run trains none."""
         return len(self.turns) == 1 or self.updates["teacher"] >= self.turns[0].updates(self.steps)
 
     @property
     def best_from(self) -> float:
-        """The last third of the student's stages."""
+        """The fraction of the run at which the last third of the student's part begins."""
         return 1 - (1 - self.settings.own_teacher) / 3
 
     @abstractmethod
     def student_loss(self, networks: Networks, batch: Batch, rng: torch.Generator) -> LossOutput:
-        """The loss of the student on one batch, whose labels are hidden here and there already."""
+        """Return the loss of the student on one batch, to whose labels label dropout has already been applied."""
 
     def denoise(self, network: Any, x: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
-        """The estimate of x0 by a network like the student's, like `x`."""
+        """Return the estimate of x0, like `x` [B, ...], by a network that is built like the student's."""
         return network(x, sigma, label)
 
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
-        """The student's loss; or the teacher's own, EDM's of denoising, with the term ``denoising``."""
+        """Return the student's loss or, in the teacher's turn, EDM's denoising loss (arXiv 2206.00364) with the term ``denoising``."""
         batch = Batch(batch.x, hidden_labels(batch.label, self.label_dropout, self.student.num_classes, rng))
         if turn == "student":
             if "teacher" in self.networks and self.networks["teacher"].training:
@@ -90,20 +90,20 @@ class SelfTaught(Method):
         return LossOutput(loss, {"denoising": loss.detach()})
 
     def after_update(self, turn: str) -> None:
-        """Count; and when the teacher has learned, the student starts from it."""
+        """Count the update; when the run's own teacher has finished training, copy its weights into the student."""
         self.updates[turn] += 1
         if turn == "teacher" and self.has_taught_itself:
             self.networks["student"].load_state_dict(self.networks["teacher"].state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """How many updates there have been."""
+        """Return the number of updates of each turn so far."""
         return {"updates": dict(self.updates)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.updates = dict(state["updates"])
 
     def shipped(self, network: nn.Module, method: str, step: int) -> Generator:
-        """The student with its sampler, of the weights in `network`; while its teacher still learns, that one."""
+        """Return the student's generator with the weights of `network` or, while the run's own teacher trains, of that teacher."""
         info = {**self.student.info, "method": method, "step": step, "label_dropout": self.label_dropout}
         return self.student.derive(self.student.sampler, info, network if self.has_taught_itself else self.networks["teacher"])

@@ -1,6 +1,6 @@
-"""How far a generated set is from the real one: distances, precision and recall, memorisation, and the floor beneath them.
+"""Metrics of generated sets beside real ones: distances, precision and recall, memorisation, and the floor, which real sets reach.
 
-Nothing heavy is imported until it is used: `fewstep.metrics.figures`, the table of the figures, does without torch.
+Modules that need torch are imported on first use; `fewstep.metrics.figures`, the table of the figures, does not need it.
 """
 
 from importlib import import_module

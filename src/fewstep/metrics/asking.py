@@ -1,8 +1,8 @@
-"""Which classes are asked for when the samples of a generator are measured against real items.
+"""Which classes a generator is asked for when its samples are measured against real items.
 
-The real items have each class as often as the data has it, so a perfect generator that is asked for all classes equally often lies at
-twice the floor of MNIST, whose commonest class is a quarter more frequent than its rarest. Where the frequencies differ, classes are
-asked for as often as they are in the training split, drawn like the floor's images are.
+Among the real items each class is as frequent as in the data. On MNIST, whose commonest class is a quarter more frequent than its rarest,
+a perfect generator that is asked for all classes equally often therefore has twice the floor's distance. Where frequencies differ, classes
+are asked for as often as in the training split, drawn as the floor's images are.
 """
 
 import torch
@@ -11,12 +11,12 @@ from torch import Tensor
 from fewstep.streams import stream
 
 BALANCED, UNIFORM, AS_IN_DATA = "balanced", "uniform", "as in the data"
-EVEN = 0.9  # from this share of the commonest class's items on, the rarest counts as equally frequent
-FEWEST = 2  # samples of each class: a spread needs two
+EVEN = 0.9  # the share of the commonest class's items from which the rarest class counts as equally frequent
+FEWEST = 2  # least number of samples of each class: a spread needs two
 
 
 def how_asked(label: Tensor | None) -> str:
-    """How classes are chosen beside real items with labels `label` int64 [N], or None for data without classes."""
+    """Return how classes are chosen beside real items with labels `label` int64 [N], or None for data without classes."""
     if label is None or len(label) == 0:
         return BALANCED
     counts = _counts(label)
@@ -24,22 +24,23 @@ def how_asked(label: Tensor | None) -> str:
 
 
 def _counts(label: Tensor) -> Tensor:
-    """How many items each class has, int64, of those classes that have any."""
+    """Return the number of items of each class that has any, int64."""
     counts = label.bincount()
     return counts[counts > 0]
 
 
 def rarest_share(label: Tensor) -> float:
-    """The share of samples that the class which is asked for least often gets, beside real items with labels `label` int64 [N]."""
+    """Return the share of samples of the class that is asked for least often, beside real items with labels `label` int64 [N]."""
     counts = _counts(label)
     return 1 / len(counts) if how_asked(label) == BALANCED else counts.min().item() / len(label)
 
 
 def asked_labels(num: int, num_classes: int, seed: int, how: str, real: Tensor | None = None) -> Tensor:
-    """Labels int64 [num] to ask for: the classes in turn ("balanced"), each alike at random ("uniform"), or as often as in `real`.
+    """Return labels int64 [num] to ask for: the classes in turn ("balanced"), at random ("uniform"), or as often as in `real`.
 
-    For the last, `real` int64 [N] is gone through in a random order of `seed`, again and again, and a class that got fewer than two takes
-    the places that it lacks from the commonest one, if there are so many.
+    For "as in the data", labels are taken from `real` int64 [N] in a random order by `seed`, repeatedly; a class with fewer than two labels
+    then takes those that it lacks from the commonest class, as long as that has more than two. Raises ValueError for another way to choose,
+    and for missing `real` labels.
     """
     if how == BALANCED:
         return torch.arange(num) % num_classes

@@ -1,4 +1,4 @@
-"""What is measured class by class: how far items spread about the mean of their class, and shares."""
+"""Figures that are measured class by class: the variance of items about the mean of their class, and shares of items."""
 
 import math
 
@@ -9,7 +9,7 @@ from fewstep.metrics.statistics import BATCH
 
 
 def class_variances(x: Tensor, label: Tensor | None) -> dict[int, Tensor]:
-    """Of each class with two items or more the mean variance of an element about the class mean; x [N, ...], label [N] or None."""
+    """Return for each class with two items or more the mean variance of an element about the class mean; x [N, ...], label [N] or None."""
     x = x.flatten(1)
     groups = {0: torch.arange(len(x))} if label is None else {int(k): (label == k).nonzero().flatten() for k in label.unique()}
     found = {}
@@ -22,7 +22,7 @@ def class_variances(x: Tensor, label: Tensor | None) -> dict[int, Tensor]:
 
 
 def within_class_std(x: Tensor, label: Tensor | None) -> float:
-    """Root of the mean variance of an element about its class mean, classes weighing alike; x [N, ...], label [N] or None.
+    """Return the root of the mean of `class_variances` over classes, which all weigh alike; x [N, ...], label [N] or None.
 
     NaN where no class has two items.
     """
@@ -30,10 +30,10 @@ def within_class_std(x: Tensor, label: Tensor | None) -> float:
 
 
 def root_of_mean(variances: dict[int, Tensor]) -> float:
-    """The standard deviation that `class_variances` come to, classes weighing alike; NaN where there are none."""
+    """Return the root of the mean of `variances`, as `class_variances` returns them, over classes; NaN for no class."""
     return torch.stack(list(variances.values())).mean().sqrt().item() if variances else math.nan
 
 
 def shares(hits: Tensor, label: Tensor) -> dict[int, float]:
-    """Of each class in `label` int64 [N] the share of its `hits` bool [N]."""
+    """Return for each class in `label` int64 [N] the share of its items whose entry of `hits` bool [N] is true."""
     return {int(k): hits[label == k].double().mean().item() for k in label.unique()}

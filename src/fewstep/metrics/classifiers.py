@@ -1,8 +1,8 @@
-"""Classifiers whose activations are the features of MNIST and CIFAR-10, and their files; those of the package were never made anew.
+"""Classifiers whose activations are the features of MNIST and CIFAR-10, and their files.
 
-``tools/train_features.py`` trains one on the train split of a data set alone and writes it as a safetensors file: matrices in half
-precision, vectors in single, and in the metadata what builds the network, its classes, its accuracy and the command. Numbers that were
-measured in other features do not compare, so the file's SHA-256 stands beside them.
+``tools/train_features.py`` trains a classifier on the train split of a data set alone and writes it as a safetensors file: matrices in half
+precision, vectors in single precision, and in the metadata the network's arguments, its classes, its accuracy and the command. Figures
+measured in the features of different files do not compare, so each is reported with the file's SHA-256.
 """
 
 import json
@@ -19,36 +19,36 @@ from fewstep.files import sha256_of, whole_file
 from fewstep.metrics.inception import FeatureError
 from fewstep.text import parse_json
 
-METADATA = "fewstep.features"  # the key under which a file says what it is
-LONGEST = 2**20  # characters of that
+METADATA = "fewstep.features"  # the metadata key under which a file describes its network
+LONGEST = 2**20  # most characters of this description
 MOST = {"channels": 64, "size": 1024, "num_classes": 100_000}
 MOST_LEVELS, MOST_WIDTH = 8, 4096
 LATER = ("pooled", "mirrored")  # arguments that older files lack
 WHITE = 5e-4  # added to the variances that whitening divides by
-COUNTERS = "num_batches_tracked"  # of a norm, which only training asks for
+COUNTERS = "num_batches_tracked"  # a buffer of batch norms that only training needs
 
 
 class Normed(nn.Sequential):
-    """A convolution and the norm of its outputs: [B, width, H / stride, W / stride]."""
+    """A 3x3 convolution with batch norm, whose output is [B, width, H / stride, W / stride]."""
 
     def __init__(self, before: int, width: int, stride: int = 1) -> None:
         super().__init__(nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width))
 
 
 class Residual(nn.Module):
-    """Two convolutions around which the input goes, too (He et al. 2016, arXiv 1512.03385)."""
+    """Two convolutions with a residual connection (He et al. 2016, arXiv 1512.03385)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first, self.second = Normed(width, width), Normed(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Like x [B, width, H, W]."""
+        """Return the block's output, like x [B, width, H, W]."""
         return silu(x + self.second(silu(self.first(x))))
 
 
 class Pooled(nn.Module):
-    """A convolution whose outputs are halved by their greatest values, and another around which they go, too."""
+    """A convolution with 2x2 max pooling, and another convolution with a residual connection."""
 
     def __init__(self, before: int, width: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Pooled(nn.Module):
         self.second, self.norm2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, width, H / 2, W / 2] of x [B, before, H, W]."""
+        """Return the block's output [B, width, H / 2, W / 2] for x [B, before, H, W]."""
         x = silu(self.norm1(max_pool2d(self.first(x), 2)))
         return silu(x + self.norm2(self.second(x)))
 
@@ -64,24 +64,24 @@ class Pooled(nn.Module):
 class ResidualClassifier(nn.Module):
     """A small residual network over images [B, C, size, size], and its features: the averages over the image of its last activations.
 
-    Each is less its mean on the train split and divided by its standard deviation there. Activations from further down are no features
-    here: they follow contrast, which all real digits share, so that 3% less of it, which nobody sees, outweighs digits that are broken.
+    Each feature is standardised by its mean and standard deviation on the train split. Activations of earlier levels are no features here:
+    they follow contrast, which all real digits share, so that an invisible loss of 3% of the contrast outweighs broken digits.
 
     Args:
         channels: C.
         size: height and width, even.
-        num_classes: classes that it tells apart.
+        num_classes: number of classes that the network distinguishes.
         widths: channels of each level; the first level works at half of `size`, each next one at half of the one before.
         residual: whether levels hold residual blocks, or plain convolutions.
-        pooled: whether each level begins at the size of the one before and pools, the first of them on whitened patches of 2x2 pixels
-            (`whiten`), and not with a convolution that halves; dearer, and better for photographs.
-        mirrored: whether features are the averages of those of an image and of its mirror image; for classes that mirroring keeps.
+        pooled: whether each level starts with max pooling instead of a strided convolution, at the size of the level before, and the first
+            level on whitened patches of 2x2 pixels (`whiten`); more expensive, and better for photographs.
+        mirrored: whether features are averaged over an image and its mirror image; for classes that mirroring preserves.
 
     Attributes:
-        name: what stands beside numbers that are measured in its features.
-        sha256: of its file; None before it has one.
-        class_names: one for each number that it gives.
-        shape: (C, size, size) of the images that it takes.
+        name: name with which figures measured in these features are reported.
+        sha256: SHA-256 of the network's file; None before it has a file.
+        class_names: name of each class, by its number.
+        shape: (C, size, size) of the images that the network takes.
 
     """
 
@@ -125,14 +125,14 @@ class ResidualClassifier(nn.Module):
         self.register_buffer("std", torch.ones(widths[-1]))
 
     def activations(self, images: Tensor) -> Tensor:
-        """The averages over the image after the last level [B, D], of the images as they are."""
+        """Return the averages over the image of the last level's activations [B, D], without mirroring and standardisation."""
         x = pixel_unshuffle(images, 2) if self.stem is None else silu(self.stem(images))
         for block in self.levels:
             x = block(x)
         return adaptive_avg_pool2d(x, 1).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features [B, D] of images [B, C, size, size] in [-1, 1]. Raises ValueError for images of another shape."""
+        """Return features [B, D] of images [B, C, size, size] in [-1, 1]. Raises ValueError for images of another shape."""
         if tuple(images.shape[1:]) != self.shape:
             raise ValueError(f"the images are {list(images.shape[1:])}, and these features are for {list(self.shape)}")
         if self.enlarges > 1:
@@ -144,9 +144,10 @@ class ResidualClassifier(nn.Module):
 
     @torch.no_grad()
     def whiten(self, images: Tensor) -> None:
-        """Set the filters of the first convolution to the principal directions of patches of `images` [N, C, H, W], and to their negatives.
+        """Set the first convolution's filters to the principal directions of 2x2 patches of `images` [N, C, H, W], and their negatives.
 
-        Each is divided by its standard deviation, so that what comes out is white; they are not learned (Coates and Ng 2012).
+        Each filter is divided by its direction's standard deviation, so that its outputs are white; the filters are not trained
+        (Coates and Ng 2012). Does nothing in a network that is not `pooled`.
         """
         if self.stem is None:
             return
@@ -157,17 +158,17 @@ class ResidualClassifier(nn.Module):
         self.stem.requires_grad_(False)
 
     def classify(self, features: Tensor) -> Tensor:
-        """Class logits [B, num_classes] from features [B, D]."""
+        """Return class logits [B, num_classes] for features [B, D]."""
         return self.output(features * self.std + self.mean)
 
     def take_half_size(self) -> None:
-        """From now on images are half as wide and high as those that it was trained on, and are enlarged, as its name then says."""
+        """Set the network to images of half the width and height that it was trained on, which it enlarges, and its name to say so."""
         channels, size, _ = self.shape
         self.shape, self.enlarges, self.name = (channels, size // 2, size // 2), 2, f"{self.name} at 2x"
 
     @torch.no_grad()
     def number_as(self, names: Sequence[str]) -> bool:
-        """Give classes the numbers that they have in `names`; False, and nothing is changed, where these are not its own classes."""
+        """Number the classes as in `names` and return True; change nothing and return False where `names` are not the network's classes."""
         if sorted(names) != sorted(self.class_names) or len(set(names)) != len(names):
             return False
         order = [self.class_names.index(name) for name in names]
@@ -178,7 +179,7 @@ class ResidualClassifier(nn.Module):
 
 
 def save_classifier(network: ResidualClassifier, path: Path, about: Mapping[str, Any]) -> None:
-    """Write `network` to `path`, whole or not at all; `about` goes into its metadata: data, accuracy, command. Raises OSError."""
+    """Write `network` to `path`, atomically, with `about` (data, accuracy, command) in the metadata. Raises OSError."""
     from safetensors.torch import save
 
     told = {**about, "architecture": network.architecture, "classes": list(network.class_names)}
@@ -187,13 +188,13 @@ def save_classifier(network: ResidualClassifier, path: Path, about: Mapping[str,
 
 
 def in_half(network: nn.Module) -> dict[str, Tensor]:
-    """The weights as a file holds them: matrices in half precision, vectors in single."""
+    """Return the weights as a file stores them: matrices in half precision, vectors in single precision."""
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items() if not key.endswith(COUNTERS)}
     return {key: value.half() if value.ndim > 1 else value.float() for key, value in state.items()}
 
 
 def load_classifier(path: Path, name: str | None = None) -> ResidualClassifier:
-    """The network in a file that `save_classifier` wrote, frozen, called `name` or else as the file is. Raises FeatureError."""
+    """Return the network in a file that `save_classifier` wrote, frozen, with the name `name` or that of the file. Raises FeatureError."""
     from safetensors import safe_open
     from safetensors.torch import load_file
 
@@ -210,7 +211,7 @@ def load_classifier(path: Path, name: str | None = None) -> ResidualClassifier:
         arguments, classes = _checked(told["architecture"]), told["classes"]
         if not isinstance(classes, list) or len(classes) != arguments["num_classes"]:
             raise ValueError(f"it names {len(classes)} classes of {arguments['num_classes']}")
-        with torch.device("meta"):  # takes no memory, so that what the file claims costs nothing
+        with torch.device("meta"):  # takes no memory, whatever sizes the file claims
             expected = {key: tuple(value.shape) for key, value in ResidualClassifier(**arguments).state_dict().items()}
         expected = {key: shape for key, shape in expected.items() if not key.endswith(COUNTERS)}
         if wrong := sorted(key for key in expected.keys() | shapes.keys() if expected.get(key) != shapes.get(key)):
@@ -223,9 +224,9 @@ def load_classifier(path: Path, name: str | None = None) -> ResidualClassifier:
         network.load_state_dict(weights, strict=False)
     except FeatureError:
         raise
-    except Exception as error:  # safetensors, json and what a wrong file makes of them
+    except Exception as error:  # whatever safetensors, json or the network raise for a wrong file
         raise FeatureError(f"{path} is no feature network ({first_line(error)[:150]}); {other}") from error
-    # in which convolutions are faster on a CPU
+    # the memory format in which convolutions are faster on a CPU
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.name, network.sha256 = name or path.stem, sha256_of(path)
     network.class_names = tuple(map(str, classes))
@@ -233,7 +234,7 @@ def load_classifier(path: Path, name: str | None = None) -> ResidualClassifier:
 
 
 def _checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What builds a network, held against what a file may ask for. Raises ValueError."""
+    """Return the network's `arguments` from a file, complete. Raises ValueError for arguments that a file may not have."""
     if set(arguments) - set(LATER) != {*MOST, "widths", "residual"}:
         raise ValueError(f"its metadata has the arguments {', '.join(sorted(map(str, arguments)))}")
     for key, most in MOST.items():

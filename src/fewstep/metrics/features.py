@@ -1,4 +1,4 @@
-"""Feature networks: what distances are measured in. Any callable from images [N, C, H, W] in [-1, 1] to [N, D] will do."""
+"""Feature networks, in whose features distances are measured. Any callable from images [N, C, H, W] in [-1, 1] to [N, D] can be one."""
 
 from collections.abc import Callable, Sequence
 from importlib.resources import as_file, files
@@ -14,33 +14,34 @@ from fewstep.metrics.classifiers import ResidualClassifier, load_classifier
 from fewstep.metrics.inception import FeatureError, ScriptedFeatures, load_inception
 
 PIXELS = "pixels-8x8"
-# of the package, by name; the second judge of a data set is another network, trained apart from the first
+# names of the package's classifiers; the second judge of a data set is another network, trained separately from the first
 CLASSIFIERS = ("mnist", "mnist-second", "cifar10", "cifar10-second")
 SECOND = "-second"
 NAMED = ("inception", "digits-v1", *CLASSIFIERS, PIXELS)
-OF_DATA = {"digits": "digits-v1", "mnist": "mnist", "cifar10": "cifar10"}  # which belong to a data set, by its name
+OF_DATA = {"digits": "digits-v1", "mnist": "mnist", "cifar10": "cifar10"}  # the feature network of a data set, by the data set's name
 SCRIPTS = (".pt", ".pth", ".pkl", ".jit", ".ts")
 
 
 class FeatureNetwork(Protocol):
-    """Maps images [N, C, H, W] in [-1, 1] to features [N, D]. `name` stands beside every number measured in it.
+    """Maps images [N, C, H, W] in [-1, 1] to features [N, D]. Every figure is reported with the `name` of its feature network.
 
-    One that comes from a file has an attribute `sha256`, too, which tells it from others of the name.
+    A network that comes from a file also has an attribute `sha256`, the checksum of the file.
     """
 
     name: str
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features, float32 [N, D]."""
+        """Return features, float32 [N, D]."""
         ...
 
 
 class DigitClassifier(nn.Module):
     """A small convolutional classifier of 8x8 digits; its features are the 64 activations before the last layer.
 
-    Trained by ``tools/train_features.py digits`` on the train split alone and shipped with the package, so that numbers
-    compare across runs and versions. Having seen the train split it tells copies of it from new digits: copies score 1
-    floor, unseen real digits about 0.4 of one (``benchmarks/feature_calibration.py``).
+    Trained by ``tools/train_features.py digits`` on the train split alone and shipped with the package, so that figures
+    compare across runs and versions. As it was trained on the train split, its features of training images differ from those
+    of new digits: copies of the train split score 1 floor, unseen real digits about 0.4 of a floor
+    (``benchmarks/feature_calibration.py``).
     """
 
     name = "digits-v1"
@@ -65,16 +66,16 @@ class DigitClassifier(nn.Module):
         self.output = nn.Linear(64, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features [N, 64] of images [N, 1, 8, 8]."""
+        """Return features [N, 64] of images [N, 1, 8, 8]."""
         return nn.functional.silu(self.hidden(self.convolutions(images).flatten(1)))
 
     def classify(self, features: Tensor) -> Tensor:
-        """Class logits [N, 10] from features [N, 64]."""
+        """Return class logits [N, 10] for features [N, 64]."""
         return self.output(features)
 
     @classmethod
     def load(cls) -> "DigitClassifier":
-        """The shipped network, frozen."""
+        """Return the shipped network, frozen."""
         from safetensors.torch import load_file
 
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away
@@ -85,17 +86,17 @@ class DigitClassifier(nn.Module):
 
 
 class PooledPixels:
-    """Pixels averaged over an 8x8 grid: [N, 64 C]. Sees layout and colour, not content; for data without a better network."""
+    """Pixels averaged over an 8x8 grid: [N, 64 C]. They show layout and colour, not content; for data without a better network."""
 
     name = PIXELS
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features [N, 64 C] of images [N, C, H, W]."""
+        """Return features [N, 64 C] of images [N, C, H, W]."""
         return adaptive_avg_pool2d(images, 8).flatten(1)
 
 
 class WithoutClasses:
-    """A feature network as it is, but that it tells no classes: of images whose labels are none that it knows."""
+    """A feature network without its classifier, for images whose labels are not the classes that the network knows."""
 
     def __init__(self, network: FeatureNetwork) -> None:
         self.network = network
@@ -106,15 +107,15 @@ class WithoutClasses:
         return getattr(self.__dict__["network"], name)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features [N, D] of images [N, C, H, W]."""
+        """Return features [N, D] of images [N, C, H, W]."""
         return self.network(images)
 
 
 def feature_network(data_name: str, shape: Sequence[int] | None = None, num_classes: int | None = None) -> FeatureNetwork:
-    """The feature network for a data set: the classifier of the package that was trained on it, pooled pixels for anything else.
+    """Return the feature network for a data set: the package's classifier that was trained on it, or pooled pixels for any other data.
 
-    Images of another `shape` or with another number of classes than those that the classifier knows are something else, whatever they are
-    called. None stands for any.
+    Pooled pixels are also returned for a `shape` of images or a number of classes that the classifier does not take, whatever the data
+    set's name; None stands for any shape or number of classes.
     """
     name = OF_DATA.get(data_name, PIXELS)
     if name in CLASSIFIERS and not is_shipped(name):
@@ -127,7 +128,7 @@ def feature_network(data_name: str, shape: Sequence[int] | None = None, num_clas
 
 
 def second_judge(network: FeatureNetwork, shape: Sequence[int], num_classes: int | None) -> FeatureNetwork | None:
-    """The other network of the package that was trained on the same data as `network`, for the same images; None where there is none."""
+    """Return the package's other network for images of `shape` that was trained on the same data as `network`; None if there is none."""
     name = network.name.removesuffix(" at 2x")
     other = name.removesuffix(SECOND) if name.endswith(SECOND) else name + SECOND
     if name not in CLASSIFIERS or other not in CLASSIFIERS or not is_shipped(other):
@@ -136,7 +137,7 @@ def second_judge(network: FeatureNetwork, shape: Sequence[int], num_classes: int
 
 
 def is_shipped(name: str) -> bool:
-    """Whether the package has the classifier called `name`, of `CLASSIFIERS`."""
+    """Return whether the package contains the classifier `name`, of `CLASSIFIERS`."""
     return (files("fewstep.metrics") / _file(name)).is_file()
 
 
@@ -156,9 +157,9 @@ def _of_package(name: str) -> FeatureNetwork:
 
 
 def named_features(name: str, device: torch.device | str = "cpu", say: Callable[[str], None] = lambda text: None) -> FeatureNetwork:
-    """The feature network called `name`, of `NAMED`, or in the file that `name` is the path of: TorchScript, or a classifier's safetensors.
+    """Return the feature network `name`, of `NAMED`, or that in the file at the path `name`: TorchScript, or a classifier's safetensors.
 
-    "inception" is downloaded once, of which `say` is told. Raises FeatureError for another name, and where there is no such file.
+    "inception" is downloaded on first use, which `say` reports. Raises FeatureError for another name, and where there is no such file.
     """
     if name == "inception":
         return load_inception(device, say)
@@ -181,10 +182,10 @@ def fitted(
     class_names: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
 ) -> FeatureNetwork:
-    """`network` for images of `shape` (C, H, W) in `num_classes` classes (None: without), numbered as in `class_names`.
+    """Return `network`, set to images of `shape` (C, H, W) in `num_classes` classes (None: no classes), numbered as in `class_names`.
 
-    A classifier takes images of half its size, too, enlarged. `say` is told where classes of other names are matched by number. Raises
-    FeatureError for images that it cannot take, and for another number of classes than those it tells apart.
+    A classifier also takes images of half its size, which it enlarges. `say` reports where classes of other names are matched by number.
+    Raises FeatureError for images that the network cannot take, and for another number of classes than it distinguishes.
     """
     known, classes = getattr(network, "shape", None), getattr(network, "num_classes", None)
     if isinstance(network, ResidualClassifier) and tuple(shape) == (network.shape[0], *(side // 2 for side in network.shape[1:])):
@@ -213,5 +214,5 @@ def fitted(
 
 @torch.no_grad()
 def extract(network: FeatureNetwork, images: Tensor, batch_size: int = 500) -> Tensor:
-    """Features [N, D] of images [N, C, H, W], a batch at a time."""
+    """Return features [N, D] of images [N, C, H, W], computed `batch_size` images at a time."""
     return torch.cat([network(batch) for batch in images.split(batch_size)])

@@ -1,7 +1,7 @@
-"""The figures of an evaluation: what each is, how it is written, and which way is better. Nothing here imports torch.
+"""The figures of an evaluation: what each is, how it is written, and which value is best. Nothing here imports torch.
 
-A key is that of a row of results.json; in metrics.jsonl it is ``eval.KEY``. The standard error of a figure of points is ``KEY_error``; of
-a figure that is the least over the classes, ``KEY_of`` names the class.
+A figure has the name KEY in the rows of results.json, and ``eval.KEY`` in metrics.jsonl. The standard error of a figure of points is
+``KEY_error``; for a figure that is the least over the classes, ``KEY_of`` names the class.
 """
 
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ Family = Literal["images", "points", "cost"]
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure.
+    """A figure of an evaluation.
 
     Attributes:
-        key: its name in results.
-        heading: of its column in a table.
-        form: how `str.format` writes it.
-        family: what it is measured of; "cost" is no quality, but what quality took.
-        best: which value is best; "nearest 1" for ratios to real data. None for what says how certain another figure is.
-        what: one sentence that tells what it is.
-        is_watched: whether it is measured on a cadence while training, too, and not only in an evaluation.
-        is_column: whether an evaluation's table has a column of it.
-        is_curve: whether a run's report draws its way over training.
+        key: name of the figure in results.
+        heading: heading of the figure's column in a table.
+        form: format string by which `str.format` writes the figure.
+        family: what the figure is measured on, "images" or "points"; "cost" for what samples take, which is no quality.
+        best: which value is best; "nearest 1" for ratios to real data. None for a figure that says how certain another figure is.
+        what: one sentence that says what the figure is.
+        is_watched: whether the figure is measured at regular intervals during training, too, and not only in an evaluation.
+        is_column: whether an evaluation's table has a column for the figure.
+        is_curve: whether a run's report draws the figure's curve over training.
 
     """
 
@@ -40,12 +40,12 @@ class Figure:
 
     @property
     def words(self) -> str:
-        """Its name in words, for those who do not know the headings."""
+        """The key in words, for readers who do not know the headings."""
         return self.key.replace("_", " ")
 
     @property
     def is_quality(self) -> bool:
-        """Whether it tells something of samples, and not of the time they took."""
+        """Whether the figure says something about the samples, and not about the time that they took."""
         return self.family != "cost"
 
 
@@ -320,5 +320,5 @@ BY_KEY = {figure.key: figure for figure in FIGURES}
 
 
 def choices(family: Family) -> dict[str, Best]:
-    """The figures by which the best model of a run can be chosen while it trains, and which value of each is best."""
+    """Return the figures by which the best model of a run can be chosen while it trains, and which value of each is best."""
     return {figure.key: figure.best for figure in FIGURES if figure.family == family and figure.is_watched and figure.best}

@@ -1,7 +1,7 @@
 """The Frechet distance between two sets of features, each taken for a Gaussian (FID, arXiv 1706.08500, Eq. 6).
 
-Symbols: features [N, D] with mean ``mu`` [D] and unbiased covariance ``S`` [D, D], in float64. Moments add up batch by batch, so
-that no more than a batch of features need be held.
+Symbols: features [N, D] with mean ``mu`` [D] and unbiased covariance ``S`` [D, D], in float64. Moments are added up batch by batch, so
+that no more than a batch of features need be in memory.
 """
 
 from collections.abc import Iterable
@@ -21,14 +21,14 @@ class Gaussian:
 
     @cached_property
     def root(self) -> Tensor:
-        """``S^(1/2)`` [D, D], by symmetric eigenvalues; those below 0, which rounding makes, count as 0."""
+        """``S^(1/2)`` [D, D], by the eigenvalues of S; negative eigenvalues, which come from rounding, count as 0."""
         values, vectors = torch.linalg.eigh(self.covariance)
         return vectors * values.clamp_min(0).sqrt() @ vectors.T
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What a set of `num` features adds up to: `mean` [D] and `scatter` [D, D], the sum of ``(x - mean)(x - mean)^T``, float64."""
+    """The moments of a set of `num` features: `mean` [D] and `scatter` [D, D], the sum of ``(x - mean)(x - mean)^T``, float64."""
 
     num: int
     mean: Tensor
@@ -36,24 +36,24 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> "Moments":
-        """Those of features [N, D]."""
+        """Return the moments of features [N, D]."""
         features = features.double()
         mean = features.mean(0)
         return cls(len(features), mean, (features - mean).T @ (features - mean))
 
     def __add__(self, other: "Moments") -> "Moments":
-        """Those of both sets together (Chan, Golub and LeVeque 1979): sums of centred squares lose no digits to a large mean."""
+        """Return the moments of both sets together (Chan, Golub and LeVeque 1979); centred squares lose no digits to a large mean."""
         num, step = self.num + other.num, other.mean - self.mean
         scatter = self.scatter + other.scatter + torch.outer(step, step) * (self.num * other.num / num)
         return Moments(num, self.mean + step * (other.num / num), scatter)
 
     def gaussian(self) -> Gaussian:
-        """With the unbiased covariance; needs 2 rows."""
+        """Return the Gaussian of this mean and the unbiased covariance; needs at least 2 features."""
         return Gaussian(self.mean, self.scatter / (self.num - 1))
 
 
 def add_up(parts: Iterable[Moments]) -> Moments:
-    """The moments of all `parts` together, of which there must be one at least."""
+    """Return the moments of all `parts` together, of which there must be at least one."""
     parts = iter(parts)
     total = next(parts)
     for part in parts:
@@ -62,22 +62,22 @@ def add_up(parts: Iterable[Moments]) -> Moments:
 
 
 def gaussian_distance(a: Gaussian, b: Gaussian) -> float:
-    """``|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))``; b's root is kept, so let b be what many are measured against.
+    """Return ``|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))``; the root of `b` is cached, so let many be measured against one `b`.
 
     A rank-deficient covariance (fewer rows than dimensions) does no harm. Raises ValueError for unequal D.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features have {len(a.mean)} and {len(b.mean)} dimensions; give two sets from the same feature network")
-    # tr (S_a S_b)^(1/2) = tr (S_b^(1/2) S_a S_b^(1/2))^(1/2), and the latter matrix is symmetric
+    # tr (S_a S_b)^(1/2) = tr (S_b^(1/2) S_a S_b^(1/2))^(1/2), and the last matrix is symmetric
     cross = torch.linalg.eigvalsh(b.root @ a.covariance @ b.root).clamp_min(0).sqrt().sum()
     return ((a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross).item()
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """`gaussian_distance` of the Gaussians fitted to features a [N, D] and b [M, D].
+    """Return the `gaussian_distance` of the Gaussians fitted to features a [N, D] and b [M, D].
 
-    Worked out in float64. It is biased upwards at small N: compare equal N only. Raises ValueError for fewer than 2 rows or
-    unequal D.
+    It is computed in float64, and biased upwards at small N: compare figures of equal N only. Raises ValueError for fewer than 2 rows
+    or unequal D.
     """
     a, b = torch.as_tensor(a), torch.as_tensor(b)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
@@ -86,7 +86,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def expected_bias(halves: tuple[Gaussian, Gaussian], whole: Gaussian, reference: Gaussian) -> float:
-    """How much the distance of a set of n features to `reference` is too large, because n is not infinite.
+    """Return by how much the Frechet distance of a set of n features, `whole`, to `reference` is too large because n is finite.
 
     The distance is ``F(n) = F_inf + C / n`` to first order (arXiv 1911.07023, Sec. 3), hence ``C / n = F(n / 2) - F(n)``; F(n / 2)
     is the mean over the set's two `halves`.

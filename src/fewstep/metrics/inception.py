@@ -1,9 +1,9 @@
-"""Feature networks that come as a TorchScript file: the Inception network of the FID, and any other of the same interface.
+"""Feature networks in a TorchScript file: the Inception network of the FID, and any other network with the same interface.
 
 The interface is that of the file NVIDIA publishes with StyleGAN and EDM: called with images uint8 [N, 3, H, W] of any size and
-``return_features=True`` it gives features [N, D], and does its own resizing. Such a file holds no Python but TorchScript, which is code
-all the same: it computes on tensors, and could read and write files. One that does is refused before any of it runs. (The ``.pkl`` that
-EDM's own script takes is a pickle of the same network, which can run anything; it is refused.)
+``return_features=True`` the network returns features [N, D], and does its own resizing. TorchScript is not Python, but code all the same:
+it computes on tensors, and could read and write files. A file whose program does so is refused before any of it runs. (The ``.pkl`` that
+EDM's own script takes is a pickle of the same network, which can run any code; it is refused.)
 """
 
 import hashlib
@@ -24,43 +24,43 @@ from fewstep.limits import TooLarge, check_expansion
 
 INCEPTION = "inception-2015-12-05"
 INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION}.pt"
-# 95,607,719 bytes; k-diffusion (crowsonkb) pins the same sum, and the Hugging Face Hub reports it of several mirrors
+# 95,607,719 bytes; k-diffusion (crowsonkb) pins the same checksum, and the Hugging Face Hub reports it for several mirrors
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 BATCH = 64  # images at once: the network makes them 299 pixels wide, 4 MB each in its widest layer
 
 
-# what touches files, and what other libraries have registered, in the text of a TorchScript program
+# calls in the text of a TorchScript program that touch files, or operators that other libraries have registered
 FORBIDDEN = re.compile(r"\b(?:from_file|save|PythonOp)\s*\(|\bops\.(?!(?:aten|prim|quantized)\b)\w+\.\w+")
 
 
 class FeatureError(ValueError):
-    """A feature network or a file of statistics that is missing or not what it should be; the message says what to change."""
+    """A feature network, a set of features or a file of statistics is missing or unusable; the message says what to change."""
 
 
 def cache_folder() -> Path:
-    """Where downloads and statistics are kept: ``FEWSTEP_CACHE``, else ``fewstep`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Return the folder of cached downloads and statistics: ``FEWSTEP_CACHE``, else ``fewstep`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
     if os.environ.get("FEWSTEP_CACHE"):
         return at_home(os.environ["FEWSTEP_CACHE"])
     return at_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fewstep"
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as they would be in a file, uint8: ``x 127.5 + 128``, cut off at 0 and 255, rounded down (as EDM does)."""
+    """Return images in [-1, 1] as uint8, as an image file holds them: ``x 127.5 + 128``, clipped to 0 and 255, rounded down (as in EDM)."""
     return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 class ScriptedFeatures:
-    """A feature network in a TorchScript file, see above.
+    """A feature network in a TorchScript file with the interface that the module's docstring describes.
 
     Args:
         path: the file.
-        name: what stands beside its numbers; None for the file's name.
-        device: where it runs.
+        name: name with which figures measured in its features are reported; None for the file's name.
+        device: device on which the network runs.
 
     Attributes:
-        sha256: of the file; with the name it says which network measured a number.
-        dims: features an image has.
-        rounds: True, for it sees images as a file would hold them, in bytes.
+        sha256: SHA-256 of the file, which with the name identifies the network.
+        dims: number of features of an image.
+        rounds: True, for the network sees images in bytes, as an image file holds them.
 
     Raises FeatureError for a file that is no such network.
 
@@ -92,7 +92,7 @@ class ScriptedFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features float32 [N, D] of images [N, C, H, W] in [-1, 1], rounded to bytes first; C 1 is repeated to 3."""
+        """Return features float32 [N, D] of images [N, C, H, W] in [-1, 1], converted to bytes first; a single channel is repeated to 3."""
         held = next(itertools.chain(self.network.parameters(), self.network.buffers()), images)
         pixels = to_bytes(images.to(held.device))
         if pixels.shape[1] == 1:
@@ -102,7 +102,7 @@ class ScriptedFeatures:
 
 
 def _check_code(path: Path) -> None:
-    """Raise FeatureError where the program in a TorchScript file touches files, or calls what is not torch's; nothing of it has run yet.
+    """Raise FeatureError where the program in a TorchScript file touches files or calls other operators than torch's, before it runs.
 
     A feature network needs neither, and ``torch.from_file(name, shared=True)`` overwrites any file.
     """
@@ -114,7 +114,7 @@ def _check_code(path: Path) -> None:
     except TooLarge as error:
         raise FeatureError(str(error)) from None
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
-        return  # torch.jit.load reads nothing else than what is read here, and says what is wrong
+        return  # torch.jit.load, which reads only what is read here, will say what is wrong
     for program in programs.values():
         if (found := FORBIDDEN.search(program)) is not None:
             raise FeatureError(
@@ -124,15 +124,15 @@ def _check_code(path: Path) -> None:
 
 
 def load_inception(device: torch.device | str = "cpu", say: Callable[[str], None] = lambda text: None) -> ScriptedFeatures:
-    """The reference Inception network (D 2048), downloaded into the cache once and verified each time. Raises FeatureError."""
+    """Return the reference Inception network (D 2048), downloaded to the cache once and verified each time. Raises FeatureError."""
     path = fetch(INCEPTION_URL, INCEPTION_SHA256, cache_folder() / f"{INCEPTION}.pt", say)
     return ScriptedFeatures(path, INCEPTION, device)
 
 
 def fetch(url: str, sha256: str, path: Path, say: Callable[[str], None] = lambda text: None) -> Path:
-    """`path`, which is downloaded from `url` if it is not there; it appears whole and verified, or not at all.
+    """Return `path`, downloaded from `url` if there is no such file; a download appears complete and verified, or not at all.
 
-    Raises FeatureError where `url` gives nothing, or what comes or lies there has another SHA-256.
+    Raises FeatureError where the download fails, or where the downloaded or the existing file has another SHA-256 than `sha256`.
     """
     if path.is_file():
         if (found := sha256_of(path)) != sha256:
@@ -157,7 +157,7 @@ def fetch(url: str, sha256: str, path: Path, say: Callable[[str], None] = lambda
 
 
 def _first_line(error: BaseException) -> str:
-    # a script's error ends with what went wrong, and begins with where
+    # the error of a script begins with the place in the program, and ends with what went wrong
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return (lines[-1] if lines and lines[0].startswith("The following operation failed") else lines[0] if lines else type(error).__name__)[
         :200

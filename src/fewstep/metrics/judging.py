@@ -1,30 +1,30 @@
-"""Whether two judges agree on which rows of results are better. Nothing here imports torch."""
+"""Whether two judges, which are feature networks, agree on which rows of results are better. Nothing here imports torch."""
 
 from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
 FIRST, SECOND = "frechet_over_floor", "frechet_second_over_floor"
-BOTH = "the lesser of both judges"  # how precision and recall are taken, as a protocol says it
+BOTH = "the lesser of both judges"  # how precision and recall are taken, in the words of a protocol
 SHARED = {
     SECOND: ("second",),
     "precision": ("second", "manifold"),
     "recall": ("second", "manifold"),
     "prompt_agreement": ("clip",),
     "prompt_margin": ("clip",),
-}  # by keys
-SURE = 1.05  # a ratio of two distances, below which they differ by the draw of the samples
+}  # figures, and the protocol's keys of the networks on which each depends
+SURE = 1.05  # ratio of two distances below which their difference may come from the random samples alone
 
 
 def not_shared(row: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Which figures of `row`, measured by the protocol `a`, do not compare with those by `b`, for other judges took them."""
+    """Return the figures of `row`, measured by the protocol `a`, that do not compare with those by `b`, for their judges differ."""
     return [key for key, parts in SHARED.items() if key in row and any(a.get(part) != b.get(part) for part in parts)]
 
 
 def disagreement(rows: Mapping[str, Mapping[str, Any]], names: tuple[str, str] = ("the first judge", "the second")) -> str | None:
-    """One sentence where the judges called `names` rank two of the `rows` of results differently, real images aside; else None.
+    """Return one sentence where the judges called `names` rank two of the `rows` of results differently, the floor aside; else None.
 
-    What is within 5% counts as equal.
+    Distances within 5% of each other count as equal.
     """
     known = {title: row for title, row in rows.items() if row.get("role") != "floor" and {FIRST, SECOND} <= row.keys()}
     judged = {title: (row[FIRST], row[SECOND]) for title, row in known.items()}

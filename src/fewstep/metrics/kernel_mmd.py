@@ -8,7 +8,7 @@ BLOCK = 2048  # rows at a time
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:
-    """Unbiased MMD^2 with the kernel ``(x.y / D + 1)^3`` of features a [N, D] and b [M, D]; 0 in expectation on equal laws.
+    """Return the unbiased MMD^2 with the kernel ``(x.y / D + 1)^3`` of features a [N, D] and b [M, D]; 0 in expectation on equal laws.
 
     All pairs are used, in float64, a block of rows at a time. Raises ValueError for fewer than 2 rows or unequal D.
     """
@@ -22,7 +22,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
     def within(x: Tensor) -> Tensor:
         blocks = x.split(BLOCK)
         on = torch.stack([kernel_sum(block, block) for block in blocks]).sum()
-        # the kernel is symmetric: what lies above the diagonal blocks counts twice
+        # the kernel is symmetric: blocks above the diagonal count twice
         above = [kernel_sum(block, x[i * BLOCK :]) for i, block in enumerate(blocks[:-1], start=1)]
         diagonal = (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()
         return (on + 2 * sum(above, torch.zeros_like(on)) - diagonal) / (len(x) * (len(x) - 1))
@@ -32,11 +32,11 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 
 
 def kernel_distance_subsets(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, seed: int = 2020) -> tuple[float, float]:
-    """Mean and standard deviation of `kernel_distance` over random subsets: the form of KID that papers report.
+    """Return mean and standard deviation of `kernel_distance` over random subsets: the form of KID that papers report.
 
     Each of the `subsets` takes `size` rows of a [N, D] and of b [M, D] without repeats, drawn as torch-fidelity draws them
-    (numpy's ``RandomState(seed).choice``); the deviation is over the subsets, with their number as divisor. Raises ValueError where
-    a or b has fewer than `size` rows.
+    (numpy's ``RandomState(seed).choice``); the standard deviation is over the subsets, with their number as divisor. Raises ValueError
+    where a or b has fewer than `size` rows.
     """
     if min(len(a), len(b)) < size:
         raise ValueError(f"the sets have {len(a)} and {len(b)} rows; subsets of {size} need as many of each: give a smaller size")

@@ -1,13 +1,12 @@
-"""Of how few items a figure can be given. Nothing here imports torch.
+"""The smallest numbers of items from which each figure is reported. Nothing here imports torch.
 
-Of few real images the balls that precision counts in are so wide that noise lies inside them; a Frechet distance to a covariance of
-few says more of their number than of the samples. ``python benchmarks/figure_errors.py`` measures how far each figure is off, by chance
-and by bias, where either side is few, on real digits in two feature networks and on points (docs/alarms.md has its table). A figure is
-given from the smallest number on at which, in both, that error is at most
+With few real images the balls of precision are so wide that noise lies inside them, and a Frechet distance to the covariance of few images
+depends more on their number than on the samples. ``python benchmarks/figure_errors.py`` measures the error of each figure, by chance and by
+bias, where either side has few items, on real digits in two feature networks and on points (docs/alarms.md has its table). A figure is
+reported from the smallest number at which, in both feature networks, its error is at most
 
-* `ALLOWED` of what lies between true samples and the fault that the figure is there to tell, so that the two cannot be taken for each
-  other; or
-* `BIASED` of it for Frechet distances, whose bias the floor beside them shows: the fault then lies at twice the truth.
+* `ALLOWED` of the difference between true samples and the fault that the figure is there to show, so that the two cannot be confused; or
+* `BIASED` of that difference for Frechet distances, whose bias the floor beside them shows: the fault then lies at twice the truth.
 """
 
 import math
@@ -23,9 +22,9 @@ NEEDS = " needs at least "
 
 
 class Least(NamedTuple):
-    """The least numbers of items: real ones that a figure is held against (each set of them); generated ones.
+    """The least numbers of items for a figure: real ones in each set that it is measured against, and generated ones.
 
-    `at_mode` is how many of the latter a true set has to have, in expectation, at the mode of least weight, or of each class.
+    `at_mode` is the least number of generated items that a true set has, in expectation, at the mode of least weight, or of each class.
     """
 
     reference: int = 0
@@ -33,14 +32,14 @@ class Least(NamedTuple):
     at_mode: float = 0
 
 
-SHARE = 25  # of which a share has a standard error of at most .1, whatever it is
+SHARE = 25  # items of which any share has a standard error of at most .1
 LEAST: Mapping[str, Least] = {
     "frechet": Least(50, 50),
     "frechet_over_floor": Least(50, 50),
     "frechet_mean": Least(50, 50),
     "frechet_train": Least(50, 50),
     "frechet_bias": Least(50, 50),
-    "kernel": Least(150, 150),  # in the digit features; in pixels it does not see the noise
+    "kernel": Least(150, 150),  # in the digit features; in pixels the figure does not show noise
     "frechet_second_over_floor": Least(50, 50),  # as in the first judge
     "class_accuracy": Least(0, SHARE),
     "least_class_accuracy": Least(0, 0, at_mode=SHARE),
@@ -62,7 +61,7 @@ LEAST: Mapping[str, Least] = {
     "variance": Least(0, 80),
     "median_radius": Least(0, 80),
 }
-# those whose real items are the ones that distances are to, and what these are called by their name in a protocol
+# OF_REFERENCE: figures whose real items are those of the reference; WORDS: what the items of a protocol's reference are called
 OF_REFERENCE = {"frechet", "frechet_over_floor", "frechet_mean", "frechet_bias", "frechet_second_over_floor", "kernel"}
 OF_REFERENCE |= {"precision", "recall"}
 AT_MODE = "to be expected at the mode of least weight"
@@ -70,14 +69,14 @@ WORDS = {"held-out split": "held-out images", "train split": "training images", 
 
 
 class Lack(NamedTuple):
-    """`num` items of the kind `what`, and `least` that a figure needs of them."""
+    """What a figure lacks: there are `num` items of the kind `what`, and the figure needs `least`."""
 
     num: float
     what: str
     least: float
 
     def reason(self, key: str) -> str:
-        """Why the figure `key` is not given."""
+        """Return why the figure `key` is not reported."""
         return f"{self.num:,.10g} {self.what}; {BY_KEY[key].heading}{NEEDS}{self.least:,.10g}"
 
 
@@ -89,10 +88,11 @@ def lack(
     at_mode: float | None = None,
     where: str = AT_MODE,
 ) -> Lack | None:
-    """What the figure `key` lacks; None where it can be given.
+    """Return what the figure `key` lacks; None where it can be reported.
 
-    `real` are the sets of real items that it is held against, by what they are called, and how many they are (None where that is not
-    known); `generated` is how many are held against them, called `made`; `at_mode` how many of these a true set has `where` they are few.
+    `real` maps the name of each set of real items that the figure is measured against to its size (None where it is not known).
+    `generated` is the number of measured items, which are called `made`; `at_mode` is how many of them a true set has in expectation
+    `where` it has fewest: at a mode, or of a class.
     """
     least = LEAST.get(key, Least())
     for what, num in real.items():
@@ -106,14 +106,14 @@ def lack(
 
 
 def without(row: Mapping[str, Any], lacks: Mapping[str, Lack]) -> dict[str, Any]:
-    """`row` of results without the figures in `lacks`; ``too_few`` says why each of those is not there."""
+    """Return `row` of results without the figures in `lacks`; under its key ``too_few`` stands why each of these is left out."""
     kept = {key: value for key, value in row.items() if key.removesuffix("_error").removesuffix("_blocks").removesuffix("_of") not in lacks}
     reasons = {key: found.reason(key) for key, found in lacks.items() if key in row}
     return {**kept, "too_few": {**row.get("too_few", {}), **reasons}} if reasons else kept
 
 
 def summed_up(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What the reader of `rows` is told of the figures that they do not give: a phrase for each kind of items that is too few."""
+    """Return what to tell a reader about figures that `rows` leave out: one phrase for each kind of items of which there are too few."""
     few: dict[str, dict[str, list[str]]] = {}
     for reason in dict.fromkeys(reason for row in rows for reason in row.get("too_few", {}).values()):
         items, needs = reason.split("; ", 1)
@@ -124,7 +124,7 @@ def summed_up(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def carried(results: Mapping[str, Any]) -> dict[str, Any]:
-    """`results` of results.json, by this or an earlier version, without figures that the numbers of items in it cannot carry."""
+    """Return `results` of results.json, of this or an earlier version, without figures for which it has too few items."""
     if not isinstance(results.get("rows"), Mapping):
         return dict(results)
     real, num = _real_items(results), results.get("n")
@@ -132,7 +132,7 @@ def carried(results: Mapping[str, Any]) -> dict[str, Any]:
     for title, row in results["rows"].items():
         rows[title] = row
         if isinstance(row, Mapping):
-            # of the floor's row, how many real images stand for samples is not known
+            # how many real images take the place of samples in the floor's row is not known
             made = num if isinstance(num, int) and row_roles(results)[title] != "floor" else max(each.generated for each in LEAST.values())
             lacks = {key: lack(key, real if key in OF_REFERENCE else {}, made) for key in row.keys() & LEAST.keys()}
             rows[title] = without(row, {key: few for key, few in lacks.items() if few is not None})
@@ -140,7 +140,7 @@ def carried(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _real_items(results: Mapping[str, Any]) -> dict[str, int | None]:
-    """What images were measured against, and how many: by the protocol, or else as the first versions put it into words."""
+    """Return what images were measured against, and how many these are: by the protocol or, in early versions, by the text in its place."""
     protocol, words = results.get("protocol"), re.match(r"(\d+) (held-out|training) images", str(results.get("reference")))
     reference = protocol.get("reference") if isinstance(protocol, Mapping) else None
     if isinstance(reference, Mapping) and isinstance(reference.get("num"), int):

@@ -1,7 +1,7 @@
 """Measures by nearest neighbours: precision and recall, and how close generated samples lie to single training images.
 
-Distances come from products of matrices, ``|x - y|^2 = |x|^2 + |y|^2 - 2 x.y`` about a common centre, in float64 and block by block,
-which is far faster than pair by pair. Where the value itself counts, the nearest few are worked out again pair by pair.
+Distances come from matrix products, ``|x - y|^2 = |x|^2 + |y|^2 - 2 x.y`` about a common centre, in float64 and block by block, which is
+far faster than pair by pair. Where their exact value counts, the distances to the nearest few are computed again pair by pair.
 """
 
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-ROWS, COLUMNS = 512, 8192  # of a block
-SPARE = 4  # neighbours looked at beyond the k-th, for rounding may exchange two that are equally near
-LARGE = 10**9  # multiplications, of more of which single precision saves time
-ROUNDING = 1e-13  # of a squared distance, relative to the squares that it is the difference of
+ROWS, COLUMNS = 512, 8192  # of a block of distances
+SPARE = 4  # candidates beyond the k-th neighbour, for rounding may exchange two that are equally near
+LARGE = 10**9  # number of multiplications above which single precision saves time
+ROUNDING = 1e-13  # rounding error of a squared distance, relative to the squared norms that it is computed from
 
 
 def _squared_distances(a: Tensor, b: Tensor, centre: Tensor) -> Tensor:
@@ -21,12 +21,12 @@ def _squared_distances(a: Tensor, b: Tensor, centre: Tensor) -> Tensor:
 
 
 def _blocks(x: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows as float64): nothing larger than a block is ever converted."""
+    """Yield (number of the first row, rows as float64) of each block, so that no more than a block is converted at a time."""
     return ((start, x[start : start + size].double()) for start in range(0, len(x), size))
 
 
 def nearest_distance(a: Tensor, b: Tensor, k: int = 1, same: bool = False) -> Tensor:
-    """Euclidean distance from each row of a [N, D] to its k-th nearest row of b [M, D], of any type: float64 [N].
+    """Return the Euclidean distance from each row of a [N, D] to its k-th nearest row of b [M, D], of any type: float64 [N].
 
     With `same`, a and b are one set and a row does not count as its own neighbour.
     """
@@ -34,15 +34,15 @@ def nearest_distance(a: Tensor, b: Tensor, k: int = 1, same: bool = False) -> Te
 
 
 def nearest_distances(a: Tensor, b: Tensor, k: int = 1, same: bool = False) -> Tensor:
-    """Those to the k nearest rows, ascending: float64 [N, k]; `same` as in `nearest_distance`.
+    """Return the Euclidean distances from each row of a [N, D] to its k nearest rows of b [M, D], ascending: float64 [N, k].
 
-    Of large sets candidates are found in single precision. Where its rounding could have hidden a nearer row they are looked for again in
-    double, so that the outcome is the same.
+    `same` is as in `nearest_distance`. In large sets the candidates for neighbours are found in single precision; for rows where rounding
+    could have hidden a nearer candidate, the search is repeated in double precision, so that the result is the same.
     """
     large = len(a) * len(b) * a.shape[1] > LARGE
     centre = b[:1024].double().mean(0)
     found = []
-    together = 4 * ROWS if large else ROWS  # others are converted once for all of these
+    together = 4 * ROWS if large else ROWS  # rows of a for which the blocks of b are converted once
     for start in range(0, len(a), together):
         rows = a[start : start + together]
         exact, sure = _nearest(rows, b, centre, k, same, torch.float32 if large else torch.float64)
@@ -53,7 +53,7 @@ def nearest_distances(a: Tensor, b: Tensor, k: int = 1, same: bool = False) -> T
 
 
 def _nearest(rows: Tensor, b: Tensor, centre: Tensor, k: int, same: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The distances of `nearest_distances` of a few rows [n, k], candidates found in `dtype`, and of which rows these are sure [n]."""
+    """Return `nearest_distances` [n, k] of a few rows, with candidates found in `dtype`, and for which rows they are certain, bool [n]."""
     rank = k + same
     few = rows.to(dtype)
     nearest, index = torch.empty(len(rows), 0, dtype=dtype), torch.empty(len(rows), 0, dtype=torch.int64)
@@ -70,16 +70,16 @@ def _nearest(rows: Tensor, b: Tensor, centre: Tensor, k: int, same: bool, dtype:
     exact = torch.stack([(rows.double() - b[index[:, i]].double()).square().sum(1) for i in range(index.shape[1])], 1).sort(1).values
     sure = torch.ones(len(rows), dtype=torch.bool)
     if dtype == torch.float32 and nearest.shape[1] < len(b):
-        # none of the other rows is nearer than the last candidate, but for rounding of the squares that a distance is the difference of
+        # no other row is nearer than the last candidate, but for the rounding of the squared norms that a distance is computed from
         error = 8 * rows.shape[1] ** 0.5 * torch.finfo(dtype).eps * ((few - centre.to(dtype)).square().sum(1) + longest)
         sure = exact[:, rank - 1] <= (nearest[:, -1] - error).double()
     return exact[:, int(same) : rank].sqrt(), sure
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
-    """Improved precision and recall (arXiv 1904.06991, Sec. 2) of features real [N, D] and fake [M, D].
+    """Return improved precision and recall (arXiv 1904.06991, Sec. 2) of features real [N, D] and fake [M, D].
 
-    Precision is the share of fake rows inside the union of balls round the real rows, each reaching to its k-th neighbour;
+    Precision is the share of fake rows inside the union of balls round the real rows, each reaching to its row's k-th nearest real row;
     recall is the same with the roles exchanged. A set collapsed onto few real rows has high precision and low recall.
     Raises ValueError unless both sets have more than `k` rows.
     """

@@ -1,9 +1,9 @@
-"""How well samples cover the modes of a known Gaussian mixture: which are there, how heavy, how wide.
+"""How well samples cover the modes of a known Gaussian mixture: which modes they reach, and with what weights and widths.
 
 Symbols: samples ``x`` [N, D]; mode ``k`` with centre ``mu_k`` (`means` [K, D]), standard deviation ``s_k`` (`stds` [K]) and
 weight ``w_k`` (`weights` [K], normalised here). ``r = |x - mu_k| / s_k`` is a sample's radius in its own mode, the one of
-highest posterior probability under the mixture, ``log w_k - D log s_k - r^2 / 2``. A sample far from all goes where the tails
-are heaviest: to the nearest centre for equal stds, to the widest mode otherwise.
+highest posterior probability under the mixture, ``log w_k - D log s_k - r^2 / 2``. A sample far from all modes belongs to the one
+with the heaviest tail: that of the nearest centre for equal stds, the widest mode otherwise.
 
 The figures are meant for modes whose balls of radius ``within * s_k`` keep clear of each other; where modes overlap, exact
 samples miss the values given here. A Gaussian in D dimensions has its mass round ``r = sqrt(D)``: let `within` exceed that.
@@ -22,19 +22,19 @@ from torch import Tensor
 from fewstep.maths.mixtures import checked_mixture
 from fewstep.metrics.two_sample import BLOCK, GROUPS, LEAST_ROWS, Estimate, finite_rows, jackknife_error, jackknife_groups
 
-COVERED_FRACTION = 0.2  # of the samples that exact ones of the same number would put into a mode's ball, for it to be covered
+COVERED_FRACTION = 0.2  # a mode is covered by this share of the samples that an exact set of the same size has in its ball
 
 
 class TruncatedGaussian(NamedTuple):
     """An isotropic Gaussian of unit standard deviation, cut off at some radius."""
 
-    inside: float  # its mass before the rest was cut off
+    inside: float  # mass within the radius, before the rest is cut off
     variance: float  # per dimension
     median_radius: float
 
 
 def truncated_gaussian(dims: int, within: float) -> TruncatedGaussian:
-    """The standard Gaussian in `dims` dimensions, cut off at radius `within`, from ``P(r < w) = P(D/2, w^2/2)``.
+    """Return the standard Gaussian in `dims` dimensions, cut off at radius `within`, from ``P(r < w) = P(D/2, w^2/2)``.
 
     P is the regularised incomplete gamma function, and ``E[r^2; r < w] = D P(D/2 + 1, w^2/2)``. Raises ValueError where
     `within` is not positive or so small for `dims` that no mass is left.
@@ -54,24 +54,24 @@ def truncated_gaussian(dims: int, within: float) -> TruncatedGaussian:
 
 
 def mode_shares(x: Tensor, means: Tensor, stds: Tensor, weights: Tensor) -> Tensor:
-    """Share of the samples x [N, D] that belong to each mode of means [K, D], stds [K], weights [K]: float64 [K], summing to 1.
+    """Return the share of the samples x [N, D] that belongs to each mode of means [K, D], stds [K], weights [K]: float64 [K], sum 1.
 
-    Cheap enough for use in training. Raises ValueError for shapes that do not fit, parameters that are not positive and rows
-    that are not finite.
+    It is cheap enough for use during training. Raises ValueError for shapes that do not fit, stds or weights that are not positive and
+    rows that are not finite.
     """
     x, mixture = finite_rows(x, "x", least=1), _mixture(x, means, stds, weights)
     return _assign(x, mixture).mode.bincount(minlength=len(means)).double() / len(x)
 
 
 def mode_counts(x: Tensor, means: Tensor, stds: Tensor, weights: Tensor, within: float = 3.0) -> Tensor:
-    """How many of the samples x [N, D] lie within `within` stds of the mode they belong to: float64 [K]. Errors as of `mode_shares`."""
+    """Return how many samples x [N, D] lie within `within` stds of the mode they belong to: float64 [K]. Raises as `mode_shares` does."""
     x, mixture = finite_rows(x, "x", least=1), _mixture(x, means, stds, weights)
     assigned = _assign(x, mixture)
     return assigned.mode[assigned.radius <= within].bincount(minlength=len(means)).double()
 
 
 def usual_radius(dims: int) -> float:
-    """The radius, in stds, that holds as much of a Gaussian in `dims` dimensions as 3 does in the plane: 98.889%."""
+    """Return the radius, in stds, within which a Gaussian in `dims` dimensions has as much mass as within 3 in the plane: 98.889%."""
     share, low, high = 1 - math.exp(-4.5), 0.0, math.sqrt(dims) + 10
     for _ in range(60):
         middle = (low + high) / 2
@@ -81,7 +81,7 @@ def usual_radius(dims: int) -> float:
 
 
 def mode_report(x: Tensor, means: Tensor, stds: Tensor, weights: Tensor, within: float = 3.0) -> dict[str, Estimate]:
-    """What the samples x [N, D] make of the modes of means [K, D], stds [K], weights [K], each figure with its standard error.
+    """Return how samples x [N, D] cover the modes of means [K, D], stds [K], weights [K], each figure with its standard error.
 
     ``modes``: how many are covered, that is, hold at least a fifth (`COVERED_FRACTION`) of the samples that exact ones of the
     same number would put within `within` stds of their centre. ``weight_tv``: total variation of the shares from the weights,
@@ -93,9 +93,9 @@ def mode_report(x: Tensor, means: Tensor, stds: Tensor, weights: Tensor, within:
     of the mean squared distance of a mode's samples from its true centre, so that a displaced mode counts as a wide one;
     ``median_radius``, of all samples inside their mode. NaN where no mode is covered, or no sample inside.
 
-    The error of ``inside`` is binomial, the others' are of the jackknife. Of ``modes`` it is mostly 0: it tells only whether a
-    mode is about to be gained or lost. Of ``weight_tv`` it is 1.6 times too large where the shares are right. Raises ValueError
-    like `mode_shares`, for fewer than 40 rows, and for a `within` that holds nothing.
+    The error of ``inside`` is binomial, the others' are of the jackknife. The error of ``modes`` is mostly 0: it tells only whether
+    a mode is about to be gained or lost. The error of ``weight_tv`` is 1.6 times too large where the shares are right. Raises
+    ValueError like `mode_shares`, for fewer than 40 rows, and for a `within` that holds nothing.
     """
     count = _count(x, means, stds, weights, within)
     covered = count.within >= COVERED_FRACTION * count.exact.inside * count.weights * count.rows[:, None]
@@ -110,10 +110,10 @@ def mode_report(x: Tensor, means: Tensor, stds: Tensor, weights: Tensor, within:
 
 
 def mode_table(x: Tensor, means: Tensor, stds: Tensor, weights: Tensor, within: float = 3.0) -> list[dict[str, float]]:
-    """One row a mode: ``share`` of all samples, ``weight`` (the true one), ``variance`` ratio as in `mode_report`, ``within``.
+    """Return one row for each mode: ``share`` of all samples, true ``weight``, ``variance`` ratio as in `mode_report`, ``within``.
 
     ``within`` counts the samples within `within` stds of the centre; ``share_error`` and ``variance_error`` are of the
-    jackknife. A ratio with no sample behind it is NaN. Arguments and errors as of `mode_report`.
+    jackknife. The ratio of a mode without samples is NaN. Arguments and errors are those of `mode_report`.
     """
     count = _count(x, means, stds, weights, within)
     columns = {
@@ -134,7 +134,7 @@ class _Assigned(NamedTuple):
 
 
 class _Count(NamedTuple):
-    """Sums over all samples, then without one group each: axis 0 is 1 + G."""
+    """Figures of the modes, of all samples and then without each group of samples: axis 0 has length 1 + G."""
 
     rows: Tensor  # [1 + G]
     share: Tensor  # [1 + G, K]
@@ -147,7 +147,7 @@ class _Count(NamedTuple):
 
 
 def _mixture(x: Tensor, means: Tensor, stds: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The parameters as float64 on the CPU, the weights summing to 1."""
+    """Return the mixture's parameters as float64 on the CPU, with weights that sum to 1. Raises ValueError where they do not fit `x`."""
     means, stds, weights = checked_mixture(*(torch.as_tensor(a).detach().cpu().double() for a in (means, stds, weights)))
     if means.shape[1] != x.shape[1]:
         raise ValueError(f"x and means have shapes {tuple(x.shape)} and {tuple(means.shape)}; give [N, D] and [K, D]")
@@ -182,7 +182,7 @@ def _count(x: Tensor, means: Tensor, stds: Tensor, weights: Tensor, within: floa
     members, inside = sums(torch.ones_like(radius)), sums(is_within)
     rows = members.sum(1)
     squares = sums(torch.where(is_within, radius, 0).square())
-    # the jackknife holds for a median where a group is large beside the root of the whole (Shao and Wu 1989): from 400 rows on
+    # the jackknife is valid for a median if a group is large beside the root of the number of rows (Shao and Wu 1989): from 400 rows on
     ordered, order = radius[is_within].sort()
     in_group = group[is_within][order]
     medians = [median(ordered), *(median(ordered[in_group != g]) for g in range(GROUPS))]

@@ -1,4 +1,4 @@
-"""One evaluation for points: distances to exact samples, modes where they are known, each with its standard error, and the floor."""
+"""Evaluate points: distances to exact samples, coverage of known modes, each with its standard error, and the floor."""
 
 import math
 from collections.abc import Callable
@@ -11,17 +11,17 @@ from fewstep.metrics.least import LEAST, Lack, lack
 from fewstep.metrics.modes import mode_report, usual_radius
 from fewstep.metrics.two_sample import Estimate, energy_distance, median_bandwidth, mmd, sliced_wasserstein
 
-OF_MODES = set(choices("points")) - {"energy", "mmd", "sliced_wasserstein"}  # which are held against known modes, not against points
+OF_MODES = set(choices("points")) - {"energy", "mmd", "sliced_wasserstein"}  # figures that need known modes
 
 
 class PointSuite:
     """Measures sets of points against exact samples of the density aimed at.
 
     Args:
-        target: exact samples [N, D], or held-out data.
-        other: another exact set [M, D], whose distance from the first is the floor: what sampling alone brings.
+        target: exact samples [N, D] of the density, or held-out data.
+        other: another set of exact samples [M, D], whose distance from `target` is the floor: the distance by random sampling alone.
         modes: means [K, D], stds [K] and weights [K] of the target, or None.
-        standard: takes samples from the units that they come in to those of the target; None where these are the same.
+        standard: converts samples from their own units to those of the target; None where the units are the same.
 
     """
 
@@ -38,20 +38,20 @@ class PointSuite:
 
     @property
     def floor(self) -> float:
-        """Energy distance of two exact sets: 0 in expectation."""
+        """The energy distance of the two exact sets: 0 in expectation."""
         return energy_distance(self.other, self.target).value
 
     @property
     def undefined(self) -> set[str]:
-        """Keys of figures that these points can never have: those of modes, where none are known."""
+        """Keys of figures that cannot be measured on these points: those of modes, where no modes are known."""
         return set() if self.modes is not None else OF_MODES
 
     def lacks(self, generated: int) -> dict[str, Lack]:
-        """What each figure lacks of `generated` samples that cannot be given of so few, or against so few."""
+        """Return by key what each figure lacks that cannot be given for so few `generated` samples, or so few points of the target."""
         return self._lacks(generated, "samples")
 
     def floor_lacks(self) -> dict[str, Lack]:
-        """The same of the floor's row, where the other exact set stands for the samples."""
+        """Return what `lacks` does, for the floor's row, in which the other exact set takes the place of samples."""
         return self._lacks(len(self.other), "points of the floor")
 
     def _lacks(self, generated: int, made: str) -> dict[str, Lack]:
@@ -64,13 +64,13 @@ class PointSuite:
         return {key: few for key, few in found.items() if few is not None}
 
     def floor_row(self) -> dict[str, float]:
-        """The other exact set, measured as if it were generated."""
+        """Return the figures of the other exact set, measured as if it were generated."""
         return self._figures(self.other)
 
     def measure(self, samples: Tensor, label: Tensor | None = None) -> dict[str, float]:
-        """``energy``, ``mmd``, ``sliced_wasserstein`` of `samples` [n, D] to the target; with modes also the figures of `mode_report`.
+        """Return ``energy``, ``mmd``, ``sliced_wasserstein`` of `samples` [n, D] to the target; with modes also those of `mode_report`.
 
-        Each figure ``x`` comes with its standard error ``x_error``. One that is not defined, such as the variance of modes where no
+        Each figure ``x`` comes with its standard error ``x_error``. A figure that is not defined, such as the variance of modes where no
         mode is covered, is left out.
         """
         return self._figures(samples if self.standard is None else self.standard(samples))
@@ -90,6 +90,6 @@ class PointSuite:
 
 
 def split(points: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two random halves of `points`."""
+    """Return two random halves of `points`."""
     order = torch.randperm(len(points), generator=rng)
     return points[order[::2]], points[order[1::2]]

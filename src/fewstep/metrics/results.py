@@ -1,4 +1,4 @@
-"""Reading what an evaluation has written: one place for all who do, so that a damaged file is a sentence for each. No torch."""
+"""Read results.json, which an evaluation writes. All readers use this module, so that a damaged file is the same error. No torch."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,10 @@ from fewstep.text import read_json
 
 
 def read_results(run: Path) -> dict[str, Any]:
-    """What lies in ``results.json`` of a run, without figures that its numbers cannot carry (`carried`). Raises UserError."""
+    """Return the contents of ``results.json`` of a run, without figures that have too few items (`carried`).
+
+    Raises UserError for a file that is missing, damaged or not of an evaluation.
+    """
     path = run / "results.json"
     try:
         results = read_json(path)
@@ -27,7 +30,7 @@ def read_results(run: Path) -> dict[str, Any]:
 
 
 def _are_results(found: Any) -> bool:
-    """Whether a file held what an evaluation writes: rows with numbers for figures, and what stands beside them everywhere."""
+    """Return whether `found`, read from a file, is what an evaluation writes: rows with numbers as figures, and the keys beside them."""
     if not isinstance(found, dict) or not all(key in found for key in ("n", "seed", "data", "features", "reference")):
         return False
     rows = found.get("rows")

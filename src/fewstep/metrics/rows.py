@@ -1,13 +1,13 @@
-"""The rows of results.json: which is of what. Nothing here imports torch."""
+"""The rows of results.json: what each was measured on. Nothing here imports torch."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def row_roles(results: Mapping[str, Any]) -> dict[str, str]:
-    """What each row of `results` is of, by its title: "floor", "teacher", "own" (the run's generator) or "beside" (another run's).
+    """Return by title what each row of `results` was measured on: "floor", "teacher", "own" (the run's generator) or "beside" (another's).
 
-    Rows say so themselves; those that version 0.1.0 wrote are told by what else it wrote of them.
+    A row has it under the key ``role``; rows of version 0.1.0, which have no such key, are told apart by other keys and titles.
     """
 
     def role(title: str, row: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""What is kept of a set of features: the Gaussian fitted to all of them, and so many rows; and the files that hold it.
+"""Statistics of a set of features, which are the Gaussian fitted to all of them and a limited number of rows, and their files.
 
-A file of statistics is a ``.npz`` with arrays ``mu`` [D] and ``sigma`` [D, D], as EDM's and other published ones are; ours hold besides
-``rows`` [K, D] (float32), ``num``, and ``key``, the JSON of what was measured, in which features.
+A file of statistics is a ``.npz`` with arrays ``mu`` [D] and ``sigma`` [D, D], as EDM's and other published ones are. Files of this package
+also hold ``rows`` [K, D] (float32), ``num``, and ``key``, the JSON that names the images and the features.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ from fewstep.metrics.frechet import Gaussian, Moments, add_up
 from fewstep.metrics.inception import FeatureError
 from fewstep.text import parse_json
 
-KEPT = 10_000  # rows, for the measures that compare pairs
+KEPT = 10_000  # most rows that are kept, for figures that compare pairs
 BATCH = 500  # images at a time
-ROUNDING = 1e-5  # of a published covariance, over its largest entry
+ROUNDING = 1e-5  # rounding error allowed in a published covariance, relative to its largest entry
 ADVICE = "give the covariance of the features, as numpy.cov makes it"
-VERSION = 1  # of the files; a higher one is another way to make them
+VERSION = 1  # of the cached files; a change in how their contents are computed takes a higher number
 
 Track = Callable[[Iterable[Tensor], int, str], Iterable[Tensor]]
 
 
 def untracked(batches: Iterable[Tensor], total: int, title: str) -> Iterable[Tensor]:
-    """`batches` as they are; a `Track` shows how many of `total` have come, under `title`."""
+    """Return `batches` as they are. Other functions of the type `Track` show, under `title`, how many of `total` batches are done."""
     return batches
 
 
@@ -44,11 +44,11 @@ class FeatureSet:
     """The features of a set of images.
 
     Attributes:
-        gaussian: fitted to all of them.
-        num: how many; None where a file does not say.
-        rows: float32 [K, D], the first or a random `KEPT` of them; None where a file has none.
-        halves: Gaussians of either half, where they were asked for.
-        sha256: of the pixels or the file that they are from, where one is known.
+        gaussian: the Gaussian fitted to the features of all images.
+        num: number of images; None where a file does not say.
+        rows: features of the first `KEPT` images, or of a random `KEPT`, float32 [K, D]; None where a file has none.
+        halves: Gaussians of the two halves of the set, or None.
+        sha256: SHA-256 of the pixels or the file that the features are from; None where it is not known.
 
     """
 
@@ -60,13 +60,13 @@ class FeatureSet:
 
 
 class Gathering:
-    """A set of features while it comes, a batch at a time.
+    """A set of features that is gathered batch by batch.
 
-    The rows kept are the first. The halves are the first and the second half of each batch, which hold equal shares of every class
-    where the labels run in turn.
+    The first `KEPT` rows are kept. The two halves are made of the first and the second half of each batch, which hold equal shares of
+    every class where the labels run in turn.
 
     Args:
-        name: what the features are called where they are not finite.
+        name: name of the features in error messages.
 
     """
 
@@ -77,7 +77,7 @@ class Gathering:
         self.kept = 0
 
     def add(self, features: Tensor) -> None:
-        """Take in a batch of features [n, D]. Raises FeatureError where one is not finite."""
+        """Add a batch of features [n, D]. Raises FeatureError where a feature is not finite."""
         features = features.cpu()
         bad = int((~features.isfinite().flatten(1).all(1)).sum())
         if bad:
@@ -92,7 +92,7 @@ class Gathering:
             half[:] = [add_up([*half, Moments.of(part)])]
 
     def whole(self) -> FeatureSet:
-        """All that was added. Raises ValueError for fewer than 2 images."""
+        """Return the feature set of all batches that were added. Raises ValueError for fewer than 2 images."""
         parts = [half[0] for half in self.halves if half]
         num = sum(part.num for part in parts)
         if num < 2:
@@ -102,7 +102,7 @@ class Gathering:
 
 
 def describe(network: FeatureNetwork, batches: Iterable[Tensor], look: Callable[[Tensor, Tensor], None] | None = None) -> FeatureSet:
-    """The features of the images [n, C, H, W] in [-1, 1] in `batches`, a batch at a time; `look` sees each batch and its features.
+    """Return the features of images [n, C, H, W] in [-1, 1], given in `batches`; `look` is called with each batch and its features.
 
     Raises FeatureError where a feature is not finite, and ValueError for fewer than 2 images.
     """
@@ -117,20 +117,20 @@ def describe(network: FeatureNetwork, batches: Iterable[Tensor], look: Callable[
 
 
 def in_random_order(num: int, limit: int = KEPT) -> Tensor:
-    """Indices of `num` items: all in their own order up to `limit`, else in one random order, always the same.
+    """Return the indices of `num` items: in their own order up to `limit` items, else in a random order that is always the same.
 
-    Data sets are often sorted by class, and their first rows are then no sample of them.
+    Data sets are often sorted by class, and their first rows are then not representative.
     """
     return torch.arange(num) if num <= limit else torch.randperm(num, generator=torch.Generator().manual_seed(0))
 
 
 def scaled(pixels: Tensor, half: float | None) -> Tensor:
-    """Images in [-1, 1]: `pixels` themselves, or bytes of which `half` means 0."""
+    """Return images in [-1, 1]: `pixels` themselves where `half` is None, else bytes in which `half` stands for 0, converted."""
     return pixels if half is None else pixels.float() / half - 1
 
 
 def pixel_sha256(pixels: Tensor, half: float | None) -> str:
-    """What tells one set of images from another: SHA-256 of their shape, their scale and their values."""
+    """Return a checksum of a set of images: SHA-256 of their shape, their type and scale, and their values."""
     digest = hashlib.sha256(json.dumps([list(pixels.shape), str(pixels.dtype), half]).encode())
     for part in pixels.split(BATCH):
         digest.update(part.contiguous().numpy().tobytes())
@@ -145,9 +145,10 @@ def real_features(
     track: Track = untracked,
     title: str = "features of real images",
 ) -> FeatureSet:
-    """The features of a data set's `pixels` [N, C, H, W] (see `scaled`); with `cache`, from the file there if this was done before.
+    """Return the features of a data set's `pixels` [N, C, H, W] (see `scaled`), from a file in the folder `cache` if there is one.
 
-    A file is taken only if the key inside it names the same pixels, size and network; any other, and a damaged one, is made again.
+    A file is used only if the key inside it names the same pixels, shape and network; otherwise, or if the file is damaged, the features
+    are computed and the file is written again.
     """
     sha256 = pixel_sha256(pixels, half)
     order = in_random_order(len(pixels))
@@ -164,15 +165,15 @@ def real_features(
     except FeatureError:
         pass  # not there, or damaged
     found = describe(network, track(batches, -(-len(order) // BATCH), title))
-    with contextlib.suppress(OSError):  # a cache that cannot be written is none
+    with contextlib.suppress(OSError):  # a cache that cannot be written is not used
         save_statistics(path, found, key)
     return FeatureSet(found.gaussian, found.num, found.rows, found.halves, sha256)
 
 
 def kept_array(cache: Path | None, key: Mapping[str, Any], make: Callable[[], Tensor]) -> Tensor:
-    """What `make` makes, float64; with `cache`, from the file there if this was done before for the same `key`.
+    """Return the float64 tensor that `make` computes, from a file in the folder `cache` if there is one for the same `key`.
 
-    A damaged file, and one of another key, is made again; a cache that cannot be written is none.
+    A file that is damaged or of another key is written again; a cache that cannot be written is not used.
     """
     if cache is None:
         return make()
@@ -193,12 +194,12 @@ def kept_array(cache: Path | None, key: Mapping[str, Any], make: Callable[[], Te
 
 
 def network_id(network: FeatureNetwork) -> dict[str, str | None]:
-    """``name`` and ``sha256`` of a feature network; the latter is None for those that come with the package."""
+    """Return ``name`` and ``sha256`` of a feature network; ``sha256`` is None for a network without this attribute."""
     return {"name": network.name, "sha256": getattr(network, "sha256", None)}
 
 
 def save_statistics(path: Path, features: FeatureSet, key: dict[str, Any]) -> None:
-    """Write `features` to `path`, whole or not at all. Raises OSError."""
+    """Write `features` and their `key` to `path`, atomically. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {"mu": features.gaussian.mean, "sigma": features.gaussian.covariance, "rows": features.rows, "num": features.num}
     arrays: dict[str, Any] = {name: np.asarray(value) for name, value in values.items() if value is not None}
@@ -207,9 +208,9 @@ def save_statistics(path: Path, features: FeatureSet, key: dict[str, Any]) -> No
 
 
 def load_statistics(path: Path) -> tuple[FeatureSet, dict[str, Any] | None]:
-    """What a file of statistics holds, and its key; of a published one, which has only `mu` and `sigma`, None.
+    """Return the feature set in a file of statistics, and its key; the key is None for a published file of `mu` and `sigma` alone.
 
-    Nothing in the file is executed. Raises FeatureError for a file that is not there, damaged, or of something else.
+    Nothing in the file is executed. Raises FeatureError for a file that is missing, damaged, or holds something else.
     """
     if not path.is_file():
         raise FeatureError(f"there is no file {path}; give a .npz with arrays mu [D] and sigma [D, D]")
@@ -235,7 +236,7 @@ def load_statistics(path: Path) -> tuple[FeatureSet, dict[str, Any] | None]:
 
 
 def _check_covariance(covariance: Tensor, path: Path) -> None:
-    """Raise FeatureError where `covariance` [D, D] is not symmetric, or has directions of negative variance, beyond float32's rounding."""
+    """Raise FeatureError where `covariance` [D, D] is not symmetric, or has negative eigenvalues, beyond the rounding of float32."""
     size = covariance.abs().max().clamp_min(1e-300)
     skew = ((covariance - covariance.T).abs().max() / size).item()
     if skew > ROUNDING:

@@ -1,11 +1,11 @@
-"""One evaluation for every method: quality beside the floor, diversity, and what would show memorising.
+"""Evaluate images, alike for every method: quality beside the floor, diversity, and signs of memorisation.
 
-The **floor** is the Frechet distance of the real train split to the real held-out split in the same features: of as many random train
-images as samples are measured, so that its bias is theirs. A generated set below it whose distance to the train split falls too has
-learned the train split by heart.
+The **floor** is the Frechet distance of the real train split to the real held-out split in the same features, of as many random train
+images as samples are measured, so that both have the same bias. A generated set below the floor whose distance to the train split falls
+too has memorised the train split.
 
-Images go through a batch at a time, and real ones stay bytes: of a set of any size there are held at once a batch, the moments of
-its features, `KEPT` rows of them, and `PIXELS` images for the measures that look at pixels.
+Images are processed a batch at a time, and real ones stay bytes: whatever the size of a set, a batch, the moments of its features,
+`KEPT` rows of features, and `PIXELS` images for the figures of pixels are in memory.
 """
 
 import statistics
@@ -42,11 +42,11 @@ from fewstep.metrics.statistics import (
 )
 
 PIXELS = 2_000  # images whose pixels are compared
-SUBSET = 1_000  # rows of a subset, of which KID takes many
+SUBSET = 1_000  # rows in each of the many subsets of KID
 TRAIN, HELDOUT = WORDS["train split"], WORDS["held-out split"]
-FEWEST = 10_000  # samples below which the bias of a Frechet distance is no longer small beside the differences people report
+FEWEST = 10_000  # samples below which the bias of a Frechet distance is not small beside the differences that people report
 IN_CLASS = "of each class"
-LONG = 5.0  # seconds, beside which making memory and kernels ready is little
+LONG = 5.0  # seconds, beside which the warm-up of memory and kernels is short
 BY_DEFINITION = {"within_class_std": 1.0, "least_class_std": 1.0, "spacing": 1.0, "frechet_train": 0.0, "train_distance": 1.0}
 
 Row = dict[str, Any]
@@ -54,7 +54,7 @@ __all__ = ["FEWEST", "Suite", "images_per_second", "within_class_std"]
 
 
 class Judge(NamedTuple):
-    """A feature network, and what it makes of the reference and of the floor's images; `floor` is the distance between these."""
+    """A feature network with the features of the reference and of the floor's images; `floor` is the distance between the two."""
 
     network: FeatureNetwork
     reference: FeatureSet
@@ -66,16 +66,16 @@ class Suite:
     """Measures sets of images against one data set.
 
     Args:
-        train, heldout: real images [N, C, H, W] and [M, C, H, W]: float in [-1, 1], or bytes of which `half` means 0.
+        train, heldout: real images [N, C, H, W] and [M, C, H, W]: float in [-1, 1], or bytes in which `half` stands for 0.
         train_label, heldout_label: int64 [N] and [M], or None.
-        network: features; one with a method ``classify`` also gives the class accuracy.
-        half: the byte that means 0; None for float images.
-        reference: what distances are to: the split "heldout" or "train", or statistics from elsewhere.
-        cache: folder where the features of the real splits are kept, and beside it ``neighbours``; None for no keeping.
-        track: shows how far a long extraction is.
-        num: samples that are to be measured, and so of how many real images the floor is; None is all.
-        class_names: one for each label.
-        second: another network, which judges, too; not where the reference is from elsewhere.
+        network: the feature network; one with a method ``classify`` also gives the class accuracy.
+        half: the byte value that stands for 0; None for float images.
+        reference: what distances are measured to: the split "heldout" or "train", or statistics from elsewhere.
+        cache: folder of cached features of the real splits, beside which the folder ``neighbours`` lies; None for no cache.
+        track: shows the progress of a long extraction.
+        num: number of samples that are to be measured, and so of real images in the floor; None is all.
+        class_names: name of each class, by its label.
+        second: the second judge's feature network; not used where the reference is from elsewhere.
 
     Raises ValueError for a reference of other dimensions than the network's.
 
@@ -123,21 +123,21 @@ class Suite:
         self.heldout_distance = self.heldout_nearest[:, 0].mean().item()
 
     def _floor_split(self, train: Any, heldout: Any) -> Any:
-        """Which of two things that belong to the splits belongs to the floor's."""
+        """Return the argument that belongs to the split from which the floor's images are."""
         return train if self.against == "heldout" else heldout
 
     def _floor_images(self, num: int | None) -> Tensor | None:
-        """Which `num` images of the floor's split the floor is of: random ones, always the same; None for all, where it has no more."""
+        """Return the indices of the floor's `num` images in its split, always the same random ones; None for all, if it has no more."""
         size = len(self._floor_split(self.train, self.heldout))
         if num is None or num >= size:
             return None
         num, order = max(2, num), in_random_order(size)
-        kept = order[: len(self._floor_split(self.train_features, self.heldout_features))]  # whose features are at hand
+        kept = order[: len(self._floor_split(self.train_features, self.heldout_features))]  # images whose features are kept
         some = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))[:num]
         return kept[some] if num <= len(kept) else order[:num]
 
     def _floor_set(self, num: int | None) -> tuple[FeatureSet, Tensor]:
-        """The features of the images of the floor, and which images its rows are."""
+        """Return the features of the floor's images, and the index of the image of each row of features."""
         images, whole = self._floor_split((self.train, self.train_set), (self.heldout, self.heldout_set))
         rows, order, some = whole.rows, in_random_order(len(images)), self._floor_images(num)
         if some is None:
@@ -151,7 +151,7 @@ class Suite:
         return found, some[in_random_order(len(some))[: len(found.rows)]]
 
     def _judge(self, network: FeatureNetwork, num: int | None) -> Judge:
-        """What `network` makes of the reference, and of the images of the floor."""
+        """Return the second judge: `network` with its features of the reference and of the floor's images."""
         images, some = self._floor_split(self.train, self.heldout), self._floor_images(num)
         reference = self.heldout if self.against == "heldout" else self.train
         to, floor = (
@@ -162,45 +162,45 @@ class Suite:
 
     @property
     def heldout_features(self) -> Tensor:
-        """Of the held-out split: float32 [K, D]."""
+        """Features of the held-out split: float32 [K, D]."""
         return _rows(self.heldout_set)
 
     @property
     def train_features(self) -> Tensor:
-        """Of the train split: float32 [K, D]."""
+        """Features of the train split: float32 [K, D]."""
         return _rows(self.train_set)
 
     @property
     def floor_name(self) -> str:
-        """What the floor is measured of."""
+        """Name of the real images of which the floor is measured."""
         return "real train split" if self.against == "heldout" else "real held-out split"
 
     def protocol(self) -> dict[str, Any]:
-        """What numbers of this suite depend on besides the samples; see `fewstep.metrics.protocol`."""
+        """Return what the figures of this suite depend on besides the samples; see `fewstep.metrics.protocol`."""
         named = {"heldout": "held-out split", "train": "train split"}.get(self.against, "a file of statistics")
         whole = len(self._floor_split(self.train, self.heldout))
         return {
             "features": network_id(self.network),
             "reference": {"what": named, "num": self.reference.num, "sha256": self.reference.sha256},
             "quantisation": "bytes" if getattr(self.network, "rounds", False) else "none",
-            # not where it is all of them, as it was before there was a choice
+            # left out where the floor is of all images, as in records of versions in which it always was
             **({"floor_n": self.floor_set.num} if self.floor_set.num != whole else {}),
             **({"second": network_id(self.second.network), "manifold": BOTH} if self.second is not None else {}),
         }
 
     @property
     def undefined(self) -> set[str]:
-        """Keys of figures that these images can never have: those of classes, without labels or a network that tells classes."""
+        """Keys of figures that cannot be measured on these images: those of classes, without labels or a network that classifies."""
         if self.train_label is None:
             return {"class_accuracy", "least_class_accuracy", "least_class_std"}
         return set() if hasattr(self.network, "classify") else {"class_accuracy", "least_class_accuracy"}
 
     def lacks(self, generated: int) -> dict[str, Lack]:
-        """What each figure lacks of `generated` samples that cannot be given of so few, or of so few real images."""
+        """Return by key what each figure lacks that cannot be given for so few `generated` samples, or so few real images."""
         return self._lacks(generated, "samples")
 
     def floor_lacks(self) -> dict[str, Lack]:
-        """The same of the floor's row, where real images stand for the samples."""
+        """Return what `lacks` does, for the floor's row, in which real images take the place of samples."""
         found = self._lacks(self.floor_set.num or 0, self._floor_split(TRAIN, HELDOUT))
         by_definition = self._floor_split({*BY_DEFINITION, "copies", "near_copies"}, set())
         return {key: lack for key, lack in found.items() if key not in by_definition}
@@ -228,10 +228,10 @@ class Suite:
         return {key: few for key, few in found.items() if few is not None}
 
     def floor_row(self) -> Row:
-        """Real images measured as if they were generated, against others: what no figure should beat."""
+        """Return the figures of the floor's real images, measured as if they were generated: no generated set should beat them."""
         images, label = self._floor_split((self.train, self.train_label), (self.heldout, self.heldout_label))
         row: Row = self._feature_figures(self.floor_set, None if self.second is None else self.second.floor_set)
-        if self.against == "heldout":  # its distance to itself says nothing; the held-out split's stands for it
+        if self.against == "heldout":  # the train split's distance to itself says nothing; the held-out split's stands for it
             none = "class_std" if not self.train_variances else "least" if self.train_label is None else "-"
             by_definition = {key: value for key, value in BY_DEFINITION.items() if none not in key}
             row |= {**by_definition, "copies": self.known.count(scaled(self.heldout, self.half)) / len(self.heldout)}
@@ -248,23 +248,22 @@ class Suite:
         return row
 
     def measure(self, samples: Tensor, label: Tensor | None, slow: bool = False) -> Row:
-        """All figures of `samples` [n, C, H, W] in [-1, 1], made for `label` int64 [n] or None; see `measure_batches`."""
+        """Return all figures of `samples` [n, C, H, W] in [-1, 1], made for `label` int64 [n] or None; see `measure_batches`."""
         return self.measure_batches(samples.split(BATCH), label, slow)
 
     def measure_batches(self, batches: Iterable[Tensor], label: Tensor | None, slow: bool = False) -> Row:
-        """All figures of the samples in `batches`, [n, C, H, W] altogether in [-1, 1], made for `label` int64 [n] or None.
+        """Return all figures of the samples in `batches`, together [n, C, H, W] in [-1, 1], made for `label` int64 [n] or None.
 
-        ``frechet`` to the reference, ``frechet_over_floor``, ``frechet_train`` to the train split, ``kernel`` (KID, all pairs),
-        ``precision``, ``recall`` (the last three of the first `KEPT` samples, and only where the reference has its features; of two
-        judges the lesser, for noise may be to one network what real images are);
-        ``class_accuracy``, the share that shows the class asked for, and ``least_class_accuracy``, that of the worst class; ``copies``
-        of training images; as ratios to real images ``within_class_std``, ``least_class_std`` of the narrowest class, ``spacing`` (mean
-        distance to the nearest other sample, equal numbers) and ``train_distance`` (mean distance to the nearest training image, over
-        that of held-out images: below 1 is memorising), and the share of ``near_copies``, these five of the first `PIXELS` samples. What
-        is the least over the classes comes with the class, as ``KEY_of``.
+        Of the features: ``frechet`` to the reference, ``frechet_over_floor``, ``frechet_train`` to the train split and, of the first `KEPT`
+        samples where the reference has rows of features, ``kernel`` (KID, all pairs), ``precision`` and ``recall`` (of two judges the
+        lesser, for to one network noise may look like real images). ``class_accuracy`` is the share of samples that show the class asked
+        for, ``least_class_accuracy`` that of the worst class. Of the pixels: the share of ``copies`` of training images and, of the first
+        `PIXELS` samples, the share of ``near_copies`` and, as ratios to real images, ``within_class_std``, ``least_class_std`` of the
+        narrowest class, ``spacing`` (mean distance to the nearest other sample, equal numbers) and ``train_distance`` (mean distance to the
+        nearest training image, below 1 for memorisation). For a figure that is the least over classes, ``KEY_of`` names the class.
 
-        With `slow` also what takes long or is of interest once: ``kernel_subsets`` and ``kernel_subsets_std``, KID as papers report
-        it, from 1,000 samples up, and ``frechet_bias``, see `expected_bias`. A second judge gives ``frechet_second_over_floor``.
+        With `slow`, also figures that take long or matter once: ``kernel_subsets`` and ``kernel_subsets_std``, KID as papers report it,
+        from 1,000 samples on, and ``frechet_bias``, see `expected_bias`. A second judge gives ``frechet_second_over_floor``.
         """
         classify, second = getattr(self.network, "classify", None), self.second
         pixels: list[Tensor] = []
@@ -295,15 +294,15 @@ class Suite:
         return row
 
     def frechet_of(self, batches: Iterable[Tensor]) -> float:
-        """The Frechet distance to the reference alone."""
+        """Return the Frechet distance of the samples in `batches` to the reference, and no other figure."""
         return gaussian_distance(describe(self.network, batches).gaussian, self.reference.gaussian)
 
     def self_test(self, splits: int = 4) -> dict[str, float]:
-        """One random half of the train split's kept features against the other: what should come out as nothing, and what does.
+        """Measure one random half of the train split's kept features against the other, between which there is no true difference.
 
-        Means over so many `splits`: ``frechet`` of halves of ``num`` images; ``bias``, how much of it the finite number explains, the
-        distance of quarters less that of halves (as in `expected_bias`); ``rest``, their difference, 0 but for chance; ``spread``, the
-        standard deviation of the rest over the splits; ``kernel`` (KID, which has no bias). Raises ValueError for fewer than 8 images.
+        Returns means over `splits` splits: ``frechet`` of halves of ``num`` images; ``bias``, the part of it by their finite number, which
+        is the distance of quarters less that of halves (as in `expected_bias`); ``rest``, ``frechet`` less ``bias``, 0 but for chance;
+        ``kernel`` (KID, which has no bias); and ``spread``, the rest's standard deviation. Raises ValueError for fewer than 8 images.
         """
         rows = self.train_features
         num = len(rows) // 4 * 2
@@ -329,7 +328,7 @@ class Suite:
         }
 
     def _feature_figures(self, features: FeatureSet, others: FeatureSet | None, slow: bool = False) -> dict[str, float]:
-        """The figures of a set by its `features`, and by those in the second judge."""
+        """Return the figures of a set by its `features`, and by `others`, its features in the second judge's network."""
         frechet = gaussian_distance(features.gaussian, self.reference.gaussian)
         row = {"frechet": frechet, "frechet_over_floor": frechet / self.floor}
         ours, real = features.rows, self.reference.rows
@@ -357,7 +356,7 @@ class Suite:
         }
         spread = {"within_class_std": root_of_mean(variances) / self.train_std} if variances and self.train_variances else {}
         return {
-            **spread,  # but where no class has two items, as prompts that were drawn once
+            **spread,  # empty where no class has two items, such as prompts that were drawn once
             **(self._least("least_class_std", ratios) if label is not None else {}),
             "spacing": self._spacing(ours),
             "train_distance": nearest[:, 0].mean().item() / self.heldout_distance,
@@ -365,7 +364,7 @@ class Suite:
         }
 
     def _least(self, key: str, values: dict[int, float]) -> Row:
-        """The least of the `values` of classes as the figure `key`, and whose it is; nothing where there is none."""
+        """Return the least of the classes' `values` as the figure `key`, and its class as ``KEY_of``; an empty row for no class."""
         if not values:
             return {}
         k = min(values, key=lambda k: values[k])
@@ -378,18 +377,18 @@ class Suite:
         return (ours / theirs).item()
 
     def _some(self, images: Tensor) -> Tensor:
-        """A random `PIXELS` of `images`, or all in their own order, flat."""
+        """Return a random `PIXELS` of `images`, or all in their own order if there are no more, flattened to [n, D]."""
         return images[in_random_order(len(images), PIXELS)[:PIXELS]].flatten(1)
 
 
 def _rows(features: FeatureSet) -> Tensor:
-    """Those that are kept, of features that were made here."""
+    """Return the kept rows of `features`, which features that were computed here always have."""
     assert features.rows is not None
     return features.rows
 
 
 def images_per_second(sample: Callable[[int], Any], num: int, repeats: int = 3) -> float:
-    """Median speed of ``sample(num)`` after one call that is not counted; that of this one call where it takes longer than `LONG`."""
+    """Return the median speed of ``sample(num)`` after a warm-up call, or the warm-up call's where that takes longer than `LONG`."""
     times: list[float] = []
     while len(times) <= repeats:
         began = time.perf_counter()

@@ -1,13 +1,13 @@
 """Distances between two sets of points that need no features: energy distance, MMD^2, sliced Wasserstein-2, with errors.
 
 Symbols: sets ``x`` [N, D] and ``y`` [M, D], each taken for independent draws of a law; primes mark a second draw of the same
-law; ``h`` a kernel's bandwidth. All is worked out on the CPU in float64, from direct differences: the energy distance is
-often 1e-3 and the difference of means of order 1, which ``|x|^2 + |y|^2 - 2 x.y`` would drown.
+law; ``h`` a kernel's bandwidth. All is computed on the CPU in float64, from direct differences: an energy distance is often
+1e-3, as a difference of means of order 1, and would drown in the rounding of ``|x|^2 + |y|^2 - 2 x.y``.
 
 **Errors.** A standard error is that of the delete-a-group jackknife (Kott 2001, J. Official Statistics 17, 521; grouped by
 Tukey; Efron and Tibshirani 1993, Ch. 11): the rows of each set are dealt at random into G = 20 groups, a figure t_g is
-worked out without the g-th group of either set, and ``error^2 = (G - 1)/G sum_g (t_g - mean t)^2``. Being a sum of G - 1
-squares, an error is itself known to about 16 %. Group g of x leaves together with group g of y, so that sets of equal size
+computed without the g-th group of either set, and ``error^2 = (G - 1)/G sum_g (t_g - mean t)^2``. Being a sum of G - 1
+squares, an error is itself known to about 16 %. Group g of x is left out together with group g of y, so that sets of equal size
 whose rows are paired (made from the same noise) get the error of a paired comparison. Between equal laws, where these figures
 have no linear term, the error comes out 1.2 to 1.6 times too large: it errs on the safe side at the floor.
 """
@@ -21,8 +21,8 @@ from torch import Tensor
 
 GROUPS = 20
 LEAST_ROWS = 2 * GROUPS  # two rows a group
-BLOCK = 2**17  # entries of the largest matrix held at once: 1 MiB, which the cache holds
-SALT = 0x5EED0000  # apart from the seeds that samples are drawn with: groups made of the samples' own numbers are not random
+BLOCK = 2**17  # entries of the largest matrix held at once: 1 MiB, which fits into a CPU's cache
+SALT = 0x5EED0000  # keeps these seeds apart from those of samples: groups by the samples' own random numbers would not be random
 
 
 class Estimate(NamedTuple):
@@ -33,9 +33,9 @@ class Estimate(NamedTuple):
 
 
 def finite_rows(x: Tensor, name: str, least: int = LEAST_ROWS) -> Tensor:
-    """`x` [N, D] as float64 on the CPU, without gradient.
+    """Return `x` [N, D] as float64 on the CPU, without gradient.
 
-    Raises ValueError for another number of axes, no column, fewer than `least` rows, or rows that are not finite.
+    Raises ValueError for another number of axes, no columns, fewer than `least` rows, or rows that are not finite.
     """
     x = torch.as_tensor(x).detach().cpu().double()
     if x.ndim != 2 or len(x) < least or x.shape[1] < 1:
@@ -47,28 +47,28 @@ def finite_rows(x: Tensor, name: str, least: int = LEAST_ROWS) -> Tensor:
 
 
 def jackknife_groups(rows: int) -> Tensor:
-    """The group, 0 to 19, of each of `rows` rows: int64 [rows]. Dealt at random, so that a sorted set does no harm."""
+    """Return the group, 0 to 19, of each of `rows` rows: int64 [rows]. Groups are dealt at random, so that a sorted set does no harm."""
     return _shuffled(rows) % GROUPS
 
 
 def jackknife_error(values: Tensor) -> Tensor:
-    """Standard error [...] from `values` [G, ...], each worked out without one of the G groups."""
+    """Return the standard error [...] of a figure from `values` [G, ...] of it, each computed without one of the G groups."""
     groups = len(values)
     return ((groups - 1) / groups * (values - values.mean(0)).square().sum(0)).sqrt()
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Estimate:
-    """``2 E|x - y| - E|x - x'| - E|y - y'|`` of x [N, D] and y [M, D], unbiased (Szekely and Rizzo 2013).
+    """Return ``2 E|x - y| - E|x - x'| - E|y - y'|`` of x [N, D] and y [M, D], unbiased (Szekely and Rizzo 2013).
 
     It is 0 for equal laws only. No pair of a row with itself is used, so that an estimate can fall below 0. The error costs
-    nothing: it comes from the sums of distances between pairs of groups. Time goes with (N + M)^2 D. Raises ValueError for
-    sets that do not fit, have fewer than 40 rows, or hold rows that are not finite.
+    nothing more: it comes from the sums of distances between pairs of groups. Time grows as (N + M)^2 D. Raises ValueError for
+    sets of different D, with fewer than 40 rows, or with rows that are not finite.
     """
     return _estimate(-_discrepancy(*_pair(x, y), kernel=lambda distance: distance))
 
 
 def median_bandwidth(x: Tensor, y: Tensor) -> float:
-    """The median heuristic: median distance between two rows of x [N, D] and y [M, D] thrown together.
+    """Return the bandwidth of the median heuristic: the median distance between two rows of x [N, D] and y [M, D] together.
 
     Garreau et al. 2017 (arXiv 1707.07269). At most 500 rows of each set are used, drawn with a fixed seed. Raises ValueError
     like `energy_distance`, and where the median is 0.
@@ -81,13 +81,13 @@ def median_bandwidth(x: Tensor, y: Tensor) -> float:
 
 
 def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None, biased: bool = False) -> Estimate:
-    """MMD^2 of x [N, D] and y [M, D] with the kernel ``exp(-|x - y|^2 / (2 h^2))`` (Gretton et al. 2012, JMLR 13, Eq. 3 and 5).
+    """Return MMD^2 of x [N, D] and y [M, D] with the kernel ``exp(-|x - y|^2 / (2 h^2))`` (Gretton et al. 2012, JMLR 13, Eq. 3 and 5).
 
     Args:
-        x: the one set.
-        y: the other.
-        bandwidth: h; None for `median_bandwidth`. Figures made with different h do not compare: to read one beside a floor,
-            give both the same. The error takes h for given.
+        x: the first set [N, D].
+        y: the second set [M, D].
+        bandwidth: h; None for `median_bandwidth`. Figures of different h do not compare: to read one beside a floor, give both
+            the same h. The standard error takes h as fixed.
         biased: keep the pairs of a row with itself; the estimate is then never negative, and about
             ``(1 - E k(x, x')) (1/N + 1/M)`` at equal laws instead of 0.
 
@@ -103,12 +103,12 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None, biased: bool = Fal
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 128, seed: int = 0) -> Estimate:
-    """Sliced Wasserstein-2 of x [N, D] and y [M, D]: root of the mean over directions of the squared 1-D W2 of the projections.
+    """Return the sliced Wasserstein-2 of x [N, D] and y [M, D]: root of the mean over directions of the projections' squared 1-D W2.
 
     The W2 of two empirical laws is exact for any N and M: the step functions of their quantiles are integrated over the union
     of their steps. The directions come in orthonormal bases, each direction uniform on the sphere (Rowland et al. 2019,
     arXiv 1903.03784): where D divides `projections`, a difference of means enters without Monte-Carlo error, as
-    ``|difference|^2 / D``. One direction serves in D = 1.
+    ``|difference|^2 / D``. In D = 1 one direction suffices.
 
     Biased upwards at finite N and M: equal laws give a positive figure, of order ``sqrt(1/N + 1/M)`` times their spread. Read
     it beside the figure of two exact sets of the same sizes. The error holds the directions fixed (they belong to `seed`) and
@@ -129,7 +129,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 128, seed: int =
         sorted_y, order_y = (theta @ y.T).sort(1)
         squared[0] += _squared_w2(sorted_x, sorted_y).sum()
         in_group_x, in_group_y = group_x[order_x], group_y[order_y]
-        for g in range(GROUPS):  # what stays is in order already
+        for g in range(GROUPS):  # the remaining rows are in order already
             kept_x = sorted_x[in_group_x != g].view(len(theta), -1)
             kept_y = sorted_y[in_group_y != g].view(len(theta), -1)
             squared[1 + g] += _squared_w2(kept_x, kept_y).sum()
@@ -148,17 +148,17 @@ def _pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _estimate(values: Tensor) -> Estimate:
-    """From [1 + G]: the figure of all rows, then those without one group each."""
+    """Return the estimate from `values` [1 + G]: the figure of all rows, then those without one group each."""
     return Estimate(values[0].item(), jackknife_error(values[1:]).item())
 
 
 def _discrepancy(x: Tensor, y: Tensor, kernel: Callable[[Tensor], Tensor], biased: bool = False) -> Tensor:
-    """``E k(x, x') + E k(y, y') - 2 E k(x, y)`` for a kernel of the distance: [1 + G], of all rows and without each group."""
+    """Return ``E k(x, x') + E k(y, y') - 2 E k(x, y)`` for a kernel of the distance: [1 + G], of all rows and without each group."""
     in_x, in_y = (torch.nn.functional.one_hot(jackknife_groups(len(a)), GROUPS).double() for a in (x, y))
     left_x, left_y = (len(a) - torch.cat([torch.zeros(1), a.sum(0)]) for a in (in_x, in_y))  # how many rows are left: [1 + G]
 
     def kernel_sum(a: Tensor, in_a: Tensor, b: Tensor, in_b: Tensor) -> Tensor:
-        sums = torch.zeros(GROUPS, GROUPS, dtype=torch.float64)  # over the pairs of each pair of groups
+        sums = torch.zeros(GROUPS, GROUPS, dtype=torch.float64)  # over the pairs of rows of each pair of groups
         block = max(1, BLOCK // len(b))
         for rows, in_rows in zip(a.split(block), in_a.split(block), strict=True):
             sums += in_rows.T @ (kernel(torch.cdist(rows, b, compute_mode="donot_use_mm_for_euclid_dist")) @ in_b)
@@ -176,7 +176,7 @@ def _discrepancy(x: Tensor, y: Tensor, kernel: Callable[[Tensor], Tensor], biase
 
 
 def _directions(projections: int, dims: int, seed: int) -> Tensor:
-    """Unit vectors [P, D] in orthonormal bases, the last one cut short; [1, 1] in one dimension, where the sign says nothing."""
+    """Return unit vectors [P, D] in orthonormal bases, the last cut short; [1, 1] in one dimension, where the sign does not matter."""
     if dims == 1:
         return torch.ones(1, 1, dtype=torch.float64)
     size = min(dims, projections)
@@ -186,7 +186,7 @@ def _directions(projections: int, dims: int, seed: int) -> Tensor:
 
 
 def _squared_w2(x: Tensor, y: Tensor) -> Tensor:
-    """Squared 1-D W2 [P] of sorted x [P, N] and y [P, M]: the integral of the squared difference of their quantile functions."""
+    """Return the squared 1-D W2 [P] of sorted x [P, N] and y [P, M]: the integral of the squared difference of their quantile functions."""
     n, m = x.shape[1], y.shape[1]
     if n == m:
         return (x - y).square().mean(1)

@@ -6,8 +6,8 @@
     x_r  = x0 + r n                   the same noise; or with a teacher its ODE step from x_s to r, which is consistency distillation
     loss = mean w(s) / gap |f(x_s, s) - stop_gradient f(x_r, r)|^2,   w = (s^2 + sd^2) / (s sd)^2
 
-A stage can be in the way of what the next one learns: figures in the middle of the run are no guide, and the best model is looked for in
-its last third.
+What a stage learns can be in the way of the next stage, so that figures in the middle of the run are no guide: the best model is chosen
+from the last third of the run.
 """
 
 from typing import ClassVar
@@ -29,10 +29,11 @@ from fewstep.streams import normal
 class Consistency(SelfTaught):
     """Train the student's denoiser to be constant along the paths of the probability flow.
 
-    Args as of `SelfTaught`; whoever teaches leads from a level to the next, and where nobody does both levels have the same noise.
+    The arguments are those of `SelfTaught`. A teacher or a closed form takes the step from a noise level to the next lower one; without
+    either, both levels have the same noise.
 
     Raises:
-        ValueError: for guidance of a teacher that was trained without label dropout.
+        ValueError: for guidance without a teacher that was trained with label dropout.
 
     """
 
@@ -74,7 +75,7 @@ class Consistency(SelfTaught):
 
     @classmethod
     def make(cls, settings: ConsistencySettings, given: Given) -> "Consistency":
-        """A student with a network of its own, or with a copy of the teacher's network and weights."""
+        """Make the method, with a student that has a network of its own, or a copy of the teacher's network and weights."""
         sampler = {"name": "few_step", "levels": settings.levels, "steps": settings.sampler_steps}
         if given.network.role == "copy":
             assert given.teacher is not None
@@ -84,7 +85,7 @@ class Consistency(SelfTaught):
         return cls(settings, student, given.steps, given.teacher, exact_denoiser(given.data) if settings.exact else None)
 
     def student_loss(self, networks: Networks, batch: Batch, rng: torch.Generator) -> LossOutput:
-        """The weighted distance between a level and the next; terms ``consistency`` and ``gap``."""
+        """Return the weighted distance between the student's outputs at neighbouring noise levels; terms ``consistency`` and ``gap``."""
         s, x0, label = self.settings, batch.x, batch.label
         sigma = folded_lognormal(len(x0), s.sigma_mean, s.sigma_std, s.sigma_min, s.sigma_max, rng)
         n = normal(x0.shape, rng)
@@ -102,13 +103,13 @@ class Consistency(SelfTaught):
 
     @torch.no_grad()
     def _target(self, networks: Networks, x0: Tensor, x_s: Tensor, sigma: Tensor, r: Tensor, label: Tensor | None) -> Tensor:
-        """What f is to give at `x_s`: its own value at the next level, and at level 0 the point that was reached, like `x0`."""
+        """Return the target of f at `x_s`, like `x0`: f at the path's point of the next lower level `r` or, where `r` is 0, that point."""
         if "teacher" not in networks or self.settings.solver == "none":
             x_r = towards(x_s, x0, sigma, r)
         else:
             teacher = Guided.of(networks["teacher"], self.settings.guidance_scale)
             x_r = ode_step(lambda x, level: teacher(x, level, label), x_s, sigma, r, self.settings.solver == "heun")
-        if self.dropout:  # the same for both, hence on the whole batch, and from the same random numbers
+        if self.dropout:  # must be the same in both passes: on the whole batch, with the same random numbers
             with torch.random.fork_rng([x0.device] if x0.device.type == "cuda" else []):
                 there = networks["student"](x_r, r.clamp(min=1e-4), label)
             return torch.where(expand_like(r, x0) > 0, there, x_r)
@@ -118,15 +119,15 @@ class Consistency(SelfTaught):
         return x_r
 
     def settings_now(self) -> dict[str, float]:
-        """The stage."""
+        """Return the present stage."""
         return {"stage": float(self.stage)}
 
     @torch.no_grad()
     def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Where a point at the middle level is taken at once, less the point itself."""
+        """Return (`points`, V): V is the student's sample, in one evaluation from the point at noise level sigma_data, less the point."""
         sigma = torch.full((), self.student.sigma_data).to(points)
         return points, self.networks["student"](points, sigma, None) - points
 
     def ship(self, network: nn.Module, step: int) -> Generator:
-        """The student, to be sampled in any number of steps that it has levels for."""
+        """Return the student, whose sampler can take any number of steps that ``method.levels`` has noise levels for."""
         return self.shipped(network, "consistency", step)

@@ -11,23 +11,29 @@ Levels = list[Annotated[list[PositiveFloat], Field(min_length=1)]]
 
 
 class ConsistencySettings(SelfTaughtSettings):
-    """A consistency model: a denoiser that gives the same sample all along a path of the flow; from a teacher, or from data alone."""
+    """A consistency model: a denoiser that gives the same sample all along a path of the probability flow; with or without a teacher."""
 
     name: Literal["consistency"]
     solver: Literal["euler", "heun", "none"] = Field(
-        "euler", description="how the teacher steps from a level to the next; none: the same noise, the teacher is where the student starts"
+        "euler",
+        description="ODE solver of the teacher's step from a noise level to the next; none uses the same noise at both levels, and the "
+        "teacher's weights only as the student's start",
     )
-    guidance_scale: NonNegativeFloat = Field(1.0, description="classifier-free guidance of the teacher")
-    sigma_mean: float = Field(-1.1, description="mean of ln(sigma)")
-    sigma_std: PositiveFloat = Field(2.0, description="standard deviation of ln(sigma)")
-    sigma_min: PositiveFloat = Field(0.002, description="least noise level, where the student has to give its input back")
-    sigma_max: PositiveFloat = Field(80.0, description="levels above are folded back below it")
+    guidance_scale: NonNegativeFloat = Field(1.0, description="scale of the teacher's classifier-free guidance; 1 is no guidance")
+    sigma_mean: float = Field(-1.1, description="mean of ln(sigma) of the noise levels in training")
+    sigma_std: PositiveFloat = Field(2.0, description="standard deviation of ln(sigma) of the noise levels in training")
+    sigma_min: PositiveFloat = Field(0.002, description="smallest noise level in training")
+    sigma_max: PositiveFloat = Field(80.0, description="largest noise level in training; draws above are folded back below it")
     distance: Literal["squared", "pseudo_huber"] = Field(
-        "squared", description="squared, weighted as EDM's over the gap; or ECT's sqrt(d^2 + c^2) - c, weighted by 1 / (sigma - r)"
+        "squared",
+        description="distance d of two outputs in the loss: squared is d^2 with EDM's weight over the gap; pseudo_huber is ECT's "
+        "sqrt(d^2 + c^2) - c, weighted by 1 / (sigma - r)",
     )
-    huber_c: PositiveFloat = Field(0.06, description="c of pseudo_huber")
-    levels: Levels = Field([[80.0], [80.0, 0.8]], min_length=1, description="noise levels to sample at, a list for each number of steps")
-    sampler_steps: PositiveInt = Field(1, description="steps, where sampling names no other number")
+    huber_c: PositiveFloat = Field(0.06, description="c of distance=pseudo_huber")
+    levels: Levels = Field(
+        [[80.0], [80.0, 0.8]], min_length=1, description="noise levels of sampling, descending: a list for each number of steps"
+    )
+    sampler_steps: PositiveInt = Field(1, description="number of sampling steps, unless sampling names another")
 
     roles: ClassVar = ("denoiser", "copy")
     compared: ClassVar = (Compared("consistency"),)

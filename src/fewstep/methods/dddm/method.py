@@ -5,8 +5,8 @@
     xhat_j = D(x_t, t, label, xi_j)     m particles, xi_j ~ N(0, I), of one x_t
     loss  = mean w(t) [ 1/m sum_j |x0 - xhat_j|^beta - lambda / (2 m (m - 1)) sum_{j != k} |xhat_j - xhat_k|^beta ]
 
-beta 2 with lambda 0 is ordinary diffusion. No teacher, no distillation: because D draws from ``x0 | x_t`` instead of averaging over it, a
-coarse reverse grid keeps its quality.
+beta 2 with lambda 0 is ordinary diffusion. There is no teacher and no distillation: because D draws from ``x0 | x_t`` instead of averaging
+over it, samples stay good on a coarse grid of times.
 """
 
 from typing import Any, ClassVar
@@ -28,12 +28,12 @@ class DDDM(Method):
     """Train `generator`'s distributional denoiser on data (Algorithm 1).
 
     Args:
-        settings: of the method.
-        generator: untrained, of a distributional denoiser.
-        steps: of the run, over a fraction of which lambda rises.
+        settings: the method's settings.
+        generator: an untrained generator with a distributional denoiser.
+        steps: length of the run, over a fraction of which lambda rises.
 
     Raises:
-        ValueError: for a generator of another kind.
+        ValueError: for a generator with another kind of denoiser.
 
     """
 
@@ -81,18 +81,19 @@ class DDDM(Method):
 
     @classmethod
     def make(cls, settings: DDDMSettings, given: Given) -> "DDDM":
-        """A distributional denoiser of the data, whose network also takes xi, of as many channels as the data has or the settings say."""
+        """Make the method, with a distributional denoiser; its network takes xi of as many channels as the settings say or the data has."""
         sampler = {"name": "distributional", "steps": settings.sampler_steps, "churn": settings.churn}
         denoiser = {"name": "distributional", "output": settings.output}
         generator = given.make_generator(sampler, denoiser, xi_channels=settings.xi_channels or given.data.shape[0])
         return cls(settings, generator, given.steps)
 
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
-        """The weighted generalised energy score of the batch.
+        """Return the weighted generalised energy score of the batch (arXiv 2502.02483, Eqs. 12-14).
 
-        Terms: ``score``; ``error``, the mean distance of a particle from the truth in units of the data; and ``calibration``, the mean
-        distance of two particles over that one: 1 for draws from the posterior, 0 where xi is ignored. While lambda still rises, and
-        for lambda 0, which asks for no spread, that ratio is called ``apart`` and held to nothing.
+        Terms: ``score``, the loss; ``error``, the mean distance of a particle from the truth, in standard deviations of the data; and
+        ``calibration``, the mean distance of two particles over the mean distance of a particle from the truth: 1 for draws from the
+        posterior, 0 where xi is ignored. While lambda still rises, and for lambda 0, which asks for no spread, that ratio is logged as
+        ``apart``, for which there is no alarm.
         """
         x0, lam = batch.x, self.lam(self.updates)
         label = hidden_labels(batch.label, self.label_dropout, self.generator.num_classes, rng)
@@ -110,34 +111,34 @@ class DDDM(Method):
         if self.m > 1:
             settled = lam == self.lam.end and lam > 0
             terms["calibration" if settled else "apart"] = Ratio(*calibration(errors.detach(), pairs.detach()))
-        # draws from the posterior of noised data are distributed like the data; means of it, for lambda below 1, are not
+        # draws from the posteriors of noised data are distributed like the data; posterior means, to which lambda below 1 tends, are not
         return LossOutput(score, terms, xhat[:, 0].detach() if lam == 1 else None, batch.label)
 
     def after_update(self, turn: str) -> None:
-        """Count, for lambda's ramp."""
+        """Count the updates, for the ramp of lambda."""
         self.updates += 1
 
     @torch.no_grad()
     def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of 16 draws of x0 less `points`, seen at t = 1/2 without noise: where the middle of the path leads."""
+        """Return (`points`, V): V is the mean of 16 draws of x0 given ``x_t = points / 2`` at t = 1/2, less the points."""
         xi = torch.randn(1, 16, *self.xi_shape, generator=torch.Generator().manual_seed(0)).to(points)
         t = torch.tensor(0.5, device=points.device)
         x0 = self.networks["denoiser"]((1 - t) * points, t, None, xi.expand(len(points), *xi.shape[1:]))
         return points, x0.mean(1) - points
 
     def settings_now(self) -> dict[str, float]:
-        """Lambda, where it moves."""
+        """Return the present lambda, where it is ramped."""
         return {} if self.lam.start is None else {"lam": self.lam(max(0, self.updates - 1))}
 
     def state_dict(self) -> dict[str, Any]:
-        """How many updates there have been."""
+        """Return the number of updates so far."""
         return {"updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.updates = state["updates"]
 
     def ship(self, network: nn.Module, step: int) -> Generator:
-        """The denoiser with the generator's own sampler."""
+        """Return the denoiser with the generator's sampler."""
         info = {**self.generator.info, "method": "dddm", "step": step, "label_dropout": self.label_dropout}
         return self.generator.derive(self.generator.sampler, info, network)

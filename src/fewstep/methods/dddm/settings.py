@@ -12,21 +12,27 @@ class DDDMSettings(MethodSettings):
 
     name: Literal["dddm"]
     optimizer: DenoiserOptimizer = Field(default_factory=DenoiserOptimizer, description="AdamW of the denoiser")
-    m: PositiveInt = Field(8, description="particles an item")
-    beta: Annotated[float, Field(gt=0, le=2)] = Field(1.0, description="power of the distance; 2 with lam 0 is plain diffusion")
-    lam: Fraction = Field(1.0, description="weight of the term between particles; only 1 is strictly proper")
+    m: PositiveInt = Field(8, description="particles (draws of x0) for each item in the loss")
+    beta: Annotated[float, Field(gt=0, le=2)] = Field(
+        1.0, description="power of the distance in the scoring rule; 2 with lam 0 is plain diffusion"
+    )
+    lam: Fraction = Field(
+        1.0, description="weight of the distance between particles in the scoring rule, which is strictly proper only at 1"
+    )
     lam_warmup: Fraction = Field(0.0, description="fraction of the run over which lam rises from 0")
-    bias: float = Field(0.0, description="of the sigmoid weighting of times; below 0 moves weight towards noise")
-    xi_channels: PositiveInt | None = Field(None, description="channels of the second noise; null for as many as the data has")
-    output: Literal["x0", "edm"] = Field("x0", description="what the network's output is: the estimate itself, or EDM's preconditioned one")
-    sampler_steps: PositiveInt = Field(20, description="steps, where sampling names no other number")
-    churn: Fraction = Field(1.0, description="of the bridge in sampling: 1 is DDPM's posterior, 0 is deterministic")
-    label_dropout: Share = Field(0.0, description="share of labels hidden, which guidance needs")
+    bias: float = Field(0.0, description="bias of the sigmoid weighting of times; below 0 moves weight towards noise")
+    xi_channels: PositiveInt | None = Field(None, description="channels of the second noise, xi; null for as many as the data has")
+    output: Literal["x0", "edm"] = Field(
+        "x0", description="what the network predicts: x0 is the sample itself, edm the output that EDM's preconditioning turns into it"
+    )
+    sampler_steps: PositiveInt = Field(20, description="number of sampling steps, unless sampling names another")
+    churn: Fraction = Field(1.0, description="churn of the bridge in sampling: 1 is DDPM's posterior, 0 is deterministic (DDIM)")
+    label_dropout: Share = Field(0.0, description="share of labels hidden in training, which classifier-free guidance needs")
 
     needs: ClassVar = frozenset({"xi"})
     compared: ClassVar = (
         Compared("DDDM"),
-        # one network pass an item, where the distributional recipe makes m: it runs m times as long; at one step it is the mean, a point
+        # one network pass for each item, where the distributional recipe makes m: it runs m times as long; its one-step sample is a mean
         Compared("plain diffusion", ("method.lam=0", "method.beta=2", "method.m=1"), costs=lambda settings: settings.m, one_step=False),
     )
     moved: ClassVar = {

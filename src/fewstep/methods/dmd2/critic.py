@@ -1,6 +1,6 @@
-"""The discriminator of DMD2: heads on the features of the fake network or of the teacher, and what is made of their logits.
+"""The discriminator of DMD2: heads on the features of the fake network or of the teacher, and what is computed from their logits.
 
-Symbols: ``h`` a head's logit, positive where an item looks real; ``r = p_real / p_fake``, of which exp(h) is an estimate.
+Symbols: ``h`` a head's logit, positive where an item looks real; ``r = p_real / p_fake`` the density ratio, which exp(h) estimates.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from fewstep.streams import normal
 
 
 class Critic:
-    """What the heads say of noised samples.
+    """The discriminator's logits on noised samples, and the gradient penalty, density ratios and GAN weight that are made of them.
 
     Args:
-        settings: of the method.
+        settings: the method's settings.
         levels: the ascending grid of noise levels, float64 [K].
-        warmup: generator updates before the weight of its GAN term is measured, where that is "auto".
+        warmup: generator updates before the weight of the generator's GAN term is measured, where that weight is "auto".
 
     """
 
     AUTO_UPDATES = 20
-    PULL_EVERY = 10  # updates, for it takes a second way back through the networks
+    PULL_EVERY = 10  # updates between measurements of `pull`, which needs a second backward pass through the networks
     RATIO_GROUPS = 10
     RATIO_DECAY = 0.9
 
@@ -41,7 +41,10 @@ class Critic:
         self.measurements = 0
 
     def logits(self, networks: Networks, x_s: Tensor, s: Tensor, label: Tensor | None, told: dict[str, Tensor]) -> Tensor:
-        """The heads' verdicts on noised samples: [B, heads]. Real ones are seen by the fake network of the same step as the fakes."""
+        """Return the heads' logits [B, heads] on samples `x_s` [B, ...] noised to the levels `s` [B].
+
+        `told` are arguments for the fake network alone: a real sample is scored by the fake network of the same step as its fake sample.
+        """
         denoiser: Any = networks[self.settings.gan_features]
         told = told if self.settings.gan_features == "fake" else {}
         return networks["head"](denoiser.features(x_s, s, label, self.settings.gan_levels, **told))
@@ -49,11 +52,11 @@ class Critic:
     def real_logits(
         self, networks: Networks, x_s: Tensor, s: Tensor, label: Tensor | None, told: dict[str, Tensor], rng: torch.Generator
     ) -> tuple[Tensor, Tensor | None]:
-        """The heads' verdicts on noised real data, and the penalty on their slope there, where it weighs anything."""
+        """Return the heads' logits [B, heads] on noised real data, and the R1 gradient penalty, a scalar, or None where its weight is 0."""
         if not self.settings.r1_weight:
             return self.logits(networks, x_s, s, label, told), None
         exact = self.settings.r1 == "exact"
-        # fused attention has no second gradient
+        # fused attention has no second derivative
         with sdpa_kernel(SDPBackend.MATH) if exact else contextlib.nullcontext():
             if exact:
                 x_s = x_s.detach().requires_grad_()
@@ -67,9 +70,10 @@ class Critic:
     def ratio(
         self, networks: Networks, x_s: Tensor, s: Tensor, label: Tensor | None, told: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(r at noised samples `x_s`, [B]; the mean of r as the heads have it; the mean of h(r), for a loss so weighted to be divided by).
+        """Return (normalised r [B], mean r, mean h(r)) for samples `x_s` [B, ...] noised to levels `s` [B] (f-distill, arXiv 2502.15681).
 
-        The first is divided by its running mean over fake samples at about the same noise level, one of `RATIO_GROUPS`.
+        The normalised r is r divided by its running mean over fake samples at similar noise levels, of `RATIO_GROUPS` groups; the mean r is
+        that before normalisation. The mean h(r) is of the normalised r, and divides a loss that is weighted by h(r).
         """
         ratio = density_ratio(self.logits(networks, x_s, s, label, told))
         level = torch.searchsorted(self.levels, s.to(self.levels)).clamp_max(len(self.levels) - 1)
@@ -82,7 +86,7 @@ class Critic:
         return normalised, ratio.mean(), mean_over_devices(weight.mean())
 
     def measure_weight(self, dm: Tensor, gan: Tensor, x: Tensor, updates: int) -> None:
-        """Where the weight is "auto": the running mean of |d dm/dx| / |d gan/dx| over `AUTO_UPDATES` updates after warm-up, then held."""
+        """Set the weight where it is "auto": to the mean of |d dm/dx| / |d gan/dx| over the first `AUTO_UPDATES` updates after warm-up."""
         if not self.auto or not 0 <= updates - self.warmup < self.AUTO_UPDATES:
             return
         (grad_dm,), (grad_gan,) = (torch.autograd.grad(term, x, retain_graph=True) for term in (dm, gan))
@@ -92,7 +96,7 @@ class Critic:
         self.weight += (ratio.item() - self.weight) / self.measurements
 
     def pull(self, dm: Tensor, gan: Tensor, x: Tensor) -> Ratio:
-        """How hard the weighted GAN term `gan` pulls at the samples `x` [B, ...] beside the term `dm`: mean gradient norms of an item."""
+        """Return the ratio of the mean gradient norm of an item of `x` [B, ...] under the weighted GAN term `gan` to that under `dm`."""
         grads = (torch.autograd.grad(term, x, retain_graph=True)[0] for term in (gan, dm))
         over, under = (grad.flatten(1).norm(dim=1).mean() for grad in grads)
         return Ratio(self.weight * over, under.clamp_min(1e-12))

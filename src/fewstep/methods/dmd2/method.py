@@ -10,10 +10,10 @@
         loss = mean w(s) (D_fake(x_s, s) - stop_gradient(x))^2      s from a range of its own
              + w_d [softplus(h(fake_s')) + softplus(-h(real_s')) + w_r R1]
 
-D_real is the frozen teacher; G and D_fake start from its weights. With several steps there is a D_fake for each: one score for the
-mixture of their samples leaves the first step too narrow and the last too wide (docs/dmd2.md). With the DMD loss no gradient passes
-through either denoiser; with the SiD loss (arXiv 2404.04057) it passes through both, their weights held still, and with Uni-Instruct's
-(2505.20755), a sum of the two that descends an f-divergence.
+D_real is the frozen teacher; G and D_fake start from its weights. A student of several steps has a D_fake for each step: a single score
+for the mixture of all steps' samples leaves the first step too narrow and the last too wide (docs/dmd2.md). With the DMD loss no gradient
+passes through either denoiser. With the SiD loss (arXiv 2404.04057) the gradient passes through both denoisers, whose weights are fixed,
+and so it does with the Uni-Instruct loss (2505.20755), a weighted sum of the two losses whose gradient is that of an f-divergence.
 """
 
 from typing import Any, ClassVar
@@ -42,19 +42,22 @@ from fewstep.streams import integers, normal
 
 
 class DMD2(Method):
-    """Distil `teacher` into a generator that needs one evaluation, or a few.
+    """Distil `teacher` into a generator that samples in one evaluation, or in a few.
 
     Args:
-        settings: of the method.
-        teacher: any `Generator` with an ODE sampler; it is copied three times and not changed, or with `lora` stood on.
-        steps: of the run, over a fraction of which a ramp of noise levels goes.
-        real: a denoiser of real data to use instead of the teacher's, such as a closed form; `teacher` then only is where the generator
-            and the fake network start.
+        settings: the method's settings.
+        teacher: any `Generator` with an ODE sampler. Its denoiser is copied three times and not changed; with ``settings.lora`` it becomes
+            the one network that teacher, student and fake network share.
+        steps: length of the run, of which the ramp of noise levels takes a fraction.
+        real: a denoiser of real data that teaches in place of the teacher's denoiser, such as a closed form; `teacher` then only gives the
+            generator and the fake network their initial weights.
         student: a push-forward generator to train instead of a copy of the teacher's network; it is trained in place, for one step.
-        seed: of low-rank changes.
+        seed: seed of the low-rank adapters' initial weights.
+        pairs: noise and the teacher's samples from it, for ``settings.regression``.
 
     Raises:
-        ValueError: where guidance is asked of a teacher trained without label dropout, or levels, steps or terms do not fit together.
+        ValueError: for guidance by a teacher trained without label dropout, and for noise levels, steps or loss terms that do not fit
+            together.
 
     """
 
@@ -144,7 +147,7 @@ class DMD2(Method):
             ),
             Turn("guidance", guidance, settings.guidance_optimizer),
         )
-        self.start: float | None = None  # size of the first noise, where that is not its level
+        self.start: float | None = None  # standard deviation of the initial noise, where it is not the first noise level
         if settings.times == "teacher":
             denoiser: Any = teacher.denoiser
             self.sigmas = own_levels(denoiser, settings.sampler_steps, settings.sampler_timesteps)
@@ -165,14 +168,17 @@ class DMD2(Method):
                 f"method.fake_min_step_percent {settings.fake_min_step_percent} must not exceed method.fake_max_step_percent "
                 f"{settings.fake_max_step_percent}"
             )
-        self.regression = round(settings.regression * updates)  # updates of the generator
+        self.regression = round(settings.regression * updates)  # number of generator updates by the regression loss
         self.critic = Critic(settings, self.levels, self.regression + settings.generator_optimizer.warmup)
         self.generator_updates = 0
 
     @classmethod
     def make(cls, settings: DMD2Settings, given: Given) -> "DMD2":
-        """A student of the given teacher, or of the closed form of the data, with a map from noise where the recipe names one."""
-        # a network of its own, or None for a copy of the teacher's
+        """Make the method with the given teacher or the data's closed form, and a student that is a map from noise where the recipe's is.
+
+        Raises ValueError where ``method.regression`` is set and the data has no pairs of the teacher.
+        """
+        # None: the student is a copy of the teacher's network
         student = given.make_generator({"name": "push_forward"}, {"name": "push_forward"}) if given.network.role == "map" else None
         real = None
         if settings.exact:
@@ -188,17 +194,17 @@ class DMD2(Method):
                 "fewstep encode --pairs, or set it to 0"
             )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(given.seed)  # the head is drawn
+            torch.manual_seed(given.seed)  # for the initial weights of the discriminator heads
             return cls(settings, teacher, given.steps, real, student, given.seed, pairs)
 
     @property
     def least_items(self) -> int:
-        """An item for every step of the student."""
+        """One item for each step of the student."""
         return self.settings.sampler_steps
 
     @property
     def needs_whole_batch(self) -> str | None:
-        """What is measured of a batch as a whole."""
+        """The quantity that has to be measured on a batch as a whole, or None."""
         if self.settings.f_divergence != "reverse_kl":
             return f"the weights of method.f_divergence={self.settings.f_divergence} have mean 1 over the batch"
         if self.critic.auto:
@@ -207,26 +213,29 @@ class DMD2(Method):
 
     @property
     def kept_teacher(self) -> Generator | None:
-        """The trained teacher; a closed form comes with the data."""
+        """The trained teacher; None beside a closed form, which comes with the data."""
         return self.teacher if self.real is None else None
 
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
-        """The generator's loss: ``dm``, ``disagreement`` and ``gan``, or ``regression``; or the guidance's: ``fake``, ``gan``, ``r1``."""
+        """Return the loss of `turn`.
+
+        Terms: of "generator" ``dm``, ``disagreement`` and ``gan``, or ``regression``; of "guidance" ``fake``, ``gan`` and ``r1``.
+        """
         if turn == "generator":
             return self._generator_loss(networks, batch, rng, scratch)
         return self._guidance_loss(networks, batch, rng, scratch)
 
     def _noised(self, x: Tensor, first: int, last: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(x + s n, s) with each item's s uniform over ``levels[first..last]``: [B, ...] and [B]."""
+        """Return (x + s n, s), [B, ...] and [B], with each item's noise level s drawn uniformly from ``levels[first..last]``."""
         s = level_sigmas(self.levels, len(x), first, last, rng)
         return x + expand_like(s, x) * normal(x.shape, rng), s
 
     def _noised_anyhow(self, x: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The same over the whole grid, for the heads."""
+        """Return what `_noised` does, with levels from the whole grid: the input of the discriminator heads."""
         return self._noised(x, 0, len(self.levels) - 1, rng)
 
     def _told(self, step: Tensor | None) -> dict[str, Tensor]:
-        """What the fake denoiser is told beside the label: the step [B], where there is a network for each."""
+        """Return the fake denoiser's extra arguments: the `step` [B] that made each sample, if each step has a fake network of its own."""
         return {"step": step} if self.stepwise and step is not None else {}
 
     def _generator_loss(self, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
@@ -241,7 +250,7 @@ class DMD2(Method):
             x0_real = Guided.of(networks["teacher"], self.settings.guidance_scale)(x_s, s, label)
             x0_fake = networks["fake"](x_s, s, label, **told)
         terms: dict[str, Tensor | Ratio] = {}
-        ratio, mean_weight = x.new_ones(len(x)), x.new_ones(())  # reverse KL needs no head
+        ratio, mean_weight = x.new_ones(len(x)), x.new_ones(())  # for reverse KL, which needs no density ratio
         divergence = self.settings.f_divergence
         if divergence != "reverse_kl":
             ratio, terms["ratio"], mean_weight = self.critic.ratio(networks, x_s.detach(), s, label, told)
@@ -266,7 +275,7 @@ class DMD2(Method):
         return LossOutput(total, terms, scratch["x"], label)
 
     def _regression_loss(self, networks: Networks, pairs: TeacherSamples, num: int, rng: torch.Generator) -> LossOutput:
-        """The mean squared distance of what the generator makes of the noise of `num` pairs to what the teacher has made of it."""
+        """Return the mean squared error between the generator's and the teacher's samples from the same noise, for `num` random pairs."""
         index = integers(0, len(pairs), (num,), rng).cpu()
         noise, target, label = (part.to(rng.device) for part in (pairs.noise(index), pairs.latents(index), pairs.rows[index]))
         x = networks["generator"](self.generate.start * noise, torch.tensor(self.sigmas[0], device=noise.device), label)
@@ -300,7 +309,7 @@ class DMD2(Method):
         self.generator_updates += turn == "generator"
 
     def ship(self, network: nn.Module, step: int) -> Generator:
-        """The generator, to be sampled at the noise levels it was trained for."""
+        """Return the generator with a sampler that uses the noise levels it was trained for."""
         info = {**inherited(self.teacher.info), "method": "dmd2", "step": step, "label_dropout": 0.0}
         if self.student:
             return self.student.derive(self.student.sampler, info, network)
@@ -309,14 +318,14 @@ class DMD2(Method):
 
     @torch.no_grad()
     def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """``gamma D_real - D_fake - (gamma - 1) x`` at `points`, seen at the middle level: where samples there have to go."""
+        """Return (`points`, V), V = ``gamma D_real - D_fake - (gamma - 1) x``, both denoisers at the middle noise level of the grid."""
         sigma = self.levels[len(self.levels) // 2].to(points)
-        last = torch.full((len(points),), self.settings.sampler_steps - 1, device=points.device)  # samples come from the last step
+        last = torch.full((len(points),), self.settings.sampler_steps - 1, device=points.device)  # the step that makes final samples
         x0_real, x0_fake = self.networks["teacher"](points, sigma, None), self.networks["fake"](points, sigma, None, **self._told(last))
         return points, x0_real - x0_fake + (self.settings.gamma - 1) * (x0_real - points)
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been measured so far and from how many measurements, and how many updates and batches there have been."""
+        """Return the measured GAN weight and density-ratio means, and the numbers of measurements, generator updates and batches so far."""
         return {
             "gan_weight_generator": self.critic.weight,
             "gan_measurements": self.critic.measurements,
@@ -326,7 +335,7 @@ class DMD2(Method):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.critic.weight, self.critic.measurements = state["gan_weight_generator"], state["gan_measurements"]
         self.generator_updates, self.generate.batches_made = state["generator_updates"], state["batches_made"]
         self.critic.ratio_means = list(state["ratio_means"])
@@ -357,7 +366,7 @@ def _check(settings: DMD2Settings, teacher: Generator, student: Generator | None
 
 
 def _untrained(settings: DMD2Settings, given: Given, sigma_data: float) -> Generator:
-    """Where the fake network of points starts when there is no trained teacher to start from."""
+    """Return an untrained MLP generator, from which the fake network starts where the teacher is a closed form."""
     network = MLPSettings(name="mlp", sigma_data=sigma_data, widths=settings.fake_widths)
     sampler = {"name": "heun", "steps": 18, "sigma_min": settings.sigma_min, "sigma_max": settings.sigma_max, "rho": settings.rho}
     return given.make_generator(sampler, network=network)

@@ -1,4 +1,4 @@
-"""Who is the teacher, the student and the fake network: three copies of one network, or one with low-rank changes of their own (LoRA)."""
+"""DMD2's teacher, student and fake network: three copies of one network, or one network with low-rank adapters of their own (LoRA)."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from fewstep.pipelines.lora import TARGETS
 
 
 class Roles(NamedTuple):
-    """The three denoisers, which start out equal."""
+    """The denoisers of DMD2, which give equal estimates at the start."""
 
     teacher: nn.Module
     student: nn.Module
@@ -20,11 +20,11 @@ class Roles(NamedTuple):
 
 
 def roles(teacher: Generator, lora: LoRA | None, seed: int) -> Roles:
-    """The denoiser of `teacher` in three roles.
+    """Return the denoiser of `teacher` in its three roles.
 
-    Without `lora` it is copied, three times, or of one that stands on somebody else's weights twice. With it there is one network, on
-    which `teacher` itself stands from then on, too; its changes start from `seed`. Raises ValueError for a network that cannot be changed
-    so.
+    Without `lora` the denoiser is copied for each role, but for the teacher's where its weights belong to a pipeline (``teacher.base``).
+    With `lora` the roles share one network in memory, which `teacher` uses from then on, too, except the fake network where ``lora.fake``
+    is "full"; `seed` sets the adapters' initial weights. Raises ValueError for a network that cannot take adapters.
     """
     if lora is None:
         teaches = frozen(teacher.denoiser) if teacher.base is None else teacher.denoiser.requires_grad_(False).eval()

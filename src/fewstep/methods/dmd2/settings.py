@@ -10,19 +10,21 @@ from fewstep.sections import Compared, Fraction, Grid, NonNegativeFloat, NonNega
 
 
 class DMD2Optimizer(Optimizer):
-    """AdamW of the generator, or of the fake network with the heads."""
+    """AdamW of the generator, or of the fake network with the discriminator heads."""
 
-    lr: PositiveFloat = Field(2e-6, description="learning rate, after the warm-up and before the fall")
+    lr: PositiveFloat = Field(2e-6, description="learning rate after the warm-up and before the decay")
 
 
 class LoRA(Section):
-    """Low-rank changes of one network (arXiv 2106.09685), instead of copies of it."""
+    """Low-rank adapters (LoRA, arXiv 2106.09685) of one network in memory, instead of copies of the network."""
 
-    rank: PositiveInt = Field(RANK, description="of the changes")
+    rank: PositiveInt = Field(RANK, description="rank of the low-rank adapters")
     targets: Annotated[list[str], Field(min_length=1)] | None = Field(
-        None, description="layers that are changed, by how their names end; null for those that are usual for the teacher's network"
+        None, description="layers that get adapters, by the ends of their names; null for those that are usual for the teacher's network"
     )
-    fake: Literal["lora", "full"] = Field("lora", description="of the fake network: full is a whole copy, all of which learns")
+    fake: Literal["lora", "full"] = Field(
+        "lora", description="how the fake network learns: lora is adapters, full is a copy of the network, all of whose weights learn"
+    )
 
 
 class DMD2Settings(Grid, TaughtSettings):
@@ -30,65 +32,103 @@ class DMD2Settings(Grid, TaughtSettings):
 
     name: Literal["dmd2"]
     loss: Literal["dmd", "sid", "uni"] = Field(
-        "dmd", description="uni is Uni-Instruct: the gradient of f_divergence as a weighted sum of the SiD and the DMD term"
+        "dmd",
+        description="loss of the generator: dmd is DMD2's, sid that of score identity distillation, uni Uni-Instruct's, the gradient of "
+        "f_divergence as a weighted sum of the sid and the dmd term",
     )
     sid_alpha: float = Field(1.0, description="alpha of the SiD loss")
-    gamma: PositiveFloat = Field(1.0, description="match p_real^gamma")
-    guidance_scale: NonNegativeFloat = Field(1.0, description="classifier-free guidance of the teacher")
+    gamma: PositiveFloat = Field(1.0, description="power of the density that the student aims at, p_real^gamma")
+    guidance_scale: NonNegativeFloat = Field(1.0, description="scale of the teacher's classifier-free guidance; 1 is no guidance")
     lora: LoRA | None = Field(
-        None, description="teacher, student and fake network are one network in memory, two of them with low-rank changes; null is copies"
+        None,
+        description="teacher, student and fake network share one network in memory, the last two with low-rank adapters; null is a copy "
+        "of the network for each",
     )
     times: Literal["karras", "teacher"] = Field(
-        "karras", description="teacher: noise levels are those of the teacher's own timesteps, and so are the student's steps"
+        "karras",
+        description="noise levels that training and the student's steps use: karras is the Karras grid, teacher those of the teacher's "
+        "own timesteps",
     )
     sampler_timesteps: list[NonNegativeInt] | None = Field(
         None,
-        description="with times=teacher: those of the student's steps, falling; null for equal parts, as of LCM's scheduler",
+        description="with times=teacher, the timesteps of the student's steps, descending; null divides the teacher's time equally, as "
+        "LCM's scheduler does",
     )
-    dfake_gen_update_ratio: PositiveInt = Field(5, description="the generator learns at every so many-th step, the fake network at each")
+    dfake_gen_update_ratio: PositiveInt = Field(
+        5, description="training steps for each update of the generator; the fake network is updated at every step"
+    )
     conditioning_sigma: PositiveFloat = Field(80.0, description="noise level of the student's first input")
-    sampler_steps: PositiveInt = Field(1, description="steps that the student is made for")
+    sampler_steps: PositiveInt = Field(1, description="number of steps in which the student samples")
     sampler_sigmas: Annotated[list[PositiveFloat], Field(min_length=1)] | None = Field(
-        None, description="their noise levels, from conditioning_sigma down; null for levels that diffusers' scheduler can name"
+        None,
+        description="noise levels of the student's steps, descending from conditioning_sigma; null for levels that diffusers' scheduler "
+        "can name",
     )
     fake_per_step: bool = Field(
-        True, description="a fake network for each of several steps; false is one for all, as published, which holds only the mixture"
+        True,
+        description="a fake network for each of several steps; false is one for all steps, as published, which matches only the mixture of "
+        "their samples",
     )
     regression: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
-        description="share of the run in which a student of one step first learns pairs of its teacher, noise and what came of it (fewstep "
-        "encode --pairs): for a step from a level to which the teacher is no start, as SDXL's from timestep 399",
+        description="share of the run in which a one-step student first learns from pairs of noise and the teacher's sample from it "
+        "(fewstep encode --pairs); for a first noise level at which the teacher's weights are no good start, such as SDXL's timestep 399",
     )
     inputs: Literal["backward_simulation", "noised_data"] = Field(
-        "backward_simulation", description="what later steps learn from; noised_data is a shortcut, and a known mistake"
+        "backward_simulation",
+        description="training inputs of the student's later steps: outputs of its own earlier steps, or noised_data, real data with noise, "
+        "a shortcut that is a known mistake",
     )
     min_step_percent: Fraction = Field(
-        0.02, description="share of the ascending grid from which the DM term draws its levels; coarse ones settle how much mass goes where"
+        0.02,
+        description="lower end, as a share of the ascending noise grid, of the levels that the distribution-matching term draws; high "
+        "levels settle how much mass goes where",
     )
-    max_step_percent: Fraction = Field(0.98, description="and up to which it does")
-    min_step_start: Fraction | None = Field(None, description="where min_step_percent begins; null for no ramp")
-    min_step_warmup: Annotated[float, Field(gt=0, lt=1)] = Field(0.6, description="its ramp, a fraction of the run")
-    fake_min_step_percent: Fraction = Field(0.0, description="as min_step_percent, of the fake network's loss")
-    fake_max_step_percent: Fraction = Field(1.0, description="as max_step_percent, of the fake network's loss")
+    max_step_percent: Fraction = Field(
+        0.98, description="upper end, as a share of the ascending noise grid, of the levels that the distribution-matching term draws"
+    )
+    min_step_start: Fraction | None = Field(None, description="value from which min_step_percent is ramped; null for no ramp")
+    min_step_warmup: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.6, description="length of the ramp of min_step_percent, as a fraction of the run"
+    )
+    fake_min_step_percent: Fraction = Field(
+        0.0, description="lower end, as a share of the ascending noise grid, of the levels that the fake network's loss draws"
+    )
+    fake_max_step_percent: Fraction = Field(
+        1.0, description="upper end, as a share of the ascending noise grid, of the levels that the fake network's loss draws"
+    )
     generator_optimizer: DMD2Optimizer = Field(default_factory=DMD2Optimizer, description="AdamW of the generator")
-    guidance_optimizer: DMD2Optimizer = Field(default_factory=DMD2Optimizer, description="of the fake network, with the heads")
+    guidance_optimizer: DMD2Optimizer = Field(
+        default_factory=DMD2Optimizer, description="AdamW of the fake network and the discriminator heads"
+    )
     table_scale: PositiveFloat = Field(
-        10.0, description="how many times as fast the tables of a network learn, such as those of a coded latent"
+        10.0, description="factor on the learning rate of the generator's tables, such as those of a coded latent"
     )
-    fake_widths: list[PositiveInt] = Field([256, 256, 256], min_length=1, description="of the fake network, beside an exact teacher")
-    reuse_generator_batch: bool = Field(True, description="the fake network learns from the generator turn's samples, where there are any")
-    gan: bool = Field(False, description="add the adversarial heads")
+    fake_widths: list[PositiveInt] = Field(
+        [256, 256, 256], min_length=1, description="widths of the hidden layers of the fake network, beside an exact teacher"
+    )
+    reuse_generator_batch: bool = Field(
+        True, description="train the fake network on the samples of the generator's turn, at steps that have one"
+    )
+    gan: bool = Field(False, description="add the adversarial loss, with discriminator heads")
     gan_weight_generator: NonNegativeFloat | Literal["auto"] = Field(
-        3e-3, description="auto: the ratio of the two terms' gradient norms at the image, over the first updates after warm-up"
+        3e-3,
+        description="weight of the adversarial term in the generator's loss; auto is the ratio of the gradient norms of the "
+        "distribution-matching and the adversarial term at the samples, over the first updates after the warm-up",
     )
-    gan_weight_guidance: NonNegativeFloat = Field(1e-2, description="weight of the heads' loss beside the fake network's own")
-    gan_features: Literal["fake", "teacher"] = Field("fake", description="whose features the heads see")
-    gan_levels: PositiveInt = Field(1, description="at how many resolutions, from the bottleneck up; a head at each")
-    r1_weight: NonNegativeFloat = Field(0.0, description="of the penalty on the heads' slope at real data")
-    r1: Literal["approximate", "exact"] = Field("approximate", description="that slope by a finite difference, or by a second gradient")
-    r1_alpha: PositiveFloat = Field(0.1, description="length of the finite difference")
+    gan_weight_guidance: NonNegativeFloat = Field(
+        1e-2, description="weight of the discriminator heads' loss beside the fake network's denoising loss"
+    )
+    gan_features: Literal["fake", "teacher"] = Field("fake", description="network whose features the discriminator heads see")
+    gan_levels: PositiveInt = Field(1, description="number of resolutions, from the bottleneck up, that have a discriminator head")
+    r1_weight: NonNegativeFloat = Field(0.0, description="weight of the R1 penalty on the gradient of the discriminator heads at real data")
+    r1: Literal["approximate", "exact"] = Field(
+        "approximate", description="how the R1 penalty is computed: by a finite difference, or exactly, by second derivatives"
+    )
+    r1_alpha: PositiveFloat = Field(0.1, description="size of the finite difference in the approximate R1 penalty")
     f_divergence: Literal["reverse_kl", "softened_reverse_kl", "js", "hellinger", "kl", "jeffreys", "neyman"] = Field(
-        "reverse_kl", description="the divergence that the DMD loss (f-distill) or the uni loss descends, by the heads' density ratio"
+        "reverse_kl",
+        description="divergence that the dmd loss (f-distill) or the uni loss minimises, by the discriminator heads' density ratio",
     )
 
     draws_power: ClassVar = True
@@ -130,12 +170,12 @@ class DMD2Settings(Grid, TaughtSettings):
 
     @property
     def needs_items(self) -> bool:
-        """For a discriminator, and for steps that learn from noised data."""
+        """Whether training needs data items: for a discriminator, or for steps that learn from noised data."""
         return self.gan or self.inputs == "noised_data"
 
     @property
     def asked_levels(self) -> dict[str, float]:
-        """None but the teacher's own, where these are taken."""
+        """The noise levels that the teacher has to know, by their settings; empty where the levels are the teacher's own."""
         return {} if self.times == "teacher" else super().asked_levels
 
     @property
@@ -144,12 +184,12 @@ class DMD2Settings(Grid, TaughtSettings):
         return not self.exact
 
     def roles_on(self, points: bool) -> tuple[Role, ...]:
-        """A copy of the teacher's network; on points also a map from noise, which is all there can be beside a closed form."""
+        """Return the roles of the student's network: "copy" (of the teacher's); on points also "map", the only one beside a closed form."""
         if not points:
             return ("copy",)
         return ("map",) if self.exact else ("copy", "map")
 
     @property
     def aims_at(self) -> float:
-        """Gamma."""
+        """Gamma: the student aims at ``p_real^gamma``."""
         return self.gamma

@@ -1,6 +1,6 @@
-"""What a student of one or several steps makes while it learns: its samples, each with a gradient through one step alone.
+"""The samples that a student of one or several steps makes in training, each with a gradient through one step alone.
 
-Symbols: ``n`` standard normal noise, noise levels ``sigma_1 > sigma_2 > ...``, one a step; ``x'`` what a sample's earlier steps have left.
+Symbols: ``n`` standard normal noise, ``sigma_1 > sigma_2 > ...`` the noise level of each step, ``x'`` a sample after its earlier steps.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from fewstep.streams import normal, part_of, shares
 
 
 def student_levels(conditioning_sigma: float, steps: int, sigmas: Sequence[float] | None) -> list[float]:
-    """The noise levels of a student's steps, descending. Raises ValueError where those given do not fit the other two settings."""
+    """Return the noise levels of a student's steps, descending. Raises ValueError for `sigmas` that do not fit the other two arguments."""
     if sigmas is None:
         return student_sigmas(steps, conditioning_sigma).tolist()
     falling = all(a > b > 0 for a, b in itertools.pairwise(sigmas))
@@ -31,10 +31,10 @@ def student_levels(conditioning_sigma: float, steps: int, sigmas: Sequence[float
 
 
 def own_levels(denoiser: Any, steps: int, timesteps: Sequence[int] | None) -> list[float]:
-    """The noise levels of a student's steps at `timesteps` of its teacher `denoiser`, which has a table `sigmas` of them, ascending.
+    """Return the noise levels of a student's steps at `timesteps` of the teacher `denoiser`, from its ascending table ``sigmas``.
 
-    Where none are given they are the ends of equal parts of its time, as the teacher's ``step_sigmas`` has them. Raises ValueError where
-    it has no such table, or no such timestep.
+    Where `timesteps` is None, the levels lie at the ends of `steps` equal parts of the teacher's time, as its ``step_sigmas`` returns
+    them. Raises ValueError where the denoiser has no such table, fewer timesteps than `steps`, or not these `timesteps`.
     """
     table: Tensor | None = getattr(denoiser, "sigmas", None)
     if table is None:
@@ -50,14 +50,14 @@ def own_levels(denoiser: Any, steps: int, timesteps: Sequence[int] | None) -> li
 
 
 class StudentSteps:
-    """Draws training samples from a generator as it stands.
+    """Draws training samples from a generator in its present state.
 
     Args:
-        sigmas: noise levels of its steps, descending.
-        inputs: what a later step starts from: "backward_simulation", the generator's own earlier steps, as it will be sampled; or
-            "noised_data", real data, which it will never see there.
+        sigmas: noise levels of the generator's steps, descending.
+        inputs: what a later step starts from: "backward_simulation", the output of the generator's own earlier steps, as in sampling; or
+            "noised_data", real data with noise, which the step never sees in sampling.
         latent_shape: shape of one latent of a map from noise to data, which has one step; None for a denoiser.
-        start: size of the first noise; None for the first level.
+        start: standard deviation of the initial noise; None for the first noise level.
 
     """
 
@@ -73,7 +73,7 @@ class StudentSteps:
         self.batches_made = 0
 
     def __call__(self, generator: Callable[..., Any], batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """(x, step): what `generator` makes at one of its steps, dealt to the items in turn, [B, ...] and int64 [B] (None of one step)."""
+        """Return (x [B, ...], step int64 [B]): the output of one of the generator's steps for each item, and which; None if it has one."""
         shape = self.latent_shape or batch.x.shape[1:]
         n = normal((len(batch.x), *shape), rng)
         if self.latent_shape:
@@ -90,7 +90,7 @@ class StudentSteps:
         return generator(x, sigmas[step], batch.label), step
 
     def dealt(self, num: int, rng: torch.Generator) -> Tensor:
-        """The step that each of `num` items trains, int64 [num]: an equal share of the whole batch for each, from a random first one."""
+        """Return the step that each of `num` items trains, int64 [num]: in turn from a random first step, so that all get equal shares."""
         self.batches_made += part_of(rng) == 0
         first = torch.randint(len(self.sigmas), (), generator=torch.Generator().manual_seed(self.batches_made))
         return (first + shares(len(self.sigmas), num, rng)) % len(self.sigmas)
@@ -98,10 +98,10 @@ class StudentSteps:
 
 @torch.no_grad()
 def simulated(generator: Callable[..., Any], x: Tensor, sigmas: Tensor, step: Tensor, label: Tensor | None, rng: torch.Generator) -> Tensor:
-    """Backward simulation: each item of `x` [B, ...] as its own earlier steps have left it before step ``step[i]``, like x."""
+    """Run backward simulation: return, like `x` [B, ...], item i of the noise `x` as its earlier steps leave it for step ``step[i]``."""
     for done, (sigma, below) in enumerate(itertools.pairwise(sigmas)):
         on = (step > done).nonzero().flatten()  # the items that take step number `done` and go on
-        noise = normal(x.shape, rng)  # drawn for all, so that an item's does not depend on which others go on
+        noise = normal(x.shape, rng)  # drawn for all items, so that an item's noise does not depend on which others go on
         if len(on):
             x0 = generator(x[on], sigma, None if label is None else label[on])
             x = x.index_copy(0, on, x0 + below * noise[on])

@@ -1,13 +1,14 @@
-"""How each class drifts by itself: kept out of the kernels of the others, or a set of its own."""
+"""Ways to let each class drift by itself: coordinates that separate the classes in one kernel, or a set of samples for each class."""
 
 import torch
 from torch import Tensor
 
 
 def apart(x: Tensor, label: Tensor, y: Tensor, y_label: Tensor, temperature: float, kernel: str) -> tuple[Tensor, Tensor]:
-    """Both sets with coordinates added that keep classes out of each other's kernels: e^-100 of a weight reaches another class.
+    """Return x [B, D] and real y [M, D], both with coordinates added by which the kernel weight of another class is at most e^-100.
 
-    Real samples of classes that x does not have are dropped: a transport plan would find them a partner all the same.
+    The bound is relative to the weight of any sample of the same class. Real samples of classes that x does not have are dropped, for a
+    transport plan would send mass to them all the same.
     """
     wanted = torch.isin(y_label, label)
     y, y_label = y[wanted], y_label[wanted]
@@ -19,7 +20,7 @@ def apart(x: Tensor, label: Tensor, y: Tensor, y_label: Tensor, temperature: flo
 
 
 def mean_square_distance(y: Tensor, label: Tensor | None = None) -> float:
-    """The mean squared distance of two different rows of `y` [M, D] that have one label [M]; 0 where no two have."""
+    """Return the mean squared distance of two different rows of `y` [M, D] with the same `label` [M]; 0 where no two rows share a label."""
     if label is None:
         label = y.new_zeros(len(y), dtype=torch.long)
     count = label.bincount()
@@ -30,7 +31,7 @@ def mean_square_distance(y: Tensor, label: Tensor | None = None) -> float:
 
 
 class Sets:
-    """Items [B, D] as sets [K, n, D], one for each of `classes` [K] (ascending), filled up with zeros that weigh nothing.
+    """Items [B, D] as sets [K, n, D], one for each of `classes` [K] (ascending), padded with zeros of weight 0.
 
     `log_weights` [K, n] are uniform within a set. Items of other classes are left out.
     """
@@ -48,5 +49,5 @@ class Sets:
         self.log_weights = torch.where(there, -count[:, None].to(items).log(), -torch.inf)
 
     def back(self, values: Tensor, like: Tensor) -> Tensor:
-        """Values [K, n, D] in the order of the items, like `like` [B, D]; 0 for those left out."""
+        """Return `values` [K, n, D] in the order of the items, like `like` [B, D]; 0 for items that were left out."""
         return torch.zeros_like(like).index_put((self.item,), values[self.row, self.place])

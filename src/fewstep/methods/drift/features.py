@@ -1,7 +1,8 @@
-"""What a drift on images can act on instead of pixels: features [N, D] with a gradient (Deng et al. 2026, arXiv 2602.04770, Eqs. 13-14).
+"""Features [N, D] with a gradient, on which a drift on images can act instead of pixels (Deng et al. 2026, arXiv 2602.04770, Eqs. 13-14).
 
-Features of several parts, such as a hidden state and the pixels, are brought to one scale by what real items have: on digits the squared
-distances of a random network's means are a 300th of the pixels', and those of a teacher's bottleneck 20 times theirs.
+Features that are joined from several parts, such as hidden activations and the pixels, are scaled so that real items lie equally far apart
+in each part: on digits, unscaled squared distances of a random network's activations are a 300th of the pixels', and those of a teacher's
+bottleneck 20 times the pixels'.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,31 +17,31 @@ from fewstep.methods.base import Given
 from fewstep.methods.drift.classes import mean_square_distance
 
 Features = Callable[[Tensor], Tensor]
-SOME = 256  # real items by which parts are brought to one scale
+SOME = 256  # real items from which the scales of the parts are measured
 
 
 class Parts:
-    """Features that are joined from `parts`, each times its scale: 1 until `even` has found better ones."""
+    """Features that are joined from `parts`, each multiplied by its scale, which is 1 until `even` has measured the scales."""
 
     scales: Sequence[float] | None = None
 
     def parts(self, images: Tensor) -> list[Tensor]:
-        """The parts [N, ...] of images [N, C, H, W]."""
+        """Return the parts [N, ...] of the features of images [N, C, H, W]."""
         raise NotImplementedError
 
     def joined(self, images: Tensor) -> Tensor:
-        """Features [N, D] of images [N, C, H, W]."""
+        """Return the joined features [N, D] of images [N, C, H, W]."""
         parts = self.parts(images)
         return torch.cat([part * scale for part, scale in zip(parts, self.scales or [1.0] * len(parts), strict=True)], 1)
 
     @torch.no_grad()
     def even(self, images: Tensor) -> None:
-        """Give each part a mean squared distance of 1 between two of the real `images`; one that they all share stays as it is."""
+        """Scale each part to a mean squared distance of 1 between two of the real `images`; a part that is constant keeps scale 1."""
         self.scales = [(mean_square_distance(part.float()) or 1.0) ** -0.5 for part in self.parts(images)]
 
 
 class RandomFeatures(Parts, nn.Module):
-    """A small convolutional network that was never trained, seed 0: [N, 2 width + pixels]. A baseline for learned features."""
+    """Features [N, 2 width + pixels] of a small convolutional network with random weights (seed 0): a baseline for learned features."""
 
     name = "random"
 
@@ -53,20 +54,20 @@ class RandomFeatures(Parts, nn.Module):
         self.requires_grad_(False)
 
     def parts(self, images: Tensor) -> list[Tensor]:
-        """Means over the image of two layers, and the pixels themselves."""
+        """Return the means over the image of the activations of two layers, and the pixels themselves."""
         first = nn.functional.silu(self.first(images))
         second = nn.functional.silu(self.second(first))
         return [first.mean((2, 3)), second.mean((2, 3)), images.flatten(1)]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features, float32 [N, D]."""
+        """Return features, float32 [N, D], of images [N, C, H, W]."""
         return self.joined(images)
 
 
 class TeacherFeatures(Parts):
-    """The hidden state of a diffusion teacher at its bottleneck, with the pixels beside it (arXiv 2605.07327).
+    """The activations of a diffusion teacher's bottleneck, joined with the pixels (arXiv 2605.07327).
 
-    The images are seen by `denoiser` at one noise level, without noise.
+    The images go into `denoiser` without noise, with the noise level `sigma`.
     """
 
     name = "teacher"
@@ -75,19 +76,22 @@ class TeacherFeatures(Parts):
         self.denoiser, self.sigma = denoiser, sigma
 
     def parts(self, images: Tensor) -> list[Tensor]:
-        """The bottleneck and the pixels."""
+        """Return the bottleneck's activations and the pixels."""
         sigma = torch.tensor(self.sigma, device=images.device)
         assert isinstance(self.denoiser, FeatureDenoiser)
         hidden = self.denoiser.features(images, sigma, None, 1)[0]
         return [hidden.flatten(1), images.flatten(1)]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features [N, D] of images [N, C, H, W]."""
+        """Return features [N, D] of images [N, C, H, W]."""
         return self.joined(images)
 
 
 def features_named(name: str, given: Given) -> Features | None:
-    """What the setting ``method.features`` names, for the data given; None for the items themselves. Raises ValueError."""
+    """Return the features that the setting ``method.features`` names; None for the items themselves.
+
+    Raises ValueError for a name that is not known, or features that the given data cannot have.
+    """
     if name == "none":
         return None
     if len(given.data.shape) == 1:
@@ -111,7 +115,7 @@ def features_named(name: str, given: Given) -> Features | None:
     features = TeacherFeatures(frozen(teacher.denoiser))
     try:
         features(torch.zeros(2, *given.data.shape))
-    except ValueError as error:  # a model with classes and none that means no class
+    except ValueError as error:  # a model with classes and no null class
         raise ValueError(f"method.features is {name!r}, which gives no features without a class: {error}") from error
     features.even(given.data.some(SOME, given.seed))
     return features

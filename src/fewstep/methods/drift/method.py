@@ -1,11 +1,11 @@
 """Drift: a generator without a teacher follows a field between real and generated samples.
 
     x    = G(z), z ~ N(0, I)
-    V    = gamma (b_real(x; T) - x) - (b_fake(x; T) - x)        b: kernel-weighted barycentres (MATHS 3.1)
+    V    = gamma (b_real(x; T) - x) - (b_fake(x; T) - x)        b: kernel-weighted barycentres
     loss = mean (x - stop_gradient(x + V))^2
 
 For the Gaussian kernel this is distribution matching with the scores of the two sets of samples, blurred by ``h^2 = T / 2``
-(Lai et al. 2026, arXiv 2603.07514). gamma and T may each move during training. Fields: "strict" is the one above; "two_temperature" has
+(Lai et al. 2026, arXiv 2603.07514). gamma and T may each be ramped in training. Fields: "strict" is the one above; "two_temperature" has
 ``b_fake`` at ``T / gamma`` and gamma 1 elsewhere; "drifting" is Drifting Models (Deng et al. 2026, arXiv 2602.04770) and "toy" the
 field of its 2D notebook; "wasserstein" is W-Flow's (2605.11755), between entropic transport plans to real samples and to a second
 generated batch. Each class drifts by itself. The field may act on features of x instead of x (2602.04770, Eqs. 13-14).
@@ -35,18 +35,18 @@ from fewstep.streams import normal
 class Drift(Method):
     """Train `generator`, a push-forward, by a drift field.
 
-    With gamma other than 1 through the field, "strict" rests at a *blurred* p^gamma, and "two_temperature" is right in variance and wrong
-    in the weights of unequal modes.
+    With gamma other than 1 in the field, "strict" comes to rest at a *blurred* p^gamma, and "two_temperature" at modes whose variance is
+    right, but whose weights are wrong where modes are unequal (docs/drift.md).
 
     Args:
-        settings: of the method.
-        generator: a push-forward.
-        steps: of the run, which ramps may be fractions of.
-        features: maps items [B, ...] to [B, F], with a gradient; the field then acts on these. None for the items themselves.
-        limits: where each temperature starts and ends if the settings leave that to the data: (high, low).
+        settings: the method's settings.
+        generator: a generator with a push-forward denoiser, a map from noise to data.
+        steps: length of the run, of which ramps may take fractions.
+        features: maps items [B, ...] to features [B, F], with a gradient, on which the field acts; None for the items themselves.
+        limits: (high, low), the start and the end of each temperature where the settings leave them to the data ("auto").
 
     Raises:
-        ValueError: for a field, gamma or guidance that do not go together.
+        ValueError: for a field, gamma, guidance and other settings that do not go together.
 
     """
 
@@ -87,7 +87,7 @@ class Drift(Method):
         "shift": "The temperature is too low for far samples to feel each other: raise method.temperature_start or method.temperatures",
         "saturation": "Lower method.optimizer.lr or network.gain",
     }
-    LOOK = 10  # updates between looks at the overlap of real and generated samples
+    LOOK = 10  # updates between measurements of the term ``escaped``
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Drift(Method):
         if self.field_name == "wasserstein" and settings.kernel != "gaussian":
             raise ValueError("method.kernel is 'laplace', but the field 'wasserstein' moves by squared distances; use gaussian")
         self.kernel = "laplace" if self.field_name in ("toy", "drifting") else settings.kernel
-        self.kept: dict[str, Tensor] = {}  # real items that are remembered, and their labels
+        self.kept: dict[str, Tensor] = {}  # the features of the last ``method.memory`` real items, and their labels
         self.networks = {"generator": generator.denoiser}
         scales = dict.fromkeys(tables_of(generator.denoiser), settings.table_scale)
         self.turns = (Turn("generator", ("generator",), settings.optimizer, scales=scales),)
@@ -129,8 +129,8 @@ class Drift(Method):
 
     @classmethod
     def make(cls, settings: DriftSettings, given: Given) -> "Drift":
-        """A map from noise to the data, with features and temperatures found where the settings leave them to the data."""
-        if given.batch_size < 2:  # before distances inside a batch are asked for
+        """Make the method, with a map from noise to data, and measure on the data the temperatures that the settings leave to it."""
+        if given.batch_size < 2:  # checked before distances within a batch are measured
             raise ValueError(f"batch_size is {given.batch_size}; drift needs at least 2 samples a step, for each leaves itself out")
         features, limits = features_named(settings.features, given), None
         if "auto" in (settings.temperatures, settings.temperature_start):
@@ -150,20 +150,22 @@ class Drift(Method):
 
     @property
     def needs_whole_batch(self) -> str:
-        """Every item is moved by all others."""
+        """The reason why gradient accumulation is impossible: each sample is moved by all others of the batch."""
         return "every sample drifts by what all others of the batch are"
 
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
-        """The regression onto x + V. Terms: ``loss``; ``drift``, the field's root mean square; now and then ``escaped``; ``plan_error``.
+        """Return the regression loss onto x + V.
 
-        ``plan_error`` is the share of the mass that the field "wasserstein" has sent wrong, in the worst class at the worst temperature.
-        ``escaped`` is the share of generated samples where real ones (blurred by the kernel) are rarer than for 99% of the real ones:
-        a field can vanish because mass has gone where nothing pulls it back (arXiv 2604.24196).
+        Terms: ``loss``; ``drift``, the field's root mean square; ``plan_error``, with the field "wasserstein"; and, without classes,
+        ``escaped`` at every `LOOK`-th update. ``plan_error`` is the share of the mass that the transport plans send wrongly, in the worst
+        class at the worst temperature. ``escaped`` is the share of generated samples at which the density of the real samples, blurred by
+        the kernel, is lower than at 99% of the real samples: a field can vanish because mass has gone where nothing pulls it back
+        (arXiv 2604.24196).
         """
         z = normal((len(batch.x), *self.generator.latent_shape), rng)
         x = networks["generator"](z, math.inf, batch.label)
         features = self.features or (lambda items: items.flatten(1))
-        # the field is that of the whole batch, wherever its items are
+        # the field is that of the whole batch, of which each process has a part
         phi_x, label = whole_batch(features(x).float()), None if batch.label is None else whole_batch(batch.label)
         phi_y = self._remember(whole_batch(features(batch.x).float()), label)
         second = None
@@ -178,7 +180,7 @@ class Drift(Method):
         return LossOutput(total * world_size(), terms, x.detach(), batch.label)
 
     def _remember(self, y: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The last `memory` real samples with their labels, these among them."""
+        """Add real `y` [M, F] to the memory; return the last ``method.memory`` real samples and their labels, at least those of `y`."""
         if self.memory <= len(y):
             return y, label
         now = {"kept": y} if label is None else {"kept": y, "label": label}
@@ -188,7 +190,10 @@ class Drift(Method):
     def _regress(
         self, x: Tensor, y: Tensor, y_label: Tensor | None, label: Tensor | None, second: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, terms) for features of generated x [B, F] and real y [M, F], labelled [B] and [M] or None; `second` is like x."""
+        """Return (loss, terms) for features of generated x [B, F] and real y [M, F] with labels [B] and [M], or None.
+
+        `second` are the features of a second generated batch, like x, which the field "wasserstein" needs.
+        """
         if self.field_name == "drifting":
             return self._drifting(x, y, y_label, label)
         flat, terms = x.detach(), dict[str, Tensor]()
@@ -200,11 +205,11 @@ class Drift(Method):
             temperatures = self._temperatures(y, y_label)
             drift = self._field(*apart(flat, label, y, y_label, max(temperatures), self.kernel), temperatures)[:, : x.shape[1]]
             alone = label.bincount(minlength=int(y_label.max()) + 1)[label] < 2
-            drift = drift.masked_fill(alone[:, None], 0.0)  # one alone of its class has no field
+            drift = drift.masked_fill(alone[:, None], 0.0)  # a sample that is alone in its class has no field
         return (x - (flat + drift)).square().mean(), {"drift": drift.square().mean().sqrt(), **terms}
 
     def _wasserstein(self, x: Tensor, y: Tensor, second: Tensor, label: Tensor | None, y_label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(the field of W-Flow at x, the worst error of its plans); each class has plans of its own."""
+        """Return (W-Flow's field at x, the largest error of its transport plans) (arXiv 2605.11755); each class has plans of its own."""
         temperatures = self._temperatures(y, y_label)
         if label is None or y_label is None:
             label, y_label = (s.new_zeros(len(s), dtype=torch.long) for s in (x, y))
@@ -226,11 +231,14 @@ class Drift(Method):
         return mine.back(total, x), worst
 
     def _temperatures(self, y: Tensor, y_label: Tensor | None = None) -> list[float]:
-        """The temperatures as they stand; where distances are their unit, times the mean squared one of real y [M, F] within a class."""
+        """Return the present temperatures, in the unit "distance" times the mean squared distance of real y [M, F] within a class.
+
+        For a Laplace kernel that unit is the root of the mean squared distance.
+        """
         now = [ramp(self.updates) for ramp in self.temperatures]
         if self.settings.temperature_unit == "one":
             return now
-        # of all classes together, should a batch hold no two items of one; where all items coincide, any unit will do
+        # over all classes together where no class has two items in the batch; any unit will do where all items coincide
         squared = mean_square_distance(y, y_label) or mean_square_distance(y) or 1.0
         unit = squared if self.kernel == "gaussian" else math.sqrt(squared)
         return [temperature * unit for temperature in now]
@@ -268,13 +276,16 @@ class Drift(Method):
 
     def _escaped(self, x: Tensor, y: Tensor) -> Tensor:
         temperature = max(self._temperatures(y))
-        if self.field_name == "drifting":  # its temperatures count in mean distances
+        if self.field_name == "drifting":  # its temperatures are multiples of the mean distance
             temperature *= torch.cdist(x, y).mean().item()
         real = log_kernel_sum(y, y, temperature, self.kernel, exclude_self=True)
         return (log_kernel_sum(x, y, temperature, self.kernel) < real.quantile(0.01)).float().mean()
 
     def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The field at `points`, or at the samples themselves where the definition knows it only there ("drifting": up to a factor)."""
+        """Return (positions, V): at `points`, or at `samples` where the field is defined only at generated samples; None for features.
+
+        The field "drifting" is known up to a factor.
+        """
         if self.features is not None:
             return None
         if self.field_name in ("strict", "two_temperature") and self.plan == "softmax":
@@ -296,36 +307,36 @@ class Drift(Method):
         return some, -gradient * x.numel() / 2
 
     def settings_now(self) -> dict[str, float]:
-        """Gamma and the (first) temperature."""
+        """Return the present gamma and first temperature."""
         return {"gamma": self.gamma(self.updates), "temperature": self.temperatures[0](self.updates)}
 
     def after_update(self, turn: str) -> None:
-        """Count, for the ramps."""
+        """Count the updates, for the ramps."""
         self.updates += 1
 
     def ship(self, network: nn.Module, step: int) -> Generator:
-        """The generator itself."""
+        """Return the generator with the weights of `network`."""
         return self.generator.derive(self.generator.sampler, {**self.generator.info, "method": "drift", "step": step}, network)
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the ramps are."""
+        """Return the number of updates so far, which the ramps follow."""
         return {"updates": self.updates}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The real samples that are remembered, of a run with ``method.memory``."""
+        """Return the features of the remembered real samples, and their labels; empty without ``method.memory``."""
         return dict(self.kept)
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
+        """Restore what `tensors` returned."""
         self.kept = dict(tensors)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.updates = state["updates"]
 
 
 def _ends(settings: DriftSettings, limits: tuple[float, float] | None) -> Sequence[float]:
-    """Where each temperature ends."""
+    """Return the final value of each temperature."""
     if isinstance(settings.temperatures, str):
         assert limits is not None
         return [limits[1]]
@@ -333,7 +344,7 @@ def _ends(settings: DriftSettings, limits: tuple[float, float] | None) -> Sequen
 
 
 def _ramps(settings: DriftSettings, steps: int, limits: tuple[float, float] | None) -> tuple[Ramp, tuple[Ramp, ...]]:
-    """Gamma and the temperatures over a run of `steps` updates."""
+    """Return the ramps of gamma and of each temperature over a run of `steps` updates."""
     start = settings.temperature_start
     if isinstance(start, str):
         assert limits is not None
@@ -345,7 +356,7 @@ def _ramps(settings: DriftSettings, steps: int, limits: tuple[float, float] | No
 
 
 def _warn_of_bound(settings: DriftSettings, temperature: float, data: Data) -> None:
-    """Say so where the strict field cannot reach p^gamma: a mode of variance s^2 ends at (s^2 + h^2) / gamma - h^2 (MATHS 3.1)."""
+    """Warn where the strict field cannot reach p^gamma: a mode of variance s^2 ends at (s^2 + h^2) / gamma - h^2 (docs/drift.md)."""
     if data.mixture is None or settings.kernel != "gaussian":
         return
     variance = data.mixture[1].min().item() ** 2

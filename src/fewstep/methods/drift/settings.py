@@ -15,45 +15,59 @@ class DriftSettings(MethodSettings):
     name: Literal["drift"]
     optimizer: Optimizer = Field(default_factory=Optimizer, description="AdamW of the generator")
     field: Literal["strict", "two_temperature", "toy", "drifting", "wasserstein"] = Field(
-        "strict", description="which definition of the drift; gamma through the field is known to the first two"
+        "strict", description="definition of the drift field; only strict and two_temperature can take gamma into the field"
     )
-    gamma: PositiveFloat = Field(1.0, description="aim at p^gamma")
-    gamma_by: Literal["field", "data"] = Field("field", description="data reweights the data, and ends at p^gamma itself")
-    gamma_start: PositiveFloat | None = Field(None, description="where gamma begins; null for no ramp")
-    gamma_warmup: Warmup = Field(15_000, description="its ramp: a number of steps, or below 1 a fraction of the run")
+    gamma: PositiveFloat = Field(1.0, description="power of the density that the generator aims at, p^gamma")
+    gamma_by: Literal["field", "data"] = Field(
+        "field", description="how gamma acts: in the drift field, or by reweighting the data, which ends at p^gamma itself"
+    )
+    gamma_start: PositiveFloat | None = Field(None, description="value from which gamma is ramped; null for no ramp")
+    gamma_warmup: Warmup = Field(15_000, description="length of gamma's ramp: a number of steps, or below 1 a fraction of the run")
     temperatures: Annotated[list[PositiveFloat], Field(min_length=1)] | Literal["auto"] = Field(
-        [0.1], description="of the kernel, fields added up; auto from the distances inside a batch"
+        [0.1], description="temperatures of the kernel, whose fields are added up; auto takes one from the distances within a batch"
     )
     temperature_unit: Literal["one", "distance"] = Field(
         "one",
-        description="distance: numbers count in the mean squared distance of a batch's real items of one class, in the features that "
-        "the field acts on; for a Laplace kernel in its root",
+        description="unit of the temperatures: distance is the mean squared distance of a batch's real items of one class, in the "
+        "features that the field acts on, and for a Laplace kernel its root",
     )
     temperature_start: PositiveFloat | Literal["auto"] | None = Field(
-        None, description="where each temperature begins; auto is twice the data's total variance"
+        None, description="value from which each temperature is ramped; auto is twice the data's total variance, null no ramp"
     )
-    temperature_warmup: Warmup = Field(15_000, description="its ramp: a number of steps, or below 1 a fraction of the run")
+    temperature_warmup: Warmup = Field(
+        15_000, description="length of the temperatures' ramp: a number of steps, or below 1 a fraction of the run"
+    )
     temperature_schedule: Literal["linear", "log"] = Field(
-        "linear", description="how the ramp goes from temperature_start: by equal differences, or by equal factors"
+        "linear", description="shape of the temperatures' ramp: by equal differences, or by equal factors"
     )
     temperature_neighbours: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.04, description="auto ends at the squared distance to the neighbour of this rank, as a share of the batch; less than a mode holds"
+        0.04,
+        description="with temperatures=auto, the rank, as a share of the batch, of the neighbour whose squared distance is the final "
+        "temperature; choose less than the share of a mode",
     )
     kernel: Literal["gaussian", "laplace"] = Field(
-        "gaussian", description="of strict and two_temperature; wasserstein has the Gaussian one, the others Laplace's"
+        "gaussian", description="kernel of strict and two_temperature; wasserstein always has the Gaussian one, toy and drifting Laplace's"
     )
     plan: Literal["softmax", "sinkhorn"] = Field(
-        "softmax", description="sinkhorn: transport plans, at about ten times the cost; wasserstein has them anyway"
+        "softmax",
+        description="how samples are weighted: by softmax, or by transport plans, at about ten times the cost; wasserstein always has "
+        "transport plans",
     )
-    sinkhorn_iterations: PositiveInt = Field(20, description="of a transport plan; plan_error says whether they were enough")
-    affinity_floor: Fraction = Field(0.0, description="of field drifting; the released code has 1e-3")
-    guidance_scale: PositiveFloat = Field(1.0, description="of field drifting: guidance by weighted negatives")
-    features: UserPath = Field("none", description="what the field acts on: none, random, pooled, evaluator, or a teacher's run folder")
+    sinkhorn_iterations: PositiveInt = Field(
+        20, description="Sinkhorn iterations of a transport plan; with field=wasserstein the term plan_error says whether they suffice"
+    )
+    affinity_floor: Fraction = Field(0.0, description="smallest affinity in field=drifting; the released code has 1e-3")
+    guidance_scale: PositiveFloat = Field(
+        1.0, description="scale of classifier-free guidance with field=drifting, by weighted real negatives; 1 is no guidance"
+    )
+    features: UserPath = Field(
+        "none", description="features that the field acts on: none for the items, random, pooled, evaluator, or a teacher's run folder"
+    )
     memory: NonNegativeInt = Field(
-        0, description="so many of the last real samples attract, where that is more than a batch; forgotten when a run is resumed"
+        0, description="number of last real samples that attract, where it is more than a batch; checkpoints hold these samples"
     )
     table_scale: PositiveFloat = Field(
-        10.0, description="how many times as fast the tables of a network learn, such as those of a coded latent"
+        10.0, description="factor on the learning rate of the generator's tables, such as those of a coded latent"
     )
 
     roles: ClassVar = ("map",)
@@ -64,16 +78,16 @@ class DriftSettings(MethodSettings):
     }
 
     def check(self, data: DataSettings, points: bool) -> None:
-        """Raise ValueError for images whose density would have to be estimated."""
+        """Raise ValueError for ``gamma_by`` "data" on images, whose density would have to be estimated."""
         if self.gamma_by == "data" and not points:
             raise ValueError("method.gamma_by is 'data', which estimates the density of points; with images use 'field'")
 
     @property
     def aims_at(self) -> float:
-        """Gamma."""
+        """Gamma: the generator aims at ``p^gamma``."""
         return self.gamma
 
     @property
     def data_power(self) -> float | None:
-        """Gamma, where it comes about by reweighting the data."""
+        """Gamma, where it acts by reweighting the data; else None."""
         return self.gamma if self.gamma_by == "data" else None

@@ -1,4 +1,4 @@
-"""Flow maps: a network that goes from any noise level to any lower one (MeanFlow, arXiv 2505.13447; here ``X(x, sigma, rho)``, MATHS 5c).
+"""Flow maps: a network that goes from any noise level to any lower one (MeanFlow, arXiv 2505.13447), in the form ``X(x, sigma, rho)``.
 
     x    = x0 + sigma n               ln sigma ~ N(mean, std^2), folded below sigma_max; rho <= sigma: 0, sigma, or between
     A    = x0, or the student's own X(x, sigma, sigma) where rho < sigma, or the teacher's D(x, sigma)
@@ -10,8 +10,8 @@
     derivative form:
         target = X - [ (rho / sigma) (X - A) + (sigma - rho) dX/dsigma ],   loss = mean w_EDM(sigma) |X - stop_gradient(target)|^2
 
-At rho = sigma this is denoising, and at rho = 0 a consistency model. The derivative is by `torch.func.jvp` or a central difference; through
-a time embedding as rough as ``1000 ln(sigma) / 4`` the exact one is mostly noise (network.time_scale).
+At rho = sigma this is denoising, and at rho = 0 a consistency model. The derivative is taken by `torch.func.jvp` or by a central
+difference; through a time embedding as rough as ``1000 ln(sigma) / 4`` the exact derivative is mostly noise (see network.time_scale).
 """
 
 from typing import Any, ClassVar, Literal
@@ -42,10 +42,11 @@ from fewstep.streams import normal
 class FlowMap(SelfTaught):
     """Train the student's two-time denoiser to be the map of the probability flow.
 
-    Args as of `SelfTaught`; whoever teaches gives the flow's slope, and where nobody does the data gives it, or the student itself.
+    The arguments are those of `SelfTaught`. The flow's slope comes from a teacher or a closed form or, without either, from the data or
+    the student's own estimate.
 
     Raises:
-        ValueError: for guidance that neither classes nor a teacher trained with label dropout can give.
+        ValueError: for guidance without classes, or without label dropout in the training of the network that is guided.
 
     """
 
@@ -92,7 +93,10 @@ class FlowMap(SelfTaught):
 
     @classmethod
     def make(cls, settings: FlowMapSettings, given: Given) -> "FlowMap":
-        """A student with a network of its own, or with a copy of the teacher's network and weights and an entrance for the second time."""
+        """Make the method, with a student that has a network of its own, or a copy of the teacher's with an input for the second time.
+
+        Raises ValueError for a copy of a teacher's denoiser that is not preconditioned as EDM's is.
+        """
         sampler = {"name": "two_time", "steps": settings.sampler_steps, "sigma_max": settings.first_level}
         denoiser = {"name": "two_time"} | ({} if settings.gap_gain == 1.0 else {"gain": settings.gap_gain})
         if given.network.role == "copy":
@@ -111,15 +115,15 @@ class FlowMap(SelfTaught):
 
     @property
     def best_from(self) -> float:
-        """The last third of the stages; form derivative has none."""
+        """The fraction of the run at which the last third of the stages begins or, with form "derivative", the student's part."""
         return super().best_from if self.settings.form == "discrete" else self.settings.own_teacher
 
     def denoise(self, network: Any, x: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
-        """X at rho = sigma, like `x`."""
+        """Return the estimate of x0, like `x` [B, ...]: X at rho = sigma."""
         return network(x, sigma, label, sigma)
 
     def student_loss(self, networks: Networks, batch: Batch, rng: torch.Generator) -> LossOutput:
-        """The weighted distance to the target of either form; terms ``flow``, and ``gap`` of the discrete one."""
+        """Return the weighted squared distance to the target of ``settings.form``; terms ``flow`` and, in the discrete form, ``gap``."""
         s, x0, label, sigma_data = self.settings, batch.x, batch.label, self.student.sigma_data
         sigma = folded_lognormal(len(x0), s.sigma_mean, s.sigma_std, s.sigma_min, s.sigma_max, rng)
         x = x0 + expand_like(sigma, x0) * normal(x0.shape, rng)
@@ -140,10 +144,11 @@ class FlowMap(SelfTaught):
 
     @torch.no_grad()
     def _estimate(self, networks: Networks, x0: Tensor, x: Tensor, sigma: Tensor, s: Tensor, rho: Tensor, label: Tensor | None) -> Tensor:
-        """MATHS' A, like `x`: where the flow at `x` points, guided if it is to be; of a teacher's Heun step to `s`, by both its slopes.
+        """Return A, like `x` [B, ...]: the estimate of x0 at which the flow's slope at `x` points, guided where the settings ask for it.
 
-        The student's own estimate is learned where it denoises, at rho = sigma, from the items themselves. The derivative form takes it for
-        the slope alone (iMF), see `_derivative_target`.
+        For a teacher with Heun's method it is the point at which the mean of the slopes at `sigma` and at `s` points. With the velocity
+        "own", A is the student's estimate, except at rho = sigma, where the student learns this estimate from the data, and in the
+        derivative form, which uses the student's estimate in the tangent alone (iMF), see `_derivative_target`.
         """
         w = self.settings.guidance_scale
         if self.velocity == "teacher":
@@ -160,7 +165,7 @@ class FlowMap(SelfTaught):
     def _discrete_target(
         self, networks: Networks, x: Tensor, x0_hat: Tensor, sigma: Tensor, s: Tensor, rho: Tensor, label: Tensor | None
     ) -> Tensor:
-        """``lam x0_hat + (1 - lam) X(x_s, s, rho)``, like `x`; X is asked only where s lies above rho."""
+        """Return ``lam x0_hat + (1 - lam) X(x_s, s, rho)``, like `x`; X is evaluated only for items whose s lies above rho."""
         target, on = x0_hat.clone(), (s > rho).nonzero().flatten()
         if len(on):
             x_s = towards(x[on], x0_hat[on], sigma[on], s[on])
@@ -171,7 +176,7 @@ class FlowMap(SelfTaught):
 
     @torch.no_grad()
     def _derivative_target(self, x: Tensor, x0_hat: Tensor, sigma: Tensor, rho: Tensor, label: Tensor | None) -> Tensor:
-        """``X - B``, like `x`, of the network itself: no gradient passes, so no engine has to know."""
+        """Return ``X - B``, like `x`, from the unwrapped network: no gradient passes, so the wrapper for several devices is not needed."""
         network = self.networks["student"]
 
         def student(y: Tensor, level: Tensor, low: Tensor) -> Tensor:
@@ -184,7 +189,7 @@ class FlowMap(SelfTaught):
         return value - derivative_residual(value, slope, x0_hat, sigma, rho)
 
     def _derivative(self) -> Literal["jvp", "difference"]:
-        """How the derivative is taken: as asked, or by what the network allows."""
+        """Return how the derivative is computed: as ``method.derivative`` says or, for "auto", by jvp if the network allows it."""
         if self.settings.derivative != "auto":
             return self.settings.derivative
         x, ones = torch.zeros(2, *self.student.shape, device=self.student.device), torch.ones(2, device=self.student.device)
@@ -200,15 +205,15 @@ class FlowMap(SelfTaught):
         return "jvp"
 
     def settings_now(self) -> dict[str, float]:
-        """The stage, where there are some."""
+        """Return the present stage, in the discrete form."""
         return {"stage": float(self.stage)} if self.settings.form == "discrete" else {}
 
     @torch.no_grad()
     def field(self, points: Tensor, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Where a point at the middle level is taken at once, less the point itself."""
+        """Return (`points`, V): V is the student's sample, in one evaluation from the point at noise level sigma_data, less the point."""
         sigma = torch.full((), self.student.sigma_data).to(points)
         return points, self.networks["student"](points, sigma, None, sigma * 0) - points
 
     def ship(self, network: nn.Module, step: int) -> Generator:
-        """The student, to be sampled in any number of steps."""
+        """Return the student, whose sampler can take any number of steps."""
         return self.shipped(network, "flow_map", step)

@@ -8,41 +8,50 @@ from fewstep.sections import Compared, Fraction, NonNegativeFloat, SelfTaughtSet
 
 
 class FlowMapSettings(SelfTaughtSettings):
-    """A flow map: from any noise level to any lower one in one evaluation, and so to data in one; from a teacher, or from data alone."""
+    """A flow map: a network that goes from any noise level to any lower one, or to data, in one evaluation; with or without a teacher."""
 
     name: Literal["flow_map"]
     form: Literal["discrete", "derivative"] = Field(
-        "discrete", description="a target a finite gap away, halved at each stage; or the derivative in time, as published"
+        "discrete",
+        description="form of the training target: discrete compares noise levels a finite gap apart, which is halved at each stage; "
+        "derivative uses the derivative in time, as published",
     )
     velocity: Literal["auto", "data", "own", "teacher"] = Field(
         "auto",
-        description="what the flow's slope is taken from: the noised item (MeanFlow), the student's own estimate (iMF), the teacher (AYF); "
-        "auto is the teacher where there is one, else the data",
+        description="what the flow's slope is taken from: data is the noised item (MeanFlow), own the student's estimate (iMF), teacher "
+        "the teacher's (AYF), auto the teacher's where there is one and else data",
     )
     solver: Literal["euler", "heun"] = Field(
-        "euler", description="how the teacher steps in form discrete; heun asks it twice, and errs less while the gap is wide"
+        "euler",
+        description="ODE solver of the teacher's step with form=discrete; heun evaluates the teacher twice, and errs less while the gap "
+        "is wide",
     )
     derivative: Literal["auto", "jvp", "difference"] = Field(
-        "auto", description="of form derivative: by torch.func.jvp, or a central difference; auto is the former where the network allows it"
+        "auto",
+        description="how the time derivative of form=derivative is computed: jvp is torch.func.jvp, difference a central difference, auto "
+        "jvp where the network allows it",
     )
-    step_in_log: PositiveFloat = Field(0.1, description="of the central difference, in ln(sigma)")
-    guidance_scale: NonNegativeFloat = Field(1.0, description="learned classifier-free guidance; other than 1 needs classes")
-    zero: Fraction = Field(0.4, description="share of a batch that aims at data itself, rho = 0")
-    anchor: Fraction = Field(0.0, description="share of a batch that denoises, rho = sigma")
-    sigma_mean: float = Field(-0.4, description="mean of ln(sigma)")
-    sigma_std: PositiveFloat = Field(1.6, description="standard deviation of ln(sigma)")
-    sigma_min: PositiveFloat = Field(0.002, description="least noise level that is trained on")
-    sigma_max: PositiveFloat = Field(30.0, description="levels above are folded back below it")
-    first_level: PositiveFloat = Field(20.0, description="noise level that sampling starts at")
+    step_in_log: PositiveFloat = Field(0.1, description="step of the central difference of derivative=difference, in ln(sigma)")
+    guidance_scale: NonNegativeFloat = Field(
+        1.0, description="scale of the classifier-free guidance that the student learns; other than 1 needs classes"
+    )
+    zero: Fraction = Field(0.4, description="share of a batch that learns to go all the way to data, rho = 0")
+    anchor: Fraction = Field(0.0, description="share of a batch that learns to denoise, rho = sigma")
+    sigma_mean: float = Field(-0.4, description="mean of ln(sigma) of the noise levels in training")
+    sigma_std: PositiveFloat = Field(1.6, description="standard deviation of ln(sigma) of the noise levels in training")
+    sigma_min: PositiveFloat = Field(0.002, description="smallest noise level in training")
+    sigma_max: PositiveFloat = Field(30.0, description="largest noise level in training; draws above are folded back below it")
+    first_level: PositiveFloat = Field(20.0, description="noise level at which sampling starts")
     middle: PositiveFloat | None = Field(
-        None, description="levels fall in equal steps of atan(sigma / middle); null is the data's standard deviation"
+        None,
+        description="noise levels of sampling are spaced equally in atan(sigma / middle); null is the data's standard deviation",
     )
     gap_gain: PositiveFloat = Field(
         1.0,
-        description="how many times as fast a network that was made for one noise level learns of the second; above 1 where more steps are "
-        "no better",
+        description="factor on the network's input that describes the second noise level, by which a network made for one level learns "
+        "to use it that many times faster; set it above 1 where more sampling steps give no better samples",
     )
-    sampler_steps: PositiveInt = Field(1, description="steps, where sampling names no other number")
+    sampler_steps: PositiveInt = Field(1, description="number of sampling steps, unless sampling names another")
 
     roles: ClassVar = ("denoiser", "copy")
     compared: ClassVar = (Compared("flow map"),)

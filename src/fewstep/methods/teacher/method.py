@@ -4,7 +4,7 @@
     x     = x0 + sigma n      n ~ N(0, I)
     loss  = mean w(sigma) (D(x, sigma, label) - x0)^2,   w = (sigma^2 + sd^2) / (sigma sd)^2
 
-A label is hidden now and then, so that the network also learns to do without one.
+Labels are hidden with the probability ``label_dropout``, so that the network also learns the unconditional estimate.
 """
 
 import math
@@ -26,8 +26,8 @@ class Teacher(Method):
     """Train `generator`'s denoiser on data with EDM's loss.
 
     Args:
-        settings: of the method.
-        generator: untrained, with the sampler that the trained one is to have.
+        settings: the method's settings.
+        generator: an untrained generator, with the sampler that the trained teacher is to have.
 
     """
 
@@ -51,7 +51,7 @@ class Teacher(Method):
             unmoved="Raise method.optimizer.lr, or train longer; check network.sigma_data against the data's standard deviation, and that "
             "method.sigma_mean and method.sigma_std are where there is something to learn",
         ),
-        # EDM's own is .5 above; e^3 times further out, items can be told from nothing, or nothing is hidden
+        # EDM's own setting is .5 above; a factor of e^3 away, noise hides items altogether, or hides nothing of them
         Alarm(
             "levels",
             "denoiser.levels",
@@ -71,7 +71,10 @@ class Teacher(Method):
 
     @classmethod
     def make(cls, settings: TeacherSettings, given: Given) -> "Teacher":
-        """A preconditioned denoiser of the data, to be sampled along the probability-flow ODE."""
+        """Make the method, with a preconditioned denoiser and a sampler of the probability-flow ODE.
+
+        Raises UserError for guidance on data without classes.
+        """
         grid = {name: getattr(settings, name) for name in ("sigma_min", "sigma_max", "rho")}
         sampler = {**grid, "name": settings.sampler, "steps": settings.sampler_steps}
         if settings.guidance_scale != 1.0:
@@ -81,7 +84,7 @@ class Teacher(Method):
         return cls(settings, given.make_generator(sampler))
 
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
-        """EDM's weighted denoising loss; the term is called ``denoising`` and is about 1 at the start."""
+        """Return EDM's weighted denoising loss, with the term ``denoising``, which is about 1 at the start."""
         x0, label = batch.x, batch.label
         if self.settings.sigma_sampling == "lognormal":
             sigma = lognormal_sigmas(len(x0), self.settings.sigma_mean, self.settings.sigma_std, rng, x0.device)
@@ -96,12 +99,12 @@ class Teacher(Method):
 
     @property
     def standing(self) -> dict[str, float]:
-        """How far the middle of the noise levels is from where most is learned."""
+        """With log-normal levels, ``denoiser.levels``: ``sigma_mean`` less ln(sigma_data) - 1, about which most is learned."""
         if self.settings.sigma_sampling != "lognormal":
             return {}
         return {"denoiser.levels": self.settings.sigma_mean - math.log(self.generator.sigma_data) + 1}
 
     def ship(self, network: nn.Module, step: int) -> Generator:
-        """The denoiser with its ODE sampler."""
+        """Return the denoiser with its ODE sampler."""
         info = {"method": "teacher", "step": step, "label_dropout": self.label_dropout}
         return self.generator.derive(self.generator.sampler, {**self.generator.info, **info}, network)

@@ -12,15 +12,19 @@ class TeacherSettings(Grid, MethodSettings):
 
     name: Literal["teacher"]
     optimizer: DenoiserOptimizer = Field(default_factory=DenoiserOptimizer, description="AdamW of the denoiser")
-    sigma_sampling: Literal["lognormal", "karras"] = Field("lognormal", description="karras: uniform over the levels of the grid")
-    sigma_mean: float = Field(-1.2, description="mean of ln(sigma), with lognormal")
-    sigma_std: PositiveFloat = Field(1.2, description="standard deviation of ln(sigma), with lognormal")
-    label_dropout: Share = Field(0.1, description="share of labels hidden, which guidance needs")
-    sampler: Literal["heun", "euler"] = Field(
-        "heun", description="how it is sampled: Heun's method, two evaluations a step but the last; or Euler's, one"
+    sigma_sampling: Literal["lognormal", "karras"] = Field(
+        "lognormal", description="distribution of the noise levels in training; karras is uniform over the levels of the Karras grid"
     )
-    sampler_steps: PositiveInt = Field(18, description="noise levels; 18 of Heun's are 35 evaluations")
-    guidance_scale: NonNegativeFloat = Field(1.0, description="classifier-free guidance that it is sampled with; doubles the evaluations")
+    sigma_mean: float = Field(-1.2, description="mean of ln(sigma) with sigma_sampling=lognormal")
+    sigma_std: PositiveFloat = Field(1.2, description="standard deviation of ln(sigma) with sigma_sampling=lognormal")
+    label_dropout: Share = Field(0.1, description="share of labels hidden in training, which classifier-free guidance needs")
+    sampler: Literal["heun", "euler"] = Field(
+        "heun", description="ODE solver of sampling: heun makes two evaluations in each step but the last, euler one in each"
+    )
+    sampler_steps: PositiveInt = Field(18, description="number of noise levels in sampling; 18 with sampler=heun are 35 evaluations")
+    guidance_scale: NonNegativeFloat = Field(
+        1.0, description="scale of classifier-free guidance in sampling; other than 1 doubles the evaluations"
+    )
 
     teaches: ClassVar = True
     compared: ClassVar = (Compared("teacher"),)
