@@ -49,7 +49,7 @@ Overrides = Annotated[
         autocompletion=completion.keys,
     ),
 ]
-Threads = Annotated[str, typer.Option(help="number of CPU threads; auto: 1 for a small network, one per core for any other")]
+Threads = Annotated[str, typer.Option(help="number of CPU threads; auto: 1 for a small network, otherwise one per core")]
 
 
 PROMPTED = 16  # samples drawn from a model's table of prompts where -n is not given
@@ -100,7 +100,7 @@ def train(
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="run folder to write: a new or empty one, or with --resume that of the run; needed unless --dry-run is given"),
+        typer.Option(help="run folder to write: new or empty, or with --resume that of the run to continue; needed without --dry-run"),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="continue from the newest checkpoint in --out, or start from step 0 if it holds none")
@@ -152,7 +152,7 @@ def sample(
         int | None,
         typer.Option(
             "-n",
-            help="number of samples; default 100, or for a text-to-image model one for each prompt, or the first 16 of its own prompts",
+            help="number of samples; default 100, for a text-to-image model one for each prompt given or for the first 16 of its own",
         ),
     ] = None,
     prompt: Annotated[
@@ -259,7 +259,9 @@ def evaluate(
     ] = None,
     no_teacher: Annotated[
         bool,
-        typer.Option("--no-teacher", help="do not measure the teacher of a distilled run, whose figures are otherwise cached and reused"),
+        typer.Option(
+            "--no-teacher", help="leave out the teacher of a distilled run, which is otherwise measured once and its figures cached"
+        ),
     ] = False,
     compile: Annotated[
         bool, typer.Option("--compile", help="draw samples with networks compiled by torch.compile: faster, after minutes of compiling")
@@ -300,7 +302,9 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="folder for the runs, figures and plots; default runs/compare/NAME")] = None,
     gamma: Annotated[
         float,
-        typer.Option(help="for toys: learn p^gamma of the data's density p; unless it is 1, methods that only learn p are left out"),
+        typer.Option(
+            help="for toys: learn the power p^gamma of the data's density p; unless it is 1, methods that only learn p are left out"
+        ),
     ] = 1.0,
     scale: Annotated[float, typer.Option(help="factor by which the training steps of every recipe are multiplied")] = 1.0,
     seed: Annotated[int, typer.Option(help="seed of the data, the training and the samples")] = 0,

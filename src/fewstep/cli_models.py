@@ -35,7 +35,8 @@ Allow = Annotated[
         "--allow",
         metavar="PACKAGE",
         callback=_allow,
-        help="Python package that run and model folders may name networks, methods and other parts from, whose code is then run",
+        help="Python package of your own whose networks, methods and other parts a run or model folder may name; its code is then run; may "
+        "be given more than once",
     ),
 ]
 
@@ -73,7 +74,7 @@ def export(
     ] = None,
     allow: Allow = None,
 ) -> None:
-    """Export a one-step or few-step generator for other tools, with a model card, once its samples agree with the generator's."""
+    """Export a one-step or few-step generator for other tools, with a model card, after checking that both draw the same samples."""
     from fewstep.interop.export import export as write
 
     difference = write(path, form, out, licence, steps, fuse, runtime)
@@ -189,7 +190,7 @@ def encode(
     out: Annotated[Path, typer.Option(help="folder for the encoded data; a command that was stopped continues there when given again")],
     column: Annotated[
         str | None,
-        typer.Option(help="column of a table that holds the prompts or captions; default: prompt, caption, text, or the only one"),
+        typer.Option(help="column of the prompts or captions in a table; default: one called prompt, caption or text, or the only column"),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit of a model on the Hub; default: its main branch")] = None,
     samples: Annotated[
@@ -200,9 +201,7 @@ def encode(
         int | None,
         typer.Option(help="also draw this many samples, each with its noise, for a one-step student to learn from first; usual is 10,000"),
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="sampling steps for --samples and --pairs; default 50, for Stable Diffusion 3 28")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="sampling steps for --samples and --pairs; default 50 (Stable Diffusion 3: 28)")] = None,
     images: Annotated[
         bool, typer.Option("--images", help="encode images: the first argument is a folder of images, a .parquet or a Hub id")
     ] = False,
@@ -221,8 +220,8 @@ def encode(
     guidance_scale: Annotated[
         float | None,
         typer.Option(
-            help="scale of classifier-free guidance for --samples and --pairs, usually the student's method.guidance_scale; default 7.5, "
-            "for Stable Diffusion 3 7"
+            help="scale of classifier-free guidance for --samples and --pairs, usually the student's method.guidance_scale; default 7.5 "
+            "(Stable Diffusion 3: 7)"
         ),
     ] = None,
 ) -> None:
@@ -236,7 +235,7 @@ def encode(
             if captions:
                 return _encode_captioned(prompts, model, out, size, label_column, column)
             return _encode_images(prompts, model, out, size or PIXELS, label_column)
-        except UserError as error:  # of a recipe's data it would name the setting
+        except UserError as error:  # its message is written for recipes, and names their setting
             raise UserError(str(error).replace("data.path is ", "the first argument is ")) from error
     drawn = next((key for key, value in (("--samples", samples), ("--pairs", pairs)) if value is not None), None)
     if revision is not None and drawn is not None:

@@ -51,7 +51,7 @@ class ImagePictures:
 
 
 class PointPictures:
-    """Records the dashboard for points in the plane; for points of more dimensions, draws their first two coordinates."""
+    """Records the dashboard for points in the plane; for points of other dimensions, draws their first two coordinates."""
 
     def __init__(self, recipe: Recipe, data: PointData, run: RunFolder, method: Method, total: int) -> None:
         self.run, self.data, self.method, self.total, self.seed = run, data, method, total, stream_seed(recipe.seed, "pictures")

@@ -153,7 +153,7 @@ def _message(rule: Alarm | None, record: Mapping[str, Any]) -> str:
 
 
 def told(records: Sequence[Mapping[str, Any]], raised: Sequence[RaisedAlarm], steps: int) -> Verdict:
-    """Return the verdict on a run of `steps` steps, as shown below the progress bar: "good", "bad" or "wait", and two sentences."""
+    """Return the verdict on a run of `steps` steps: "good", "bad" or "wait", and in words a short name for that and a sentence on it."""
     if not records:
         return "wait", ("Too early to say.", "Nothing has been logged yet.")
     step = records[-1]["step"]

@@ -247,15 +247,15 @@ class SelfTaughtSettings(TaughtSettings):
     own_sigma_mean: float = Field(-1.2, description="mean of ln(noise level) in the training of own_teacher")
     own_sigma_std: PositiveFloat = Field(1.2, description="standard deviation of ln(noise level) in the training of own_teacher")
     stages: PositiveInt = Field(
-        6, description="number of stages of equal length; each halves the gap between a noise level and the next lower one"
+        6, description="number of stages of equal length; each halves the relative gap between a noise level and the next lower one"
     )
     first_stage: NonNegativeInt = Field(
         0, description="number of the first stage; 0 is denoising, which a student that starts from a teacher has learned already"
     )
     gap_k: NonNegativeFloat = Field(
-        8.0, description="factor k in the gap between a noise level sigma and the next: (1 + k sigmoid(-gap_b sigma)) / 2^stage, at most 1"
+        8.0, description="k in the relative gap from noise level sigma to the next: (1 + k sigmoid(-gap_b sigma)) / 2^stage, at most 1"
     )
-    gap_b: NonNegativeFloat = Field(1.0, description="how fast the gap between noise levels narrows as they rise; see gap_k")
+    gap_b: NonNegativeFloat = Field(1.0, description="how fast the relative gap between noise levels narrows as they rise; see gap_k")
     label_dropout: Share = Field(0.0, description="share of labels hidden in training, as classifier-free guidance needs")
 
     @model_validator(mode="after")
