@@ -3,12 +3,12 @@
     import fewstep
     run = fewstep.train("teacher/digits", "runs/teacher")           # a shipped recipe, or a YAML file; keyword arguments change settings
     generator = fewstep.load(run)                                   # a run folder, its model/ folder, or a Hub id
-    images = generator.sample(64, seed=0)                           # [64, C, H, W] in [-1, 1]; generator.to_pil(images) are pictures
-    fewstep.image_grid(images)                                      # or one picture of them all
+    images = generator.sample(64, seed=0)                           # [64, C, H, W] in [-1, 1]; generator.to_pil(images) for Pillow images
+    fewstep.image_grid(images)                                      # one picture with all images in a grid
     results = fewstep.evaluate(run)                                 # what `fewstep evaluate` writes into results.json; shown as a table
-    fewstep.register("methods", "mine", MyMethod)                   # a room of one's own, by name
+    fewstep.register("methods", "mine", MyMethod)                   # a method of your own, which recipes can then name
 
-Nothing heavy is imported until it is used.
+Packages that are slow to import, such as torch, are imported when they are first needed.
 """
 
 import sys
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fewstep.viz.plots import image_grid
 
 __all__ = ["Generator", "__version__", "compare", "evaluate", "image_grid", "load", "register", "sample", "train"]
-if "ipykernel" in sys.modules:  # tqdm, which libraries bring, says so in red where a notebook has no ipywidgets; nothing here needs them
+if "ipykernel" in sys.modules:  # tqdm, which other libraries import, warns where a notebook has no ipywidgets; fewstep does not need them
     warnings.filterwarnings("ignore", "IProgress not found")
 _PLACES = {
     "Generator": "generator",

@@ -1,4 +1,4 @@
-"""``python -m fewstep``."""
+"""Run the command line as ``python -m fewstep``."""
 
 from fewstep.cli import main
 

@@ -1,6 +1,6 @@
-"""NumPy's files that the user names: their headers say how much memory their arrays would take, before it is taken.
+"""Read .npy and .npz files that the user names, and check from their headers how much memory an array takes before it is read.
 
-Nothing in such a file is executed: arrays of objects, which are pickles, are refused.
+Nothing in such a file is executed: arrays of Python objects, which are stored as pickles, are refused.
 """
 
 import io
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from fewstep.limits import ARRAY_BYTES, POINT_BYTES, TooLarge, in_units, memory
 
-LONGEST_HEADER = 2**16  # bytes; numpy itself takes 10,000
+LONGEST_HEADER = 2**16  # bytes that are read as the header; numpy's own limit is 10,000
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an array is said to be: its shape and type, and the bytes of the header itself."""
+    """The header of a .npy file: the `shape` and `dtype` of its array, and `start`, the offset in bytes at which the numbers begin."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -30,14 +30,17 @@ class Header:
 
     @property
     def size(self) -> int:
-        """Bytes of its numbers."""
+        """Bytes that the array's numbers take."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_header(file: BinaryIO) -> Header:
-    """The header of a .npy file, which is read up to its numbers. Raises ValueError for what is none, and for objects."""
+    """Read the header of a .npy `file`, and leave its position at the first number.
+
+    Raises ValueError where `file` has no such header, and for arrays of Python objects.
+    """
     version = np.lib.format.read_magic(file)
-    # version 3 differs from 2 in the names of fields alone
+    # version 3 of the format differs from version 2 only in the names of fields
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
     if dtype.hasobject:
@@ -48,9 +51,10 @@ def read_header(file: BinaryIO) -> Header:
 
 
 def load_npy(path: str | Path) -> NDArray[Any]:
-    """The one array in a .npy file.
+    """Return the array in a .npy file.
 
-    Raises OSError, ValueError for what is no whole such file, and TooLarge for one whose numbers this machine has not the memory for.
+    Raises OSError where the file cannot be read, ValueError where it is not a complete .npy file of numbers, and TooLarge where this
+    machine has too little memory for its array.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -73,16 +77,17 @@ def load_npy(path: str | Path) -> NDArray[Any]:
 
 
 def load_npz(path: Path, wanted: Collection[str]) -> dict[str, NDArray[Any]]:
-    """The arrays in a .npz that are called one of `wanted`; no other is read.
+    """Return those arrays of a .npz file whose names are in `wanted`, by name; no other array is read.
 
-    Raises OSError, ValueError, zipfile.BadZipFile, and TooLarge where they claim more than `ARRAY_BYTES`, or a quarter of the memory.
+    Raises OSError, ValueError, zipfile.BadZipFile, and TooLarge where these arrays together take more than `ARRAY_BYTES` or more than a
+    quarter of the memory.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             return _members(archive, path, wanted)
     except MemoryError:
         raise TooLarge(f"{path} holds more than there is memory for; take another copy, or run on another machine") from None
-    except (NotImplementedError, RuntimeError, KeyError, zlib.error) as error:  # an archive that is encrypted, or packed by other means
+    except (NotImplementedError, RuntimeError, KeyError, zlib.error) as error:  # encrypted, or compressed by another method
         raise ValueError(str(error)) from error
 
 

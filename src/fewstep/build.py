@@ -1,4 +1,4 @@
-"""A recipe becomes data, a teacher, networks and a method: short, because each room makes itself."""
+"""Make what a recipe describes: its data set, teacher, networks and method, each from the class or function that its name stands for."""
 
 import contextlib
 import inspect
@@ -34,7 +34,7 @@ Data = ImageData | PointData | PromptData | ForeignData
 
 
 def load_data(settings: DataSettings, seed: int = 0) -> Data:
-    """The data set that a recipe's data section names; what it draws it draws from `seed`. Raises UserError."""
+    """Return the data set that a recipe's data section, `settings`, names; its random choices depend on `seed`. Raises UserError."""
     room = registry.room("data", settings.name)
     asked = inspect.signature(room).parameters
     given: dict[str, Any] = {"seed": seed} if "seed" in asked else {}
@@ -46,7 +46,7 @@ def load_data(settings: DataSettings, seed: int = 0) -> Data:
             return room(**settings.arguments(), **given)
         except (DataError, UserError):
             raise
-        except Exception as error:  # whatever somebody's code raises; our own is left to be seen
+        except Exception as error:  # raised by the user's own code; from a built-in data set it is a bug, and is left as it is
             if settings.name in registry.BUILT_IN["data"]:
                 raise
             raise DataError(f"the data set {settings.name} raised {in_words(error)} when it was made") from error
@@ -58,7 +58,10 @@ def load_data(settings: DataSettings, seed: int = 0) -> Data:
 
 
 def in_memory(data: AnyData) -> ImageData | PointData:
-    """Both parts of `data`, or a bounded share of each, as they are measured and drawn. Raises UserError where they cannot be read."""
+    """Return the training and the held-out split of `data` in memory, of a large data set a bounded part of each, to measure against.
+
+    Raises UserError where they cannot be read.
+    """
     try:
         return data.excerpt()
     except DataError as error:
@@ -66,13 +69,16 @@ def in_memory(data: AnyData) -> ImageData | PointData:
 
 
 def note(text: str) -> None:
-    """Say what was taken for granted."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # once, however many processes there are
+    """Print `text` as a note, such as what was assumed of the data, in the first process of each machine."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         SCREEN.say(f"note: {text}")
 
 
 def training_data(recipe: Recipe) -> Data:
-    """The data of `recipe` as its method is to see it: reweighted to a power of its density where it asks for that. Raises UserError."""
+    """Return the data that the method of `recipe` trains on: points reweighted to a power of their density if its settings ask for it.
+
+    Raises UserError.
+    """
     data, power = load_data(recipe.data, recipe.seed), recipe.method.data_power
     if power is not None and isinstance(data, ForeignData):
         raise UserError(
@@ -89,10 +95,10 @@ def training_data(recipe: Recipe) -> Data:
 def open_teacher(
     settings: MethodSettings, data: Data, sigma_data: float | None, kept: Path | None = None, keys: Collection[str] = ()
 ) -> Generator:
-    """The teacher in `kept` (a copy inside the run folder) if it is given, else where the settings say; held against the recipe.
+    """Return the teacher in `kept` (a copy inside the run folder) if that is given, else the one in ``settings.teacher``.
 
-    `sigma_data` None takes the teacher's. Raises UserError where there is none, or where it does not fit the data or `sigma_data`: with the
-    settings that would make it fit, of the `keys` that the data section has, where such settings mend all.
+    With `sigma_data` None the teacher's own value holds. Raises UserError where there is no teacher, or where it does not fit the data or
+    `sigma_data`; where changes to network.sigma_data and to `keys`, the settings of the data section, are enough, the message names them.
     """
     path = settings.teacher_path
     if path is None and kept is None:
@@ -108,7 +114,7 @@ def open_teacher(
             f"method.teacher is {path}, a text-to-image model, and the data {data.name} has no prompts; encode some by fewstep encode, and "
             "give data.name=prompts data.path=FOLDER"
         )
-    wrong: list[tuple[str, dict[str, Any]]] = []  # what does not fit, and the settings that would make it
+    wrong: list[tuple[str, dict[str, Any]]] = []  # what does not fit, and the settings that would make it fit
     if teacher.shape != data.shape:
         pairs = (("data.channels", teacher.shape[0], data.shape[0]), ("data.size", teacher.shape[-1], data.shape[-1]))
         square = len(teacher.shape) == len(data.shape) == 3 and teacher.shape[1] == teacher.shape[2]
@@ -133,7 +139,7 @@ def open_teacher(
     limit = getattr(teacher.denoiser, "sigma_max", None)
     if limit is not None:
         high = [f"method.{key} is {sigma:.15g}" for key, sigma in settings.asked_levels.items() if sigma > limit]
-        if high:  # the limit is rounded down, so that it can be given
+        if high:  # the limit is rounded down, so that the value shown is itself allowed
             wrong.append((f"it knows noise levels up to {math.floor(1e4 * limit) / 1e4:.15g}, {' and '.join(high)}", {}))
     if not teacher.is_denoiser:
         draws = teacher.kind.of == "posterior"
@@ -154,9 +160,10 @@ def open_teacher(
 
 
 def tell_prompts(generator: Generator, data: PromptData, called: str) -> None:
-    """Have labels of a `generator`, `called` so, be rows of the prompts in `data`.
+    """Give `generator` the prompts in `data`, so that its labels are their row numbers; messages name the generator by `called`.
 
-    Raises UserError where these were encoded for another model, or samples beside them are of another.
+    Raises UserError where it takes no prompts, where they were encoded for another model, or where samples or pairs stored beside them were
+    drawn from another network.
     """
     told, table = generator.told, data.table.manifest
     if told is None:
@@ -176,13 +183,13 @@ def tell_prompts(generator: Generator, data: PromptData, called: str) -> None:
 
 
 def _tell(teacher: Generator, data: PromptData, path: str) -> None:
-    """Have labels of the `teacher` at `path` be rows of the prompts in `data`. Raises UserError as `tell_prompts` does."""
+    """Give the `teacher` at `path` the prompts in `data` by `tell_prompts`, and record their folder in its info. Raises UserError."""
     tell_prompts(teacher, data, f"method.teacher={path}")
     teacher.info["prompts"] = str(data.table.folder.resolve())
 
 
 def _no_teacher(settings: MethodSettings, data: Data) -> str:
-    """What is said where a teacher is missing: how to come by one."""
+    """Return the error message for a missing teacher, which says how to train, import or name one."""
     if isinstance(data, PromptData):
         return (
             f"method.teacher is missing; give the text-to-image pipeline that the prompts were encoded by: method.teacher="
@@ -199,19 +206,22 @@ def _no_teacher(settings: MethodSettings, data: Data) -> str:
 
 
 def teaching_recipe(data: str) -> str | None:
-    """The shipped recipe of a method whose generators can teach, on the data set of that name, if there is one."""
+    """Return the name of the shipped recipe that trains a teacher on the data set called `data`, or None if there is none."""
     taught = (f"{name}/{data}" for name, known in registry.readable("methods").items() if known.teaches)
     return next((name for name in taught if name in shipped_recipes()), None)
 
 
 def generator_at(path: str | Path, sigma_data: float | None) -> Generator:
-    """The generator at `path`: ours, or else one of diffusers, which has no `sigma_data` of its own and takes this. Raises UserError."""
+    """Return the generator at `path`: one of fewstep, or a diffusers model, which records no `sigma_data` and takes the one given.
+
+    Raises UserError.
+    """
     from fewstep.interop.diffusers import diffusers_folder
     from fewstep.interop.text_teacher import is_text_pipeline, text_teacher
 
     if is_text_pipeline(path):
         return text_teacher(str(path), sigma_data or 1.0)
-    with contextlib.suppress(NotHad):  # the cache may have a generator of ours, without the files that are looked for here
+    with contextlib.suppress(NotHad):  # the Hub's cache may hold a generator of fewstep, without the files that diffusers_folder looks for
         if diffusers_folder(path) is not None:
             return _teacher_of_diffusers(path, sigma_data)
     return load(path)
@@ -227,7 +237,7 @@ def _teacher_of_diffusers(path: str | Path, sigma_data: float | None) -> Generat
 
 
 def units_in(data: Data) -> dict[str, Any] | None:
-    """The units that the user's points come in, as a generator's config has them; None for data that is learned as it comes."""
+    """Return the location and scale of each column of the points in `data`, as a generator's config holds them; None without such units."""
     units = data.units if isinstance(data, PointData | ForeignData) else None
     return None if units is None else units.config
 
@@ -240,13 +250,13 @@ def make_generator(
     network: NetworkSettings | None = None,
     **arguments: Any,
 ) -> Generator:
-    """An untrained generator with `sampler` and `denoiser`; its weights depend on the recipe's seed alone.
+    """Return an untrained generator with `sampler` and `denoiser`, whose weights depend on the recipe's seed alone.
 
-    Its network is the recipe's, or that of other settings, made with further `arguments`. Raises UserError.
+    Its network is made from the settings `network`, by default the recipe's, and further `arguments`. Raises UserError.
     """
     network = network or recipe.network
     sigma_data = network.sigma_data
-    if sigma_data is None:  # of points, whose scale is their own
+    if sigma_data is None:  # points, which may have any scale
         spread = in_memory(data).images("train").var(0).mean().sqrt().item()
         sigma_data = round(spread, 4) if spread >= 0.1 else float(f"{spread:.4g}")
         if not sigma_data > 0:
@@ -269,7 +279,11 @@ def make_generator(
 
 
 def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) -> Method:
-    """The method that `recipe` describes, with all its networks. Raises UserError for a missing or unfitting teacher or network."""
+    """Return the method that `recipe` describes, with all its networks.
+
+    Its teacher is read from `kept_teacher`, a copy inside the run folder, if that is given. Raises UserError for a teacher or network that
+    is missing or does not fit.
+    """
     try:
         recipe.check_fit(len(data.shape) == 1)
     except ValueError as error:

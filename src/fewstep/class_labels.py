@@ -1,7 +1,7 @@
-"""Classes as they are asked for, by number or by name, and as they are told: number = name.
+"""Read the classes that a user asks for, by number or by name, and print them as ``number = name``.
 
-A whole number is always the number of a class, from 0, also where classes have names that are numbers themselves: of the classes 1, 2 and
-10, ``2`` is the last one, which is called 10.
+A whole number is always the number of a class, counted from 0, even where the classes have numbers as names: of classes named 1, 2 and 10,
+``2`` means the third, whose name is 10.
 """
 
 import difflib
@@ -21,13 +21,13 @@ NUMBER = re.compile(r"\s*[+-]?[0-9]+\s*")
 
 
 def split_labels(text: str, names: Sequence[str]) -> list[int | str]:
-    """The classes in a text such as ``3,cat``: numbers as numbers, all else as it stands. A name may have commas in it.
+    """Return the classes in a `text` such as ``3,cat``: whole numbers as int, and all other words as str; names may contain commas.
 
-    Raises UserError where there is nothing between two commas.
+    Raises UserError where nothing stands between two commas.
     """
     parts, found = text.split(","), list[int | str]()
     while parts:
-        # the longest name that begins here
+        # take as many parts as make up the longest known name that begins at this part
         several = next((k for k in range(len(parts), 1, -1) if ",".join(parts[:k]).strip() in names), 1)
         word, parts = ",".join(parts[:several]).strip(), parts[several:]
         if not word:
@@ -37,7 +37,10 @@ def split_labels(text: str, names: Sequence[str]) -> list[int | str]:
 
 
 def label_tensor(labels: Labels, names: Sequence[str], num_classes: int) -> Tensor:
-    """Numbers int64 [N] of the classes `labels`, each a number or one of `names`. Raises UserError for what is no class."""
+    """Return the numbers int64 [N] of the classes in `labels`, each given as a number or as one of `names`.
+
+    Raises UserError for a label that is not a class.
+    """
     if isinstance(labels, str):
         labels = [labels]
     if isinstance(labels, Sequence):
@@ -45,7 +48,7 @@ def label_tensor(labels: Labels, names: Sequence[str], num_classes: int) -> Tens
     allowed = f"whole numbers from 0 to {num_classes - 1}"
     try:
         wanted = torch.as_tensor(labels).flatten()
-    except (OverflowError, RuntimeError, TypeError, ValueError):  # what no tensor holds
+    except (OverflowError, RuntimeError, TypeError, ValueError):  # not convertible to a tensor
         raise UserError(f"labels are {labels!r:.100}; allowed are {allowed}") from None
     if wanted.is_floating_point() or not len(wanted):
         raise UserError(f"labels are {wanted.tolist()}; allowed are {allowed}")
@@ -55,7 +58,10 @@ def label_tensor(labels: Labels, names: Sequence[str], num_classes: int) -> Tens
 
 
 def repeated_labels(num: int, labels: Labels, names: Sequence[str], num_classes: int, first: int) -> Tensor:
-    """Labels int64 [num] from sample number `first` on: `labels`, repeated, or all classes in turn. Raises as `label_tensor` does."""
+    """Return labels int64 [num] for the samples from number `first` on: `labels` repeated to length, or for None all classes in turn.
+
+    Raises UserError as `label_tensor` does.
+    """
     places = torch.arange(first, first + num)
     if labels is None:
         return places % num_classes
@@ -64,7 +70,7 @@ def repeated_labels(num: int, labels: Labels, names: Sequence[str], num_classes:
 
 
 def _number(name: str, names: Sequence[str], num_classes: int) -> int:
-    """The number of the class that is called `name`. Raises UserError where none is, or several are."""
+    """Return the number of the class called `name`. Raises UserError where no class has this name, or several have it."""
     numbers = [k for k, known in enumerate(names) if known == name]
     if len(numbers) == 1:
         return numbers[0]
@@ -81,7 +87,7 @@ def _number(name: str, names: Sequence[str], num_classes: int) -> int:
 
 
 def _misread(numbers: Iterable[int], names: Sequence[str]) -> str:
-    """What helps whoever gave as numbers what are names; "" where nobody did."""
+    """Return a hint for an error message where a label in `numbers` is out of range but is the name of a class; else ""."""
     wrong = next((str(number) for number in numbers if not 0 <= number < len(names) and str(number) in names), None)
     if wrong is None:
         return ""
@@ -89,7 +95,7 @@ def _misread(numbers: Iterable[int], names: Sequence[str]) -> str:
 
 
 def told(names: Sequence[str], numbers: Iterable[int]) -> str:
-    """``0 = cat, 1 = dog`` for these `numbers`, each once and the first few of them; "" where classes have no names."""
+    """Return text such as ``0 = cat, 1 = dog`` for `numbers`, each once and at most `SHOWN` of them; "" where classes have no names."""
     once = [number for number in dict.fromkeys(numbers) if number < len(names)]
     more = f", and {len(once) - SHOWN} more" if len(once) > SHOWN else ""
     return ", ".join(f"{number} = {printable(names[number])}" for number in once[:SHOWN]) + more

@@ -1,6 +1,7 @@
-"""The command line. Heavy packages are imported inside the commands that need them.
+"""The command line. Packages that are slow to import, such as torch, are imported inside the commands that need them.
 
-Exit codes: 0 done, 2 something the user can mend, 1 a fault of ours, 130 stopped by a signal with everything saved.
+Exit codes: 0 success; 1 a bug in fewstep, with a traceback; 2 an error that the user can correct, told in one message; 130 stopped by a
+signal, after training has saved its state.
 """
 
 import os
@@ -21,10 +22,10 @@ from fewstep.errors import UserError
 
 
 class _Whole(TyperGroup):
-    """Lists its commands with all of what each is for, wrapped and not cut."""
+    """A command group whose help gives the whole summary of each command, wrapped instead of cut off."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the commands into `formatter`."""
+        """Write the name and the whole summary of each command into `formatter`."""
         found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl([(name, command.get_short_help_str(sys.maxsize)) for name, command in found if command])
@@ -38,18 +39,20 @@ app = typer.Typer(
     help="One-step and few-step generative models: train, distil, measure, ship.",
 )
 recipes_app = typer.Typer(cls=_Whole, no_args_is_help=False, invoke_without_command=True, rich_markup_mode=None)
-app.add_typer(recipes_app, name="recipes", help="List the shipped recipes, or show one.")
+app.add_typer(recipes_app, name="recipes", help="List the shipped recipes, print one of them, or print their JSON schema.")
 
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="settings to change, such as steps=500 trainer.log_every=10", autocompletion=completion.keys
+        metavar="[KEY=VALUE]...",
+        help="settings of the recipe to change, such as steps=500 trainer.log_every=10",
+        autocompletion=completion.keys,
     ),
 ]
-Threads = Annotated[str, typer.Option(help="CPU threads; auto is 1 for small networks")]
+Threads = Annotated[str, typer.Option(help="number of CPU threads; auto: 1 for a small network, otherwise one per core")]
 
 
-PROMPTED = 16  # samples of a table of prompts, where no number is given
+PROMPTED = 16  # samples drawn from a model's table of prompts where -n is not given
 LABELS = (
     "classes by number or name, such as 0,1,cat; repeated to length. A whole number is always a class's number, from 0, also where "
     "names are numbers: see the line that is printed. Default: all in turn"
@@ -57,7 +60,7 @@ LABELS = (
 
 
 def _whole_numbers(option: str, text: str | None, example: str) -> list[int] | None:
-    """The numbers of an option such as `example`. Raises UserError."""
+    """Return the whole numbers, with commas between, in the `text` of an `option`; None for None. Raises UserError for any other text."""
     if text is None:
         return None
     try:
@@ -84,7 +87,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version, and stop")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")] = False,
 ) -> None:
     """One-step and few-step generative models: train, distil, measure, ship."""
 
@@ -95,12 +98,20 @@ def train(
         str, typer.Argument(help="a shipped recipe (see `fewstep recipes`) or a YAML file", autocompletion=completion.recipes)
     ],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="folder of the run")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in --out; start if there is none")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the resolved recipe and what it would do, and stop")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="run folder to write: new or empty, or with --resume that of the run to continue; needed without --dry-run"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="continue from the newest checkpoint in --out, or start from step 0 if it holds none")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="print the recipe with all its settings, and its cost in FLOPs, memory and time, without training"),
+    ] = False,
     allow: Allow = None,
 ) -> None:
-    """Train RECIPE into the folder --out."""
+    """Train the model that RECIPE describes, and write the run into the folder --out."""
     from fewstep.recipe import load_recipe, resolved
 
     settings = load_recipe(recipe, overrides or ())
@@ -131,22 +142,45 @@ def _report(path: Path) -> None:
 
 @app.command()
 def sample(
-    path: Annotated[str, typer.Argument(help="a run folder, a model folder, or a Hub id", autocompletion=completion.runs)],
-    out: Annotated[Path, typer.Option(help="FILE.png for a grid, FILE.npz for arrays `samples` and `labels`")],
-    num: Annotated[int | None, typer.Option("-n", help="how many; default 100, or one of each prompt, and of a table the first 16")] = None,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="of a text-to-image model; may be given more than once")] = None,
-    prompts: Annotated[Path | None, typer.Option("--prompts", help="more of them: a .txt, one a line, or a .csv or .parquet")] = None,
+    path: Annotated[
+        str, typer.Argument(help="a run folder, a model folder, or a Hugging Face Hub id (owner/name)", autocompletion=completion.runs)
+    ],
+    out: Annotated[
+        Path, typer.Option(help="file to write: FILE.png for one picture of all samples, FILE.npz for arrays `samples` and `labels`")
+    ],
+    num: Annotated[
+        int | None,
+        typer.Option(
+            "-n",
+            help="number of samples; default 100, for a text-to-image model one for each prompt given or for the first 16 of its own",
+        ),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="prompt for a text-to-image model; may be given more than once")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="file of more prompts: a .txt with one on each line, or a .csv or .parquet with a column of them"),
+    ] = None,
     labels: Annotated[str | None, typer.Option(help=LABELS)] = None,
-    steps: Annotated[int | None, typer.Option(help="noise levels, for a generator that has a choice")] = None,
-    seed: Annotated[int | None, typer.Option(help="the same seed draws the same samples")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="classifier-free guidance; 1 is none")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="number of sampling steps (noise levels), if the generator allows several; default: its own")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of the noise: the same seed draws the same samples; default: a new one")] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            help="scale of classifier-free guidance, for networks trained with label dropout; 1 is none; default: the generator's"
+        ),
+    ] = None,
     churn: Annotated[
-        float | None, typer.Option(help="of a sampler that draws from the posterior: 1 is new noise at each step, 0 none")
+        float | None,
+        typer.Option(help="for distributional (DDDM) generators: new noise that each step adds, from 0 for none to 1 for as much as DDPM"),
     ] = None,
     threads: Threads = "auto",
     allow: Allow = None,
 ) -> None:
-    """Draw samples into a file."""
+    """Draw samples from a generator and write them into a file."""
     from fewstep.samples import asked_prompts, check_out, write_samples
 
     check_out(out)
@@ -174,38 +208,72 @@ def sample(
 
 @app.command()
 def evaluate(
-    path: Annotated[Path, typer.Argument(help="a run folder", autocompletion=completion.runs)],
-    num: Annotated[int | None, typer.Option("-n", help="samples; default 2,000 images or 10,000 points")] = None,
-    seed: Annotated[int, typer.Option(help="of the samples")] = 0,
-    steps: Annotated[str | None, typer.Option(help="numbers of steps to measure at, such as 1,2,4, where there is a choice")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="of a teacher that was trained with label dropout; 1: none")] = None,
+    path: Annotated[
+        Path, typer.Argument(help="a run folder, or its folder best/ for the checkpoint kept as best", autocompletion=completion.runs)
+    ],
+    num: Annotated[
+        int | None, typer.Option("-n", help="number of samples; default 2,000 images or 10,000 points, with --protocol edm 50,000 images")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="seed of the samples")] = 0,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            help="numbers of sampling steps to measure at, such as 1,2,4, where the generator allows several; default: its own number, and "
+            "others that are usual for its sampler"
+        ),
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            help="scale of classifier-free guidance, for a diffusion model (such as the teacher) trained with label dropout; 1 is none; "
+            "default: the model's own"
+        ),
+    ] = None,
     features: Annotated[
         str | None,
         typer.Option(
-            help="for images: inception (downloaded once), digits-v1, mnist, cifar10, mnist-second, cifar10-second, pixels-8x8, the "
-            ".safetensors of tools/train_features.py, or a TorchScript file of Inception's interface: code that runs"
+            help="feature network for images: inception (downloaded once), digits-v1, mnist, cifar10, mnist-second, cifar10-second, "
+            "pixels-8x8, a .safetensors file from tools/train_features.py, or a TorchScript file with Inception's interface, whose code "
+            "is run; default: the network that belongs to the data"
         ),
     ] = None,
-    reference: Annotated[Path | None, typer.Option(help="for images: a .npz with mu and sigma to measure against")] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="edm: Inception features, three times 50,000 images, the least distance to the train split")
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="for images: .npz file with mean mu and covariance sigma of features, to measure against; default: held-out images"
+        ),
     ] = None,
-    self_test: Annotated[bool, typer.Option("--self-test", help="also measure one half of the real images against the other")] = False,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="protocol for images; edm: Inception features, three sets of 50,000 samples, and the smallest of their Frechet distances "
+            "to the training split"
+        ),
+    ] = None,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="also measure one half of the real training images against the other half")
+    ] = False,
     beside: Annotated[
         list[Path] | None,
-        typer.Option(help="another run, measured by the same protocol, for the same table", autocompletion=completion.runs),
+        typer.Option(help="another run to show in the same table, evaluated by the same protocol", autocompletion=completion.runs),
     ] = None,
     no_teacher: Annotated[
-        bool, typer.Option("--no-teacher", help="leave the teacher out; else its figures are kept, and used again for the same model")
+        bool,
+        typer.Option(
+            "--no-teacher", help="leave out the teacher of a distilled run, which is otherwise measured once and its figures cached"
+        ),
     ] = False,
-    compile: Annotated[bool, typer.Option("--compile", help="draw by compiled networks: faster, after some minutes for compiling")] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="draw samples with networks compiled by torch.compile: faster, after minutes of compiling")
+    ] = False,
     clip: Annotated[
-        str | None, typer.Option(help="for text-to-image: folder or Hub id of a CLIP model, to measure agreement with prompts by")
+        str | None,
+        typer.Option(help="for text-to-image runs: folder or Hub id of a CLIP model that scores how well samples agree with their prompts"),
     ] = None,
     threads: Threads = "auto",
     allow: Allow = None,
 ) -> None:
-    """Measure a run beside its floor and its teacher; writes results.json into it. RUN/best is the checkpoint that was kept as best."""
+    """Measure the samples of a run beside real data (the floor) and beside its teacher, and write results.json into the run folder."""
     count, counts = _threads(threads), _whole_numbers("--steps", steps, "1,2,4")
     from fewstep import evaluation, evaluation_text
 
@@ -230,22 +298,27 @@ def _print_table(lines: list[list[str]]) -> None:
 
 @app.command()
 def compare(
-    data: Annotated[str, typer.Argument(help="digits, or toys/NAME, such as toys/ring", autocompletion=completion.comparable)],
-    out: Annotated[Path | None, typer.Option(help="where to put it; default runs/compare/NAME")] = None,
-    gamma: Annotated[float, typer.Option(help="aim at p^gamma")] = 1.0,
-    scale: Annotated[float, typer.Option(help="every recipe at its own length times this")] = 1.0,
-    seed: Annotated[int, typer.Option(help="of data, training and samples")] = 0,
+    data: Annotated[str, typer.Argument(help="data set: digits, or toys/NAME such as toys/ring", autocompletion=completion.comparable)],
+    out: Annotated[Path | None, typer.Option(help="folder for the runs, figures and plots; default runs/compare/NAME")] = None,
+    gamma: Annotated[
+        float,
+        typer.Option(
+            help="for toys: learn the power p^gamma of the data's density p; unless it is 1, methods that only learn p are left out"
+        ),
+    ] = 1.0,
+    scale: Annotated[float, typer.Option(help="factor by which the training steps of every recipe are multiplied")] = 1.0,
+    seed: Annotated[int, typer.Option(help="seed of the data, the training and the samples")] = 0,
     recipes: Annotated[
         list[str] | None,
         typer.Option(
             "--with",
             metavar="RECIPE",
-            help="a further recipe to compare, such as one of your own method",
+            help="another recipe to compare, such as one for a method of your own",
             autocompletion=completion.recipes,
         ),
     ] = None,
 ) -> None:
-    """Train every method on one data set; quality against the number of steps, one table, one plot."""
+    """Train every method on one data set, and show quality against the number of sampling steps in one table and one plot."""
     from fewstep import comparison, evaluation_text
 
     where = out or Path("runs/compare") / data.removeprefix("toys/")
@@ -265,10 +338,10 @@ app.command()(encode)
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="where to put it")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="folder for the two runs and the picture demo.png")] = Path("runs/demo"),
     overrides: Overrides = None,
 ) -> None:
-    """Train a teacher of real digits, distil it into one step, measure and show both. Some minutes; a second call is at once."""
+    """Train a teacher on real digits, distil it into one step, measure and show both. It takes minutes; a second call only shows them."""
     from fewstep import demo as demonstration
     from fewstep import evaluation_text
 
@@ -293,8 +366,8 @@ def recipes(context: typer.Context) -> None:
 
 
 @recipes_app.command()
-def show(name: Annotated[str, typer.Argument(help="a shipped recipe", autocompletion=completion.shipped)]) -> None:
-    """Print a recipe's YAML: the start of one of your own."""
+def show(name: Annotated[str, typer.Argument(help="name of a shipped recipe", autocompletion=completion.shipped)]) -> None:
+    """Print the YAML of a shipped recipe, as a starting point for a recipe of your own."""
     from fewstep.recipe import shipped_recipes
     from fewstep.recipe.mistakes import nearest
 
@@ -315,12 +388,12 @@ def schema() -> None:
 
 
 def main() -> None:
-    """Run the command line; errors that a user can mend are one message and exit code 2."""
+    """Run the command line; an error that the user can correct prints one message and exits with code 2."""
     sys.argv[1:] = [_at_home(word) for word in sys.argv[1:]]
     ended(app)
 
 
 def _at_home(word: str) -> str:
-    """`word` of the command line with the home folder in place of a ``~`` that the shell has left, as in ``--out=~/runs``."""
+    """Return `word` of the command line with the home folder in place of a leading ``~``, which shells leave alone in ``--out=~/runs``."""
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return option + equals + os.path.expanduser(value)

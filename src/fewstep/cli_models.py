@@ -1,4 +1,4 @@
-"""The commands that take models in and give them away: `import`, `export` and `encode`. Heavy packages are imported inside them."""
+"""The commands `import`, `export` and `encode`. Packages that are slow to import, such as torch, are imported inside them."""
 
 import shlex
 from pathlib import Path
@@ -12,16 +12,16 @@ from fewstep.errors import UserError
 if TYPE_CHECKING:
     from fewstep.data.prompt_table import Manifest
 
-PIXELS = 256  # a side, that images become before they are encoded
+PIXELS = 256  # width and height to which images are resized before they are encoded
 
 
 def say(text: str) -> None:
-    """Tell the user, beside what a command gives."""
+    """Print `text` on stderr, apart from a command's results on stdout."""
     typer.echo(text, err=True)
 
 
 def _allow(context: typer.Context, packages: list[str] | None) -> list[str] | None:
-    """As long as the command runs, folders may name what is in `packages`."""
+    """Let run and model folders name parts in `packages` as long as the command runs, and return `packages`."""
     if packages:
         from fewstep.registry import allowing
 
@@ -31,33 +31,50 @@ def _allow(context: typer.Context, packages: list[str] | None) -> list[str] | No
 
 Allow = Annotated[
     list[str] | None,
-    typer.Option("--allow", metavar="PACKAGE", callback=_allow, help="whose networks and methods a folder may name; they run if imported"),
+    typer.Option(
+        "--allow",
+        metavar="PACKAGE",
+        callback=_allow,
+        help="Python package of your own whose networks, methods and other parts a run or model folder may name; its code is then run; may "
+        "be given more than once",
+    ),
 ]
 
 
 def export(
-    path: Annotated[str, typer.Argument(help="a run folder, a model folder, or a Hub id", autocompletion=completion.runs)],
+    path: Annotated[
+        str, typer.Argument(help="a run folder, a model folder, or a Hugging Face Hub id (owner/name)", autocompletion=completion.runs)
+    ],
     form: Annotated[
         str,
         typer.Option(
-            "--format", help="diffusers (a pipeline that needs no code of ours), onnx (for onnxruntime) or page (for the visitor's browser)"
+            "--format",
+            help="diffusers (a pipeline that runs without fewstep), onnx (for onnxruntime) or page (a web page that draws samples)",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="a new or an empty folder")],
+    out: Annotated[Path, typer.Option(help="folder to write: a new or an empty one")],
     licence: Annotated[
-        str | None, typer.Option("--licence", "--license", help="of the weights, for the model card, such as mit or cc-by-nc-sa-4.0")
+        str | None,
+        typer.Option("--licence", "--license", help="licence of the weights, for the model card, such as mit or cc-by-nc-sa-4.0"),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="numbers of steps to write it for, of a generator that has a choice")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="number of sampling steps to export for, if the generator allows several; default: its own")
+    ] = None,
     fuse: Annotated[
-        bool, typer.Option("--fuse", help="of a text-to-image LoRA: the whole pipeline with it inside, instead of the LoRA's own file")
+        bool,
+        typer.Option(
+            "--fuse", help="for a text-to-image LoRA: write the whole pipeline with the LoRA merged in, instead of the LoRA alone"
+        ),
     ] = False,
     runtime: Annotated[
         Path | None,
-        typer.Option(help="of a page: the folder of onnxruntime-web to copy into it; without it the page loads that from cdn.jsdelivr.net"),
+        typer.Option(
+            help="for --format page: folder of onnxruntime-web to copy into the page, which otherwise loads it from cdn.jsdelivr.net"
+        ),
     ] = None,
     allow: Allow = None,
 ) -> None:
-    """Write a one-step or few-step generator for other tools, with a model card; checked pixel for pixel before it is there."""
+    """Export a one-step or few-step generator for other tools, with a model card, after checking that both draw the same samples."""
     from fewstep.interop.export import export as write
 
     difference = write(path, form, out, licence, steps, fuse, runtime)
@@ -71,17 +88,19 @@ def export(
 def import_(
     source: Annotated[
         str,
-        typer.Argument(help="an official EDM checkpoint (NAME.pkl); or a diffusers model or pipeline, a folder or a Hub id"),
+        typer.Argument(help="an official EDM checkpoint (NAME.pkl), or the folder or Hub id of a diffusers model or pipeline"),
     ],
-    out: Annotated[Path, typer.Option(help="where to put the model folder")],
+    out: Annotated[Path, typer.Option(help="model folder to write")],
     sigma_data: Annotated[
-        float | None, typer.Option(help="of a diffusers model: standard deviation of what it was trained on; default 0.5, and 1 of latents")
+        float | None,
+        typer.Option(help="for a diffusers model: standard deviation of its training data; default 0.5, for text-to-image pipelines 1"),
     ] = None,
     null_class: Annotated[
-        bool, typer.Option("--null-class", help="of a diffusers model: the last of its classes means no class, as guidance needs")
+        bool,
+        typer.Option("--null-class", help="for a diffusers model: its last class means no class, as classifier-free guidance needs"),
     ] = False,
 ) -> None:
-    """Make a published teacher a model folder; nothing in its file is run."""
+    """Turn a published teacher into a model folder, without running any code from its file."""
     file = Path(source)
     if file.is_file() or file.suffix == ".pkl":
         if sigma_data is not None or null_class:
@@ -96,7 +115,7 @@ def import_(
 
 
 def _import_text(source: str, out: Path, sigma_data: float, null_class: bool) -> bool:
-    """Whether `source` is a text-to-image pipeline; what it consists of is told then, and `out` names it."""
+    """Return whether `source` is a text-to-image pipeline; if so, print its parts and write the model folder `out`, which refers to it."""
     from fewstep.interop.text_teacher import import_text, is_text_pipeline
     from fewstep.recipe.listing import recipes_on
 
@@ -116,7 +135,7 @@ def _import_text(source: str, out: Path, sigma_data: float, null_class: bool) ->
 
 
 def _taught() -> str:
-    """The methods that can be given a teacher."""
+    """Return the names of the methods that can take a teacher, with commas between."""
     from fewstep import registry
 
     return ", ".join(name for name, settings in registry.readable("methods").items() if "teacher" in settings.model_fields)
@@ -160,34 +179,53 @@ def _encode_images(images: Path, model: str, out: Path, size: int, label_column:
 def encode(
     prompts: Annotated[
         Path,
-        typer.Argument(help="a .txt with a prompt on each line, or a .csv or .parquet with a column of them; images with --images"),
+        typer.Argument(
+            help="prompts, in a .txt with one on each line, or in a column of a .csv or .parquet; with --images: a folder, .parquet or Hub "
+            "id of images"
+        ),
     ],
-    model: Annotated[str, typer.Option(help="the text-to-image pipeline whose encoders or VAE are used: a folder, or a Hub id")],
-    out: Annotated[Path, typer.Option(help="where to put what is encoded; the same command goes on where it was stopped")],
-    column: Annotated[str | None, typer.Option(help="of a table; default prompt, caption or text, or the only one")] = None,
-    revision: Annotated[str | None, typer.Option(help="of a model on the Hub: a branch, a tag or a commit")] = None,
+    model: Annotated[
+        str, typer.Option(help="folder or Hub id of the text-to-image pipeline whose text encoders, or for images whose VAE, are used")
+    ],
+    out: Annotated[Path, typer.Option(help="folder for the encoded data; a command that was stopped continues there when given again")],
+    column: Annotated[
+        str | None,
+        typer.Option(help="column of the prompts or captions in a table; default: one called prompt, caption or text, or the only column"),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit of a model on the Hub; default: its main branch")] = None,
     samples: Annotated[
-        int | None, typer.Option(help="also draw so many samples of the model, which its students are held beside (2,000 to evaluate)")
+        int | None,
+        typer.Option(help="also draw this many samples from the model, which its students are measured against; usual is 2,000"),
     ] = None,
     pairs: Annotated[
-        int | None, typer.Option(help="also draw so many samples with their noise, which a student of one step learns first (10,000)")
+        int | None,
+        typer.Option(help="also draw this many samples, each with its noise, for a one-step student to learn from first; usual is 10,000"),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="of those samples and pairs; default 50, of SD 3 28")] = None,
+    steps: Annotated[int | None, typer.Option(help="sampling steps for --samples and --pairs; default 50 (Stable Diffusion 3: 28)")] = None,
     images: Annotated[
-        bool, typer.Option("--images", help="the first argument is a folder of images, .parquet or Hub id: encode these")
+        bool, typer.Option("--images", help="encode images: the first argument is a folder of images, a .parquet or a Hub id")
     ] = False,
     captions: Annotated[
-        bool, typer.Option("--captions", help="of images: encode their captions too (--column), for a discriminator")
+        bool, typer.Option("--captions", help="with --images: encode the captions in --column, too, to train with a discriminator")
     ] = False,
     size: Annotated[
-        int | None, typer.Option(help=f"of images: pixels a side that they become first; default {PIXELS}, with --captions the model's own")
+        int | None,
+        typer.Option(
+            help=f"with --images: width and height in pixels to resize images to; default {PIXELS}, with --captions the model's own size"
+        ),
     ] = None,
-    label_column: Annotated[str | None, typer.Option(help="of images: column of the labels; none is for no classes")] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="with --images: column of the class labels; the word none leaves classes out")
+    ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="of those samples and pairs; the student's method.guidance_scale is usual; default 7.5, of SD 3 7")
+        float | None,
+        typer.Option(
+            help="scale of classifier-free guidance for --samples and --pairs, usually the student's method.guidance_scale; default 7.5 "
+            "(Stable Diffusion 3: 7)"
+        ),
     ] = None,
 ) -> None:
-    """Encode prompts, or with --images images, once, before training, by a Stable Diffusion pipeline, which is not in memory later."""
+    """Encode prompts (with --images: images) once by a Stable Diffusion pipeline, so that its encoders need no memory in training."""
     if images:
         others = {"--samples": samples, "--pairs": pairs, "--revision": revision, **({} if captions else {"--column": column})}
         if given := [key for key, value in others.items() if value is not None]:
@@ -197,7 +235,7 @@ def encode(
             if captions:
                 return _encode_captioned(prompts, model, out, size, label_column, column)
             return _encode_images(prompts, model, out, size or PIXELS, label_column)
-        except UserError as error:  # of a recipe's data it would name the setting
+        except UserError as error:  # its message is written for recipes, and names their setting
             raise UserError(str(error).replace("data.path is ", "the first argument is ")) from error
     drawn = next((key for key, value in (("--samples", samples), ("--pairs", pairs)) if value is not None), None)
     if revision is not None and drawn is not None:

@@ -1,4 +1,4 @@
-"""The methods on the same ground: one data set, every recipe for it, one table and one plot over the number of steps."""
+"""Compare methods: train every recipe for one data set, and show quality against the number of sampling steps in a table and a plot."""
 
 import json
 import math
@@ -28,13 +28,21 @@ from fewstep.streams import stream, stream_seed
 from fewstep.training.run_folder import RunFolder
 from fewstep.viz.plots import contact_sheet, quality_by_evaluations, target_panels
 
-SHOWN = 2000  # samples a panel
-COUNTS = (1, 2, 3, 4, 5, 10, 20, 50)  # steps at which a generator that has a choice is measured
+SHOWN = 2000  # samples in each panel of the picture
+COUNTS = (1, 2, 3, 4, 5, 10, 20, 50)  # numbers of steps at which a generator that allows any number is measured
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A method in the comparison: how it stands there, the recipe that it trains, and the run that teaches it, if one does."""
+    """A method in the comparison.
+
+    Attributes:
+        stands: its title and settings in the comparison.
+        recipe: name or path of the recipe that is trained.
+        draws_power: whether it can learn ``p^gamma``, a power of the data's density.
+        teacher: folder, below that of the comparison, of the run that teaches it; None without a trained teacher.
+
+    """
 
     stands: Compared
     recipe: str
@@ -43,24 +51,25 @@ class Entry:
 
     @property
     def title(self) -> str:
-        """What it is called."""
+        """Name of the method in the table and the plots."""
         return self.stands.title
 
     @property
     def folder(self) -> str:
-        """Where under the comparison's folder its run is."""
+        """Name of the folder of the method's run, below that of the comparison."""
         return folder_of(self.title)
 
 
 def folder_of(title: str) -> str:
-    """A title as the name of a folder."""
+    """Return `title` in lower case with underscores, as the name of a folder."""
     return title.lower().replace(", ", "_").replace(" ", "_")
 
 
 def entries_for(points: bool, mixture: bool, gamma: float, recipes: Sequence[str] = ()) -> list[Entry]:
-    """What is compared on points (a `mixture` of Gaussians or not) or on digits: each method that has a recipe for them, and `recipes`.
+    """Return the methods to compare: all that have a recipe for toy points, or else for digits, and those of the further `recipes`.
 
-    Where `gamma` is not 1, methods that only draw p are left out, but for the one that teaches the others.
+    `mixture` says whether the points are a mixture of Gaussians. Where `gamma` is not 1, methods that only learn the density p itself are
+    left out, except one that teaches others.
     """
     items, ground = ("points", "ring") if points else ("images", "digits")
     rooms: list[tuple[Any, str]] = []
@@ -72,7 +81,7 @@ def entries_for(points: bool, mixture: bool, gamma: float, recipes: Sequence[str
     entries: list[Entry] = []
     for settings, recipe in rooms:
         whole = load_recipe(recipe)
-        # where there is no closed form to learn from, the run that teaches stands in for it
+        # where there is no closed form of the denoiser to learn from, a trained teacher takes its place
         needs_one = whole.network.role == "copy" or (getattr(whole.method, "exact", False) and not mixture)
         for stands in settings.compared or (Compared(whole.method.name),):
             if items in stands.items and (mixture or not stands.needs_mixture):
@@ -87,7 +96,7 @@ def entries_for(points: bool, mixture: bool, gamma: float, recipes: Sequence[str
 
 
 def _unlike(title: str, taken: Collection[str], recipe: str) -> str:
-    """`title`, or where the same method is there by another recipe one with that of `recipe`, which may need a number."""
+    """Return `title`, or if it is `taken`, the title with the name of `recipe` and, where that is taken too, with a number."""
     names = (title, f"{title}, {Path(recipe).stem}", *(f"{title}, {Path(recipe).stem} {number}" for number in range(2, len(taken) + 2)))
     return next(name for name in names if name not in taken)
 
@@ -101,12 +110,24 @@ def compare(
     say: Callable[[str], None] = print,
     recipes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Train every method on `data` (``toys/NAME`` or ``digits``) and measure each at every number of steps that it can serve.
+    """Train every method on `data`, and measure each at all numbers of steps that it can be sampled with, or at `COUNTS`.
 
-    Each recipe runs for its own number of steps times `scale`, and what stands in the comparison at the cost of several items a step
-    as many times as long. Runs go to folders under `out`, and are gone on with if they are there already. `recipes` are further ones, of
-    methods of one's own. Writes ``compare.json``, ``compare.png`` (samples) and ``steps.png`` (quality over evaluations) there, and
-    returns the first. What only draws p is left out where `gamma` is not 1. Raises UserError as `train` does.
+    Args:
+        data: ``toys/NAME`` or ``digits``.
+        out: folder for the runs, which are continued if they are there already, and for ``compare.json``, ``compare.png`` (samples) and
+            ``steps.png`` (quality over network evaluations).
+        gamma: power of the density of toy points that is to be learned; unless it is 1, methods that only learn the density are left out.
+        scale: factor on each recipe's number of steps, beside the factor that the method itself declares (`Compared.costs`).
+        seed: of the data, the training and the samples.
+        say: called with a line for each thing that is done.
+        recipes: names or paths of further recipes, such as those of one's own methods.
+
+    Returns:
+        The content of ``compare.json``.
+
+    Raises:
+        UserError: as `train` does, and for `data`, `gamma` or `scale` that cannot be compared on.
+
     """
     density = None if data == "digits" else _density(data)
     if not 0 < scale < math.inf:
@@ -123,7 +144,7 @@ def compare(
         run = RunFolder(out / entry.folder)
         say(f"{number}/{len(entries)} {entry.title} ({entry.recipe}, {recipe.steps} steps)")
         if run.recipe_file.exists():
-            run.check(resolved(recipe), resume=True)  # the same run, and not one of another seed, gamma or density
+            run.check(resolved(recipe), resume=True)  # raises UserError for a run of another seed, gamma or density
         if run.is_finished(recipe.steps):
             continue
         with going_on():
@@ -173,13 +194,13 @@ def compare(
 
 
 def _ground(density: str | None, seed: int) -> ImageData | PointData:
-    """The data that all are measured on."""
+    """Return the data set on which all methods are trained and measured, in memory."""
     name, settings = ("toy", {"density": density}) if density else ("digits", {})
     return in_memory(load_data(registry.settings("data", name)(name=name, **settings), seed))  # type: ignore[arg-type,call-arg]
 
 
 def recipe_of(entry: Entry, out: Path, density: str | None, gamma: float, scale: float, seed: int) -> Recipe:
-    """What `entry` trains: its recipe on `density`, at its own length times `scale` and what it costs."""
+    """Return the recipe that `entry` trains, on `density` if given, with its steps multiplied by `scale` and the method's cost factor."""
     overrides = [*entry.stands.overrides, f"seed={seed}", *([f"data.density={density}"] if density else [])]
     overrides += [f"method.gamma={gamma}"] * entry.draws_power
     overrides += [f"method.teacher={json.dumps(str(out / entry.teacher))}"] if entry.teacher else []
@@ -189,7 +210,7 @@ def recipe_of(entry: Entry, out: Path, density: str | None, gamma: float, scale:
 
 
 def curves(rows: Mapping[str, Row], key: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Of each method: network evaluations, and the figure `key` there."""
+    """Return for each method its numbers of network evaluations, and the values of the figure `key` at them."""
     found: dict[str, tuple[list[int], list[float]]] = {}
     for row in rows.values():
         if "method" in row and key in row:
@@ -200,7 +221,7 @@ def curves(rows: Mapping[str, Row], key: str) -> dict[str, tuple[list[int], list
 
 
 def table_by_steps(results: Mapping[str, Any]) -> list[list[str]]:
-    """One row a method, one column a number of steps: the energy distance, or the Frechet distance over its floor."""
+    """Return a table with a row for each method and a column for each number of steps: energy distance, or Frechet distance over floor."""
     rows = [row for row in results["rows"].values() if "method" in row]
     points = any("energy" in row for row in rows) or results.get("features") == "the points themselves"
     key, form = ("energy", "{:.4f}") if points else ("frechet_over_floor", "{:.2f}")
@@ -214,12 +235,12 @@ def table_by_steps(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def own_rows(results: Mapping[str, Any]) -> dict[str, Any]:
-    """`results` with the floor and each method at its own number of steps only."""
+    """Return `results` with only the rows of the floor and of each method at its default number of steps."""
     return {**results, "rows": {name: row for name, row in results["rows"].items() if row.get("own_steps", True)}}
 
 
 def _density(data: str) -> str:
-    """``ring`` of ``toys/ring``. Raises UserError for anything else."""
+    """Return the name in ``toys/NAME``, such as ``ring``. Raises UserError for any other `data`, and for a name that is not known."""
     name = data.removeprefix("toys/")
     if not data.startswith("toys/") or name not in DENSITIES:
         raise UserError(
@@ -230,9 +251,10 @@ def _density(data: str) -> str:
 
 
 def claim(found: Mapping[str, tuple[Sequence[int], Sequence[float]]], means: Collection[str], floor: float = 0.0) -> str:
-    """What the plot shows, in words: the best method at one evaluation beside those that take several, `means`.
+    """Return the plot's title: the best method at one evaluation, compared with the methods in `means`, which need several.
 
-    `found` holds for each method its evaluations and the figure there, of which less is better, and nothing below `floor` can be told.
+    `found` holds for each method its numbers of evaluations and the figures at them. Smaller figures are better, and those below `floor`
+    count as equal.
     """
     alone = {name: max(y[0], floor) for name, (x, y) in found.items() if name not in means and x[0] == 1}
     if not alone or not means & found.keys():
@@ -256,7 +278,10 @@ def draw(
     seed: int,
     means: Collection[str] = (),
 ) -> None:
-    """Samples of each method at the numbers of steps that an evaluation measures, with their figures; of `means` not at one step."""
+    """Draw a picture with samples and figures of each method at the numbers of steps that `fewstep evaluate` measures.
+
+    One-step samples of the methods in `means` are left out, and real data, or exact samples of the density, come first.
+    """
     shown = [(title, generator, count) for title, generator in generators.items() for count in usual_counts(generator)]
     shown = [(title, generator, count) for title, generator, count in shown if count > 1 or title not in means]
     if isinstance(data, PointData):

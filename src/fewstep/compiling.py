@@ -1,4 +1,4 @@
-"""Networks compiled by `torch.compile` for drawing samples, and what is said where that cannot be done."""
+"""Compile networks by `torch.compile` for drawing samples, with an error that says why where that is not possible."""
 
 from typing import Any
 
@@ -10,10 +10,11 @@ from fewstep.errors import UserError, first_line
 
 
 def compile_to_sample(denoiser: nn.Module, asked: str) -> None:
-    """Have the network of `denoiser` compiled when it is first called, and again for each other size of a batch; it must not learn.
+    """Have the network of `denoiser` compiled at its first call, and again for every new batch size. It must not be trained afterwards.
 
-    On a CPU its weights are laid out for the kernels, once (`freezing`). Results agree to rounding. The call raises UserError, which
-    names the setting `asked` for it, where a network cannot be compiled here.
+    On a CPU the weights are rearranged once for the kernels (option `freezing` of torch). Results agree with the uncompiled network up to
+    rounding. Raises UserError for a denoiser with low-rank adapters (LoRA); the compiled network raises UserError when it is called where
+    it cannot be compiled. Both messages name `asked`, the option or setting by which the user asked for compiling.
     """
     if grounds(denoiser):
         raise UserError(
@@ -38,7 +39,7 @@ def compile_to_sample(denoiser: nn.Module, asked: str) -> None:
 
 
 def not_compiled(error: BaseException) -> str | None:
-    """Why something could not be compiled, in a few words, if that is what `error` says."""
+    """Return in a few words why torch could not compile, where `error` comes from compiling; None for other errors."""
     cause: BaseException | None = error
     while cause is not None:
         home = type(cause).__module__

@@ -1,6 +1,6 @@
-"""What a shell offers after the tab key: recipes, keys of their settings, run folders. Nothing here imports torch.
+"""Shell completion (the tab key) of recipes, keys of their settings, and run folders. Nothing here imports torch.
 
-A mistake while completing is no answer, and never a traceback in the user's prompt.
+An error during completion gives no completions instead of a traceback in the user's prompt.
 """
 
 import os
@@ -10,19 +10,19 @@ from typing import Any
 
 import typer
 
-Offer = tuple[str, str]  # what is offered, and a word about it
+Offer = tuple[str, str]  # a completion, and a short text about it
 
-ABOUT = 60  # columns of what is said about an offer
+ABOUT = 60  # largest length, in characters, of the text about a completion
 
 
 def _quiet(complete: Callable[..., list[Offer]]) -> Callable[..., list[Offer]]:
-    """`complete` with no offer in place of an error: at a prompt there is no place to tell of one."""
+    """Wrap `complete` so that it returns no completions where it would raise, as a prompt has no place to show errors."""
 
     @wraps(complete)
     def call(*arguments: Any, **named: Any) -> list[Offer]:
         try:
             return complete(*arguments, **named)
-        except (Exception, SystemExit):  # whatever it is, the user is in the middle of a word
+        except (Exception, SystemExit):  # whatever the error is, the user is in the middle of typing
             return []
 
     return call
@@ -30,7 +30,7 @@ def _quiet(complete: Callable[..., list[Offer]]) -> Callable[..., list[Offer]]:
 
 @_quiet
 def recipes(incomplete: str) -> list[Offer]:
-    """Shipped recipes that begin with `incomplete`, then folders and YAML files."""
+    """Return the shipped recipes that begin with `incomplete`, then folders and YAML files."""
     from fewstep.recipe.reading import parse_yaml, shipped_recipes
 
     shipped = {name: path for name, path in shipped_recipes().items() if name.startswith(incomplete)}
@@ -39,7 +39,7 @@ def recipes(incomplete: str) -> list[Offer]:
 
 @_quiet
 def shipped(incomplete: str) -> list[Offer]:
-    """Shipped recipes alone."""
+    """Return only the shipped recipes that begin with `incomplete`."""
     from fewstep.recipe.reading import shipped_recipes
 
     return [offer for offer in recipes(incomplete) if offer[0] in shipped_recipes()]
@@ -47,7 +47,10 @@ def shipped(incomplete: str) -> list[Offer]:
 
 @_quiet
 def keys(ctx: typer.Context, incomplete: str) -> list[Offer]:
-    """``key=`` for every setting of the recipe that was named, with the recipe's value; runs and models after ``method.teacher=``."""
+    """Return ``key=`` for every setting of the recipe on the command line, with its value in the recipe.
+
+    After ``method.teacher=`` and ``trainer.init=`` folders of runs and models are returned.
+    """
     from fewstep.recipe.older import leaves
     from fewstep.recipe.reading import load_recipe
     from fewstep.recipe.recipe import resolved
@@ -62,24 +65,24 @@ def keys(ctx: typer.Context, incomplete: str) -> list[Offer]:
 
 @_quiet
 def runs(incomplete: str) -> list[Offer]:
-    """Run folders and model folders, and folders on the way to them."""
+    """Return run folders and model folders that begin with `incomplete`, and other folders, which may contain them."""
     return paths(incomplete)
 
 
 @_quiet
 def comparable(incomplete: str) -> list[Offer]:
-    """Data sets that `fewstep compare` knows."""
+    """Return the data sets of `fewstep compare` that begin with `incomplete`."""
     from fewstep.data.settings import DENSITY_NAMES
 
     return [(name, "") for name in ("digits", *(f"toys/{name}" for name in DENSITY_NAMES)) if name.startswith(incomplete)]
 
 
 def paths(incomplete: str, *endings: str) -> list[Offer]:
-    """Folders that begin with `incomplete`, runs and models named as such, and files with one of `endings`."""
+    """Return folders that begin with `incomplete`, runs and models marked as such, and files whose name ends in one of `endings`."""
     above, beginning = os.path.split(incomplete)
     found: list[Offer] = []
     if not os.path.isdir(os.path.expanduser(above) or "."):
-        return found  # such as dmd2/ of a shipped recipe
+        return found  # no such folder, as for the dmd2/ that begins the name of a shipped recipe
     with os.scandir(os.path.expanduser(above) or ".") as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if not entry.name.startswith(beginning) or (entry.name.startswith(".") and not beginning):
@@ -94,7 +97,7 @@ def paths(incomplete: str, *endings: str) -> list[Offer]:
 
 
 def _kind(folder: str) -> str:
-    """What `folder` is, if it is a run or a model."""
+    """Return "a run", "a model" or "a diffusers model" where `folder` is one, by the files in it; else ""."""
     for file, kind in (("recipe.yaml", "a run"), ("config.json", "a model"), ("model_index.json", "a diffusers model")):
         if os.path.isfile(os.path.join(folder, file)):
             return kind

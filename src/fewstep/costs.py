@@ -1,7 +1,7 @@
-"""What a run costs before it is started: floating-point operations of each image, and memory of each device.
+"""Find what a run will cost before it is started: floating-point operations (FLOPs) for each item, and memory on each device.
 
-A step of the method is gone through on a few items, every turn with its real loss and its real gradients, and what its operations cost is
-counted; see `fewstep.counting`.
+A training step of the method is performed on a few items, each of its turns with its real loss and gradients, while the FLOPs and the
+memory of its operations are counted (see `fewstep.counting`).
 """
 
 import contextlib
@@ -22,24 +22,25 @@ from fewstep.training.learned import learned, set_learning
 from fewstep.training.precision import MIXED, Mixed, in_precision
 from fewstep.training.sharding import peak
 
-PAIR = 2  # items of the smaller of the two batches that are measured, where the method needs no more: samples can repel each other
-LONG = 5040  # steps of a longer run that are gone through to see which turns are due together: all small numbers divide it
-ADAM_MOMENTS = 2  # numbers that AdamW keeps for each one that it trains
+PAIR = 2  # least items of the smaller of the two batches that are measured, as some losses compare the samples of a batch with each other
+LONG = 5040  # most steps of a run that are looked at to see which turns are due together; divisible by all small numbers
+ADAM_MOMENTS = 2  # numbers that AdamW stores for each trained weight
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on a device while it trains, as many as there are at once.
+    """Peak memory in bytes on one device during training, by what it holds.
 
     Attributes:
-        base: what several networks stand on and none of them learns.
-        networks: all else that networks hold.
-        average: of the weights that ship.
-        gradients: of the turn that needs most, with the copies that processes exchange.
-        moments: of AdamW.
-        activations: what the tensors of that turn hold at most beside these: what the loss keeps for its gradients, and what comes and goes
-            in between. What kernels need for themselves is not in it.
-        gathered: of networks in shares, while they are called; an estimate. All but the last two are a device's share then.
+        base: the frozen network that several networks share, each as low-rank changes (LoRA) to it.
+        networks: all other parameters and buffers of the networks.
+        average: the exponential moving average of the weights that ship.
+        gradients: the gradients of the turn that needs most memory, and the copies of gradients that processes exchange.
+        moments: AdamW's moments.
+        activations: the most that all other tensors of that turn hold: what the loss keeps for its gradients, and temporary tensors.
+            Workspace that kernels allocate for themselves is not counted.
+        gathered: estimated weights that are gathered while a sharded network is called (FSDP). With sharding all attributes but the last
+            two are one device's share.
 
     """
 
@@ -53,12 +54,12 @@ class Memory:
 
     @property
     def weights(self) -> int:
-        """All but activations, which does not depend on the batch."""
+        """Bytes that do not depend on the batch size: all but `activations` and `gathered`."""
         return self.base + self.networks + self.average + self.gradients + self.moments
 
     @property
     def total(self) -> int:
-        """All together."""
+        """Bytes of all attributes together."""
         return self.weights + self.activations + self.gathered
 
     def __str__(self) -> str:
@@ -76,10 +77,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Costs:
-    """What `measure` found. FLOPs are for one item and count a multiplication and an addition as two.
+    """The costs of a run, found by `measure`. FLOPs are for one item, and a multiplication and an addition count as two.
 
-    `evaluation` is one call of the network that ships, of which a sample takes `evaluations`; `step` is a training step, averaged over
-    the turns' cadence; what is done on pairs of a batch's items counts as in the small batch measured.
+    Attributes:
+        evaluation: FLOPs of one evaluation of the network that ships.
+        evaluations: network evaluations for one sample.
+        step: FLOPs of a training step, averaged over steps with different turns. Operations on pairs of a batch's items count as many as in
+            the small batches measured.
+        memory: peak memory on each device.
+
     """
 
     evaluation: float
@@ -88,7 +94,7 @@ class Costs:
     memory: Memory
 
     def lines(self, item: str, seen: int) -> list[str]:
-        """In words: FLOPs of one `item` ("image") and of a run that sees `seen` of them, and memory."""
+        """Return the costs in words: FLOPs for one `item` (such as "image") and for a run that sees `seen` of them, and memory."""
         sample = f", {in_words(self.evaluation * self.evaluations, 'FLOP')} a sample of {self.evaluations}" if self.evaluations > 1 else ""
         return [
             f"FLOPs per {item}: {in_words(self.evaluation, 'FLOP')} an evaluation{sample}; {in_words(self.step, 'FLOP')} a training step, "
@@ -99,7 +105,15 @@ class Costs:
 
 @dataclass(frozen=True)
 class _Found:
-    """FLOPs of a loss and its gradients on so many items, and bytes held after each operation, of which `loss` many are the loss's."""
+    """What was counted of one turn's loss and gradients.
+
+    Attributes:
+        items: items in the batch.
+        flops: FLOPs of the loss and its gradients on all items.
+        held: bytes held after each operation, those of the loss first.
+        loss: how many entries of `held` are from the loss.
+
+    """
 
     items: int
     flops: int
@@ -118,11 +132,20 @@ def measure(
     precision: str = "32-true",
     sharded: bool = False,
 ) -> Costs:
-    """What training `method` for `steps` steps costs, on items [*shape] of `num_classes` classes, `batch_size` of them over all `devices`.
+    """Return what it costs to train `method`.
 
-    `method` is to be fresh, and is used up: it goes through the updates of all `steps` without learning anything, to be past what only
-    the first ones do. On several devices the copies of gradients that DistributedDataParallel exchanges are part of the memory. With
-    `precision` "bf16-mixed" layers work in bfloat16; `sharded` networks are in shares on the devices.
+    Args:
+        method: newly made, and not to be used afterwards: it is told of all updates of the run without learning anything, so that what is
+            measured is not special to the first updates.
+        shape: shape of one item.
+        num_classes: number of classes of the data, or None.
+        steps: training steps of the run.
+        batch_size: items in a batch, over all devices.
+        devices: number of devices; with several, the copies of gradients that DistributedDataParallel exchanges are part of the memory.
+        accumulate: parts into which each device's share of a batch is divided (gradient accumulation).
+        precision: "32-true", or "bf16-mixed" for layers that work in bfloat16.
+        sharded: whether networks are sharded over the devices (FSDP).
+
     """
     for turn in method.turns:
         for _ in range(turn.updates(steps)):
@@ -133,7 +156,7 @@ def measure(
         with Counted() as counter:
             generator.sample(1, seed=0, steps=shortest)
         evaluation = counter.flops / generator.evaluations(shortest)
-        # whole rounds of what a batch is dealt to, such as a student's steps
+        # multiples of least_items, so that a batch divides evenly among, for example, a student's numbers of steps
         sizes = max(PAIR, method.least_items), max(PAIR, method.least_items) + method.least_items
         kinds = _kinds(method, steps)
         walks = {due: [_step(method, due, shape, num_classes, items, precision) for items in sizes] for due in kinds}
@@ -143,7 +166,7 @@ def measure(
     def size(*names: str) -> int:
         return sum(_bytes(p) for name in names for p in learned(method.networks[name]).values())
 
-    turns = []  # (gradients, the most that is held beside them) of each, in each kind of step
+    turns = []  # for each turn in each kind of step: bytes of its gradients, and the most bytes held beside them
     for few, more in walks.values():
         for name, small in few.items():
             gradients = size(*next(turn.trains for turn in method.turns if turn.name == name))
@@ -151,7 +174,7 @@ def measure(
     gradients, activations = max(turns, key=sum)
     trained = size(*{name for turn in method.turns for name in turn.trains})
     base = {id(tensor): tensor for network in method.networks.values() for ground in grounds(network) for tensor in _of(ground)}
-    held = {id(tensor): tensor for network in method.networks.values() for tensor in _of(network)}  # what is shared counts once
+    held = {id(tensor): tensor for network in method.networks.values() for tensor in _of(network)}  # shared tensors count once
     whole = {
         "base": sum(map(_bytes, base.values())),
         "networks": sum(_bytes(tensor) for key, tensor in held.items() if key not in base),
@@ -169,9 +192,10 @@ def measure(
 
 
 def _most(small: _Found, large: _Found, items: float, gradients: int, accumulate: int) -> int:
-    """The most that is held of so many `items`, gradients included, by what is held of the two batches measured.
+    """Return the peak bytes of a turn on `items` items, its gradients included, extrapolated from the two batches measured.
 
-    Each operation's share is a line through both, and the most that of another operation as batches grow.
+    The bytes after each operation are extrapolated linearly in the number of items, and the peak is the maximum over operations, which may
+    be another operation for larger batches.
     """
 
     def at(a: list[int], b: list[int]) -> float:
@@ -179,13 +203,13 @@ def _most(small: _Found, large: _Found, items: float, gradients: int, accumulate
         return max(few + (items - small.items) * (more - few) / (large.items - small.items) for few, more in ends)
 
     most = at(small.held, large.held)
-    if accumulate > 1:  # gradients of the first part are there while the second has its loss
+    if accumulate > 1:  # the gradients of the first part are held while the loss of the second is computed
         most = max(most, gradients + at(small.held[: small.loss], large.held[: large.loss]))
     return max(round(most), gradients)
 
 
 def _kinds(method: Method, steps: int) -> dict[tuple[str, ...], float]:
-    """The names of the turns that are due together, and the share of a run's steps in which they are."""
+    """Return for each set of turns that are due in the same step, by their names, the share of the run's steps with just these turns."""
     length = min(steps, LONG)
     seen = Counter(tuple(turn.name for turn in method.turns if turn.is_due(step, length)) for step in range(length))
     return {due: number / length for due, number in seen.items()}
@@ -194,7 +218,7 @@ def _kinds(method: Method, steps: int) -> dict[tuple[str, ...], float]:
 def _step(
     method: Method, due: tuple[str, ...], shape: tuple[int, ...], num_classes: int | None, items: int, precision: str
 ) -> dict[str, _Found]:
-    """One training step on so many items, by the turns that are `due`."""
+    """Return what one training step on `items` items costs, for each of the turns that are `due`."""
     rng = torch.Generator().manual_seed(0)
     label = None if num_classes is None else torch.zeros(items, dtype=torch.long)
     batch, scratch = Batch(torch.randn(items, *shape, generator=rng), label), dict[str, Any]()
@@ -219,7 +243,7 @@ def _turn(method: Method, turn: Turn, batch: Batch, rng: torch.Generator, scratc
 
 @contextlib.contextmanager
 def _apart(method: Method) -> Iterator[None]:
-    """What is done to the networks in here, and the random numbers that dropout draws, leave no trace."""
+    """Restore which parameters of `method` require gradients, and torch's random state, when the block ends."""
     flags = {name: [p.requires_grad for p in network.parameters()] for name, network in method.networks.items()}
     with torch.random.fork_rng(devices=[]):
         yield

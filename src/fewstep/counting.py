@@ -1,6 +1,6 @@
-"""What operations cost, as they go by: floating-point operations, and the memory that tensors hold.
+"""Count what tensor operations cost while they run: floating-point operations (FLOPs), and the memory that tensors hold.
 
-What takes time, convolutions, matrix products and attention, is counted and left out: its results are zeros of the right shape.
+Expensive operations (convolutions, matrix products, attention) are counted and not performed: their results are zeros of the right shape.
 """
 
 import weakref
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 _aten = torch.ops.aten
-# torch has no formula for the CPU's attention; arguments are those of the operation, tensors or shadows of them
+# torch has no formula for attention on the CPU; a formula takes the operation's arguments, tensors or their shadows on the meta device
 FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     _aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape),
@@ -25,14 +25,15 @@ FORMULAS: dict[Any, Callable[..., int]] = {
 
 
 class Counted(TorchDispatchMode):
-    """Inside, operations with a formula for their FLOPs are counted, and give zeros of the shape and layout that they would have given.
+    """A context in which operations that have a FLOPs formula are counted, and return zeros of the shape and layout of their real result.
 
     Args:
-        known: tensors that are there anyway, such as weights, whose memory is not counted.
+        known: tensors whose memory is not counted, such as weights, which exist already.
 
     Attributes:
-        flops: so far.
-        held: bytes that tensors made in here hold, after each operation that made some. What kernels need for themselves is not in it.
+        flops: FLOPs counted so far.
+        held: total bytes of the tensors made in the context, after each operation that made one. Workspace that kernels allocate for
+            themselves is not counted.
 
     """
 
@@ -54,18 +55,18 @@ class Counted(TorchDispatchMode):
         inputs, options = tree_map_only(Tensor, _shadow, (args, kwargs))
         outputs = func(*inputs, **options)
         self.flops += formula(*inputs, **options, out_val=outputs)
-        # gradients that nobody keeps need no memory of their own here: one 0, seen everywhere
+        # gradients that are not kept take no memory here: they are views of a single 0
         light = func.overloadpacket is _aten.convolution_backward and not torch.is_grad_enabled()
         return tree_map_only(Tensor, lambda shadow: self._zeros(shadow, light), outputs)
 
     def _zeros(self, shadow: Tensor, light: bool) -> Tensor:
-        """What stands for a result like `shadow`, and counts as all of it."""
+        """Return zeros like `shadow`, counted with its full size; with `light` they are a view of a single 0."""
         zeros = torch.zeros((), dtype=shadow.dtype).expand(shadow.shape) if light else torch.zeros_like(shadow, device="cpu")
         self._hold(zeros, shadow.untyped_storage().nbytes())
         return zeros
 
     def _hold(self, tensor: Tensor, size: int) -> None:
-        """Count `size` bytes for `tensor` from now on, as long as its memory is held."""
+        """Count `size` bytes for `tensor` until its memory is freed, unless its memory is counted or known already."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:

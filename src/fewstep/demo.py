@@ -1,4 +1,4 @@
-"""The demonstration: a teacher of real digits, distilled into one step, measured and shown."""
+"""The demonstration: train a teacher on real digits, distil it into one step, measure both and draw a picture of their samples."""
 
 import json
 import time
@@ -16,7 +16,7 @@ from fewstep.recipe import load_recipe, resolved
 from fewstep.run import train_recipe
 from fewstep.training.run_folder import RunFolder
 
-# recipe and what differs from it: half of the full distillation is enough to see what it does
+# for each stage its recipe and overrides: half of the full distillation is enough to see its effect
 STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "teacher": ("teacher/digits", ()),
     "student": ("dmd2/digits", ("steps=700",)),
@@ -24,10 +24,10 @@ STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def demo(out: Path, overrides: tuple[str, ...] = (), say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Run what is not done yet under `out` (teacher/, student/), draw ``demo.png`` there, and return the student's results.
+    """Run the stages that are not finished under `out` (teacher/, student/), draw ``demo.png`` there, and return the student's results.
 
-    A second call finds everything done and only shows it; a call after a kill goes on where it stopped. `overrides` such as
-    ``("steps=20",)`` apply to both recipes. Raises UserError as `train` does.
+    A call after a finished one returns the results it finds; a call after an interruption continues where it stopped. `overrides`, such as
+    ``("steps=20",)``, apply to both recipes. Raises UserError as `train` does.
     """
     began = time.monotonic()
     if out.exists() and not out.is_dir():
@@ -59,7 +59,10 @@ def demo(out: Path, overrides: tuple[str, ...] = (), say: Callable[[str], None] 
 
 
 def draw(out: Path, results: dict[str, Any], per_class: int = 4) -> None:
-    """The contact sheet ``demo.png``: real digits, the teacher at its full step count and at one, the student at one."""
+    """Draw the contact sheet ``demo.png``: real digits, samples of the teacher at its full number of steps and at one, and of the student.
+
+    Each block shows `per_class` (an even number) images of each digit, with the figures of its row in `results`.
+    """
     from fewstep.build import in_memory, load_data
     from fewstep.viz.plots import contact_sheet
 
@@ -87,7 +90,7 @@ def draw(out: Path, results: dict[str, Any], per_class: int = 4) -> None:
 
 
 def summary(results: dict[str, Any]) -> list[list[str]]:
-    """The demo's table: the columns that a first look needs."""
+    """Return the table of `results` with a few columns: FD, FD / floor, FD to train, class asked for, samples/s."""
     lines = table(results)
     wanted = ("", "FD", "FD / floor", "FD to train", "class asked for", "samples/s")
     keep = [i for i, heading in enumerate(lines[0]) if heading in wanted]

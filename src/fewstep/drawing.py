@@ -1,4 +1,4 @@
-"""Samples drawn from a generator, one batch after the other: what is asked for is checked first."""
+"""Check what is asked of a generator, and draw samples from it one batch after another."""
 
 import contextlib
 import math
@@ -17,16 +17,16 @@ from fewstep.pipelines.encoders import encoded
 from fewstep.samplers import SAMPLERS
 from fewstep.streams import Noise, Seed, seeded
 
-IMAGES, POINTS = 256, 10_000  # a network evaluation, where nothing else is said
-LATENT_NUMBERS = 2**17  # of latents at once, of a network that is far larger than one of pixels
+IMAGES, POINTS = 256, 10_000  # default batch sizes: samples for each network evaluation
+LATENT_NUMBERS = 2**17  # most numbers in a default batch of latents, whose networks are far larger than those for pixels
 
 
 @contextlib.contextmanager
 def asked(generator: Any, prompts: str | Sequence[str]) -> Iterator[None]:
-    """Inside, the labels of `generator` are `prompts`, in turn, encoded by the pipeline that it was made from.
+    """Give `generator` the `prompts`, encoded by the pipeline that it was made from, as its table of prompts until the block ends.
 
-    Raises UserError for a generator that is told no prompts, for none of them, and where that pipeline's encoders are not those of its
-    training.
+    Labels are then their numbers, in turn. Raises UserError for a generator that takes no prompts, for an empty list, and where the
+    pipeline's text encoders are not those that the generator was trained with.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if generator.told is None or generator.latents is None:
@@ -43,14 +43,14 @@ def asked(generator: Any, prompts: str | Sequence[str]) -> Iterator[None]:
 
 
 def usual_batch(generator: Any) -> int:
-    """How many samples go through the network of `generator` together where nothing is said."""
+    """Return the default batch size for drawing samples from `generator`."""
     if generator.latents is not None:
         return max(1, min(IMAGES, LATENT_NUMBERS // math.prod(generator.shape)))
     return IMAGES if len(generator.shape) == 3 else POINTS
 
 
 def checked_steps(generator: Any, steps: int | None) -> int:
-    """The number of noise levels that `steps` asks of `generator`, its own for None. Raises UserError where it has none of so many."""
+    """Return `steps`, or for None the default number of steps of `generator`. Raises UserError for a number that it does not allow."""
     default, counts = generator.default_steps(), generator.step_counts
     steps = default if steps is None else steps
     if not 1 <= steps <= MOST_STEPS and counts is None:
@@ -63,7 +63,7 @@ def checked_steps(generator: Any, steps: int | None) -> int:
 
 
 def check_memory(generator: Any, num: int) -> None:
-    """Raise UserError where `num` samples of `generator` are more than this machine can hold."""
+    """Raise UserError where `num` samples of `generator` take more memory than this machine has."""
     if num > 0 and (size := 4 * num * math.prod(generator.shape)) > (most := memory()):
         raise UserError(
             f"num is {num:,}: so many samples are {size / 1e9:,.0f} GB, and this machine has {most / 1e9:,.0f} GB; draw fewer at "
@@ -82,7 +82,7 @@ def draw_batches(
     batch_size: int | None,
     churn: float | None,
 ) -> Iterator[Tensor]:
-    """What `Generator.batches` gives for its arguments, of which `generator` is itself. Raises as it does."""
+    """Return an iterator over batches of samples: the implementation of `Generator.batches`, for `generator`. Raises UserError."""
     if num < 1:
         raise UserError(f"num is {num}; give at least 1")
     batch_size = usual_batch(generator) if batch_size is None else batch_size
@@ -105,7 +105,7 @@ def draw_batches(
         if not 0 <= churn <= 1:
             raise UserError(f"churn is {churn}; allowed are values from 0 to 1")
         options["churn"] = churn
-    generator.labels(1, labels)  # whether they will do
+    generator.labels(1, labels)  # raises UserError for labels that are not allowed
     if generator.lacks_prompts:
         raise UserError("this generator is told a prompt, and none was given; give prompts, or labels with the table that they are rows of")
     draw = SAMPLERS[name].draw if name in SAMPLERS else generator.kind.draw

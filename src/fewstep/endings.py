@@ -1,4 +1,4 @@
-"""How a command ends: what a user can mend is one sentence, and everything else a fault of ours that is left to be seen."""
+"""End a command: errors that the user can correct are shown in one message, all others are bugs and keep their traceback."""
 
 import errno
 import os
@@ -8,14 +8,14 @@ from typing import Any
 
 from fewstep.errors import Interrupted, UserError
 
-# what a disk, a name or a limit refuses, and a user can mend
+# codes of OSError that the user can correct: those of full or faulty disks, permissions, names and limits
 REFUSALS = "ENOSPC EDQUOT EFBIG EACCES EPERM EROFS EIO ENAMETOOLONG ELOOP ENOTDIR EISDIR EEXIST EMFILE ENFILE ESTALE"
 DISK = {getattr(errno, name) for name in REFUSALS.split() if hasattr(errno, name)}
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def ended(command: Callable[[], Any]) -> None:
-    """Run `command`, and end the process as it ends: exit code 2 for an error that a user can mend, 130 for one that was stopped."""
+    """Run `command`; end the process with exit code 2 for an error that the user can correct, and with 130 if it was interrupted."""
     try:
         command()
     except UserError as error:
@@ -34,6 +34,6 @@ def ended(command: Callable[[], Any]) -> None:
 
 
 def _end(message: str, code: int) -> None:
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # once, not once a process
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # by one process of each machine
         sys.stderr.write(f"{message}\n")
     sys.exit(code)

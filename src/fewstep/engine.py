@@ -1,9 +1,10 @@
-"""What a run computes with: the engine, the precision of its networks' layers, and CPU threads; measured where no rule tells.
+"""Choose what a run computes with: the engine (lightning-fabric), mixed precision, and the number of CPU threads.
 
-``trainer.precision=auto`` is bfloat16 where that pays, and ``trainer.threads=auto`` the fewest threads that are nearly as fast as more.
-Which those are on this machine, a second of passes tells: the losses of the run's own method and networks on random items, forwards and
-backwards, by both ways in turn. They are made by a twin of the method that shares its weights, so that nothing of the run moves: no
-weight, no state, no random stream. What was found is in the run folder, and a run that goes on does so with that.
+``trainer.precision=auto`` takes bfloat16 where it is faster by `PAYS`, and ``trainer.threads=auto`` the fewest threads that are nearly as
+fast as more. Where no rule decides, both are measured on this machine for about a second each: the losses of the run's own method and
+networks on random items, with their backward passes, by the alternatives in turn. They are computed by a copy of the method that shares its
+weights, so that no weight, state or random stream of the run changes. The choice is recorded in the run folder, and holds when the run is
+resumed.
 """
 
 import contextlib
@@ -39,23 +40,23 @@ from fewstep.training.precision import FULL, MIXED, Mixed, in_precision
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-# below this many multiply-adds an image, a second CPU thread costs more than it brings (measured: README, "Threads")
+# multiply-adds for one image below which a second CPU thread costs more than it gains (measured: README, "Threads")
 THREADS_FROM = 1e9
-MIXED_FROM = 1e9  # multiply-adds a batch, below which a step is mostly not its layers
-PAYS = 1.15  # times as fast as float32 that bfloat16 has to be to be taken
-SCALES = 1.1  # times as fast that more threads have to be
-SECOND = 1.0  # that measuring may take, or little more: at least `ROUNDS` are made
+MIXED_FROM = 1e9  # multiply-adds for one batch below which a step spends little of its time in layers, so that bfloat16 is not tried
+PAYS = 1.15  # least speed of bfloat16 relative to float32 for which it is chosen
+SCALES = 1.1  # least speed of a larger number of threads relative to the next smaller one for which it is chosen
+SECOND = 1.0  # seconds that a measurement takes, or a little more, as at least `ROUNDS` rounds are made
 ROUNDS = 3
-PATIENCE = 3.0  # seconds that the first pass may take, kernels made ready and all, or it is left at that
-LARGEST = 2e10  # multiply-adds of the fewest items by all networks, above which one pass would take seconds: it is not measured
-BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}  # of x86, and of Arm, as Linux calls them
+PATIENCE = 3.0  # most seconds of the first pass, which also prepares kernels; a slower one ends the measurement
+LARGEST = 2e10  # multiply-adds of all networks on the smallest batch above which nothing is measured, as one pass would take seconds
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}  # Linux's names of CPU features, of x86 and of Arm
 
 Precise = Literal["32-true", "bf16-mixed"]
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a run computes with: the `precision` of its layers and CPU `threads` in all, and in `line` why."""
+    """What a run computes with: `precision` of its layers, CPU `threads` of all processes together, and a `line` that gives the reasons."""
 
     precision: Precise
     threads: int
@@ -63,7 +64,7 @@ class Chosen:
 
 
 def own_buffers() -> dict[str, Any]:
-    """What has each process keep its buffers as they are between steps, by the name that this torch has for it."""
+    """Return the argument of DistributedDataParallel, as this version of torch names it, that leaves buffers unsynchronized."""
     from torch.nn.parallel import DistributedDataParallel
 
     known = inspect.signature(DistributedDataParallel).parameters
@@ -71,7 +72,10 @@ def own_buffers() -> dict[str, Any]:
 
 
 def make_fabric(trainer: Trainer) -> "Fabric":
-    """lightning-fabric as the trainer section says; precision "auto" is float32 until `settle`. Raises UserError for what is not there."""
+    """Return lightning-fabric set up by the trainer section; precision "auto" is float32 until `settle` is called.
+
+    Raises UserError where this machine lacks what the section asks for.
+    """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
 
@@ -83,11 +87,11 @@ def make_fabric(trainer: Trainer) -> "Fabric":
     mixed.on = trainer.precision == MIXED
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a GPU lies idle, when the user asked for the CPU
+            warnings.simplefilter("ignore")  # such as that a GPU is not used, where the user asked for the CPU
             fabric = Fabric(
                 accelerator=trainer.accelerator, devices=trainer.devices, strategy=strategy, plugins=mixed, num_nodes=trainer.num_nodes
             )
-    except Exception as error:  # Fabric raises several kinds for what a machine lacks
+    except Exception as error:  # Fabric raises several kinds of exceptions where a machine lacks something
         raise UserError(
             f"trainer: this machine cannot run {trainer.accelerator} with precision {trainer.precision}: {first_line(error)}"
         ) from error
@@ -98,14 +102,17 @@ def make_fabric(trainer: Trainer) -> "Fabric":
 
 
 def settle(fabric: "Fabric", precision: Precise) -> None:
-    """Let `fabric`, of `make_fabric`, work in `precision`."""
+    """Have `fabric`, made by `make_fabric`, compute in `precision`."""
     mixed = fabric.strategy.precision
     assert isinstance(mixed, Mixed)
     mixed.on = precision == MIXED
 
 
 def choose_threads(threads: int | str, network: nn.Module, shape: tuple[int, ...]) -> int:
-    """CPU threads for `network` on items of `shape`: `threads` itself, or for "auto" 1 if the network is small, else all cores."""
+    """Return the number of CPU threads for `network` on items of `shape`: `threads`, or for "auto" 1 for small networks, else all cores.
+
+    Raises UserError for more threads than this machine can use.
+    """
     if isinstance(threads, int):
         if threads > (most := max(16, 4 * cores())):
             raise UserError(f"threads is {threads}; this machine has {cores()} core{'s' * (cores() > 1)}: give at most {most}, or auto")
@@ -114,7 +121,7 @@ def choose_threads(threads: int | str, network: nn.Module, shape: tuple[int, ...
 
 
 def use_threads(number: int) -> None:
-    """From now on this process computes on so many CPU threads, and keeps the memory that they free; see `fewstep.allocator`."""
+    """Set the number of CPU threads of this process, and have it keep freed memory for reuse; see `fewstep.allocator`."""
     torch.set_num_threads(number)
     keep_freed_memory()
 
@@ -128,19 +135,19 @@ def choose(
     processes: int = 1,
     begun: Mapping[str, Any] | None = None,
 ) -> Chosen:
-    """The precision and the threads of a run of `recipe` by `method`.
+    """Choose the precision and the number of CPU threads for training `method` by `recipe`.
 
     Args:
-        recipe: what its trainer section gives is taken.
-        method: it is not changed.
-        shape: of an item.
-        num_classes: of the data.
-        device: that trains.
-        processes: among which batch and cores are divided.
-        begun: the recipe.yaml of a run that goes on, whose precision and threads stay.
+        recipe: its trainer section decides, except where it says "auto".
+        method: the method to train, which is not changed.
+        shape: shape of one item.
+        num_classes: number of classes of the data, or None.
+        device: device that trains.
+        processes: number of processes, which share the batch and the cores.
+        begun: content of the recipe.yaml of a run that is resumed, whose precision and threads are kept; None for a new run.
 
     Raises:
-        UserError: for more threads than make sense.
+        UserError: for more threads than this machine can use.
 
     """
     probe = _Probe(recipe, method, shape, num_classes, processes)
@@ -152,14 +159,14 @@ def choose(
         threads, why = _threads(recipe, threads, precision, probe, processes, begun)
         lines.append(f"CPU threads: {threads}{why}")
     elif device.type == "cuda":
-        lines.append("fp32 products by TF32")  # in a step, see `fewstep.training.called`
+        lines.append("fp32 products by TF32")  # during training steps, see `fewstep.training.called`
     return Chosen(precision, threads, "; ".join(lines))
 
 
 def _precision(
     recipe: Recipe, method: Method, shape: tuple[int, ...], device: torch.device, probe: "_Probe", begun: Mapping[str, Any] | None
 ) -> tuple[Precise, str]:
-    """The precision, and why in words that follow it."""
+    """Return the precision, and the reason as words to follow its name."""
     asked = recipe.trainer.precision
     if asked != "auto":
         return asked, ", as given"
@@ -190,7 +197,10 @@ def _precision(
 def _threads(
     recipe: Recipe, usual: int, precision: Precise, probe: "_Probe", processes: int, begun: Mapping[str, Any] | None
 ) -> tuple[int, str]:
-    """CPU threads of all `processes` together, `usual` ones where nothing is to be measured, and why in words that follow it."""
+    """Return the number of CPU threads of all `processes` together, and the reason as words to follow it.
+
+    Where nothing is measured, given or recorded, the number is `usual`.
+    """
     if recipe.trainer.threads != "auto":
         return usual, ", as given"
     made_by = None if begun is None else begun.get("made_by")
@@ -208,7 +218,7 @@ def _threads(
 
 
 def has_bf16() -> bool:
-    """Whether this CPU has instructions for products in bfloat16, and torch may use them (``ONEDNN_MAX_CPU_ISA`` may forbid it)."""
+    """Return whether this CPU has instructions for products in bfloat16, and ``ONEDNN_MAX_CPU_ISA`` does not keep torch from using them."""
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     if limit not in ("ALL", "DEFAULT") and not any(word in limit for word in ("BF16", "AMX", "AVX10")):
         return False
@@ -220,16 +230,16 @@ def has_bf16() -> bool:
 
 
 def _work(network: nn.Module, shape: tuple[int, ...]) -> float:
-    """A bound from above of the multiply-adds of a convolutional network on one item."""
+    """Return an upper bound on the multiply-adds of a convolutional network on one item."""
     return num_parameters(network) * math.prod(shape[1:])
 
 
 class _Probe:
-    """Passes of a run's own losses on random items, timed.
+    """Time forward and backward passes of a run's own losses on random items.
 
     Attributes:
-        fault: what went wrong, where nothing could be timed.
-        threads: of this process, while precisions are compared.
+        fault: message of the error for which nothing could be timed; "" without one.
+        threads: number of CPU threads of this process while precisions are compared.
 
     """
 
@@ -239,15 +249,15 @@ class _Probe:
         self.fault, self.threads = "", 1
 
     def speedup(self) -> float | None:
-        """How many times as fast bfloat16 is as float32; None where that could not be tried."""
+        """Return how many times as fast bfloat16 is as float32; None where it could not be measured."""
         ways: dict[Any, tuple[Precise, int]] = {name: (name, self.threads) for name in (FULL, MIXED)}
         rounds = self._alternating(ways)
         return None if rounds is None else statistics.median(one[FULL] / one[MIXED] for one in rounds)
 
     def scaling(self, precision: Precise, most: int) -> tuple[int, float, int] | None:
-        """Threads up to `most`, and how many times as fast they are as another number, which comes last; None where it could not be tried.
+        """Return the best number of threads up to `most`, its speed relative to another number, and that other number.
 
-        The others are half as many, or where that is none twice as many.
+        The other number is the next smaller one that was tried, or for 1 thread the next larger. None where nothing could be measured.
         """
         numbers = [number for power in range(most.bit_length()) if (number := 2**power) < most] + [most]
         rounds = self._alternating({number: (precision, number) for number in numbers})
@@ -258,14 +268,14 @@ class _Probe:
         return (numbers[place], gains[place - 1], numbers[place - 1]) if place else (numbers[0], 1 / gains[0], numbers[1])
 
     def _alternating(self, ways: Mapping[Any, tuple[Precise, int]]) -> list[dict[Any, float]] | None:
-        """Seconds of a pass by each of `ways`, a precision and threads, in several rounds."""
+        """Return the seconds of a pass by each of `ways` (a precision and a number of threads), for several rounds; None on failure."""
         before = torch.get_num_threads()
         try:
             with _twin(self.method) as twin, torch.random.fork_rng(devices=[]), contextlib.redirect_stderr(io.StringIO()):
                 return self._rounds(twin, ways)
         except (
             Exception
-        ) as error:  # of a method of one's own, say, that cannot be copied, or fails: in training it is told of as it should be
+        ) as error:  # such as of a user's own method that cannot be copied or fails; if it fails in training, too, it is reported then
             self.fault = f"{type(error).__name__}: {first_line(error)}"
             return None
         finally:
@@ -277,14 +287,14 @@ class _Probe:
         def timed(way: tuple[Precise, int], items: int) -> float:
             if way[1] != torch.get_num_threads():
                 torch.set_num_threads(way[1])
-                self._pass(twin, way[0], items)  # the pool of threads settles
+                self._pass(twin, way[0], items)  # warms up the pool of threads
             return self._pass(twin, way[0], items)
 
         first, too_long = next(iter(ways.values())), TimeoutError(f"even {least} items take too long here")
         if least * sum(_work(network, self.shape) for network in twin.networks.values()) > LARGEST:
             raise too_long
         began = time.perf_counter()
-        timed(first, least)  # makes memory and kernels ready
+        timed(first, least)  # allocates memory and prepares kernels
         if time.perf_counter() - began > PATIENCE:
             raise too_long
         each = timed(first, least) / least
@@ -298,7 +308,7 @@ class _Probe:
         return rounds
 
     def _pass(self, twin: Method, precision: Precise, items: int) -> float:
-        """Seconds of a step's losses and their gradients, each turn counting as often as it comes."""
+        """Return the seconds of a step's losses and gradients, each turn weighted by the share of the run's steps in which it is due."""
         rng = torch.Generator().manual_seed(0)
         batch, scratch = random_batch(items, self.shape, self.num_classes, rng), dict[str, Any]()
         mixed, seconds = Mixed(), 0.0
@@ -317,7 +327,7 @@ class _Probe:
 
 @contextlib.contextmanager
 def _twin(method: Method) -> Iterator[Method]:
-    """A copy of `method` with the same weights in memory; which of these take gradients is afterwards what it was."""
+    """Give a copy of `method` that shares its weights, and restore which weights require gradients when the block ends."""
     held: list[nn.Module] = [*method.networks.values()]
     for part in vars(method).values():
         held += [part] if isinstance(part, nn.Module) else [part.denoiser] if isinstance(part, Generator) else []

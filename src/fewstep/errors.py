@@ -1,4 +1,4 @@
-"""What a command ends with when it does not end well, through no fault of ours."""
+"""Exceptions that end a command without being bugs: errors that the user can correct, and interruptions."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,19 +7,19 @@ RESUME = "go on with --resume"
 
 
 class UserError(ValueError):
-    """A mistake or mishap that a user can mend. Its message is shown alone, without a traceback, and the exit code is 2.
+    """An error that the user can correct. The command line shows its message without a traceback, and exits with code 2.
 
-    The message says what was got, what is allowed, and what to change.
+    The message says what was given, what is allowed, and what to change.
     """
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and has saved everything; the message says how to go on. The exit code is 130."""
+    """The command was stopped by a signal and left its files in order; the message says how to continue. The exit code is 130."""
 
 
 @contextlib.contextmanager
 def going_on() -> Iterator[None]:
-    """Of a command that goes on by itself when it is called again, what is stopped says that, and not what `train` would need."""
+    """Replace, in the message of an `Interrupted` raised inside, the advice to use --resume by the advice to give the command again."""
     try:
         yield
     except Interrupted as error:
@@ -27,5 +27,5 @@ def going_on() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type where it has none."""
+    """Return the first line of the message of `error`, or the name of its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Measure what a run made, beside its floor and its teacher; write results.json."""
+"""Measure the samples of a run beside real data (the floor) and the run's teacher, and write results.json."""
 
 import hashlib
 import json
@@ -49,29 +49,29 @@ from fewstep.run_data import numbered_as
 from fewstep.training.run_folder import RunFolder
 from fewstep.version import __version__
 
-COPIED = 0.02  # the share of near copies from which on they are told of: of held-out real images it is far less
+COPIED = 0.02  # share of near copies of training images above which a warning is given; held-out real images have far fewer
 
 
 def run_recipe(path: Path) -> Recipe:
-    """The recipe of the run in `path`. Raises UserError."""
+    """Return the recipe of the run in the folder `path`. Raises UserError where there is none that can be read."""
     run = RunFolder(path)
     return run.going_on(validated(run.recipe(), str(path / "recipe.yaml")))
 
 
 @dataclass(frozen=True)
 class Options:
-    """How images are to be measured, where that is not as usual.
+    """Options of an evaluation; all but `beside`, `teacher`, `guidance_scale` and `compile` are for images.
 
     Attributes:
         features: name or path of a feature network; None for the one that belongs to the data, or to the protocol.
-        reference: file of statistics to measure against; None for the held-out split, or what the protocol says.
-        protocol: name of a preset, see `fewstep.metrics.protocol`.
-        self_test: whether to measure one half of the real images against the other, too.
-        beside: other runs, whose results are shown in the same table if they were measured by the same protocol.
+        reference: file of feature statistics to measure against; None for the held-out split, or for what the protocol says.
+        protocol: name of a preset, see `fewstep.metrics.protocol`; None for no preset.
+        self_test: whether to measure one half of the real training images against the other half, too.
+        beside: folders of other runs, whose results are shown in the same table; they must have been measured by the same protocol.
         teacher: whether the teacher of a distilled run is measured, too.
-        guidance_scale: of what denoises at every level and can be guided, where another than its own is wanted.
-        compile: whether samples are drawn by compiled networks, which are faster and agree to rounding.
-        clip: folder or Hub id of a CLIP model, by which agreement with prompts is measured.
+        guidance_scale: scale of classifier-free guidance for diffusion models trained with label dropout; None for each model's own.
+        compile: whether samples are drawn with compiled networks, which are faster and agree up to rounding.
+        clip: folder or Hub id of a CLIP model that scores how well samples agree with their prompts; None for no such score.
 
     """
 
@@ -96,14 +96,26 @@ def evaluate(
     options: Options = Options(),
     allow: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Measure the run in `path`, or the model in its folder ``best``; write results.json there, and return it.
+    """Measure the samples of a run, write results.json into its folder, and return its content, which a notebook shows as a table.
 
-    A distilled run is measured beside its teacher, whose figures are kept in the cache and used again for the same model, data, protocol,
-    machine and code of the package. What can be sampled with any number of steps is measured at its own and at one, a distributional
-    denoiser at 4 too; or at `steps`. `say` is told what is being done. A notebook shows what is returned as a table. Raises UserError for a
-    folder that holds no run or no model yet, for too small a `num`, for `steps` that nothing in the run can serve, for `options` that
-    cannot be met, for runs beside it that were measured otherwise, and for parts of somebody's own that are not in one of the packages in
-    `allow`.
+    A distilled run is measured beside its teacher. The teacher's figures are cached, and reused for the same model, data, protocol, machine
+    and code of the package.
+
+    Args:
+        path: a run folder, or its folder ``best``, whose model is then measured and which gets the results.json.
+        num: number of samples; None for 2,000 images or 10,000 points, or the number of the protocol.
+        seed: of the samples.
+        threads: number of CPU threads, or "auto".
+        say: called with a line for each thing that is done.
+        steps: numbers of sampling steps to measure at, for generators that allow several; None for the generator's own number and the
+            usual ones of its sampler (`usual_counts`).
+        options: see `Options`.
+        allow: packages that the run's folder may import its own parts (network, method, ...) from; importing them runs their code.
+
+    Raises:
+        UserError: for a folder without a run or a model, too small a `num`, `steps` at which nothing in the run can be sampled, `options`
+            that cannot be met, runs beside it that were measured otherwise, and parts of the user's own outside the packages in `allow`.
+
     """
     with registry.allowing(allow):
         return _evaluate(at_home(path), num, seed, threads, say, steps, options)
@@ -216,7 +228,10 @@ def _evaluate(
 
 
 def _agreement(clip: str, data: Data, device: str) -> Agreement:
-    """What measures agreement with the prompts of `data`. Raises UserError where it has none, or the model `clip` cannot be had."""
+    """Return the measure of agreement with the prompts of `data` by the CLIP model `clip`.
+
+    Raises UserError where `data` has no prompts, or the model cannot be loaded.
+    """
     if not isinstance(data, PromptData):
         raise UserError(f"--clip is {clip}, which measures agreement with prompts, and this run has none; leave it out")
     return Agreement(clip, data.table.texts, device)
@@ -225,7 +240,7 @@ def _agreement(clip: str, data: Data, device: str) -> Agreement:
 def _teacher_key(
     run: RunFolder, suite: Suite, protocol: Mapping[str, Any], seed: int, device: str, data: ImageData | PointData
 ) -> dict[str, Any] | None:
-    """What the figures of the teacher in `run` depend on, but for its number of steps; None where its files cannot be read."""
+    """Return the cache key of the figures of the teacher in `run`, without its number of steps; None where its files cannot be read."""
     try:
         model = model_sha256(run.teacher_folder)
     except (OSError, ValueError):
@@ -244,14 +259,17 @@ def _teacher_key(
 
 
 def _run_and_model(path: Path) -> tuple[RunFolder, Path]:
-    """The run in `path`, or the one whose folder of the best checkpoint `path` is, and where its model is."""
+    """Return the run in `path`, or the run around it where `path` is its folder ``best``, and the folder of the model to measure."""
     around = RunFolder(path.resolve().parent)
     inside = path.resolve() == around.best_folder and around.recipe_file.is_file()
     return (around, path) if inside else (RunFolder(path), path)
 
 
 def _preset(options: Options, points: bool, seed: int) -> Preset | None:
-    """The protocol asked for. Raises UserError for one that is not known, and where it or another option cannot be met."""
+    """Return the preset named by the option protocol, or None without one.
+
+    Raises UserError for a preset that is not known, for a `seed` beside it, and for a preset or self-test on points.
+    """
     if points and (options.protocol or options.self_test):
         raise UserError(f"{'--protocol' if options.protocol else '--self-test'} is for images; leave it out for points")
     if options.protocol is None:
@@ -267,7 +285,7 @@ def _preset(options: Options, points: bool, seed: int) -> Preset | None:
 
 
 def _warnings(protocol: Mapping[str, Any], rows: Mapping[str, Row], recipe: Recipe) -> list[str]:
-    """What a reader of the figures must know: which are not given, and of which the bias is large."""
+    """Return warnings about the figures: which are left out and why, large bias, near copies of training images, and other protocols."""
     found = summed_up(row for row in rows.values() if row["role"] != "beside")
     biases = [row["frechet_bias"] for row in rows.values() if "frechet_bias" in row and row["role"] != "beside"]
     if biases and protocol["n"] < FEWEST:
@@ -300,18 +318,21 @@ def _warnings(protocol: Mapping[str, Any], rows: Mapping[str, Row], recipe: Reci
 
 
 def usual_counts(model: Generator) -> list[int]:
-    """Where nothing else is asked: its own number of steps, and where it has a choice those that its sampler is known by."""
+    """Return the default numbers of steps to measure `model` at: its own and, if it allows several, the usual ones of its sampler."""
     more = model.step_counts or model.kind.also if model.any_steps else []
     return list(dict.fromkeys([model.default_steps(), *more]))
 
 
 def heading(name: str, evaluations: int) -> str:
-    """What a row of a table is called: ``distilled, 4 evaluations``."""
+    """Return the name of a row of the table, such as ``distilled, 4 evaluations``."""
     return f"{name}, {evaluations} evaluation{'s' * (evaluations > 1)}"
 
 
 def _guide(models: Mapping[str, Generator], scale: float | None) -> None:
-    """Have those of `models` that can be guided sampled with guidance `scale`, if one is given. Raises UserError where none can."""
+    """Set the guidance `scale`, if one is given, for all diffusion models in `models` that were trained with label dropout.
+
+    Raises UserError where `models` has no such model, or `scale` is not a finite number.
+    """
     guided = [model for model in models.values() if model.is_denoiser and model.info.get("label_dropout")]
     if scale is not None and not (guided and is_guidance(scale)):
         allowed = "give a finite number, 1 for none" if guided else "there is no teacher here that was trained with label dropout"
@@ -321,7 +342,10 @@ def _guide(models: Mapping[str, Generator], scale: float | None) -> None:
 
 
 def _step_counts(models: Mapping[str, Generator], steps: Sequence[int] | None) -> dict[str, list[int]]:
-    """At which numbers of steps each of `models` is measured. Raises UserError for `steps` that none can serve."""
+    """Return for each of `models` the numbers of steps to measure it at.
+
+    Raises UserError for numbers in `steps` at which a model cannot be sampled.
+    """
     counts = {}
     for name, model in models.items():
         counts[name] = usual_counts(model)

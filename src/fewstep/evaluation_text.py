@@ -1,4 +1,4 @@
-"""An evaluation in words: its table, what stands below that, and one line of it."""
+"""Put the results of an evaluation into words: its table, the footnote of the table, and a caption for one row."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -10,7 +10,7 @@ from fewstep.metrics.figures import FIGURES, Figure
 
 
 class Results(dict[str, Any]):
-    """What an evaluation found, as results.json holds it; a notebook shows it as a table with its footnote."""
+    """The results of an evaluation, the content of results.json; a notebook shows them as a table with a footnote."""
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text("\n".join([*aligned(table(self)), footnote(self)]))
@@ -27,7 +27,7 @@ class Results(dict[str, Any]):
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """The rows of a table as lines of text, the first column to the left and the others to the right."""
+    """Return the rows of a table as lines of text, with the first column aligned to the left and the others to the right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rows = [
         [cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))] for line in lines
@@ -36,7 +36,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def table(results: Mapping[str, Any]) -> list[list[str]]:
-    """The rows of `results` as text, headings first; a column that no row has is left out."""
+    """Return the table of `results` as rows of text, headings first; figures that no row has get no column."""
     rows = results["rows"]
     columns = [figure for figure in FIGURES if figure.is_column and any(figure.key in row for row in rows.values())]
     lines = [["", *(figure.heading for figure in columns)]]
@@ -46,7 +46,7 @@ def table(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _cell(row: Row, figure: Figure) -> str:
-    """How `row` gives `figure`, with the class whose it is where it is the least over them."""
+    """Return the cell for `figure` in `row`, with the name of the class in brackets where the figure is the least over classes."""
     if figure.key not in row:
         return ""
     whose = row.get(f"{figure.key}_of")
@@ -54,7 +54,7 @@ def _cell(row: Row, figure: Figure) -> str:
 
 
 def self_test_line(found: Mapping[str, float]) -> str:
-    """What `evaluate --self-test` found, in a sentence."""
+    """Return the result of ``fewstep evaluate --self-test`` as a sentence."""
     return (
         f"self-test: FD of two halves of the real train split, {found['num']} images each: {found['frechet']:.3g}, of which "
         f"{found['bias']:.3g} is expected of so few (FD of quarters less FD of halves); left {found['rest']:.2g} +- {found['spread']:.2g} "
@@ -63,7 +63,7 @@ def self_test_line(found: Mapping[str, float]) -> str:
 
 
 def footnote(results: Mapping[str, Any]) -> str:
-    """What the figures of a table are, with n, seeds, features and floor; and what was warned of."""
+    """Return the text below the table of `results`: what its figures are, with n, seeds, features and floor, and all warnings."""
     warnings = [f"warning: {text}" for text in results.get("warnings", ())]
     if "energy" in next(iter(results["rows"].values())):
         text = (
@@ -95,7 +95,7 @@ def footnote(results: Mapping[str, Any]) -> str:
 
 
 def in_words(row: Row) -> str:
-    """The figures of `row` that it gives, in words."""
+    """Return the main figures of `row` in words, as a caption of its samples."""
     said = [f"energy distance {row['energy']:.4f}"] if "energy" in row else []
     if "modes" in row:
         said.append(f"{row['modes']:.0f} modes, TV {row['weight_tv']:.3f}, {row['inside']:.1%} inside")

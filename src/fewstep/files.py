@@ -1,8 +1,8 @@
-"""Files and folders that are there whole or not at all.
+"""Write files and folders atomically: they are complete or absent.
 
-What is being written stands beside its place as ``.NAME.partial`` and is moved there when all of it is written. Killed at any moment, a
-process leaves the old or the new; a full disk or another error leaves the old. What a killed process leaves besides is never taken for
-the thing itself, and whoever writes there next sweeps it away.
+New content is written beside its final path as ``.NAME.partial``, and moved to that path when it is complete. A process that is killed at
+any moment leaves the old or the new content; a full disk or another error leaves the old content. A ``.partial`` that a killed process
+leaves is never read as the file or folder itself, and the next process that writes to the same path removes it.
 """
 
 import hashlib
@@ -16,17 +16,17 @@ from typing import BinaryIO
 
 from fewstep.errors import UserError
 
-PARTIAL = ".partial"  # how the name of what is not whole yet ends
-CHUNK = 1 << 20  # bytes read at once
+PARTIAL = ".partial"  # ending of the names of files and folders that are not complete yet
+CHUNK = 1 << 20  # bytes that are read together
 
 
 def at_home(path: str | Path) -> Path:
-    """`path` with the home folder in place of a ``~``; one of a user who is not known here stays as it is, a name like others."""
+    """Return `path` with a leading ``~`` or ``~user`` replaced by the home folder, and unchanged where that user is not known here."""
     return Path(os.path.expanduser(path))
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file of any size, in hex. Raises OSError."""
+    """Return the SHA-256 checksum of a file, in hexadecimal; the file is read in chunks. Raises OSError."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -35,9 +35,9 @@ def sha256_of(path: Path) -> str:
 
 
 def write_file(path: Path, content: bytes) -> str:
-    """Write `content` through to the disk and return its SHA-256. Raises OSError, also for a disk that is full.
+    """Write `content` to `path`, flush it to the disk, and return its SHA-256 checksum. Raises OSError, also for a full disk.
 
-    Nothing stands in for `path` meanwhile: it is for files of a folder that is moved into place as a whole.
+    The write is not atomic: it is for files in a folder that is moved to its final path as a whole.
     """
     with path.open("wb") as file:
         file.write(content)
@@ -47,7 +47,7 @@ def write_file(path: Path, content: bytes) -> str:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, where it is whole or not at all. One process at a time may do so. Raises OSError."""
+    """Write `content` to `path` atomically. Only one process at a time may write to the same path. Raises OSError."""
     partial = _beside(path)
     try:
         write_file(partial, content)
@@ -58,9 +58,10 @@ def replace_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which is at `path` when the block ends, and nowhere if it raises. Raises OSError.
+    """Open a file to write to, which is moved to `path` when the block ends, and removed if the block raises. Raises OSError.
 
-    Each process writes under a name of its own, so that several may write the same file at once, as in a cache: the last one stays.
+    Each process writes to a temporary file of its own, so that several processes may write to the same path, as in a cache: the one that
+    finishes last determines the content.
     """
     partial = _beside(path, f".{os.getpid()}")
     try:
@@ -74,7 +75,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_part(path: Path, content: bytes) -> None:
-    """Write a file of something that goes on where it was stopped, whole or not at all. Raises UserError for a disk that is full."""
+    """Write `content` to `path` atomically, for a command that continues where it was stopped. Raises UserError where writing fails."""
     try:
         with whole_file(path) as file:
             file.write(content)
@@ -83,7 +84,7 @@ def write_part(path: Path, content: bytes) -> None:
 
 
 def check_free(out: Path) -> None:
-    """Raise UserError where `out`, given as ``--out``, is neither an empty folder nor the name of a new one."""
+    """Raise UserError unless `out`, given as ``--out``, is an empty folder or does not exist."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         kind = "a link" if out.is_symlink() else "a file"
         raise UserError(f"--out is {out}, which is {kind} and no folder; give the name of a new one")
@@ -93,9 +94,9 @@ def check_free(out: Path) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder to write into, which is `path` when the block ends, and is gone if it raises.
+    """Make a temporary folder to write into, which is moved to `path` when the block ends, and removed if the block raises.
 
-    `path` is new or empty (see `check_free`): nothing there is ever replaced, and OSError is raised where something has come meanwhile.
+    `path` must be new or empty (see `check_free`): content is never replaced, and OSError is raised if `path` has been filled meanwhile.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(path)
@@ -112,10 +113,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `path` when the block ends, and is gone if it raises. Raises OSError.
+    """Make a temporary folder to write into, which replaces `path` when the block ends, and is removed if the block raises.
 
-    The old folder is moved aside, not emptied, before the new one is moved in. Killed between the two a process leaves nothing at
-    `path`, but both beside it; `recover_folder` then brings the new one, and so does the next `replace_folder`.
+    The old folder is moved aside before the new one is moved to `path`. A process that is killed between these two moves leaves nothing at
+    `path` and both folders beside it; `recover_folder`, which the next `replace_folder` calls, then moves the new one to `path`. Raises
+    OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(path)
@@ -137,29 +139,29 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def passing_folder() -> Iterator[Path]:
-    """A folder for what nobody keeps, gone when the block ends. Raises OSError."""
+    """Make a temporary folder, which is removed with its content when the block ends. Raises OSError."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
 
 def recover_folder(path: Path) -> None:
-    """End what `replace_folder` had not when it was killed: bring to `path` what was to replace it, and sweep the old one.
+    """Finish a `replace_folder` that was killed between its moves: move the new folder to `path`, and remove the old one.
 
-    It is for whoever writes there, or is about to, and for no one while another process writes. Raises OSError.
+    It may only be called by the process that writes to `path`, and not while another process does. Raises OSError.
     """
     partial, old = _beside(path), _beside(path, ".old")
-    if old.exists() and not path.exists():  # the old one is moved aside only when the new one is whole
+    if old.exists() and not path.exists():  # the old folder is moved aside only when the new one is complete
         (partial if partial.exists() else old).rename(path)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
-    """Remove the files in `folder` that killed writers had not finished; no one may be writing there. Raises OSError."""
+    """Remove incomplete files (``*.partial``) that killed processes left in `folder`; no process may be writing there. Raises OSError."""
     for path in folder.glob(f"*{PARTIAL}"):
         path.unlink()
 
 
-_locks: set[int] = set()  # descriptors of folders that this process holds
+_locks: set[int] = set()  # file descriptors of the folders that this process has locked
 
 
 def _let_go() -> None:
@@ -169,15 +171,15 @@ def _let_go() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)  # a child that lives longer would hold what its parent held
+    os.register_at_fork(after_in_child=_let_go)  # else a child that outlives its parent would keep the parent's locks
 
 
 @contextmanager
 def held_folder(path: Path, doing: str = "training into", then: str = "use --resume") -> Iterator[None]:
-    """Inside, no other process holds `path`. What holds it is let go when its process ends, however that ends.
+    """Lock the folder `path` until the block ends, or until this process ends for any reason.
 
-    Raises UserError where another process holds it, which says what that one is `doing`, and what to do `then`. Where the disk knows no
-    locks, as some network disks do not, nothing is held.
+    Raises UserError where another process has locked it; the message says what that process is `doing`, and what to do `then`. Without
+    support for locks, as on Windows and some network disks, nothing is locked.
     """
     try:
         import fcntl
@@ -195,7 +197,7 @@ def held_folder(path: Path, doing: str = "training into", then: str = "use --res
             pass
         yield
     finally:
-        if descriptor in _locks:  # a child has let go already
+        if descriptor in _locks:  # a forked child has closed it already
             _locks.discard(descriptor)
             os.close(descriptor)
 

@@ -1,7 +1,7 @@
-"""Settings that a recipe leaves to be found: from the images that it is to learn, or from the teacher that it is to distil.
+"""Find settings that a recipe leaves open, from the images that are to be learned or from the teacher that is to be distilled.
 
-A recipe names such keys in ``finds``; whoever sets one takes it from there. The rules are what has worked here on digits, MNIST and
-CIFAR-10, each in one place below, and every value is said with its reason, and recorded in the run like one that was given.
+A recipe lists the keys of such settings in ``finds``; setting one of them removes it from that list. The rules below are those that have
+worked on digits, MNIST and CIFAR-10. Every value is printed with its reason, and recorded in the run folder like a value that was given.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,29 +23,29 @@ from fewstep.recipe import Recipe, resolved, validated
 from fewstep.recipe.older import at, leaves, put
 from fewstep.training.run_folder import RunFolder
 
-LARGEST = 64  # pixels a side that are learned where nothing is said: more is a GPU's long work
-FEW = 5000  # images, below which a network can learn them by heart
+LARGEST = 64  # largest data.size that is found: larger images take long even on a GPU
+FEW = 5000  # number of images below which a network can memorize them
 
-# by the largest side that it is for: width of each level of the U-Net for grey images, and for colour
+# for images up to this many pixels a side: channels of each level of the U-Net for grey images, and for colour images
 WIDTHS = {
     8: ([32, 64], [32, 64]),
     16: ([32, 64], [64, 128]),
     32: ([48, 96], [96, 192]),
     LARGEST: ([48, 96, 96], [96, 192, 192]),
 }
-# pixels a side, from which squares of four become one place: of 28x28, at these widths, a step takes a third of the time that three levels
-# at full size take (benchmarks/results/levers.json)
+# pixels a side from which patches of 2x2 pixels become one position: for 28x28 images at these widths a step takes a third of the time that
+# three levels at full resolution take (benchmarks/results/levers.json)
 PATCHED = 24
-DRAWN = 0.5  # of the pixels being black or white, from which images count as drawings
-NARROW = 64  # channels, below which groups and heads are those of the recipes for digits and MNIST
-LARGE = 20_000_000  # parameters, from which the rates of the recipes for CIFAR-10 are taken
+DRAWN = 0.5  # share of black or white pixels from which images count as drawings
+NARROW = 64  # channels below which groups and heads are those of the recipes for digits and MNIST
+LARGE = 20_000_000  # parameters above which a teacher's learning rate is assumed to be that of the recipes for CIFAR-10
 DATA_OF_TEACHER = tuple(f"data.{key}" for key in ("path", "config", "image_column", "label_column", "resize", "holdout", "flip"))
-RATES = {64: 1e-3, 128: 5e-4}  # by the width of its first level
+RATES = {64: 1e-3, 128: 5e-4}  # learning rates of networks whose first level has up to this many channels
 
 
 @dataclass(frozen=True)
 class Found:
-    """One setting that was found, and from what."""
+    """A setting that was found: its `key`, its `value`, and the `reason` for it in words."""
 
     key: str
     value: Any
@@ -56,9 +56,10 @@ class Found:
 
 
 def settled(recipe: Recipe, run: RunFolder | None = None) -> tuple[Recipe, list[Found]]:
-    """`recipe` with all that it leaves to be found, and what that was; of the run that `run` holds already, if it does, as it was then.
+    """Return `recipe` with values for all settings in its ``finds``, and the list of these settings.
 
-    Raises UserError for a teacher or data that are not there, or that nothing can be found in.
+    If the folder `run` holds a run already, its values are taken. Raises UserError for a teacher or data that cannot be read, or from which
+    no values can be found.
     """
     if not recipe.finds:
         return recipe, []
@@ -74,15 +75,21 @@ def settled(recipe: Recipe, run: RunFolder | None = None) -> tuple[Recipe, list[
 
 
 class _Findings(list[Found]):
-    """What has been found so far, of the keys that are to be found; each is put into `tree`, where later rules read it."""
+    """The settings found so far.
+
+    Args:
+        keys: the settings that are to be found.
+        tree: the recipe as nested dicts, into which each found value is written, so that later rules can read it.
+
+    """
 
     def __init__(self, keys: Sequence[str], tree: dict[str, Any]) -> None:
         super().__init__()
         self.keys, self.tree = keys, tree
 
     def find(self, key: str, rule: Callable[[], tuple[Any, str]]) -> Any:
-        """The value of `key`: by `rule`, which gives it with a reason, if it is to be found, else as it was given."""
-        if key in self.keys and key in leaves(self.tree):  # another network than the recipe's may have no such setting
+        """Return the value of the setting `key`: the one that `rule` gives, with a reason, if it is to be found, else the given value."""
+        if key in self.keys and key in leaves(self.tree):  # the setting is missing if the user chose another network
             value, reason = rule()
             put(self.tree, key.split("."), value)
             self.append(Found(key, value, reason))
@@ -90,9 +97,9 @@ class _Findings(list[Found]):
 
 
 def _from_images(recipe: Recipe, tree: dict[str, Any]) -> list[Found]:
-    """What a teacher's recipe leaves to be found."""
+    """Return the settings that a teacher's recipe leaves open, found from its images; values are also written into `tree`."""
     seen = _probe(recipe)
-    # other sets than images of one's own have a size and channels of their own, or as they are set
+    # data sets other than a folder of the user's images define size and channels themselves
     found = _Findings([key for key in recipe.finds if recipe.data.name == "images" or not key.startswith("data.")], tree)
     size = found.find("data.size", lambda: _size(seen)) or int(seen.sides[0])
     channels = found.find(
@@ -104,7 +111,7 @@ def _from_images(recipe: Recipe, tree: dict[str, Any]) -> list[Found]:
         return float(f"{value:.2g}"), f"the standard deviation of {seen.looked_at:,} images"
 
     found.find("network.sigma_data", spread)
-    # the patches of other networks are of another kind
+    # in networks without `channels`, other than the U-Net, `patch` means something else
     patch = (found.find("network.patch", lambda: _patch(size)) if "network.channels" in leaves(tree) else None) or 1
     widths = found.find("network.channels", lambda: _widths(size, channels, patch))
     found.find("network.groups", lambda: (_divisor(widths, 32 if min(widths) >= NARROW else 8), "a divisor of every width"))
@@ -134,7 +141,10 @@ def _from_images(recipe: Recipe, tree: dict[str, Any]) -> list[Found]:
 
 
 def _from_teacher(recipe: Recipe, tree: dict[str, Any]) -> list[Found]:
-    """What a student's recipe leaves to be found: the form of its items from the teacher, and the rates from how that was trained."""
+    """Return the settings that a student's recipe leaves open; values are also written into `tree`.
+
+    The data's size, channels and classes are the teacher's; learning rates are fractions of the rate that the teacher was trained with.
+    """
     path = recipe.method.teacher_path
     if path is None:
         own = teaching_recipe("images")
@@ -170,7 +180,7 @@ def _from_teacher(recipe: Recipe, tree: dict[str, Any]) -> list[Found]:
 
 
 def _of_length(found: _Findings, steps: int, optimizer: str) -> None:
-    """What follows from the length of the run alone."""
+    """Find the warm-up of `optimizer` and the decay of the weight average, which depend on the number of `steps` alone."""
     warmup = min(1000, max(20, steps // 50))
     found.find(f"{optimizer}.warmup", lambda: (warmup, f"of {steps:,} steps"))
     decay = min(0.9999, max(0.99, float(f"{1 - 20 / steps:.4g}")))
@@ -178,7 +188,7 @@ def _of_length(found: _Findings, steps: int, optimizer: str) -> None:
 
 
 def _probe(recipe: Recipe) -> Probe:
-    """A look at the images of `recipe`. Raises UserError where they are none that can be looked at."""
+    """Return what a first look at the images of `recipe` shows. Raises UserError where its data are not images or cannot be read."""
     if recipe.data.name == "images":
         named: Mapping[str, Any] = recipe.data.arguments()
         return _user(lambda: probe(*(named[key] for key in ("path", "config", "image_column", "label_column"))))
@@ -205,7 +215,10 @@ def _named(path: str) -> Generator:
 
 
 def _size(seen: Probe) -> tuple[int, str]:
-    """The smallest shorter side, so that no image is blown up; less what a U-Net cannot halve."""
+    """Return the image size to learn, with the reason: the shortest side of all images, so that none is enlarged, and at most `LARGEST`.
+
+    It is rounded down so that a U-Net can halve it often enough. Raises UserError for images with a side below 4 pixels.
+    """
     least = int(seen.sides.min())
     if least < 4:
         raise UserError(f"an image is {least} pixel{'s' * (least > 1)} wide or high; take such images out, or give data.size")
@@ -219,14 +232,14 @@ def _size(seen: Probe) -> tuple[int, str]:
 
 
 def _patch(size: int) -> tuple[int, str]:
-    """Side of the squares of pixels that are one place to the network."""
+    """Return the side, in pixels, of the patches that are one position to the network, with the reason."""
     if size >= PATCHED and size % 4 == 0:
         return 2, f"a network of {size // 2}x{size // 2} places takes a fraction of the time"
     return 1, f"for {size}x{size} images"
 
 
 def _widths(size: int, channels: int, patch: int) -> tuple[list[int], str]:
-    """Width of each level, the deepest of which still has whole places."""
+    """Return the channels of each level of the U-Net, with the reason; levels for which `size` cannot be halved further are left out."""
     side = next((side for side in WIDTHS if size <= side), LARGEST)
     widths = list(WIDTHS[side][channels == 3])
     while len(widths) > 1 and size % (patch * 2 ** (len(widths) - 1)):
@@ -235,12 +248,12 @@ def _widths(size: int, channels: int, patch: int) -> tuple[list[int], str]:
 
 
 def _divisor(widths: list[int], most: int) -> int:
-    """The largest number up to `most` that divides all of `widths`."""
+    """Return the largest number up to `most` that divides all of `widths`."""
     return next(number for number in range(most, 0, -1) if all(width % number == 0 for width in widths))
 
 
 def _batch(size: int, num: int | None) -> tuple[int, str]:
-    """Items a step: what fits a machine of the size, and no more than half of what there is."""
+    """Return the batch size for images of `size` pixels a side, with the reason: 128 or 64, and no more than half of the `num` images."""
     batch = 128 if size <= 32 else 64
     if num is not None and batch > num // 2:
         while batch > max(num // 2, 4):

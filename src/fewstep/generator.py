@@ -1,7 +1,7 @@
-"""What is shipped: a denoiser with the sampler that belongs to it, in a folder that loads alone.
+"""Generators: a denoiser with the sampler that belongs to it, saved in a model folder that is enough to load it.
 
 A model folder holds ``config.json`` (the arguments of `Generator`, and the number of the format) and ``model.safetensors``; there is no
-pickle in it. Import paths in the config are followed only where `fewstep.registry` permits it.
+pickle in it. Import paths in the config are imported only where `fewstep.registry` permits it.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from fewstep.samplers import SAMPLERS
 from fewstep.streams import Seed
 from fewstep.weights import LORA_FILE, WEIGHTS, based_arguments, load_folder, reading, weight_file
 
-SHOWN = 10  # samples in a notebook's picture
+SHOWN = 10  # samples in the picture by which a notebook shows a generator
 
 
 class Generator(
@@ -44,23 +44,23 @@ class Generator(
     tags=["fewstep", "few-step-generation"],
     license="mit",
 ):
-    """A trained denoiser and how to sample from it: a diffusion teacher, a distilled student, or a map from noise to data.
+    """A denoiser and the sampler that draws from it: a diffusion teacher, a distilled student, or a map from noise to data.
 
     Saved and loaded with ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` (huggingface_hub).
 
     Args:
         shape: shape of one item, (C, H, W) for images.
         num_classes: number of classes, or None.
-        sigma_data: standard deviation of the data that the network was trained for; a push-forward's unit of output.
-        network: the network's name and arguments (see `fewstep.networks`).
-        sampler: its ``name`` and what that needs (see `fewstep.samplers.SAMPLERS`): of "heun" and "euler" ``steps``, a default, the grid
-            ``sigma_min``, ``sigma_max``, ``rho``, and ``guidance_scale`` if it is guided; of "few_step" ``sigmas``, or ``levels``, a list
-            for each number of steps, with ``steps``; of "distributional" ``steps`` and ``churn``; of "push_forward" nothing.
-        info: anything worth keeping: method, recipe, step, whether labels were dropped in training.
-        denoiser: its ``name`` and settings (see `fewstep.denoisers.DENOISERS`); None is ``{"name": "preconditioned"}``.
-        units: ``location`` and ``scale`` of each column of points, in which samples come out; None for those that were learned.
-        latents: ``model``, the pipeline whose VAE makes pixels of the samples; None for samples that are pixels, or points.
-        base: the network that its weights are, or change, see `fewstep.pipelines.reference.Base`; None for weights of its own.
+        sigma_data: standard deviation of the data that the network was trained for; for a push-forward the unit of its output.
+        network: ``name`` and arguments of the network (see `fewstep.networks`).
+        sampler: ``name`` and settings of the sampler (see `fewstep.samplers.SAMPLERS`): for "heun" and "euler" ``steps`` (the default), the
+            grid ``sigma_min``, ``sigma_max``, ``rho``, and ``guidance_scale`` if guided; for "few_step" ``sigmas``, or ``levels``, a list
+            for each number of steps, with ``steps``; for "distributional" ``steps`` and ``churn``; for "push_forward" none.
+        info: further information to save: method, recipe, step, whether labels were dropped in training.
+        denoiser: ``name`` and settings of the denoiser (see `fewstep.denoisers.DENOISERS`); None is ``{"name": "preconditioned"}``.
+        units: ``location`` and ``scale`` of each column of points, by which samples are brought to the data's units; None for no change.
+        latents: ``model``, the pipeline whose VAE decodes the samples to pixels; None for samples that are pixels or points.
+        base: pipeline network that holds or underlies the weights, see `fewstep.pipelines.reference.Base`; None for weights of its own.
 
     Raises:
         ValueError: for a name that is not known, and for settings that are missing or do not go together.
@@ -94,7 +94,7 @@ class Generator(
             raise ValueError(f"units have {len(self.units.scale)} columns, and one item has shape {list(self.shape)}; give one a column")
         self.kind = checked_sampler(sampler)
         cls, settings = checked_denoiser(self.denoiser_config, self.sampler, self.kind, sigma_data)
-        with contextlib.nullcontext() if base is None else torch.device("meta"):  # its weights are elsewhere
+        with contextlib.nullcontext() if base is None else torch.device("meta"):  # the weights are in the pipeline
             made = make_network(network, self.shape, num_classes)
         try:
             self.denoiser: nn.Module = cls(made, sigma_data, num_classes, **settings)
@@ -108,54 +108,54 @@ class Generator(
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Shape of the noise that one item is made of."""
+        """Shape of the noise from which one item is generated."""
         shape = getattr(self.denoiser, "latent_shape", self.shape)
         return tuple(shape)
 
     @property
     def is_denoiser(self) -> bool:
-        """Whether it denoises at every noise level, and so may be a teacher."""
+        """Whether the generator denoises at every noise level, and so can be a teacher."""
         return self.kind.every_level
 
     @property
     def any_steps(self) -> bool:
-        """Whether it can be sampled with several numbers of steps; its sampler names the default."""
+        """Whether the sampler allows several numbers of steps, with ``steps`` as the default."""
         return "steps" in self.sampler
 
     @property
     def guidance_scale(self) -> float:
-        """Classifier-free guidance with which it is sampled where none is asked for; 1 is none."""
+        """Default scale of classifier-free guidance; 1 is no guidance."""
         return float(self.sampler.get("guidance_scale", 1.0))
 
     @property
     def step_counts(self) -> list[int] | None:
-        """The numbers of steps that it can be sampled with; None for any."""
+        """The numbers of steps that the sampler allows; None for any number."""
         return self.kind.counts(self.sampler)
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(itertools.chain(self.parameters(), *(ground.parameters() for ground in grounds(self)))).device
 
     @property
     def told(self) -> Any:
-        """The network that is told prompts, in whose attribute ``prompts`` their table is; None for other generators."""
+        """The network of a text-to-image generator, whose attribute ``prompts`` is its table of prompts; None for other generators."""
         return network if hasattr(network := getattr(self.denoiser, "network", None), "prompts") else None
 
     @property
     def lacks_prompts(self) -> bool:
-        """Whether it is told prompts, and has none."""
+        """Whether this is a text-to-image generator without a table of prompts."""
         return self.told is not None and self.told.prompts is None
 
     def tell(self, prompts: Any) -> "Generator":
-        """Have labels be rows of `prompts`, a table of them (`fewstep.networks.prompts.Rows`), or None; itself."""
+        """Make `prompts` (see `fewstep.networks.prompts.Rows`, or None) the table whose rows labels stand for; return the generator."""
         self.told.prompts, self.num_classes = prompts, self.num_classes if prompts is None else len(prompts)
         for ground in (self.denoiser, *grounds(self)):
             ground.num_classes = self.num_classes  # type: ignore[assignment]
         return self
 
     def __repr__(self) -> str:
-        """What it makes, how, and of what size."""
+        """Return the kind of items, method, network, sampler and device in words."""
         steps, name = self.default_steps(), self.info.get("method")
         items = f"{'x'.join(map(str, self.shape))} {'latents' if self.latents else 'images' if len(self.shape) == 3 else 'points'}"
         classes = f" of {self.num_classes} classes" if self.num_classes else ""
@@ -171,21 +171,21 @@ class Generator(
 
         if (file := weight_file(self.config)) is not None:
             save_file(self.saved_tensors(), str(save_directory / file), {"format": "pt"})
-        # the mix-in's own config.json would hold the defaults of arguments that were not given
+        # the config.json that PyTorchModelHubMixin writes would hold defaults in place of arguments that were not given
         (save_directory / "config.json").write_text(json.dumps(self.config, indent=2))
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """What its file of weights holds: all of them, or where it stands on another's its changes; contiguous, as the format asks."""
+        """Return the tensors of the weight file, contiguous as safetensors requires: all weights, or with a `base` its low-rank changes."""
         own = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
         return own if self.base is None else file_tensors(self.denoiser)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Generator":
-        """What ``from_pretrained`` calls: `load`, so that a folder of the Hub is read like any other."""
+        """Implement ``from_pretrained`` by `load`, so that a model on the Hub is read like a local folder."""
         return load(model_id, options.get("map_location", "cpu"), options.get("allow", ()), options.get("revision"))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The card that goes with a model folder to the Hub; what was imported keeps its own licence there, or none."""
+        """Return the model card for the Hub; an imported model keeps its own licence in it, or none if that is not known."""
         card = super().generate_model_card(*args, **kwargs)
         if self.info.keys() & {"licence", "imported_from"}:
             card.data["license"] = self.info.get("licence")
@@ -193,12 +193,12 @@ class Generator(
 
     @property
     def config(self) -> dict[str, Any]:
-        """What config.json holds: the arguments that make this generator again, as plain values, and the format's number."""
+        """Content of config.json: `arguments`, and the number of the format."""
         return {"format": FORMAT, **self.arguments}
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments that make this generator again, as plain values."""
+        """The arguments of `Generator` that make this generator again, as plain values."""
         return {
             "shape": list(self.shape),
             "num_classes": self.num_classes,
@@ -213,14 +213,14 @@ class Generator(
         }
 
     def derive(self, sampler: Mapping[str, Any], info: Mapping[str, Any], denoiser: nn.Module | None = None) -> "Generator":
-        """A generator of the same kind with another sampler: a copy of this one's weights, or of those of `denoiser`.
+        """Return a generator of the same kind with another sampler, and a copy of this generator's weights or of those of `denoiser`.
 
-        What only changes a network (LoRA) is copied, and the network is not.
+        Of a network with low-rank changes (LoRA) only the changes are copied, and the network itself is shared.
         """
         source, arguments = denoiser or self.denoiser, {**self.arguments, "sampler": dict(sampler), "info": dict(info)}
         if self.base is not None and isinstance(source, Adapted):
             return standing_on(copy.deepcopy(source), {**arguments, "base": self.base.changed_by(source).config})
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away
+        with torch.random.fork_rng(devices=[]):  # random initial weights, which are replaced below, leave torch's random state unchanged
             other = Generator(**{**arguments, "base": None})
         other.denoiser.load_state_dict(source.state_dict())
         if self.told is not None and not self.lacks_prompts:
@@ -228,9 +228,9 @@ class Generator(
         return other.to(self.device).eval()
 
     def reworked(self, sampler: Mapping[str, Any], denoiser: Mapping[str, Any], **network: Any) -> "Generator":
-        """A student with this one's weights under another sampler and denoiser, its network made with further arguments.
+        """Return a student with this generator's weights, but another sampler and denoiser, and further arguments for its `network`.
 
-        Weights that only the new network has are as it makes them. Raises ValueError where weights of this one have no place in it.
+        Weights that only the new network has keep their initial values. Raises ValueError where it lacks a weight of this generator.
         """
         with torch.random.fork_rng(devices=[]):
             arguments = {
@@ -248,32 +248,32 @@ class Generator(
         return other.to(self.device)
 
     def default_steps(self) -> int:
-        """Number of noise levels that `sample` uses where none is asked for."""
+        """Return the default number of steps (noise levels) of `sample`."""
         return self.sampler["steps"] if self.any_steps else (self.step_counts or [1])[0]
 
     def evaluations(self, steps: int | None = None, sampler: str | None = None) -> int:
-        """How many network evaluations one sample costs with its own guidance, which doubles them."""
+        """Return the number of network evaluations for one sample; the default guidance, where it is not 1, doubles it."""
         kind = SAMPLERS[sampler] if sampler else self.kind
         return kind.evaluations(steps or self.default_steps()) * (1 if self.guidance_scale == 1.0 else 2)
 
     def sigmas(self, steps: int | None = None) -> Tensor:
-        """The noise levels for `steps` (times, for "distributional"), float64 [steps], descending.
+        """Return the noise levels for `steps` (for "distributional" the times), float64 [steps], descending.
 
-        Raises UserError where the generator has no such grid.
+        Raises UserError for a number of steps that the sampler does not allow.
         """
         return self.kind.sigmas(self.sampler, checked_steps(self, steps))
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """What its classes are called, in the order of their numbers; empty where nobody knows."""
+        """Names of the classes, in the order of their numbers; empty where they are not known."""
         names = self.info.get("class_names") or ()
         return tuple(map(str, names)) if len(names) == self.num_classes else ()
 
     def labels(self, num: int, labels: Labels = None, first: int = 0) -> Tensor | None:
-        """Labels int64 [num] for `sample`: those given, repeated to length, or 0, 1, 2, ... in turn; None if there are no classes.
+        """Return labels int64 [num] for `sample`: `labels` repeated to length, or 0, 1, 2, ... in turn; None if there are no classes.
 
-        A string is the name of a class (see `class_names`). They begin at sample number `first`. Raises UserError for labels of a generator
-        without classes, for a name that is none of theirs or of several, and outside 0..num_classes - 1.
+        A string is the name of a class (see `class_names`). The labels are those of samples from number `first` on. Raises UserError for
+        labels of a generator without classes, for a name of no class or of several, and for numbers outside 0..num_classes - 1.
         """
         if self.num_classes is None:
             if labels is not None:
@@ -282,15 +282,15 @@ class Generator(
         return repeated_labels(num, labels, self.class_names, self.num_classes, first)
 
     def pixels(self, samples: Tensor) -> Tensor:
-        """`samples` as images float32 [N, C, H, W] in [-1, 1]: latents by the VAE of their pipeline, others as they are."""
+        """Return `samples` as images float32 [N, C, H, W] in [-1, 1]: latents decoded by the VAE of their pipeline, others unchanged."""
         return samples if self.latents is None else decoded(samples, str(self.latents["model"]))
 
     def to_pil(self, samples: Tensor) -> list[Any]:
-        """One `PIL.Image.Image` for each of `samples` [N, C, H, W] in [-1, 1], of one channel or three. Raises UserError for points."""
+        """Return a `PIL.Image.Image` for each of `samples` [N, C, H, W] (in [-1, 1], C 1 or 3; or latents). Raises UserError for points."""
         return pil.to_pil(self.pixels(samples))
 
     def _repr_png_(self) -> bytes | None:
-        """What a notebook shows: a row of samples from seed 0, of images; None for points."""
+        """Return the picture that a notebook shows: a PNG with a row of samples from seed 0; None for points and for latents."""
         if len(self.shape) != 3 or self.shape[0] not in (1, 3) or self.latents is not None:
             return None
         return pil.row_png(self.to_pil(self.sample(SHOWN, seed=0)))
@@ -307,26 +307,26 @@ class Generator(
         churn: float | None = None,
         prompts: str | Sequence[str] | None = None,
     ) -> Tensor:
-        """Draw `num` samples [num, *shape], float32, on this generator's device; images lie in [-1, 1], points in the user's units.
+        """Draw `num` samples [num, *shape], float32, on this generator's device; images lie in [-1, 1], points are in the data's units.
 
         Points so far from 0 that float32 cannot tell them apart are float64.
 
         Args:
-            num: how many.
+            num: number of samples.
             labels: class of each sample, by number or by name (see `class_names`), [num] or shorter (then repeated); default 0, 1, 2, ...
                 in turn.
-            seed: one seed, and the same seed, `num` and `batch_size` give the same noise on every device; or one for each sample, which
-                then depends on its own seed alone, however samples are dealt into calls and batches; None draws a new one.
-            steps: noise levels; a distilled student only has the numbers it was distilled for.
-            sampler: "heun" or "euler", for a generator that integrates an ODE.
-            guidance_scale: classifier-free guidance, which needs a network trained with label dropout; None for its own.
-            batch_size: samples a network evaluation; 256 images or 10,000 points if None.
-            churn: of a distributional denoiser's bridge, from 0 (no new noise) to 1 (DDPM's posterior); None for its own.
-            prompts: of a text-to-image generator: what each sample is of, repeated to `num`; None takes the rows of its table in turn.
+            seed: one seed, which gives the same noise on every device for the same `num` and `batch_size`; or one for each sample, which
+                then depends on its own seed alone, however samples are divided into calls and batches; None draws a new seed.
+            steps: number of noise levels; a distilled student allows only the numbers that it was distilled for.
+            sampler: "heun" or "euler", for a generator that integrates an ODE; None for the generator's own.
+            guidance_scale: scale of classifier-free guidance, for networks trained with label dropout; None for the generator's own.
+            batch_size: samples for each network evaluation; None for 256 images, 10,000 points, or fewer of large latents.
+            churn: new noise in each step of a "distributional" sampler, from 0 (none) to 1 (as DDPM); None for the generator's own.
+            prompts: prompts for a text-to-image generator, repeated to `num`; None takes the rows of its table of prompts in turn.
 
         Raises:
             UserError: (a ValueError) for a number, seed, batch size, label, step count, sampler, churn, guidance or prompts that this
-                generator cannot serve.
+                generator does not allow.
 
         """
         check_memory(self, num)
@@ -346,24 +346,24 @@ class Generator(
         batch_size: int | None = None,
         churn: float | None = None,
     ) -> Iterator[Tensor]:
-        """What `sample` gives, one batch [B, *shape] after the other, so that there may be more of it than memory holds.
+        """Return an iterator over the samples of `sample` in batches [B, *shape], so that they may be more than memory holds.
 
-        What is asked for is checked before the first batch is drawn. Raises as `sample` does.
+        The arguments are checked before the first batch is drawn. Raises UserError as `sample` does.
         """
         return draw_batches(self, num, labels, seed, steps, sampler, guidance_scale, batch_size, churn)
 
 
 def sample(path: str | Path, num: int, allow: Iterable[str] = (), **options: Any) -> Tensor:
-    """`num` samples [num, *shape] of the generator at `path`: ``load(path, allow=allow).sample(num, **options)``."""
+    """Return `num` samples [num, *shape] of the generator at `path`: ``load(path, allow=allow).sample(num, **options)``."""
     return load(path, allow=allow).sample(num, **options)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", allow: Iterable[str] = (), revision: str | None = None) -> Generator:
-    """The generator in a run folder, in its model/ folder, or on the Hugging Face Hub under that id, in eval mode.
+    """Return the generator at `path`, a run folder, a model folder, or an id on the Hugging Face Hub, in eval mode on `device`.
 
-    A network of somebody's own is a module of theirs, which runs when it is imported: it is, where it is installed as an entry point,
-    registered, or in one of the packages that are in `allow`. Raises UserError where it is not, where there is no generator, or where its
-    files do not fit together.
+    A network of the user's own is in a module whose code runs when it is imported. It is imported if it is installed as an entry point,
+    registered, or in a package in `allow`. `revision` is a branch, tag or commit on the Hub. Raises UserError for other such networks,
+    where there is no generator, and where its files do not fit together.
     """
     folder = at_home(path)
     if (folder / "model").is_dir():
@@ -378,14 +378,14 @@ def load(path: str | Path, device: str | torch.device = "cpu", allow: Iterable[s
 
 
 def standing_on(denoiser: nn.Module, arguments: Mapping[str, Any]) -> Generator:
-    """The generator that `arguments` describe, around a `denoiser` that is there already."""
+    """Return the generator that `arguments` describe, with `denoiser` as its denoiser."""
     generator = Generator(**arguments)
     generator.denoiser = denoiser
     return generator.eval()
 
 
 def _loaded(folder: Path, name: str) -> Generator:
-    """The generator in a model folder called `name`, whose weights lie there, or else in the pipeline that it stands on."""
+    """Return the generator in a model folder, called `name` in messages; a generator with a `base` also takes the pipeline's weights."""
     if (arguments := based_arguments(folder, name)) is None:
         generator = load_folder(folder, name, Generator)
     else:
@@ -394,7 +394,7 @@ def _loaded(folder: Path, name: str) -> Generator:
             generator = standing_on(read_based(base, folder, float(arguments["sigma_data"])), arguments)
     table = generator.info.get("prompts")
     if generator.told is not None and isinstance(table, str) and (Path(table) / MANIFEST).is_file():
-        with contextlib.suppress(DataError):  # told of where labels are asked for
+        with contextlib.suppress(DataError):  # a missing table is reported when samples are drawn
             if (found := PromptTable(Path(table))).manifest.fits(generator.told.takes, generator.info.get("encoders")):
                 generator.tell(found)
     return generator

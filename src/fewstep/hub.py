@@ -1,8 +1,8 @@
-"""The Hugging Face Hub, and other addresses: asked once and not for long, and what it does not give is said as what it is.
+"""Fetch from the Hugging Face Hub and from other addresses, with short time limits and errors that say what is wrong and what to do.
 
-What a user names is a folder, or else the id of a repository. Whoever opens it looks for the folder; here it is told whether the text can
-be an id, whether the Hub may be asked, can be reached and has it, and what to do where one of these fails. What the local cache has is
-given whether the Hub answers or not.
+Users name a folder or the id of a repository. The caller looks for the folder; this module checks whether the text can be an id, whether
+the Hub may be asked, can be reached and has the repository, and says what to do where one of these fails. What the local cache holds is
+returned even if the Hub does not answer.
 """
 
 import contextlib
@@ -17,24 +17,24 @@ from urllib.request import Request, urlopen
 
 from fewstep.errors import UserError, first_line
 
-LIMIT = 5.0  # seconds in which the first answer has to come
-REMEMBERED = 60.0  # seconds in which a Hub that could not be reached is not asked again
-SETTINGS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")  # in which users forbid to ask
+LIMIT = 5.0  # seconds within which the first answer must arrive
+REMEMBERED = 60.0  # seconds during which a Hub that could not be reached is not asked again
+SETTINGS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")  # environment variables by which users forbid asking the Hub
 
 Kind = Literal["model", "dataset"]
 WORDS: dict[Kind, str] = {"model": "model", "dataset": "data set"}
 
 T = TypeVar("T")
 
-_unreachable: dict[str, tuple[float, str]] = {}  # the Hub's address: when it was asked, and what came of it
+_unreachable: dict[str, tuple[float, str]] = {}  # by the address of a Hub that could not be reached: when it was asked, and the error
 
 
 class NotHad(UserError):
-    """Something of the Hub, or at another address, that cannot be had here and now; the message says why, and the way out."""
+    """Something on the Hub or at another address cannot be fetched at present; the message says why, and what to do."""
 
 
 def is_id(text: str) -> bool:
-    """Whether `text` can be the id of a repository, ``owner/name``; a path such as ``./name`` cannot."""
+    """Return whether `text` can be the id of a repository on the Hub, ``owner/name``; a path such as ``./name`` cannot."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
 
@@ -46,17 +46,17 @@ def is_id(text: str) -> bool:
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """What `call` gives, or raises; TimeoutError where that takes longer than `seconds`.
+    """Return what `call` returns, or raise what it raises; raise TimeoutError if it takes longer than `seconds`.
 
-    A library's own limit does not cover the look-up of a name, or an answer that comes a byte at a time; this one does. What is given up
-    goes on in a thread that keeps no process alive.
+    Unlike the time limits of libraries, this one also covers the look-up of a host name and an answer that arrives byte by byte. After a
+    timeout `call` continues in a daemon thread, which does not keep the process alive.
     """
     outcome: list[tuple[bool, Any]] = []
 
     def work() -> None:
         try:
             outcome.append((True, call()))
-        except BaseException as error:  # raised again below, for whoever waits
+        except BaseException as error:  # raised again below, in the thread that waits
             outcome.append((False, error))
 
     thread = threading.Thread(target=work, daemon=True)
@@ -71,25 +71,25 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def fetched(subject: str, repository: str, patterns: Sequence[str], revision: str | None = None) -> Path:
-    """The local copy of those files of the model `repository` that `patterns` name, from the Hub or the cache.
+    """Return the local folder with those files of the model `repository` that match `patterns`, fetched from the Hub or found in the cache.
 
-    `subject` begins the message of NotHad, which is raised where neither has it.
+    Raises NotHad, with `subject` at the start of its message, where neither the Hub nor the cache has them.
     """
     from huggingface_hub import snapshot_download
 
     why = _trouble(repository, "model", revision)
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns), local_files_only=why is not None))
-    except Exception as error:  # the Hub's, its client's and the disk's
+    except Exception as error:  # an error of the Hub, of its client library, or of the disk
         why = why or f"the Hub's copy cannot be fetched ({first_line(error)}); try again, or {_elsewhere(repository, 'model')}"
         raise NotHad(f"{subject}: {_neither('model')}, and {why}") from error
 
 
 @contextlib.contextmanager
 def data_set(subject: str, repository: str) -> Iterator[None]:
-    """Inside, `datasets` may open `repository`: from the Hub where that answers, and else from its cache alone.
+    """Let the library `datasets` open `repository` inside the block: from the Hub if it answers, else from the cache alone.
 
-    Raises NotHad, with `subject` before it, where the Hub does not give it and the cache has not got it.
+    Raises NotHad, with `subject` at the start of its message, where neither the Hub nor the cache has it.
     """
     why = _trouble(repository, "dataset", None)
     if why is None:
@@ -98,25 +98,25 @@ def data_set(subject: str, repository: str) -> Iterator[None]:
     with _cache_only():
         try:
             yield
-        except Exception as error:  # the library raises many kinds
+        except Exception as error:  # the library raises many kinds of exceptions
             absent = isinstance(error, ConnectionError | FileNotFoundError) or error.__class__.__name__ == "DatasetNotFoundError"
             found = "" if absent else f" ({first_line(error)})"
             raise NotHad(f"{subject}: {_neither('dataset')}{found}, and {why}") from error
 
 
 def opened(subject: str, url: str, timeout: float, instead: str) -> Any:
-    """The answer at `url`, to be read from; each part of it may take `timeout` seconds, and the first `LIMIT` at most.
+    """Return the open answer of `url`, which must begin within `LIMIT` seconds; each later read may take `timeout` seconds.
 
-    Raises NotHad where there is none, with `subject` before it and `instead` as the way out.
+    Raises NotHad where there is no answer; its message begins with `subject` and ends with `instead`, which says what to do.
     """
     try:
         return within(LIMIT, lambda: urlopen(url, timeout=timeout))
-    except Exception as error:  # of the network, the server and the library
+    except Exception as error:  # an error of the network, the server or the library
         raise NotHad(f"{subject} cannot be downloaded ({_told(error)}); {instead}") from error
 
 
 def check_address(subject: str, url: str) -> None:
-    """Raise NotHad where no server answers at `url`, of http or https, or answers that there is nothing; other kinds are not tried."""
+    """Raise NotHad where no server answers at `url`, or answers that nothing is there; addresses other than http(s) are not checked."""
     if not url.startswith(("http://", "https://")):
         return
     try:
@@ -124,12 +124,12 @@ def check_address(subject: str, url: str) -> None:
     except HTTPError as error:
         if error.code in (404, 410):
             raise NotHad(f"{subject}, where the server has nothing (it answers {error.code}); mend the address") from error
-    except Exception as error:  # of the network and the library
+    except Exception as error:  # an error of the network or the library
         raise NotHad(f"{subject}, which cannot be reached ({_told(error)}); download the shards elsewhere and give their folder") from error
 
 
 def _trouble(repository: str, kind: Kind, revision: str | None) -> str | None:
-    """Why the Hub does not give `repository`, and the way out; None where it does. It is asked once, within `LIMIT`."""
+    """Return why the Hub does not provide `repository`, and what to do; None if it does. The Hub is asked once, for `LIMIT` seconds."""
     import huggingface_hub
     from huggingface_hub import constants, errors
 
@@ -153,7 +153,7 @@ def _trouble(repository: str, kind: Kind, revision: str | None) -> str | None:
         if status in (401, 403):
             return f"the Hub does not give it to you (it answers {status}): log in with `hf auth login`, as somebody who may see {page}"
         return f"the Hub answers {status or first_line(error)}: try again later, or {elsewhere}"
-    except Exception as error:  # of the client, whichever this version has, and of the network
+    except Exception as error:  # errors of the network, and of the client library, whose kinds vary with its version
         told = _told(error)
         _unreachable[constants.ENDPOINT] = (time.monotonic(), told)
         return f"{constants.ENDPOINT} cannot be reached ({told}): {elsewhere}"
@@ -161,7 +161,7 @@ def _trouble(repository: str, kind: Kind, revision: str | None) -> str | None:
 
 
 def _forbidden(kind: Kind) -> str | None:
-    """The setting that forbids to ask the Hub, if one does."""
+    """Return the environment variable that forbids asking the Hub for this `kind` of repository; None where it may be asked."""
     from huggingface_hub import constants
 
     forbidden = bool(constants.HF_HUB_OFFLINE)
@@ -174,7 +174,7 @@ def _forbidden(kind: Kind) -> str | None:
 
 @contextlib.contextmanager
 def _cache_only() -> Iterator[None]:
-    """Inside, neither the Hub's client nor `datasets` asks the network: the latter would try for half a minute."""
+    """Keep the Hub's client and `datasets` off the network inside the block, as `datasets` would try to connect for half a minute."""
     import datasets
     from huggingface_hub import constants
 
@@ -191,7 +191,7 @@ def _neither(kind: Kind) -> str:
 
 
 def _elsewhere(repository: str, kind: Kind) -> str:
-    """How to come by `repository` without asking the Hub from here."""
+    """Return advice on how to get `repository` by another machine that can reach the Hub."""
     of_data = " --repo-type dataset" if kind == "dataset" else ""
     return (
         f"fetch it where there is a network (`hf download {repository}{of_data} --local-dir FOLDER`) and give that folder, or bring the "
@@ -200,6 +200,6 @@ def _elsewhere(repository: str, kind: Kind) -> str:
 
 
 def _told(error: BaseException) -> str:
-    """What a library says of a network that fails, without the layers around it."""
+    """Return the innermost reason of a network error, as one short line."""
     reason = getattr(error, "reason", None)
     return first_line(reason if isinstance(reason, BaseException) else error).rstrip(".")[:200]

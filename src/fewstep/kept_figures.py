@@ -1,7 +1,7 @@
-"""Figures of a teacher that were measured before: kept in the cache, and used again for the same model, protocol, data and machine.
+"""Cache the figures measured for a teacher, and find them again for the same model, protocol, data, machine and code of the package.
 
-A file of them is JSON: the ``key`` that they belong to, the ``row``, and the SHA-256 of the latter. One that is damaged, or of another
-key, is as good as none; a cache that cannot be read or written does no harm.
+Each cache file is JSON with the ``key``, the ``row`` of figures, and the ``sha256`` checksum of the row. A file that is damaged or has
+another key is ignored, and a cache that cannot be read or written raises no error.
 """
 
 import contextlib
@@ -21,19 +21,19 @@ FOLDER = "figures"
 
 
 def figures_folder() -> Path:
-    """Where they are kept."""
+    """Return the folder of the cached figures."""
     return cache_folder() / FOLDER
 
 
 def model_sha256(folder: Path) -> list[str]:
-    """What tells the model in a model folder from any other. Raises OSError and ValueError."""
-    file = weight_file(read_json(folder / "config.json"))  # the config tells the weights of a model that stands on another's
+    """Return the SHA-256 checksums of a model folder's config.json and weight file. Raises OSError, and ValueError for invalid JSON."""
+    file = weight_file(read_json(folder / "config.json"))  # None for weights in a pipeline, whose checksum is in config.json
     return [sha256_of(folder / name) for name in ("config.json", file) if name is not None]
 
 
 @cache
 def package_sha256() -> str:
-    """What tells this package's code and feature files from any other, of its version or not: what is changed may measure otherwise."""
+    """Return a SHA-256 checksum of the package's code and feature networks, as any change to them may change the figures."""
     root, found = Path(__file__).parent, hashlib.sha256()
     for file in sorted([*root.rglob("*.py"), *root.rglob("*.safetensors")]):
         found.update(f"{file.relative_to(root).as_posix()}\n{sha256_of(file)}\n".encode())
@@ -41,7 +41,7 @@ def package_sha256() -> str:
 
 
 def kept_row(key: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The figures that were kept under `key`; None where there are none, or none that are whole."""
+    """Return the figures cached under `key`; None where there are none, or their file is damaged."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         found = read_json(_file(key))
         row = found["row"]
@@ -51,7 +51,7 @@ def kept_row(key: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def keep_row(key: Mapping[str, Any], row: Mapping[str, Any]) -> None:
-    """Keep `row` under `key`, if the cache can be written."""
+    """Cache the figures `row` under `key`, if the cache can be written."""
     path = _file(key)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

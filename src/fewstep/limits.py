@@ -1,6 +1,6 @@
-"""What this machine has, and what is too much to ask of it.
+"""Memory and cores of this machine, and limits on the files that are read.
 
-What a file would become in memory or on the disk is known from its header. It is held against these limits before any of it is taken.
+The size of a file's content in memory or on the disk is known from its header, and is checked against these limits before it is read.
 """
 
 import os
@@ -8,35 +8,38 @@ from pathlib import Path
 
 from fewstep.errors import UserError
 
-GRID_PIXELS = 80_000_000  # above which Pillow, and others, take a picture for an attack
-IMAGE_PIXELS = 2**27  # of one image to be learned from: a camera has up to 108 million
-IMAGE_BYTES = 2**30  # of its file
-PIXEL_BYTES = 20  # that one pixel may take while an image is turned into the pixels that are learned
-ROWS = 50_000_000  # of a table whose images are held in memory
-WORD = 100_000  # characters of a label, or numbers of a one-hot one
-COLUMN_BYTES = 2**28  # of a column in one row group of a table, where they are more than EXPANSION times what lies in the file
-BATCH_BYTES = 2**27  # of the values that are read from a table at once
-EXPANSION = 100  # times its own size, which a file of images, weights or numbers never comes to
-ARCHIVE_BYTES = 2**28  # that an archive may always be unpacked to
-ARRAY_BYTES = 2**32  # of the arrays in one .npz
-POINT_BYTES = 32  # that one number of a .npy may take while it is read
-JSON_BYTES = 2**25  # of config.json, results.json and their like
+GRID_PIXELS = 80_000_000  # of a picture that is written; Pillow and other programs refuse larger ones as possible attacks
+IMAGE_PIXELS = 2**27  # of one training image; cameras have up to 108 million
+IMAGE_BYTES = 2**30  # of the file of one training image
+PIXEL_BYTES = 20  # memory for each pixel while an image is decoded and resized
+ROWS = 50_000_000  # rows of a table whose images are held in memory
+WORD = 100_000  # characters of a label, or numbers of a one-hot label
+COLUMN_BYTES = 2**28  # of a column in one row group of a table, if it is more than EXPANSION times as large as in the file
+BATCH_BYTES = 2**27  # of values that are read from a table together
+EXPANSION = 100  # ratio of unpacked to packed size that no file of images, weights or numbers reaches
+ARCHIVE_BYTES = 2**28  # unpacked size that is allowed for every archive
+ARRAY_BYTES = 2**32  # of all arrays read from one .npz
+POINT_BYTES = 32  # memory for each number of a .npy while it is read
+JSON_BYTES = 2**25  # of a JSON file, such as config.json or results.json
 YAML_BYTES = 2**18  # of a recipe
-YAML_NODES = 20_000  # of a recipe, every alias written out
+YAML_NODES = 20_000  # nodes of a recipe with all aliases expanded
 LINES_BYTES = 2**28  # of metrics.jsonl
 
 
 class TooLarge(UserError):
-    """A file that would take more than is allowed; the message names it, what it claims, the limit, and what to do."""
+    """A file is larger than allowed; the message names the file, the size it claims, the limit, and what to do."""
 
 
 def memory() -> int:
-    """Bytes of memory that this process may have: the machine's, or less where a limit is set; where none says, what no machine has."""
+    """Return the bytes of memory that this process may use: the machine's, or a container's or process's limit below that.
+
+    Where none of these is known, 2**60 is returned.
+    """
     found = 2**60
     for ask in (_machine, _container, _process):
         try:
             found = min(found, ask())
-        except (ValueError, OSError, AttributeError, ImportError):  # not on Windows, or no such limit
+        except (ValueError, OSError, AttributeError, ImportError):  # not available, as on Windows, or no limit set
             continue
     return found
 
@@ -60,17 +63,17 @@ def _process() -> int:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former not on macOS
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has no affinity
 
 
 def image_pixels() -> int:
-    """The most pixels that one image may have here."""
+    """Return the largest number of pixels allowed for one image on this machine."""
     return min(IMAGE_PIXELS, memory() // PIXEL_BYTES)
 
 
 def in_units(size: float) -> str:
-    """Bytes as people read them."""
+    """Return `size`, a number of bytes, as text with a unit, such as ``1.5 MiB``."""
     for unit in ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB"):
         if size < 1024 or unit == "PiB":
             break
@@ -79,7 +82,10 @@ def in_units(size: float) -> str:
 
 
 def check_size(path: Path, most: int, remedy: str) -> None:
-    """Raise TooLarge where a file has more than `most` bytes, and OSError where it is not there, or is no plain file."""
+    """Raise TooLarge where the file at `path` has more than `most` bytes, and OSError where there is none, or it is not a regular file.
+
+    The message of TooLarge ends with `remedy`.
+    """
     if not path.is_file() and path.exists():
         raise OSError(f"{path} is no plain file")
     if (size := path.stat().st_size) > most:
@@ -87,7 +93,11 @@ def check_size(path: Path, most: int, remedy: str) -> None:
 
 
 def check_expansion(name: str, size: int, expanded: int, remedy: str, room: int | None = None) -> None:
-    """Raise TooLarge where a file of `size` bytes claims to become `expanded`, more than `room` (the memory) or than such files become."""
+    """Raise TooLarge where a file of `size` bytes would unpack to `expanded` bytes, more than is plausible or than there is room for.
+
+    More than both `ARCHIVE_BYTES` and `EXPANSION` times `size` is not plausible. `room` is in bytes, None for the memory. The message names
+    the file by `name` and ends with `remedy`.
+    """
     most = min(max(ARCHIVE_BYTES, EXPANSION * size), memory() if room is None else room)
     if expanded > most:
         raise TooLarge(f"{name} has {in_units(size)} and unpacks to {in_units(expanded)}, where {in_units(most)} are allowed; {remedy}")

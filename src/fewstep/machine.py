@@ -1,4 +1,4 @@
-"""The machine that figures were measured on."""
+"""Describe the machine, for records of what figures were measured on."""
 
 import platform
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Return the CPU, number of CPU threads, accelerator, and versions of torch and Python."""
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "cpu": _cpu_name(),

@@ -1,4 +1,4 @@
-"""What is measured of a generator on a data set: in an evaluation, in a comparison, and on a cadence while it trains."""
+"""Measure a generator against a data set: in an evaluation, in a comparison, and at intervals during training."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -32,22 +32,22 @@ from fewstep.training.progress import Progress
 
 Row = dict[str, Any]
 
-EXACT_SAMPLES = 10_000  # of a density, in each of two sets
-IMAGE_SAMPLES = 2_000
-CHUNK = 2_500  # images held at once
-BATCH = 256  # of them, that go through the network together
-FEWEST_POINTS = 80  # held out: two halves of 40, below which standard errors mean nothing
-FEWEST_IMAGES = 5  # held out: a manifold of nearest neighbours needs as many
+EXACT_SAMPLES = 10_000  # exact samples of a density in each of two sets, and default number of generated points
+IMAGE_SAMPLES = 2_000  # default number of generated images
+CHUNK = 2_500  # images held in memory together
+BATCH = 256  # images in one batch of the network
+FEWEST_POINTS = 80  # least held-out points: two halves of 40, below which standard errors mean nothing
+FEWEST_IMAGES = 5  # least held-out images, as needed for a manifold of nearest neighbours
 
 
 def usual_samples(points: bool) -> int:
-    """How many samples make figures that compare."""
+    """Return the default number of samples to measure: 10,000 points or 2,000 images."""
     return EXACT_SAMPLES if points else IMAGE_SAMPLES
 
 
 def check_samples(num: int, key: str, points: bool, num_classes: int | None) -> None:
-    """Raise UserError where `num`, which the user gave as `key`, is too few samples to measure."""
-    fewest = 40 if points else max(10, 2 * (num_classes or 1))  # a spread within each class needs two
+    """Raise UserError where `num`, which the user gave by the option or setting `key`, is too few samples to measure."""
+    fewest = 40 if points else max(10, 2 * (num_classes or 1))  # the spread within a class needs two samples
     if num < fewest:
         raise UserError(f"{key} is {num}; give at least {fewest} samples ({usual_samples(points)} for figures that compare)")
 
@@ -63,20 +63,21 @@ def suite_for(
     num: int | None = None,
     judges: int = 1,
 ) -> Suite | PointSuite:
-    """The measures for a data set: images in the features that belong to it, points against exact samples of ``p^gamma``.
+    """Return what measures samples against `data`: a `Suite` for images, a `PointSuite` for points.
 
-    Points of an unknown density are measured against the held-out ones, which are of gamma 1 (UserError for another). Images are
-    measured in `features` where they are named (see `named_features`), which run on `device`, and against the split "heldout" or
-    "train" or the statistics in a file. The floor is that of `num` real images; of `judges` 2 the second is the other network that the
-    package has for the data, if there is one. What a network in a file finds in the data is kept in the cache. Raises UserError for
-    features or a reference that cannot be had or do not fit.
+    Points are compared with exact samples of ``p^gamma``, or where the density p is not known with held-out points, for which `gamma` must
+    be 1. Images are compared in `features` (see `named_features`; None for the network that belongs to the data), computed on `device`,
+    with the split "heldout" or "train" or with the statistics in a file, as `reference` says. The floor is the distance of `num` real
+    images. With `judges` 2 a second feature network of the package judges, too, if there is one for the data. Features of the data by a
+    network from a file are cached. `say` is called with messages on progress. Raises UserError for features or a reference that cannot be
+    loaded or do not fit, and for too few held-out items.
     """
     of_prompts = isinstance(data, PromptData)
     data = in_memory(data)
     if isinstance(data, PointData):
         if features is not None or reference != "heldout":
             raise UserError("features and statistics are for images; points are measured as they are, against others: leave them out")
-        rng = stream(seed, "exact samples")  # no stream of the noise that samples are made of, nor of the data
+        rng = stream(seed, "exact samples")  # a stream apart from the noise of generated samples and from that of the data
         if data.density is None:
             if gamma != 1.0:
                 raise UserError(f"method.gamma is {gamma}, and p^gamma of {data.name} is not known: only gamma 1 can be measured")
@@ -116,12 +117,12 @@ def suite_for(
 
 
 def sample_seeds(seed: int, first: int, num: int) -> list[int]:
-    """A seed for each of `num` samples from number `first` on that are measured under `seed`: any split gives the same ones."""
+    """Return the seeds of the measured samples `first` to ``first + num - 1``; each depends on `seed` and the sample's number alone."""
     return [stream_seed(seed, "measured samples", number) for number in range(first, first + num)]
 
 
 def tracked(batches: Iterable[Tensor], total: int, title: str) -> Iterator[Tensor]:
-    """`batches`, with a bar of `total` under `title` while they come."""
+    """Yield `batches` with a progress bar called `title` of `total` batches; no bar is shown for 10 or fewer."""
     progress = Progress(title, total)
     try:
         if total > 10:
@@ -135,7 +136,7 @@ def tracked(batches: Iterable[Tensor], total: int, title: str) -> Iterator[Tenso
 
 
 def protocol_record(suite: Suite | PointSuite, num: int, classes: bool, seeds: Iterable[int], labels: str | None = None) -> dict[str, Any]:
-    """How `num` samples are measured by `suite`: what goes into results, see `fewstep.metrics.protocol`."""
+    """Return the record of how `num` samples are measured by `suite`, which is stored with results (see `fewstep.metrics.protocol`)."""
     labels = labels or how_asked(real_labels(suite))
     if isinstance(suite, Suite):
         how = suite.protocol()
@@ -149,9 +150,9 @@ def protocol_record(suite: Suite | PointSuite, num: int, classes: bool, seeds: I
 
 
 def check_same_protocol(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str] = ("one", "the other")) -> None:
-    """Raise UserError unless the results `a` and `b` (of results.json, called `names`) were measured in the same way.
+    """Raise UserError unless the contents `a` and `b` of two results.json, called `names` in the message, were measured in the same way.
 
-    What counts: number of samples, features, reference, quantisation and choice of labels. The data and the seeds do not.
+    The number of samples, features, reference, quantisation and choice of labels must be the same; data and seeds may differ.
     """
     for results, name in zip((a, b), names, strict=True):
         if not isinstance(results.get("protocol"), Mapping):
@@ -165,14 +166,15 @@ def check_same_protocol(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple
 
 
 def real_labels(suite: Suite | PointSuite) -> Tensor | None:
-    """Labels int64 [N] of the training split that `suite` measures against; None for data without."""
+    """Return the labels int64 [N] of the training split in `suite`; None for data without labels."""
     return suite.train_label if isinstance(suite, Suite) else None
 
 
 def labels_for(generator: Generator, num: int, seed: int, real: Tensor | None, how: str | None = None) -> Tensor | None:
-    """Labels int64 [num] of samples that are measured against data whose training split has `real`; see `fewstep.metrics.asking`.
+    """Return labels int64 [num] for samples to measure against data whose training split has the labels `real`; None without classes.
 
-    Of a generator that is told prompts they are rows: those of the samples that it is held beside, in turn.
+    `how` is the choice of labels (see `fewstep.metrics.asking`; None for the usual one). For a text-to-image generator the labels are rows
+    of its table of prompts: those in `real`, in turn.
     """
     if generator.told is not None and real is not None:
         return real[torch.arange(num) % len(real)]
@@ -189,9 +191,9 @@ def drawn(
     title: str = "sampling",
     measuring: Measuring | None = None,
 ) -> Iterator[Tensor]:
-    """`num` images in batches [n, C, H, W] on the CPU, each image from a seed of its own (`sample_seeds`).
+    """Yield `num` images in batches [n, C, H, W] on the CPU, each image drawn from a seed of its own (`sample_seeds`).
 
-    The processes of a run share the work by `measuring`, and the first alone has the images.
+    The processes of a run share the work by `measuring`, and only the first process yields images.
     """
     measuring = measuring or Measuring()
     progress = Progress(title, num, quiet=num <= BATCH or measuring.rank > 0)
@@ -227,10 +229,10 @@ def measure(
     slow: bool = False,
     agreement: Agreement | None = None,
 ) -> Row:
-    """All figures of `num` samples drawn with `seed` that so many can carry, and with `speed` that of drawing them.
+    """Return the figures of `num` samples drawn with `seed`, and with `speed` the number of samples drawn in a second.
 
-    `labels` is `how` in `labels_for`; `slow` as in `Suite.measure_batches`; `agreement` with prompts is measured where it is given. Why a
-    figure is not there, ``too_few`` says by its key.
+    `labels` is the argument `how` of `labels_for`; `slow` is that of `Suite.measure_batches`; `agreement` with prompts is measured if it is
+    given. Figures for which the items are too few are left out, and ``too_few`` gives the reason by their key.
     """
     label = labels_for(generator, num, seed, real_labels(suite), labels)
     row: Row = {
@@ -249,13 +251,13 @@ def measure(
     row = without(row, suite.lacks(num))
     if speed:
         batch = min(num, 256 if isinstance(suite, Suite) else 10_000)
-        # on the CPU at the end, for a GPU returns before it is done
+        # moved to the CPU, which waits for the GPU to finish
         row["images_per_second"] = images_per_second(lambda n: generator.sample(n, seed=seed, steps=steps, sampler=sampler).cpu(), batch)
     return row
 
 
 def floor_row(suite: Suite | PointSuite, agreement: Agreement | None = None) -> Row:
-    """The figures of the floor that its items can carry; ``too_few`` and `agreement` as in `measure`."""
+    """Return the figures of the floor, that is of real items in place of samples; ``too_few`` and `agreement` are as in `measure`."""
     row = without(suite.floor_row(), suite.floor_lacks())
     if agreement is not None and isinstance(suite, Suite) and suite.heldout_label is not None:
         parts = (scaled(part, suite.half) for part in suite.heldout.split(BATCH))
@@ -265,7 +267,7 @@ def floor_row(suite: Suite | PointSuite, agreement: Agreement | None = None) -> 
 
 
 def on_one_network(teacher: Generator, student: Generator) -> Generator:
-    """The `teacher`, on the network that the `student` only changes, where it is that one: it is in memory once then."""
+    """Return `teacher`; if `student` is low-rank changes (LoRA) to the same network, the two share that network in memory."""
     mine, theirs = student.base, teacher.base
     if isinstance(student.denoiser, Adapted) and mine is not None and theirs is not None and mine.weights == theirs.weights:
         teacher.denoiser = student.denoiser.slot.as_it_is()
@@ -273,7 +275,7 @@ def on_one_network(teacher: Generator, student: Generator) -> Generator:
 
 
 def as_drawn(data: PromptData, models: Mapping[str, Generator]) -> None:
-    """Have the teacher among `models` sampled as its samples in `data` were, and all told these prompts."""
+    """Give all `models` the prompts in `data`, and set the teacher's steps and guidance to those of its stored samples in `data`."""
     for name, model in models.items():
         tell_prompts(model, data, f"the {name}")
         if model.is_denoiser and data.samples is not None:
@@ -284,9 +286,10 @@ def as_drawn(data: PromptData, models: Mapping[str, Generator]) -> None:
 def measure_by(
     preset: Preset, suite: Suite, generator: Generator, num: int, steps: int | None = None, agreement: Agreement | None = None
 ) -> Row:
-    """The figures of a named protocol with `num` samples a block: ``frechet`` is the least over its blocks.
+    """Return the figures of the protocol `preset` with `num` samples in each of its blocks; ``frechet`` is the least over the blocks.
 
-    ``frechet_blocks`` are all of them and ``frechet_mean`` is their mean; every other figure is of the first block, see `measure`.
+    ``frechet_blocks`` has the Frechet distance of each block and ``frechet_mean`` their mean; all other figures are those of the first
+    block, see `measure`.
     """
     row = measure(suite, generator, num, preset.seeds[0], steps, labels=preset.labels, slow=True, agreement=agreement)
     if "frechet" not in row:
@@ -307,18 +310,18 @@ def measure_by(
 
 
 class Watch:
-    """Measures the averaged generator on the evaluation cadence; what it finds goes into metrics.jsonl and to the tracker.
+    """Measures the generator with averaged weights at intervals during training, for metrics.jsonl and the tracker.
 
     Args:
-        data: what the figures are measured against.
-        num: samples; None for the usual number.
-        gamma: of the power of the data's density that is aimed at.
-        seed: of the samples, the same each time.
+        data: data that samples are measured against.
+        num: number of samples; None for the default of `usual_samples`.
+        gamma: power of the data's density that is to be learned.
+        seed: of the samples, the same for every measurement.
         features: name or path of a feature network for images; None for the one that belongs to the data.
-        device: where a scripted feature network runs.
-        keep_best: key of the figure by which the best model is chosen, if one is kept.
+        device: device of a TorchScript feature network.
+        keep_best: key of the figure by which the best model is chosen; None where no best model is kept.
 
-    Raises UserError for what cannot be measured, a figure that the data can never have included.
+    Raises UserError where the data cannot be measured, and where the figure `keep_best` cannot be given for it.
 
     """
 
@@ -351,14 +354,14 @@ class Watch:
             raise UserError(f"trainer.keep_best is {keep_best!r}, which the data {data.name} never has; give one of {', '.join(known)}")
 
     def untold(self) -> list[str]:
-        """Which figures are not given, and why: a phrase for each reason."""
+        """Return which figures are left out for too few items: a phrase for each reason."""
         lacks = {key: lack for key, lack in self.lacks.items() if key not in self.suite.undefined and BY_KEY[key].is_watched}
         return summed_up([without(dict.fromkeys(lacks), lacks)])
 
     def __call__(self, generator: Generator, measuring: Measuring | None = None) -> dict[str, float]:
-        """Every figure of the evaluation at the generator's own number of steps, each under ``eval.NAME``.
+        """Return the evaluation's figures at the generator's own number of steps, each with the key ``eval.NAME``.
 
-        All processes of a run share drawing images by `measuring`, see `watched_elsewhere`.
+        The processes of a run share the drawing of images by `measuring`, see `watched_elsewhere`.
         """
         label, measuring = labels_for(generator, self.num, self.seed, real_labels(self.suite)), measuring or Measuring()
         if isinstance(self.suite, Suite):
@@ -366,12 +369,12 @@ class Watch:
             row = self.suite.measure_batches(batches, label)
         else:
             row = self.suite.measure(generator.sample(self.num, label, stream_seed(self.seed, "measured samples")).cpu(), label)
-        numbers = {name: value for name, value in row.items() if not isinstance(value, str)}  # and not whose least one is
+        numbers = {name: value for name, value in row.items() if not isinstance(value, str)}  # without names of classes
         return {f"eval.{name}": value for name, value in numbers.items() if not name.endswith("_error") and name not in self.lacks}
 
 
 def watched_elsewhere(num: int, real: Tensor | None, seed: int = 0) -> Callable[[Generator, Measuring], dict[str, float]]:
-    """What stands for a `Watch` of `num` samples in all processes but the first: it draws its share of the images, and has no figures.
+    """Return what takes the place of a `Watch` in all processes but the first: it draws its share of `num` images, and returns no figures.
 
     `real` int64 [N] are the labels of the training split, or None.
     """

@@ -1,4 +1,4 @@
-"""What config.json of a model folder says of a generator's denoiser and sampler, in any of its formats."""
+"""Read and check the denoiser and the sampler in the config.json of a model folder, in all versions of its format."""
 
 import math
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from fewstep.samplers import SAMPLERS, SamplerKind
 
 MOST_STEPS = 100_000
 MOST_GUIDANCE = 1e6
-FORMAT = 2  # of config.json; 1 is version 0.1.0's, which had no number
+FORMAT = 2  # number of config.json's format; fewstep 0.1.0 wrote format 1, without a number
 
 
 def checked_sampler(config: Mapping[str, Any]) -> SamplerKind:
-    """The kind of sampler that `config` describes. Raises ValueError for one that is not known, or not whole."""
+    """Return the kind of sampler that `config` names. Raises ValueError for an unknown name, and for missing or wrong settings."""
     name = config.get("name")
     kind: Any = SAMPLERS.get(str(name))
     if kind is None and isinstance(name, str) and (registry.is_import_path(name) or name in registry.names("samplers")):
@@ -53,7 +53,7 @@ def checked_sampler(config: Mapping[str, Any]) -> SamplerKind:
 
 
 def is_guidance(value: Any) -> bool:
-    """Whether `value` can be a scale of guidance."""
+    """Return whether `value` is a number that is allowed as the scale of classifier-free guidance."""
     return _is_number(value) and abs(value) < MOST_GUIDANCE
 
 
@@ -62,7 +62,7 @@ def _is_number(value: Any) -> bool:
 
 
 def denoiser_class(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The class that `config` names, and its settings. Raises ValueError."""
+    """Return the denoiser class that `config` names, and its settings. Raises ValueError for an unknown name or missing settings."""
     settings = dict(config)
     name = settings.pop("name", None)
     if name in DENOISERS:
@@ -78,7 +78,10 @@ def denoiser_class(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 def checked_denoiser(
     config: Mapping[str, Any], sampler: Mapping[str, Any], kind: SamplerKind, sigma_data: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """`denoiser_class` of `config`, which a sampler of that `kind` draws from. Raises ValueError, also for what is no `sigma_data`."""
+    """Return the `denoiser_class` of `config`, checked to fit the `sampler`, which is of `kind`.
+
+    Raises ValueError where they do not fit, and for a `sigma_data` that is not a finite number above 0.
+    """
     if not _is_number(sigma_data) or not 0 < sigma_data < math.inf:
         raise ValueError(f"sigma_data is {sigma_data!r}; it must be a finite number above 0")
     cls, settings = denoiser_class(config)
@@ -92,10 +95,10 @@ def checked_denoiser(
 
 
 def brought_forward(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments in a config.json of any format. Raises ValueError for one of a newer version."""
+    """Return the arguments of `Generator` in the content of a config.json of any format. Raises ValueError for a newer format."""
     arguments = dict(config)
     number = arguments.pop("format", 1)
-    if number == 1:  # the sampler's name told the denoiser, or else its parametrisation did
+    if number == 1:  # the denoiser follows from the sampler's name, or else from a parametrization
         sampler, parametrization = dict(arguments["sampler"]), arguments.pop("parametrization", None)
         denoiser: dict[str, Any] = {"name": "preconditioned"}
         if parametrization is not None:
@@ -119,9 +122,9 @@ INHERITED = ("data", "class_names", "licence", "prompts", "encoders")
 
 
 def inherited(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What a student takes over of its teacher's `info`: what both are of. How the teacher was made, found and imported is its own.
+    """Return the entries of a teacher's `info` that its student takes over: those in `INHERITED`, on data, licence and prompts.
 
-    Weights made from others whose licence is not known have none that is.
+    If the teacher was imported and has no known licence, the student's licence is None.
     """
     unknown = {"licence": None} if "imported_from" in info and "licence" not in info else {}
     return {key: info[key] for key in INHERITED if key in info} | unknown

@@ -1,6 +1,6 @@
-"""Parts of one's own, held against what is asked of them, and caught where they fail: each fault is told by the part's name.
+"""Check the user's own parts (methods, networks, data sets), and turn exceptions from their code into errors that name the part.
 
-What is built in is tested elsewhere, and its faults are ours: they stay as they are, with a traceback.
+Exceptions from built-in parts are bugs of fewstep, and keep their traceback.
 """
 
 import contextlib
@@ -22,7 +22,14 @@ from fewstep.recipe import Recipe
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a recipe that is somebody's own: what it is called, the module that it comes from, and whether a loss goes through it."""
+    """A part of a recipe that is the user's own.
+
+    Attributes:
+        called: its kind and name in messages, such as "the network 'mine'".
+        module: name of the module that defines it.
+        learns: whether losses are computed through it, as through methods and networks.
+
+    """
 
     called: str
     module: str
@@ -30,12 +37,12 @@ class Part:
 
     @property
     def package(self) -> str:
-        """The outermost package around its module."""
+        """Name of the outermost package that contains the module."""
         return self.module.partition(".")[0]
 
 
 def own_parts(recipe: Recipe) -> list[Part]:
-    """The parts of `recipe` that are not built in: the method first, then the network, then the data."""
+    """Return the parts of `recipe` that are not built in: the method first, then the network, then the data."""
     parts = []
     for kind, settings in (("methods", recipe.method), ("networks", recipe.network), ("data", recipe.data)):
         if registry.is_own(kind, settings.name):
@@ -47,7 +54,10 @@ def own_parts(recipe: Recipe) -> list[Part]:
 
 @contextlib.contextmanager
 def named_faults(recipe: Recipe, doing: Callable[[BaseException], str]) -> Iterator[None]:
-    """An exception out of a part of one's own becomes a UserError that names it, the line, and what `doing` says of the moment."""
+    """Turn an exception raised inside by one of the user's own parts into a UserError.
+
+    Its message names the part and the line, and ends with what `doing` returns for the exception, such as when it happened.
+    """
     try:
         yield
     except UserError:
@@ -61,7 +71,7 @@ def named_faults(recipe: Recipe, doing: Callable[[BaseException], str]) -> Itera
 
 
 def _blamed(error: BaseException, parts: list[Part]) -> tuple[Part, str] | None:
-    """The part whose code raised `error`, or called what did, and where in its file; None where none did."""
+    """Return the part whose code raised `error`, or called the code that did, and the place in its file; None for no such part."""
     frames = list(traceback.walk_tb(error.__traceback__))
     for frame, line in reversed(frames):
         home = frame.f_globals.get("__name__", "")
@@ -71,7 +81,7 @@ def _blamed(error: BaseException, parts: list[Part]) -> tuple[Part, str] | None:
     learns = [part for part in parts if part.learns]
     engine = ("backward", "lightning_fabric.fabric")
     if learns and any((frame.f_code.co_name, frame.f_globals.get("__name__")) == engine for frame, _ in frames):
-        return learns[0], "in the gradients of its loss"  # which are worked out without a line of its own
+        return learns[0], "in the gradients of its loss"  # the backward pass runs no line of the part's own code
     return None
 
 
@@ -80,7 +90,7 @@ def _in_words(error: BaseException) -> str:
 
 
 def check_method(name: str, method: Any) -> None:
-    """Raise UserError where `method` is not what its class promises: networks, one that ships, and turns that train them."""
+    """Raise UserError where `method`, called `name`, lacks networks, a network that ships, or turns that train its networks."""
     of = f"the method {name!r}"
     if not isinstance(method, Method):
         raise UserError(f"{of}: make returned {_what(method)}; it must return the method")
@@ -100,9 +110,9 @@ def check_method(name: str, method: Any) -> None:
 
 
 def check_network(name: str, generator: Generator) -> None:
-    """Raise UserError unless the raw network of `generator`, fresh and on the CPU, gives items like its input: two are drawn to see.
+    """Raise UserError unless the network `name` in `generator`, new and on the CPU, returns items of its input's shape and type.
 
-    Nothing is left of it: no gradient, no random number drawn from torch's own state, no change to buffers, for it is in eval mode.
+    Two samples are drawn for this, in eval mode: gradients, torch's random state and the network's buffers are unchanged afterwards.
     """
     network: Any = generator.denoiser.network
     of, shape = f"the network {name!r}", generator.shape
@@ -135,7 +145,7 @@ def check_network(name: str, generator: Generator) -> None:
 
 
 def check_output(method: Method, turn: Turn, output: Any) -> None:
-    """Raise UserError where the loss of `turn` has not returned what it must."""
+    """Raise UserError unless `output`, from the loss of `turn`, is a `LossOutput` of a scalar loss with a gradient, and scalar terms."""
     if isinstance(output, LossOutput) and _is_scalar(output.loss) and output.loss.requires_grad:
         if all(map(_is_scalar, output.terms.values())):
             return

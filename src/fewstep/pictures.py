@@ -1,4 +1,4 @@
-"""What a run draws as it goes: grids of images, or for points the dashboard of the 2D laboratory."""
+"""Draw pictures during a run: grids of sample images, or for points in the plane the frames of a dashboard."""
 
 import math
 from pathlib import Path
@@ -21,37 +21,37 @@ from fewstep.viz.dashboard import Dashboard, Frame, Scene
 from fewstep.viz.plots import image_grid, scatter
 
 SHOWN = 1000  # samples in a frame
-PROMPTS = 8  # the first, that are drawn
-GRID = 24  # arrows of a field, in each direction
-RESOLUTION = 160  # of a density's picture
-WITHIN = 3.0  # standard deviations round a mode that count as near it
+PROMPTS = 8  # number of prompts, the first of the table, whose samples are drawn
+GRID = 24  # arrows of a vector field in each direction
+RESOLUTION = 160  # pixels a side of the picture of a density
+WITHIN = 3.0  # standard deviations around a mode within which a sample counts as near it
 
 
 class ImagePictures:
-    """A grid of samples on each call, two rows of all classes."""
+    """Draws a grid of samples on each call: two rows, each with a sample of every class, or 32 samples for more than 16 classes."""
 
     def __init__(self, recipe: Recipe, data: Any, run: RunFolder) -> None:
         self.run, self.seed = run, stream_seed(recipe.seed, "pictures")
-        # latents are decoded, one by one, by a network that is large
+        # few samples, as latents are decoded one by one by a large network
         self.classes = PROMPTS // 2 if isinstance(data, PromptData) else data.num_classes or 10
 
     def begin(self, step: int) -> bool:
-        """Take away the pictures of what came after `step`, from which training goes on; whether that of `step` itself is missing."""
+        """Remove pictures of steps after `step`, from which training continues; return whether the picture of `step` itself is missing."""
         return _forgotten(self.run, step)
 
     def __call__(self, generator: Generator, step: int) -> Path:
-        """The picture's file."""
+        """Draw the samples of `generator` at `step` into a PNG, and return its path."""
         count = 2 * self.classes if self.classes <= 16 else 32
         path = self.run.sample_folder / f"step_{step}.png"
         image_grid(generator.pixels(generator.sample(count, seed=self.seed)), columns=count // 2).save(path)
         return path
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, as no file or process is left open."""
 
 
 class PointPictures:
-    """The dashboard for points in the plane; the first two coordinates of others."""
+    """Records the dashboard for points in the plane; for points of other dimensions, draws their first two coordinates."""
 
     def __init__(self, recipe: Recipe, data: PointData, run: RunFolder, method: Method, total: int) -> None:
         self.run, self.data, self.method, self.total, self.seed = run, data, method, total, stream_seed(recipe.seed, "pictures")
@@ -66,7 +66,7 @@ class PointPictures:
         self.dashboard = Dashboard(run.dashboard_folder, self._scene(recipe)) if data.shape == (2,) else None
 
     def begin(self, step: int) -> bool:
-        """As of `ImagePictures`; a frame that was handed over and not drawn when the run was killed is missing."""
+        """Do as `ImagePictures.begin`; a dashboard frame that was recorded but not drawn when the run was killed counts as missing."""
         if self.dashboard is None:
             return _forgotten(self.run, step)
         self.dashboard.forget_after(step or -1)
@@ -86,9 +86,9 @@ class PointPictures:
         return Scene(f"{recipe.method.name} on {self.data.name}{standard}", self.low, self.high, reference, target, modes, weights)
 
     def __call__(self, generator: Generator, step: int) -> Path | None:
-        """Hand a frame to the dashboard, which draws it in its own time; or the file of a scatter plot."""
+        """Hand a frame to the dashboard, which draws it in the background, and return None; or draw a scatter plot and return its path."""
         samples = generator.sample(SHOWN, seed=self.seed).cpu()
-        if self.data.units is not None:  # columns of any units in one square
+        if self.data.units is not None:  # columns may have different units, and are drawn in one square
             samples = self.data.units.standard(samples)
         if self.dashboard is None:
             path = self.run.sample_folder / f"step_{step}.png"
@@ -122,13 +122,13 @@ class PointPictures:
         return None
 
     def close(self) -> None:
-        """Wait for the drawing, and make the animation and the still."""
+        """Wait for the dashboard's frames to be drawn, and write its animation and its still picture."""
         if self.dashboard is not None:
             self.dashboard.close()
 
 
 def _forgotten(run: RunFolder, step: int) -> bool:
-    """Remove the pictures in ``samples/`` later than `step`; whether there is none of `step`."""
+    """Remove the pictures in ``samples/`` of steps after `step`; return whether that of `step` is missing (False for step 0)."""
     for path in run.sample_folder.glob("step_*.png"):
         number = path.stem.removeprefix("step_")
         if number.isdigit() and int(number) > step:
@@ -137,7 +137,7 @@ def _forgotten(run: RunFolder, step: int) -> bool:
 
 
 def _limits(data: PointData, target: Density | None) -> tuple[float, float]:
-    """Square limits that hold both the data and its target."""
+    """Return (low, high) of a square that contains both the data and the `target` density."""
     if data.density is not None and target is not None:
         pairs = (data.density.limits, target.limits)
         return min(low for low, _ in pairs), max(high for _, high in pairs)
@@ -157,7 +157,7 @@ def _histogram(points: Tensor, low: float, high: float) -> np.ndarray:
 
 
 def _curve(records: list[dict[str, Any]], name: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of the logged term `name`, where it is above 0."""
+    """Return the steps and values of the logged term `name` in `records`, where it is above 0."""
     points = [(record["step"], record[name]) for record in records if record.get(name, 0) > 0] if name else []
     if not points:
         return np.zeros(0), np.zeros(0)

@@ -1,4 +1,4 @@
-"""Pillow's images: the one place where they are opened, samples as such images, and a row of them as a PNG."""
+"""Work with Pillow: open image files within limits, turn samples into Pillow images, and join images into a PNG."""
 
 import os
 import struct
@@ -14,17 +14,17 @@ from fewstep.limits import IMAGE_BYTES, TooLarge, image_pixels, in_units
 if TYPE_CHECKING:
     from torch import Tensor
 
-# what is opened by its content; others, such as EPS, Pillow hands to a program of its own
+# formats that are opened, recognized by content; for others, such as EPS, Pillow starts external programs
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
-TILE = (322, 323)  # TIFF's numbers of a tile's width and height, which may be larger than the image
+TILE = (322, 323)  # TIFF tags of a tile's width and height, which may be larger than the image
 
 
 @contextmanager
 def opened(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[Any]:
-    """The `PIL.Image.Image` in `source`, of which only the header has been read.
+    """Open the `PIL.Image.Image` in `source`, reading only its header, and close it when the block ends.
 
-    Raises TooLarge, saying what the header claims, for an image of more than `fewstep.limits.image_pixels` or a file of more than
-    `IMAGE_BYTES`; and whatever Pillow raises for what is no image of `FORMATS`.
+    Raises TooLarge, with the size that the header claims, for an image of more than `fewstep.limits.image_pixels` or a file of more than
+    `IMAGE_BYTES`; and Pillow's own exceptions where `source` is not an image in one of the `FORMATS`.
     """
     from PIL import Image
 
@@ -34,7 +34,7 @@ def opened(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[Any]:
     with open(source, "rb") if isinstance(source, str | os.PathLike) else nullcontext(source) as file:
         try:
             image = _identified(file)
-        except Image.DecompressionBombError as error:  # of a first frame that is larger than the image
+        except Image.DecompressionBombError as error:  # for a first frame that is larger than the image
             raise TooLarge(f"{first_line(error)}, where {most:,} are allowed") from None
         with image:
             for width, height in (image.size, _tile(image)):
@@ -44,24 +44,24 @@ def opened(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[Any]:
 
 
 def _identified(file: IO[bytes]) -> Any:
-    """What `PIL.Image.open` makes of `file`, without the warning that it would give of sizes that are allowed here."""
+    """Do as `PIL.Image.open` on `file`, but only for `FORMATS`, and without Pillow's warning about sizes that are allowed here."""
     from PIL import Image, UnidentifiedImageError
 
     prefix = file.read(16)
     for name in _formats():
         factory, accept = Image.OPEN[name]
-        if accept is not None and accept(prefix) is not True:  # a text says why not
+        if accept is not None and accept(prefix) is not True:  # accept may also return a text that says why the format does not fit
             continue
         file.seek(0)
         try:
             return factory(file, getattr(file, "name", ""))
-        except (SyntaxError, IndexError, TypeError, struct.error):  # as Pillow has it: of another format
+        except (SyntaxError, IndexError, TypeError, struct.error):  # as in Pillow itself, the file is of another format
             continue
     raise UnidentifiedImageError("cannot identify image file")
 
 
 def _tile(image: Any) -> tuple[int, int]:
-    """Width and height of the tiles that a TIFF is made of; 0 for others."""
+    """Return the width and height of the tiles of a TIFF image; (0, 0) for images without tiles."""
     tags = getattr(image, "tag_v2", {})
     width, height = (tags.get(number, 0) for number in TILE)
     return (width, height) if isinstance(width, int) and isinstance(height, int) else (0, 0)
@@ -69,7 +69,7 @@ def _tile(image: Any) -> tuple[int, int]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow knows."""
+    """Return those of `FORMATS` that the installed version of Pillow can read."""
     from PIL import Image
 
     Image.init()
@@ -77,7 +77,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def to_pil(samples: "Tensor") -> list[Any]:
-    """One `PIL.Image.Image` for each of `samples` [N, C, H, W] in [-1, 1], of one channel or three. Raises UserError for points."""
+    """Return a `PIL.Image.Image` for each of `samples` [N, C, H, W] in [-1, 1], C being 1 or 3. Raises UserError for other shapes."""
     from PIL import Image
 
     if samples.ndim != 4 or samples.shape[1] not in (1, 3):
@@ -87,7 +87,7 @@ def to_pil(samples: "Tensor") -> list[Any]:
 
 
 def row_png(images: Sequence[Any]) -> bytes:
-    """A PNG of `images` of one size side by side, enlarged without smoothing to about 64 pixels."""
+    """Return a PNG of `images`, all of one size, side by side; small ones are enlarged without smoothing to at most 64 pixels a side."""
     from PIL import Image
 
     scale = max(1, 64 // max(images[0].size))

@@ -1,16 +1,17 @@
-"""From a name to a room: methods, networks, data sets, denoisers and samplers, built in or one's own.
+"""Look up methods, networks, data sets, denoisers and samplers by name, built-in ones and the user's own.
 
-A *room* is what a recipe or a model folder names: a method's class, a network's class, what loads a data set. Its *settings* are a class of
-their own, which is read without torch: a mistake in a recipe is told before anything heavy is imported. A name is looked up among
+A *room* is the object that a name in a recipe or a model folder stands for: a method's class, a network's class, or what loads a data set.
+The *settings* of a room are a class of their own, which can be imported without torch, so that mistakes in a recipe are reported before
+slow imports. A name is looked up in this order:
 
-    built in        the tables below: one line a room
+    built in        the tables below, with one line for each room
     registered      ``fewstep.register("methods", "mine", MyMethod)`` in this process
-    installed       entry points ``fewstep.methods``, ``fewstep.networks``, ``fewstep.data`` of any package
+    installed       entry points ``fewstep.methods``, ``fewstep.networks``, ``fewstep.data`` and so on of any installed package
     import path     ``package.module:Name``, where the module may be imported
 
-Importing a module runs it. What a *user* names (`trust`) is imported; what a model folder or somebody else's run folder names is imported
-only where it is built in, registered, installed, or allowed by whoever opens the folder (`allowing`). And only what such a module itself
-defines is a room then: what it has imported, such as a function that starts a program, is nothing that a folder may call.
+Importing a module runs its code. A module that the *user* names (`trust`) is imported. One that only a model folder or another person's run
+folder names is imported only if it is registered, installed, or in a package that the user allows (`allowing`). Such a folder may use only
+what the allowed module itself defines, and not what the module imports, such as a function that starts a program.
 """
 
 import contextlib
@@ -29,15 +30,16 @@ from typing import Any
 from fewstep.errors import UserError
 from fewstep.sections import DataSettings, MethodSettings, NetworkSettings, OwnData, Section, section_from_signature
 
-# a folder may always name our own modules, for a class that none of the tables below has; but no function, such as one that trains
+# a folder may always name classes in fewstep's own modules, also ones that are not in the tables below; but no data set, which may be any
+# function, such as one that trains
 OWN, OWN_KINDS = "fewstep", ("methods", "networks", "denoisers", "samplers")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a room is, as import paths: the room, and its settings, which need no torch.
+    """The import paths of a built-in room and of its settings class, which can be imported without torch.
 
-    `offered` is False for a room that model folders name and recipes do not.
+    `offered` is False for a room that model folders may name, but recipes may not.
     """
 
     room: str
@@ -97,7 +99,7 @@ BUILT_IN: Mapping[str, Mapping[str, Place]] = {
 SINGULAR = {"methods": "method", "networks": "network", "data": "data set", "denoisers": "denoiser", "samplers": "sampler"}
 
 SETTINGS: Mapping[str, type[Section]] = {"methods": MethodSettings, "networks": NetworkSettings, "data": DataSettings}
-# by name: the classes themselves need torch
+# the classes' names, as importing the classes would import torch
 BASE_CLASSES = {
     "methods": "fewstep.methods.base.Method",
     "networks": "torch.nn.modules.module.Module",
@@ -113,15 +115,16 @@ _allowed: ContextVar[tuple[str, ...]] = ContextVar("allowed", default=())
 
 
 def register(kind: str, name: str, room: Any) -> None:
-    """Make `room` known under `name` in this process; model folders may name it from then on.
+    """Make a method, network, data set, denoiser or sampler known by `name` in this process, to recipes and to model folders.
 
     Args:
-        kind: "methods", "networks", "data", "denoisers" or "samplers"; the singular will do.
-        name: what recipes call it. A name that is taken is given to the new room, unless it is built in.
-        room: a `fewstep.methods.Method` class; a network's class; a data set's class or a function that gives one.
+        kind: "methods", "networks", "data", "denoisers" or "samplers", or the singular of one of these.
+        name: name in recipes and model folders. A name that was registered before is overwritten.
+        room: a `fewstep.methods.Method` class; a `torch.nn.Module` class for a network or denoiser; a data set's class or a function that
+            returns one; a `fewstep.samplers.SamplerKind`.
 
     Raises:
-        UserError: for another kind, and for a name that is built in or has a colon.
+        UserError: for another kind, and for a name that is empty, has a colon, or is that of a built-in.
 
     """
     kind = next((k for k, one in SINGULAR.items() if kind in (k, one, one.split()[0])), kind)
@@ -134,7 +137,7 @@ def register(kind: str, name: str, room: Any) -> None:
 
 @contextlib.contextmanager
 def allowing(modules: Iterable[str]) -> Iterator[None]:
-    """Inside, a folder may name import paths in `modules` (packages, or modules), which are then imported and so run."""
+    """Let run and model folders name import paths in `modules` (modules or whole packages) inside the block; their code is then run."""
     token = _allowed.set((*_allowed.get(), *modules))
     try:
         yield
@@ -143,30 +146,30 @@ def allowing(modules: Iterable[str]) -> Iterator[None]:
 
 
 def trust(path: str, folder: Path | None = None) -> None:
-    """The import path `path` was named by the user: its module may be imported, from the working folder or `folder`, too."""
+    """Allow the import path `path`, which the user has named; its module is also searched in the working folder and in `folder`."""
     _trusted.add(path)
     if folder is not None and str(folder.resolve()) not in _folders:
         _folders.append(str(folder.resolve()))
 
 
 def names(kind: str, offered: bool = True) -> list[str]:
-    """The names that are known: built in, then registered, then installed; with `offered` only what a recipe can name."""
+    """Return the known names of a `kind`: built in, then registered, then installed; with `offered` only those that recipes may name."""
     built_in = [name for name, place in BUILT_IN[kind].items() if place.offered or not offered]
     return list(dict.fromkeys([*built_in, *_registered[kind], *_installed(kind)]))
 
 
 def is_import_path(name: str) -> bool:
-    """Whether `name` has the form ``package.module:Name``."""
+    """Return whether `name` has a colon, as an import path ``package.module:Name`` has."""
     return ":" in name
 
 
 def is_own(kind: str, name: str) -> bool:
-    """Whether the room called `name` is somebody's own, and not built in."""
+    """Return whether the room called `name` is not built in, and so the user's own."""
     return name not in BUILT_IN[kind]
 
 
 def readable(kind: str) -> dict[str, Any]:
-    """The settings class of every known room by name; an installed one that cannot be imported is left out."""
+    """Return the settings class of every known room of a `kind` by name, without installed rooms that cannot be imported."""
     found = {}
     for name in names(kind):
         with contextlib.suppress(UserError):
@@ -175,9 +178,9 @@ def readable(kind: str) -> dict[str, Any]:
 
 
 def settings(kind: str, name: str) -> type[Section]:
-    """The settings class of the room called `name`: read without torch where the room is built in.
+    """Return the settings class of the room called `name`; for built-in rooms torch is not imported.
 
-    Raises UserError where there is no such room, or it cannot be imported, or is of the wrong kind.
+    Raises UserError where there is no such room, it cannot be imported, or it is not of the `kind`.
     """
     place = BUILT_IN[kind].get(name)
     if place is not None:
@@ -186,7 +189,7 @@ def settings(kind: str, name: str) -> type[Section]:
 
 
 def room(kind: str, name: str) -> Any:
-    """The room called `name`. Raises UserError as `settings` does."""
+    """Return the room called `name`. Raises UserError as `settings` does."""
     place = BUILT_IN[kind].get(name)
     if place is not None:
         return _object(place.room)
@@ -203,7 +206,7 @@ def room(kind: str, name: str) -> Any:
 
 
 def unknown(kind: str, name: str) -> str:
-    """What is said of a name that is not known."""
+    """Return the error message for a name that is not known, with the nearest known name and a list of all."""
     close = difflib.get_close_matches(name, names(kind), 1, 0.5)
     return (
         f"{name!r} is no {SINGULAR[kind]}{f'; did you mean {close[0]!r}?' if close else ''}; known are {', '.join(names(kind))}, "
@@ -245,27 +248,27 @@ def _imported(kind: str, path: str) -> Any:
 
 
 def _permitted(kind: str) -> tuple[str, ...]:
-    """The modules, with all in them, that a folder may name for rooms of this `kind`."""
+    """Return the modules and packages from which a folder may name rooms of this `kind`."""
     ours = (OWN,) if kind in OWN_KINDS else ()
     return (*(path.partition(":")[0] for path in _trusted), *_allowed.get(), *ours)
 
 
 def _known_paths(kind: str) -> set[str]:
-    """Import paths of what is registered or installed, which a folder may name in this way, too."""
+    """Return the import paths of registered and installed rooms, which a folder may name instead of their names."""
     registered = {f"{getattr(room, '__module__', '')}:{getattr(room, '__qualname__', '')}" for room in _registered[kind].values()}
     return registered | {point.value for point in _installed(kind).values()}
 
 
 def within(module: str, names: Iterable[str]) -> bool:
-    """Whether `module` is one of `names`, or lies in one."""
+    """Return whether `module` is one of the packages or modules `names`, or inside one of them."""
     return any(module == name or module.startswith(f"{name}.") for name in names)
 
 
 def _module(module: str, path: str) -> Any:
     added = [folder for folder in (*_folders, str(Path.cwd())) if folder not in sys.path]
-    sys.path.extend(added)  # behind everything else: a file of one's own does not hide an installed package
+    sys.path.extend(added)  # at the end, so that a user's file does not hide an installed package
     try:
-        importlib.invalidate_caches()  # the file may be younger than the last look into its folder
+        importlib.invalidate_caches()  # the file may have been written after Python last listed its folder
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
@@ -295,13 +298,13 @@ def _loaded(kind: str, name: str, load: Callable[[], Any]) -> Any:
         return load()
     except UserError:
         raise
-    except Exception as error:  # whatever somebody's module does when it is imported
+    except Exception as error:  # anything that the user's module raises when it is imported
         line = (str(error).strip().splitlines() or [""])[0]
         raise UserError(f"the {SINGULAR[kind]} {name!r} cannot be imported ({type(error).__name__}: {line}); mend its module") from error
 
 
 def _check_kind(kind: str, name: str, found: Any) -> None:
-    """Raise UserError where `found` is no room of this kind."""
+    """Raise UserError where `found` is not a room of this `kind`: not of the right class, abstract, or a data set without items."""
     base = BASE_CLASSES.get(kind)
     if kind == "samplers" and f"{type(found).__module__}.{type(found).__qualname__}" != SAMPLER_KIND:
         raise UserError(f"{name!r} is {_what(found)}; a sampler is a {SAMPLER_KIND}")
@@ -320,7 +323,7 @@ def _check_kind(kind: str, name: str, found: Any) -> None:
 
 
 def _holds_items(found: type) -> bool:
-    """Whether the class `found` has items, by number or one after another, or is one of ours."""
+    """Return whether the class `found` has items, by index or by iteration, or is derived from one of fewstep's data classes."""
     ours = any(c.__module__.startswith(f"{OWN}.data.") for c in found.__mro__)
     return ours or hasattr(found, "__iter__") or (hasattr(found, "__len__") and hasattr(found, "__getitem__"))
 
@@ -330,7 +333,10 @@ def _what(found: Any) -> str:
 
 
 def settings_of(kind: str, name: str, found: Any) -> type[Section]:
-    """The settings class of a room of one's own: its attribute ``Settings``, or its constructor's annotated arguments. Raises UserError."""
+    """Return the settings class of a user's own room: its attribute ``Settings``, or one made from its constructor's annotated arguments.
+
+    Raises UserError where neither makes a settings class of the `kind`.
+    """
     base = SETTINGS[kind]
     own = getattr(found, "Settings", None)
     if own is not None:

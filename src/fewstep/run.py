@@ -1,4 +1,4 @@
-"""A run is started: the engine, the threads, the folder, what is drawn and measured on the way, and the loop."""
+"""Start a training run: set up the engine, threads, run folder, pictures and measurements, and run the training loop."""
 
 import contextlib
 import functools
@@ -43,15 +43,15 @@ if TYPE_CHECKING:
 
 
 def made_by() -> dict[str, Any]:
-    """Version of the package, of torch, and the git commit that the package stands at (None outside a checkout)."""
+    """Return the versions of the package and of torch, and the git commit of the package's code (None outside a git checkout)."""
     return {"fewstep": __version__, "torch": str(torch.__version__), "commit": _commit()}
 
 
-@functools.cache  # what is imported stays what it was
+@functools.cache  # the code that this process has imported does not change
 def _commit() -> str | None:
     git = ["git", "-C", str(Path(__file__).parent)]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        # an installed package may lie in somebody's own repository, whose commit says nothing of it
+        # an installed package may lie inside another git repository, whose commit says nothing about the package
         subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True, timeout=5)
         describe = [*git, "describe", "--always", "--dirty", "--abbrev=12"]
         return subprocess.run(describe, capture_output=True, text=True, timeout=5).stdout.strip() or None
@@ -59,7 +59,7 @@ def _commit() -> str | None:
 
 
 def check_parts(recipe: Recipe, method: Method, devices: int) -> None:
-    """Raise UserError unless a batch can be dealt out in equal parts that hold what `method` needs at once."""
+    """Raise UserError unless a batch divides equally among devices and accumulation steps, with as many items each as `method` needs."""
     from fewstep.training.loop import check_batch_size
 
     check_batch_size(recipe.batch_size, devices, recipe.trainer.accumulate)
@@ -78,7 +78,10 @@ def check_parts(recipe: Recipe, method: Method, devices: int) -> None:
 
 
 def check_longer(recipe: Recipe, run: RunFolder, method: Method) -> None:
-    """Say what a run that becomes longer does; raise UserError where `method` divides its run into parts, which would be others."""
+    """Print a note where `recipe` has more steps than the run in the folder `run` that is resumed.
+
+    Raises UserError where turns of `method` begin or end at a share of the run, as that would be another step in the longer run.
+    """
     before = run.more_steps(resolved(recipe))
     if before is None:
         return
@@ -91,7 +94,7 @@ def check_longer(recipe: Recipe, run: RunFolder, method: Method) -> None:
 
 
 def start_from(path: str, method: Method) -> None:
-    """Give the network of `method` that ships the weights of the generator at `path`. Raises UserError where they do not fit."""
+    """Load the weights of the generator at `path` into the network of `method` that ships. Raises UserError where they do not fit."""
     try:
         theirs = load(path)
     except UserError as error:
@@ -101,7 +104,7 @@ def start_from(path: str, method: Method) -> None:
     mine = method.ship(method.networks[method.ships], 0)
     for what, own, other in (
         ("items of shape", list(mine.shape), list(theirs.shape)),
-        # whichever prompts there were, a network is told them alike; but changes of one network are none of another
+        # prompts may differ, but low-rank changes (LoRA) to one network do not fit another network
         *((("the network", mine.base and mine.base.weights, theirs.base and theirs.base.weights),) if mine.told is not None else ()),
         *((("classes:", mine.num_classes, theirs.num_classes),) if mine.told is None else ()),
         ("the denoiser", mine.denoiser_config["name"], theirs.denoiser_config["name"]),
@@ -119,9 +122,9 @@ def start_from(path: str, method: Method) -> None:
 
 
 def describe(recipe: Recipe, timed: bool = False) -> list[str]:
-    """What a run of `recipe` would be, for --dry-run: parameters, images to be seen, FLOPs, memory; with `timed` how long it would take.
+    """Return lines that describe a run of `recipe` for --dry-run: its data, networks, items to be seen, FLOPs and memory.
 
-    Raises UserError as the run would.
+    With `timed` a few training steps are made, to say how long the run would take. Raises UserError as the run would.
     """
     from fewstep import trial
     from fewstep.costs import measure
@@ -173,7 +176,10 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
 
 
 def _known_data(recipe: Recipe) -> tuple[Data, list[str]]:
-    """The data of `recipe`, or where it cannot be had what is known of it, and the line that says so. Raises UserError."""
+    """Return the data of `recipe`, and an empty list; or, where it cannot be fetched, what is known of it, and a line that says so.
+
+    Raises UserError where nothing is known of the data, and for other errors than in fetching.
+    """
     try:
         return training_data(recipe), []
     except UserError as error:
@@ -187,12 +193,12 @@ def _known_data(recipe: Recipe) -> tuple[Data, list[str]]:
 
 
 def _data_in_turn(recipe: Recipe, fabric: "Fabric") -> Data:
-    """`training_data`, first in one process of each machine, which downloads and writes the cache that the others then read."""
+    """Return `training_data`, loaded first by one process of each machine, which fills the cache for the others. Raises UserError."""
     with fabric.rank_zero_first(local=True):
         try:
             with named_faults(recipe, lambda error: "nothing was trained"):
                 data: Data | UserError = training_data(recipe)
-        except UserError as error:  # told when nobody waits for this process any more
+        except UserError as error:  # raised below, when no other process waits for this one
             data = error
     if isinstance(data, UserError):
         raise data
@@ -200,7 +206,7 @@ def _data_in_turn(recipe: Recipe, fabric: "Fabric") -> Data:
 
 
 def _chosen_together(recipe: Recipe, method: Method, data: Data, fabric: "Fabric", begun: Mapping[str, Any] | None) -> Chosen:
-    """What `choose` says in the first process, in all of them. Raises UserError."""
+    """Return in all processes what `choose` returns in the first. Raises UserError in all of them where it raises one."""
     chosen: Chosen | UserError | None = None
     if fabric.is_global_zero:
         try:
@@ -215,7 +221,7 @@ def _chosen_together(recipe: Recipe, method: Method, data: Data, fabric: "Fabric
 
 
 def _watch(recipe: Recipe, data: Data, fabric: "Fabric") -> "Callable[[Generator, Measuring], Mapping[str, float]] | None":
-    """What measures on the evaluation cadence, if anything does. Raises UserError for what cannot be measured."""
+    """Return what measures the generator every trainer.evaluate_every steps, or None without that. Raises UserError as `Watch` does."""
     from fewstep.measurement import Watch, usual_samples, watched_elsewhere
 
     trainer = recipe.trainer
@@ -225,7 +231,7 @@ def _watch(recipe: Recipe, data: Data, fabric: "Fabric") -> "Callable[[Generator
         num = trainer.evaluate_samples or usual_samples(len(data.shape) == 1)
         return watched_elsewhere(num, in_memory(data).labels("train") if len(data.shape) == 3 else None)
     power = recipe.power(len(data.shape) == 1)
-    # points may have been reweighted for the method
+    # `data` may be points that were reweighted for the method; samples are measured against the original ones
     measured = load_data(recipe.data, recipe.seed) if recipe.method.data_power is not None else data
     watch = Watch(
         measured, trainer.evaluate_samples, power, features=trainer.evaluate_features, device=fabric.device, keep_best=trainer.keep_best
@@ -236,10 +242,10 @@ def _watch(recipe: Recipe, data: Data, fabric: "Fabric") -> "Callable[[Generator
 
 
 def _kept(loop: "Loop", run: RunFolder, error: BaseException) -> str:
-    """What is said of a run that a part of one's own has ended: when, and what is left. The whole traceback goes into the run folder."""
+    """Write the traceback of `error`, raised by a user's own part, into the run folder; return at which step it was, and what is saved."""
     if loop.fabric.is_global_zero:
         text = "".join(traceback.format_exception(error))
-        with contextlib.suppress(OSError):  # a disk that is full is told of already
+        with contextlib.suppress(OSError):  # `error` may itself be about a full disk
             replace_file(run.fault_file, text.encode())
     kept = checkpoints(run.checkpoint_folder)
     left = f"the checkpoint {kept[0].name} is untouched" if kept else "no checkpoint had been written yet"
@@ -255,13 +261,14 @@ def train_recipe(
     after: Callable[[Path], None] | None = None,
     source: str | None = None,
 ) -> None:
-    """Train `recipe` into the folder `out`; `after` is called with it at the end, in one process.
+    """Train `recipe`, and write the run into the folder `out`; with `resume` continue from the newest checkpoint there, if there is one.
 
-    `source` is what the recipe was loaded from, a shipped one's name or a path, where that is to be recorded.
+    The progress bar is called `title`; `after` is called with `out` at the end, in the first process. `source`, the shipped recipe's name
+    or the path that the recipe was loaded from, is recorded in the run folder.
 
     Raises:
-        UserError: for a folder, data set, teacher or machine that will not do, and for a loss that is not finite.
-        Interrupted: after SIGINT, SIGTERM or SIGHUP, everything saved.
+        UserError: for a folder, data set, teacher or machine that cannot be used, and for a loss that is not finite.
+        Interrupted: after SIGINT, SIGTERM or SIGHUP, with a checkpoint saved.
 
     """
     with contextlib.ExitStack() as held:
@@ -277,7 +284,7 @@ def _train_recipe(
     source: str | None,
     held: contextlib.ExitStack,
 ) -> None:
-    """What `train_recipe` does, while `held` keeps the folder from other processes."""
+    """Do the work of `train_recipe`; the lock on the run folder is added to `held`, which its caller releases."""
     from fewstep.pictures import ImagePictures, PointPictures
     from fewstep.training.loop import Loop, LoopSettings
     from fewstep.training.tracking import check_tracker, make_tracker
@@ -310,11 +317,11 @@ def _train_recipe(
         halve(method.networks.values())
     use_threads(max(1, chosen.threads // fabric.world_size) if fabric.device.type == "cpu" else chosen.threads)
     check_longer(recipe, run, method)
-    if recipe.trainer.init is not None and not checkpoints(run.checkpoint_folder):  # a run that goes on has weights of its own
+    if recipe.trainer.init is not None and not checkpoints(run.checkpoint_folder):  # a resumed run takes the weights of its checkpoint
         start_from(recipe.trainer.init, method)
     check_tracker(recipe.trainer.tracker)
     watch = _watch(recipe, data, fabric)
-    fabric.barrier()  # all have read what the folder holds, and found no mistake: now it may be written to
+    fabric.barrier()  # every process has read the folder and found no error, so that it may be written to
     if fabric.is_global_zero:
         engine = {"engine": chosen.line, "threads": chosen.threads}
         run.open(resolved(recipe), made_by() | ({} if source is None else {"recipe": source}) | engine | {"data_audit": audited.lines()})
@@ -332,7 +339,7 @@ def _train_recipe(
     if not images and isinstance(points := in_memory(data), PointData):
         pictures = PointPictures(recipe, points, run, method, recipe.steps)
     trainer, tenth = recipe.trainer, max(1, recipe.steps // 10)
-    often = tenth if images else max(1, recipe.steps // 40)  # a frame of the dashboard costs training little
+    often = tenth if images else max(1, recipe.steps // 40)  # frames of the dashboard take little time
     settings = LoopSettings(
         steps=recipe.steps,
         batch_size=recipe.batch_size,
@@ -363,18 +370,18 @@ def _train_recipe(
 
 
 def train(recipe: str | Path | Recipe, out: str | Path, resume: bool = False, **overrides: Any) -> Path:
-    """Train `recipe` into the run folder `out`, and return it.
+    """Train `recipe`, write the run into the folder `out`, and return the path of that folder.
 
     Args:
-        recipe: a shipped one, such as "teacher/digits", a YAML file, or one that was loaded.
-        out: a new or an empty folder; or with `resume` one that holds a run of the same recipe, which is gone on with.
-        resume: go on from the last checkpoint in `out`, or begin where there is none.
-        overrides: settings to change, such as ``steps=500`` or ``data={"name": "points", "path": "x.npy"}``; one inside a section by a key
-            with dots: ``**{"method.optimizer.lr": 1e-3}``.
+        recipe: name of a shipped recipe, such as "teacher/digits", path of a YAML file, or a loaded `Recipe`.
+        out: run folder: new or empty, or with `resume` that of a run of the same recipe.
+        resume: whether to continue from the newest checkpoint in `out`; without a checkpoint there, training begins at step 0.
+        overrides: settings to change, such as ``steps=500`` or ``data={"name": "points", "path": "x.npy"}``; a single setting in a section
+            is named by a key with dots: ``**{"method.optimizer.lr": 1e-3}``.
 
     Raises:
-        UserError: (a ValueError) for mistakes in the recipe, and for what stands in the way of the run.
-        Interrupted: after SIGINT, SIGTERM or SIGHUP, everything saved.
+        UserError: (a ValueError) for mistakes in the recipe, and for a folder, data set, teacher or machine that cannot be used.
+        Interrupted: after SIGINT, SIGTERM or SIGHUP, with a checkpoint saved.
 
     """
     folder = at_home(out)

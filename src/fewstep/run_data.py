@@ -1,4 +1,4 @@
-"""The data of a run: its classes numbered as in what the run goes on or learns from, told of at the start, and kept in the run folder."""
+"""Prepare the data of a run: number its classes as the resumed run, teacher or initial weights do; report and record what it contains."""
 
 import json
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from fewstep.training.run_folder import RunFolder
 
 
 def recorded_names(path: str | Path | None) -> tuple[str, ...]:
-    """The names of the classes that the generator at `path` was trained with, in its order; empty where it has none, or cannot be read.
+    """Return the class names of the generator at `path`, in the order of their numbers; empty where it has none, or cannot be read.
 
-    `path` is a run folder, a model folder or a Hub id. What is wrong with it is told when the generator is opened.
+    `path` is a run folder, a model folder or a Hub id. Errors in reading it are reported later, when the generator is opened.
     """
     if path is None:
         return ()
@@ -38,7 +38,7 @@ def recorded_names(path: str | Path | None) -> tuple[str, ...]:
 
 
 def kept(run: RunFolder) -> dict[str, Any]:
-    """What the run folder holds of its data; empty where that is nothing, as in runs of version 0.1.0."""
+    """Return the content of the run folder's data.json; empty where it is missing, as in runs of version 0.1.0, or damaged."""
     try:
         found = read_json(run.data_file)
     except (OSError, ValueError):
@@ -49,7 +49,7 @@ def kept(run: RunFolder) -> dict[str, Any]:
 
 
 def numbered_as(data: Any, names: Sequence[str], owner: str) -> Any:
-    """`data` with its classes in the order of `names`, as `in_order_of` has it. Raises UserError where they cannot be."""
+    """Return `data` with its classes numbered in the order of `names`, by `in_order_of`. Raises UserError where that is not possible."""
     try:
         return in_order_of(data, names, owner)
     except DataError as error:
@@ -57,10 +57,11 @@ def numbered_as(data: Any, names: Sequence[str], owner: str) -> Any:
 
 
 def as_recorded(recipe: Recipe, data: Data, run: RunFolder | None = None) -> Data:
-    """`data` with its classes numbered as in the run that goes on, else as in its teacher, else as in the weights that it starts from.
+    """Return `data` with its classes numbered as in the resumed run, else as in the teacher, else as in the initial weights.
 
-    A label is a number to a network, and stays what it was. Classes of other names are matched by number: that is said of a teacher's, and
-    raises UserError for a run that goes on, as does an order that cannot be had.
+    Networks know classes only by number, so the numbers must not change. Classes whose names differ from the data's are matched by number,
+    with a note, for a teacher and for initial weights. Raises UserError where the class names of a resumed run differ from the data's, and
+    where the classes cannot be numbered as needed.
     """
     own: tuple[str, ...] = ()
     if run is not None:
@@ -97,7 +98,7 @@ def _some(names: tuple[str, ...]) -> str:
 
 
 def tell(found: Audit, run: RunFolder, said: str = "") -> None:
-    """Say what has been found of the data, but for what was `said` already, and what of it has changed since the run began."""
+    """Print what was `found` in the data, without lines that are in `said`, and a note for each change since the run began."""
     for line in found.lines():
         if line.rstrip(".") not in said:
             SCREEN.say(f"data: {line}")
@@ -106,6 +107,6 @@ def tell(found: Audit, run: RunFolder, said: str = "") -> None:
 
 
 def keep(found: Audit, run: RunFolder) -> None:
-    """Write what was found into the run folder, if it is not there yet."""
+    """Write what was `found` in the data into the run folder's data.json, if that does not exist."""
     if not run.data_file.exists():
         replace_file(run.data_file, json.dumps({**found.config, "lines": found.lines()}, indent=2).encode())

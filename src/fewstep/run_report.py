@@ -1,4 +1,4 @@
-"""report.html of a run: what its folder holds, gathered and put into words."""
+"""Write report.html of a run: gather what its folder holds, and put it into words."""
 
 import json
 import os
@@ -27,7 +27,7 @@ Verdict = tuple[Literal["good", "bad", "wait"], tuple[str, str]]
 
 
 def report(path: Path) -> None:
-    """Write report.html from what lies in the run folder `path`. Raises UserError."""
+    """Write report.html into the run folder `path`, from the files in that folder. Raises UserError where it is not a run folder."""
     run, recipe = RunFolder(path), run_recipe(path)
     method: type[Method] = registry.room("methods", recipe.method.name)
     records, info = run.metrics(older_names(method)), _info(run)
@@ -72,7 +72,7 @@ def report(path: Path) -> None:
 
 
 def _results(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]:
-    """What results.json holds, if it is there; and a sentence where it cannot be shown."""
+    """Return the content of results.json, or None, and a list with a sentence about it if the file is there but cannot be shown."""
     if not os.path.lexists(run.results_file):
         return None, []
     try:
@@ -85,7 +85,7 @@ def _results(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def _data(run: RunFolder, info: Mapping[str, Any]) -> list[str]:
-    """Sentences on the data, as they were when the run began; of a run of an older version, when it first went on."""
+    """Return sentences on the data, recorded when the run began, or when a run of an older version of fewstep was first resumed."""
     found = info.get("data_audit") or kept(run).get("lines")
     return [str(sentence) for sentence in found] if isinstance(found, list) else []
 
@@ -96,7 +96,7 @@ def _unread(count: int) -> str:
 
 
 def _info(run: RunFolder) -> dict[str, Any]:
-    """What the run says of itself: by whom it was made, and what its model's config.json has under ``info``."""
+    """Return what recipe.yaml has under ``made_by`` (versions, recipe, engine), and the ``info`` of the model's config.json."""
     made_by = run.recipe().get("made_by")
     info: dict[str, Any] = dict(made_by) if isinstance(made_by, dict) else {}
     try:
@@ -107,10 +107,10 @@ def _info(run: RunFolder) -> dict[str, Any]:
 
 
 def raised_alarms(records: Sequence[Mapping[str, Any]], method: type[Method]) -> list[RaisedAlarm]:
-    """The alarms that `records` name, each with its message as it was at first and at last, and what `method` advised at last.
+    """Return the alarms named in `records`, each with its first and its last message, and its last advice.
 
-    metrics.jsonl has their names; what was said is made of the record's own figures again, and of those before it. A name that nobody has
-    any more says so.
+    metrics.jsonl records only the alarms' names; messages and advice are made again from the figures of the record and of those before it.
+    For a name that this version of fewstep does not know, the message says so.
     """
     rules: dict[str, Alarm] = {rule.name: rule for rule in (*COMMON, *method.alarms)}
     spans: dict[str, list[Span]] = {}
@@ -135,7 +135,7 @@ def raised_alarms(records: Sequence[Mapping[str, Any]], method: type[Method]) ->
 
 
 def _advice(rule: Alarm | None, record: Mapping[str, Any], method: type[Method], course: Course) -> str:
-    """What the alarm of `rule` advised at `record`, where the figures have gone by `course`."""
+    """Return what the alarm `rule` advised at `record`; `course` is how the figures went up to then."""
     if rule is None:
         return "Look at the curves"
     usual, value = usual_advice(rule, method.advice), record.get(rule.figure)
@@ -145,7 +145,7 @@ def _advice(rule: Alarm | None, record: Mapping[str, Any], method: type[Method],
 
 
 def _message(rule: Alarm | None, record: Mapping[str, Any]) -> str:
-    """What the alarm of `rule` said at `record`."""
+    """Return the message of the alarm `rule` at `record`; `rule` is None for an alarm that this version does not know."""
     if rule is None:
         return "this version of fewstep knows no alarm of this name"
     value = record.get(rule.figure)
@@ -153,7 +153,7 @@ def _message(rule: Alarm | None, record: Mapping[str, Any]) -> str:
 
 
 def told(records: Sequence[Mapping[str, Any]], raised: Sequence[RaisedAlarm], steps: int) -> Verdict:
-    """How a run of `steps` stands, as the line below the bar has it: "good", "bad" or "wait", and that in words."""
+    """Return the verdict on a run of `steps` steps: "good", "bad" or "wait", and in words a short name for that and a sentence on it."""
     if not records:
         return "wait", ("Too early to say.", "Nothing has been logged yet.")
     step = records[-1]["step"]
@@ -194,7 +194,7 @@ def _facts(recipe: Recipe, records: Sequence[Mapping[str, Any]], info: Mapping[s
 
 
 def _watched(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> str:
-    """How figures were measured while `recipe` was trained."""
+    """Return a sentence on how figures were measured during the training of `recipe`."""
     trainer, points = recipe.trainer, any("eval.energy" in record for record in records)
     num = trainer.evaluate_samples or usual_samples(points)
     features = "" if points else f", in the features {trainer.evaluate_features or 'that belong to the data'}"
@@ -215,9 +215,9 @@ def _caption(last: Path | None, is_wide: bool) -> str:
 
 
 def changed(recipe: Recipe, info: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]] | None, str]:
-    """(key, shipped value, own value) of what `recipe` changes of the shipped one it came from, and a sentence on that.
+    """Return (key, shipped value, own value) for each setting in which `recipe` differs from its shipped recipe, and a sentence on that.
 
-    None for the first where the run does not say where it came from, or that is no shipped recipe.
+    The list is None where `info` does not name the recipe that the run came from, or that recipe is not shipped or cannot be read.
     """
     source = info.get("recipe")
     if not isinstance(source, str):
@@ -225,10 +225,10 @@ def changed(recipe: Recipe, info: Mapping[str, Any]) -> tuple[list[tuple[str, st
     if source not in shipped_recipes():
         return None, f"This run came from {source}, which is no shipped recipe; the whole recipe is below."
     try:
-        shipped = {key: value for key, value in resolved(load_recipe(source)).items() if key != "finds"}  # all of it was found
+        shipped = {key: value for key, value in resolved(load_recipe(source)).items() if key != "finds"}  # values were found
     except UserError:
         return None, f"This run came from {source}, which this version of fewstep cannot read; the whole recipe is below."
-    chosen = ("trainer.precision", "auto")  # was chosen by the run, and is not what anybody changed
+    chosen = ("trainer.precision", "auto")  # the precision was chosen by the run, and not changed by a user
     found = [(key, _value(old), _value(new)) for key, old, new in differences(shipped, resolved(recipe)) if (key, old) != chosen]
     if not found:
         return found, f"This is {source}, unchanged, as fewstep {__version__} ships it."

@@ -1,10 +1,11 @@
-"""From noise to data along a grid of noise levels. One function each, one signature.
+"""Samplers, which go from noise to data along a grid of noise levels; each is one function, and all have the same signature.
 
-Symbols: ``latents`` [B, ...] standard normal noise, ``sigmas`` [S] a descending grid without a final 0, ``label`` int64 [B] or None,
-``noise`` gives further noise, ``d = dx/dsigma`` the slope of the probability-flow ODE, ``xi`` the noise of a denoiser that samples the
-posterior. Every sampler returns data like `latents`, in its dtype. Guidance is the denoiser's own (`fewstep.denoisers.Guided`).
+Symbols: ``latents`` [B, ...] standard normal noise, ``sigmas`` [S] a descending grid of noise levels without a final 0, ``label`` int64 [B]
+or None, ``noise`` the source of further noise, ``d = dx/dsigma`` the slope of the probability-flow ODE, ``xi`` the noise input of a
+denoiser that samples the posterior. Every sampler returns data of the shape and dtype of `latents`. Classifier-free guidance is part of the
+denoiser (`fewstep.denoisers.Guided`).
 
-`SAMPLERS` says of each what a model folder's config has to tell about it: its settings, its grids, its costs.
+`SAMPLERS` holds for each sampler the settings that a model folder's config must have, its grids of noise levels, and its costs.
 """
 
 import math
@@ -25,7 +26,7 @@ Sampler = Callable[..., Tensor]
 
 
 def _ode(denoiser: Denoiser, latents: Tensor, sigmas: Tensor, label: Tensor | None, second_order: bool) -> Tensor:
-    """Integrate ``dx/dsigma = (x - D(x, sigma)) / sigma`` from ``sigmas[0]`` to 0, the state held in float64 where there is one."""
+    """Integrate ``dx/dsigma = (x - D(x, sigma)) / sigma`` from ``sigmas[0]`` to 0, with x in float64 where the device has float64."""
     state = torch.float32 if latents.device.type == "mps" else torch.float64
     grid = torch.cat([sigmas.to(torch.float64), torch.zeros(1, dtype=torch.float64, device=sigmas.device)]).to(latents.device, state)
 
@@ -44,12 +45,12 @@ def _ode(denoiser: Denoiser, latents: Tensor, sigmas: Tensor, label: Tensor | No
 
 
 def heun(denoiser: Denoiser, latents: Tensor, sigmas: Tensor, label: Tensor | None = None, noise: Noise | None = None) -> Tensor:
-    """Heun's second-order method (arXiv 2206.00364, Algorithm 1 with S_churn = 0): ``2 S - 1`` evaluations."""
+    """Sample by Heun's second-order method (arXiv 2206.00364, Algorithm 1 with S_churn = 0): ``2 S - 1`` network evaluations."""
     return _ode(denoiser, latents, sigmas, label, second_order=True)
 
 
 def euler(denoiser: Denoiser, latents: Tensor, sigmas: Tensor, label: Tensor | None = None, noise: Noise | None = None) -> Tensor:
-    """Euler's method, which is DDIM in this parametrisation (arXiv 2206.00364, Sec. 3): ``S`` evaluations."""
+    """Sample by Euler's method, which is DDIM in this parametrisation (arXiv 2206.00364, Sec. 3): ``S`` network evaluations."""
     return _ode(denoiser, latents, sigmas, label, second_order=False)
 
 
@@ -61,10 +62,11 @@ def few_step(
     noise: Noise | None = None,
     start: float | None = None,
 ) -> Tensor:
-    """A few-step generator's own sampler: denoise, noise to the next level, denoise (DMD2, arXiv 2405.14867, Sec. 4.4).
+    """Sample from a few-step generator: denoise, add noise of the next level, denoise again (DMD2, arXiv 2405.14867, Sec. 4.4).
 
-    ``S`` evaluations; with one level this is ``D(sigma_1 n, sigma_1)``. `start` is the size of the first noise where that is not
-    sigma_1: stock pipelines begin with noise of size 1 in their own coordinates, which is `first_noise` of the denoiser here.
+    Takes ``S`` network evaluations; with one level the sample is ``D(sigma_1 n, sigma_1)``. `start` is the standard deviation of the first
+    noise where it is not sigma_1: stock diffusers pipelines begin with noise of size 1 in their own coordinates, which is the denoiser's
+    `first_noise` in these.
     """
     sigmas, noise = sigmas.to(latents), noise or Noise()
     x = denoiser(latents * (sigmas[0] if start is None else start), sigmas[0], label)
@@ -74,7 +76,7 @@ def few_step(
 
 
 def push_forward(denoiser: Denoiser, latents: Tensor, sigmas: Tensor, label: Tensor | None = None, noise: Noise | None = None) -> Tensor:
-    """``G(z)`` at once: a generator that was never trained at any other noise level (drift, MATHS 3). One evaluation."""
+    """Sample ``G(z)`` by one network evaluation, from a generator that maps noise directly to data (drift, MATHS 3)."""
     return denoiser(latents, sigmas[0].to(latents), label)
 
 
@@ -86,10 +88,11 @@ def distributional(
     noise: Noise | None = None,
     churn: float = 1.0,
 ) -> Tensor:
-    """Draw x0 from the posterior, go back to the next time by the bridge, draw again (arXiv 2502.02483, Algorithm 2): ``S`` evaluations.
+    """Draw x0 from the posterior, go to the next time by the bridge, and repeat (arXiv 2502.02483, Algorithm 2): ``S`` evaluations.
 
-    `sigmas` are times of the linear path, where the noise level *is* the time: from 1 downwards, without the final 0. `churn` 1 is
-    the posterior of the forward process, 0 takes nothing new but xi. xi and the bridge's noise come from `noise`.
+    `sigmas` are times of the linear path, on which the noise level equals the time: from 1 downwards, without the final 0. `churn` 1 is the
+    posterior of the forward process (as DDPM), and with 0 the bridge adds no noise. `noise` is the source of xi and of the bridge's noise.
+    Raises ValueError for times that do not descend from at most 1.
     """
     times, noise = sigmas.tolist(), noise or Noise()
     if not times or not all(1 >= t > s for t, s in pairwise([*times, 0.0])):
@@ -104,7 +107,7 @@ def distributional(
 
 
 def two_time(denoiser: TwoTime, latents: Tensor, sigmas: Tensor, label: Tensor | None = None, noise: Noise | None = None) -> Tensor:
-    """Euler steps from level to level that land on the flow itself, and not on its tangent (MATHS 5c): ``S`` evaluations.
+    """Sample from a flow map: step from level to level along the flow itself instead of its tangent (MATHS 5c): ``S`` network evaluations.
 
     ``x <- (rho / sigma) x + (1 - rho / sigma) X(x, sigma, rho)``, down to rho = 0, where X is the sample.
     """
@@ -121,18 +124,18 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class SamplerKind:
-    """A sampler, and what a generator's config says about it.
+    """A sampler, and how it is described by the ``sampler`` entry of a generator's config.
 
     Attributes:
-        draw: the sampler itself.
+        draw: the sampler function.
         needs: keys that the config must have beside ``name``.
-        sigmas: the levels, float64 descending, from the config and a number of steps that it can serve.
-        counts: the numbers of steps that a config can serve, None for any; the default is ``steps``, or the first of them.
-        evaluations: network evaluations for so many steps.
-        options: keys of the config that are handed to `draw` where it has them.
-        of: what kind of denoiser it draws from: "denoiser", "map", "posterior", or a name of one's own.
-        also: numbers of steps that an evaluation looks at beside the default, where it may choose.
-        every_level: whether what it draws from is right at every noise level, and so may teach.
+        sigmas: function of the config and an allowed number of steps that returns the noise levels, float64 [steps], descending.
+        counts: function of the config that returns the allowed numbers of steps, None for any; the default is ``steps``, or the first.
+        evaluations: function of the number of steps that returns the number of network evaluations for one sample.
+        options: keys of the config that are passed to `draw` where the config has them.
+        of: kind of denoiser that it samples from: "denoiser", "map", "posterior", "two_time", or a name of one's own.
+        also: numbers of steps that `fewstep evaluate` measures beside the default, if the generator allows any number.
+        every_level: whether its denoiser is trained at every noise level, so that it can be a teacher.
 
     """
 
@@ -152,7 +155,7 @@ def _karras(config: Config, steps: int) -> Tensor:
 
 
 def _times(config: Config, steps: int) -> Tensor:
-    """Levels of times from 1 down to ``last``, moved by ``shift``: those of stock flow-matching pipelines."""
+    """Return the noise levels of stock flow-matching pipelines: those of times from 1 down to ``last``, moved by ``shift``."""
     return path_sigmas(falling_times(steps, config["shift"], config["last"]))
 
 
@@ -162,7 +165,7 @@ def _levels(config: Config, steps: int) -> Tensor:
 
 
 def _arc(config: Config, steps: int) -> Tensor:
-    """Levels whose angles ``atan(sigma / middle)`` fall in equal steps from that of sigma_max to 0."""
+    """Return noise levels whose angles ``atan(sigma / middle)`` descend in equal steps from that of sigma_max towards 0."""
     last = math.atan(config["sigma_max"] / config["middle"])
     return config["middle"] * torch.tan(last * (1 - torch.arange(steps, dtype=torch.float64) / steps))
 
@@ -175,7 +178,7 @@ GRID = ("steps", "sigma_min", "sigma_max", "rho")
 SAMPLERS: dict[str, SamplerKind] = {
     "heun": SamplerKind(heun, GRID, _karras, evaluations=lambda steps: 2 * steps - 1, also=(1,), every_level=True),
     "euler": SamplerKind(euler, GRID, _karras, also=(1,), every_level=True),
-    # either one list of levels, ``sigmas``, or one for each number of steps, ``levels``
+    # the config has either ``sigmas``, one list of noise levels, or ``levels``, a list for each number of steps
     "few_step": SamplerKind(few_step, (), _levels, counts=_level_counts, options=("start",)),
     "push_forward": SamplerKind(
         push_forward,
@@ -189,6 +192,6 @@ SAMPLERS: dict[str, SamplerKind] = {
     "distributional": SamplerKind(
         distributional, ("steps", "churn"), lambda config, steps: uniform_times(steps), options=("churn",), of="posterior", also=(4, 1)
     ),
-    # Heun's slopes are of levels, the first of which is as good as infinite
+    # with Euler's method only: Heun's averages the slopes at two noise levels, and the first level is almost infinite here
     "flow_euler": SamplerKind(euler, ("steps", "shift", "last"), _times, also=(1,), every_level=True),
 }

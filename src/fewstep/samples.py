@@ -1,4 +1,4 @@
-"""Samples into a file, for the command line: a grid as a picture, or arrays, which are written batch by batch as they are drawn."""
+"""Write samples into a file, for the command line: a grid as a picture, or arrays, written batch by batch as they are drawn."""
 
 import contextlib
 import math
@@ -26,12 +26,12 @@ from fewstep.limits import GRID_PIXELS
 from fewstep.quantities import short
 from fewstep.training.progress import Progress
 
-PLACE = 64  # pixels that one place of a latent stands for, with the VAEs that there are
-LABELS = 1 << 16  # labels that are written at once
+PLACE = 64  # pixels to which a VAE decodes one position of a latent: 8 x 8
+LABELS = 1 << 16  # labels that are written together
 
 
 def check_out(out: Path) -> None:
-    """Raise UserError where `out`, given as ``--out``, is no place for a file of samples."""
+    """Raise UserError where `out`, given as ``--out``, is not a .png or .npz file in a folder that exists."""
     if out.suffix not in (".png", ".npz"):
         raise UserError(f"--out is {out}; allowed are a name that ends in .png (a grid) or .npz (arrays)")
     if not out.parent.is_dir():
@@ -41,7 +41,7 @@ def check_out(out: Path) -> None:
 
 
 def asked_prompts(given: Sequence[str], file: Path | None) -> list[str]:
-    """The prompts `given` on the command line, and after them those in a `file`. Raises UserError where that cannot be read."""
+    """Return the prompts `given` on the command line, and after them those in `file`. Raises UserError where it cannot be read."""
     try:
         return [*given, *(() if file is None else read_prompts(file).texts)]
     except DataError as error:
@@ -49,16 +49,16 @@ def asked_prompts(given: Sequence[str], file: Path | None) -> list[str]:
 
 
 def write_samples(generator: Generator, num: int, out: Path, labels: Labels, prompts: Sequence[str] = (), **options: Any) -> None:
-    """Draw `num` samples into `out`, whole or not at all: a .png, a grid; or a .npz with ``samples`` [num, *shape] and ``labels`` [num].
+    """Draw `num` samples into the file `out`: a .png with a grid, or a .npz with ``samples`` [num, *shape] and ``labels`` int64 [num].
 
-    Of a text-to-image generator samples are of `prompts`, in turn, or of the rows of its table; in a grid each has its prompt below it, and
-    a .npz holds latents. A .npz is written as it is drawn and takes a batch's memory. `options` are those of `Generator.sample`, and the
-    samples are the same.
+    A text-to-image generator draws samples for `prompts`, in turn, or for the rows of its table of prompts; in a grid each sample has its
+    prompt below it, and a .npz holds latents. A .npz is written batch by batch, so that only one batch is in memory. `options` are those of
+    `Generator.sample`, which would draw the same samples. The file is written atomically (`fewstep.files`).
 
     Raises:
-        UserError: for what the generator cannot serve, for more than a grid can hold, and for more than the disk has room for.
-        Interrupted: after SIGINT, SIGTERM or SIGHUP; `out` is then as it was.
-        OSError: of the disk; `out` is then as it was.
+        UserError: for arguments that the generator does not allow, for more samples than a grid can hold, and for too little disk space.
+        Interrupted: after SIGINT, SIGTERM or SIGHUP, with `out` unchanged.
+        OSError: where writing fails, with `out` unchanged.
 
     """
     if prompts:
@@ -71,14 +71,14 @@ def write_samples(generator: Generator, num: int, out: Path, labels: Labels, pro
 
 
 def _texts(generator: Generator, num: int, labels: Labels) -> list[str]:
-    """The prompts of `num` samples of `labels`, where the generator has a table of them."""
+    """Return the prompt of each of `num` samples with `labels`; empty for a generator without a table of prompts."""
     texts = getattr(getattr(generator.told, "prompts", None), "texts", None)
     rows = None if texts is None else generator.labels(num, labels)
     return [] if texts is None or rows is None else [texts[row] for row in rows.tolist()]
 
 
 def _write(generator: Generator, num: int, out: Path, labels: Labels, texts: Sequence[str], options: dict[str, Any]) -> None:
-    """What `write_samples` does, with the `texts` that samples are of, in turn."""
+    """Do the work of `write_samples`; `texts` are the samples' prompts, in turn, to be written into a grid."""
     if out.suffix == ".png":
         places = PLACE if generator.latents is not None else 1
         if num > (most := GRID_PIXELS // (places * math.prod(generator.shape[1:]))):
@@ -117,7 +117,7 @@ def _write(generator: Generator, num: int, out: Path, labels: Labels, texts: Seq
 
 
 def _write_member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], parts: Iterator[NDArray[Any]]) -> None:
-    """Write an array of that `shape` into a .npz, a part of its rows at a time, as numpy.savez would have."""
+    """Write an array of `shape` into a .npz `archive`, its rows in `parts`, in the format of numpy.savez."""
     with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(member, header)
@@ -126,7 +126,7 @@ def _write_member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], d
 
 
 def _check_room(num: int, each: int, out: Path) -> None:
-    """Raise UserError where the disk has no room for `num` samples of `each` bytes beside what stands at `out`, which goes last."""
+    """Raise UserError where the disk has no room for `num` samples of `each` bytes beside the old file `out`, which is replaced last."""
     needed, free = num * each + 4096, shutil.disk_usage(out.parent).free
     if needed > free:
         raise UserError(
@@ -150,15 +150,15 @@ def _write_grid(samples: torch.Tensor, out: Path, texts: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _stopping() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP are as Ctrl-C: what is half done is swept away."""
+    """Have SIGTERM and SIGHUP raise KeyboardInterrupt inside the block, as Ctrl-C does, so that unfinished files are removed."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     before: dict[int, Callable[..., Any] | int | None] = {}
-    with contextlib.suppress(ValueError):  # not the main thread: signals are somebody else's
+    with contextlib.suppress(ValueError):  # outside the main thread signal handlers cannot be set
         for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):  # the latter not on Windows
+            if hasattr(signal, name):  # Windows has no SIGHUP
                 number = getattr(signal, name)
                 before[number] = signal.signal(number, stop)
     try:

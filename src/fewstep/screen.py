@@ -1,8 +1,8 @@
-"""The foot of the terminal on stderr: lines that are drawn over as work goes on, below those that stay.
+"""Draw progress bars at the bottom of the terminal, on stderr: lines that are redrawn as work proceeds, below lines that stay.
 
-Whatever is shown there shares one `SCREEN`: bars inside bars stand under each other, and a line that is said goes above them all. Where
-no terminal can show it, nothing is drawn, and lines are said as they come. In a notebook they stand in the output of the cell, which is
-replaced as work goes on, and not on stderr, which notebooks show as a fault.
+All bars share one `SCREEN`: nested bars are drawn below each other, and messages are printed above all bars. Without a terminal that can
+show them, bars are not drawn, and messages are printed as they come. In a notebook both go to the output of the cell, which is updated as
+work proceeds, and not to stderr, which notebooks show like an error.
 """
 
 import contextlib
@@ -14,21 +14,21 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-NARROWEST = 30  # columns below which nothing can be drawn that tells anything
-OFTEN = 0.2  # seconds between two drawings
-CELL = (100, 50)  # columns and lines of a notebook's cell
+NARROWEST = 30  # columns of a terminal below which no bars are drawn
+OFTEN = 0.2  # least seconds between two drawings
+CELL = (100, 50)  # columns and lines assumed for a notebook's cell
 Part = Callable[[int], list[str]]
 
 
 def in_notebook() -> bool:
-    """Whether stderr goes into the cell of a notebook."""
+    """Return whether stderr goes into the cell of a notebook."""
     return type(sys.stderr).__module__ == "ipykernel.iostream"
 
 
 def size() -> tuple[int, int]:
-    """(columns, lines) of the terminal on stderr, or of a notebook's cell; (0, 0) where there is neither, or one that cannot be drawn on.
+    """Return (columns, lines) of the terminal on stderr, or of a notebook's cell; (0, 0) without a terminal on which bars can be drawn.
 
-    It is asked each time: a terminal may be resized, and one in a container may say 0 at first, or for ever.
+    The terminal is asked at every call, as it may be resized, and in a container may report 0 at first or always.
     """
     if in_notebook():
         return CELL
@@ -36,20 +36,20 @@ def size() -> tuple[int, int]:
         if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
             return 0, 0
         columns, lines = os.get_terminal_size(sys.stderr.fileno())
-    except (OSError, ValueError):  # closed, or no file at all
+    except (OSError, ValueError):  # stderr is closed or is not a file
         return 0, 0
     return (columns, lines or 24) if columns >= NARROWEST else (0, 0)
 
 
 class Cell:
-    """An output of a notebook's cell: the lines that were said while parts stood there, and below them the parts as they are now."""
+    """An output of a notebook's cell: the messages printed while bars are shown, and below them the current lines of the bars."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
         self.output: Any = None
 
     def draw(self, said: Sequence[str], block: Sequence[str]) -> None:
-        """Show what was `said` since the last drawing, and `block`, the lines of the parts; when there are none the output stays."""
+        """Show the messages `said` since the last drawing, and `block`, the lines of the bars; an empty `block` ends the output."""
         from IPython.display import display
 
         if not block and self.output is None:
@@ -66,39 +66,42 @@ class Cell:
 
 
 class Screen:
-    """Parts, each a function from the number of columns to its lines, drawn under each other in the order in which they came."""
+    """Draws parts, such as progress bars, below each other in the order in which they were added.
+
+    A part is a function from the number of columns to its lines of text.
+    """
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
         self.said: deque[str] = deque()
-        self.height = 0  # lines that stand there now, the cursor at the end of the last
+        self.height = 0  # number of lines of the parts on the terminal, with the cursor at the end of the last
         self.drawn_at = -OFTEN
         self.lock = threading.Lock()
         self.cell = Cell()
 
     def add(self, part: Part) -> bool:
-        """Show `part` from now on, below the others; whether it is the first."""
+        """Add `part` below the other parts, and return whether it is the only one."""
         self.parts.append(part)
         self.refresh(now=True)
         return len(self.parts) == 1
 
     def remove(self, part: Part, stays: bool = False) -> None:
-        """Show `part` no longer; what `stays` is as a line that was said."""
+        """Remove `part`; if it `stays`, its current lines are printed like messages."""
         self.parts.remove(part)
         columns, _ = size()
         self.said.extend(part(columns) if stays and columns else ())
         self.refresh(now=True)
 
     def say(self, line: str) -> None:
-        """A line that stays, above all parts."""
+        """Print `line` as a message, which stays, above all parts."""
         self.said.append(line)
         self.refresh(now=True)
 
     def refresh(self, now: bool = False) -> None:
-        """Draw all parts as they are, unless that was done a moment ago; `now` in any case."""
+        """Draw all parts, but not within `OFTEN` seconds after the last drawing unless `now` is true."""
         if not now and time.monotonic() - self.drawn_at < OFTEN:
             return
-        # a signal, or another thread, may come while a drawing is under way: whoever draws then says their lines, too
+        # a signal handler or another thread may call this during a drawing: the one that is drawing then prints its messages, too
         while self.lock.acquire(blocking=False):
             try:
                 self._draw()
@@ -118,10 +121,10 @@ class Screen:
         start, clear = "", ""
         if columns or self.height:
             up = f"\x1b[{self.height - 1}A" if self.height > 1 else ""
-            start, clear = ("\r" + up if self.height else ""), "\x1b[K"  # each line is drawn over and its rest wiped: nothing flickers
+            start, clear = ("\r" + up if self.height else ""), "\x1b[K"  # each line is overwritten and its rest cleared, to avoid flicker
         text = start + "".join(f"{line}{clear}\n" for line in said) + f"{clear}\n".join(block) + ("\x1b[J" if clear else "")
         self.height = len(block)
-        with contextlib.suppress(OSError, ValueError):  # a terminal that is gone must not end the work
+        with contextlib.suppress(OSError, ValueError):  # a closed terminal must not end the run
             sys.stderr.write(text)
             sys.stderr.flush()
 

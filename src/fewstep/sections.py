@@ -1,6 +1,6 @@
-"""What the sections of a recipe are made of: strict typed settings, and what each kind of room declares beside them.
+"""Base classes of a recipe's sections: strict typed settings, and what each kind of method, network and data set declares beside them.
 
-Nothing here imports torch: a recipe is validated before anything heavy is.
+Nothing here imports torch, so that a recipe is validated before slow imports.
 """
 
 import inspect
@@ -29,10 +29,10 @@ from fewstep.errors import UserError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# a file or folder as the user names it, of which "~" is the home folder; or another name, which does not begin so
+# a file or folder named by the user, with "~" replaced by the home folder; or a name of another kind, which stays as it is
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]  # of what must not be all
+Share = Annotated[float, Field(ge=0, lt=1)]  # a fraction that must be less than the whole
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
@@ -41,7 +41,7 @@ Role = Literal["denoiser", "map", "copy"]
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, and no value is bent to fit."""
+    """A section of a recipe. Unknown keys are errors, and values of a wrong type are not converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -49,10 +49,10 @@ class Section(BaseModel):
 class Grid(Section):
     """The Karras grid of noise levels that a method trains on."""
 
-    num_train_timesteps: PositiveInt = Field(1000, description="levels of the grid")
-    sigma_min: PositiveFloat = Field(0.002, description="least noise level of the grid, in the units of the data")
+    num_train_timesteps: PositiveInt = Field(1000, description="number of noise levels in the grid")
+    sigma_min: PositiveFloat = Field(0.002, description="smallest noise level of the grid, in the units of the data")
     sigma_max: PositiveFloat = Field(80.0, description="largest noise level of the grid, in the units of the data")
-    rho: PositiveFloat = Field(7.0, description="power of the grid; a larger one puts more of its levels near sigma_min")
+    rho: PositiveFloat = Field(7.0, description="exponent of the Karras grid; a larger one puts more noise levels near sigma_min")
 
     @model_validator(mode="after")
     def _ordered(self) -> "Grid":
@@ -62,23 +62,24 @@ class Grid(Section):
 
 
 class Optimizer(Section):
-    """AdamW and its learning rate over a turn's own updates (not steps of the loop).
+    """AdamW with its learning-rate schedule, counted in a turn's own updates (not in steps of the training loop).
 
-    `lr` is reached linearly over `warmup` updates, held until the fraction `decay_from` of all updates, then taken to ``final * lr``.
+    The rate rises linearly to `lr` over `warmup` updates, is held until the fraction `decay_from` of all updates, and then decays to
+    ``final * lr``.
     """
 
-    lr: PositiveFloat = Field(1e-3, description="learning rate, after the warm-up and before the fall")
-    warmup: NonNegativeInt = Field(0, description="updates over which the learning rate rises")
-    decay_from: Fraction = Field(1.0, description="fraction of the updates after which it falls")
-    final: Fraction = Field(1.0, description="what it falls to, as a fraction of lr")
-    decay: Literal["linear", "cosine"] = Field("linear", description="along a straight line, or half a cosine")
-    beta1: Share = Field(0.9, description="AdamW's decay of the mean gradient")
-    beta2: Share = Field(0.99, description="AdamW's decay of the mean squared gradient")
-    weight_decay: NonNegativeFloat = Field(0.01, description="AdamW's weight decay: an update takes lr times this share off each weight")
-    clip: PositiveFloat | None = Field(10.0, description="largest gradient norm; null for no clipping")
+    lr: PositiveFloat = Field(1e-3, description="learning rate between warm-up and decay")
+    warmup: NonNegativeInt = Field(0, description="updates of the learning-rate warm-up, in which it rises linearly to lr")
+    decay_from: Fraction = Field(1.0, description="fraction of all updates after which the learning rate decays")
+    final: Fraction = Field(1.0, description="learning rate at the end of its decay, as a fraction of lr")
+    decay: Literal["linear", "cosine"] = Field("linear", description="shape of the learning-rate decay: linear, or half a cosine")
+    beta1: Share = Field(0.9, description="AdamW's decay of the running mean of the gradient")
+    beta2: Share = Field(0.99, description="AdamW's decay of the running mean of the squared gradient")
+    weight_decay: NonNegativeFloat = Field(0.01, description="AdamW's weight decay: each update reduces each weight by lr times this share")
+    clip: PositiveFloat | None = Field(10.0, description="largest norm of the gradient, above which it is scaled down; null for no limit")
 
     def lr_at(self, update: int, updates: int) -> float:
-        """The learning rate of update number `update` (from 0) out of `updates`."""
+        """Return the learning rate of update number `update`, from 0, of a run of `updates` updates."""
         warm = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
         start = self.decay_from * updates
         progress = (update - start) / max(1.0, updates - start) if update > start else 0.0
@@ -89,25 +90,25 @@ class Optimizer(Section):
 
 
 class DenoiserOptimizer(Optimizer):
-    """AdamW of a denoiser that learns from data: a short rise, and a fall over the last three fifths of the run."""
+    """AdamW for a denoiser that learns from data: a short warm-up, and a decay over the last three fifths of the updates."""
 
-    warmup: NonNegativeInt = Field(50, description="updates over which the learning rate rises")
-    decay_from: Fraction = Field(0.4, description="fraction of the updates after which it falls")
-    final: Fraction = Field(0.02, description="what it falls to, as a fraction of lr")
+    warmup: NonNegativeInt = Field(50, description="updates of the learning-rate warm-up, in which it rises linearly to lr")
+    decay_from: Fraction = Field(0.4, description="fraction of all updates after which the learning rate decays")
+    final: Fraction = Field(0.02, description="learning rate at the end of its decay, as a fraction of lr")
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A method as it stands in a comparison.
+    """How a method takes part in ``fewstep compare``.
 
     Attributes:
-        title: what it is called there.
-        overrides: what differs from its recipe for the data.
-        taught: whether it is given a run that teaches, made from the same data.
-        items: of what it stands in one, "images" or "points".
-        needs_mixture: whether it only goes with a mixture of Gaussians, whose closed form it knows.
-        costs: how many times as long its recipe runs.
-        one_step: whether its samples at one step are worth a picture, where it is no few-step generator.
+        title: name of the method in tables and plots.
+        overrides: settings in which it differs from its recipe for the data, as ``key=value``.
+        taught: whether it is given a teacher that was trained on the same data.
+        items: the kinds of data on which it takes part, "images" and "points".
+        needs_mixture: whether it needs a mixture of Gaussians, whose denoiser has a closed form.
+        costs: function of the method's settings that returns a factor on its recipe's number of steps.
+        one_step: whether its samples at one step are shown in the picture; False for methods that need several steps.
 
     """
 
@@ -121,20 +122,22 @@ class Compared:
 
 
 class MethodSettings(Section):
-    """The settings of a method; derive your own from it. A recipe's section ``method`` is one of these.
+    """The settings of a method, a recipe's section ``method``; derive those of your own method from this class.
 
-    Class attributes, each with a default that will do for a first method:
-        roles: which networks its own may be (`Role`).
-        needs: what those have to take beside ``(x, c_noise, label)``, such as "xi" (see `NetworkSettings.takes`).
-        teaches: whether what it ships denoises at every noise level, and so can teach.
-        draws_power: whether a setting ``gamma`` makes it aim at ``p^gamma``.
-        compared: how it stands in ``fewstep compare``; empty where it does not.
-        moved: keys of older recipes, and where they are now.
+    Class attributes, whose defaults are enough for a first method:
+        roles: the roles that the recipe's network may have (`Role`).
+        needs: inputs that the network must take beside ``(x, c_noise, label)``, such as "xi" (see `NetworkSettings.takes`).
+        teaches: whether the generator it ships denoises at every noise level, and so can be a teacher.
+        draws_power: whether it has a setting ``gamma`` for learning ``p^gamma``, a power of the data's density.
+        compared: how it takes part in ``fewstep compare``; if empty, by its name and the defaults of `Compared`.
+        moved: keys of older recipes, each with the keys that replace it.
     """
 
     name: str
-    ema_decay: Fraction = Field(0.9999, description="largest decay of the weight average")
-    ema_warmup: NonNegativeFloat = Field(20.0, description="the decay at update u is min(ema_decay, u / (u + ema_warmup))")
+    ema_decay: Fraction = Field(0.9999, description="largest decay of the exponential moving average of the weights (EMA)")
+    ema_warmup: NonNegativeFloat = Field(
+        20.0, description="warm-up of the weights' EMA: its decay at update u is min(ema_decay, u / (u + ema_warmup))"
+    )
 
     roles: ClassVar[tuple[Role, ...]] = ("denoiser",)
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -144,105 +147,116 @@ class MethodSettings(Section):
     moved: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def roles_on(self, points: bool) -> tuple[Role, ...]:
-        """The roles of networks that are allowed on points, or on images."""
+        """Return the roles that the network may have, with data of points or else of images."""
         return self.roles
 
     def check(self, data: "DataSettings", points: bool) -> None:
-        """Raise ValueError for a recipe's other sections that do not go with these settings; the message is a whole sentence."""
+        """Raise ValueError where the recipe's `data` section, of `points` or else images, does not fit these settings.
+
+        The message is a whole sentence.
+        """
 
     @property
     def teacher_path(self) -> str | None:
-        """The generator that is to teach, a run folder, a model folder or a Hub id; None where none is given."""
+        """Run folder, model folder or Hub id of the teacher; None without a teacher."""
         return getattr(self, "teacher", None)
 
     @property
     def taught(self) -> bool:
-        """Whether a trained teacher has to be opened before the method can be made."""
+        """Whether a trained teacher must be loaded before the method can be made."""
         return self.teacher_path is not None
 
     @property
     def needs_items(self) -> bool:
-        """Whether it learns from items of the data, and not from their labels alone."""
+        """Whether the method learns from items of the data, and not from labels (or prompts) alone."""
         return True
 
     @property
     def asked_levels(self) -> dict[str, float]:
-        """Noise levels that a teacher is asked at, each by its setting, which it has to know."""
+        """Noise levels at which the teacher is evaluated, by the name of their setting; its range of noise levels must include them."""
         return {key: getattr(self, key) for key in ("sigma_max", "conditioning_sigma") if hasattr(self, key)}
 
     def other_teachers(self, mixture: bool) -> str:
-        """What can be said where a teacher is missing, such as ``, or ...``; `mixture`: whether the data is a mixture of Gaussians."""
+        """Return an ending such as ``, or ...`` for the message about a missing teacher; `mixture`: whether the data is such a density."""
         return ""
 
     @property
     def aims_at(self) -> float:
-        """The gamma of ``p^gamma`` that points are to come out as."""
+        """The gamma of ``p^gamma``, the power of the data's density that generated points should have."""
         return 1.0
 
     @property
     def data_power(self) -> float | None:
-        """The power of their own density that points are reweighted to before training; None for points as they are."""
+        """The power of the data's density to which points are reweighted before training; None for no reweighting."""
         return None
 
 
-EXACT = "exact"  # the teacher that is a closed form
+EXACT = "exact"  # value of method.teacher for the closed-form denoiser of a mixture
 
 
 class TaughtSettings(MethodSettings):
-    """The settings of a method that a teacher may teach: a trained one, or the closed form of a mixture of Gaussians."""
+    """The settings of a method that can have a teacher: a trained one, or the closed-form denoiser of a mixture of Gaussians."""
 
-    teacher: UserPath | None = Field(None, description="run folder, model folder or Hub id; or exact, the closed form of toy mixtures")
+    teacher: UserPath | None = Field(
+        None, description="run folder, model folder or Hub id of the teacher; or exact, the closed-form denoiser of toy mixtures"
+    )
 
     @property
     def exact(self) -> bool:
-        """Whether the teacher is the closed form of a mixture."""
+        """Whether the teacher is the closed-form denoiser of a mixture."""
         return self.teacher == EXACT
 
     @property
     def taught(self) -> bool:
-        """Whether a trained teacher has to be opened."""
+        """Whether a trained teacher must be loaded."""
         return self.teacher is not None and not self.exact
 
     def other_teachers(self, mixture: bool) -> str:
-        """The closed form, of a mixture."""
+        """Return, for a `mixture`, the advice to take its closed-form denoiser as the teacher; else ""."""
         return f", or method.teacher={EXACT} for the closed form" if mixture else ""
 
     def check(self, data: "DataSettings", points: bool) -> None:
-        """Raise ValueError for a closed form that the data has not."""
+        """Raise ValueError where the teacher is "exact" and the data has no known density."""
         if self.exact and not getattr(data, "density", None):
             raise ValueError(f"method.teacher is {EXACT!r}, which only data toy has; name the run folder of a trained one")
 
 
 class OwnOptimizer(DenoiserOptimizer):
-    """AdamW of a teacher of one's own."""
+    """AdamW for the teacher that a method trains by itself."""
 
-    lr: PositiveFloat = Field(2e-3, description="learning rate, after the warm-up and before the fall")
+    lr: PositiveFloat = Field(2e-3, description="learning rate between warm-up and decay")
 
 
 class StudentOptimizer(Optimizer):
-    """AdamW of a student: half a cosine over the whole of its part of the run."""
+    """AdamW for a student: a cosine decay of the learning rate over all updates of its part of the run."""
 
-    lr: PositiveFloat = Field(1e-3, description="learning rate, after the warm-up and before the fall")
-    warmup: NonNegativeInt = Field(20, description="updates over which the learning rate rises")
-    decay_from: Fraction = Field(0.0, description="fraction of the updates after which it falls")
-    final: Fraction = Field(0.0, description="what it falls to, as a fraction of lr")
-    decay: Literal["linear", "cosine"] = Field("cosine", description="along a straight line, or half a cosine")
-    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW's weight decay: an update takes lr times this share off each weight")
+    lr: PositiveFloat = Field(1e-3, description="learning rate between warm-up and decay")
+    warmup: NonNegativeInt = Field(20, description="updates of the learning-rate warm-up, in which it rises linearly to lr")
+    decay_from: Fraction = Field(0.0, description="fraction of all updates after which the learning rate decays")
+    final: Fraction = Field(0.0, description="learning rate at the end of its decay, as a fraction of lr")
+    decay: Literal["linear", "cosine"] = Field("cosine", description="shape of the learning-rate decay: linear, or half a cosine")
+    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW's weight decay: each update reduces each weight by lr times this share")
 
 
 class SelfTaughtSettings(TaughtSettings):
-    """The settings of a method whose student may first learn a teacher of its own, and then goes through stages."""
+    """The settings of a method that can first train a teacher of its own, and then trains its student in stages."""
 
     optimizer: StudentOptimizer = Field(default_factory=StudentOptimizer, description="AdamW of the student")
-    own_teacher: Share = Field(0.0, description="share of the run in which a teacher of its own learns to denoise, where none is given")
-    own_optimizer: OwnOptimizer = Field(default_factory=OwnOptimizer, description="AdamW of the teacher of its own")
-    own_sigma_mean: float = Field(-1.2, description="mean of ln(sigma) that it learns at")
-    own_sigma_std: PositiveFloat = Field(1.2, description="standard deviation of ln(sigma) that it learns at")
-    stages: PositiveInt = Field(6, description="of equal length; each halves the gap between a noise level and the next")
-    first_stage: NonNegativeInt = Field(0, description="0 begins with denoising, which a student that starts from a teacher knows already")
-    gap_k: NonNegativeFloat = Field(8.0, description="the gap is (1 + gap_k sigmoid(-gap_b sigma)) / 2^stage, at most 1")
-    gap_b: NonNegativeFloat = Field(1.0, description="how fast the gap narrows as the noise level rises; see gap_k")
-    label_dropout: Share = Field(0.0, description="share of labels hidden, which guidance needs")
+    own_teacher: Share = Field(0.0, description="share of the run in which, without a given teacher, one is first trained to denoise")
+    own_optimizer: OwnOptimizer = Field(default_factory=OwnOptimizer, description="AdamW of the teacher trained by own_teacher")
+    own_sigma_mean: float = Field(-1.2, description="mean of ln(noise level) in the training of own_teacher")
+    own_sigma_std: PositiveFloat = Field(1.2, description="standard deviation of ln(noise level) in the training of own_teacher")
+    stages: PositiveInt = Field(
+        6, description="number of stages of equal length; each halves the relative gap between a noise level and the next lower one"
+    )
+    first_stage: NonNegativeInt = Field(
+        0, description="number of the first stage; 0 is denoising, which a student that starts from a teacher has learned already"
+    )
+    gap_k: NonNegativeFloat = Field(
+        8.0, description="k in the relative gap from noise level sigma to the next: (1 + k sigmoid(-gap_b sigma)) / 2^stage, at most 1"
+    )
+    gap_b: NonNegativeFloat = Field(1.0, description="how fast the relative gap between noise levels narrows as they rise; see gap_k")
+    label_dropout: Share = Field(0.0, description="share of labels hidden in training, as classifier-free guidance needs")
 
     @model_validator(mode="after")
     def _one_teacher(self) -> "SelfTaughtSettings":
@@ -254,31 +268,31 @@ class SelfTaughtSettings(TaughtSettings):
 
 
 class NetworkSettings(Section):
-    """The settings of a network; derive your own from it, or let the constructor's annotated arguments stand for them.
+    """The settings of a network; derive those of your own from this class, or have them made from its constructor's annotated arguments.
 
     Class attributes:
-        role: what it is for, see `Role`.
-        items: the data it can be of, of "images" and "points".
-        takes: what it can be given beside ``(x, c_noise, label)``: "xi", "condition", "features" (see `fewstep.networks`).
+        role: what the network is for, see `Role`.
+        items: the kinds of data that it can be used for, "images" and "points".
+        takes: inputs that it can take beside ``(x, c_noise, label)``: "xi", "condition", "features" (see `fewstep.networks`).
     """
 
     name: str
-    sigma_data: PositiveFloat | None = Field(None, description="standard deviation of the data; null measures it")
+    sigma_data: PositiveFloat | None = Field(None, description="standard deviation of the data; null measures it on the training data")
 
     role: ClassVar[Role] = "denoiser"
     items: ClassVar[tuple[str, ...]] = ("images", "points")
     takes: ClassVar[frozenset[str]] = frozenset()
 
     def arguments(self) -> dict[str, Any]:
-        """What the network's class is made with, beside the data's shape and classes: ``name`` first."""
+        """Return the ``name`` of the network and the arguments that its class gets beside the data's shape and number of classes."""
         return self.model_dump(exclude={"sigma_data"})
 
 
 class DataSettings(Section):
-    """The settings of a data set; derive your own from it, or let the constructor's annotated arguments stand for them.
+    """The settings of a data set; derive those of your own from this class, or have them made from its constructor's annotated arguments.
 
     Class attributes:
-        points: whether its items are points [D]; None where that is not known before it is opened.
+        points: whether its items are points [D]; None where that is not known before the data set is loaded.
     """
 
     name: str
@@ -289,67 +303,75 @@ class DataSettings(Section):
 
     @property
     def recorded_units(self) -> dict[str, Any] | None:
-        """The units of points in the run that is gone on with; empty where it has none, None where there is no such run."""
+        """Location and scale of each column of points in the resumed run; empty if it has none, None if no run is resumed."""
         return self._recorded_units
 
     def with_units(self, units: Mapping[str, Any]) -> "Self":
-        """These settings, for the run whose model was trained in `units`."""
+        """Return these settings for resuming a run whose model was trained in `units`."""
         made = self.model_copy()
         made._recorded_units = dict(units)
         return made
 
     def arguments(self) -> dict[str, Any]:
-        """What the data set is made with."""
+        """Return the arguments that the data set's class or function gets."""
         return self.model_dump(exclude={"name"})
 
     def around(self) -> dict[str, Any]:
-        """What is to be done with the data set that was made, as far as the recipe says; see `OwnData`."""
+        """Return the settings that are applied to the data set after it was made, such as its held-out share; see `OwnData`."""
         return {}
 
 
 class OwnData(DataSettings):
-    """What a recipe can say of a data set of one's own, beside the arguments that it is made with.
+    """The settings of a user's own data set, beside the arguments that it is made with.
 
-    Where the data set takes an argument of such a name itself, it is given that, and the key does not mean what it means here.
+    If the data set's class or function has an argument with the name of one of these keys, it gets the value, and the key does not have the
+    meaning described here.
     """
 
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="fraction of the items held out, where there is no held-out part; null for 0.1"
+        None, description="fraction of the items that is held out, if heldout gives no held-out split; null for 0.1"
     )
     heldout: dict[str, Any] | None = Field(
-        None, description="arguments that give the held-out part, such as {split: test}; null where there is none"
+        None, description="arguments that make the data set return its held-out split, such as {split: test}; null if it has none"
     )
-    heldout_items: PositiveInt | None = Field(None, description="of an iterable: items held out; null for 2,000")
-    num_classes: NonNegativeInt | None = Field(None, description="0 leaves labels alone; null finds the classes")
-    buffer: PositiveInt | None = Field(None, description="of an iterable: items shuffled together; null for 1,000")
+    heldout_items: PositiveInt | None = Field(None, description="for iterable data sets: number of held-out items; null for 2,000")
+    num_classes: NonNegativeInt | None = Field(None, description="number of classes; 0 ignores labels, null finds it in the data")
+    buffer: PositiveInt | None = Field(None, description="for iterable data sets: items in the shuffle buffer; null for 1,000")
     standardize: bool | None = Field(
         None,
-        description="of points: learn each column about its mean, in standard deviations, and draw in the data's units; null for true",
+        description="for points: train on columns of mean 0 and standard deviation 1, and sample in the data's units; null for true",
     )
 
-    its_own: ClassVar[frozenset[str]] = frozenset()  # keys that the data set takes itself
+    its_own: ClassVar[frozenset[str]] = frozenset()  # keys that are arguments of the data set itself
 
     def arguments(self) -> dict[str, Any]:
-        """What the data set is made with."""
+        """Return the arguments that the data set's class or function gets."""
         return self.model_dump(exclude={"name", *(OwnData.model_fields.keys() - self.its_own)})
 
     def around(self) -> dict[str, Any]:
-        """What the recipe says of the keys above."""
+        """Return those of the keys above that the recipe sets, without arguments of the data set itself."""
         keys = OwnData.model_fields.keys() - self.its_own - {"name"}
         return {key: getattr(self, key) for key in sorted(keys) if getattr(self, key) is not None}
 
 
-GIVEN = ("self", "shape", "num_classes", "seed", "xi_channels", "condition")  # arguments that whoever makes a room gives
+GIVEN = (
+    "self",
+    "shape",
+    "num_classes",
+    "seed",
+    "xi_channels",
+    "condition",
+)  # arguments that are not settings, as fewstep passes them itself
 
 
 def section_from_signature(room: Callable[..., Any], base: type[Section], name: str) -> type[Section]:
-    """The settings that the annotated arguments of `room` stand for, as a class derived from `base`.
+    """Return a settings class derived from `base`, with a field for each annotated argument of `room`; `name` is for messages.
 
-    Raises UserError for an argument without an annotation, or of a type that no recipe can hold.
+    Raises UserError for an argument without an annotation, or of a type that a recipe cannot hold.
     """
     try:
         parameters = inspect.signature(room).parameters.values()
-        made_by: Any = getattr(room, "__init__") if isinstance(room, type) else room  # noqa: B009 - a class's own
+        made_by: Any = getattr(room, "__init__") if isinstance(room, type) else room  # noqa: B009 - a class's own __init__
         hints = typing.get_type_hints(made_by, include_extras=True)
     except (TypeError, ValueError, NameError) as error:
         raise UserError(f"{name!r}: its arguments cannot be read ({error}); give it a class Settings beside it") from error

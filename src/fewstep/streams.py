@@ -1,6 +1,6 @@
-"""Named streams of random numbers: one a purpose, so that no two purposes ever draw the same numbers from one seed.
+"""Named streams of random numbers: one for each purpose, so that no two purposes draw the same numbers from one seed.
 
-Training's own stream is the loop's (`Draws`); all others are named.
+Training draws from the stream of `Draws`; all other streams are named by their purpose.
 """
 
 import hashlib
@@ -19,36 +19,37 @@ Seed = int | Sequence[int] | None
 
 
 def stream_seed(seed: int, purpose: str, *numbers: int) -> int:
-    """The seed, of 64 bits, of the stream for `purpose` that belongs to a run's `seed` and `numbers`, such as a first item."""
+    """Return the 64-bit seed of the stream for `purpose` under a run's `seed`; `numbers`, such as that of a sample, tell streams apart."""
     text = "/".join([str(seed), purpose, *map(str, numbers)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
 def stream(seed: int, purpose: str, *numbers: int) -> torch.Generator:
-    """A new generator on the CPU at the beginning of that stream."""
+    """Return a new random generator on the CPU, at the beginning of the stream that `stream_seed` names."""
     return torch.Generator().manual_seed(stream_seed(seed, purpose, *numbers))
 
 
 class Draws(torch.Generator):
-    """The random numbers of one of the processes that learn from the parts of one batch.
+    """The random numbers of one of the processes that train on the parts of a batch.
 
-    As a generator it is this process's own. What is drawn by `normal`, `uniform` and `integers` belongs to an item's place in the whole
-    batch, whichever process and part the item is dealt to: every process draws for the whole batch, and takes the rows of its items. In one
-    process, with the batch in one part, both are one stream.
+    Numbers drawn directly from this generator differ between processes. Numbers drawn by `normal`, `uniform` and `integers` belong to an
+    item's position in the whole batch, and do not depend on the process and the part that get the item: every process draws for the whole
+    batch, and takes the rows of its own items. With one process and one part both streams are the same.
 
     Args:
-        seed: of the run.
-        batch_size: items of the whole batch.
-        rank: of this process, of `world_size`; see `dealt`.
-        accumulate: parts that its items are dealt into, one after the other.
-        device: where numbers are drawn.
+        seed: seed of the run.
+        batch_size: items in the whole batch.
+        rank: number of this process, from 0.
+        world_size: number of processes; see `dealt`.
+        accumulate: number of parts, one after another, into which the items of this process are divided (gradient accumulation).
+        device: device on which numbers are drawn.
 
     """
 
     def __new__(
         cls, seed: int, batch_size: int, rank: int = 0, world_size: int = 1, accumulate: int = 1, device: torch.device | str = "cpu"
     ) -> "Draws":
-        """A generator on `device`."""
+        """Make the underlying torch generator on `device`."""
         return super().__new__(cls, device)  # type: ignore[call-arg]
 
     def __init__(
@@ -62,11 +63,11 @@ class Draws(torch.Generator):
         self.shared.manual_seed(seed * 1_000_003)
 
     def begin_own(self, seed: int, rank: int, step: int = 0) -> None:
-        """Begin this process's own stream anew, at `step`."""
+        """Set this process's own stream to its beginning for `step`."""
         self.manual_seed(stream_seed(seed, "process", rank, step))
 
     def parts(self) -> Iterator[int]:
-        """The number of each part in turn; those who draw for one part after the other draw from the same place of the stream."""
+        """Yield the number of each part in turn, with the shared stream at the same position for all of them."""
         start = self.shared.get_state() if len(self.rows) > 1 else None
         for number in range(len(self.rows)):
             if number and start is not None:
@@ -77,22 +78,25 @@ class Draws(torch.Generator):
 
 
 def dealt(batch: Tensor, rank: int, world_size: int, accumulate: int) -> list[Tensor]:
-    """The items of a whole `batch` [B] that a process has in each of its parts: every so-manieth, so that all parts are alike."""
+    """Return the items of a whole `batch` [B] in each part of the process `rank`: evenly spaced items, so that all parts are alike."""
     return [batch[rank::world_size][part::accumulate] for part in range(accumulate)]
 
 
 def parts(count: int, rng: torch.Generator) -> Iterator[int]:
-    """The numbers of `count` parts, each of which draws from the same place of the stream; of a plain generator one after the other."""
+    """Yield the numbers of a batch's `count` parts; with `Draws` the shared stream is at the same position for each of them."""
     yield from rng.parts() if isinstance(rng, Draws) else range(count)
 
 
 def part_of(rng: torch.Generator) -> int:
-    """The number of the part that is being drawn for, from 0."""
+    """Return the number, from 0, of the part for which numbers are being drawn; 0 for a plain generator."""
     return rng.part if isinstance(rng, Draws) else 0
 
 
 def places(num: int, rng: torch.Generator) -> Tensor:
-    """The places of a part's `num` items in the whole batch, int64 [num]."""
+    """Return the positions in the whole batch of the current part's `num` items, int64 [num].
+
+    Raises ValueError where the part does not have `num` items.
+    """
     if not isinstance(rng, Draws) or not rng.is_dealt:
         return torch.arange(num)
     rows = rng.rows[rng.part]
@@ -102,23 +106,26 @@ def places(num: int, rng: torch.Generator) -> Tensor:
 
 
 def shares(count: int, num: int, rng: torch.Generator) -> Tensor:
-    """Which of `count` equal shares of the whole batch each of a part's `num` items is in, int64 [num]; all occur in a part of `count`."""
+    """Return for each of a part's `num` items in which of `count` equal shares of the whole batch it lies, int64 [num].
+
+    In a part of `count` items or more every share occurs.
+    """
     total = rng.total if isinstance(rng, Draws) and rng.is_dealt else num
     return places(num, rng) * count // total
 
 
 def normal(shape: Sequence[int], rng: torch.Generator) -> Tensor:
-    """Standard normal numbers, float32 `shape` [B, ...], a row an item of the batch, where `rng` is; see `Draws`."""
+    """Draw standard normal numbers, float32 `shape` [B, ...], a row for each item of the batch, on the device of `rng`; see `Draws`."""
     return _rows(lambda size, source: torch.randn(size, generator=source, device=source.device), shape, rng)
 
 
 def uniform(shape: Sequence[int], rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Numbers from 0 to 1, `shape` [B, ...], a row an item of the batch, where `rng` is; see `Draws`."""
+    """Draw uniform numbers from 0 to 1, of `dtype` and `shape` [B, ...], a row for each item, on the device of `rng`; see `Draws`."""
     return _rows(lambda size, source: torch.rand(size, generator=source, device=source.device, dtype=dtype), shape, rng)
 
 
 def integers(low: int, high: int, shape: Sequence[int], rng: torch.Generator) -> Tensor:
-    """Whole numbers from `low` to below `high`, int64 `shape` [B, ...], a row an item of the batch, where `rng` is; see `Draws`."""
+    """Draw integers from `low` to ``high - 1``, int64 `shape` [B, ...], a row for each item, on the device of `rng`; see `Draws`."""
     return _rows(lambda size, source: torch.randint(low, high, size, generator=source, device=source.device), shape, rng)
 
 
@@ -130,9 +137,9 @@ def _rows(draw: Callable[[tuple[int, ...], torch.Generator], Tensor], shape: Seq
 
 
 class Noise:
-    """Standard normal numbers for a batch: from one generator, or from one for each item.
+    """Draws standard normal numbers for a batch from one random generator, or from one for each item; None is a new generator.
 
-    With one for each item, what an item gets depends on its own generator alone, however items are dealt into batches.
+    With a generator for each item, an item's numbers depend on its own generator alone, however items are divided into batches.
     """
 
     def __init__(self, source: torch.Generator | Sequence[torch.Generator] | None = None) -> None:
@@ -142,7 +149,7 @@ class Noise:
         self.source = source
 
     def __call__(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Noise of `shape` [B, ...], on the device and in the type of `like`; it is drawn where the generators are."""
+        """Draw noise of `shape` [B, ...] on the generators' device, and return it with the device and dtype of `like`."""
         if isinstance(self.source, torch.Generator):
             return torch.randn(tuple(shape), generator=self.source, device=self.source.device).to(like)
         rows = [torch.randn(tuple(shape[1:]), generator=one, device=one.device) for one in self.source]
@@ -150,7 +157,10 @@ class Noise:
 
 
 def seeded(seed: Seed, num: int) -> torch.Generator | list[torch.Generator]:
-    """What the noise of `num` samples comes from: one generator, or one for each. Raises UserError."""
+    """Return the random generator for the noise of `num` samples, or a list with one for each sample if `seed` has one for each.
+
+    Raises UserError for another number of seeds, and for seeds that are not integers of at most 64 bits.
+    """
     if seed is None:
         rng = torch.Generator()
         rng.seed()

@@ -1,4 +1,4 @@
-"""Files of text that the user names: JSON, lines of JSON, and what YAML is read from. None is read beyond its limit."""
+"""Read text files that the user names (JSON, lines of JSON, YAML) up to a limit on their size."""
 
 import json
 from pathlib import Path
@@ -10,19 +10,19 @@ REMEDY = "it is not one that fewstep wrote: take another copy"
 
 
 def read_text(path: Path, most: int = JSON_BYTES) -> str:
-    """A file of UTF-8 text. Raises OSError, UnicodeDecodeError, and TooLarge for one of more than `most` bytes."""
+    """Return the text of a UTF-8 file. Raises OSError, UnicodeDecodeError, and TooLarge for a file of more than `most` bytes."""
     check_size(path, most, REMEDY)
     return path.read_text(encoding="utf-8")
 
 
 def read_json(path: Path, most: int = JSON_BYTES) -> Any:
-    """What a JSON file holds. Raises OSError, ValueError, and TooLarge, a ValueError, for one of more than `most` bytes."""
+    """Return the value in a JSON file. Raises OSError, ValueError, and TooLarge (a ValueError) for a file of more than `most` bytes."""
     check_size(path, most, REMEDY)
     return parse_json(path.read_bytes())
 
 
 def parse_json(content: bytes | str) -> Any:
-    """What JSON stands for. Raises ValueError, also for what is nested too deep."""
+    """Return the value in JSON text. Raises ValueError where it is not valid JSON, or is nested too deeply."""
     try:
         return json.loads(content)
     except RecursionError:
@@ -30,6 +30,9 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def read_lines(path: Path) -> list[bytes]:
-    """The lines of a file, without their ends; after the last end there is one more, empty or cut short. Raises OSError and TooLarge."""
+    """Return the lines of a file without their line ends. Raises OSError and TooLarge.
+
+    The last entry is what follows the last line end: empty, or an incomplete line.
+    """
     check_size(path, LINES_BYTES, REMEDY)
     return path.read_bytes().split(b"\n")

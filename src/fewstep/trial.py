@@ -1,4 +1,4 @@
-"""How long a run will take on this machine: a few of its steps are made for real, and thrown away."""
+"""Estimate how long a run will take on this machine, from a few of its real training steps, whose results are discarded."""
 
 import itertools
 import math
@@ -21,21 +21,21 @@ from fewstep.training.batches import TrainingData
 from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
 
-ENOUGH = 1.0  # seconds of steps that make an estimate
-LONG = 5.0  # seconds that one step may take to be tried as it is; a longer one is tried on a part of its batch
-ROOM = 0.5  # of the memory, that a step may need to be tried as it is
+ENOUGH = 1.0  # seconds of training steps that are enough for an estimate
+LONG = 5.0  # most seconds of a step that is tried with a whole batch; for longer steps a smaller batch is tried
+ROOM = 0.5  # largest share of the memory that a step may need to be tried with a whole batch
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What was found of one device.
+    """Times measured on one device.
 
     Attributes:
-        step: seconds of a step, the mean over the run's parts.
-        made: steps that were made for that.
-        batch: items of the batches that were tried; less than the run's where a whole one would take too long here.
-        sample: seconds that one sample takes.
-        where: the device, and its threads.
+        step: seconds of a step with the run's batch size, averaged over the phases into which turns divide the run.
+        made: number of steps that were made.
+        batch: batch size of these steps; less than the run's where a whole batch would take too long or too much memory.
+        sample: seconds for drawing one sample.
+        where: the device, on a CPU with the number of threads.
 
     """
 
@@ -47,9 +47,10 @@ class Trial:
 
 
 def tried(recipe: Recipe, data: TrainingData | ForeignData, method: Method, needed: int, fabric: Fabric, threads: int) -> Trial:
-    """Make a few steps of `recipe` by `method`, which is used up, on `data` in one process of `fabric`, with so many `threads`.
+    """Make a few steps of `recipe` with `method` on `data` in this process, and return the times measured.
 
-    `needed` are the bytes that a step takes. Nothing is written but into a folder that is taken away again.
+    `method` is trained by this, and must not be used afterwards. `needed` is the memory in bytes that a step takes, `fabric` the engine,
+    and `threads` the number of CPU threads. Files are written only to a temporary folder.
     """
     whole, trainer = recipe.batch_size, recipe.trainer
     least = method.least_items * trainer.accumulate
@@ -78,12 +79,12 @@ def tried(recipe: Recipe, data: TrainingData | ForeignData, method: Method, need
 
 
 def _steps(loop: Loop, steps: int) -> tuple[float, int]:
-    """Seconds of a step, over the parts that the turns divide a run of `steps` into, and how many steps were made."""
+    """Return the seconds of a step, averaged over the phases into which turns divide a run of `steps`, and the number of steps made."""
     ends = sorted({0, steps, *(math.ceil(share * steps) for turn in loop.method.turns for share in (turn.begins, turn.ends))})
     total, made = 0.0, 0
     for begin, end in itertools.pairwise(ends):
         loop.state.step = begin
-        _timed(loop.advance, loop)  # the first of a kind makes its memory ready
+        _timed(loop.advance, loop)  # the first step of a phase also allocates its memory
         cycle = min(math.lcm(*(turn.every for turn in loop.method.turns)), end - begin)
         found: list[float] = []
         while not found or (sum(found) < ENOUGH / (len(ends) - 1) and len(found) * cycle < 50):
@@ -94,14 +95,14 @@ def _steps(loop: Loop, steps: int) -> tuple[float, int]:
 
 
 def _sampling(generator: Generator) -> float:
-    """Seconds of one sample."""
+    """Return the seconds for drawing one sample, measured on a batch of samples."""
     images = len(generator.shape) == 3
     num = 4 if images else usual_samples(points=True)
     generator.sample(1, seed=0)
     began = time.perf_counter()
     generator.sample(num, seed=0).cpu()
     seconds = time.perf_counter() - began
-    if images and seconds * BATCH / num < LONG:  # many at once take less
+    if images and seconds * BATCH / num < LONG:  # a larger batch takes less time for each sample
         began, num = time.perf_counter(), BATCH
         generator.sample(num, seed=0).cpu()
         seconds = time.perf_counter() - began
@@ -117,7 +118,7 @@ def _timed(do: Callable[[], object], loop: Loop) -> float:
 
 
 def lines(recipe: Recipe, trial: Trial, points: bool, evaluations: int) -> list[str]:
-    """In words: the time of a step, of the run, and of what is measured on the way."""
+    """Return lines on the time of a step, of the whole run, and of drawing samples for measurements during the run."""
     steps = f"{trial.made} step{'s' * (trial.made > 1)}"
     how = f"{steps} tried" if trial.batch == recipe.batch_size else f"from {steps} on {trial.batch} items each"
     told = [f"time: about {in_words(trial.step)} a step, {in_words(trial.step * recipe.steps)} for {recipe.steps:,} ({how}; {trial.where})"]
@@ -131,7 +132,7 @@ def lines(recipe: Recipe, trial: Trial, points: bool, evaluations: int) -> list[
 
 
 def in_words(seconds: float) -> str:
-    """A length of time, with the two figures that matter: 12 ms, 3.4 s, 7 min, 2.5 h, 12 days."""
+    """Return a duration with a unit and about two significant digits, such as 12 ms, 3.4 s, 7 min, 2.5 h or 12 days."""
     for least, unit in ((86_400 * 2, "days"), (3600 * 1.5, "h"), (90, "min"), (1, "s")):
         if seconds >= least:
             number = seconds / {"days": 86_400, "h": 3600, "min": 60, "s": 1}[unit]

@@ -1,4 +1,4 @@
-"""Weights held against the network that is to take them: before memory is taken for it, and before they are used."""
+"""Load weights, and check that they fit the network: before memory is allocated for it, and before they are used."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -13,8 +13,8 @@ from fewstep.errors import UserError, first_line
 from fewstep.model_config import brought_forward
 from fewstep.text import read_json
 
-WEIGHTS, LORA_FILE = "model.safetensors", "pytorch_lora_weights.safetensors"  # the latter as stock diffusers calls it
-MOST_TENSORS = 50_000  # of a network whose weights are not there yet
+WEIGHTS, LORA_FILE = "model.safetensors", "pytorch_lora_weights.safetensors"  # LORA_FILE is the name that diffusers uses
+MOST_TENSORS = 50_000  # limit on the tensors of a network whose weight file is not known
 FLOATING = ("F64", "F32", "F16", "BF16")
 Module = TypeVar("Module", bound=nn.Module)
 Header = Mapping[str, tuple[tuple[int, ...], str]]
@@ -22,7 +22,7 @@ Header = Mapping[str, tuple[tuple[int, ...], str]]
 
 
 def weight_file(config: Any) -> str | None:
-    """The file of weights beside a config.json that holds `config`; None for a model whose weights are all another's."""
+    """Return the name of the weight file beside a config.json with content `config`; None where all weights are in a pipeline."""
     base = config.get("base") if isinstance(config, Mapping) else None
     if not isinstance(base, Mapping):
         return WEIGHTS
@@ -30,7 +30,7 @@ def weight_file(config: Any) -> str | None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a model folder has its config.json, which can be read, and the weights that belong to it."""
+    """Return whether a model folder has a readable config.json, and the weight file that belongs to it, if any does."""
     try:
         file = weight_file(read_json(folder / "config.json"))
     except (OSError, ValueError):
@@ -39,14 +39,14 @@ def is_whole(folder: Path) -> bool:
 
 
 def based_arguments(folder: Path, name: str) -> dict[str, Any] | None:
-    """What config.json in a model folder called `name` says of a model that stands on another's weights; None of any other folder.
+    """Return the arguments in a model folder's config.json if the model has a ``base``, a pipeline whose weights it uses; else None.
 
-    Raises UserError for one of a newer version.
+    `name` is what messages call the folder. Raises UserError for a config.json of a newer version of fewstep.
     """
     try:
         found = read_json(folder / "config.json")
     except (OSError, ValueError):
-        return None  # told by whoever reads it next
+        return None  # the error is reported when the folder is loaded
     if not isinstance(found, dict) or found.get("base") is None:
         return None
     with reading(name):
@@ -55,17 +55,20 @@ def based_arguments(folder: Path, name: str) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Inside, whatever is raised becomes a UserError that says that the generator in the folder `name` cannot be read, and why."""
+    """Turn every exception raised inside into a UserError that says that the generator in the folder `name` cannot be read, and why."""
     try:
         yield
-    except UserError as error:  # a room that may not be had: nothing is wrong with the folder
+    except UserError as error:  # such as for a class that the folder may not name: the files themselves are not damaged
         raise UserError(f"{name}: {error}") from error
-    except Exception as error:  # torch, safetensors, json and the network each have their own
+    except Exception as error:  # torch, safetensors, json and the network raise kinds of their own
         raise UserError(f"the generator in {name} cannot be read ({first_line(error)}); write it again, or take another copy") from error
 
 
 def load_folder(folder: Path, name: str, make: Callable[..., Module]) -> Module:
-    """What config.json in a model folder called `name` describes, by `make(**arguments)`, with its weights. Raises UserError."""
+    """Return ``make(**arguments)`` with the arguments in a model folder's config.json, and load the folder's weights into it.
+
+    `name` is what messages call the folder. Raises UserError for missing or damaged files, and for weights that do not fit.
+    """
     from safetensors.torch import load_file
 
     missing = [file for file in ("config.json", WEIGHTS) if not (folder / file).is_file()]
@@ -86,18 +89,19 @@ def load_folder(folder: Path, name: str, make: Callable[..., Module]) -> Module:
 
 
 def header_of(path: Path) -> Header:
-    """What a safetensors file holds, without its contents. Raises the library's own exceptions for what is none."""
+    """Return the shape and type of each tensor in a safetensors file, read from its header. Raises safetensors' exceptions, and OSError."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - safe_open is not a mapping
         return {key: (tuple(found.get_shape()), str(found.get_dtype())) for key, found in slices.items()}
 
 
 def check_header(header: Header, make: Callable[[], nn.Module]) -> None:
-    """Raise ValueError where the tensors of a file are not those of the network that `make` makes, which is made without any memory.
+    """Raise ValueError where the tensors in a file's `header` are not those of the network that `make` returns.
 
-    A network that cannot be made so, as somebody's own may be, is not looked at.
+    The network is made on the meta device, without memory. One that cannot be made there, as may be the case for a user's own, is not
+    checked.
     """
     try:
         with torch.device("meta"), _at_most(len(header)):
@@ -118,7 +122,10 @@ def check_header(header: Header, make: Callable[[], nn.Module]) -> None:
 
 
 def numbers_of(make: Callable[[], nn.Module], tensors: int = MOST_TENSORS) -> int | None:
-    """How many numbers the network that `make` makes holds, found without memory; None where it cannot be. Raises ValueError."""
+    """Return how many numbers the network that `make` returns holds, made on the meta device; None where it cannot be made there.
+
+    Raises ValueError for a network of far more than `tensors` tensors.
+    """
     try:
         with torch.device("meta"), _at_most(tensors):
             return sum(tensor.numel() for tensor in make().state_dict().values())
@@ -130,7 +137,7 @@ def numbers_of(make: Callable[[], nn.Module], tensors: int = MOST_TENSORS) -> in
 
 @contextlib.contextmanager
 def _at_most(tensors: int) -> Iterator[None]:
-    """Inside, no network is made of many more tensors than so many, whatever its config asks for. Raises ValueError."""
+    """Raise ValueError inside the block as soon as a network gets far more parameters or modules than `tensors` tensors need."""
     left = {"parameters": 2 * tensors + 1_000, "modules": 40 * tensors + 10_000}
 
     def count(kind: str) -> Callable[..., None]:
@@ -153,7 +160,7 @@ def _at_most(tensors: int) -> Iterator[None]:
 
 
 def check_finite(weights: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where a weight is NaN or infinite, naming its tensor."""
+    """Raise ValueError, naming the tensor, where one of `weights` has values that are NaN or infinite."""
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
             raise ValueError(f"{name} holds {int((~finite).sum()):,} of {tensor.numel():,} values that are not finite (NaN or infinity)")
