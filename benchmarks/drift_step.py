@@ -1,4 +1,4 @@
-"""What a drift step costs beside the plain form of MATHS 3.1, and the field alone for many samples.
+"""What a drift step costs beside the plain form of the strict field, and the field alone for many samples.
 
     python benchmarks/drift_step.py              about 5 minutes on an otherwise idle machine
     python benchmarks/drift_step.py --threads 1
@@ -37,7 +37,7 @@ TEMPERATURE = 0.1
 
 
 def plain_field(x: Tensor, y: Tensor, temperature: float, cdist: bool = False) -> Tensor:
-    """V(x) of MATHS 3.1 at gamma 1, N x N at once."""
+    """V(x) of the strict field at gamma 1, N x N at once."""
 
     def squares(a: Tensor, b: Tensor) -> Tensor:
         return torch.cdist(a, b).square() if cdist else (a[:, None] - b[None]).square().sum(2)

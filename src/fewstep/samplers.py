@@ -76,7 +76,7 @@ def few_step(
 
 
 def push_forward(denoiser: Denoiser, latents: Tensor, sigmas: Tensor, label: Tensor | None = None, noise: Noise | None = None) -> Tensor:
-    """Sample ``G(z)`` by one network evaluation, from a generator that maps noise directly to data (drift, MATHS 3)."""
+    """Sample ``G(z)`` by one network evaluation, from a generator that maps noise directly to data (drift)."""
     return denoiser(latents, sigmas[0].to(latents), label)
 
 
@@ -107,7 +107,7 @@ def distributional(
 
 
 def two_time(denoiser: TwoTime, latents: Tensor, sigmas: Tensor, label: Tensor | None = None, noise: Noise | None = None) -> Tensor:
-    """Sample from a flow map: step from level to level along the flow itself instead of its tangent (MATHS 5c): ``S`` network evaluations.
+    """Sample from a flow map: step from level to level along the flow itself instead of its tangent: ``S`` network evaluations.
 
     ``x <- (rho / sigma) x + (1 - rho / sigma) X(x, sigma, rho)``, down to rho = 0, where X is the sample.
     """

@@ -28,7 +28,7 @@ def error(found, expected):
 
 
 def softmax_drift(x, y_real, y_fake, temperature, gamma, left_out):
-    """MATHS 3.1, sample by sample."""
+    """The strict field, sample by sample."""
     rows = []
     for i, x_i in enumerate(x):
         means = []

@@ -115,7 +115,7 @@ def test_a_scale_is_for_names_that_end_in_its_key(tmp_path):
 
 @pytest.mark.parametrize(("start", "end", "warmup"), [(0.2, 1.5, 10), (1.0, 0.1, 7), (0.5, 0.5, 3), (2.0, 1.0, 1)])
 def test_ramp_is_the_formula_at_every_step(start, end, warmup):
-    """MATHS 3.1: start + (end - start) min(1, step / warmup)."""
+    """The ramp: start + (end - start) min(1, step / warmup)."""
     ramp, log = Ramp(end, start, warmup), Ramp(end, start, warmup, log=True)
     for step in range(2 * warmup + 2):
         progress = min(1, step / warmup)

@@ -71,7 +71,7 @@ def gradient(method, x, y, label=None):
 
 
 def expected_field(x, y, temperatures, field, gamma=1.0, kernel="gaussian", plan="softmax", affinity_floor=0.0):
-    """What MATHS 3 says, by `fewstep.maths`: for "drifting" the direction of its own loss."""
+    """The loss that the paper's formula gives, by `fewstep.maths`: for "drifting" the direction of its own loss."""
     if field == "drifting":
         x = x.clone().requires_grad_()
         plan = plan if plan == "sinkhorn" else "double_softmax"

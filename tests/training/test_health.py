@@ -1,10 +1,12 @@
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from fewstep import registry
+from fewstep.build import load_data
 from fewstep.methods.base import Batch
 from fewstep.methods.consistency import Consistency
 from fewstep.methods.dddm import DDDM
@@ -12,11 +14,12 @@ from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.drift import Drift
 from fewstep.methods.flow_map import FlowMap
 from fewstep.methods.teacher import Teacher
-from fewstep.recipe import Recipe, Trainer
+from fewstep.recipe import Recipe, Trainer, load_recipe
 from fewstep.sections import Section
 from fewstep.training.ema import EMA
 from fewstep.training.health import COMMON, Course, alarms
 from fewstep.training.looks import BLOCKS, DataLooks, Looks
+from fewstep.training.resume import State
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.standing import teacher_fit
 
@@ -461,3 +464,20 @@ def test_a_method_that_advises_on_an_alarm_by_its_older_name_is_heard():
     (raised,) = alarms({"health.shift": 0.5}, 1.0, advice={"drift": "Warm it up"})
     assert raised.name == "shift"
     assert "Warm it up" in raised.message
+
+
+@pytest.mark.parametrize("items", [100, None])
+def test_a_run_knows_how_often_its_items_come_again(items):
+    """The size of the data reaches the figure of the classes; that of a stream is not known."""
+    method = SimpleNamespace(ships="denoiser", turns=(), networks={"denoiser": object()})
+    state = State(method, (), None, None, {}, {}, None, 0, items=items)
+    state.looks.data.add(*data(128)[:2])
+    repeats = 127 / items if items else 0
+    assert state.health(10)["health.classes_error"] == pytest.approx(6**0.5 * (1 + repeats) / 128)
+
+
+def test_a_loop_tells_its_run_the_size_of_the_data(done, tmp_path, monkeypatch):
+    sizes, health = set(), State.health
+    monkeypatch.setattr(State, "health", lambda self, steps: sizes.add(self.items) or health(self, steps))
+    done("train", "drift/ring", "steps=2", "trainer.log_every=1", "trainer.accelerator=cpu", "--out", tmp_path / "run")
+    assert sizes == {load_data(load_recipe("drift/ring").data).train_size}

@@ -197,14 +197,14 @@ def drift_field(
     plan: str = "softmax",
     iterations: int = 20,
 ) -> Tensor:
-    """Return the score-based drift ``V(x) = gamma (b_real(x) - x) - (b_fake(x) - x)``, like `x` [N, D] (MATHS 3.1; arXiv 2603.07514).
+    """Return the score-based drift ``V(x) = gamma (b_real(x) - x) - (b_fake(x) - x)``, like `x` [N, D] (arXiv 2603.07514).
 
     ``b`` are kernel barycentres (`fewstep.maths.kernels.barycenter`) of real samples `y_real` [M, D] and of generated ones `y_fake`. Where
     `y_fake` is `x` itself, each sample is left out of its own barycentre. The drift is 0 where the *smoothed* densities are in balance,
     ``q_h ~ p_h^gamma`` with ``h^2 = temperature / 2``: a Gaussian mode of variance s^2 ends at ``(s^2 + h^2) / gamma - h^2``.
 
     With `temperature_fake` set to ``temperature / gamma`` and gamma 1 this is the two-temperature field, whose Gaussian modes end at the
-    variance ``s^2 / gamma`` (their weights are not those of ``p^gamma``: MATHS 3.1). With `plan` "sinkhorn", transport plans computed in
+    variance ``s^2 / gamma`` (their weights are not those of ``p^gamma``). With `plan` "sinkhorn", transport plans computed in
     `iterations` iterations replace both softmaxes, so that all samples pull with equal weight (arXiv 2603.12366); no sample is left out of
     the plan from `x` to itself then. The result carries no gradient.
 

@@ -88,7 +88,7 @@ class State:
         """Return the health figures of the samples, the data and the average, in a run of `steps` steps; pooled figures are reset."""
         ships = self.method.ships
         turn = next((turn for turn in self.method.turns if ships in turn.trains), None)
-        known = self.looks.data.figures(getattr(self.method.networks[ships], "sigma_data", None))
+        known = self.looks.data.figures(getattr(self.method.networks[ships], "sigma_data", None), self.items)
         updates = 0 if turn is None else turn.updates(steps)
         average: dict[str, float] = {}
         if turn is not None and updates >= 100:  # with fewer updates, the average has hardly begun
