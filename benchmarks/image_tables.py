@@ -82,7 +82,7 @@ def figures_note(content: dict[str, Any], order: Sequence[str]) -> str:
 
 
 def curve_lines(content: dict[str, Any], order: Sequence[str]) -> list[list[str]]:
-    """Return a line for each arm's first seed: FD / floor during training, and by how much each last tenth of it still lowers FD."""
+    """Return a line for each arm's first seed: FD / floor during training, and by how much it still falls with each tenth at the end."""
     lines = [["", "at", *(f"{k}%" for k in range(20, 101, 20)), "falls by, each 10% of the end"]]
     arms = groups(content)
     for title in (title for title in order if title in arms and arms[title][0]["curve"]):
