@@ -1,9 +1,9 @@
-"""A small picture of each provoked failure of points: the data, and samples as the run failed.
+"""Draw each failure that `alarms.py` provokes on 2D points: the data beside samples of the run that failed.
 
     python benchmarks/alarm_pictures.py                # about two minutes on one core
     python benchmarks/alarm_pictures.py "rate too high"
 
-Writes docs/pictures/alarm_NAME.png, by the name of the alarm. The runs are those of `alarms.py`, trained where they are not there.
+Writes docs/pictures/alarm_NAME.png, where NAME is the name of the alarm. A run of `alarms.py` that is missing or unfinished is trained.
 """
 
 import argparse
@@ -22,17 +22,17 @@ from fewstep.run import train_recipe
 from fewstep.training.run_folder import RunFolder
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
-NUM = 1_500  # points of a panel
+NUM = 1_500  # points in each panel
 INK = "#3f51b5"
 
 
 def pictured() -> list[Arm]:
-    """The failures of points."""
+    """Return the failures of `alarms.py` whose data are 2D points."""
     return [arm for arm in FAILURES if not arm.recipe.endswith("digits")]
 
 
 def draw(arm: Arm, folder: Path) -> Path:
-    """The picture of `arm`."""
+    """Draw the data beside samples of the failed run of `arm`, train the run if it is not finished, and return the picture's path."""
     recipe = recipe_of(arm, arm.fault, folder)
     run = RunFolder(folder / arm.key)
     if not run.is_finished(recipe.steps):
@@ -53,9 +53,9 @@ def draw(arm: Arm, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Draw those that are asked for, or all."""
+    """Draw the failures whose titles are asked for, or all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("titles", nargs="*", help="parts of titles")
+    parser.add_argument("titles", nargs="*", help="draw only failures whose title contains one of these")
     parser.add_argument("--folder", type=Path, default=Path("runs/alarms"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)

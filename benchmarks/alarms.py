@@ -1,12 +1,12 @@
-"""What alarms say of runs that go wrong, and of runs that do not; and whether it helps to do what they advise.
+"""Measure what the alarms say of runs that fail and of runs that do not, and whether following an alarm's advice helps.
 
-    python benchmarks/alarms.py                 every arm, about 40 minutes on one core; what is there already is not run again
-    python benchmarks/alarms.py "batch of 4"    the arms whose title holds this
+    python benchmarks/alarms.py                 every arm, about 40 minutes on one core; a run that is finished is not trained again
+    python benchmarks/alarms.py "batch of 4"    the arms whose title contains this text
 
-A failure is provoked in a small run of a shipped recipe. The advice of the alarm that is expected is read as a person reads it: the
-first setting that it names is lowered, raised or set (`follow`), the run is made again, and both are measured. Advice on a rate or a
-batch does not say how far: it is followed up to three times. The sound arms are shipped recipes, whole and unchanged. Writes
-results/alarms.json as it goes.
+Each failure is provoked in a small run of a shipped recipe. The advice of the expected alarm is then followed as a person would follow it:
+the first setting that the advice names is lowered, raised or set (`follow`), the recipe is trained again, and both runs are measured.
+Advice on a learning rate or a batch size does not say by how much to change it, so the advice is followed up to three times. The sound
+arms are shipped recipes, unchanged and trained to their end. Writes results/alarms.json after each arm.
 """
 
 import argparse
@@ -36,13 +36,13 @@ from fewstep.training.run_folder import RunFolder
 RESULTS = Path(__file__).parent / "results" / "alarms.json"
 SEED = 0
 POINTS, IMAGES = 4_000, 1_000  # samples measured
-TRIES = 3  # how often advice is followed that does not say how far
-TIMES = {"lr": 10.0, "gan_weight_generator": 10.0, "batch_size": 16.0, "steps": 3.0}  # how far a person would go at once; else 4
+TRIES = 3  # times that an alarm's advice is followed at most
+TIMES = {"lr": 10.0, "gan_weight_generator": 10.0, "batch_size": 16.0, "steps": 3.0}  # factors of one change; 4 for other settings
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A run that teaches others."""
+    """How a teacher is trained: a shipped recipe and its overrides."""
 
     recipe: str
     overrides: tuple[str, ...] = ()
@@ -58,9 +58,9 @@ TEACHERS = {
 
 @dataclass(frozen=True)
 class Arm:
-    """A run: a shipped `recipe` with `overrides`, of which the `fault` is what makes it fail, and the alarm that is expected.
+    """A run of the benchmark: a shipped `recipe` with `overrides`, further overrides `fault` that make it fail, and the alarm expected.
 
-    `mend` is how advice is followed that no setting can: what a person would change. `teacher` is one of `TEACHERS`.
+    `teacher` is a key of `TEACHERS`. `mend` holds the overrides that a person would give where the advice names no setting to change.
     """
 
     title: str
@@ -73,14 +73,14 @@ class Arm:
 
     @property
     def key(self) -> str:
-        """Its folder's name."""
+        """The name of the run's folder, made from the title."""
         return re.sub(r"\W+", "_", self.title)
 
 
 LABELS = "data={{name: images, path: runs/alarms/data/{}, size: 8, channels: 1, holdout: 0.2}}"
 SHORT = ("steps=400", "batch_size=256")
 SMALL = ("network.channels=[16,32]", "steps=200", "batch_size=64")
-LONGER = ("network.channels=[16,32]", "steps=300", "batch_size=128")  # of few items, classes cannot be told from chance
+LONGER = ("network.channels=[16,32]", "steps=300", "batch_size=128")  # fewer items would not tell the classes from chance
 GAN = ("steps=150", "batch_size=64", "method.gan=true", "method.generator_optimizer.lr=5e-4")
 FAILURES: tuple[Arm, ...] = (
     Arm("rate too high", "dmd2/ring", SHORT, ("method.generator_optimizer.lr=0.3",), "noise"),
@@ -105,7 +105,7 @@ SOUND: tuple[Arm, ...] = (
 
 
 def recipe_of(arm: Arm, changes: Sequence[str], folder: Path) -> Recipe:
-    """The recipe of `arm` with `changes`; ``teacher=NAME`` among these names another teacher."""
+    """Return the recipe of `arm` with the overrides `changes`, among which ``teacher=NAME`` names another key of `TEACHERS`."""
     teacher = next((change.removeprefix("teacher=") for change in changes if change.startswith("teacher=")), arm.teacher)
     given = [f"method.teacher={taught(teacher, folder)}"] if teacher else []
     changes = [change for change in changes if not change.startswith("teacher=")]
@@ -113,7 +113,7 @@ def recipe_of(arm: Arm, changes: Sequence[str], folder: Path) -> Recipe:
 
 
 def taught(name: str, folder: Path) -> Path:
-    """The run of the teacher called `name`, trained where it is not there."""
+    """Return the run folder of the teacher `name` of `TEACHERS`, trained first if it is not finished."""
     teacher, run = TEACHERS[name], RunFolder(folder / f"teacher_{name.replace(' ', '_')}")
     recipe = load_recipe(teacher.recipe, [f"seed={SEED}", "trainer.threads=1", *teacher.overrides])
     if not run.is_finished(recipe.steps):
@@ -122,7 +122,7 @@ def taught(name: str, folder: Path) -> Path:
 
 
 def ran(recipe: Recipe, path: Path, title: str) -> dict[str, Any]:
-    """What became of `recipe` in the folder `path`, trained there where it was not: its alarms and its figures."""
+    """Return the alarms and the figures of the run of `recipe` in the folder `path`, trained first if it is not finished."""
     run = RunFolder(path)
     if run.recipe_file.exists() and not run.is_finished(recipe.steps):
         shutil.rmtree(path)
@@ -143,7 +143,7 @@ def ran(recipe: Recipe, path: Path, title: str) -> dict[str, Any]:
 
 
 def measured(recipe: Recipe, path: Path) -> dict[str, Any]:
-    """The figures of the generator in `path`."""
+    """Return the figures of samples of the generator in `path`: energy distance of points, FD / floor and class accuracy of images."""
     generator = load(path)
     points = len(generator.shape) == 1
     data = load_digits() if not points else in_memory(load_data(recipe.data, recipe.seed))
@@ -155,7 +155,7 @@ def measured(recipe: Recipe, path: Path) -> dict[str, Any]:
 
 
 def write_labels(folder: Path) -> None:
-    """Digits as files in a folder for each class: once with the right labels, once dealt anew."""
+    """Write the digits as images in one folder a class: below `right` by their own labels, below `shuffled` by permuted labels."""
     data = load_digits()
     pixels, label = torch.cat([data.train, data.heldout]), torch.cat([data.labels("train"), data.labels("heldout")])
     dealt = label[torch.randperm(len(label), generator=torch.Generator().manual_seed(SEED))]
@@ -167,7 +167,7 @@ def write_labels(folder: Path) -> None:
 
 
 def value_of(recipe: Recipe, key: str) -> Any:
-    """The value of a setting by its `key` with dots."""
+    """Return the value in `recipe` of the setting `key`, written with dots."""
     found: Any = resolved(recipe)
     for part in key.split("."):
         found = found[part]
@@ -175,7 +175,10 @@ def value_of(recipe: Recipe, key: str) -> Any:
 
 
 def follow(advice: str, recipe: Recipe, found: dict[str, Any]) -> list[str]:
-    """The overrides that do what `advice` says of `recipe`: lower, raise or set the first setting that it names."""
+    """Return overrides that follow `advice` on `recipe`: the first setting that it names is lowered, raised or set.
+
+    `found` is the alarm, whose message may hold the value to set. The list is empty where the advice names no setting or no value.
+    """
     setting = r"((?:method|network|data|trainer)\.[\w.]+\w|batch_size|steps)"
     step = re.search(rf"\b(raise|lower|set) {setting}\b|\b(train longer)", advice, re.IGNORECASE)
     if step is None:
@@ -186,7 +189,7 @@ def follow(advice: str, recipe: Recipe, found: dict[str, Any]) -> list[str]:
     now = value_of(recipe, key)
     if verb == "set":
         to = re.search(rf"{re.escape(key)} to ([\d.e-]+|true|false|auto|null)", advice)
-        if to is None and key == "network.sigma_data":  # "to the standard deviation of the data", which the message has
+        if to is None and key == "network.sigma_data":  # the advice is "to the standard deviation of the data", which the message gives
             times = re.search(r"deviation is ([\d.e+-]+) times", found["message"])
             return [f"{key}={now * float(times[1])}"] if times else []
         if to is None and (off := re.search(rf"{re.escape(key)} is ([\d.e+-]+) from", found["message"])):
@@ -207,7 +210,7 @@ def follow(advice: str, recipe: Recipe, found: dict[str, Any]) -> list[str]:
 
 
 def failure(arm: Arm, folder: Path) -> dict[str, Any]:
-    """`arm` as it fails, and as it does when its alarm's advice is followed."""
+    """Train the failing `arm`, then follow its alarm's advice until the alarm is gone, and return the figures of each run."""
     changes = [*arm.fault]
     recipe = recipe_of(arm, changes, folder)
     before = ran(recipe, folder / arm.key, arm.title)
@@ -230,14 +233,14 @@ def failure(arm: Arm, folder: Path) -> dict[str, Any]:
 
 
 def sound(arm: Arm, folder: Path) -> dict[str, Any]:
-    """`arm` as it is shipped."""
+    """Return the alarms and the figures of `arm`, whose recipe is unchanged."""
     return ran(recipe_of(arm, (), folder), folder / f"sound_{arm.key}", arm.title)
 
 
 def main() -> None:
-    """Run, print, write."""
+    """Run the arms whose titles are asked for, or all of them; print each arm and write it to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("titles", nargs="*", help="parts of titles")
+    parser.add_argument("titles", nargs="*", help="run only arms whose title contains one of these")
     parser.add_argument("--folder", type=Path, default=Path("runs/alarms"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)

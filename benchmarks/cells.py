@@ -1,11 +1,11 @@
-"""What the cells of tables have in common."""
+"""Format figures as the cells of tables."""
 
 import statistics
 from collections.abc import Sequence
 
 
 def ranged(values: Sequence[float], form: str) -> str:
-    """The mean, and the range in brackets where it shows; nothing of no values."""
+    """Return the mean of `values` in `form`, with their range in brackets where it shows; an empty text if there are no values."""
     if not values:
         return ""
     low, high = form.format(min(values)), form.format(max(values))

@@ -1,13 +1,13 @@
-"""Distributional diffusion measured: quality against the number of steps, beside plain diffusion at equal compute.
+"""Measure distributional diffusion (DDDM): quality by the number of sampling steps, beside plain diffusion at equal compute.
 
     python benchmarks/dddm.py                             every study, 3 seeds; some hours on one core
-    python benchmarks/dddm.py --studies ring output       some of them
+    python benchmarks/dddm.py --studies ring output       some of the studies
     python benchmarks/dddm.py --seeds 0
 
 Each study trains shipped recipes with the overrides listed in `STUDIES`, measures the result at every number of steps of
-`fewstep compare`, and writes results/dddm_STUDY.json after each run; a run that is in there already is not done again. Plain diffusion
-is the same recipe with lambda 0, beta 2 and m 1, and as many network passes: m times as many steps (dddm/ring
-has m 8, dddm/digits m 2), or items.
+`fewstep compare`, and writes results/dddm_STUDY.json after each run; a run that the file holds already is skipped. Plain diffusion is the
+same recipe with lambda 0, beta 2 and m 1. It is given as many network passes as DDDM, by m times as many training steps or by m times as
+many items in a batch (dddm/ring has m 8, dddm/digits m 2).
 """
 
 import argparse
@@ -64,7 +64,7 @@ STUDIES: dict[str, dict[str, Arm]] = {
 
 
 def main() -> None:
-    """Train, measure, write."""
+    """Train and measure every arm of the studies that are asked for, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", nargs="+", choices=list(STUDIES), default=list(STUDIES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def train_and_measure(arm: Arm, folder: Path, seed: int) -> dict[str, Any]:
-    """One run, from the start, and its figures at each number of steps."""
+    """Train `arm` in `folder`, or resume it, and return its figures at each number of sampling steps."""
     name, overrides, factor = arm
     recipe = load_recipe(name, (*overrides, f"seed={seed}"))
     recipe = recipe.model_copy(update={"steps": round(recipe.steps * factor)})
@@ -124,7 +124,10 @@ def train_and_measure(arm: Arm, folder: Path, seed: int) -> dict[str, Any]:
 
 
 def posterior_error(generator: Generator, density: Mixture, items: int = 400, draws: int = 200) -> dict[str, float]:
-    """Energy distance between the generator's draws of ``x0 | x_t`` and exact ones, averaged over x_t, at each of `TIMES`."""
+    """Return, for each t in `TIMES`, the energy distance between the generator's draws of ``x0 | x_t`` and exact draws.
+
+    It is averaged over `items` noised points x_t, with `draws` draws of x0 for each.
+    """
     rng = torch.Generator().manual_seed(0)
     exact = MixturePosterior(density.modes.float(), density.mode_stds.float(), density.mode_weights.float())
     x0 = density.sample(items, rng)

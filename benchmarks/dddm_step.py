@@ -1,11 +1,11 @@
-"""What a distributional training step costs: with m = 8 particles over m = 1, and over the network passes it cannot avoid.
+"""Time a distributional training step with m = 8 particles against a step with m = 1 and against its bare network passes.
 
     python benchmarks/dddm_step.py [--repeats 15] [--only ring]
 
-For the fully connected network of dddm/ring, the network of dddm/digits and the DiT of dddm/cifar10 (with random images, a small
-batch): the time of the whole step in the loop - data, noise, score, clipping, AdamW, EMA, logging - with m = 8, with m = 1 and lambda 0
-(which is plain diffusion), and of the bare forward and backward passes with m = 8. All three alternate in one process; the figures are
-medians of ratios. Writes results/dddm_step.json (with the GPU's name where there is one).
+For the fully connected network of dddm/ring, the network of dddm/digits and the DiT of dddm/cifar10 (with random images and a small batch)
+it times the whole step of the training loop - data, noise, score, clipping, AdamW, EMA, logging - with m = 8, the same with m = 1 and
+lambda 0 (which is plain diffusion), and the bare forward and backward passes with m = 8. The three alternate in one process; the figures
+are medians of ratios. Writes results/dddm_step.json (with the GPU's name where there is one).
 """
 
 import argparse
@@ -29,12 +29,12 @@ from measuring import timed
 
 RESULTS = Path(__file__).parent / "results"
 CASES = {"ring": "dddm/ring", "digits": "dddm/digits", "cifar10": "dddm/cifar10"}
-CPU_BATCH = 8  # of the last; the recipe's is a GPU's
+CPU_BATCH = 8  # batch size of cifar10 on a CPU; the recipe's is meant for a GPU
 M = 8
 
 
 def setting(name: str, m: int, folder: Path, precision: str, compiled: bool) -> tuple[Callable[[], None], Callable[[], None]]:
-    """(whole step, bare passes) with m particles."""
+    """Return (whole training step, bare forward and backward passes) of the case `name` with `m` particles, as functions to time."""
     overrides = ["method.label_dropout=0", f"method.m={m}", *(["method.lam=0"] if m == 1 else [])]
     recipe = load_recipe(CASES[name], overrides)
     gpu = torch.cuda.is_available()
@@ -67,7 +67,7 @@ def setting(name: str, m: int, folder: Path, precision: str, compiled: bool) -> 
 
 
 def measure(name: str, repeats: int, precision: str, compiled: bool) -> dict:
-    """Times of the three, and their ratios."""
+    """Return the median times of a step with m = 8, of its bare passes and of a step with m = 1, and the medians of their ratios."""
     with tempfile.TemporaryDirectory() as folder:
         many, passes = setting(name, M, Path(folder) / "many", precision, compiled)
         one, _ = setting(name, 1, Path(folder) / "one", precision, compiled)

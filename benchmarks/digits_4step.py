@@ -1,15 +1,16 @@
-"""Why four steps were no better than one on digits: what was tried, from one teacher a seed, with the figures after each step.
+"""Compare settings of DMD2 with several steps on digits, to find why four steps were no better than one.
 
     python benchmarks/digits_4step.py                                 every arm, seed 0; 5 to 10 minutes a run on one idle core
     python benchmarks/digits_4step.py --arms "5, 1.9, 0.72, 0.27" --seeds 0 1 2
-    python benchmarks/digits_4step.py --arms "80, 16.8, 2.24, 0.131" --noise 1 0.8      of a run that is there: less noise between steps
+    python benchmarks/digits_4step.py --arms "80, 16.8, 2.24, 0.131" --noise 1 0.8      sample a trained run with less noise between steps
 
-Each arm is dmd2/digits_4step (or dmd2/digits, where it says 1 step) with the overrides in `ARMS`. Figures are means over `SAMPLINGS` sets
-of 2,000 samples; a set varies by about 0.05 with its seed. Writes results/digits_4step_sweep.json after each run; a run that
-is in there already is not done again. One thread.
+Each arm is dmd2/digits_4step (dmd2/digits if the title says 1 step) with the overrides in `ARMS`; all arms of a seed share one teacher.
+Figures are means over `SAMPLINGS` sets of 2,000 samples; FD / floor of one set varies by about 0.05 with its sampling seed. The figures
+after each step are recorded as well. Writes results/digits_4step_sweep.json after each run; a run that the file holds already is skipped.
+Runs on one thread.
 
-With --noise a student that has been trained is sampled again with that share of the noise that its steps ask for, and the run's row gains
-``noise``: FD / floor after each step, means over `NOISY` sets.
+With --noise, a student that has been trained is sampled again with only that share of the noise that its steps add, and the run's row
+gains ``noise``: FD / floor after each step, the mean over `NOISY` sets.
 """
 
 import argparse
@@ -37,7 +38,7 @@ AS_BEFORE = ("method.conditioning_sigma=80", "method.sampler_sigmas=null")
 
 
 def levels(*sigmas: float) -> tuple[str, ...]:
-    """Overrides for students with steps at these noise levels."""
+    """Return overrides for a student whose sampling steps are at the noise levels `sigmas`."""
     return (f"method.conditioning_sigma={sigmas[0]}", f"method.sampler_sigmas=[{', '.join(map(str, sigmas))}]")
 
 
@@ -51,7 +52,7 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "short: 1 step from 5": (ONE, ("method.conditioning_sigma=5", *SHORT)),
     "short: 16.8, 2.24, 0.131": (FOUR, ("method.sampler_steps=3", *levels(16.8, 2.24, 0.131), *SHORT)),
     "short: 16.8, 4, 0.8, 0.131": (FOUR, (*levels(16.8, 4.0, 0.8, 0.131), *SHORT)),
-    "short: 5, 2.41, 0.988, 0.313": (FOUR, (*levels(5.0, 2.4112654, 0.9876543, 0.3125), *SHORT)),  # a ramp that diffusers can name
+    "short: 5, 2.41, 0.988, 0.313": (FOUR, (*levels(5.0, 2.4112654, 0.9876543, 0.3125), *SHORT)),  # which a diffusers scheduler can take
     "short: 2 steps": (FOUR, ("method.sampler_steps=2", *SHORT)),
     "short: 80, 16.8, 2.24, 0.5": (FOUR, (*levels(80.0, 16.8, 2.24, 0.5), *SHORT)),
     "short: one fake network": (FOUR, ("method.fake_per_step=false", *SHORT)),
@@ -59,7 +60,7 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "short: rate halved": (FOUR, ("method.generator_optimizer.lr=1e-4", *SHORT)),
     "short: fake network learns 4 times an update": (FOUR, ("method.dfake_gen_update_ratio=4", *SHORT)),
     "short: EMA 0.99": (FOUR, ("method.ema_decay=0.99", *SHORT)),
-    "short: batch 256": (FOUR, ("batch_size=256", *SHORT)),  # as many items a step as one step has
+    "short: batch 256": (FOUR, ("batch_size=256", *SHORT)),  # each of the four steps sees as many items as the one step does
     "1 step": (ONE, ()),
     "80, 16.8, 2.24, 0.131": (FOUR, AS_BEFORE),
     "5, 1.9, 0.72, 0.27": (FOUR, levels(5.0, 1.9, 0.72, 0.27)),
@@ -70,7 +71,10 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 @torch.no_grad()
 def with_less_noise(generator: Generator, suite: Suite, num: int, share: float) -> list[float]:
-    """FD / floor after each step where only `share` of the noise of its level is added; the network is told the whole level."""
+    """Return FD / floor after each step, the mean over `NOISY` sets, if steps after the first add only `share` of their noise.
+
+    The network is still given the full noise level of the step.
+    """
     label, sums = generator.labels(num), torch.zeros(len(generator.sigmas()))
     for seed in range(NOISY):
         rng, x = torch.Generator().manual_seed(100 + seed), torch.zeros(num, *generator.shape)
@@ -82,7 +86,10 @@ def with_less_noise(generator: Generator, suite: Suite, num: int, share: float) 
 
 @torch.no_grad()
 def kept_by_each_step(generator: Generator, num: int = 1000) -> list[float]:
-    """How much of what the step before has left each later step keeps: the correlation of their pixels about the class means."""
+    """Return, for each step after the first, the correlation of its samples with those of the step before.
+
+    It is the correlation of pixels less their class means, and says how much of the earlier samples a step keeps.
+    """
     sigmas, label, rng = generator.sigmas().float(), generator.labels(num), torch.Generator().manual_seed(0)
     made, x = [], torch.zeros(num, *generator.shape)
     for sigma in sigmas:
@@ -95,18 +102,18 @@ def kept_by_each_step(generator: Generator, num: int = 1000) -> list[float]:
 
 
 def write(path: Path, runs: list[dict]) -> None:
-    """Write the results."""
+    """Write `runs` to the results file `path`."""
     path.write_text(json.dumps({"command": "python benchmarks/digits_4step.py", "runs": runs}, indent=1) + "\n")
 
 
 def main() -> None:
-    """Train, measure, write."""
+    """Train and measure every arm that is asked for, or with --noise sample the trained ones again, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/digits_4step"))
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--noise", type=float, nargs="+", help="sample what has been trained with these shares of its noise, and stop")
+    parser.add_argument("--noise", type=float, nargs="+", help="sample trained students with these shares of their steps' noise, and stop")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     suite, num = suite_for(load_data(load_recipe(ONE).data)), usual_samples(False)

@@ -1,13 +1,13 @@
-"""The parts of DMD2 measured on real digits: one step and four, discriminators, divergences, and what later steps learn from.
+"""Measure the parts of DMD2 on real digits: one step and four, discriminators, divergences, and the inputs that later steps learn from.
 
     python benchmarks/dmd2.py                           every arm, 3 seeds; 3 to 6 minutes a run on one idle core
     python benchmarks/dmd2.py --arms "1 step" "4 steps"
     python benchmarks/dmd2.py --seeds 0 --folder runs/dmd2
 
-Each arm is a shipped recipe with the overrides listed in `ARMS`, distilled from the same teacher (teacher/digits, one a
-seed). Figures are means over `SAMPLINGS` sets of 2,000 samples, for FD / floor of one such set varies by about 0.05 with its
-seed; and of several steps what each has made. Writes results/dmd2_digits.json after each run; a run that is in there already is
-not done again.
+Each arm is a shipped recipe with the overrides listed in `ARMS`; all arms of a seed are distilled from the same teacher (teacher/digits).
+Figures are means over `SAMPLINGS` sets of 2,000 samples, because FD / floor of one set varies by about 0.05 with its sampling seed; for
+students of several steps, the figures after each step are recorded as well. Writes results/dmd2_digits.json after each run; a run that
+the file holds already is skipped.
 """
 
 import argparse
@@ -48,7 +48,7 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def train(source: str, folder: Path, *overrides: str) -> float:
-    """Train or finish `source` in `folder`; seconds that its training took."""
+    """Train the recipe `source` in `folder`, or resume it, and return the seconds that its training took."""
     run, recipe = RunFolder(folder), load_recipe(source, overrides)
     if run.model_step() != recipe.steps:
         train_recipe(recipe, folder, resume=run.recipe_file.exists(), title=folder.name)
@@ -57,7 +57,7 @@ def train(source: str, folder: Path, *overrides: str) -> float:
 
 @torch.no_grad()
 def after_each_step(generator: Generator, suite: Suite, num: int) -> list[dict[str, float]]:
-    """The figures of what a generator of several steps has made after each of them; nothing for one of a single step."""
+    """Return the figures of the samples after each step of a generator with several steps; an empty list for a one-step generator."""
     sigmas, label, rng = generator.sigmas().float(), generator.labels(num), torch.Generator().manual_seed(0)
     rows, x = [], torch.zeros(num, *generator.shape)
     for sigma in sigmas:
@@ -67,7 +67,7 @@ def after_each_step(generator: Generator, suite: Suite, num: int) -> list[dict[s
 
 
 def main() -> None:
-    """Train, measure, write."""
+    """Train and measure every arm that is asked for, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

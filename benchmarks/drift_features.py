@@ -1,13 +1,13 @@
-"""Drift on real digits in pixels and in features, by three fields, at equal training time.
+"""Compare drift on real digits in pixels and in several feature spaces, with three fields, at equal training time.
 
     python benchmarks/drift_features.py                                   every arm, 3 seeds; 100 CPU seconds a run, on one thread
     python benchmarks/drift_features.py --features none teacher --seeds 0
     python benchmarks/drift_features.py --seconds 20 --results /tmp/short.json
 
-Each arm is drift/digits with a field of `FIELDS` on one of the features of `FEATURES`, for so many steps as take --seconds of CPU;
-"teacher" is the bottleneck of teacher/digits, one a seed. FD is measured in the evaluator's features, and flatters runs that acted on
-them. Figures are means over `SAMPLINGS` sets of 2,000 samples. Writes results/drift_features.json after each run; a run of as many
-seconds that is in there is not done again.
+Each arm is drift/digits with a field of `FIELDS` in one of the feature spaces of `FEATURES`, trained for as many steps as take --seconds
+of CPU; "teacher" is the bottleneck of teacher/digits, trained once for each seed. FD is measured in the evaluator's features, and
+therefore flatters runs that were trained in these. Figures are means over `SAMPLINGS` sets of 2,000 samples. Writes
+results/drift_features.json after each run; a run that the file holds with the same --seconds is skipped.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SAMPLINGS = 4
 RESULTS = Path(__file__).parent / "results" / "drift_features.json"
 FEATURES = {"none": "pixels", "random": "random network", "teacher": "trained teacher", "evaluator": "evaluator"}
 DISTANCE = "method.temperature_unit=distance"
-SOON = "method.optimizer.warmup=20"  # runs may be short
+SOON = "method.optimizer.warmup=20"  # a short learning-rate warm-up, for runs may be short
 FIELDS = {
     "gaussian": ("method.field=strict", DISTANCE, "method.temperatures=[0.07, 0.2, 0.7]"),
     "drifting": ("method.field=drifting", "method.temperatures=[0.02, 0.05, 0.2]"),
@@ -34,7 +34,7 @@ FIELDS = {
 
 
 def main() -> None:
-    """Train, measure, write."""
+    """Train and measure every arm that is asked for, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", nargs="+", choices=list(FEATURES), default=list(FEATURES))
     parser.add_argument("--fields", nargs="+", choices=list(FIELDS), default=list(FIELDS))

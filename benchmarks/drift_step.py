@@ -1,12 +1,12 @@
-"""What a drift step costs beside the plain form of the strict field, and the field alone for many samples.
+"""Time a drift step, and the drift field alone for many samples, against the plain form of the strict field.
 
     python benchmarks/drift_step.py              about 5 minutes on an otherwise idle machine
     python benchmarks/drift_step.py --threads 1
 
-The plain form is eager torch, as one would write it down: all differences x_i - y_j at once, their squares, two softmaxes, two
-matrix products. A second one takes its distances from torch.cdist. Steps are timed in turns, in one process; medians of ratios of
-neighbours. Peak memory is that of a process that evaluates one field, less that of one that only makes the samples.
-Writes results/drift_step.json.
+The plain form is eager torch, as one would write it down: all differences x_i - y_j in one tensor, their squares, two softmaxes, two
+matrix products. A second plain form takes its distances from torch.cdist. Calls are timed in turns, in one process; ratios are medians of
+the ratios of neighbouring calls. Peak memory is that of a process that evaluates one field, less that of a process that only makes the
+samples. Writes results/drift_step.json.
 """
 
 import argparse
@@ -32,12 +32,12 @@ from measuring import peak_mib, timed
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = (512, 2048, 4096, 16384, 65536)
-PLAIN_UP_TO = 16384  # beyond, N x N no longer fits
+PLAIN_UP_TO = 16384  # larger N x N matrices do not fit into memory
 TEMPERATURE = 0.1
 
 
 def plain_field(x: Tensor, y: Tensor, temperature: float, cdist: bool = False) -> Tensor:
-    """V(x) of the strict field at gamma 1, N x N at once."""
+    """Return the field V(x) [N, D] of the strict field at gamma 1, with all N x N differences or distances in memory together."""
 
     def squares(a: Tensor, b: Tensor) -> Tensor:
         return torch.cdist(a, b).square() if cdist else (a[:, None] - b[None]).square().sum(2)
@@ -49,7 +49,7 @@ def plain_field(x: Tensor, y: Tensor, temperature: float, cdist: bool = False) -
 
 
 def alternate(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, taken in turns; one round first that does not count."""
+    """Return the seconds of each of `calls`, which run in turns `repeats` times, after one round that is not timed."""
     for call in calls.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -60,7 +60,7 @@ def alternate(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str,
 
 
 def steps(repeats: int, device: str) -> dict[str, float]:
-    """A step of drift/vanilla, N = 512: ours, and the same network and optimiser with the plain field; medians."""
+    """Return median times of a step of drift/vanilla, N = 512: ours, and the same network and optimizer with the plain fields or none."""
     recipe = load_recipe("drift/vanilla", ["data.size=20000"])
     data = training_data(recipe)
     rng = torch.Generator(device).manual_seed(0)
@@ -93,7 +93,7 @@ def steps(repeats: int, device: str) -> dict[str, float]:
 
 
 def dashboard(repeats: int) -> dict[str, float]:
-    """Training time of drift/ring, 1,000 steps, with frames at the default cadence (40 a run) over that with one at the end."""
+    """Return the training time of drift/ring, 1,000 steps, with frames at the default cadence (40 a run) over that with one at the end."""
     seconds: dict[int, list[float]] = {25: [], 1000: []}
     for _ in range(repeats):
         for cadence, took in seconds.items():
@@ -114,7 +114,10 @@ def points(num: int, dims: int, device: str) -> tuple[Tensor, Tensor, float]:
 
 
 def fields(num: int, dims: int, repeats: int, device: str) -> dict[str, float]:
-    """Time of the field alone, streamed and plain (from cdist; the differences of 64 dimensions alone would take N x N x 64)."""
+    """Return time and memory of the field alone, streamed and in the plain forms.
+
+    The plain form by differences is left out where its N x N x D numbers are too many.
+    """
     x, y, temperature = points(num, dims, device)
     calls: dict[str, Callable[[], object]] = {"ours": lambda: drift_field(x, y, x, temperature)}
     if num <= PLAIN_UP_TO:
@@ -133,16 +136,19 @@ def fields(num: int, dims: int, repeats: int, device: str) -> dict[str, float]:
 
 
 def memory(num: int, dims: int, kind: str) -> float:
-    """Peak memory in MiB of a fresh process."""
+    """Return the peak memory in MiB of a fresh process that evaluates the field once in the form `kind`; see `peak`."""
     command = [sys.executable, __file__, "--memory", kind, "--num", str(num), "--dims", str(dims)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def peak(num: int, dims: int, kind: str) -> float:
-    """Peak memory in MiB of this process (of the device where there is one) after one field."""
+    """Return the peak memory in MiB of this process, or of the GPU if there is one, after one evaluation of the field.
+
+    `kind` is "ours", "plain", or "none" for a process that only makes the samples.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x, y, temperature = points(num, dims, device)
-    drift_field(x[:64], y[:64], x[:64], temperature)  # what torch loads at first use
+    drift_field(x[:64], y[:64], x[:64], temperature)  # torch loads its libraries at first use
     if kind == "ours":
         drift_field(x, y, x, temperature)
     elif kind == "plain":
@@ -156,7 +162,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
-    parser.add_argument("--no-dashboard", action="store_true", help="leave out what the dashboard costs")
+    parser.add_argument("--no-dashboard", action="store_true", help="do not measure the cost of the dashboard")
     parser.add_argument("--memory", choices=("ours", "plain", "none"), help=argparse.SUPPRESS)
     parser.add_argument("--num", type=int, default=512, help=argparse.SUPPRESS)
     parser.add_argument("--dims", type=int, default=2, help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""What benchmarks that compare at equal training time share: how many steps of a recipe take so many seconds of CPU, on one thread."""
+"""Train and measure recipes for equal CPU time on one thread; shared by the benchmarks that compare at equal training time."""
 
 import json
 import math
@@ -19,13 +19,13 @@ from fewstep.recipe import load_recipe
 from fewstep.run import train_recipe
 from fewstep.training.loop import Loop
 
-TRIED, FIRST = 40, 10  # steps that are timed, and those of them that do not count
+TRIED, FIRST = 40, 10  # steps of the trial run, and how many of its first steps are left out
 
 
 def steps_within(seconds: float, source: str, *overrides: str) -> int:
-    """How many steps of the recipe `source` with `overrides` take so many CPU seconds, without what a run does once.
+    """Return how many steps of the recipe `source` with `overrides` take `seconds` of CPU, without the work that a run does once.
 
-    By the mean of some steps after the first ones, without the dearest tenth: other work on the machine makes some of them long.
+    The time of a step is the mean over some steps after the first ones, without the slowest tenth, which other work on the machine delays.
     """
     spent, advance = [], Loop.advance
 
@@ -43,7 +43,7 @@ def steps_within(seconds: float, source: str, *overrides: str) -> int:
 
 
 def trained_for(seconds: float, source: str, folder: Path, *overrides: str) -> tuple[int, float]:
-    """Train `source` in `folder` for so many CPU seconds; (steps, CPU seconds that the whole run took)."""
+    """Train `source` in `folder` for `seconds` of CPU, and return (steps, CPU seconds that the whole run took)."""
     steps = steps_within(seconds, source, *overrides)
     began = time.process_time()
     train_recipe(load_recipe(source, [*overrides, f"steps={steps}"]), folder, title=folder.name)
@@ -51,7 +51,7 @@ def trained_for(seconds: float, source: str, folder: Path, *overrides: str) -> t
 
 
 def figures(suite: Suite, generator: Generator, samplings: int) -> dict:
-    """The means over `samplings` sets of samples, and how far FD / floor of one set is from their mean."""
+    """Return the mean figures over `samplings` sets of samples, and the standard deviation of FD / floor between the sets."""
     rows = [measure(suite, generator, usual_samples(False), sampling, speed=False) for sampling in range(samplings)]
     row = {key: statistics.mean(row[key] for row in rows) for key, value in rows[0].items() if not isinstance(value, str)}
     return {"row": row, "frechet_over_floor_spread": statistics.stdev(row["frechet_over_floor"] for row in rows)}
@@ -71,14 +71,14 @@ def studied(
     local: tuple[str, ...] = (),
     **told: str,
 ) -> None:
-    """Train `source` with `overrides` for so many CPU seconds, measure it, and add it to the file `results`, if it is not there yet.
+    """Train `source` with `overrides` for `seconds` of CPU, measure it, and add it to the file `results`, unless that holds it already.
 
-    `local` are overrides with paths of this machine, which are not recorded; what is `told` of the run is.
+    `local` are overrides with paths of this machine, which are not recorded; the keywords `told` are recorded with the run.
     """
     runs = json.loads(results.read_text())["runs"] if results.exists() else []
     if any((run["title"], run["training_seed"], run["asked_seconds"]) == (title, seed, seconds) for run in runs):
         return
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut short
+    shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run has left
     steps, spent = trained_for(seconds, source, folder, *overrides, *local, f"seed={seed}")
     found = figures(suite, load(folder), samplings)
     runs.append(

@@ -1,10 +1,10 @@
-"""What an evaluation of 10,000 images of CIFAR-10's size takes beside drawing them, and which part takes how much.
+"""Time an evaluation of 10,000 images of CIFAR-10's size, without drawing them, and each of its parts.
 
     python benchmarks/evaluation_speed.py                      a few minutes on two cores
     python benchmarks/evaluation_speed.py --num 500 --train 2000
 
-Random bytes stand for 50,000 training images, 10,000 held out, and as many samples; the judges are those of CIFAR-10. The suite is made
-twice, once without and once with what the first time kept in the cache. Writes results/evaluation_speed.json.
+Random bytes stand for 50,000 training images, 10,000 held out, and as many samples; the feature networks are those of CIFAR-10. The suite
+is made twice, first with an empty cache and then with what the first evaluation has cached. Writes results/evaluation_speed.json.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from fewstep.metrics.features import named_features
 from fewstep.metrics.suite import Suite
 
 RESULTS = Path(__file__).parent / "results" / "evaluation_speed.json"
-# the functions whose share is told, by where the suite calls them
+# functions of the suite's module whose share of the time is reported
 PARTS = (
     "describe",
     "gaussian_distance",
@@ -39,7 +39,7 @@ PARTS = (
 
 
 def timed_parts(spent: dict[str, float]) -> Callable[[], None]:
-    """Have the suite's functions add their seconds to `spent`; what is returned puts them back."""
+    """Make the functions `PARTS` of the suite's module add their seconds to `spent`, and return a function that restores them."""
     kept = {name: getattr(suite_module, name) for name in PARTS}
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,11 +1,11 @@
-"""One-step throughput of an ONNX export in onnxruntime beside the same generator in torch, on the CPU.
+"""Measure the one-step throughput of an ONNX export in onnxruntime beside the same generator in torch, on the CPU.
 
     python benchmarks/export_speed.py                      about 5 minutes on an otherwise idle machine
     python benchmarks/export_speed.py --networks digits
 
-Both make samples from the same noise, in one process, taken in turns; torch runs the generator's own sampler under no_grad, as
-Generator.sample does. Medians, and the median of ratios of neighbours (above 1: onnxruntime is faster). Weights are random, which
-changes no time. Writes results/export_speed.json.
+Both make samples from the same noise, in one process, in turns; torch runs the generator's own sampler under no_grad, as
+Generator.sample does. Reported are median throughputs, and the median ratio of neighbouring calls (above 1: onnxruntime is faster).
+Weights are random, which does not affect the time. Writes results/export_speed.json.
 """
 
 import argparse
@@ -33,7 +33,7 @@ BATCHES = {"digits": (1, 64, 256), "unet32": (1, 16)}
 
 
 def generator(name: str) -> Generator:
-    """The digits student's network, or the 64-128-256-512 U-Net of 32x32 colour images; untrained, and none of its weights 0."""
+    """Return the digits student's network, or the 64-128-256-512 U-Net of 32x32 colour images, with random weights of which none is 0."""
     torch.manual_seed(0)
     if name == "digits":
         recipe = load_recipe("teacher/digits", [])
@@ -48,7 +48,7 @@ def generator(name: str) -> Generator:
 
 
 def rows(name: str, threads: list[int], repeats: int) -> list[dict[str, float | str]]:
-    """Images a second of both, for each number of threads and batch size."""
+    """Return images per second of torch and of onnxruntime for the network `name`, at each number of threads and batch size."""
     made = generator(name)
     sigmas = made.sigmas()
     found: list[dict[str, float | str]] = []

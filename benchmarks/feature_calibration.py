@@ -1,19 +1,19 @@
-"""What the features make of sets of which everybody knows how good they are, so that multiples of the floor can be read.
+"""Measure sets of images whose quality is known, to show how multiples of the floor are to be read.
 
     python benchmarks/feature_calibration.py digits                                     3 minutes on one core
     python benchmarks/feature_calibration.py digits mnist cifar10 --data ../shared/data      half an hour
     python benchmarks/feature_calibration.py mnist --data ../shared/data --num 500 --train 2000 --out /tmp/small.json
 
-Each set is measured as an evaluation measures samples, in both judges where there are two: training images again, the same of all classes
-alike, real images that are neither in the reference nor seen by the networks (one half of the held-out split against the other), training
-images with noise, with less contrast and blurred, class means, one image a class, one class, half of the classes, and noise alone.
-`mistakes` says where the figures rank them wrongly; there must be none.
+Each set is measured as an evaluation measures samples, in both judges where there are two: copies of training images, training images
+with all classes equally often, real images that are neither in the reference nor seen by the networks (one half of the held-out split
+against the other), training images with noise, with less contrast and blurred, class means, one image repeated for each class, one class,
+half of the classes, and noise alone. `mistakes` lists where the figures rank the sets wrongly; it must be empty.
 
-A classifier that has seen the train split tells copies of it from new images. On digits that is measured apart, by classifiers of the
-same kind that are trained on 720 digits (A): the Frechet distance to 357 others (C) is taken from A itself, whose ratio is 1 by
+A classifier tells copies of the images that it was trained on from new ones. On digits this effect is measured separately, by classifiers
+of the same kind that are trained on 720 digits (A): the Frechet distance to 357 others (C) is taken from A itself, whose ratio is 1 by
 definition, and from 720 digits that the classifier has never seen (B).
 
-Writes results/feature_calibration.json; data sets that are not named stay as they are there.
+Writes results/feature_calibration.json, in which data sets that are not named on the command line keep their results.
 """
 
 import argparse
@@ -44,23 +44,23 @@ from train_features import EPOCHS, train_classifier
 
 RESULTS = Path(__file__).parent / "results" / "feature_calibration.json"
 SEEDS = range(5)
-NOISES = (0.1, 0.2, 0.4)  # standard deviations, of pixels in [-1, 1]
-SHARES = (0.97, 0.9)  # of the contrast
+NOISES = (0.1, 0.2, 0.4)  # standard deviations of the noise, where pixels are in [-1, 1]
+SHARES = (0.97, 0.9)  # of the contrast, that are left
 COPIES, UNSEEN, MEANS, BLURRED = "copies of the train split", "unseen real images", "class means", "blurred class means"
 REPEATED, ONE, HALF, NOISE, SHUFFLED = "one image a class", "one class", "half of the classes", "Gaussian noise", "labels shuffled"
 ALIKE = "train images, all classes alike"
 FAINT = tuple(f"train images at {share:.0%} of their contrast" for share in SHARES)
 SOFT = "train images, half blurred"
 NOISY = tuple(f"train images with noise {noise}" for noise in NOISES)
-# from better to worse: each of a pair has to have the lower Frechet distance, to both judges. A little noise on training images may even
-# bring them nearer to new ones, for a classifier that has seen the former tells the two apart
+# (better, worse): the better set has to have the lower Frechet distance in both judges. Copies are not compared with the weakest noise:
+# a little noise may bring training images nearer to new ones, which a classifier trained on the former tells from them
 BETTER = (
     (COPIES, NOISY[-1]),
     *itertools.pairwise(NOISY),
     (NOISY[-1], NOISE),
     (COPIES, FAINT[-1]),
     FAINT,
-    (FAINT[0], NOISY[-1]),  # which nobody sees, and everybody
+    (FAINT[0], NOISY[-1]),  # a loss of contrast that nobody sees, and noise that everybody sees
     (FAINT[0], HALF),
     (COPIES, SOFT),
     (SOFT, HALF),
@@ -77,7 +77,7 @@ BETTER = (
 
 
 def sets_of(data: ImageData, num: int, seed: int = 1) -> dict[str, tuple[Tensor, Tensor]]:
-    """`num` images [n, C, H, W] in [-1, 1] of each kind that the train split makes, and the classes asked for [n]."""
+    """Return, by title, `num` images [n, C, H, W] in [-1, 1] and their classes [n] for each set that is made from the train split."""
     rng = torch.Generator().manual_seed(seed)
     label = data.train_label
     assert label is not None
@@ -118,7 +118,7 @@ def _scaled(data: ImageData, pixels: Tensor) -> Tensor:
 
 
 def unseen(data: ImageData) -> dict[str, Any]:
-    """One half of the held-out split, measured against the other."""
+    """Return the figures of one half of the held-out split, measured against the other half."""
     order = torch.randperm(len(data.heldout), generator=torch.Generator().manual_seed(0))
     mine, theirs = order.chunk(2)
     label = data.heldout_label
@@ -130,7 +130,7 @@ def unseen(data: ImageData) -> dict[str, Any]:
 
 
 def table(data: ImageData, num: int) -> dict[str, Any]:
-    """The figures of each set, and of the floor."""
+    """Return the figures of each set and of the floor, and where they rank the sets wrongly."""
     suite = suite_for(data, num=num, judges=2)
     assert isinstance(suite, Suite)
     rows: dict[str, Any] = {"floor": {"role": "floor", **suite.floor_row()}}
@@ -150,7 +150,7 @@ def _tell(title: str, row: Mapping[str, Any]) -> None:
 
 
 def mistakes(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Where the figures do not say of the sets what is known of them: a sentence each."""
+    """Return a sentence for each figure in `rows` that contradicts what is known of the sets."""
     found = []
     for key in (key for key in (FIRST, SECOND) if key in rows[COPIES]):
         for better, worse in BETTER:
@@ -187,14 +187,14 @@ def mistakes(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def ratios() -> list[float]:
-    """Where unseen real digits lie, in units of the floor of digits that the classifier has seen; one for each split."""
+    """Return, for each split, the Frechet distance of unseen real digits over that of digits that the classifier was trained on."""
     data = load_digits()
     images, labels = (torch.cat([get("train"), get("heldout")]) for get in (data.images, data.labels))  # type: ignore[arg-type,list-item]
     found = []
     for seed in SEEDS:
         seen, rest = train_test_split(torch.arange(len(images)).numpy(), train_size=720, stratify=labels.numpy(), random_state=seed)
         others, heldout = train_test_split(rest, train_size=720, stratify=labels[rest].numpy(), random_state=seed)
-        # half the images, so twice the epochs: as many updates as the shipped one had
+        # half the images, so twice the epochs: as many updates as the shipped classifier had
         network = train_classifier(images[seen], labels[seen], epochs=2 * EPOCHS, seed=seed)
         a, b, c = (extract(network, images[part]) for part in (seen, others, heldout))
         found.append(frechet_distance(b, c) / frechet_distance(a, c))
@@ -204,7 +204,7 @@ def ratios() -> list[float]:
 
 
 def opened(name: str, folder: Path | None, most: int | None) -> ImageData:
-    """The data set, with at most so many training images."""
+    """Return the data set `name`, from `folder` or the Hugging Face Hub, with at most `most` training images."""
     place = None if folder is None else str(folder / name)
     data = load_digits() if name == "digits" else mnist(place, bar=reading_bar) if name == "mnist" else cifar10(place, bar=reading_bar)
     if most is None or most >= len(data.train):
@@ -215,14 +215,14 @@ def opened(name: str, folder: Path | None, most: int | None) -> ImageData:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Measure, print, write; 1 where a set is ranked wrongly."""
+    """Measure the data sets that are named, print and write the results; return 1 if a set is ranked wrongly, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=["digits"], choices=["digits", "mnist", "cifar10"])
-    parser.add_argument("--data", type=Path, help="the folder that mnist/ and cifar10/ lie in; without it the Hub")
-    parser.add_argument("--num", type=int, help="samples of each set; 10,000, and of digits 1,437")
-    parser.add_argument("--train", type=int, help="training images; all")
+    parser.add_argument("--data", type=Path, help="folder with sub-folders mnist and cifar10; without it they come from the Hub")
+    parser.add_argument("--num", type=int, help="images of each set; default 10,000, of digits 1,437")
+    parser.add_argument("--train", type=int, help="training images that are used; default all")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-ratios", action="store_true", help="without the classifiers that are trained for the digits")
+    parser.add_argument("--no-ratios", action="store_true", help="do not train the classifiers that measure unseen digits")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args(given)
     torch.set_num_threads(arguments.threads)

@@ -1,12 +1,12 @@
-"""How far each figure is off where reference or generated items are few, so that a run of few gives no figure that it cannot carry.
+"""Measure the error of each figure where reference or generated items are few, from which its least numbers of items follow.
 
     python benchmarks/figure_errors.py          about 8 minutes on one core
 
-True subsets are drawn from true data (real digits; points of the ring and the grid) and measured as an evaluation measures samples:
-with few reference and many generated items, then the other way round. Beside them the fault that a figure is there to tell: for
-most visible noise; for recall, spacing and the spread within classes samples collapsed onto two images a class; for the distance to
-the train split its own images again; for the class asked for other labels; for points half of the modes left out, or modes of
-twice the variance. How large the error is beside what lies between truth and fault decides (`share_of`, and
+Subsets of real data (digits; points of the ring and the grid) take the place of samples and are measured as an evaluation measures
+samples: with few reference and many generated items, then the other way round. Each figure is also measured on the fault that it is meant
+to show: visible noise for most figures; samples collapsed onto two images a class for recall, spacing and the spread within classes;
+copies of the train split for the distance to it; wrong labels for the class asked for; half of the modes left out, or modes of twice the
+variance, for points. An error is judged by its size beside the difference between truth and fault (`share_of`, and
 `fewstep.metrics.least`). Writes results/figure_errors.json.
 """
 
@@ -29,7 +29,7 @@ from fewstep.metrics.suite import Suite
 RESULTS = Path(__file__).parent / "results" / "figure_errors.json"
 SEED, DRAWS = 0, 16
 SIZES = (5, 8, 12, 16, 24, 32, 50, 75, 100, 150, 200, 400)
-MANY = 400  # items of the sides that are not few
+MANY = 400  # items of the sides that do not vary
 POINT_SIZES = (40, 60, 80, 120, 160, 240, 400, 1_000)
 MANY_POINTS = 1_000
 NOISE = 0.5  # standard deviation of the visible noise, of pixels in [-1, 1]
@@ -46,7 +46,7 @@ Rows = list[Mapping[str, float]]
 
 
 def draw_images(images: Tensor, label: Tensor, network: FeatureNetwork, sizes: Mapping[str, int], rng: torch.Generator) -> dict[str, Any]:
-    """One draw of disjoint train, held-out and generated sets of `sizes` from real images: the figures of truth and of each fault."""
+    """Return the figures of truth and of each fault for one draw of disjoint train, held-out and generated sets from real images."""
     order = torch.randperm(len(images), generator=rng)
     parts = dict(zip(("train", "heldout", "generated"), order.split([*sizes.values(), len(order) - sum(sizes.values())]), strict=False))
     suite = Suite(images[parts["train"]], images[parts["heldout"]], label[parts["train"]], label[parts["heldout"]], network)
@@ -62,7 +62,7 @@ def draw_images(images: Tensor, label: Tensor, network: FeatureNetwork, sizes: M
 
 
 def draw_points(name: str, sizes: Mapping[str, int], rng: torch.Generator) -> dict[str, Any]:
-    """One draw of reference and generated points of the density `name`: the figures of truth and of each fault."""
+    """Return the figures of truth and of each fault for one draw of reference and generated points of the density `name`."""
     density = DENSITIES[name]()
     modes = (density.modes, density.mode_stds, density.mode_weights)
     suite = PointSuite(density.sample(sizes["heldout"], rng), density.sample(sizes["heldout"], rng), modes)
@@ -75,7 +75,10 @@ def draw_points(name: str, sizes: Mapping[str, int], rng: torch.Generator) -> di
 
 
 def summary(draws: Sequence[Mapping[str, Any]], faults: Mapping[str, str], usual: str) -> dict[str, Any]:
-    """Of each figure over the `draws` at a size: mean and deviation of the truth and of its fault; a figure not had in all is left out."""
+    """Return, for each figure, the mean and standard deviation over `draws` at one size, of the truth and of the figure's fault.
+
+    A figure that is missing from a draw is left out. `faults` gives the fault of a figure, and `usual` that of all others.
+    """
     found = {}
     for key in (key for key in draws[0]["truth"] if not key.endswith(("_error", "_of"))):
         row: dict[str, Any] = {"fault": faults.get(key, usual)}
@@ -89,16 +92,17 @@ def summary(draws: Sequence[Mapping[str, Any]], faults: Mapping[str, str], usual
 
 
 def share_of(row: Mapping[str, float], many: Mapping[str, float]) -> float:
-    """The error of a figure by its summary `row`, as a share of what lies between truth and fault where items are `many`.
+    """Return the error of a figure in its summary `row` as a share of the difference between truth and fault in `many`.
 
-    Of the truth, chance and bias together; of the fault, which differs from draw to draw by itself, bias alone.
+    `many` is the summary where items are many. Of the truth, chance and bias count together; of the fault, which by itself differs from
+    draw to draw, only the bias counts. The larger of the two errors is taken.
     """
     truth = math.hypot(row["truth"] - many["truth"], row["truth_std"])
     return max(truth, abs(row["at_fault"] - many["at_fault"])) / abs(many["truth"] - many["at_fault"])
 
 
 def few_and_many(side: str, sizes: Sequence[int], many: int, sides: Sequence[str], draw: Any) -> list[dict[str, Any]]:
-    """For each size of `side`, the other `sides` having `many` items: the figures of `DRAWS` draws."""
+    """Return, for each of `sizes` of `side` while the other `sides` have `many` items, the figures of `DRAWS` draws."""
     rows = []
     for size in sizes:
         rng = torch.Generator().manual_seed(SEED)
@@ -112,7 +116,7 @@ def few_and_many(side: str, sizes: Sequence[int], many: int, sides: Sequence[str
 
 
 def study(name: str, sizes: Sequence[int], many: int, sides: Sequence[str], draw: Any, faults: Mapping[str, str], usual: str) -> list[Any]:
-    """Every side of one kind of data."""
+    """Return the rows of one kind of data: for each side and size, the summary of every figure and its error."""
     rows = []
     for side in sides:
         found = [(row["size"], summary(row["draws"], faults, usual)) for row in few_and_many(side, sizes, many, sides, draw)]
@@ -125,7 +129,7 @@ def study(name: str, sizes: Sequence[int], many: int, sides: Sequence[str], draw
 
 
 def main() -> None:
-    """Draw, measure, print, write."""
+    """Measure images in two feature networks and points of two densities, print the errors and write them."""
     torch.set_num_threads(1)
     digits = load_digits()
     images, label = (torch.cat([get("train"), get("heldout")]) for get in (digits.images, digits.labels))
@@ -148,7 +152,7 @@ def main() -> None:
 
 
 def save(rows: Sequence[Any]) -> None:
-    """Write what there is."""
+    """Write `rows` to the results file."""
     content = {"command": "python benchmarks/figure_errors.py", "seed": SEED, "draws": DRAWS, "noise": NOISE, "machine": machine()}
     RESULTS.write_text(json.dumps({**content, "rows": rows}, indent=1) + "\n")
 

@@ -1,13 +1,13 @@
-"""Consistency models and flow maps on real digits and on the ring: quality by evaluations, from a teacher and from scratch.
+"""Measure consistency models and flow maps on real digits and on the ring, from a teacher and from scratch, by network evaluations.
 
     python benchmarks/flows.py                                 every arm, 3 seeds; 1 to 7 minutes a run on one idle core
     python benchmarks/flows.py --arms "flow map, ring" --seeds 0
     python benchmarks/flows.py --seeds 1 --results /tmp/1.json   one of several processes; then: --merge /tmp/1.json /tmp/2.json
 
-Each arm is a shipped recipe as it is; those from a teacher distil teacher/digits, one a seed. Levels of sampling are the recipe's.
-Figures of digits are means over `SAMPLINGS` sets of 2,000 samples, for FD / floor of one such set varies by about 0.05 with
-its seed; of the ring they are of one set of 10,000. Seconds are the CPU time of the training process, all of it, on one thread.
-Writes results/flows.json after each run; a run that is in there already is not done again.
+Each arm is a shipped recipe, unchanged; arms from a teacher distil teacher/digits, trained once for each seed. The noise levels of
+sampling are the recipe's. Figures of digits are means over `SAMPLINGS` sets of 2,000 samples, because FD / floor of one set varies by
+about 0.05 with its sampling seed; figures of the ring are of one set of 10,000. Seconds are the CPU time of the whole training process,
+on one thread. Writes results/flows.json after each run; a run that the file holds already is skipped.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from fewstep.training.run_folder import RunFolder
 
 SAMPLINGS = 8
 RESULTS = Path(__file__).parent / "results" / "flows.json"
-# title -> recipe, whether it is given the teacher, and the numbers of evaluations that are measured
+# title -> recipe, whether it distils the teacher, and the numbers of evaluations at which it is measured
 ARMS: dict[str, tuple[str, bool, tuple[int, ...]]] = {
     "consistency, from the teacher": ("consistency/digits", True, (1, 2)),
     "flow map, from the teacher": ("flow_map/digits", True, (1, 2, 4)),
@@ -41,7 +41,7 @@ ARMS: dict[str, tuple[str, bool, tuple[int, ...]]] = {
 
 
 def train(source: str, folder: Path, *overrides: str) -> float:
-    """Train or finish `source` in `folder`; seconds of CPU that its training took, over all its parts."""
+    """Train the recipe `source` in `folder`, or resume it, and return the CPU seconds that its training took over all calls."""
     run, recipe = RunFolder(folder), load_recipe(source, overrides)
     spent = folder / "cpu_seconds.json"
     if run.model_step() != recipe.steps:
@@ -53,7 +53,7 @@ def train(source: str, folder: Path, *overrides: str) -> float:
 
 
 def measured(arm: str, seed: int, folder: Path) -> dict:
-    """Train one arm with one seed, and measure it."""
+    """Train one arm with one seed, measure it, and return its row of the results."""
     recipe, taught, counts = ARMS[arm]
     overrides = [f"seed={seed}"]
     if taught:
@@ -88,13 +88,13 @@ def measured(arm: str, seed: int, folder: Path) -> dict:
 
 
 def main() -> None:
-    """Train, measure, write."""
+    """Train and measure every arm that is asked for, or merge results files, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=Path("runs/flows"))
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--merge", type=Path, nargs="+", help="put the runs of these files into --results, and stop")
+    parser.add_argument("--merge", type=Path, nargs="+", help="add the runs of these results files to --results, and stop")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 

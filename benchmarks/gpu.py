@@ -1,21 +1,21 @@
-"""Everything that needs a GPU, in pieces of at most eight minutes: each call goes on where the last one stopped, and says what is left.
+"""Run everything that needs a GPU, in pieces of at most eight minutes: each call resumes where the last one stopped and lists what is left.
 
-    python benchmarks/gpu.py --budget 540          on a machine with a GPU: as much as nine minutes are good for
-    python benchmarks/gpu.py --list                what there is, and where each piece stands
-    python benchmarks/gpu.py --only teacher        this piece alone, also one that has failed
-    python benchmarks/gpu.py --tiny                every piece, small, on the CPU
+    python benchmarks/gpu.py --budget 540          on a machine with a GPU: as many pieces as nine minutes allow
+    python benchmarks/gpu.py --list                the pieces, and the state of each
+    python benchmarks/gpu.py --only teacher        this piece alone, even if it has failed before
+    python benchmarks/gpu.py --tiny                every piece at a small size, on the CPU
 
 The pieces, in this order: the GPU tests; time and memory of a training step of the small U-Net and of EDM's network; a teacher of
-CIFAR-10, its one-step student and the student's figures, its flow map and that one's figures; the steps of an SDXL-shaped network.
+CIFAR-10; its one-step student and the student's figures; its flow map and the flow map's figures; the steps of an SDXL-shaped network.
 
-Each works in a process and a folder of its own under --out, and leaves rows there as it goes; results/gpu.json holds them all, and is
-written every few seconds. Whatever ends a call - its budget, a signal, the loss of the machine - the next goes on from there. A piece that
-fails is recorded with its reason, and the next goes on; it is tried again when --only names it.
+Each piece has a process and a folder of its own under --out, and writes result rows there while it works; results/gpu.json gathers the
+rows of all pieces every few seconds. Whatever ends a call - its budget, a signal, the loss of the machine - the next call resumes from
+these rows. A piece that fails is recorded with its reason, and the call continues with the next piece; --only NAME tries it again.
 """
 
 import os
 
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # or else asking for a GPU spoils it for the processes forked from here
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # without it, asking for a GPU spoils it for forked processes
 
 import argparse
 import json
@@ -43,8 +43,8 @@ from gpu_pieces import all_pieces
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 WRITE_EVERY, SAY_EVERY = 5.0, 20.0  # seconds
-GRACE = 15.0  # seconds that a piece has to end when it is asked to
-FORK = "fork" if sys.platform == "linux" else "spawn"  # a fork has torch imported already
+GRACE = 15.0  # seconds that a piece has to end after it was asked to stop
+FORK = "fork" if sys.platform == "linux" else "spawn"  # a forked process has torch imported already
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Stop:
     asked: bool = False
 
     def listen(self) -> None:
-        """SIGINT, SIGTERM and SIGHUP ask."""
+        """Set `asked` when SIGINT, SIGTERM or SIGHUP arrives."""
 
         def ask(number: int, frame: FrameType | None) -> None:
             self.asked = True
@@ -65,7 +65,7 @@ class Stop:
 
 
 def device_facts(say: Callable[[dict[str, Any]], None]) -> None:
-    """What the device is. In a process of its own: one that has used a GPU cannot be forked any more."""
+    """Pass the properties of the machine and its GPU to `say`. Needs a process of its own: one that has used a GPU cannot be forked."""
     facts: dict[str, Any] = machine()
     if torch.cuda.is_available():
         of = torch.cuda.get_device_properties(0)
@@ -76,7 +76,7 @@ def device_facts(say: Callable[[dict[str, Any]], None]) -> None:
 
 
 def asked_elsewhere(context: Any) -> dict[str, Any]:
-    """What `device_facts` says in another process; empty where it comes to grief."""
+    """Return what `device_facts` says in another process; empty if that process fails."""
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=device_facts, args=(sender.send,))
     process.start()
@@ -90,18 +90,18 @@ def asked_elsewhere(context: Any) -> dict[str, Any]:
 
 
 def begun(piece: Piece, seconds: float, rows: list[dict[str, Any]], sender: Connection) -> None:
-    """What the process of a piece does: it takes its own signals, and ends when nobody waits for it any more."""
+    """Run a piece in the process that was started for it: signals act on this process as usual, and it ends when its parent is gone."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
     if hasattr(os, "setpgrp"):
-        os.setpgrp()  # a Ctrl-C is for the call, which passes it on
+        os.setpgrp()  # Ctrl-C then reaches the parent process alone, which passes it on
     _end_with(os.getppid())
     work(piece, seconds, rows, sender.send)
 
 
 def _end_with(parent: int) -> None:
-    """Ask this process to stop when `parent` is gone."""
+    """Send SIGTERM to this process when the process `parent` is gone."""
     import threading
 
     def watch() -> None:
@@ -114,7 +114,7 @@ def _end_with(parent: int) -> None:
 
 @dataclass
 class Call:
-    """One call: where it works, what is known, and what it has done."""
+    """One call of this script: where it works, the results so far, and which pieces have failed in it."""
 
     place: Place
     results_file: Path
@@ -137,20 +137,20 @@ class Call:
             self.collect(piece)
 
     def record(self, piece: Piece) -> dict[str, Any]:
-        """What is known of a piece."""
+        """Return the results of `piece`, which are added, empty, if there are none."""
         return self.results["pieces"].setdefault(piece.name, {"what": piece.what, "rows": [], "states": {}})
 
     def state(self, piece: Piece) -> dict[str, Any]:
-        """Where it stands on this device."""
+        """Return the state of `piece` on this device, which is added if there is none."""
         return self.record(piece)["states"].setdefault(self.place.gpu, {"state": "none", "why": "", "seconds": 0.0, "sittings": []})
 
     def collect(self, piece: Piece) -> None:
-        """Take what its folder holds into the results."""
+        """Take the rows in the folder of `piece` into the results."""
         if piece.folder.is_dir() or piece.name in self.results["pieces"]:
             self.record(piece)["rows"] = piece.rows(self.record(piece)["rows"])
 
     def write(self) -> None:
-        """Write the results, whole or not at all, and copies of them and of the newest pictures."""
+        """Write the results file in one piece, and to the folder `copy` a copy of it and the newest picture of each piece."""
         content = (json.dumps(self.results, indent=1) + "\n").encode()
         places = [self.results_file] if self.copy is None else [self.results_file, self.copy / self.results_file.name]
         for file in places:
@@ -162,7 +162,7 @@ class Call:
                 shutil.copyfile(pictures[-1], self.copy / f"{piece.name}.png")
 
     def why_not(self, piece: Piece, again: bool) -> str | None:
-        """Why a piece is not begun now; None where it can be."""
+        """Return why `piece` is not begun, or None if it can be; with `again`, a piece that has failed can be."""
         if piece.done(self.results):
             return "done"
         state = self.results["pieces"].get(piece.name, {}).get("states", {}).get(self.place.gpu, {})
@@ -171,7 +171,7 @@ class Call:
         return piece.waits(self.results)
 
     def sit(self, piece: Piece, seconds: float) -> None:
-        """Let a piece work for at most so many seconds, in a process of its own; write what it leaves as it goes."""
+        """Let `piece` work for at most `seconds` in a process of its own, and take its rows into the results meanwhile."""
         piece.folder.mkdir(parents=True, exist_ok=True)
         say(f"{piece.name}: {piece.what}; at most {seconds:.0f} s")
         receiver, sender = self.context.Pipe(duplex=False)
@@ -202,7 +202,6 @@ class Call:
         state = self.state(piece)
         state |= {"state": ended[0], "why": ended[1], "seconds": round(state["seconds"] + took, 1)}
         sitting = {"at": time.strftime("%Y-%m-%d %H:%M:%S"), "seconds": round(took, 1), "cpu_seconds": round(processor_seconds() - busy, 1)}
-        sitting = {"at": time.strftime("%Y-%m-%d %H:%M:%S"), "seconds": round(took, 1), "cpu_seconds": round(processor_seconds() - busy, 1)}
         state["sittings"].append({**sitting, "ended": ended[0], "machine": self.facts})
         self.write()
         words = {"done": "done", "part": "to be gone on with", "failed": f"failed: {ended[1]}"}[ended[0]]
@@ -211,7 +210,7 @@ class Call:
             self.failed.append(piece.name)
 
     def _how(self, piece: Piece, code: int | None, receiver: Connection, told: bool) -> tuple[str, str]:
-        """How a process that is gone has ended: as it said, or else as its exit code says."""
+        """Return (state, reason) of a piece whose process has ended: what the process reported, or else what its exit code says."""
         self.collect(piece)
         try:
             if receiver.poll():
@@ -223,7 +222,7 @@ class Call:
         return piece.ended(code or 0, self.record(piece)["rows"])
 
     def listing(self) -> list[str]:
-        """One line a piece: where it stands."""
+        """Return one line for each piece: its name, its state and its latest figures."""
         lines = []
         for piece in self.pieces:
             why = self.why_not(piece, again=False)
@@ -235,7 +234,7 @@ class Call:
 
 
 def processor_seconds() -> float:
-    """Processor time of all processes begun here that have ended."""
+    """Return the processor time in seconds of all child processes that have ended."""
     import resource
 
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -243,12 +242,12 @@ def processor_seconds() -> float:
 
 
 def say(text: str) -> None:
-    """To whoever watches."""
+    """Print `text` without delay."""
     print(text, flush=True)
 
 
 def chosen(call: Call, only: list[str] | None) -> list[Piece]:
-    """The pieces called `only`, or all. Raises UserError."""
+    """Return the pieces named in `only`, or all pieces. Raises UserError for a name that no piece has."""
     names = [piece.name for piece in call.pieces]
     if wrong := [name for name in only or () if name not in names]:
         raise UserError(f"--only is {', '.join(wrong)}; allowed: {', '.join(names)}")
@@ -256,14 +255,14 @@ def chosen(call: Call, only: list[str] | None) -> list[Piece]:
 
 
 def go_on(call: Call, budget: float, only: list[str] | None) -> int:
-    """Go through the pieces while the budget lasts; the exit code."""
+    """Work through the pieces while `budget` seconds last, and return the exit code. Raises UserError if no piece can be begun with it."""
     began, pieces, sat = time.monotonic(), chosen(call, only), 0
     for piece in pieces:
         why = call.why_not(piece, again=bool(only))
         if why is not None and why != "done" and only:
             raise UserError(f"{piece.name} cannot be begun: {why}")
         known = None
-        # one that ends before its time is over, and has come further, is gone on with in a new process
+        # a piece that ends before its time is over, and has added rows, is resumed in a new process
         while why is None and not call.stop.asked and (left := budget - (time.monotonic() - began)) >= piece.least:
             rows, sat = len(call.record(piece)["rows"]), sat + 1
             if rows == known:
@@ -286,29 +285,29 @@ def go_on(call: Call, budget: float, only: list[str] | None) -> int:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=float, default=540.0, help="seconds for this call; default 540")
-    parser.add_argument("--list", action="store_true", help="say where each piece stands, and stop")
-    parser.add_argument("--only", action="append", metavar="NAME", help="this piece; may be given again")
-    parser.add_argument("--tiny", action="store_true", help="every piece small, on the CPU")
+    parser.add_argument("--budget", type=float, default=540.0, help="seconds that this call may take; default 540")
+    parser.add_argument("--list", action="store_true", help="print the state of each piece, and stop")
+    parser.add_argument("--only", action="append", metavar="NAME", help="run this piece alone; may be repeated")
+    parser.add_argument("--tiny", action="store_true", help="run every piece at a small size, on the CPU")
     parser.add_argument("--data", type=Path, default=found_data(), help="folder of CIFAR-10; default ../shared/data/cifar10")
     parser.add_argument("--out", type=Path, default=None, help="folder of the runs; default runs/gpu, with --tiny runs/gpu_tiny")
-    parser.add_argument("--results", type=Path, help="default benchmarks/results/gpu.json; with --tiny gpu.json in --out")
-    parser.add_argument("--copy", type=Path, help="a folder that results and newest pictures are copied to as they come")
-    parser.add_argument("--train-minutes", type=float, default=6.0, help="of training, that each run is planned for; default 6")
+    parser.add_argument("--results", type=Path, help="results file; default benchmarks/results/gpu.json, with --tiny gpu.json in --out")
+    parser.add_argument("--copy", type=Path, help="folder to which results and newest pictures are copied while the pieces work")
+    parser.add_argument("--train-minutes", type=float, default=6.0, help="minutes of training that each run is planned for; default 6")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Go on; the exit code is 0, 1 where a piece has failed, 2 for a mistake, 130 when stopped."""
+    """Make one call; return 0, 1 if a piece has failed, or 130 if the call was stopped. Raises UserError for a mistake in the arguments."""
     given, stop, context = arguments(), Stop(), multiprocessing.get_context(FORK)
     if given.tiny:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also where there is a GPU
     if not (given.budget > 0 and given.train_minutes > 0):
         raise UserError(f"--budget is {given.budget:g} and --train-minutes {given.train_minutes:g}; give more than 0")
     facts = asked_elsewhere(context)
-    if not facts and FORK == "fork":  # a GPU that does not go through a fork
+    if not facts and FORK == "fork":  # a GPU that a forked process cannot use
         context = multiprocessing.get_context("spawn")
         facts = asked_elsewhere(context)
     there = facts.get("accelerator", "none") != "none"

@@ -1,4 +1,4 @@
-"""CIFAR-10 for `gpu.py`: where it lies, and decoded once, since each piece reads it anew."""
+"""Find CIFAR-10 for `gpu.py`, and decode its images once, because each piece reads them again."""
 
 import json
 import sys
@@ -21,12 +21,12 @@ WHERE = (
 
 
 def found_data() -> Path | None:
-    """The nearest ``shared/data/cifar10`` beside the repository or above it."""
+    """Return the nearest ``shared/data/cifar10`` beside the repository or above it; None if there is none."""
     return next((p for above in (ROOT, *ROOT.parents) if (p := above / "shared" / "data" / "cifar10").is_dir()), None)
 
 
 def why_not(data: Path | None) -> str | None:
-    """Why `data` cannot be CIFAR-10, and what to do; None where it looks like it."""
+    """Return why the folder `data` cannot be CIFAR-10, and what to do; None if it looks like CIFAR-10."""
     if data is None:
         return f"there is no CIFAR-10 here: {WHERE}"
     if not data.is_dir():
@@ -37,12 +37,15 @@ def why_not(data: Path | None) -> str | None:
 
 
 def is_official(data: Path) -> bool:
-    """Whether the authors' archive lies in `data`, packed or not."""
+    """Whether the authors' binary version lies in `data`, as an archive or unpacked."""
     return any((data / name).exists() for name in (ARCHIVE, FOLDER, TEST))
 
 
 def overrides(data: Path | None, out: Path, tiny: bool) -> list[str]:
-    """The data section of a recipe, as overrides; what it takes is made in `out` where it is not there yet. Raises UserError."""
+    """Return the data section of a recipe, as overrides; decoded or tiny images are written below `out` if they are missing.
+
+    Raises UserError for data of another size than CIFAR-10's.
+    """
     if tiny:
         folder = tiny_images(out / "tiny_images")
         return ["data=" + json.dumps({"name": "images", "path": str(folder), "size": 8, "channels": 3, "resize": "none", "holdout": 0.5})]
@@ -52,7 +55,10 @@ def overrides(data: Path | None, out: Path, tiny: bool) -> list[str]:
 
 
 def decoded(data: Path, folder: Path) -> Path:
-    """The images at `data` as the authors' plain files, in `folder`: seconds to read, where a table of images takes half a minute."""
+    """Return `folder` with the images at `data` as the authors' binary files, written if they are missing.
+
+    These files are read in seconds, where a table of encoded images takes half a minute.
+    """
     if not (folder / TEST).is_file():
         given = {"name": "images", "path": str(data), "size": 32, "channels": 3, "resize": "none"}
         read = load_data(load_recipe("teacher/cifar10_small", [("data", given)]).data)
@@ -78,7 +84,7 @@ def write_plain(read: ImageData, folder: Path) -> None:
 
 
 def tiny_images(folder: Path) -> Path:
-    """Sixty pictures of each of ten colours, 8 x 8, in a folder a class: made once."""
+    """Return `folder` with sixty random 8x8 images of each of ten colours, a sub-folder a class, written if it is missing."""
     if not folder.exists():
         from PIL import Image
 

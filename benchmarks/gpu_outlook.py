@@ -1,10 +1,10 @@
-"""What it would take to reach the published figures of CIFAR-10: images, floating-point operations, hours of a GPU.
+"""Estimate what it takes to reach the published figures of CIFAR-10: images, floating-point operations, hours of a GPU.
 
     python benchmarks/gpu_outlook.py
 
-Counts the operations of each recipe as it is shipped, on tensors without content (`fewstep train ... --dry-run` counts the same), with
-an EDM network of random weights for a teacher, and writes results/gpu_outlook.json: a minute on a CPU. `benchmarks/tables.py` makes the
-hours of it: from what `benchmarks/gpu.py` has measured where there is something, and beside it from an assumed share of an H100's peak.
+Counts the operations of each recipe as it is shipped, on tensors without content (`fewstep train ... --dry-run` counts the same), with an
+untrained network for a teacher, and writes results/gpu_outlook.json: a minute on a CPU. `benchmarks/tables.py` turns the operations into
+hours: by the speed that `benchmarks/gpu.py` has measured, if any, and by an assumed share of an H100's peak.
 """
 
 import json
@@ -22,7 +22,7 @@ from fewstep.training.run_folder import RunFolder
 from gpu_tables import assumed_tflops, hours
 
 RESULTS = Path(__file__).parent / "results" / "gpu_outlook.json"
-# recipe: network of `gpu_steps`, teacher if it has one, and what is published for its settings
+# recipe -> its network in `gpu_steps`, the recipe of its teacher if it has one, and the FID published for its settings
 RUNS: dict[str, tuple[str, str | None, str]] = {
     "teacher/cifar10": ("edm", None, "1.79 at 35 evaluations (EDM's README, with augmentation)"),
     "dmd2/cifar10": ("edm", "teacher/cifar10", "2.13 published, 1.99 re-run, at one (FastGen's README)"),
@@ -34,20 +34,20 @@ RUNS: dict[str, tuple[str, str | None, str]] = {
 
 
 def stand_in() -> ImageData:
-    """Images of CIFAR-10's shape and classes."""
+    """Return blank images of CIFAR-10's shape and classes."""
     pixels, label = torch.zeros(20, 3, 32, 32, dtype=torch.uint8), torch.arange(20) % 10
     return ImageData("cifar10", pixels, pixels, label, label, 127.5, tuple(map(str, range(10))))
 
 
 def counted(recipe: str, teacher: Path | None) -> dict[str, Any]:
-    """Images, and operations of a training step for one of them, of `recipe` as it is shipped."""
+    """Return the images and steps of `recipe` as it is shipped, and the operations of a training step for one image."""
     settings, data = load_recipe(recipe, () if teacher is None else (f"method.teacher={teacher}",)), stand_in()
     costs = measure(make_method(settings, data), data.shape, data.num_classes, settings.steps, settings.batch_size)
     return {"images": settings.steps * settings.batch_size, "steps": settings.steps, "flops_per_image": costs.step}
 
 
 def main() -> None:
-    """Count, print, write."""
+    """Count every recipe, print and write the results."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         taught: dict[str, Path] = {}

@@ -1,21 +1,21 @@
-"""Peak rates of matrix products on GPUs that are known, dense and without sparsity, in TFLOP/s (10^12 operations a second).
+"""Peak rates of matrix products on known GPUs, dense and without sparsity, in TFLOP/s (10^12 operations a second).
 
-A GPU is known by the name that its driver gives it, letter for letter: a laptop's, a part of one (MIG) or a slower edition has another
-name and other peaks, and gets no share of the peak rather than a wrong one.
+A GPU is recognized by the exact name that its driver reports: a laptop GPU, a part of a GPU (MIG) or a slower edition has another name and
+other peaks, and gets no share of the peak rather than a wrong one.
 """
 
 from typing import NamedTuple
 
 
 class Peak(NamedTuple):
-    """Dense peaks in TFLOP/s, None where the tensor cores do not know the format; `source` is where they stand."""
+    """Dense peaks in TFLOP/s, None for a format that the tensor cores do not support; `source` names the document with the figures."""
 
     tf32: float | None
     bf16: float | None
     source: str
 
 
-# data sheets print figures with sparsity for Ampere and later, which are twice the dense ones that stand here
+# for Ampere and later, data sheets print figures with sparsity, which are twice the dense figures given here
 _H100_SXM = Peak(494.5, 989.5, "NVIDIA H100 data sheet (SXM: TF32 989, BF16 1,979 with sparsity)")
 _H100_PCIE = Peak(378.0, 756.5, "NVIDIA H100 data sheet (PCIe: TF32 756, BF16 1,513 with sparsity)")
 _H100_NVL = Peak(417.5, 835.5, "NVIDIA H100 data sheet (NVL: TF32 835, BF16 1,671 with sparsity)")
@@ -56,12 +56,12 @@ PEAKS = {
 
 
 def peak(device: str, precision: str) -> float | None:
-    """Dense peak of `device` in TFLOP/s for `precision`, "tf32" or "bf16"; None where it is not known, or has none."""
+    """Return the dense peak of `device` in TFLOP/s for `precision`, "tf32" or "bf16"; None if it is unknown, or the format unsupported."""
     known = PEAKS.get(device)
     return None if known is None else {"tf32": known.tf32, "bf16": known.bf16}[precision]
 
 
 def share(device: str, precision: str, tflops: float) -> float | None:
-    """`tflops` as a fraction of the peak; None where that is not known."""
+    """Return `tflops` as a fraction of the peak of `device` for `precision`; None if the peak is unknown."""
     most = peak(device, precision)
     return None if most is None else tflops / most

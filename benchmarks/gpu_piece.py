@@ -1,6 +1,6 @@
-"""What all pieces of `gpu.py` share: where they work, what they are asked, and the process that each has to itself.
+"""The base class of the pieces of `gpu.py`, the place where they work, and the function that runs one in a process of its own.
 
-A piece leaves rows in its folder as it goes, so that whoever ends it, and how, loses nothing but what it was at.
+A piece writes result rows into its folder while it works, so that whatever ends it, only the row that was being measured is lost.
 """
 
 import json
@@ -15,20 +15,20 @@ from typing import Any
 from fewstep.errors import UserError
 
 Row = dict[str, Any]
-PIECE = 480.0  # seconds that no piece takes more of at once
+PIECE = 480.0  # the most seconds that a piece takes in one sitting
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where and on what a call works.
+    """The folders and the device that a call of `gpu.py` works with.
 
     Attributes:
         out: folder of the pieces' folders.
         data: folder of CIFAR-10; None where it has not been found.
-        tiny: whether all is small, and on the CPU.
+        tiny: whether every piece runs at a small size, on the CPU.
         device: "cuda" or "cpu".
         gpu: the name of the device.
-        minutes: of training that each run is planned for when it begins.
+        minutes: minutes of training that each run is planned for when it begins.
 
     """
 
@@ -41,14 +41,14 @@ class Place:
 
 
 class Piece:
-    """What is done in one sitting or several.
+    """A part of the work of `gpu.py`, done in one sitting or several.
 
     Attributes:
-        name, what: what it is called and does.
-        budget: seconds of one sitting at most.
-        least: seconds below which none is begun.
-        saving: of those it has, kept for saving when it is asked to stop.
-        everywhere: whether it is done once for all devices.
+        name, what: its name, and a description of what it does.
+        budget: the most seconds of one sitting.
+        least: the fewest seconds with which a sitting is begun.
+        saving: seconds of a sitting that are kept for saving when the piece is asked to stop.
+        everywhere: whether the piece is done once for all devices, rather than once for each.
 
     """
 
@@ -66,28 +66,28 @@ class Piece:
             self.least, self.saving = 1.0, min(self.saving, 1.0)
 
     def done(self, results: Mapping[str, Any]) -> bool:
-        """Whether it has come to its end, on this device where that makes a difference."""
+        """Whether the piece is complete: on any device if `everywhere`, else on this one."""
         states = results["pieces"].get(self.name, {}).get("states", {})
         return any(state["state"] == "done" for gpu, state in states.items() if self.everywhere or gpu == self.place.gpu)
 
     def waits(self, results: Mapping[str, Any]) -> str | None:
-        """What it waits for, in words; None where it can begin."""
+        """Return what the piece waits for, in words; None if it can begin."""
         return None
 
     def run(self, seconds: float, rows: list[Row]) -> bool:
-        """Go on for so many seconds at most, with the `rows` known so far; whether it came to its end."""
+        """Work for at most `seconds`, given the `rows` known so far; return whether the piece is complete."""
         raise NotImplementedError
 
     def rows(self, known: list[Row]) -> list[Row]:
-        """What is known now: what its folder holds, and of what was `known` before that which it does not hold."""
+        """Return the rows in the piece's folder, with those of the rows `known` before that the folder lacks."""
         raise NotImplementedError
 
     def news(self, rows: list[Row]) -> str:
-        """Where it stands, in a few words."""
+        """Return the progress that `rows` show, in a few words."""
         raise NotImplementedError
 
     def ended(self, code: int, rows: list[Row]) -> tuple[str, str]:
-        """("done", "part" or "failed", why) of a process that ended with `code` and said nothing."""
+        """Return ("done", "part" or "failed", reason) for a process that ended with exit `code` and reported nothing."""
         return ("part", "stopped") if code == -15 else ("failed", f"its process ended with {_code(code)}; see {self.folder / 'log.txt'}")
 
 
@@ -96,7 +96,7 @@ def _code(code: int) -> str:
 
 
 def united(known: list[Row], found: list[Row], keys: tuple[str, ...]) -> list[Row]:
-    """Both, each by what it has under `keys` once: what was found last stands for it, in the order in which they first came."""
+    """Return `known` and `found` without duplicates under `keys`: the last row replaces earlier ones, in the place of the first."""
     rows: dict[tuple[Any, ...], Row] = {}
     for row in (*known, *found):
         rows[tuple(row.get(key) for key in keys)] = row
@@ -104,20 +104,20 @@ def united(known: list[Row], found: list[Row], keys: tuple[str, ...]) -> list[Ro
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows in a file of one JSON object a line; a last line that a kill cut short is left out."""
+    """Return the rows in a file of one JSON object a line, without a last line that was cut short; empty if there is no file."""
     if not path.is_file():
         return []
     found = []
     for line in path.read_text(errors="replace").split("\n")[:-1]:
         try:
             found.append(json.loads(line))
-        except ValueError:  # cut short, and gone on with by the next sitting
+        except ValueError:  # a line that was cut short, and to which the next sitting has appended
             continue
     return found
 
 
 def work(piece: Piece, seconds: float, rows: list[Row], say: Callable[[tuple[str, str]], None]) -> None:
-    """Run `piece` in this process, which is its own, and say how it ended; what it prints goes into its folder."""
+    """Run `piece` in this process, which is its own, and pass its outcome to `say`; the output goes to log.txt in its folder."""
     began = time.perf_counter()
     with (piece.folder / "log.txt").open("a") as log:
         os.dup2(log.fileno(), 1)

@@ -1,4 +1,4 @@
-"""The pieces of `gpu.py` in their order, and those that are not training: the GPU tests, and the steps of a network."""
+"""The list of the pieces of `gpu.py`, and those that are not training: the GPU tests, and the training steps of a network."""
 
 import json
 import os
@@ -12,18 +12,18 @@ from gpu_piece import Piece, Place, Row, read_rows, united
 from gpu_training import Figures, Training
 
 ROOT = Path(__file__).resolve().parents[1]
-TRIES = 2  # sittings of at least half the budget each, after which a row that has not come to its end is given up
+TRIES = 2  # sittings of at least half the budget each, after which an unfinished row is given up
 
 
 class Tests(Piece):
-    """The tests that need a GPU, by pytest, one row each; those that have passed on this device are not run again."""
+    """The tests that need a GPU, run by pytest, one row each; tests that have passed on this device are not run again."""
 
     name, what = "tests", "the tests marked gpu"
     keys = ("device", "test")
     TINY = "tests/test_gpu.py::test_distances_of_particles_are_those_of_the_cpu"
 
     def command(self, rows: list[Row]) -> list[str]:
-        """Of pytest."""
+        """Return the command of pytest that runs the tests not passed so far."""
         files = [self.TINY] if self.place.tiny else [str(p.relative_to(ROOT)) for p in marked_files()]
         passed = [row["test"] for row in rows if row["outcome"] in ("passed", "skipped") and row["device"] == self.place.gpu]
         chosen = ["-m", "not gpu"] if self.place.tiny else ["-m", "gpu"]
@@ -31,7 +31,7 @@ class Tests(Piece):
         return [sys.executable, "-m", "pytest", *options, *chosen, *files, *(f"--deselect={test}" for test in passed)]
 
     def run(self, seconds: float, rows: list[Row]) -> bool:
-        """Become pytest: it has a process to itself, and what it writes is the log."""
+        """Replace this process by pytest, whose output goes to tests.log."""
         log = self.folder / "tests.log"
         with log.open("a") as file:
             file.write(f"\ndevice: {self.place.gpu}\n")
@@ -44,7 +44,7 @@ class Tests(Piece):
         os.execv(command[0], command)
 
     def rows(self, known: list[Row]) -> list[Row]:
-        """One row a test: outcome, and for what failed the reason."""
+        """Return one row for each test: its outcome and, if it failed, the reason."""
         log, found, device = self.folder / "tests.log", [], self.place.gpu
         for line in log.read_text(errors="replace").splitlines() if log.is_file() else ():
             if line.startswith("device: "):
@@ -56,12 +56,12 @@ class Tests(Piece):
         return united(known, found, self.keys)
 
     def news(self, rows: list[Row]) -> str:
-        """How many passed."""
+        """Return how many tests have passed, failed or been skipped on this device."""
         mine = [row["outcome"] for row in rows if row["device"] == self.place.gpu]
         return ", ".join(f"{mine.count(kind)} {kind}" for kind in ("passed", "failed", "error", "skipped") if kind in mine) or "none yet"
 
     def ended(self, code: int, rows: list[Row]) -> tuple[str, str]:
-        """By pytest's exit code: 0 all passed, 1 some failed, 5 none was left."""
+        """Return (state, reason) by pytest's exit code: 0 all passed, 1 some failed, 5 no test was left."""
         if code in (0, 5):
             return "done", ""
         failed = [row for row in rows if row["device"] == self.place.gpu and row["outcome"] in ("failed", "error")]
@@ -72,12 +72,12 @@ class Tests(Piece):
 
 
 def marked_files() -> list[Path]:
-    """The files that have tests marked gpu: pytest need not import the others."""
+    """Return the files with tests marked gpu, so that pytest need not import the others."""
     return [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
 
 
 class Steps(Piece):
-    """Time, rate and memory of a step of one network, by precision and batch."""
+    """Time, throughput and memory of a training step of one network, by precision and batch size."""
 
     keys = ("device", "precision", "compiled", "batch")
 
@@ -86,13 +86,13 @@ class Steps(Piece):
         super().__init__(place)
 
     def run(self, seconds: float, rows: list[Row]) -> bool:
-        """Measure what is not known yet; a row that two sittings were not enough for is given up."""
+        """Measure the rows that are missing; a row that `TRIES` sittings could not finish is given up."""
         from gpu_steps import measure
 
         tries: dict[tuple[Any, ...], int] = {}
 
         def send(row: Row) -> None:
-            if row.get("begun"):  # how often, with time enough
+            if row.get("begun"):  # how often the row was begun with enough time
                 row = {**row, "begun": tries.get(_key(row), 0) + 1, "had": seconds}
             with (self.folder / "rows.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -112,22 +112,22 @@ class Steps(Piece):
         return measure(self.network, self.place, known, send)
 
     def rows(self, known: list[Row]) -> list[Row]:
-        """One row for each precision and batch."""
+        """Return one row for each device, precision, compiled or not, and batch size."""
         return united(known, read_rows(self.folder / "rows.jsonl"), self.keys)
 
     def news(self, rows: list[Row]) -> str:
-        """The last row."""
+        """Return how many rows there are, and the last one."""
         measured = [row for row in rows if not row.get("begun")]
         return f"{len(measured)} rows, last {told(measured[-1])}" if measured else "none yet"
 
 
 def _key(row: Row) -> tuple[str, bool, int]:
-    """What a row of `Steps` is of, on one device."""
+    """Return what identifies a row of `Steps` on one device: precision, whether compiled, batch size."""
     return row["precision"], row["compiled"], row["batch"]
 
 
 def told(row: Mapping[str, Any]) -> str:
-    """A row of `Steps` in a few words."""
+    """Return a row of `Steps` in a few words."""
     how = f"{row['precision']}{' compiled' * row['compiled']}, batch {row['batch']}"
     if "images_per_second" not in row:
         return f"{how}: {row.get('failed', 'out of memory')}"
@@ -136,7 +136,7 @@ def told(row: Mapping[str, Any]) -> str:
 
 
 def all_pieces(place: Place) -> list[Piece]:
-    """By value: what only a GPU can say about the code, what a step costs, then a teacher, its students, and the largest network."""
+    """Return the pieces, the most valuable first: GPU tests, the cost of a step, a teacher, its students, then the largest network."""
     return [
         Tests(place),
         Steps(place, "small", "the small U-Net (teacher/cifar10_small)"),

@@ -1,7 +1,7 @@
-"""Time and memory of one training step of a network: forward, backward and AdamW, at one batch size after another.
+"""Measure time and memory of one training step of a network - forward, backward and AdamW - at increasing batch sizes.
 
-The step is the bare one - a denoising loss, no data loading, no average, no logging - so that its floating-point operations are known
-(counted on tensors without content); what the loop adds is `step_overhead.py`'s.
+The step is a bare one - a denoising loss, no data loading, no exponential moving average, no logging - so that its floating-point
+operations are known (counted on tensors without content); `step_overhead.py` measures what the training loop adds.
 """
 
 import gc
@@ -24,8 +24,8 @@ from fewstep.recipe import load_recipe
 from gpu_peaks import share
 from measuring import peak_mib
 
-ENOUGH = 2.0  # seconds of steps that make a figure
-LARGEST = 2**15  # items; kernels count elements in 32 bits
+ENOUGH = 2.0  # seconds of timed steps behind each figure
+LARGEST = 2**15  # items of a batch; kernels count elements in 32 bits
 PLAIN = (("tf32", False), ("bf16", False))  # precision, compiled
 COMPILED = ("bf16", True)
 
@@ -65,13 +65,13 @@ TINY = {
 
 @dataclass(frozen=True)
 class Work:
-    """A network, what it is called with, and how large batches are.
+    """A network, its inputs, and the batch sizes to measure.
 
     Attributes:
-        make: the network, untrained, on a device.
-        inputs: what it is called with, for so many items on a device: the first is like what comes out.
-        first: items of the smallest batch; the next are twice as many each, to the largest.
-        usual: items of a batch in its recipe, at which it is compiled, too.
+        make: makes the network, untrained, on a device.
+        inputs: makes the network's arguments for so many items on a device; the first argument has the shape of the output.
+        first: items in the smallest batch; each next batch has twice as many, up to `largest`.
+        usual: the batch size of the network's recipe, at which the compiled network is measured, too.
 
     """
 
@@ -83,7 +83,7 @@ class Work:
 
 
 def works(tiny: bool) -> dict[str, Callable[[], Work]]:
-    """The networks by name; `tiny` ones have the same parts and few channels."""
+    """Return the networks by name; `tiny` ones have the same parts and few channels."""
     return {
         "small": lambda: _of_recipe("teacher/cifar10_small", tiny),
         "edm": lambda: _of_recipe("teacher/cifar10", tiny),
@@ -114,7 +114,7 @@ def _sdxl(tiny: bool) -> Work:
     def make(device: str) -> nn.Module:
         from diffusers import UNet2DConditionModel
 
-        with torch.device(device):  # 2.6 billion random numbers are quick there
+        with torch.device(device):  # 2.6 billion random weights are drawn quickly on a GPU
             return UNet2DConditionModel(**config)
 
     def inputs(items: int, device: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -126,9 +126,9 @@ def _sdxl(tiny: bool) -> Work:
 
 
 def counted(work: Work) -> tuple[int, float]:
-    """Parameters of the network, and floating-point operations of a step for one item: two for a multiplication with its addition.
+    """Return (parameters of the network, floating-point operations of a step for one item); a multiplication and its addition are two.
 
-    They are counted on tensors without content, wherever that is done.
+    They are counted on tensors without content (device "meta"), whatever device is measured.
     """
     made = work.make("meta")
     args, kwargs = work.inputs(2, "meta")
@@ -143,7 +143,7 @@ def _output(found: Any) -> Tensor:
 
 @dataclass
 class Step:
-    """One network that learns, in one precision."""
+    """A network in training, in one precision, with its optimizer."""
 
     work: Work
     device: str
@@ -157,11 +157,11 @@ class Step:
         self.optimizer = torch.optim.AdamW(self.network.parameters(), 1e-6, fused=True)
         if self.compiled:
             torch._dynamo.reset()
-            # one graph a batch size: a graph for all sizes is a slower one
+            # one graph for each batch size: a graph for all sizes is slower
             self.network = torch.compile(self.network, dynamic=False, backend=self.backend)
 
     def prepared(self, items: int) -> Callable[[], None]:
-        """A step on so many items."""
+        """Return a function that takes one training step on a batch of `items`."""
         args, kwargs = self.work.inputs(items, self.device)
         target = torch.randn_like(args[0])
 
@@ -177,7 +177,7 @@ class Step:
 
 @contextmanager
 def tf32(device: str) -> Iterator[None]:
-    """Inside, 32-bit products on a GPU are taken in TF32."""
+    """Compute 32-bit products on a GPU in TF32 inside the context."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     if device == "cuda":
         torch.set_float32_matmul_precision("high")
@@ -190,7 +190,7 @@ def tf32(device: str) -> Iterator[None]:
 
 
 def timed_step(step: Callable[[], None], device: str, enough: float) -> tuple[float, int]:
-    """Median seconds of a step, over about `enough` seconds and at least three of them, after two that are not timed; and how many."""
+    """Return (median seconds of a step, number of timed steps), over `enough` seconds and at least three steps, after two untimed ones."""
 
     def once() -> float:
         began = time.perf_counter()
@@ -208,7 +208,7 @@ def timed_step(step: Callable[[], None], device: str, enough: float) -> tuple[fl
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device has said that it has no more memory."""
+    """Whether `error` says that the device has no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
 
 
@@ -216,10 +216,10 @@ Known = Mapping[tuple[str, bool, int], Mapping[str, Any]]
 
 
 def due(known: Known, work: Work) -> Iterator[tuple[str, bool, int]]:
-    """What is to be measured next, given the rows that are `known` by then: (precision, compiled, items).
+    """Yield (precision, compiled, items) of each measurement that is due, given the rows in `known`, which the caller adds to meanwhile.
 
-    Each precision doubles the batch until one does not fit or fails. What is compiled takes minutes for each batch size, and is measured
-    at two: the recipe's, and the one that gave most images a second without.
+    Each precision doubles the batch until one does not fit or fails. Compiling takes minutes for each batch size, so the compiled network
+    is measured at two: the recipe's batch size, and the one with most images per second without compiling.
     """
     for precision, compiled in PLAIN:
         for items in itertools.takewhile(lambda items: items <= work.largest, (work.first << n for n in itertools.count())):
@@ -235,10 +235,10 @@ def due(known: Known, work: Work) -> Iterator[tuple[str, bool, int]]:
 
 
 def measure(name: str, place: Any, known: dict[tuple[str, bool, int], dict[str, Any]], send: Callable[[dict[str, Any]], None]) -> bool:
-    """Measure what is not `known` of the network called `name`, and `send` each row at once; also that one is begun.
+    """Measure the rows of the network called `name` that are not `known`, and `send` each when it is begun and when it is done.
 
-    `place` has the ``device``, the ``gpu``'s name and whether all is ``tiny``. Whether it came to the end: not where a row has left the
-    device unfit for others in this process.
+    `place` has the ``device``, the ``gpu``'s name and whether networks are ``tiny``. Returns whether all rows were measured: False if one
+    has left the device unusable for this process.
     """
     work, device = works(place.tiny)[name](), place.device
     parameters, flops = counted(work)
@@ -260,7 +260,7 @@ def measure(name: str, place: Any, known: dict[tuple[str, bool, int], dict[str, 
                 row |= {"parameters": parameters, "flops_per_image": flops, "steps": steps, "step_ms": 1e3 * seconds}
                 row |= {"images_per_second": items / seconds, "tflops": rate, "share": share(place.gpu, precision, rate)}
                 row |= {"peak_mib": peak_mib()}
-            except Exception as error:  # a kernel that is not there, a graph that cannot be compiled: said, and the next is tried
+            except Exception as error:  # a missing kernel, a graph that cannot be compiled: recorded, and the next is tried
                 row |= {"out_of_memory": True} if is_out_of_memory(error) else {"failed": first_line(error)[:300]}
                 step = None
                 fit = is_out_of_memory(error) or _answers(device)
@@ -273,7 +273,7 @@ def measure(name: str, place: Any, known: dict[tuple[str, bool, int], dict[str, 
 
 
 def _answers(device: str) -> bool:
-    """Whether the device can still be used: after some faults it answers nothing more in the process that they came up in."""
+    """Whether the device can still be used: after some faults it fails every further call of the same process."""
     try:
         if device == "cuda":
             torch.cuda.synchronize()

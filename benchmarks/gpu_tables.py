@@ -1,4 +1,4 @@
-"""Tables of what `gpu.py` has measured, and of what published figures would take; `tables.py` puts them into docs/cifar10.md."""
+"""Tables of what `gpu.py` has measured and of the cost of published figures; `tables.py` puts them into docs/cifar10.md."""
 
 import json
 from pathlib import Path
@@ -12,31 +12,31 @@ NOTHING = "Nothing has been measured on a GPU yet: `python benchmarks/gpu.py` on
 
 
 def results(folder: Path = FOLDER) -> dict[str, Any]:
-    """What `gpu.py` has found; empty where it has not been run."""
+    """Return the results of `gpu.py`, without any piece if it has not been run."""
     file = folder / "gpu.json"
     return json.loads(file.read_text()) if file.exists() else {"pieces": {}}
 
 
 def rows_of(found: dict[str, Any], piece: str) -> list[dict[str, Any]]:
-    """The rows of a piece."""
+    """Return the rows of `piece` in the results `found`."""
     rows: list[dict[str, Any]] = found["pieces"].get(piece, {}).get("rows", [])
     return rows
 
 
 def hours(images: float, flops_per_image: float, tflops: float) -> float:
-    """Hours of a GPU that makes `tflops` 10^12 operations a second."""
+    """Return the hours that a GPU takes for `images` training images at `tflops` 10^12 operations a second."""
     return images * flops_per_image / (tflops * 1e12) / 3600
 
 
 def assumed_tflops() -> float:
-    """TFLOP/s of the assumption: a share of the bf16 peak of a known GPU."""
+    """Return the assumed TFLOP/s: `ASSUMED_SHARE` of the bf16 peak of `ASSUMED_GPU`."""
     peak = PEAKS[ASSUMED_GPU].bf16
     assert peak is not None
     return ASSUMED_SHARE * peak
 
 
 def measured_tflops(found: dict[str, Any], network: str) -> dict[str, float]:
-    """By GPU: the TFLOP/s of its fastest bf16 step of `network` in the results of `gpu.py`; of tiny results, or none, nothing."""
+    """Return, by GPU, the TFLOP/s of the fastest bf16 step of `network` in the results of `gpu.py`; empty for tiny results or none."""
     rows = rows_of(found, f"steps_{network}") if not found.get("tiny") else []
     rates: dict[str, float] = {}
     for row in rows:
@@ -46,7 +46,7 @@ def measured_tflops(found: dict[str, Any], network: str) -> dict[str, float]:
 
 
 def devices(found: dict[str, Any]) -> str:
-    """The GPUs that pieces have sat on, with torch, in words."""
+    """Return the GPUs on which pieces have run, with the version of torch, in words."""
     seen = {
         f"{sitting['machine']['accelerator']} (torch {sitting['machine']['torch']})"
         for piece in found["pieces"].values()
@@ -57,7 +57,7 @@ def devices(found: dict[str, Any]) -> str:
 
 
 def steps_lines(found: dict[str, Any]) -> list[list[str]]:
-    """One line a GPU, network and precision: the batch with most images a second; headings first. Empty where nothing is measured."""
+    """Return headings, and a line for each GPU, network and precision at the batch with most images a second; empty without results."""
     lines = []
     for network in ("small", "edm", "sdxl"):
         groups: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}
@@ -79,7 +79,7 @@ def steps_lines(found: dict[str, Any]) -> list[list[str]]:
 
 
 def runs_lines(found: dict[str, Any]) -> list[list[str]]:
-    """One line a measurement on the way of each run; headings first. Empty where nothing has been trained."""
+    """Return headings, and a line for each measurement that the runs made while they trained; empty if nothing has been trained."""
     lines = []
     for run in ("teacher", "student", "flow_map"):
         for row in rows_of(found, run):
@@ -91,7 +91,7 @@ def runs_lines(found: dict[str, Any]) -> list[list[str]]:
 
 
 def outlook_lines(found: dict[str, Any], outlook: dict[str, Any]) -> list[list[str]]:
-    """One line a recipe: images, operations, and hours by the assumption and by what was measured; headings first."""
+    """Return headings, and a line for each recipe: images, operations, and hours at the assumed and at the measured speed."""
     gpus = sorted({gpu for network in ("small", "edm") for gpu in measured_tflops(found, network)})
     heads = ["recipe as shipped", "published FID", "images", "FLOP", f"hours, {ASSUMED_SHARE:.0%} of an H100 (assumed)"]
     heads += [f"hours, {gpu} (measured)" for gpu in gpus] or ["hours, measured"]
@@ -106,7 +106,7 @@ def outlook_lines(found: dict[str, Any], outlook: dict[str, Any]) -> list[list[s
 
 
 def outlook_note() -> str:
-    """What the hours rest on."""
+    """Return the note that says what the hours are based on."""
     return (
         "`python benchmarks/gpu_outlook.py` counts the operations; a multiplication and its addition are two. Assumed: "
         f"{ASSUMED_SHARE:.0%} of the dense bf16 peak of one {ASSUMED_GPU}, {assumed_tflops():.0f} TFLOP/s; small networks reach less. "

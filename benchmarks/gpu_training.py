@@ -15,12 +15,12 @@ from gpu_piece import Piece, Place, Row, read_rows
 
 SAMPLES, SAMPLES_ON_THE_WAY = 10_000, 2_000
 SEED = 0
-COMPILING_PAYS = 1.2  # times as fast, from which on a minute or two of compiling is worth it in a run of several
+COMPILING_PAYS = 1.2  # least speed-up at which a minute or two of compiling is worth it in a run of several minutes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run: the recipe it is of, what is changed in it, the run that teaches it, and the same for a tiny one."""
+    """A run: its recipe, the overrides `changed`, the run of its `teacher`, and the further overrides of a `tiny` run."""
 
     recipe: str
     changed: tuple[str, ...]
@@ -28,7 +28,7 @@ class Plan:
     tiny: tuple[str, ...] = ()
 
 
-# rates of dmd2/digits and teacher/digits, which are large for their short runs, made a little smaller for larger networks; not tuned
+# learning rates of dmd2/digits and teacher/digits, high because those runs are short, lowered a little for larger networks; not tuned
 PLANS = {
     "teacher": Plan(
         "teacher/cifar10_small",
@@ -55,7 +55,7 @@ PLANS = {
 
 
 class Training(Piece):
-    """A run of the package's own training, stopped by a signal when its time is over and gone on with by --resume."""
+    """A training run by the package itself, stopped by a signal when its time is over and resumed by the next sitting."""
 
     saving, least, everywhere = 20.0, 90.0, True
 
@@ -63,10 +63,10 @@ class Training(Piece):
         self.name, self.what, self.plan = name, title, PLANS[name]
         super().__init__(place)
         self.run_folder = RunFolder(self.folder / "run")
-        self.file = self.folder / "plan.json"  # how long the run is to be, once that is known
+        self.file = self.folder / "plan.json"  # the run's length and overrides, once they are planned
 
     def waits(self, results: Mapping[str, Any]) -> str | None:
-        """Data, and a teacher that is trained."""
+        """Return what is missing, the data or a trained teacher, in words; None if the run can begin."""
         if not self.place.tiny and (missing := why_not(self.place.data)):
             return missing
         if self.plan.teacher is not None and not (self.place.out / self.plan.teacher / "run" / "model" / "config.json").is_file():
@@ -76,23 +76,23 @@ class Training(Piece):
         return None
 
     def overrides(self) -> list[str]:
-        """What is changed in the recipe, but for the run's length and cadences."""
+        """Return the overrides of the recipe, without those of the run's length and cadences."""
         changed = [*self.plan.changed, f"seed={SEED}", f"trainer.accelerator={self.place.device}"]
         changed += data_overrides(self.place.data, self.place.out, self.place.tiny)
         if self.plan.teacher is not None:
             changed.append(f"method.teacher={self.place.out / self.plan.teacher / 'run'}")
-        if self.place.tiny:  # compiling takes minutes, however small the network
+        if self.place.tiny:  # compiling takes minutes, however small the network is
             return [*changed, *self.plan.tiny, "batch_size=16", *known_options({"trainer.precision": ("auto",)})]
         compiled = {"trainer.compile": (True,)} if compiling_pays(self.place) else {}
         return [*changed, *known_options({"trainer.precision": ("auto",), **compiled})]
 
     def run(self, seconds: float, rows: list[Row]) -> bool:
-        """Train for so long, from the last checkpoint if there is one."""
+        """Train from the last checkpoint, if there is one, and return whether the run is finished; a signal stops it."""
         from fewstep.errors import Interrupted
         from fewstep.recipe import load_recipe
         from fewstep.run import train_recipe
 
-        changed = self.overrides()  # which makes what they name
+        changed = self.overrides()  # which also writes the images that they name
         planned = json.loads(self.file.read_text()) if self.file.exists() else self.planned(changed)
         self._free()
         recipe = load_recipe(self.plan.recipe, planned["overrides"])
@@ -103,13 +103,16 @@ class Training(Piece):
         return True
 
     def planned(self, changed: list[str]) -> dict[str, Any]:
-        """How long the run is to be with what is `changed`, from a few steps that are tried; kept, for a run goes on as it began."""
+        """Return the run's plan: its length, from the time of a few trial steps, and all its overrides, with `changed` among them.
+
+        The plan is written to plan.json, because a run that is resumed keeps its length.
+        """
         from fewstep.build import make_method, training_data
         from fewstep.engine import choose_threads, make_fabric
         from fewstep.recipe import load_recipe
         from fewstep.trial import tried
 
-        # in the recipe's own precision: what chooses one begins with the run
+        # in the recipe's own precision: an automatic one is chosen when the run begins
         recipe = load_recipe(self.plan.recipe, [one for one in changed if not one.startswith("trainer.precision")])
         data = training_data(recipe)
         method = make_method(recipe, data)
@@ -125,7 +128,7 @@ class Training(Piece):
         return planned
 
     def _free(self) -> None:
-        """Give back what the tried steps took of the device."""
+        """Free the device memory that the trial steps have taken."""
         import gc
 
         import torch
@@ -135,9 +138,9 @@ class Training(Piece):
             torch.cuda.empty_cache()
 
     def rows(self, known: list[Row]) -> list[Row]:
-        """The run's course: images, seconds, and what was measured on the way.
+        """Return the measurements that the run has made so far: images seen, seconds and figures.
 
-        Seconds are the run's own, measuring and drawing included. Rows of a run whose folder is gone stay, marked as lost.
+        Seconds include measuring and drawing. Rows of a run whose folder is gone are kept, marked as lost.
         """
         found = self.run_folder.metrics()
         if not found:
@@ -148,7 +151,7 @@ class Training(Piece):
         return [row for row in known if row.get("lost")] + rows
 
     def news(self, rows: list[Row]) -> str:
-        """The step, and the last distance."""
+        """Return the step that the run has reached, and its last Frechet distance."""
         mine = [row for row in rows if not row.get("lost")]
         if not mine:
             return "not begun"
@@ -158,20 +161,20 @@ class Training(Piece):
 
 
 def trained(folder: Path) -> bool:
-    """Whether the run planned in `folder` has come to its end."""
+    """Whether the run planned in `folder` is finished."""
     plan = folder / "plan.json"
     return plan.exists() and RunFolder(folder / "run").is_finished(json.loads(plan.read_text())["steps"])
 
 
 def compiling_pays(place: Place) -> bool:
-    """Whether the steps of the small network that were measured on this device are much faster when they are compiled."""
+    """Whether compiling made a measured bf16 step of the small network on this device at least `COMPILING_PAYS` times as fast."""
     rows = [row for row in read_rows(place.out / "steps_small" / "rows.jsonl") if row["device"] == place.gpu and row["precision"] == "bf16"]
     rate = {(row["compiled"], row["batch"]): row["images_per_second"] for row in rows if "images_per_second" in row}
     return any(compiled and fast >= COMPILING_PAYS * rate.get((False, batch), fast) for (compiled, batch), fast in rate.items())
 
 
 def known_options(wanted: Mapping[str, tuple[Any, ...]]) -> Iterator[str]:
-    """Those of the options that this version of the package has, each with the first value that it takes; the others are left out."""
+    """Yield those options of `wanted` that this version of the package has, each with the first of its values that is valid."""
     from pydantic import ValidationError
 
     from fewstep.recipe import Trainer
@@ -186,7 +189,7 @@ def known_options(wanted: Mapping[str, tuple[Any, ...]]) -> Iterator[str]:
 
 
 class Figures(Piece):
-    """All figures of a finished run beside its floor and its teacher, by the package's evaluation."""
+    """The figures of a finished run, beside its floor and its teacher, by the package's evaluation."""
 
     least, everywhere = 60.0, True
 
@@ -196,18 +199,18 @@ class Figures(Piece):
         self.path = place.out / run / "run"
 
     def waits(self, results: Mapping[str, Any]) -> str | None:
-        """A run that is trained."""
+        """Return that the run has to be trained first; None if it is."""
         return None if trained(self.path.parent) else f"it waits for {self.of} to be trained"
 
     def run(self, seconds: float, rows: list[Row]) -> bool:
-        """Measure; the results lie in the run."""
+        """Evaluate the run, whose folder keeps the results."""
         from fewstep.evaluation import evaluate
 
         evaluate(self.path, 60 if self.place.tiny else SAMPLES, SEED, say=lambda text: print(text, flush=True))
         return True
 
     def rows(self, known: list[Row]) -> list[Row]:
-        """One row a generator and number of evaluations."""
+        """Return one row for each generator and number of evaluations."""
         file = self.path / "results.json"
         if not file.is_file():
             return known
@@ -216,5 +219,5 @@ class Figures(Piece):
         return [{"title": title, **about, **row} for title, row in found["rows"].items()]
 
     def news(self, rows: list[Row]) -> str:
-        """The distances."""
+        """Return the Frechet distance of each row."""
         return ", ".join(f"{row['title']}: {row['frechet']:.4g}" for row in rows if "frechet" in row) or "none yet"

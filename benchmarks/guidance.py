@@ -1,11 +1,11 @@
-"""What classifier-free guidance makes of a teacher of images: FD / floor, both judges and the class asked for, by its scale.
+"""Measure a teacher of images at several scales of classifier-free guidance: FD / floor in both judges, and the class asked for.
 
     python benchmarks/guidance.py mnist RUN --data ../shared/data/mnist
     python benchmarks/guidance.py mnist RUN --data ../shared/data/mnist --scales 1 3 --num 2000
 
-RUN is the run folder of a teacher that was trained with hidden labels (runs/images/mnist/teacher_0 of `images.py`). Each scale draws the
-same noise (seed 0) at `--steps` of Heun's levels; scales that are in the results already, of as many samples, are not drawn again. Writes
-results/guidance_NAME.json after each.
+RUN is the run folder of a teacher that was trained with label dropout (runs/images/mnist/teacher_0 of `images.py`). Every scale starts
+from the same noise (seed 0) and takes `--steps` steps of Heun's method; a scale that the results hold with as many samples and steps is
+skipped. Writes results/guidance_NAME.json after each scale.
 """
 
 import argparse
@@ -26,11 +26,11 @@ SCALES = (1.0, 1.25, 1.5, 2.0)
 
 
 def main() -> None:
-    """Draw, measure, write."""
+    """Sample and measure the teacher at each scale, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=list(ARMS))
     parser.add_argument("run", type=Path)
-    parser.add_argument("--data", required=True, help="folder of its parquet files")
+    parser.add_argument("--data", required=True, help="folder of the parquet files of the data set")
     parser.add_argument("--scales", type=float, nargs="+", default=SCALES)
     parser.add_argument("--num", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=10)

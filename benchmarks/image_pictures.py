@@ -1,8 +1,8 @@
-"""Pictures of the runs of `images.py`: samples by class of every method, and how their quality came, over images and over seconds.
+"""Draw the runs of `images.py`: samples of each class by every method, and the course of quality over images and over seconds.
 
     python benchmarks/image_pictures.py mnist --data ../shared/data/mnist --folder runs/images/mnist
 
-Writes docs/images_NAME.png and docs/curves_NAME.png. Samples are of seed 0, the same noises for every model, and not chosen.
+Writes docs/images_NAME.png and docs/curves_NAME.png. Samples are drawn with seed 0, from the same noise for every model, and not selected.
 """
 
 import argparse
@@ -26,20 +26,20 @@ PER_CLASS, CLASSES = 2, 10
 
 
 def samples(generator: Generator, steps: int | None = None) -> torch.Tensor:
-    """`PER_CLASS` samples of each class."""
+    """Return `PER_CLASS` samples of each class, in `steps` sampling steps."""
     labels = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
     return generator.sample(len(labels), seed=0, labels=labels, steps=steps)
 
 
 def real(data: ImageData) -> torch.Tensor:
-    """The first held-out images of each class."""
+    """Return the first held-out images of each class."""
     label = data.labels("heldout")
     assert label is not None
     return torch.cat([data.images("heldout")[label == k][:PER_CLASS] for k in range(CLASSES)])
 
 
 def draw_samples(name: str, data: Path, root: Path) -> Path:
-    """The contact sheet of the arms whose seed 0 has been trained to its end."""
+    """Draw the contact sheet of the arms whose run of seed 0 is finished, and return its path."""
     teacher = next(iter(ARMS[name].values()))
     images = in_memory(load_data(load_recipe(teacher.recipe, [f"data.dir={json.dumps(str(data))}", *teacher.changes]).data))
     assert isinstance(images, ImageData)
@@ -59,7 +59,7 @@ def draw_samples(name: str, data: Path, root: Path) -> Path:
 
 
 def draw_curves(name: str) -> Path:
-    """FD over the floor on the way, of each arm that was measured there."""
+    """Draw FD / floor during the training of each arm that was measured meanwhile, and return the picture's path."""
     content = json.loads((HERE / "results" / f"images_{name}.json").read_text())
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
@@ -69,7 +69,7 @@ def draw_curves(name: str) -> Path:
             continue
         color = f"C{titles.index(run['title'])}"
         first = run["training_seed"] == 0
-        # wall time as if the core had been the run's alone: what it took of a core is known for the whole run
+        # the CPU time is known for the whole run only: the curve's wall time is scaled by the run's share of a core
         alone = run["cpu_seconds"] / run["curve"][-1]["seconds"]
         for ax, key, scale in ((axes[0], "images_seen", 1e-3), (axes[1], "seconds", alone / 60)):
             x = [record[key] * scale for record in run["curve"]]
@@ -79,7 +79,7 @@ def draw_curves(name: str) -> Path:
         ax.set_yscale("log")
         ax.set_xlabel(label)
         ax.grid(alpha=0.3, which="both")
-    axes[0].set_xscale("log")  # some methods see fifty times as many as others
+    axes[0].set_xscale("log")  # some methods see fifty times as many images as others
     axes[0].set_ylabel("FD / floor, 1,000 samples")
     axes[1].legend(fontsize=8)
     path = DOCS / f"curves_{name}.png"
@@ -88,7 +88,7 @@ def draw_curves(name: str) -> Path:
 
 
 def main() -> None:
-    """Draw both."""
+    """Draw the contact sheet and the curves of a set of runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=list(ARMS))
     parser.add_argument("--data", type=Path, required=True)

@@ -1,14 +1,14 @@
-"""Short runs by which the recipes of MNIST and small CIFAR-10 were chosen: every arm trains for equally many seconds of CPU, on one thread.
+"""Compare settings of the recipes of MNIST and small CIFAR-10 in short runs: every arm trains for equal CPU time, on one thread.
 
     python benchmarks/image_sweep.py teacher/mnist --data ../shared/data/mnist --list
     python benchmarks/image_sweep.py teacher/mnist --data ../shared/data/mnist --seconds 600
     python benchmarks/image_sweep.py dmd2/mnist --data ../shared/data/mnist --teacher runs/images/mnist/teacher_0 --arms "as it is"
     python benchmarks/image_sweep.py dmd2/cifar10_cpu --data ../shared/data/cifar10 --teacher runs/images/cifar10_16/teacher_0
 
-A teacher is measured by its denoising error on the test split, weighted as in training, at noise levels between fixed quantiles (1,500
-images and noises, always the same), and by FD / floor of 1,000 samples at `HEUN` levels with the recipe's guidance; a student by FD /
-floor of 2,000 samples, in more steps than one where it has them. CIFAR-10's are at 16x16. What is in the results already is not done
-again; two processes with arms of their own may run side by side. Writes results/sweep_RECIPE.json.
+A teacher is measured by its denoising error on the test split, weighted as in training, on 1,500 images whose noise levels (at even
+quantiles) and noise are the same for every arm, and by FD / floor of 1,000 samples at `HEUN` levels with the recipe's guidance. A student
+is measured by FD / floor of 2,000 samples, also at the further numbers of steps in `MORE`. Images of CIFAR-10 are 16x16. A run that the
+results hold already is skipped; two processes with different arms may run side by side. Writes results/sweep_RECIPE.json.
 """
 
 import argparse
@@ -32,10 +32,10 @@ from fewstep.training.run_folder import RunFolder
 from images import shared
 
 HERE = Path(__file__).parent
-HEUN = 10  # levels: 19 evaluations, guided 38
+HEUN = 10  # noise levels of the sampler: 19 evaluations, with guidance 38
 ITEMS = 1_500
-MORE = {"flow_map/mnist": (4,), "consistency/mnist": (2,)}  # numbers of steps that are measured beside the recipe's own
-QUANTILES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # edges of the ranges of sigma in which the error is told
+MORE = {"flow_map/mnist": (4,), "consistency/mnist": (2,)}  # numbers of sampling steps that are measured beside the recipe's own
+QUANTILES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # edges of the ranges of sigma for which the error is reported
 # recipe -> title -> what differs from the recipe
 ARMS: dict[str, dict[str, tuple[str, ...]]] = {
     "teacher/mnist": {
@@ -130,7 +130,7 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
 
 @torch.no_grad()
 def denoising_error(generator: Generator, data: ImageData) -> dict[str, float]:
-    """The weighted error of a denoiser on the test split: in all, and in ranges of sigma."""
+    """Return the weighted error of a denoiser on the test split: over all noise levels, and in each range of sigma."""
     rng = torch.Generator().manual_seed(0)
     index = torch.randperm(len(data.heldout), generator=rng)[:ITEMS]
     x, label = data.images("heldout")[index], data.heldout_label
@@ -149,11 +149,11 @@ def denoising_error(generator: Generator, data: ImageData) -> dict[str, float]:
 
 
 def main() -> None:
-    """Train, measure, write."""
+    """Train and measure every arm that is asked for, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", choices=list(ARMS))
     parser.add_argument("--data", required=True)
-    parser.add_argument("--teacher", help="run folder, for students")
+    parser.add_argument("--teacher", help="run folder of the teacher, for students")
     parser.add_argument("--arms", nargs="+")
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--folder", type=Path, default=Path("runs/sweep"))
@@ -164,9 +164,9 @@ def main() -> None:
     results = HERE / "results" / f"sweep_{name}.json"
     use_threads(1)
     common = [f"data.dir={json.dumps(arguments.data)}", "trainer.threads=1", "trainer.precision=32-true", "trainer.log_every=100"]
-    common.append("trainer.sample_every=1000000")  # at the end alone
+    common.append("trainer.sample_every=1000000")  # samples are drawn at the end alone
     if arguments.recipe.endswith("cifar10_cpu"):
-        common.append("data.size=16")  # a quarter of the time
+        common.append("data.size=16")  # a step takes a quarter of the time
     if arguments.teacher:
         common.append(f"method.teacher={json.dumps(arguments.teacher)}")
     data, suite = None, None
@@ -181,7 +181,7 @@ def main() -> None:
             assert isinstance(data, ImageData)
         overrides = [*arms[title], *common]
         folder = arguments.folder / f"{name}_{title.replace(' ', '_').replace(',', '')}"
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut short
+        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run has left
         steps, seconds = trained_for(arguments.seconds, arguments.recipe, folder, *overrides)
         generator = load(folder)
         teaches = arguments.recipe.startswith("teacher/")

@@ -1,4 +1,4 @@
-"""The tables of real images: every method beside every other, how its quality came, and the sweeps by which its settings were chosen."""
+"""Tables of real images: the figures of every method, their course during training, and the sweeps by which settings were chosen."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from cells import ranged
 from fewstep.metrics.rows import row_roles
 
-# heading -> key, form; those of the short table first
+# heading -> key, form; the columns of the short table come first
 COLUMNS = {
     "FD / floor": ("frechet_over_floor", "{:.2f}"),
     "second judge": ("frechet_second_over_floor", "{:.2f}"),
@@ -21,13 +21,13 @@ COLUMNS = {
     "distance to train": ("train_distance", "{:.0%}"),
     "copies": ("copies", "{:.1%}"),
 }
-MOST_SLOPE = 0.2  # of the curve, from its end, by which its slope is told
-SETTLED, KNOWN = 0.2, 2 / 3  # shares of a training: what lies before is not fitted; what lies behind is predicted
-SHAPE = 1.3  # times its teacher's FD, which a student is to come to
+MOST_SLOPE = 0.2  # share of the curve, at its end, over which its slope is measured
+SETTLED, KNOWN = 0.2, 2 / 3  # shares of a training, between which a power law is fitted; it predicts the rest
+SHAPE = 1.3  # FD that a student is to reach, in multiples of its teacher's
 
 
 def groups(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Runs by the title of their arm, in the order of their seeds."""
+    """Return the runs by the title of their arm, in the order of their seeds."""
     found: dict[str, list[dict[str, Any]]] = {}
     for run in sorted(content["runs"].values(), key=lambda run: run["training_seed"]):
         found.setdefault(run["title"], []).append(run)
@@ -35,18 +35,21 @@ def groups(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def own_rows(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of the run's own model."""
+    """Return the rows of `run` that measure its own model, rather than the floor or a teacher."""
     roles = row_roles(run)
     return [run["rows"][title] for title in run["rows"] if roles[title] == "own"]
 
 
 def cells_of(rows: Sequence[dict[str, Any]], columns: dict[str, tuple[str, str]]) -> list[str]:
-    """What `rows` give of each of `columns`."""
+    """Return a cell for each of `columns`: the mean over `rows`, with its range."""
     return [ranged([row[key] for row in rows if key in row], form) for key, form in columns.values()]
 
 
 def figures_lines(content: dict[str, Any], order: Sequence[str], short: bool = False) -> list[list[str]]:
-    """A row for each arm in `order` and number of evaluations: every figure, and what its training took."""
+    """Return a line for each arm in `order` and number of evaluations: every figure, and what the training took.
+
+    With `short`, only the first four figures.
+    """
     columns = dict(list(COLUMNS.items())[: 4 if short else None])
     lines = [["", "evaluations", *columns, "images seen", "training, CPU min"]]
     arms = groups(content)
@@ -64,12 +67,12 @@ def figures_lines(content: dict[str, Any], order: Sequence[str], short: bool = F
 
 
 def median_minutes(runs: Sequence[dict[str, Any]]) -> float:
-    """Minutes of CPU that training took."""
+    """Return the median CPU time of the training of `runs`, in minutes."""
     return statistics.median(run["cpu_seconds"] for run in runs) / 60
 
 
 def figures_note(content: dict[str, Any], order: Sequence[str]) -> str:
-    """Of how many samples and seeds."""
+    """Return the note of a table of figures: numbers of samples and seeds, and what the times include."""
     run, arms = next(iter(content["runs"].values())), groups(content)
     seeds = ", ".join(f"{title} {len(arms[title])}" for title in order if title in arms)
     return (
@@ -79,7 +82,7 @@ def figures_note(content: dict[str, Any], order: Sequence[str]) -> str:
 
 
 def curve_lines(content: dict[str, Any], order: Sequence[str]) -> list[list[str]]:
-    """Of each arm's first seed, FD / floor on the way, and by how much it still falls with every tenth of the training."""
+    """Return a line for each arm's first seed: FD / floor during training, and by how much it still falls with each tenth at the end."""
     lines = [["", "at", *(f"{k}%" for k in range(20, 101, 20)), "falls by, each 10% of the end"]]
     arms = groups(content)
     for title in (title for title in order if title in arms and arms[title][0]["curve"]):
@@ -97,22 +100,22 @@ def curve_lines(content: dict[str, Any], order: Sequence[str]) -> list[list[str]
 
 
 class PowerLaw(NamedTuple):
-    """FD = ``exp(offset) images^slope``."""
+    """A power law of FD over training images: FD = ``exp(offset) images^slope``."""
 
     slope: float
     offset: float
 
     def at(self, images: float) -> float:
-        """FD after so many images."""
+        """Return FD after so many images."""
         return float(np.exp(self.offset) * images**self.slope)
 
     def images(self, target: float) -> float | None:
-        """Images until FD is `target`; None where it does not fall."""
+        """Return the number of images at which FD reaches `target`; None if FD does not fall."""
         return float(np.exp((np.log(target) - self.offset) / self.slope)) if self.slope < 0 else None
 
 
 def power_law(curve: Sequence[dict[str, float]], first: float, last: float) -> PowerLaw | None:
-    """The line through a curve between two shares of its training, both logarithmic; None through fewer than three points."""
+    """Fit a power law to a curve between the shares `first` and `last` of its training; None for fewer than three points."""
     most = curve[-1]["images_seen"]
     points = [record for record in curve if first * most <= record["images_seen"] <= last * most + 1]
     if len(points) < 3:
@@ -122,7 +125,10 @@ def power_law(curve: Sequence[dict[str, float]], first: float, last: float) -> P
 
 
 def growth_lines(content: dict[str, Any], order: Sequence[str]) -> list[list[str]]:
-    """Whether a power law through the first two thirds of a curve predicts its end, and what one through all of it says."""
+    """Return a line for each arm: how well a power law through two thirds of its curve predicts the end.
+
+    The last columns tell how FD falls by a power law through the whole curve, and when the student reaches `SHAPE` times its teacher's FD.
+    """
     arms = groups(content)
     predicted = f"predicted from {SETTLED:.0%} to {KNOWN:.0%}"
     lines = [["", "FD / floor at the end", predicted, "predicted / found", "falls, each doubling", f"images to {SHAPE} x its teacher"]]
@@ -148,10 +154,10 @@ def growth_lines(content: dict[str, Any], order: Sequence[str]) -> list[list[str
 
 
 def _needed(run: dict[str, Any], arms: dict[str, list[dict[str, Any]]], law: PowerLaw, most: float, found: float) -> str:
-    """In words, when the student is as good as it should be beside its teacher.
+    """Return, in words, after how many images the student reaches `SHAPE` times its teacher's FD.
 
-    Both were measured at the end, of equally many samples, and so tell by what factor FD has yet to fall; a curve is of fewer samples, in
-    units of another floor, and tells how fast it does.
+    Student and teacher were both measured at the end, on equally many samples, which gives the factor by which FD has yet to fall. The
+    curve is measured on fewer samples, in units of another floor, and only gives how fast FD falls.
     """
     if run["taught"] not in arms:
         return ""
@@ -164,7 +170,7 @@ def _needed(run: dict[str, Any], arms: dict[str, list[dict[str, Any]]], law: Pow
 
 
 def sweep_lines(content: dict[str, Any]) -> list[list[str]]:
-    """What each arm of a sweep came to."""
+    """Return a line for each arm of a sweep: its settings, its training and its figures."""
     teaches = any(run["denoising_error"] for run in content["runs"])
     told = ["denoising error"] if teaches else ["recall", "class std"]
     counts = sorted({count for run in content["runs"] for count in run.get("more", {})}, key=int)
@@ -181,7 +187,7 @@ def sweep_lines(content: dict[str, Any]) -> list[list[str]]:
 
 
 def calibration_lines(table: dict[str, Any]) -> list[list[str]]:
-    """A row for each set of which everybody knows how good it is, in the order of the first judge."""
+    """Return a line for each set of known quality, in the order of the first judge."""
     keys = ("FD / floor", "second judge", "class asked for", "precision", "recall", "class std")
     columns = {heading: COLUMNS[heading] for heading in keys if any(COLUMNS[heading][0] in row for row in table["rows"].values())}
     lines = [["", *columns]]
@@ -192,7 +198,7 @@ def calibration_lines(table: dict[str, Any]) -> list[list[str]]:
 
 
 def guidance_lines(content: dict[str, Any]) -> list[list[str]]:
-    """A row for each scale of guidance."""
+    """Return a line for each scale of guidance."""
     columns = {heading: form for heading, form in COLUMNS.items() if any(form[0] in row for row in content["rows"])}
     lines = [["guidance", "n", "evaluations", *columns]]
     for row in sorted(content["rows"], key=lambda row: (row["n"], row["scale"])):

@@ -1,15 +1,15 @@
-"""Real images by every method: the recipes of MNIST and the small ones of CIFAR-10, trained, measured, and how their quality came.
+"""Train and measure every method on real images: the recipes of MNIST and the small ones of CIFAR-10, with curves of their quality.
 
     python benchmarks/images.py mnist --data ../shared/data/mnist --list
     python benchmarks/images.py mnist --data ../shared/data/mnist --only teacher dmd2 --seeds 0
     python benchmarks/images.py cifar10 --data ../shared/data/cifar10
     python benchmarks/images.py cifar10_16 --data ../shared/data/cifar10        squares of four pixels averaged: a quarter of the work
 
-Each arm is a shipped recipe as it is; those with a teacher distil that of their own seed. One thread a process: run two side by side,
-each with arms of its own, and they write to one results file. What is stopped goes on from its run folder in the next call, and an arm
-that is in the results is not done again. Figures are of 10,000 samples (seed 0) against the test split, in both judges; curves are of
-1,000 samples at every tenth of the training, of the models that draw in a few evaluations. Seconds are the CPU time of the training
-process, measuring on the way included. Writes results/images_NAME.json after each arm.
+Each arm is a shipped recipe, unchanged; a student distils the teacher of its own seed. Each process uses one thread: two can run side by
+side with different arms, and write to one results file. An interrupted arm is resumed from its run folder by the next call, and an arm
+that the results hold already is skipped. Figures are of 10,000 samples (seed 0) against the test split, in both judges; curves are of
+1,000 samples at every tenth of the training, for models that sample in a few evaluations. Seconds are the CPU time of the training
+process, including the measurements for the curve. Writes results/images_NAME.json after each arm.
 """
 
 import argparse
@@ -30,21 +30,21 @@ from fewstep.training.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 NUM = 10_000  # samples measured at the end
-CURVE = 1_000  # samples measured on the way
-MANY = 10  # steps from which on it pays to compile the network first
+CURVE = 1_000  # samples measured during training
+MANY = 10  # sampling steps from which compiling the network pays
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One recipe.
+    """A recipe to train and measure.
 
     Attributes:
-        recipe: its name.
-        steps: at which numbers of sampling steps it is measured.
-        teacher: the arm that teaches it; None for none.
+        recipe: name of the recipe.
+        steps: numbers of sampling steps at which it is measured.
+        teacher: title of the arm that is its teacher; None for none.
         seeds: training seeds.
-        curve: whether it is measured on the way.
-        changes: what differs from the recipe.
+        curve: whether it is measured during training, too.
+        changes: overrides of the recipe.
 
     """
 
@@ -77,7 +77,7 @@ ARMS["cifar10_16"] = {title: replace(arm, changes=("data.size=16",)) for title, 
 
 @contextmanager
 def shared(path: Path) -> Iterator[dict]:
-    """What the results file `path` holds, to be changed by one process at a time; it is written where it was changed."""
+    """Yield the content of the results file `path`, locked against other processes, and write it back if it was changed."""
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         before = path.read_text() if path.exists() else "{}"
@@ -88,12 +88,12 @@ def shared(path: Path) -> Iterator[dict]:
 
 
 def folder_of(root: Path, title: str, seed: int) -> Path:
-    """Where the run of an arm lies."""
+    """Return the run folder of the arm `title` with `seed`."""
     return root / f"{title.replace(', ', '_').replace(' ', '_')}_{seed}"
 
 
 def train(arm: Arm, folder: Path, seed: int, data: Path, teacher: Path | None) -> float:
-    """Train or finish an arm in `folder`; seconds of CPU that it took, over all its parts."""
+    """Train an arm in `folder`, or resume it, and return the CPU seconds that its training took over all calls."""
     overrides = [f"seed={seed}", f"data.dir={json.dumps(str(data))}", "trainer.threads=1", *arm.changes]
     if teacher is not None:
         overrides.append(f"method.teacher={json.dumps(str(teacher))}")
@@ -112,21 +112,21 @@ def train(arm: Arm, folder: Path, seed: int, data: Path, teacher: Path | None) -
 
 
 def curve_of(run: RunFolder) -> list[dict[str, float]]:
-    """What was measured on the way: images seen, seconds of training, and FD over the floor."""
+    """Return what was measured during training: images seen, seconds of training, and FD over the floor."""
     keys = ("images_seen", "seconds", "eval.frechet_over_floor")
     return [{key: record[key] for key in keys} for record in run.metrics() if keys[-1] in record]
 
 
 def main() -> None:
-    """Train, measure, write."""
+    """Train and measure every arm that is asked for, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=list(ARMS))
-    parser.add_argument("--data", type=Path, required=True, help="folder of its parquet files")
-    parser.add_argument("--folder", type=Path, help="where the runs lie; runs/images/SET if not given")
-    parser.add_argument("--only", nargs="+", help="titles of arms")
-    parser.add_argument("--seeds", type=int, nargs="+", help="of those that each arm has")
-    parser.add_argument("--train-only", action="store_true", help="train, and measure in another call: a teacher is measured for long")
-    parser.add_argument("--list", action="store_true", help="say what is done, and what is left")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the parquet files of the data set")
+    parser.add_argument("--folder", type=Path, help="folder of the runs; default runs/images/SET")
+    parser.add_argument("--only", nargs="+", help="titles of the arms to run; default all")
+    parser.add_argument("--seeds", type=int, nargs="+", help="run only these of the seeds that each arm has")
+    parser.add_argument("--train-only", action="store_true", help="leave measuring, which takes long for a teacher, to another call")
+    parser.add_argument("--list", action="store_true", help="print which arms are done and which are left")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     arms, root = ARMS[arguments.set], arguments.folder or Path("runs/images") / arguments.set
@@ -162,7 +162,7 @@ def main() -> None:
                 content["command"] = f"python benchmarks/images.py {arguments.set} --data DIR"
                 content.setdefault("runs", {})[key] = {
                     **found,
-                    "warnings": [warning for warning in found["warnings"] if str(root) not in warning],  # a teacher's other protocol
+                    "warnings": [warning for warning in found["warnings"] if str(root) not in warning],  # of a teacher's other protocol
                     "title": title,
                     "arm": arm.recipe,
                     "changes": list(arm.changes),

@@ -1,11 +1,11 @@
-"""What it takes to import, sample and distil a full-size EDM network of CIFAR-10 on this machine.
+"""Measure what it takes to import, sample and distil a full-size EDM network of CIFAR-10 on this machine.
 
     python benchmarks/import_edm.py [--folder runs/import_edm]
 
 Writes a file in the official layout with the names and shapes of the published conditional VP network (55.7 million parameters) and
-random weights: no published file is needed, and none is loaded. Then, each in a process of its own through the command line: the
-import, 4 images in 18 steps of Heun's method, and 2 steps of dmd2 with batch 2, the student, the teacher and the fake network being of
-full size. Prints time and peak memory of each and writes results/import_edm.json.
+random weights: no published file is needed, and none is loaded. Then runs through the command line, each in a process of its own: the
+import, 4 images in 18 steps of Heun's method, 2 steps of dmd2 with batch 2, where student, teacher and fake network are of full size, and 4
+images of the student. Prints time and peak memory of each and writes results/import_edm.json.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from official_edm import official_arguments, official_bytes, official_content, o
 
 RESULTS = Path(__file__).parent / "results" / "import_edm.json"
 MIB = 2**20
-# runs the command line, then says how much memory the process had at its peak
+# runs the command line, then prints the peak memory of the process
 WITH_PEAK = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
@@ -43,7 +43,7 @@ finally:
 
 
 def write_file(path: Path) -> dict:
-    """A full-size conditional VP network with random weights, in the official layout."""
+    """Write a full-size conditional VP network with random weights to `path`, in the official layout; return its size and tensor count."""
     with torch.device("meta"):
         shapes = EDMUNet((3, 32, 32), 10).state_dict()
     weights = scattered(shapes)
@@ -52,7 +52,7 @@ def write_file(path: Path) -> dict:
 
 
 def measured(*arguments: object) -> dict:
-    """Seconds, processor seconds of all threads and peak memory of ``fewstep ARGUMENTS`` in a process of its own, from its start on."""
+    """Return seconds, processor seconds of all threads and peak memory of ``fewstep ARGUMENTS`` in a process of its own, start included."""
     began, busy = time.perf_counter(), processor_seconds()
     whole = [sys.executable, "-c", WITH_PEAK, str(Path(__file__).parent), *map(str, arguments)]
     done = subprocess.run(whole, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, check=False)
@@ -64,7 +64,7 @@ def measured(*arguments: object) -> dict:
 
 
 def processor_seconds() -> float:
-    """Processor time of all processes started here that have ended; on a busy machine it says more than the clock does."""
+    """Return the processor time of all child processes that have ended; on a busy machine it says more than wall time."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -72,7 +72,7 @@ def processor_seconds() -> float:
 def main() -> None:
     """Measure, print a table, write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where to work; default a temporary one")
+    parser.add_argument("--folder", type=Path, help="folder below which a temporary one is made; default the system's")
     chosen = parser.parse_args().folder
     with tempfile.TemporaryDirectory(dir=chosen) as temporary:
         folder = Path(temporary)
@@ -80,7 +80,7 @@ def main() -> None:
         held = write_file(file)
         distillation = recipe(folder, random_images(folder / "images"), teacher)
         rows = {
-            # a second one, since the first reads code and libraries from the disk
+            # the second import, since the first also reads code and libraries from the disk
             "import": [measured("import", file, "--out", folder / name) for name in ("first", "teacher")][1],
             "4 images in 18 steps": measured("sample", teacher, "-n", 4, "--seed", 0, "--out", folder / "samples.png"),
             "2 steps of dmd2, batch 2": measured("train", distillation, "--out", folder / "run"),
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def random_images(folder: Path) -> Path:
-    """Four images of noise in each of ten classes: what they show does not change what a step costs."""
+    """Write four images of noise for each of ten classes; their content does not change what a step costs."""
     from PIL import Image
 
     rng = torch.Generator().manual_seed(0)
@@ -113,7 +113,7 @@ def random_images(folder: Path) -> Path:
 
 
 def recipe(folder: Path, images: Path, teacher: Path) -> Path:
-    """Two steps of dmd2, with what the method takes by default, over a folder of images."""
+    """Write a recipe for two steps of dmd2, with the method's default settings, on a folder of images, and return its path."""
     path = folder / "recipe.yaml"
     sections = {
         "about": "A full-size EDM teacher distilled for two steps.",
@@ -125,7 +125,7 @@ def recipe(folder: Path, images: Path, teacher: Path) -> Path:
         "steps": 2,
         "batch_size": 2,
     }
-    path.write_text(json.dumps(sections))  # which is YAML, too
+    path.write_text(json.dumps(sections))  # JSON is YAML, too
     return path
 
 

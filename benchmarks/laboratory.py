@@ -1,11 +1,11 @@
-"""The 2D laboratory measured: does drift end at p^gamma, with which generators, and what do the strict presets do.
+"""Measure the 2D laboratory: whether drift ends at p^gamma, with which generators, and what the strict presets do.
 
     python benchmarks/laboratory.py                          every study, 3 seeds; about 40 minutes on one core
-    python benchmarks/laboratory.py --studies ring presets   some of them
+    python benchmarks/laboratory.py --studies ring presets   some of the studies
     python benchmarks/laboratory.py --seeds 0
 
-Each study trains shipped recipes as they are, with the overrides listed in `STUDIES`, evaluates 10,000 samples against exact
-ones, and writes results/laboratory_STUDY.json. A run that is already in --folder is gone on with, not begun again.
+Each study trains shipped recipes with the overrides listed in `STUDIES`, evaluates 10,000 samples against exact ones, and writes
+results/laboratory_STUDY.json. A run that is already in --folder is resumed, not begun again.
 """
 
 import argparse
@@ -23,7 +23,7 @@ GAMMAS = (0.5, 1.0, 1.5, 2.0)
 
 
 def powers(recipe: str) -> list[tuple[str, str, tuple[str, ...]]]:
-    """`recipe` at each gamma: (title, recipe, overrides)."""
+    """Return (title, recipe, overrides) for `recipe` at each gamma."""
     return [(f"{recipe}, gamma {gamma:g}", recipe, (f"method.gamma={gamma}",)) for gamma in GAMMAS]
 
 
@@ -59,7 +59,7 @@ STUDIES: dict[str, list[tuple[str, str, tuple[str, ...]]]] = {
             ("method.field=drifting", "method.temperatures=[0.02,0.05,0.2]", "method.affinity_floor=0.001", "steps=1500"),
         ),
     ],
-    # a twentieth of the steps that the presets have by default; what they lose they have lost by then
+    # a twentieth of the presets' default steps; whatever the presets lose, they have lost by then
     "presets": [
         (f"drift/{name}", f"drift/{name}", ("steps=5000",)) for name in ("vanilla", "vanilla_temperature", "stable_gamma", "large_gamma")
     ],
@@ -67,7 +67,7 @@ STUDIES: dict[str, list[tuple[str, str, tuple[str, ...]]]] = {
 
 
 def main() -> None:
-    """Train, evaluate, write."""
+    """Train and evaluate every run of the studies that are asked for, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", nargs="+", choices=list(STUDIES), default=list(STUDIES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -89,7 +89,7 @@ SHOWN = ("energy", "modes", "weight_tv", "inside", "variance", "median_radius", 
 
 
 def run(recipe: str, folder: Path, *overrides: str) -> dict[str, Any]:
-    """Train or finish one run, measure it, and return what a table needs."""
+    """Train or finish one run, evaluate it, and return what a table needs."""
     done = RunFolder(folder)
     train_recipe(load_recipe(recipe, overrides), folder, resume=done.recipe_file.exists(), title=folder.name)
     results = json.loads(done.results_file.read_text()) if done.results_file.exists() else evaluate(folder)

@@ -1,11 +1,10 @@
-"""What makes a training step of an image U-Net cheaper on a CPU, one lever after the other.
+"""Time a training step of an image U-Net on a CPU while levers that make it cheaper are added one after the other.
 
     python benchmarks/levers.py [--repeats 9] [--only mnist]
 
 A forward and backward pass of the U-Net on 64 images, in CPU seconds of the process (user and system, one thread). Each row adds one lever
-to the row above it; all rows are measured in turn, in every repeat, so that what else the machine does falls on all of them. Ratios are
-medians of the ratios within a repeat. Images are padded to 32x32 in the first row of MNIST, as its recipe had it before it was ever run.
-Writes results/levers.json.
+to the row above it; all rows are measured in turn, in every repeat, so that other work on the machine affects all of them. Ratios are
+medians of the ratios within a repeat. In the first row of MNIST the images are padded to 32x32. Writes results/levers.json.
 """
 
 import argparse
@@ -29,7 +28,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a pass."""
+    """The settings of a row: image shape, channels and patch size of the U-Net, and the levers that are on."""
 
     shape: tuple[int, ...]
     channels: tuple[int, ...]
@@ -39,7 +38,7 @@ class Way:
     bf16: bool = False
 
     def ready(self) -> tuple[Callable[[], Tensor], int]:
-        """A pass that is ready to run, and the network's number of parameters."""
+        """Return a function that computes the loss of a pass, and the network's number of parameters."""
         settings = {
             "name": "unet",
             "channels": list(self.channels),
@@ -63,7 +62,7 @@ class Way:
 
 
 def ladder(first: Way, *steps: tuple[str, dict]) -> dict[str, Way]:
-    """Rows, each with one lever more than the last."""
+    """Return rows of which each has one lever more than the row before; `first` has none."""
     rows = {"as it was": first}
     for title, change in steps:
         rows[title] = replace(list(rows.values())[-1], **change)
@@ -92,7 +91,7 @@ LADDERS = {
 
 
 def cpu_seconds(loss: Callable[[], Tensor]) -> tuple[float, float]:
-    """Of a pass and its way back, the first after another of the same: all, and the part that the system took."""
+    """Return (CPU seconds, system seconds among them) of a forward and backward pass that follows an untimed one."""
     loss().backward()
     before = os.times()
     loss().backward()
@@ -102,7 +101,7 @@ def cpu_seconds(loss: Callable[[], Tensor]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Time the ladders that are asked for, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--only", nargs="+", choices=list(LADDERS), default=list(LADDERS))

@@ -1,18 +1,20 @@
-"""Does the loader keep up with training, how long does reading a data set take, and how much memory?
+"""Measure whether the loader keeps up with training, and the time and memory that reading a data set takes.
 
     python benchmarks/loader.py [--repeats 5] [--parts reading batches own]
 
 Batches: the time of one batch of the loop (indices, bytes, flip, floats on the device) against that of one training step of the
-64-128-256-512 U-Net of teacher/photos on 32x32 images, batch 128; the two alternate in one process. Reading: a set of CIFAR-10's size with
-random pixels, as the official binary files and their archive, as PNGs in parquet, and as a folder of PNGs; each in a process of its own,
-which has read a small set of the same kind before, and with a cache of `datasets` that is empty. Seconds, and the growth of resident
-memory at its peak over the bytes of the pixels. Random pixels are the worst case: PNG cannot compress them.
+64-128-256-512 U-Net of teacher/photos on 32x32 images, batch 128; the two alternate in one process.
 
-Own: the same bytes as `ImageData` and as somebody's map-style data set, time of a batch of 128, in turns; images a second of a stream of
-parquet shards, by readers; and a memory-mapped set of 20,000 and of 200,000 images, trained for 400 steps by a network of one layer: the
-private memory (RssAnon) at its peak, of the process and its workers, which has to be the same for both, and the bytes of the file.
+Reading: seconds, and the peak growth of resident memory over the bytes of the pixels, for a set of CIFAR-10's size with random pixels, as
+the official binary files and their archive, as PNGs in parquet, and as a folder of PNGs. Each set is read in a process of its own, which
+has read a small set of the same kind before, with an empty cache of `datasets`. Random pixels are the worst case: PNG cannot compress them.
 
-Writes results/loader.json (with the GPU's name where there is one), the parts that were asked for.
+Own: data sets of the user's own. The time of a batch of 128 from the same bytes as `ImageData` and as a map-style data set, in turns;
+images a second of a stream of parquet shards, by the number of workers; and the peak private memory (RssAnon) of the process and its
+workers in 400 training steps of a network of one layer, on memory-mapped sets of 20,000 and of 200,000 images, for which it has to be the
+same.
+
+Writes the parts that are asked for to results/loader.json (with the GPU's name where there is one).
 """
 
 import argparse
@@ -53,8 +55,8 @@ KINDS = ("binary", "archive", "parquet", "folder")
 
 
 def batches(repeats: int) -> dict:
-    """Times of a training step and of the batch in it."""
-    load = os.getloadavg()[0]  # what else the machine does slows the step, and flatters the loader
+    """Return the times of a training step and of the batch that it takes."""
+    load = os.getloadavg()[0]  # other work on the machine slows the step, and flatters the loader
     rng = torch.Generator().manual_seed(SEED)
     images = torch.randint(0, 256, (NUM, 3, 32, 32), dtype=torch.uint8, generator=rng)
     label = torch.arange(NUM) % 10
@@ -91,7 +93,7 @@ def batches(repeats: int) -> dict:
 
 
 def write_binary(folder: Path, rng: np.random.Generator) -> None:
-    """CIFAR-10's files with random bytes in them."""
+    """Write CIFAR-10's binary files, with random bytes in them, to `folder`."""
     folder.mkdir()
     for name in (*TRAIN, TEST):
         records = rng.integers(0, 256, (RECORDS, 3073), dtype=np.uint8)
@@ -101,14 +103,14 @@ def write_binary(folder: Path, rng: np.random.Generator) -> None:
 
 
 def png(rng: np.random.Generator) -> bytes:
-    """A random image."""
+    """Return a random 32x32 image as PNG."""
     content = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(content, "PNG", compress_level=1)
     return content.getvalue()
 
 
 def write_parquet(file: Path, num: int, rng: np.random.Generator) -> None:
-    """PNGs and labels in the columns that CIFAR-10 has on the Hub, through `datasets`."""
+    """Write `num` PNGs and labels in the columns that CIFAR-10 has on the Hub, through `datasets`."""
     import datasets
 
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=[f"class{k}" for k in range(CLASSES)])})
@@ -117,7 +119,7 @@ def write_parquet(file: Path, num: int, rng: np.random.Generator) -> None:
 
 
 def write_folder(folder: Path, num: int, rng: np.random.Generator) -> None:
-    """PNGs in a sub-folder a class."""
+    """Write `num` PNGs to `folder`, a sub-folder a class."""
     for k in range(num):
         file = folder / f"class{k % CLASSES}" / f"{k}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +127,7 @@ def write_folder(folder: Path, num: int, rng: np.random.Generator) -> None:
 
 
 def prepare(root: Path) -> None:
-    """All data sets, large and small."""
+    """Write all data sets, large and small, below `root`."""
     rng = np.random.default_rng(SEED)
     write_binary(root / "binary", rng)
     (root / "archive").mkdir()
@@ -138,7 +140,7 @@ def prepare(root: Path) -> None:
 
 
 def read(root: Path, kind: str, size: str) -> ImageData:
-    """One of them."""
+    """Return the data set of this kind and size that `prepare` has written below `root`."""
     if kind == "archive":
         return cifar10_of(str(root / "archive"), md5=(root / "md5").read_text())
     if kind == "binary":
@@ -147,10 +149,10 @@ def read(root: Path, kind: str, size: str) -> ImageData:
 
 
 def reading(root: Path, kind: str) -> dict:
-    """Seconds and memory of reading one set, in this process."""
+    """Return seconds and memory of reading one set, in this process."""
     if kind in ("parquet", "folder"):
         read(root, kind, "small")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak of resident memory
     before, began = peak_mib(), time.perf_counter()
     data = read(root, kind, "large")
     seconds = time.perf_counter() - began
@@ -160,7 +162,7 @@ def reading(root: Path, kind: str) -> dict:
 
 
 class Mapped(torch.utils.data.Dataset):
-    """Images in a memory-mapped file, as somebody would write it."""
+    """A map-style data set of images in a memory-mapped file, as a user would write it."""
 
     num_classes = 10
 
@@ -175,7 +177,7 @@ class Mapped(torch.utils.data.Dataset):
 
 
 def own_batches(repeats: int) -> list[dict]:
-    """Time of a batch of the same images: in memory, by number, and by number with workers."""
+    """Return the time of a batch of the same images: held in memory, and fetched item by item without and with workers."""
     rng = torch.Generator().manual_seed(SEED)
     images = torch.randint(0, 256, (NUM, 3, 32, 32), dtype=torch.uint8, generator=rng)
     label = torch.arange(NUM) % 10
@@ -189,7 +191,7 @@ def own_batches(repeats: int) -> list[dict]:
     }
     times: dict[str, list[float]] = {name: [] for name in made}
     for number in range(1 + repeats):
-        for name, batches in made.items():  # workers read ahead: a few batches together, so that they have to keep up
+        for name, batches in made.items():  # workers read ahead: 40 batches are timed together, so that they have to keep up
             first = 40 * number
             seconds = timed(lambda batches=batches, first=first: [batches(step) for step in range(first, first + 40)])
             if number:
@@ -201,7 +203,7 @@ def own_batches(repeats: int) -> list[dict]:
 
 
 def streamed(repeats: int) -> list[dict]:
-    """Images a second of a stream of four parquet shards of PNGs."""
+    """Return images a second of a stream of four parquet shards of PNGs, and the time to resume it, by the number of workers."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(SEED)
@@ -232,7 +234,7 @@ def streamed(repeats: int) -> list[dict]:
 
 
 def private_mib(pids: list[int]) -> float:
-    """Private memory now: what a memory-mapped file has in the page cache does not count."""
+    """Return the current private memory in MiB of the processes `pids`, which leaves out a memory-mapped file's page cache."""
     found = 0
     for pid in pids:
         line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("RssAnon"))
@@ -241,7 +243,7 @@ def private_mib(pids: list[int]) -> float:
 
 
 def mapped(num: int, workers: int) -> dict:
-    """Peak private memory of 400 steps on a memory-mapped set of `num` images, in this process."""
+    """Return the peak private memory of 400 steps on a memory-mapped set of `num` images, in this process."""
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/pixels"
         pixels = np.memmap(file, np.uint8, "w+", shape=(num, 3, 32, 32))
@@ -271,7 +273,7 @@ def mapped(num: int, workers: int) -> dict:
 
 
 def own(repeats: int) -> dict:
-    """All of it, with a table."""
+    """Measure the part "own", print its tables and return the results."""
     batches, streams, sets = own_batches(repeats), streamed(repeats), []
     for row in batches:
         print(f"{row['kind']:22} {row['batch_ms']:7.3f} ms a batch, {row['over_in_memory']:5.1f} times that in memory")
@@ -294,7 +296,7 @@ def own(repeats: int) -> dict:
 
 
 def all_readings() -> list[dict]:
-    """Every kind of set read in a process of its own, with a table."""
+    """Read every kind of set in a process of its own, print a table and return its rows."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))

@@ -1,12 +1,12 @@
-"""The losses of DMD2 on real digits at equal training time: dmd, sid and uni, each as it is and by other divergences.
+"""Compare the losses of DMD2 on real digits at equal training time: dmd, sid and uni, with other divergences and with a GAN.
 
     python benchmarks/losses.py                               every arm, 3 seeds; 300 CPU seconds a run, on one thread
     python benchmarks/losses.py --arms "sid" "uni, KL" --seeds 0
     python benchmarks/losses.py --seconds 60 --results /tmp/short.json
 
-Each arm is dmd2/digits with the overrides in `ARMS`, distilled from the same teacher (teacher/digits, one a seed), for so many steps as
-take --seconds of CPU. Figures are means over `SAMPLINGS` sets of 2,000 samples. Writes results/losses_digits.json after each run; a run
-of as many seconds that is in there is not done again.
+Each arm is dmd2/digits with the overrides in `ARMS`, trained for as many steps as take --seconds of CPU; all arms of a seed are distilled
+from the same teacher (teacher/digits). Figures are means over `SAMPLINGS` sets of 2,000 samples. Writes results/losses_digits.json after
+each run; a run that the file holds with the same --seconds is skipped.
 """
 
 import argparse
@@ -38,7 +38,7 @@ ARMS: dict[str, tuple[str, ...]] = {
 
 
 def main() -> None:
-    """Train, measure, write."""
+    """Train and measure every arm that is asked for, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -1,4 +1,4 @@
-"""What the benchmarks of single steps share: what they are of, the time of a call, taken in turns, and the peak memory of a process."""
+"""Shared by the benchmarks of single steps: their recipes and data, the time of a call, and the peak memory of a process."""
 
 import time
 from collections.abc import Callable
@@ -10,20 +10,20 @@ from fewstep.build import Data, load_data
 from fewstep.data import ImageData
 from fewstep.recipe import load_recipe, shipped_recipes
 
-# random images of the shape of a data set that need not be there, and the recipes, the first of which that is shipped gives the network
+# shapes of random images in place of data sets, whose files are not needed; names of recipes, of which the first that is shipped is taken
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 NETWORKS = {"cifar10": ("cifar10_cpu", "cifar10_small")}
 BATCH = {"digits": 64, "photos": 64, "mnist": 64, "cifar10": 64}
 
 
 def recipe_name(method: str, network: str) -> str:
-    """The shipped recipe of `method` for what is called `network` here."""
+    """Return the shipped recipe of `method` for the data set that is called `network` here."""
     names = [f"{method}/{name}" for name in NETWORKS.get(network, (network,))]
     return next(name for name in names if name in shipped_recipes())
 
 
 def data_for(network: str) -> Data:
-    """The data of `network`: as shipped, or random bytes of the shape and in ten classes."""
+    """Return the data of `network`: its recipe's, or random bytes of its shape in ten classes."""
     if network not in SHAPES:
         return load_data(load_recipe(recipe_name("teacher", network)).data)
     rng = torch.Generator().manual_seed(0)
@@ -34,7 +34,7 @@ def data_for(network: str) -> Data:
 
 
 def timed(call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of one call by `clock`, with what it left running on a GPU."""
+    """Return the seconds of one call by `clock`, including work that it has left running on a GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     began = clock()
@@ -45,7 +45,7 @@ def timed(call: Callable[[], object], clock: Callable[[], float] = time.perf_cou
 
 
 def peak_mib() -> float:
-    """Peak memory in MiB so far: of the device where there is one, else of this process (Linux)."""
+    """Return the peak memory in MiB so far: of the GPU if there is one, else of this process (Linux)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     # not getrusage: after exec its maximum still holds the memory of the process that forked this one

@@ -1,7 +1,7 @@
-"""One table over every method: quality by network evaluations beside what the training took, in the plane, on digits and on MNIST.
+"""Tables that compare every method: quality by network evaluations, and training time, in the plane, on digits and on MNIST.
 
-What is in it was measured elsewhere: `flows.py`, `dddm.py`, `quality.py`, `dmd2.py`, `laboratory.py` and `images.py` wrote the results that
-are read here, each of its recipe as it is shipped.
+The figures were measured by `flows.py`, `dddm.py`, `quality.py`, `dmd2.py`, `laboratory.py` and `images.py`, each with its recipes as they
+are shipped; their results are read here.
 """
 
 import json
@@ -16,23 +16,23 @@ from image_tables import groups, own_rows
 from images import ARMS
 
 RESULTS = Path(__file__).parent / "results"
-COUNTS = (1, 2, 4)  # evaluations of a column each; of the others the one with most is told in another
+COUNTS = (1, 2, 4)  # evaluations with a column each; the largest other number has a column of its own
 SCRATCH, EXACT = "none", "exact"
 
 Runs = Sequence[Mapping[str, Any]]
 Row = Mapping[str, Any]
-Read = Callable[[str], dict[str, Any]]  # what results/NAME.json holds
-Study = tuple[str, str, str, str | float]  # name of the results, title of the runs there, the method, its teacher as in `Measured`
+Read = Callable[[str], dict[str, Any]]  # name -> content of results/NAME.json
+Study = tuple[str, str, str, str | float]  # name of the results, title of their runs, name of the method, its teacher as in `Measured`
 
 
 class Measured(NamedTuple):
-    """A method on a data set.
+    """The measurements of a method on a data set.
 
     Attributes:
-        title: its name.
-        teacher: "none", "exact" for a closed form, or the seconds that a trained one took; NaN where that is not known.
-        values: evaluations -> the figure of each training seed.
-        seconds: what each training took.
+        title: name of the method.
+        teacher: "none", "exact" for a closed form, or the training seconds of a trained teacher; NaN if these are not known.
+        values: number of evaluations -> the figure of each training seed.
+        seconds: training seconds of each seed.
 
     """
 
@@ -42,7 +42,7 @@ class Measured(NamedTuple):
     seconds: Sequence[float]
 
     def cells(self, form: str) -> list[str]:
-        """Its row of the table."""
+        """Return the method's row of the table, with figures in `form`."""
         most = max(self.values)
         told = [ranged(self.values.get(count, ()), form) for count in COUNTS]
         more = f"{ranged(self.values[most], form)} at {most}" if most not in COUNTS else ""
@@ -56,12 +56,12 @@ class Measured(NamedTuple):
 
 
 def titled(runs: Iterable[Mapping[str, Any]], title: str) -> Runs:
-    """Those runs, one a training seed."""
+    """Return the runs with this title, one for each training seed."""
     return [run for run in runs if run["title"] == title]
 
 
 def by_evaluations(rows: Iterable[Row], key: str) -> dict[int, list[float]]:
-    """Evaluations -> the figures `key` of the rows with so many."""
+    """Return, for each number of evaluations, the figures `key` of the rows with this number."""
     found: dict[int, list[float]] = {}
     for row in rows:
         found.setdefault(row["evaluations"], []).append(row[key])
@@ -69,12 +69,12 @@ def by_evaluations(rows: Iterable[Row], key: str) -> dict[int, list[float]]:
 
 
 def of_steps(runs: Runs, key: str) -> dict[int, list[float]]:
-    """The same of runs whose rows are named by their number of steps, an evaluation each."""
+    """Return `by_evaluations` of runs whose rows are named by their number of steps, with one evaluation a step."""
     return by_evaluations(({"evaluations": int(steps), **row} for run in runs for steps, row in run["rows"].items()), key)
 
 
 def in_steps(read: Read, listed: Iterable[Study], key: str) -> list[Measured]:
-    """What the studies `listed` measured by steps, each with the CPU time of its training."""
+    """Return what the studies `listed` measured by numbers of steps, each with the CPU time of its training."""
     found = []
     for study, title, name, teacher in listed:
         runs = titled(read(study)["runs"], title)
@@ -83,7 +83,7 @@ def in_steps(read: Read, listed: Iterable[Study], key: str) -> list[Measured]:
 
 
 def plane(read: Read) -> list[Measured]:
-    """On the ring of eight Gaussians: the share of samples near a mode."""
+    """Return the methods on the ring of eight Gaussians, by the share of samples near a mode."""
     key, found = "inside", []
     for study, title, name, teacher in (
         ("laboratory_ring", "drift/ring, gamma 1", "drift", EXACT),
@@ -101,7 +101,7 @@ def plane(read: Read) -> list[Measured]:
 
 
 def digits(read: Read) -> list[Measured]:
-    """On real digits, 8x8: FD / floor."""
+    """Return the methods on real digits, 8x8, by FD / floor."""
     key, quality = "frechet_over_floor", read("quality")["runs"]
     rows = {
         role: [row for run in quality for title, row in run["rows"].items() if title.startswith(role)] for role in ("teacher", "student")
@@ -132,7 +132,7 @@ NAMES = {"teacher": "diffusion: the teacher", "dmd2": "DMD2", "dmd2, 4 steps": "
 
 
 def images(read: Read, name: str = "mnist") -> list[Measured]:
-    """On real images: FD / floor."""
+    """Return the methods on the real images called `name`, by FD / floor."""
     arms, found = groups(read(f"images_{name}")), []
     for title in (title for title in ARMS[name] if title in arms):
         runs = arms[title]
@@ -146,12 +146,12 @@ def images(read: Read, name: str = "mnist") -> list[Measured]:
 
 
 def stored(name: str) -> dict[str, Any]:
-    """What results/NAME.json holds."""
+    """Return the content of results/NAME.json."""
     content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return content
 
 
-# name of a table -> what is measured, the form of the figure, what its columns are called
+# name of a table -> function that gives its rows, form of the figure, name of the figure in headings
 SETS: dict[str, tuple[Callable[[Read], list[Measured]], str, str]] = {
     "ring": (plane, "{:.3f}", "inside"),
     "digits": (digits, "{:.2f}", "FD / floor"),
@@ -160,7 +160,7 @@ SETS: dict[str, tuple[Callable[[Read], list[Measured]], str, str]] = {
 
 
 def method_lines(name: str, read: Read = stored) -> list[list[str]]:
-    """The table of `name` in `SETS`: headings, and a row for each method."""
+    """Return the table of `name` in `SETS`: headings, and a row for each method."""
     make, form, figure = SETS[name]
     columns = [f"{figure}, {count} evaluation{'s' * (count > 1)}" for count in COUNTS]
     lines = [["", "teacher", *columns, "with most evaluations", "training (+ its teacher's), min", "seeds"]]

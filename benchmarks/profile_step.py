@@ -1,11 +1,11 @@
-"""Where the time of a training step goes, by the kind of what is computed.
+"""Measure where the time of a training step goes, by kind of operation.
 
     python benchmarks/profile_step.py [--steps 6] [--only mnist] [--method dmd2] [--precision 32-true] [--threads 1]
 
-For the teacher and DMD2 at 28x28 (MNIST) and 32x32 (CIFAR-10), with the networks of the shipped recipes on random images of that
-shape, torch.profiler looks at whole steps of the loop: data, losses, gradients, clipping, AdamW, the average, health. Each operation
-counts for the nearest thing around it that has a kind; what no operation was running in is Python. Times are of one device or thread,
-and the profiler makes small operations look slower than they are: read the shares. Writes results/profile_step.json.
+For the teacher and DMD2 at 28x28 (MNIST) and 32x32 (CIFAR-10), with the networks of the shipped recipes on random images of that shape,
+torch.profiler records whole steps of the loop: data, losses, gradients, clipping, AdamW, exponential moving average, health. The time of an
+operation counts for the nearest event around it that has a kind; time in which no operation runs is Python's. Times are of one device or
+thread, and the profiler makes small operations look slower than they are: read the shares. Writes results/profile_step.json.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from fewstep.training.run_folder import RunFolder
 from measuring import BATCH, SHAPES, data_for, recipe_name
 
 RESULTS = Path(__file__).parent / "results" / "profile_step.json"
-PARTS = ("loader", "health", "optimiser")  # of the loop, that are told by their place
-KINDS = {  # others are told by the name of an operation, in this order
+PARTS = ("loader", "health", "optimiser")  # parts of the loop, which `told_apart` marks
+KINDS = {  # other kinds, by what the name of an operation contains, in this order
     "attention": ("scaled_dot_product", "scaleddotproduct", "flash_attention", "softmax", "bmm"),
     "convolution": ("conv",),
     "norm": ("group_norm", "groupnorm", "layer_norm", "layernorm"),
@@ -43,12 +43,12 @@ ORDER = (*KINDS, *PARTS, "rest", "Python")
 
 
 def kind_of(event: Any) -> str:
-    """What an event of the profiler belongs to: by its own name, or that of the nearest event around it that tells."""
+    """Return the kind of an event of the profiler: by its own name, or by that of the nearest event around it that has a kind."""
     around = []
     while event is not None:
         around.append(event.name)
         event = event.cpu_parent
-    for name in around:  # what happens in a part of the loop is that part's, whatever it is
+    for name in around:  # every operation in a part of the loop counts for that part
         if name in PARTS:
             return name
     for name in around:
@@ -59,7 +59,7 @@ def kind_of(event: Any) -> str:
 
 
 def told_apart(loop: Loop) -> None:
-    """Let the profiler see the parts of the loop."""
+    """Make the profiler record the parts of the loop as events of their own."""
 
     def marked(part: str, call: Any) -> Any:
         def inside(*args: Any, **kwargs: Any) -> Any:
@@ -74,7 +74,7 @@ def told_apart(loop: Loop) -> None:
 
 
 def method_for(network: str, name: str, folder: Path) -> Method:
-    """The teacher of `network`, untrained, or a student of it."""
+    """Return the untrained teacher of `network`, or the method `name` with this teacher."""
     data = data_for(network)
     teacher = make_method(load_recipe(recipe_name("teacher", network)), data)
     if name == "teacher":
@@ -84,7 +84,7 @@ def method_for(network: str, name: str, folder: Path) -> Method:
 
 
 def measure(network: str, name: str, steps: int, precision: str, batch: int) -> dict[str, Any]:
-    """Milliseconds of a step by kind."""
+    """Return the milliseconds of a training step by kind of operation."""
     with tempfile.TemporaryDirectory() as folder:
         fabric = make_fabric(Trainer(accelerator="auto", precision=precision))
         settings = LoopSettings(steps=10**6, batch_size=batch)
@@ -113,12 +113,12 @@ def measure(network: str, name: str, steps: int, precision: str, batch: int) -> 
 def main() -> None:
     """Measure, print a table, write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6, help="steps that are looked at, after two that are not")
+    parser.add_argument("--steps", type=int, default=6, help="steps that are profiled, after two that are not")
     parser.add_argument("--only", choices=list(SHAPES))
     parser.add_argument("--method", choices=("teacher", "dmd2"))
     parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, help="items a step")
+    parser.add_argument("--batch", type=int, help="items of a batch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = []

@@ -1,10 +1,10 @@
-"""How good the shipped recipes are: teacher and student of real digits, over several training seeds.
+"""Measure the quality of the shipped recipes of real digits, teacher and student, over several training seeds.
 
     python benchmarks/quality.py                 three seeds, about 8 minutes each on one core
     python benchmarks/quality.py --seeds 0 1 --folder runs/quality
 
 Trains teacher/digits and dmd2/digits as shipped, evaluates both (2,000 samples), and writes results/quality.json. A run that
-is already in the folder is gone on with, not begun again.
+is already in the folder is resumed, not begun again.
 """
 
 import argparse
@@ -20,14 +20,14 @@ RESULTS = Path(__file__).parent / "results" / "quality.json"
 
 
 def train(source: str, folder: Path, *overrides: str) -> float:
-    """Train or finish `source` in `folder`; seconds that its training took."""
+    """Train the recipe `source` in `folder`, or resume it, and return the seconds that its training took."""
     run = RunFolder(folder)
     train_recipe(load_recipe(source, overrides), folder, resume=run.recipe_file.exists(), title=f"{source} {folder.name}")
     return run.metrics()[-1]["seconds"]
 
 
 def main() -> None:
-    """Train, evaluate, write."""
+    """Train and evaluate teacher and student of each seed, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=Path("runs/quality"))

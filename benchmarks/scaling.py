@@ -1,9 +1,9 @@
-"""What DMD2 of published networks costs on many GPUs: memory of each, operations, what goes over the network; beside published runs.
+"""Count what DMD2 of published networks costs on many GPUs - memory of each GPU, operations, communication - beside published runs.
 
     python benchmarks/scaling.py
 
-Counts on networks of the true size without weights or content, and writes results/scaling.json: a minute on a CPU. `benchmarks/tables.py`
-makes the tables of docs/scaling.md of it.
+Counts on networks of full size without weights or content, and writes results/scaling.json: a minute on a CPU. `benchmarks/tables.py`
+turns the results into the tables of docs/scaling.md.
 """
 
 import json
@@ -35,13 +35,13 @@ SD15 = {
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
 }
 BETAS = {"schedule": "scaled_linear", "start": 0.00085, "end": 0.012, "num": 1000}
-ITEMS = 2  # that are counted together
-SIZES = (1024, 1024, 0, 0, 1024, 1024)  # that SDXL is told
+ITEMS = 2  # in the batch on which operations and memory are counted
+SIZES = (1024, 1024, 0, 0, 1024, 1024)  # that SDXL is conditioned on
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is published with its hours: https://github.com/tianweiy/DMD2, experiments/. `batch` is over all `gpus`."""
+    """A published run with its hours (https://github.com/tianweiy/DMD2, experiments/). `batch` is the size over all `gpus`."""
 
     network: str
     steps: int
@@ -62,7 +62,7 @@ RUNS = {
 
 
 def made(name: str) -> ForeignDenoiser:
-    """The denoiser of that name, without weights."""
+    """Return the denoiser called `name`, without weights."""
     config, ids = {"sd15": (SD15, None), "sdxl": (SDXL, SIZES)}[name]
     side = config["sample_size"]
     with torch.device("meta"):
@@ -73,7 +73,7 @@ def made(name: str) -> ForeignDenoiser:
 
 
 def operations(call: Callable[[], Any], learns: bool) -> float:
-    """Floating-point operations of a call for one item, and with `learns` of its gradients: two for a multiplication with its addition."""
+    """Return the floating-point operations of `call` for one item, with `learns` also those of its gradients: two for a multiply-add."""
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(learns):
         found = call()
         if learns:
@@ -82,14 +82,15 @@ def operations(call: Callable[[], Any], learns: bool) -> float:
 
 
 def kept(network: nn.Module, call: Callable[[], Any], recomputed: bool) -> float:
-    """Bytes of activations that a call keeps for its gradients, an item.
+    """Return the bytes of activations for one item that `call` keeps for its gradients.
 
-    With `recomputed` that is what goes into each part that is computed again, and the inside of the largest of them.
+    With `recomputed` (gradient checkpointing) these are the inputs of each part that is computed again, and the activations inside the
+    largest of these parts.
     """
     weights = {p.untyped_storage()._cdata for p in network.parameters()}
     outer: dict[int, int] = {}
     counts, largest = [outer], [0]
-    held: list[Tensor] = []  # so that no storage is freed and its number given to another
+    held: list[Tensor] = []  # so that no storage is freed, and its number given to another
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -118,7 +119,7 @@ def kept(network: nn.Module, call: Callable[[], Any], recomputed: bool) -> float
 
 
 def counted(name: str) -> dict[str, float]:
-    """What one network is and takes."""
+    """Return the parameters, operations and memory of the network called `name`."""
     denoiser = made(name)
     network: Any = denoiser.network
     side = network.unet.config.sample_size
@@ -143,11 +144,11 @@ def counted(name: str) -> dict[str, float]:
 
 
 def step_flops(one: dict[str, float], steps: int, ratio: int, guided: bool, gan: bool) -> float:
-    """Operations of a training step for one item, on average over `ratio` steps, of which one trains the generator.
+    """Return the operations of a training step for one item, on average over `ratio` steps, of which one trains the generator.
 
-    A generator of several steps first takes those before the one that learns, ``(steps - 1) / 2`` of them on average; its samples are the
-    fake network's of that step. The discriminator sees real and generated items through the fake network's encoder, and a generator
-    learns through it.
+    A generator of several steps first takes the steps before the one that learns, on average ``(steps - 1) / 2``; in a step that trains it,
+    its samples train the fake network as well. The discriminator sees real and generated items through the fake network's encoder, and the
+    generator learns through this encoder, too.
     """
     forward, both = one["forward"], one["both"]
     before = (steps - 1) / 2 * forward
@@ -157,17 +158,17 @@ def step_flops(one: dict[str, float], steps: int, ratio: int, guided: bool, gan:
 
 
 def exchanged(one: dict[str, float], steps: int, ratio: int, bytes_each: int = 4) -> float:
-    """Bytes that a device gets in a step where it has a share of every network: each is gathered as often as it is called.
+    """Return the bytes that a device receives in a step where every network is sharded: a network is gathered whenever it is called.
 
-    A network that learns is gathered for its gradients a second time, and these are exchanged once.
+    A network that learns is gathered a second time for its gradients, and the gradients are exchanged once.
     """
-    generator = (steps - 1) + 2 + 1 + 1 + 1  # its steps, the last with gradients; the teacher; the fake network; its gradients
+    generator = (steps - 1) + 2 + 1 + 1 + 1  # the generator's steps, the last with gradients; teacher; fake network; gradients
     fake = 2 + 1
     return (fake + (1 - 1 / ratio) * steps + generator / ratio) * bytes_each * one["parameters"]
 
 
 def main() -> None:
-    """Count, print, write."""
+    """Count the networks and the published runs, print and write the results."""
     networks = {name: counted(name) for name in ("sd15", "sdxl")}
     for name, one in networks.items():
         print(name, {key: f"{value:.4g}" for key, value in one.items()})

@@ -1,4 +1,4 @@
-"""Tables of what `scaling.py` has counted; `tables.py` puts them into docs/scaling.md."""
+"""Tables of the counts of `scaling.py`; `tables.py` puts them into docs/scaling.md."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from gpu_peaks import PEAKS
 from scaling import exchanged, step_flops
 
 NAMES = {"sd15": "SD 1.5", "sdxl": "SDXL"}
-SHARE = 0.3  # of a GPU's bf16 peak, that a step is taken to reach
+SHARE = 0.3  # of a GPU's bf16 peak, that a step is assumed to reach
 GPUS = {"A100": "NVIDIA A100-SXM4-80GB", "H100": "NVIDIA H100 80GB HBM3"}
-# network, steps, ratio, whether changes of one network learn instead of copies, items a GPU
+# title -> network, steps, ratio, whether LoRA adapters of one network learn instead of copies, items a GPU
 SETTINGS: dict[str, tuple[str, int, int, bool, int]] = {
     "SD 1.5, one step, copies": ("sd15", 1, 10, False, 32),
     "SD 1.5, one step, LoRA": ("sd15", 1, 10, True, 32),
@@ -20,25 +20,28 @@ LINKS = {"NVLink, 300 GB/s": 300e9, "400 Gb/s a GPU": 50e9, "100 Gb/s for 8": 1.
 
 
 def copies(one: dict[str, float]) -> float:
-    """Bytes of teacher, student, a fake network, their average, moments and gradients, in float32."""
+    """Return the bytes of teacher, student and fake network as copies, with average, moments and gradients, in float32."""
     return 4 * (1 + held(1)) * one["parameters"]
 
 
 def flops(one: dict[str, float], steps: int, ratio: int, lora: bool) -> float:
-    """Operations of a step for an item; gradients of changes alone need those of activations, and none of the weights below."""
+    """Return the operations of a training step for one item.
+
+    With `lora`, gradients are needed of activations and adapters, but not of the network's own weights.
+    """
     learned = {**one, "both": 2 * one["forward"]} if lora else one
     return step_flops(learned, steps, ratio, guided=True, gan=False)
 
 
 def tflops(gpu: str) -> float:
-    """TFLOP/s that are assumed of a GPU of `GPUS`."""
+    """Return the TFLOP/s that a GPU of `GPUS` is assumed to reach."""
     peak = PEAKS[GPUS[gpu]].bf16
     assert peak is not None
     return SHARE * peak
 
 
 def network_lines(content: dict[str, Any]) -> list[list[str]]:
-    """What one network is and takes."""
+    """Return a line for each network: its size, operations and memory."""
     heads = ["network", "parameters", "TFLOP an evaluation", "with gradients", "activations", "computed again", "blocks", "gathered"]
     lines = []
     for name, one in content["networks"].items():
@@ -49,7 +52,7 @@ def network_lines(content: dict[str, Any]) -> list[list[str]]:
 
 
 def memory_lines(content: dict[str, Any]) -> list[list[str]]:
-    """Memory of a GPU without activations, whole and in shares."""
+    """Return a line for each network, as copies and as LoRA: memory of a GPU without activations, in one process and sharded."""
     lines = []
     for name, one in content["networks"].items():
         kinds = (("copies", copies(one), one["gathered"]), ("LoRA", one["lora"], one["gathered"] / 2))
@@ -60,7 +63,7 @@ def memory_lines(content: dict[str, Any]) -> list[list[str]]:
 
 
 def speed_lines(content: dict[str, Any]) -> list[list[str]]:
-    """Images a second, and what goes over the network in a step."""
+    """Return a line for each setting: images a second, and what is gathered from other GPUs in a step."""
     lines = []
     for title, (name, steps, ratio, lora, items) in SETTINGS.items():
         one = content["networks"][name]
@@ -75,7 +78,7 @@ def speed_lines(content: dict[str, Any]) -> list[list[str]]:
 
 
 def published_lines(content: dict[str, Any]) -> list[list[str]]:
-    """Published runs: what their hours say of the GPUs' use, and what they would take at the assumed one."""
+    """Return a line for each published run: the utilization that its hours imply, and its hours at the assumed utilization."""
     peak = PEAKS[GPUS["A100"]].bf16
     assert peak is not None
     lines = []

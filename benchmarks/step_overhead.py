@@ -1,12 +1,12 @@
-"""What a training step costs beyond the network passes it cannot avoid.
+"""Measure what a training step costs beyond its bare network passes.
 
     python benchmarks/step_overhead.py [--repeats 15] [--only digits]
 
 For each turn (teacher, generator, fake) and each network (digits; the 32x32 one of photos; those of the recipes for MNIST at
-28x28 and CIFAR-10 at 32x32, on random images of that shape, so that no data set is needed), the time of the whole step in the loop -
-data, noise, loss, clipping, AdamW, EMA, logging - over the time of the bare forward and backward passes. Step and passes
+28x28 and CIFAR-10 at 32x32, on random images of that shape, so that no data set is needed), it takes the ratio of the time of the whole
+step in the loop - data, noise, loss, clipping, AdamW, EMA, logging - to that of the bare forward and backward passes. Step and passes
 alternate in one process; the figure is the median of the pairwise ratios. Peak memory is read in a process of its own for
-each. Writes results/step_overhead.json, the rows of each network as they are done.
+each. Writes results/step_overhead.json after each network.
 """
 
 import argparse
@@ -37,7 +37,7 @@ TURNS = ("teacher", "generator dmd", "generator sid", "fake")
 
 
 def setting(network: str, turn: str, folder: Path, precision: str = "32-true") -> tuple[Callable[[], None], Callable[[], None]]:
-    """(whole step, bare passes) of one turn."""
+    """Return (whole training step, bare forward and backward passes) of one turn, as functions to time."""
     recipe, data = load_recipe(recipe_name("teacher", network), ("method.label_dropout=0", "method.guidance_scale=1")), data_for(network)
     teacher = make_method(recipe, data)
     torch.set_num_threads(choose_threads("auto", teacher.networks["denoiser"], data.shape))
@@ -83,7 +83,7 @@ def setting(network: str, turn: str, folder: Path, precision: str = "32-true") -
 
 
 def measure(network: str, turn: str, repeats: int, precision: str, clock: str) -> dict:
-    """The overhead of one turn, and the peak memory of a process that does only the step or only the passes."""
+    """Return the overhead of one turn, and the peak memory of a process that does only the step or only the passes."""
     with tempfile.TemporaryDirectory() as folder:
         step, passes = setting(network, turn, Path(folder), precision)
         for call in (step, passes, step, passes):
@@ -107,7 +107,7 @@ def measure(network: str, turn: str, repeats: int, precision: str, clock: str) -
 
 
 def peak(network: str, turn: str, kind: str, precision: str) -> float:
-    """Peak memory in MiB after three calls: of the device where there is one, else of this process (Linux)."""
+    """Return the peak memory in MiB after three calls: of the GPU if there is one, else of this process (Linux)."""
     with tempfile.TemporaryDirectory() as folder:
         step, passes = setting(network, turn, Path(folder), precision)
         for _ in range(3):
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--only", choices=list(BATCH))
     parser.add_argument("--turn", choices=TURNS)
     parser.add_argument("--precision", default="32-true", help="bf16-mixed on a GPU")
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: seconds of this process alone, for a busy machine")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: processor seconds of this process, for a busy machine")
     parser.add_argument("--memory", choices=("step", "passes"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
@@ -145,7 +145,7 @@ def main() -> None:
 
 
 def write(network: str, rows: list[dict[str, Any]]) -> None:
-    """Put the `rows` of `network` into the results, in place of those that are there."""
+    """Replace the rows of `network` in the results by `rows`."""
     on = "" if not torch.cuda.is_available() else f"_{torch.cuda.get_device_name().replace(' ', '_')}"
     file = RESULTS.with_name(f"step_overhead{on}.json")
     others = json.loads(file.read_text())["rows"] if file.exists() else []

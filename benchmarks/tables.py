@@ -1,8 +1,8 @@
-"""Write the tables of the pages of docs, and the one of README.md, from the result files.
+"""Write the tables of README.md and of the pages of docs from the result files.
 
     python benchmarks/tables.py
 
-Each table stands between ``<!-- table: NAME -->`` and ``<!-- end -->`` and is replaced whole.
+Each table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; all text between these marks is replaced.
 """
 
 import functools
@@ -30,24 +30,24 @@ WIDTH = 109  # columns of a line of text
 
 
 def result(name: str) -> dict:
-    """What results/NAME.json holds."""
+    """Return the content of results/NAME.json."""
     return json.loads((HERE / "results" / f"{name}.json").read_text())
 
 
 def markdown(lines: list[list[str]]) -> str:
-    """A table; the first of `lines` holds its headings. Columns of numbers stand to the right."""
+    """Return `lines` as a Markdown table; the first line holds its headings. Columns of numbers are aligned to the right."""
     rule = ["---:" if number and numbers([line[number] for line in lines[1:]]) else "---" for number in range(len(lines[0]))]
     return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
 
 
 def numbers(cells: list[str]) -> bool:
-    """Whether most of `cells` that hold something begin with a number."""
+    """Whether at least half of the cells that are not empty begin with a number."""
     told = [cell for cell in cells if cell]
     return sum(bool(re.match(r"[-+]?\d", cell)) for cell in told) * 2 >= len(told)
 
 
 def source(content: dict, note: str = "") -> str:
-    """Where the numbers come from."""
+    """Return the paragraph that says where the numbers of `content` come from: command, machine, versions, and `note`."""
     runs = content.get("runs", [])
     machine = content.get("machine") or next(iter(runs.values() if isinstance(runs, dict) else runs))["machine"]
     place = machine["cpu"] if machine["accelerator"] == "none" else machine["accelerator"]
@@ -56,7 +56,7 @@ def source(content: dict, note: str = "") -> str:
 
 
 def wrapped(text: str) -> str:
-    """`text` in lines of the pages' width; what stands in backticks stays in one piece."""
+    """Return `text` in lines of the pages' width; text in backticks is not broken."""
     lines = [""]
     for word in re.findall(r"(?:`[^`]*`|[^\s`])+", text):
         if lines[-1] and len(lines[-1]) + 1 + len(word) > WIDTH:
@@ -66,7 +66,7 @@ def wrapped(text: str) -> str:
 
 
 def quality() -> str:
-    """Mean and range over seeds, of each thing measured."""
+    """Return the table of teacher and student of digits: mean and range over seeds of every figure."""
     content = result("quality")
     runs = content["runs"]
     columns = {
@@ -86,7 +86,7 @@ def quality() -> str:
         for key, form in columns.values():
             scale = runs[0]["floor"] if key == "frechet_train" else 1
             values = [run["rows"][name][key] / scale for run in runs if key in run["rows"][name]]
-            if values and key == "images_per_second":  # whose range is the machine's
+            if values and key == "images_per_second":  # its range would be the machine's
                 values = [statistics.mean(values)]
             cells.append(ranged(values, form))
         lines.append([name, *cells])
@@ -98,7 +98,7 @@ def quality() -> str:
     return markdown(lines) + source(content, note)
 
 
-READ_ME = {  # the rows of the README's only table, and what they are called there
+READ_ME = {  # title of a row of `quality` -> its title in the README's only table
     "real train split": "real digits: the floor",
     "teacher, 35 evaluations": "the diffusion teacher",
     "teacher, 1 evaluation": "the same in one step",
@@ -107,7 +107,7 @@ READ_ME = {  # the rows of the README's only table, and what they are called the
 
 
 def readme() -> str:
-    """What the demonstration's recipes come to, in four rows: the mean over seeds."""
+    """Return the README's table of the demonstration's recipes: the mean over seeds, in four rows."""
     runs = result("quality")["runs"]
     forms = {"frechet_over_floor": "{:.2f}", "class_accuracy": "{:.1%}", "recall": "{:.2f}"}
     lines = [["", "FD / floor", "class asked for", "recall", "evaluations", "images/s"]]
@@ -122,7 +122,7 @@ def readme() -> str:
 
 
 def step_overhead() -> str:
-    """The ratio for each turn, and the times behind it."""
+    """Return the table of step overhead: the ratio for each turn, and the times behind it."""
     content = result("step_overhead")
     lines = [["network, turn", "step / passes", "step, ms", "passes, ms", "peak memory, step / passes"]]
     for row in content["rows"]:
@@ -140,7 +140,7 @@ def step_overhead() -> str:
 
 
 def time_to_quality() -> str:
-    """Seconds to the target, and how much sooner the shipped settings are."""
+    """Return the table of the seconds until each arm reaches the target, and how much sooner the shipped settings do."""
     content = result("time_to_quality")
     shipped = next(row["arrived"] for row in content["rows"] if row["arm"] == "shipped")
     lines = [["settings", f"seconds to {content['target']} x the floor", "over shipped"]]
@@ -165,7 +165,7 @@ LABORATORY = {
 
 
 def laboratory(*studies: str) -> str:
-    """One row a setting: mean over seeds, with the range."""
+    """Return the table of `studies` of the laboratory, a row a setting: mean over seeds, with the range."""
     contents = [result(f"laboratory_{study}") for study in studies]
     runs = [run for content in contents for run in content["runs"]]
     lines = [["", *(heading for heading, _ in LABORATORY.values()), "seconds"]]
@@ -188,7 +188,7 @@ def laboratory(*studies: str) -> str:
 
 
 def digits(name: str) -> str:
-    """Digits, one row a setting: mean over seeds, with the range."""
+    """Return the table of the results `name` on digits, a row a setting: mean over seeds, with the range."""
     content = result(name)
     columns = {
         "frechet_over_floor": ("FD / floor", "{:.2f}"),
@@ -214,7 +214,7 @@ def digits(name: str) -> str:
 
 
 def equal_time(name: str) -> str:
-    """Digits at equal training time, of the longest that there is: one row a setting, as `digits` has them, with the training steps."""
+    """Return the table of `name` at equal training time, the longest there is: a row a setting as in `digits`, with training steps."""
     content = result(name)
     longest = max(run["asked_seconds"] for run in content["runs"])
     runs = [run for run in content["runs"] if run["asked_seconds"] == longest]
@@ -240,7 +240,7 @@ def equal_time(name: str) -> str:
 
 
 def digits_4step() -> str:
-    """What was tried for several steps: each run by itself, with the figures after each step."""
+    """Return the table of what was tried for several steps: a row a run, with the figures after each step."""
     content = result("digits_4step_sweep")
     lines = [
         ["levels of the steps", "training steps", "seed", "FD / floor", "after each step", "kept by each", "class asked for", "class std"]
@@ -258,7 +258,7 @@ def digits_4step() -> str:
 
 
 def drift_step() -> str:
-    """The whole step, then the field alone: times and memory beside the plain form."""
+    """Return the table of a drift step and of the field alone: times and memory beside the plain form."""
     content = result("drift_step")
     step = content["step"]
     lines = [["", "ours, ms", "plain form, ms", "plain / ours", "plain from cdist / ours", "memory, ours / plain"]]
@@ -301,9 +301,9 @@ STEPS = ("1", "2", "3", "4", "5", "10", "20", "50")
 
 
 def by_steps(study: str, key: str, form: str, pick: str = "") -> str:
-    """One row a setting, one column a number of steps: mean over seeds, with the range.
+    """Return the table of a study of DDDM, a row a setting, a column a number of steps: mean over seeds, with the range.
 
-    The rows whose title begins with `pick` become one more, the best of them at each number of steps.
+    With `pick`, one more row has the best at each number of steps of the rows whose title begins with `pick`.
     """
     content = result(f"dddm_{study}")
     titles = list(dict.fromkeys(run["title"] for run in content["runs"]))
@@ -329,7 +329,7 @@ def by_steps(study: str, key: str, form: str, pick: str = "") -> str:
 
 
 def posterior(study: str) -> str:
-    """One row a setting, one column a time: how far the draws are from the exact posterior's."""
+    """Return the table of how far draws are from the exact posterior's, a row a setting, a column a time."""
     content = result(f"dddm_{study}")
     times = list(content["runs"][0]["posterior"])
     lines = [["t", *times]]
@@ -342,7 +342,7 @@ def posterior(study: str) -> str:
 
 
 def dddm_step() -> str:
-    """What m particles cost, and what the loop adds."""
+    """Return the table of the time that m particles cost, and that the training loop adds."""
     content = result("dddm_step")
     lines = [["", "step / passes", "m = 8 over m = 1", "step, ms", "passes, ms", "step with m = 1, ms"]]
     for row in content["rows"]:
@@ -360,7 +360,7 @@ def dddm_step() -> str:
 
 
 def dmd2_steps() -> str:
-    """Class std and distance after each step of a four-step student."""
+    """Return the table of class std and FD / floor after each step of four-step students."""
     content = result("dmd2_digits")
     runs = [run for run in content["runs"] if run.get("steps")]
     titles = list(dict.fromkeys(run["title"] for run in runs))
@@ -375,7 +375,7 @@ def dmd2_steps() -> str:
 
 
 def flows(points: bool) -> str:
-    """Consistency models and flow maps by evaluations: on digits, or on the ring."""
+    """Return the table of consistency models and flow maps by evaluations: on the ring if `points`, else on digits."""
     content = result("flows")
     runs = [run for run in content["runs"] if ("energy" in run["rows"]["1"]) == points]
     headings = ["", "training, CPU s"]
@@ -408,7 +408,7 @@ def flows(points: bool) -> str:
 
 
 def export_speed() -> str:
-    """Onnxruntime beside torch."""
+    """Return the table of onnxruntime's throughput beside torch's."""
     content = result("export_speed")
     lines = [["network, threads, batch", "torch, images/s", "onnxruntime, images/s", "ratio"]]
     for row in content["rows"]:
@@ -426,13 +426,13 @@ def export_speed() -> str:
 
 
 def told_figures(figures: dict) -> str:
-    """The figures of a run in words."""
+    """Return the figures of a run in words."""
     forms = {"energy": "energy {:.4f}", "frechet_over_floor": "FD / floor {:.2f}", "class_accuracy": "class {:.0%}"}
     return ", ".join(form.format(figures[key]) for key, form in forms.items() if key in figures)
 
 
 def alarms_failures() -> str:
-    """One row a fault: the alarm, when, what was done, and the figures before and after."""
+    """Return the table of provoked failures, a row a fault: its alarms, how advice was followed, figures before and after."""
     content = result("alarms")
 
     def told(changes: list[str]) -> str:
@@ -464,7 +464,7 @@ def alarms_failures() -> str:
 
 
 def alarms_sound() -> str:
-    """One row a recipe: its steps, its seconds and its alarms."""
+    """Return the table of sound runs, a row a recipe: its steps, its alarms and its figures."""
     content = result("alarms")
     lines = [["recipe", "steps", "alarms", "figures"]]
     for title, row in content["sound"].items():
@@ -474,7 +474,7 @@ def alarms_sound() -> str:
 
 
 def figure_errors() -> str:
-    """One row a figure: its least numbers, and its error there and at the next smaller number that was tried."""
+    """Return the table of the figures' errors: a figure's least numbers of items, its error there and at the next smaller number."""
     content = result("figure_errors")
     lines = [["figure", "real items", "error there", "error below", "generated items", "error there", "error below"]]
     measured = {key for row in content["rows"] for key in row["figures"]}
@@ -483,7 +483,7 @@ def figure_errors() -> str:
             real = "train" if key in ("frechet_train", "within_class_std", "spacing") else "heldout"
             made = f"{least.at_mode:g} at a mode" if least.at_mode else str(least.generated)
             cells = [str(least.reference), *errors_at(content, key, real, least.reference)] if least.reference else ["any", "", ""]
-            # with modes, by the density that has most of them
+            # a number at each mode: of the density with most modes
             at = round(least.at_mode * 25) or least.generated
             lines.append([BY_KEY[key].heading, *cells, made, *errors_at(content, key, "generated", at, "ring" if least.at_mode else "")])
     note = (
@@ -494,7 +494,7 @@ def figure_errors() -> str:
 
 
 def errors_at(content: dict, key: str, side: str, num: int, without: str = "") -> list[str]:
-    """The error of a figure where `side` has `num` items or the next number tried, and at the one below, if there is one."""
+    """Return the errors of a figure where `side` has `num` items or the next number tried, and at the number below, if there is one."""
     skipped = {without, "pixels-8x8"} if key == "kernel" else {without}
     shares: dict[int, list[float]] = {}
     for row in content["rows"]:
@@ -506,7 +506,7 @@ def errors_at(content: dict, key: str, side: str, num: int, without: str = "") -
 
 
 def gpu_steps() -> str:
-    """Time, rate and memory of a training step on the GPUs that there were."""
+    """Return the table of time, rate and memory of a training step on the GPUs that were measured."""
     found = results()
     lines = steps_lines(found)
     note = f"`python benchmarks/gpu.py` on {devices(found)}. Forward, backward and AdamW, medians; of each the batch with most images/s."
@@ -514,7 +514,7 @@ def gpu_steps() -> str:
 
 
 def gpu_runs() -> str:
-    """What the runs on a GPU came to, by images and seconds."""
+    """Return the table of the training runs on a GPU: Frechet distance by images and seconds."""
     found = results()
     lines = runs_lines(found)
     note = f"`python benchmarks/gpu.py` on {devices(found)}. CIFAR-10 (JPEG), n = 2,000 on the way, seed 0; seconds with measuring."
@@ -522,26 +522,26 @@ def gpu_runs() -> str:
 
 
 def gpu_outlook() -> str:
-    """What published figures would take."""
+    """Return the table of what published figures would take."""
     return f"{markdown(outlook_lines(results(), result('gpu_outlook')))}\n\n{wrapped(outlook_note())}"
 
 
 def images(name: str, short: bool = False) -> str:
-    """Every figure of each method on real images; `short`: the first of them, of teacher and student."""
+    """Return the table of each method on real images: every figure; with `short`, the first figures of teacher and student."""
     content = result(f"images_{name}")
     order = [title for title in ARMS[name] if not short or title in ("teacher", "dmd2", "dmd2, 4 steps")]
     return markdown(figures_lines(content, order, short)) + source(content, figures_note(content, order))
 
 
 def image_curves(name: str) -> str:
-    """How quality came."""
+    """Return the table of FD / floor during the training of each method."""
     content = result(f"images_{name}")
     note = " Of seed 0, by 1,000 samples; the last column is the mean over the last fifth."
     return markdown(curve_lines(content, list(ARMS[name]))) + source(content, note)
 
 
 def image_outlook(name: str) -> str:
-    """Whether the end of a curve could be foreseen, and what it needs."""
+    """Return the table of whether a curve's beginning predicts its end, and of the images that the student needs."""
     content = result(f"images_{name}")
     return markdown(growth_lines(content, list(ARMS[name]))) + source(content, " Of seed 0, by 1,000 samples.")
 
@@ -555,13 +555,13 @@ METHOD_NOTES = {
 
 
 def methods(name: str) -> str:
-    """Every method on one data set."""
+    """Return the table of every method on one data set."""
     note = " The mean over training seeds, and the range in brackets; each recipe as it is shipped, on one thread of an AMD EPYC."
     return f"{markdown(method_lines(name))}\n\n{wrapped(METHOD_NOTES[name] + note)}"
 
 
 def choose() -> str:
-    """Every method on digits as somebody who has to choose looks at it: quality by evaluations, and what the training takes."""
+    """Return the table by which to choose a method, measured on digits: quality by evaluations, and training time."""
     heading, *lines = method_lines("digits")
     at = {name: column for column, name in enumerate(heading)}
     counts = {"1": "FD / floor, 1 evaluation", "2": "FD / floor, 2 evaluations", "4": "FD / floor, 4 evaluations"}
@@ -578,7 +578,7 @@ def choose() -> str:
 
 
 def calibration(name: str) -> str:
-    """What the feature networks make of sets that everybody can rank."""
+    """Return the table of what the feature networks make of sets whose quality is known."""
     content = result("feature_calibration")
     table = content["tables"][name]
     note = " ".join([f" n = {table['n']:,}, in {' and '.join(table['judges'])}.", *(f"Wrong: {text}." for text in table["mistakes"])])
@@ -586,7 +586,7 @@ def calibration(name: str) -> str:
 
 
 def guidance(name: str) -> str:
-    """What guidance makes of a teacher."""
+    """Return the table of a teacher's figures at each guidance scale."""
     content = result(f"guidance_{name}")
     of = f"the teacher of seed {content['training_seed']} after {content['training_steps']:,} steps"
     note = f" Of {of}; sampling seed 0; features {content['features']['name']}."
@@ -594,21 +594,21 @@ def guidance(name: str) -> str:
 
 
 def sweep(name: str) -> str:
-    """The short runs by which settings were chosen."""
+    """Return the table of the short runs by which settings were chosen."""
     content = result(f"sweep_{name}")
     note = f" One seed (0), n = {content['runs'][0]['n']:,}; each for the time asked for, without measuring.{content.get('note', '')}"
     return markdown(sweep_lines(content)) + source(content, note)
 
 
 def scaling(lines: Callable[[dict[str, Any]], list[list[str]]]) -> str:
-    """What networks of the true size cost on many GPUs."""
+    """Return a table of what networks of full size cost on many GPUs."""
     content = result("scaling")
     note = f"`{content['command']}`, counted without weights."
     return f"{markdown(lines(content))}\n\n{wrapped(note)}"
 
 
 def text(name: str) -> str:
-    """Students of a tiny text-to-image model that knows digits, beside it."""
+    """Return the table of a tiny text-to-image model of digits and its students."""
     content = result(name)
     note = f" n = {content['n']:,} samples, one sampling seed; minutes on one of two cores, with other work beside it."
     return markdown(text_lines(content)) + source(content, note)
@@ -680,12 +680,12 @@ TABLES = {
 
 
 def pages() -> list[Path]:
-    """README.md, and every page of docs."""
+    """Return README.md and every page of docs."""
     return [README, *sorted(DOCS.rglob("*.md"))]
 
 
 def filled(text: str) -> tuple[str, set[str]]:
-    """`text` with each of its tables replaced, and their names. Raises ValueError for a table that nobody makes."""
+    """Return `text` with each of its tables replaced, and their names. Raises ValueError for a name that is not in `TABLES`."""
     placed = set(re.findall(r"<!-- table: (\w+) -->", text))
     if unknown := placed - TABLES.keys():
         raise ValueError(f"there is no table {', '.join(sorted(unknown))}; known are {', '.join(TABLES)}")
@@ -697,7 +697,7 @@ def filled(text: str) -> tuple[str, set[str]]:
 
 
 def main() -> None:
-    """Replace each table of each page; tables on no page are named."""
+    """Replace each table of each page, and print the tables that are on no page."""
     placed = set()
     for page in pages():
         before = page.read_text()

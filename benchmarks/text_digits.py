@@ -1,15 +1,15 @@
-"""Text to image at a size that learns here: a real teacher of digits, and students of it in one step and in four, as LoRA and whole.
+"""Measure text-to-image distillation at a small size: a teacher of digits, and its students of one and four steps, as LoRA and whole.
 
     python benchmarks/text_digits.py --folder runs/text                        seed 0: see `ARMS`; an hour or so on one idle core
     python benchmarks/text_digits.py --folder runs/text --seeds 0 1 2 --only teacher "LoRA, 1 step"
-    python benchmarks/text_digits.py --folder runs/flow --form sd3             the same of a flow: LoRA alone, and shorter
-    python benchmarks/text_digits.py --folder runs/text --try "method.generator_optimizer.lr=1e-3"      one arm otherwise, not recorded
+    python benchmarks/text_digits.py --folder runs/flow --form sd3             a teacher by flow matching: LoRA alone, and shorter
+    python benchmarks/text_digits.py --folder runs/text --try "method.generator_optimizer.lr=1e-3"      one arm changed, not recorded
 
-The teacher is what `tools/train_tiny_text_model.py` makes, once. All goes the way that a user's model goes: prompts are encoded, students
-are trained on them alone by a shipped recipe with the overrides below, sampled by prompts, and their latents decoded. Samples of "a photo
-of a ..." are held against scikit-learn's held-out digits: FD / floor and the digit asked for, in the classifier that all digits are
-judged by. Writes results/text_digits.json, of a flow results/text_digits_sd3.json, after each row; a row that is in there is not made
-again. One thread.
+The teacher is made once, by `tools/train_tiny_text_model.py`. It is then used as a user's model would be: prompts are encoded, students
+are trained on the prompts alone by a shipped recipe with the overrides below, sampled by prompts, and their latents decoded. Samples of
+"a photo of a ..." are compared with scikit-learn's held-out digits: FD / floor and the digit asked for, in the classifier by which all
+digits are measured. Writes results/text_digits.json, or with --form sd3 results/text_digits_sd3.json, after each row; a row that the file
+holds already is skipped. Runs on one thread.
 """
 
 import argparse
@@ -54,7 +54,7 @@ COMMON = (
 
 
 def rates(generator: float, fake: float) -> tuple[str, ...]:
-    """Overrides for these learning rates, which fall at the end."""
+    """Return overrides for these learning rates of generator and fake network, with decay at the end."""
     return (
         f"method.generator_optimizer.lr={generator}",
         f"method.guidance_optimizer.lr={fake}",
@@ -71,18 +71,18 @@ ARMS: dict[str, tuple[str, ...]] = {
     "LoRA, 4 steps": (*LORA, *FOUR),
     "whole, 4 steps": (*WHOLE, *FOUR),
 }
-# of each form, what is not as in `COMMON`, and which arms there are: a row of SD 3's text is 333 tokens, and a step six times as long
+# of each form, overrides that replace those in `COMMON`, and its arms: SD 3's prompts have 333 tokens, and a step takes six times as long
 OTHERWISE: dict[str, tuple[str, ...]] = {"sd": (), "sd3": ("method.sampler_steps=1", "steps=2000", "batch_size=32")}
 SHOWN = {"sd": list(ARMS), "sd3": [arm for arm in ARMS if arm.startswith("LoRA")]}
 
 
 def as_digits(generator: Generator, latents: torch.Tensor) -> torch.Tensor:
-    """Latents [N, 4, 8, 8] as grey images [N, 1, 8, 8] in [-1, 1]."""
+    """Return latents [N, 4, 8, 8] decoded to grey images [N, 1, 8, 8] in [-1, 1]."""
     return avg_pool2d(generator.pixels(latents).mean(1, keepdim=True), 2)
 
 
 def measured(suite: Suite, generator: Generator, seed: int, steps: int | None = None, guidance: float | None = None) -> dict[str, Any]:
-    """The figures of `NUM` samples of plain prompts, the digits in turn; and how much more ink "bold" takes than "thin"."""
+    """Return the figures of `NUM` samples of plain prompts, the digits in turn, and how much more ink "bold" samples have than "thin"."""
     digit = torch.arange(NUM) % 10
     latents = generator.sample(NUM, FORMS * digit, stream_seed(seed, "measured"), steps, guidance_scale=guidance)
     row = suite.measure(as_digits(generator, latents), digit)
@@ -95,7 +95,7 @@ def measured(suite: Suite, generator: Generator, seed: int, steps: int | None = 
 
 
 def ground(folder: Path, form: str) -> tuple[Path, Path]:
-    """(the teacher's pipeline, its encoded prompts), made where they are not there yet."""
+    """Return the folders of (the teacher's pipeline, its encoded prompts), made if they are missing."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
     from train_tiny_text_model import train
 
@@ -107,7 +107,7 @@ def ground(folder: Path, form: str) -> tuple[Path, Path]:
 
 
 def student(form: str, arm: tuple[str, ...], out: Path, model: Path, prompts: Path, seed: int) -> tuple[Generator, float]:
-    """The student in `out`, trained where it is not finished, and how long that took in all."""
+    """Return the student in `out`, trained or resumed if it is not finished, and the seconds of its training in all."""
     overrides = [*COMMON, *OTHERWISE[form], *arm, f"method.teacher={model}", f"data.path={prompts}", f"seed={seed}"]
     fewstep.train(load_recipe(RECIPES[form], overrides), out, resume=out.is_dir())
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -115,13 +115,13 @@ def student(form: str, arm: tuple[str, ...], out: Path, model: Path, prompts: Pa
 
 
 def main() -> None:
-    """Train, measure, write."""
+    """Measure the teacher and the arms that are asked for, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/text"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--form", choices=tuple(RECIPES), default="sd", help="of the teacher")
-    parser.add_argument("--only", nargs="+", choices=["teacher", *ARMS], help="default all, of sd3 those of LoRA")
-    parser.add_argument("--try", dest="tried", nargs="+", help="overrides of the first arm; nothing is recorded")
+    parser.add_argument("--form", choices=tuple(RECIPES), default="sd", help="form of the teacher: sd as Stable Diffusion, sd3 as SD 3")
+    parser.add_argument("--only", nargs="+", choices=["teacher", *ARMS], help="rows to measure; default all, with sd3 the teacher and LoRA")
+    parser.add_argument("--try", dest="tried", nargs="+", help="run the first arm with these overrides, and record nothing")
     parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
     form, results = arguments.form, arguments.results or RESULTS[arguments.form]

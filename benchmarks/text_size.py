@@ -1,11 +1,11 @@
-"""SD 1.5's U-Net at its true size, with random weights: a step of DMD2 as LoRA, really made, on latents of 16x16.
+"""Take a step of DMD2 as LoRA on SD 1.5's U-Net at its true size, with random weights, on latents of 16x16.
 
     python benchmarks/text_size.py            about ten minutes and 12 GB
 
-Weights cannot be had here, and images would be noise, but a network of 859,520,964 parameters shows what a small one does not: whether
-every layer takes its changes, whether just these get a gradient, what a step takes in time, and whether the memory that is counted
-beforehand (`fewstep train --dry-run`) is what is taken. Each turn's loss and its gradients, with activations kept and computed again
-(`trainer.checkpointing`), in float32. Writes results/text_size.json.
+The published weights cannot be had here, and images would be noise, but a network of 859,520,964 parameters shows what a small one does
+not: whether every layer takes its adapters, whether the adapters alone get a gradient, how long a step takes, and whether the memory that
+is counted beforehand (`fewstep train --dry-run`) is the memory that is taken. Measures each turn's loss and its gradients in float32, with
+activations kept and with activations computed again (`trainer.checkpointing`). Writes results/text_size.json.
 """
 
 import argparse
@@ -36,12 +36,12 @@ from fewstep.training.learned import learned, set_learning
 from scaling import BETAS, SD15
 
 RESULTS = Path(__file__).parent / "results" / "text_size.json"
-SIDE = 16  # of latents
+SIDE = 16  # height and width of latents
 CONFIG = {"in_channels": 4, "out_channels": 4, "layers_per_block": 2, **SD15}
 
 
 def teacher(config: Mapping[str, Any], side: int = SIDE, tokens: int = 77) -> Generator:
-    """A generator of latents [4, side, side] by a U-Net of `config` with random weights, that knows two prompts of noise."""
+    """Return a generator of latents [4, side, side] by a U-Net of `config` with random weights, with two prompts encoded as noise."""
     torch.manual_seed(0)
     network = TextUNet((4, side, side), **config)
     network.prompts = EncodedPrompts(torch.randn(3, tokens, config["cross_attention_dim"]))
@@ -60,7 +60,10 @@ def teacher(config: Mapping[str, Any], side: int = SIDE, tokens: int = 77) -> Ge
 
 
 def step(made: Generator, items: int, rank: int, again: bool) -> dict[str, Any]:
-    """What one step of DMD2 on `made` takes, which it uses up: seconds and bytes, and which tensors get finite gradients."""
+    """Return seconds and bytes of one step of DMD2 on `made`, and which tensors get finite gradients. `made` cannot be used again.
+
+    With `again`, activations are computed again (gradient checkpointing).
+    """
     lora = {"rank": rank, "targets": list(TARGETS["text_unet"])}
     settings = DMD2Settings(name="dmd2", lora=lora, times="teacher", loss="dmd", guidance_scale=1.75, ema_decay=0.99)
     method = DMD2(settings, made, 1000)
@@ -109,7 +112,7 @@ def step(made: Generator, items: int, rank: int, again: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, write."""
+    """Take a step with activations kept and with activations computed again, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
@@ -118,7 +121,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     rows = []
     for again in (False, True):
-        made = teacher(CONFIG)  # a step takes its network over
+        made = teacher(CONFIG)  # made anew: a step uses its generator up
         parameters = sum(parameter.numel() for parameter in made.denoiser.parameters())
         rows.append(step(made, arguments.items, RANK, again))
         print(json.dumps(rows[-1], indent=1), flush=True)

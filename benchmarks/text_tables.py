@@ -1,4 +1,4 @@
-"""Lines of the table of students of a tiny text-to-image model, see `text_digits.py`."""
+"""The table of a tiny text-to-image model and its students, which `text_digits.py` has measured."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ COLUMNS = {
 
 
 def text_lines(content: Mapping[str, Any]) -> list[list[str]]:
-    """A line for each thing measured: the mean over its training seeds and the range; how long it trained, and how many seeds there are."""
+    """Return a line for each title: the mean over its training seeds and the range, the minutes of training, and the number of seeds."""
     lines = [["", *COLUMNS, "minutes", "seeds"]]
     for title in dict.fromkeys(row["title"] for row in content["rows"]):
         rows = [row for row in content["rows"] if row["title"] == title]

@@ -1,9 +1,9 @@
-"""One CPU thread or two, on an idle machine and on a busy one.
+"""Time a training pass on one CPU thread and on all cores, on an idle machine and on a busy one.
 
     python benchmarks/threads.py
 
-Times a training pass (forward and backward) of the digits network at batch 128 with each number of threads in turn, first alone and
-then beside one busy process a core. Prints the medians and writes results/threads.json.
+A pass (forward and backward) of the digits network at batch 128 is timed with each number of threads in turn, first alone and then beside
+one busy process for each core. Prints the medians and writes results/threads.json.
 """
 
 import json
@@ -29,7 +29,7 @@ def spin() -> None:
 
 
 def milliseconds(threads: tuple[int, ...], repeats: int = 9) -> dict[int, float]:
-    """Median time of a pass for each number of threads, in turn."""
+    """Return the median milliseconds of a pass for each number of threads, taken in turn."""
     recipe = load_recipe("teacher/digits")
     data = load_data(recipe.data)
     network = make_method(recipe, data).generator.denoiser.network
@@ -38,7 +38,7 @@ def milliseconds(threads: tuple[int, ...], repeats: int = 9) -> dict[int, float]
     for _ in range(repeats):
         for number in threads:
             torch.set_num_threads(number)
-            network(x, c_noise, label).mean().backward()  # the pool of threads settles
+            network(x, c_noise, label).mean().backward()  # an untimed pass, in which the pool of threads settles
             began = time.perf_counter()
             network(x, c_noise, label).mean().backward()
             times[number].append(1e3 * (time.perf_counter() - began))

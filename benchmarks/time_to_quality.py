@@ -1,13 +1,13 @@
-"""Seconds of training until one-step samples stand at 1.6 times the floor: the shipped settings against the published ones.
+"""Measure the training time until one-step samples reach 1.6 times the floor: the shipped settings against the published ones.
 
     python benchmarks/time_to_quality.py [--teacher runs/quality/teacher_0] [--turn 4] [--factor 5]
     python benchmarks/time_to_quality.py --set mnist --data ../shared/data/mnist --teacher runs/images/mnist/teacher_0 --target 4 --turn 60
 
-All arms share network, teacher, batch and data. They train in turns of a few seconds in one process, so that a machine whose
-speed drifts treats them alike, and are measured (2,000 samples of the averaged generator) after each turn; measuring does not
-count. The published arms use DMD2's loss and optimiser (arXiv 2405.14867, edm folder of its release) at ratios 10 and 5 and
-learning rates 2e-6 and 2e-5. The study ends when every arm has arrived, or has trained `factor` times as long as the shipped
-one took. Writes results/time_to_quality.json, or time_to_quality_SET.json.
+All arms share network, teacher, batch and data. They train in turns of a few seconds in one process, so that a machine whose speed drifts
+treats them alike, and are measured (2,000 samples of the averaged generator) after each turn; measuring does not count as training time.
+The published arms use DMD2's loss and optimizer (arXiv 2405.14867, edm folder of its release) at ratios 10 and 5 and learning rates 2e-6
+and 2e-5. The study ends when every arm has reached the target, or has trained `factor` times as long as the shipped arm took to reach it.
+Writes results/time_to_quality.json, or time_to_quality_SET.json.
 """
 
 import argparse
@@ -55,7 +55,7 @@ ARMS = {
 
 
 class Arm:
-    """One setting in training, with its clock."""
+    """One arm in training: its loop, its training seconds so far, and its curve of FD / floor."""
 
     def __init__(self, source: str, overrides: list[str], folder: Path, target: float) -> None:
         recipe, self.target = load_recipe(source, overrides), target
@@ -68,23 +68,23 @@ class Arm:
         self.seconds, self.curve = 0.0, []
 
     def train(self, seconds: float) -> None:
-        """Train for about so long."""
+        """Train for about `seconds`."""
         began = time.perf_counter()
         while (passed := time.perf_counter() - began) < seconds:
             self.loop.advance()
         self.seconds += passed
 
     def arrived(self) -> float | None:
-        """Seconds at the first measurement at or below the target."""
+        """Return the training seconds at the first measurement at or below the target; None if there is none."""
         return next((seconds for seconds, _, value in self.curve if value <= self.target), None)
 
 
 def main() -> None:
-    """Race the arms, print and write what came of it."""
+    """Train the arms in turns until each has reached the target or its time is over, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=["digits", "mnist"], default="digits")
-    parser.add_argument("--data", type=Path, help="folder of MNIST")
-    parser.add_argument("--target", type=float, default=1.6, help="FD over the floor")
+    parser.add_argument("--data", type=Path, help="folder of MNIST, with --set mnist")
+    parser.add_argument("--target", type=float, default=1.6, help="FD / floor that an arm has to reach")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--teacher", type=Path, default=Path("runs/quality/teacher_0"))
     parser.add_argument("--turn", type=float, default=4.0, help="seconds of training between measurements")

@@ -1,4 +1,4 @@
-"""A text-to-image pipeline of a few thousand parameters, in the layout of Stable Diffusion, which stock diffusers runs.
+"""Make a text-to-image pipeline of a few thousand parameters, in the layout of Stable Diffusion, which stock diffusers runs.
 
     python tools/make_tiny_text_model.py OUT                      as SD 1.5: one text encoder, noise predicted
     python tools/make_tiny_text_model.py OUT --form sdxl          as SDXL: two text encoders, a pooled vector, time ids
@@ -6,7 +6,7 @@
     python tools/make_tiny_text_model.py OUT --prediction v_prediction --zero-snr
 
 Everything is made here, without a download: a tokenizer of single letters, text encoders, a VAE, a network and a scheduler, with random
-weights of seed 0. It is for tests, and for looking at what a pipeline consists of.
+weights of seed 0. The pipeline is for tests, and for looking at what a pipeline consists of.
 """
 
 import argparse
@@ -25,7 +25,7 @@ BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def tokenizer(folder: Path) -> Any:
-    """CLIP's tokenizer over letters, digits and marks alone, by the files that it is read from."""
+    """Return CLIP's tokenizer over single letters, digits and punctuation, read from files that are written to `folder`."""
     from transformers import CLIPTokenizer
 
     letters = string.ascii_lowercase + string.digits + string.punctuation
@@ -39,7 +39,7 @@ def tokenizer(folder: Path) -> Any:
 
 
 def text_encoder(vocabulary: int, width: int, projected: bool) -> Any:
-    """CLIP's text encoder; `projected` with the projection of the pooled vector, as SDXL's second has one."""
+    """Return CLIP's text encoder; with `projected`, also with a projection of the pooled vector, as SDXL's second encoder has."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -58,13 +58,13 @@ def text_encoder(vocabulary: int, width: int, projected: bool) -> Any:
 
 
 def t5(folder: Path, width: int) -> tuple[Any, Any]:
-    """(encoder, tokenizer) of T5, of single letters, too; SD 3 has it as its third, or does without."""
+    """Return (encoder, tokenizer) of T5, over single letters, too; the third text encoder of SD 3, which it can do without."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
     letters = string.ascii_lowercase + string.digits + string.punctuation
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -2.0) for letter in ("\u2581", *letters))]
-    cut = Tokenizer(models.Unigram(pieces, unk_id=2))  # by hand: of transformers 4 and 5 each has a way of its own
+    cut = Tokenizer(models.Unigram(pieces, unk_id=2))  # made by hand, since transformers 4 and 5 each make it differently
     cut.pre_tokenizer, cut.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     cut.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     words = T5TokenizerFast(tokenizer_object=cut, extra_ids=0)
@@ -74,7 +74,7 @@ def t5(folder: Path, width: int) -> tuple[Any, Any]:
 
 
 def vae(scaling: float = 0.18215, widths: tuple[int, int] = (4, 8), groups: int = 2, channels: int = 4, shift: float | None = None) -> Any:
-    """A VAE that halves images once: latents [channels, H/2, W/2]."""
+    """Return a VAE that halves images once: latents [channels, H/2, W/2]."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -93,7 +93,7 @@ def vae(scaling: float = 0.18215, widths: tuple[int, int] = (4, 8), groups: int 
 
 
 def unet(form: str, text_width: int, pooled_width: int) -> Any:
-    """A U-Net with cross-attention to the text; as SDXL's also told a pooled vector and sizes."""
+    """Return a U-Net with cross-attention to the text; in SDXL's form also conditioned on a pooled vector and sizes."""
     from diffusers import UNet2DConditionModel
 
     more: dict[str, Any] = {}
@@ -120,7 +120,7 @@ def unet(form: str, text_width: int, pooled_width: int) -> Any:
 
 
 def transformer(text_width: int, pooled_width: int, **more: Any) -> Any:
-    """SD 3's, which attends to image and text together; `more` are settings, such as those by which that of 3.5 is another."""
+    """Return SD 3's transformer, which attends to image and text together; `more` are settings, such as those of SD 3.5."""
     from diffusers import SD3Transformer2DModel
 
     settings = {
@@ -138,14 +138,14 @@ def transformer(text_width: int, pooled_width: int, **more: Any) -> Any:
 
 
 def flow_scheduler() -> Any:
-    """SD 3's."""
+    """Return SD 3's scheduler of flow matching."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(shift=3.0)
 
 
 def scheduler(prediction: str = "epsilon", zero_snr: bool = False) -> Any:
-    """Stable Diffusion's table of betas, as its DDIM scheduler has it."""
+    """Return a DDIM scheduler with Stable Diffusion's table of betas."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -164,12 +164,12 @@ def scheduler(prediction: str = "epsilon", zero_snr: bool = False) -> Any:
 def make(
     folder: Path, form: str = "sd", prediction: str = "epsilon", zero_snr: bool = False, seed: int = 0, third: bool = False, **more: Any
 ) -> Any:
-    """The pipeline, also written to `folder`; with `third` SD 3's has T5, and `more` are settings of its transformer."""
+    """Make the pipeline, write it to `folder` and return it; with `third`, SD 3's has T5, and `more` are settings of its transformer."""
     import diffusers
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # of a file of some kilobytes
-    logging.set_verbosity_error()  # that torchvision is not here, which nothing needs
+    logging.disable_progress_bar()  # no progress bar for a file of some kilobytes
+    logging.set_verbosity_error()  # without its warning that torchvision is missing, which nothing needs
     width = 32
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -177,7 +177,7 @@ def make(
         words = tokenizer(folder / "tokenizer")
         parts: dict[str, Any] = {"tokenizer": words, "text_encoder": text_encoder(len(words), width, projected=form == "sd3")}
         if form == "sd3":
-            wide = 2 * width + 8  # SD 3's own is wider than its two encoders together, too
+            wide = 2 * width + 8  # wider than the two encoders together, as in SD 3 itself
             parts |= {
                 "vae": vae(1.5305, channels=16, shift=0.0609),
                 "transformer": transformer(wide, 2 * width, **more),
@@ -201,19 +201,19 @@ def make(
                 **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
             )
         said = diffusers.logging.get_verbosity()
-        diffusers.logging.set_verbosity_error()  # that what is not there is not saved
+        diffusers.logging.set_verbosity_error()  # without its warning that absent parts are not saved
         pipeline.save_pretrained(str(folder))
         diffusers.logging.set_verbosity(said)
     return pipeline
 
 
 def main() -> None:
-    """Make one, and say how large it is."""
+    """Make one pipeline, and print its number of parameters."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="a new or an empty folder")
     parser.add_argument("--form", choices=FORMS, default="sd")
     parser.add_argument("--prediction", choices=PREDICTIONS, default="epsilon")
-    parser.add_argument("--zero-snr", action="store_true", help="betas of which nothing of the data is left at the last timestep")
+    parser.add_argument("--zero-snr", action="store_true", help="rescale the betas, so that the last timestep is pure noise")
     arguments = parser.parse_args()
     if arguments.out.exists() and any(arguments.out.iterdir()):
         parser.error(f"{arguments.out} holds something already; give a new or an empty folder")

@@ -1,14 +1,14 @@
-"""The quick part of the tests with the lowest versions that pyproject.toml declares, and with the newest that there are.
+"""Run the quick part of the tests with the lowest versions that pyproject.toml declares, and with the newest that there are.
 
     python tools/matrix.py                            # lowest on the first Python of the classifiers, newest on the last
-    python tools/matrix.py constraints                # only: constraints.txt holds what goes together, for each Python
-    python tools/matrix.py lowest --python 3.11       # one of them, on another Python
+    python tools/matrix.py constraints                # only whether constraints.txt can be resolved, on each Python
+    python tools/matrix.py lowest --python 3.11       # one environment, on another Python
     python tools/matrix.py newest -- tests/maths -x   # other tests, and options of pytest
 
-Each environment is made anew by uv (extra `dev`), which derives the lowest versions from the bounds in pyproject.toml: there is no second
-list of them. Packages that only those pull in are the newest that fit. A plain torch of the package index brings gigabytes of CUDA;
-``UV_TORCH_BACKEND=cpu`` takes PyTorch's own index instead, where it can be reached. Pythons are found on the path and among those of
-pyenv. Exit code: 0 if all tests of all environments pass, else 1.
+Each environment is made anew by uv, with the test packages of the extra `dev`. uv derives the lowest versions from the bounds in
+pyproject.toml: there is no second list of them. Indirect dependencies are the newest that fit. A plain torch of the package index brings
+gigabytes of CUDA libraries; ``UV_TORCH_BACKEND=cpu`` takes PyTorch's own index instead, where it can be reached. Pythons are searched on
+the path and among those of pyenv. Exit code: 0 if all tests of all environments pass, else 1.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from typing import NamedTuple
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib  # which pytest brings
+    import tomli as tomllib  # which pytest installs
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".matrix"
-# what meets other packages most: their networks, schedulers, files, engine, settings and command line
+# tests that exercise other packages most: their networks, schedulers, files, engine, settings and command line
 QUICK = (
     "tests/maths",
     "tests/recipe",
@@ -56,12 +56,12 @@ QUICK = (
 )
 ONNX = "tests/interop/test_export_onnx.py"
 TESTED = ("--extra", "dev", "--constraints", "constraints.txt", "pyproject.toml")
-# old versions warn of what they themselves do and newer ones no longer: only with the newest is that an error, as in pyproject.toml
+# old versions warn of their own deprecated code: only with the newest versions are warnings errors, as in pyproject.toml
 SILENT = tuple(f"-Wignore::{kind}" for kind in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning"))
 
 
 class Environment(NamedTuple):
-    """How uv resolves it, with which extras, and what pytest is given in it."""
+    """How uv resolves an environment, its extras, the arguments of pytest in it, and whether it takes the newest Python."""
 
     resolution: str
     extras: tuple[str, ...]
@@ -90,18 +90,18 @@ def project() -> dict:
 
 
 def pythons() -> list[str]:
-    """The versions that the classifiers name, the lowest first."""
+    """Return the versions of Python that the classifiers name, the lowest first."""
     prefix = "Programming Language :: Python :: 3."
     return [f"3.{line.removeprefix(prefix)}" for line in project()["classifiers"] if line.startswith(prefix)]
 
 
 def test_packages() -> list[str]:
-    """Those requirements of the extra `dev` that running tests takes."""
+    """Return the requirements of the extra `dev` that running the tests needs."""
     return [line for line in project()["optional-dependencies"]["dev"] if line.startswith(("pytest", "pyte"))]
 
 
 def interpreter(version: str) -> str:
-    """The path of Python `version`, such as 3.10. Raises Missing."""
+    """Return the path of Python `version`, such as 3.10. Raises Missing if there is none."""
     named = shutil.which(f"python{version}")
     of_pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     for path in (*([named] if named else []), *map(str, sorted(of_pyenv.glob(f"{version}.*/bin/python")))):
@@ -132,7 +132,7 @@ def make(name: str, version: str, folder: Path) -> Path:
 
 
 def told(python: Path) -> str:
-    """Which versions of the packages that matter most are there."""
+    """Return the versions of the most important packages that `python` has."""
     names = ("torch", "numpy", "diffusers", "lightning-fabric", "datasets", "pydantic", "typer", "transformers", "peft", "onnx")
     script = (
         "import importlib.metadata as m\n"
@@ -143,7 +143,7 @@ def told(python: Path) -> str:
 
 
 def resolve() -> bool:
-    """Whether constraints.txt holds versions that go together on each Python of the classifiers. Raises Missing."""
+    """Whether the versions in constraints.txt are compatible on each Python of the classifiers. Raises Missing."""
     passed = True
     for version in pythons():
         try:
@@ -155,7 +155,7 @@ def resolve() -> bool:
 
 
 def run(name: str, version: str, folder: Path, tests: Sequence[str]) -> bool:
-    """Make one environment, run `tests` (or its own) in it, and print a line of each; whether all passed."""
+    """Make one environment, run `tests` (or its own) in it, and print a line about each; return whether all tests passed."""
     began = time.monotonic()
     python = make(name, version, folder)
     made = time.monotonic()
@@ -167,11 +167,11 @@ def run(name: str, version: str, folder: Path, tests: Sequence[str]) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; see the module."""
+    """Run what the command line names; return 0 if all passed, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; default all")
-    parser.add_argument("--python", help="such as 3.11; default the first or the last that the classifiers name")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the environments are made: gigabytes each")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; default all of them")
+    parser.add_argument("--python", help="version of Python, such as 3.11; default the first or the last in the classifiers")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder in which the environments are made, gigabytes each")
     given = list(sys.argv[1:] if arguments is None else arguments)
     own, _, tests = (given[: given.index("--")], "--", given[given.index("--") + 1 :]) if "--" in given else (given, "", [])
     asked = parser.parse_args(own)

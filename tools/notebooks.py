@@ -1,11 +1,11 @@
-"""The notebooks in examples/: run at full size, written in one form, and given badges that open them in Colab.
+"""Run the notebooks in examples/ at full size, write them in one form, and give them badges that open them in Colab.
 
     python tools/notebooks.py run ring_drift              every cell, in a kernel of its own; the outputs are kept in the notebook
-    python tools/notebooks.py tidy                        only the form, of all: after a notebook was changed by hand
+    python tools/notebooks.py tidy                        only the form, of all notebooks: after one was changed by hand
     python tools/notebooks.py badges OWNER/REPO           an "open in Colab" badge in each, once the repository has an address on GitHub
 
-A notebook is run in examples/, so that `runs/` is shared: what one has trained another finds. The form is what `tests/test_notebooks.py`
-holds all notebooks to.
+A notebook is run in examples/, so that all share `runs/`: what one notebook has trained another finds. `tests/test_notebooks.py` checks
+that every notebook is in this form.
 """
 
 import argparse
@@ -30,12 +30,12 @@ PLACE = "https://colab.research.google.com/github/{repository}/blob/{branch}/exa
 
 
 def notebooks() -> list[Path]:
-    """All of them, in order of their names."""
+    """Return the paths of all notebooks, in order of their names."""
     return sorted(EXAMPLES.glob("*.ipynb"))
 
 
 def tidied(notebook: Any) -> Any:
-    """`notebook` without what says nothing to a reader: times of execution, settings of an editor, a second form of a picture."""
+    """Return `notebook` without what is of no use to a reader: execution times, an editor's settings, a second format of a picture."""
     notebook.metadata, notebook.nbformat, notebook.nbformat_minor = nbformat.from_dict(KERNEL), 4, 5
     number = 0
     for cell in notebook.cells:
@@ -53,12 +53,12 @@ def tidied(notebook: Any) -> Any:
                 output.metadata = nbformat.from_dict({})
             if png := output.get("data", {}).get("image/png"):
                 output.data["image/png"] = smaller(png)
-                output.data.pop("image/jpeg", None)  # of the same picture, which Pillow gives as well
+                output.data.pop("image/jpeg", None)  # the same picture, which Pillow gives in both formats
     return notebook
 
 
 def joined(outputs: Sequence[Any]) -> list[Any]:
-    """`outputs` with what one stream said in pieces, as they came, in one piece."""
+    """Return `outputs` with consecutive pieces of the same stream joined into one."""
     found: list[Any] = []
     for output in outputs:
         if found and output.output_type == "stream" and found[-1].get("name") == output.name:
@@ -69,7 +69,7 @@ def joined(outputs: Sequence[Any]) -> list[Any]:
 
 
 def smaller(png: str) -> str:
-    """The same pixels in as few bytes as Pillow can, in base64, without texts beside them."""
+    """Return the same pixels in as few bytes as Pillow can make, in base64, without metadata."""
     with Image.open(io.BytesIO(base64.b64decode(png))) as image:
         opaque = image.convert("RGB") if image.mode == "RGBA" and image.getextrema()[3] == (255, 255) else image
         buffer = io.BytesIO()
@@ -78,7 +78,7 @@ def smaller(png: str) -> str:
 
 
 def badged(notebook: Any, repository: str, branch: str, name: str) -> Any:
-    """`notebook` with a badge below its title that opens it in Colab from `branch` of `repository`, in place of any that was there."""
+    """Return `notebook` with a badge below its title that opens it in Colab from `branch` of `repository`, in place of an earlier badge."""
     first = notebook.cells[0]
     lines = [line for line in first.source.split("\n") if not line.startswith(BADGE)]
     rest = "\n".join(lines[1:]).lstrip("\n")
@@ -92,7 +92,7 @@ def run(path: Path) -> None:
 
     notebook = nbformat.read(path, as_version=4)
     os.environ["PATH"] = (
-        f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the command that cells call is of this environment
+        f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # cells call the fewstep command of this environment
     )
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
@@ -103,7 +103,7 @@ def run(path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Do what is asked for."""
+    """Run, tidy or badge the notebooks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks = parser.add_subparsers(dest="task", required=True)
     tasks.add_parser("run").add_argument("names", nargs="+", metavar="NAME", choices=[path.stem for path in notebooks()])

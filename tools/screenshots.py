@@ -1,10 +1,10 @@
-"""The pictures of pages in the docs: exported generators and a run's report, as headless Chromium shows them.
+"""Take the docs' pictures of web pages, exported generators and a run's report, in headless Chromium.
 
     python tools/screenshots.py runs/demo/student --page digits --report
     python tools/screenshots.py runs/mnist/student --page mnist
 
-Writes docs/pictures/page_NAME.png, the generator of the run drawing in its own page, and docs/pictures/report.png, the top of its
-report.html in light and in dark. onnxruntime-web comes from npm's registry, once. Needs Chromium.
+Writes docs/pictures/page_NAME.png, the run's generator drawing in its exported page, and docs/pictures/report.png, the top of the run's
+report.html in light and in dark colours. onnxruntime-web is downloaded from npm's registry, once. Needs Chromium.
 """
 
 import argparse
@@ -30,21 +30,21 @@ from web_runtime import web_runtime  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
 SIZE = (1280, 900)
-COLOURS = 256  # of a picture: pages have few, and the file is a third
+COLOURS = 256  # of a picture: pages have few, and the file shrinks to a third
 WAIT = 60  # seconds that a page has to load and to draw
-DRAWN = "document.querySelector('#caption').textContent !== '' && document.querySelectorAll('.stale').length === 0"  # all samples
+DRAWN = "document.querySelector('#caption').textContent !== '' && document.querySelectorAll('.stale').length === 0"  # all samples are drawn
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     """A server that logs nothing."""
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The address at which `folder` is served."""
+    """Serve `folder` over HTTP inside the context, and yield its address."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -54,7 +54,7 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def shot(browser: Browser, address: str, dark: bool = False, drawn: str = "true") -> Image.Image:
-    """What the browser shows at `address`, as soon as `drawn` holds in the page."""
+    """Return what the browser shows at `address`, as soon as the JavaScript expression `drawn` holds in the page."""
     browser.open(address, SIZE[0], dark)
     until = time.monotonic() + WAIT
     while not browser.tell(drawn):
@@ -68,14 +68,14 @@ def shot(browser: Browser, address: str, dark: bool = False, drawn: str = "true"
 
 
 def kept(picture: Image.Image, name: str) -> None:
-    """Write `picture` into the docs in few colours."""
+    """Write `picture` into docs/pictures as `name`, in few colours."""
     PICTURES.mkdir(exist_ok=True)
     picture.quantize(COLOURS, kmeans=1, dither=Image.Dither.NONE).save(PICTURES / name, optimize=True)
     print(f"wrote {PICTURES / name}")
 
 
 def main() -> None:
-    """Export, serve, look."""
+    """Take the pictures that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--page", metavar="NAME", help="draw the run's page, for docs/pictures/page_NAME.png")

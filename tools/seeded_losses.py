@@ -1,13 +1,13 @@
-"""The same short runs by two revisions, compared bit for bit: what a refactor must not change.
+"""Compare the same short runs by two revisions bit for bit: what a refactoring must not change.
 
     python tools/seeded_losses.py --against main                 # this tree and `main` in turn, on this machine
     python tools/seeded_losses.py --against main --only 'dmd2/*'  # some of the cases, and the teachers that they need
     python tools/seeded_losses.py --out losses.json              # this tree alone, every number kept
 
-A case is a recipe with overrides, trained for a few steps in full precision on one thread. What is kept of it is every term
-that it logged at every step, and the checksum of the weights that it ships. The cases are all shipped recipes that need no
-network, and those options of each method that no recipe turns on. Only the command line is used, with the keys of version
-0.1.0, so the two revisions may differ in anything inside; a newer one brings such keys forward by itself.
+A case is a recipe with overrides, trained for a few steps in full precision on one thread. Compared are every term that it
+logged at every step, and the checksum of the weights that it ships. The cases are all shipped recipes that need no
+download, and those options of each method that no recipe turns on. Only the command line is used, with the keys of version
+0.1.0, so the two revisions may differ in anything inside; a newer revision translates such keys itself.
 
 Each revision runs in one process of its own (this file with ``--child``), which imports that revision once. Exit code: 0 if
 all bits are equal, 1 if not, or if a case failed; recipes that only one revision has are named, and do not count.
@@ -34,16 +34,16 @@ from types import FrameType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCAL = ("digits", "photos", "toy")  # the data sets that need no network
+LOCAL = ("digits", "photos", "toy")  # the data sets that need no download
 # every step is logged, and nothing is drawn or saved before the last one
 TRAINER = {"accelerator": "cpu", "devices": 1, "precision": "32-true", "threads": 1, "log_every": 1}
 TRAINER |= {"sample_every": 1_000_000, "checkpoint_every": 1_000_000, "evaluate_every": "null"}
-# photos are drawn by the U-Net of CIFAR-10, 41 M parameters; this one has the same levels and is ready in seconds
+# recipes of photos have the U-Net of CIFAR-10, 41 M parameters; this one has as many levels and trains in seconds
 SMALLER = {"photos": ("batch_size=4",), "teacher/photos": ("network.channels=[32,64,64,64]",)}
 SMALLER_OPTIONS = {"drift/digits": ("batch_size=120",)} | dict.fromkeys(
     ("teacher/digits", "dmd2/digits", "dddm/digits"), ("batch_size=32",)
 )
-NO_TERMS = ("step", "seconds", "images_per_second")  # of a line of metrics.jsonl: where it stands, and how fast that was
+NO_TERMS = ("step", "seconds", "images_per_second")  # of a line of metrics.jsonl: the step, and how fast it was
 RATES = ("beta1=.8", "beta2=.95", "weight_decay=.05", "clip=.5", "ema_decay=.9", "ema_warmup=5.0")
 
 
@@ -58,7 +58,7 @@ class Case:
 
 
 def _option(recipe: str, what: str, *settings: str, after: str | None = None) -> Case:
-    """A case of `recipe` called ``recipe: what`` with `settings` of its method, or of another section, which is then named."""
+    """Return a case of `recipe` called ``recipe: what`` with `settings` of its method, or of another section whose name they begin with."""
     elsewhere = ("network", "trainer", "batch_size")
     overrides = tuple(s if s.startswith(elsewhere) else f"method.{s}" for s in settings)
     return Case(f"{recipe}: {what}", recipe, (*SMALLER_OPTIONS.get(recipe.partition("_")[0], ()), *overrides), after)
@@ -66,7 +66,7 @@ def _option(recipe: str, what: str, *settings: str, after: str | None = None) ->
 
 GAN = ("loss=dmd", "gan=true", "gan_levels=2", "r1_weight=1.0")
 SEVERAL = ("sampler_steps=2", "sampler_sigmas=[80.0, 2.0]")
-# what no shipped recipe turns on
+# options that no shipped recipe turns on
 OPTIONS = (
     _option("teacher/digits", "karras", "sigma_sampling=karras", "num_train_timesteps=100"),
     _option("teacher/digits", "accumulate", "trainer.accumulate=2"),
@@ -117,7 +117,7 @@ OPTIONS = (
 
 
 def cases(root: Path) -> dict[str, Case]:
-    """The cases of the revision whose tree is at `root`, by name, each after the one that it needs."""
+    """Return the cases of the revision whose tree is at `root`, by name, each after the case whose run it needs."""
     import yaml
 
     folder, found = root / "src" / "fewstep" / "recipes", {}
@@ -141,7 +141,7 @@ def cases(root: Path) -> dict[str, Case]:
 
 
 def selected(every: Mapping[str, Case], pattern: str | None) -> dict[str, Case]:
-    """Those of `every` whose name has a part like `pattern`, and those that they need."""
+    """Return the cases of `every` whose name has a part like `pattern`, and the cases whose runs they need."""
     names = {name for name in every if pattern is None or fnmatch.fnmatchcase(name, f"*{pattern}*")}
     names |= {after for name in names if (after := every[name].after) is not None}
     return {name: case for name, case in every.items() if name in names}
@@ -151,7 +151,7 @@ def selected(every: Mapping[str, Case], pattern: str | None) -> dict[str, Case]:
 
 
 def terms(metrics: Path) -> list[dict[str, float]]:
-    """``step`` and every number that was logged, one dict a line of metrics.jsonl."""
+    """Return ``step`` and every number that was logged, one dict for each line of metrics.jsonl."""
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
     return [
         {"step": record["step"]}
@@ -161,7 +161,7 @@ def terms(metrics: Path) -> list[dict[str, float]]:
 
 
 def weights(file: Path) -> str:
-    """SHA-256 over the bytes of all tensors of a safetensors `file`, in the order of their names."""
+    """Return the SHA-256 over the bytes of all tensors of a safetensors `file`, in the order of their names."""
     content = file.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     places = {name: entry["data_offsets"] for name, entry in json.loads(content[8:start]).items() if name != "__metadata__"}
@@ -173,7 +173,7 @@ def weights(file: Path) -> str:
 
 
 def train(case: Case, steps: int, folder: Path) -> dict[str, Any]:
-    """What `case` logged and ships; ``{"error": ...}`` where it failed. `fewstep` is the revision on the import path."""
+    """Train `case` with the `fewstep` on the import path; return its terms and the checksum of its weights, or ``{"error": ...}``."""
     from fewstep import cli
 
     run = folder / _file_name(case.name)
@@ -189,7 +189,7 @@ def train(case: Case, steps: int, folder: Path) -> dict[str, Any]:
                 if end.code not in (None, 0):
                     return {"error": _last_lines(output.getvalue()) or f"exit code {end.code}"}
         return {"terms": terms(run / "metrics.jsonl"), "weights": weights(run / "model" / "model.safetensors")}
-    except Exception:  # whatever it is, the other cases go on
+    except Exception:  # whatever the error is, the other cases go on
         return {"error": _last_lines(traceback.format_exc())}
 
 
@@ -213,7 +213,7 @@ def child(spec: Mapping[str, Any]) -> None:
 
 
 def run_tree(title: str, root: Path, chosen: Mapping[str, Case], steps: int, folder: Path) -> dict[str, Any]:
-    """What the revision at `root` gives: for each of the `chosen` cases ``terms``, ``weights`` and ``seconds``, or ``error``."""
+    """Run the `chosen` cases with the revision at `root`, and return for each ``terms``, ``weights`` and ``seconds``, or ``error``."""
     folder.mkdir()
     results = folder / "results.jsonl"
     results.touch()
@@ -224,7 +224,7 @@ def run_tree(title: str, root: Path, chosen: Mapping[str, Case], steps: int, fol
     path = os.pathsep.join(filter(None, [str(root / "src"), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, **one, **offline, "PYTHONPATH": path, "PYTHONHASHSEED": "0"}
     command = [sys.executable, str(Path(__file__).resolve()), "--child", json.dumps(spec)]
-    # a session of its own: a Ctrl-C comes here alone, and from here all that it has started can be ended
+    # a session of its own: Ctrl-C reaches this process alone, which then ends all that the child has started
     process = subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True)
     try:
         code = process.wait()
@@ -240,9 +240,9 @@ def run_tree(title: str, root: Path, chosen: Mapping[str, Case], steps: int, fol
 
 
 def first_difference(there: Mapping[str, Any], here: Mapping[str, Any], allow_new_terms: bool = False) -> str | None:
-    """What differs first between two results of one case, old -> new; None if every bit is equal.
+    """Return the first difference between two results of one case, old -> new; None if every bit is equal.
 
-    `allow_new_terms` lets `here` log terms that `there` does not know; a term that is gone differs in any case.
+    `allow_new_terms` lets `here` log terms that `there` does not know; a term that only `there` logged is a difference even then.
     """
     if "error" in there or "error" in here:
         failed = [
@@ -264,12 +264,12 @@ def first_difference(there: Mapping[str, Any], here: Mapping[str, Any], allow_ne
 
 
 def _exact(value: float) -> str:
-    """`value` so that two texts are equal if and only if the numbers' bits are; every NaN is one."""
+    """Return a text of `value` that is the same for two numbers if and only if their bits are; all NaNs are the same."""
     return repr(float(value))
 
 
 def verdicts(there: Mapping[str, Any], here: Mapping[str, Any], allow_new_terms: bool = False) -> dict[str, str]:
-    """For each case "equal", "only here", "only there", or the first difference."""
+    """Return for each case "equal", "only here", "only there", or its first difference."""
     found = {}
     for name in [*there, *(name for name in here if name not in there)]:
         if name in there and name in here:
@@ -281,16 +281,16 @@ def verdicts(there: Mapping[str, Any], here: Mapping[str, Any], allow_new_terms:
 
 @contextlib.contextmanager
 def checked_out(revision: str, folder: Path) -> Iterator[Path]:
-    """A work tree of `revision` at `folder`, until the end."""
+    """Check out `revision` as a work tree at `folder` inside the context, and yield its path."""
     try:
         _git("worktree", "add", "--detach", str(folder), revision)
         yield folder
-    finally:  # also where an interrupt came while it was being made; there may be nothing then
+    finally:  # also after an interrupt while it was being made, when there may be nothing to remove
         subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(folder)], capture_output=True)
 
 
 def _git(*arguments: str) -> str:
-    """What git says. Exits with its message where it fails."""
+    """Return the output of git. Exits with git's message if it fails."""
     done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"git {' '.join(arguments)}: {done.stderr.strip()}")
@@ -306,7 +306,7 @@ def _last_lines(text: str, count: int = 8) -> str:
 
 
 def say(text: str) -> None:
-    """Tell of progress."""
+    """Print progress, to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -315,7 +315,10 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 def run_all(options: argparse.Namespace) -> dict[str, Any]:
-    """``{"there": ..., "here": ...}``, or only the latter: ``revision``, and ``cases`` as `run_tree` gives them."""
+    """Run this tree as "here" and, with --against, the other revision as "there".
+
+    Returns for each side its ``revision`` and its ``cases``, as `run_tree` gives them.
+    """
     found: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seeded_losses_")))
@@ -335,7 +338,7 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(found: Mapping[str, Any], allow_new_terms: bool = False) -> int:
-    """Print a line for each case; the exit code."""
+    """Print a line for each case, and return the exit code."""
     here = found["here"]["cases"]
     if "there" in found:
         lines = verdicts(found["there"]["cases"], here, allow_new_terms)
@@ -351,13 +354,13 @@ def report(found: Mapping[str, Any], allow_new_terms: bool = False) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command line, and return the exit code."""
     about, _, more = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(description=about, epilog=more, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, help="file for all numbers, as JSON")
-    parser.add_argument("--only", metavar="PATTERN", help="cases whose name has a part like this, such as 'dmd2/*' or gan")
+    parser.add_argument("--only", metavar="PATTERN", help="run cases whose name has a part like this, such as 'dmd2/*' or gan")
     parser.add_argument("--steps", type=int, default=20, help="steps of each run (default 20)")
-    parser.add_argument("--against", metavar="REVISION", help="compare with this one of git")
+    parser.add_argument("--against", metavar="REVISION", help="compare with this revision of git")
     parser.add_argument("--allow-new-terms", action="store_true", help="let this tree log more terms than REVISION does")
     parser.add_argument("--child", metavar="JSON", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -1,12 +1,12 @@
-"""The way of a stranger, from nothing to a one-step generator of images of their own: the pages' own commands, in a fresh environment.
+"""Follow the documentation as a newcomer would, from nothing to a one-step generator of one's own images, in a fresh environment.
 
     python tools/stranger.py                       in a temporary folder; some minutes, and 2 GB of disk
     python tools/stranger.py --folder /tmp/walk --steps 2000
 
-What is committed is copied out, installed by the block "CPU" of docs/start.md in an environment of its own, and docs/howto/images.md is
-followed from top to bottom with a folder of images that is written here: real digits of three classes in coloured ink. Only what a page
-calls by example is put in the place of the example (the class, the number of steps); a line that a page shows has to be said. Ends with
-an error at the first command that fails, or says something else.
+What is committed is copied out and installed by the block "CPU" of docs/start.md in an environment of its own. Then the commands of
+docs/howto/images.md are run from top to bottom with a folder of images that is written here: real digits of three classes in coloured ink.
+Only what a page gives as an example is replaced (the class, the number of steps), and every line of output that the page shows has to
+appear. Ends with an error at the first command that fails, or whose output lacks such a line.
 """
 
 import argparse
@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from doc_blocks import Block, blocks  # noqa: E402
 
 CLASSES = {0: "zero", 3: "three", 7: "seven"}
-# what the page's example is here
+# example on the page -> what takes its place here
 PUT = {"--labels cat": "--labels seven", "cats.png": "sevens.png"}
 IMAGES = """
 import sys
@@ -45,7 +45,7 @@ for pair in classes:
 
 
 def called(command: str, folder: Path) -> str:
-    """What the shell says to `command` in `folder`, inside the environment once there is one."""
+    """Run `command` in `folder`, inside its environment once there is one, and return the output. Exits if the command fails."""
     inside = ". .venv/bin/activate && " if (folder / ".venv" / "bin" / "activate").exists() else ""
     print(f"$ {command}", flush=True)
     began = time.monotonic()
@@ -57,7 +57,7 @@ def called(command: str, folder: Path) -> str:
 
 
 def calls(block: Block) -> list[tuple[str, list[str]]]:
-    """Of a console: each command, and the lines that it is shown to say."""
+    """Return each command of a console block, with the lines of output that the block shows for it."""
     found: list[tuple[str, list[str]]] = []
     for line in block.lines:
         if line.startswith("$ "):
@@ -68,16 +68,16 @@ def calls(block: Block) -> list[tuple[str, list[str]]]:
 
 
 def said(line: str, text: str) -> bool:
-    """Whether `text` has `line`, in whatever way a terminal broke it."""
+    """Whether `text` contains `line`, however a terminal has wrapped it."""
     return " ".join(line.split()) in " ".join(text.split())
 
 
 def main() -> None:
-    """Copy, install, follow."""
+    """Copy the revision, install it, and run the commands of the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where to begin; it must be empty, or not be there")
+    parser.add_argument("--folder", type=Path, help="folder to work in, empty or new; default a temporary one")
     parser.add_argument("--steps", type=int, default=600, help="training steps of the teacher; its student has half")
-    parser.add_argument("--revision", default="HEAD", help="what is copied out")
+    parser.add_argument("--revision", default="HEAD", help="revision of git that is copied out")
     arguments = parser.parse_args()
     folder = (arguments.folder or Path(tempfile.mkdtemp(prefix="stranger-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)

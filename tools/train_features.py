@@ -1,16 +1,16 @@
-"""Train a classifier whose features images are measured in, and write it as a file that `--features` takes.
+"""Train a classifier in whose features images are measured, and write it as a file that `--features` takes.
 
     python tools/train_features.py mnist --data ../shared/data/mnist            about 10 minutes on one core
     python tools/train_features.py cifar10 --data ../shared/data/cifar10        two hours and a half on one core
     python tools/train_features.py digits                                       under a minute
     python tools/train_features.py PATH --size 32 --channels 3                  a folder of labelled images of your own
 
-`--second` trains the other network, plain and smaller, that judges beside the first. It sees the train split alone, shifted by up to two
-pixels, with smoothed labels and, where mirroring keeps a class, mirrored in every other pass (Jordan 2024, arXiv 2404.00498); images of
-MNIST and of a folder also lose contrast (`faded`), for a judge that has only seen black on white takes a tenth less of it for worse than
-broken digits. That of CIFAR-10 sees half of the images under noise in its last passes, for a little grain outweighs blurred images in the
-eyes of one that has never seen any. The accuracy is that on the held-out split. Once results are published in them, the files of the
-package are never made anew: numbers measured in other features do not compare.
+`--second` trains the network of the second judge, which is plain and smaller. Every classifier sees the train split alone, shifted by up
+to two pixels, with smoothed labels and, where mirroring keeps a class, mirrored in every other pass (Jordan 2024, arXiv 2404.00498).
+Images of MNIST and of a folder also lose contrast (`faded`), because a judge that has only seen black on white rates images with a tenth
+less contrast as worse than broken digits. The classifier of CIFAR-10 sees half of the images under noise in its last passes, because to
+one that has never seen noise, a little grain outweighs blur. The accuracy that is printed is that on the held-out split. Once results are
+published in them, the files of the package are never made anew: figures measured in other features do not compare.
 """
 
 import argparse
@@ -31,25 +31,25 @@ from fewstep.metrics.features import DigitClassifier
 from fewstep.training.progress import Progress, reading_bar
 
 PACKAGE = Path(__file__).parents[1] / "src/fewstep/metrics"
-EPOCHS, BATCH, SEED = 60, 128, 0  # of the digits
-SMOOTHING, SHIFT, MOMENTUM, DECAY, RISE = 0.1, 2, 0.9, 5e-4, 0.2  # of the others
-FADED = 0.4  # the most of its contrast that an image loses
-WHITENED = 2000  # images, whose patches whiten the first convolution
-PEAK = 0.2  # learning rate of batches of 128
-GRAIN, FINAL_PEAK = 0.25, 0.04  # the largest standard deviation of noise in the last passes, and the rate that they begin with
+EPOCHS, BATCH, SEED = 60, 128, 0  # of the digits' classifier
+SMOOTHING, SHIFT, MOMENTUM, DECAY, RISE = 0.1, 2, 0.9, 5e-4, 0.2  # of the other classifiers; RISE: share of steps in which the rate rises
+FADED = 0.4  # largest share of its contrast that an image loses
+WHITENED = 2000  # images whose patches whiten the first convolution
+PEAK = 0.2  # highest learning rate, for batches of 128
+GRAIN, FINAL_PEAK = 0.25, 0.04  # largest standard deviation of noise in the last passes, and their learning rate at first
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A network and how long it learns."""
+    """A classifier's architecture, and how long it trains."""
 
     widths: tuple[int, ...]
     epochs: float
     residual: bool = True
     pooled: bool = False
-    faded: bool = True  # photographs bring contrasts of their own
-    mirrored: bool = False  # measured from both sides, that is, not trained
-    grainy: float = 0  # epochs after these in which half of the images have noise
+    faded: bool = True  # whether images lose contrast; photographs vary in it by themselves
+    mirrored: bool = False  # whether features average an image and its mirror image
+    grainy: float = 0  # further epochs, in which half of the images have noise
 
 
 FIRST, OTHER = "", "-second"
@@ -64,7 +64,7 @@ PLANS = {
 
 
 def train_classifier(images: Tensor, labels: Tensor, epochs: int = EPOCHS, seed: int = SEED) -> DigitClassifier:
-    """A classifier of the digits `images` [N, 1, 8, 8] with `labels` [N], frozen: AdamW, cosine decay."""
+    """Return a frozen classifier of the digits `images` [N, 1, 8, 8] with `labels` [N], trained by AdamW with cosine decay."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = DigitClassifier()
@@ -82,7 +82,7 @@ def train_classifier(images: Tensor, labels: Tensor, epochs: int = EPOCHS, seed:
 
 
 def shifted(x: Tensor, rng: torch.Generator, by: int = SHIFT) -> Tensor:
-    """Each of the images x [B, C, H, W] moved by up to `by` pixels either way, its edge mirrored."""
+    """Return each of the images x [B, C, H, W] moved by up to `by` pixels in each direction, with its edge mirrored."""
     num, channels, height, width = x.shape
     padded = pad(x, (by,) * 4, mode="reflect")
     down, right = (torch.randint(0, 2 * by + 1, (num, 1), generator=rng) for _ in range(2))
@@ -92,21 +92,21 @@ def shifted(x: Tensor, rng: torch.Generator, by: int = SHIFT) -> Tensor:
 
 
 def faded(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Images x [B, C, H, W] in [-1, 1], each with less contrast, by up to `FADED`, anywhere between dark and bright."""
+    """Return images x [B, C, H, W] in [-1, 1], each with less contrast by up to `FADED`, anywhere between dark and bright."""
     share = 1 - FADED * torch.rand(len(x), 1, 1, 1, generator=rng)
     offset = (1 - share) * (2 * torch.rand(len(x), 1, 1, 1, generator=rng) - 1)
     return share * x + offset
 
 
 def grained(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Images x [B, C, H, W] of which the first half have Gaussian noise, each of its own strength up to `GRAIN`."""
+    """Return images x [B, C, H, W], the first half with Gaussian noise of a random standard deviation up to `GRAIN` in each."""
     half = len(x) // 2
     noise = GRAIN * torch.rand(half, 1, 1, 1, generator=rng) * torch.randn(half, *x.shape[1:], generator=rng)
     return torch.cat([x[:half] + noise, x[half:]])
 
 
 def trained(data: ImageData, plan: Plan, seed: int = SEED) -> ResidualClassifier:
-    """A classifier of the train split of `data`, after the two parts of `plan`."""
+    """Return a classifier of the train split of `data`: trained for the epochs of `plan`, then for those with noise, if any."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = untrained(data, plan).to(memory_format=torch.channels_last)
@@ -118,16 +118,16 @@ def trained(data: ImageData, plan: Plan, seed: int = SEED) -> ResidualClassifier
 
 
 def learn(network: ResidualClassifier, data: ImageData, plan: Plan, seed: int, grainy: bool = False) -> None:
-    """Train `network` for the epochs of `plan`, or those with noise: SGD with Nesterov momentum, whose rate rises evenly and falls to 0.
+    """Train `network` by SGD with Nesterov momentum for the epochs of `plan`, or with `grainy` for its epochs with noise.
 
-    In the passes with noise it only falls.
+    The learning rate rises linearly and then falls to 0; in the epochs with noise it only falls.
     """
     assert data.train_label is not None
     rng = torch.Generator().manual_seed(seed)
     batch = min(BATCH, len(data.train))
     epochs, peak, rise = (plan.grainy, FINAL_PEAK, 0.0) if grainy else (plan.epochs, PEAK, RISE)
     steps, order = max(1, round(epochs * len(data.train) / batch)), torch.empty(0, dtype=torch.int64)
-    sides = torch.rand(len(data.train), generator=rng) < 0.5 if data.flip else torch.empty(0)  # which are mirrored first
+    sides = torch.rand(len(data.train), generator=rng) < 0.5 if data.flip else torch.empty(0)  # which are mirrored in the first pass
     passes = 0
     matrices, vectors = ([p for p in network.parameters() if p.requires_grad and (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
@@ -164,7 +164,7 @@ def learn(network: ResidualClassifier, data: ImageData, plan: Plan, seed: int, g
 
 
 def untrained(data: ImageData, plan: Plan) -> ResidualClassifier:
-    """The network of `plan` for images and classes of `data`."""
+    """Return the untrained network of `plan` for images and classes of `data`."""
     channels, size, _ = data.shape
     network = ResidualClassifier(channels, size, len(data.class_names), plan.widths, plan.residual, plan.pooled, plan.mirrored)
     network.class_names = data.class_names
@@ -172,13 +172,13 @@ def untrained(data: ImageData, plan: Plan) -> ResidualClassifier:
 
 
 def scaled(data: ImageData, pixels: Tensor) -> Tensor:
-    """Images in [-1, 1]."""
+    """Return `pixels` of `data` as images in [-1, 1]."""
     return pixels.float() if data.half is None else pixels.float() / data.half - 1
 
 
 @torch.no_grad()
 def finish(network: ResidualClassifier, data: ImageData) -> float:
-    """Round the weights as the file holds them, and fit mean and deviation of the features on the train split; the held-out accuracy."""
+    """Round the weights as the file holds them, fit mean and deviation of the features on the train split; return the held-out accuracy."""
     network.eval().to(memory_format=torch.channels_last)  # as it will be loaded
     network.load_state_dict({key: value.float() for key, value in in_half(network).items()}, strict=False)
     network.mean.zero_()
@@ -191,7 +191,7 @@ def finish(network: ResidualClassifier, data: ImageData) -> float:
 
 
 def opened(name: str, folder: str | None, size: int, channels: int) -> ImageData:
-    """The labelled images called `name`, or at that path. Raises DataError and UserError."""
+    """Return the labelled images of mnist or cifar10, or of a folder at the path `name`. Raises DataError and UserError."""
     if name == "mnist":
         return mnist(folder, bar=reading_bar)
     if name == "cifar10":
@@ -205,7 +205,7 @@ def opened(name: str, folder: str | None, size: int, channels: int) -> ImageData
 
 
 def make_digits(out: Path) -> None:
-    """The network of the digits, which has a form of its own."""
+    """Train the classifier of the digits, which has an architecture of its own, and write it to `out`."""
     from safetensors.torch import save_file
 
     torch.set_num_threads(1)
@@ -220,7 +220,7 @@ def make_digits(out: Path) -> None:
 
 
 def make(arguments: argparse.Namespace, command: str) -> Path:
-    """Train what is asked for and write it; where it lies. Raises UserError and DataError."""
+    """Train the classifier that is asked for, write it, and return the path of its file. Raises UserError and DataError."""
     name, kind = arguments.name, OTHER if arguments.second else FIRST
     of_package = name in ("mnist", "cifar10")
     stem = f"{Path(name).name}{kind}".replace("-", "_")
@@ -259,20 +259,20 @@ def make(arguments: argparse.Namespace, command: str) -> Path:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Read the arguments, do it; the exit code, 2 for what the user can mend."""
+    """Train what the command line asks for; return 0, or 2 for an error that the user can mend."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="digits, mnist, cifar10, or the path of a folder of labelled images")
-    parser.add_argument("--data", help="folder of mnist or cifar10; without it the Hub")
-    parser.add_argument("--second", action="store_true", help="the second judge's network")
-    parser.add_argument("--out", type=Path, help="the file to write; for mnist and cifar10 else that of the package")
+    parser.add_argument("--data", help="folder of mnist or cifar10; without it they come from the Hub")
+    parser.add_argument("--second", action="store_true", help="train the second judge's network")
+    parser.add_argument("--out", type=Path, help="file to write; default the package's own, for a folder one in this directory")
     parser.add_argument("--epochs", type=float, help="passes over the train split")
-    parser.add_argument("--size", type=int, default=32, help="of a folder of your own: images become size x size")
-    parser.add_argument("--channels", type=int, default=3, choices=(1, 3), help="of a folder of your own")
-    parser.add_argument("--weights", type=Path, help="a state of the same network (.pt), trained elsewhere: only the file is made")
+    parser.add_argument("--size", type=int, default=32, help="for a folder of your own: images become size x size")
+    parser.add_argument("--channels", type=int, default=3, choices=(1, 3), help="for a folder of your own: 1 for grey, 3 for colour")
+    parser.add_argument("--weights", type=Path, help="state of the same network (.pt), trained elsewhere: write its file without training")
     arguments = parser.parse_args(given)
     try:
         places = {str(path) for path in (arguments.weights, arguments.out) if path is not None}
-        told = [Path(one).name if one in places else one for one in (sys.argv[1:] if given is None else given)]  # not where they lie here
+        told = [Path(one).name if one in places else one for one in (sys.argv[1:] if given is None else given)]  # file names alone
         out = make(arguments, shlex.join(["python", "tools/train_features.py", *told]))
     except (UserError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,14 +1,14 @@
-"""A tiny text-to-image pipeline that has learned real digits, for studies of distillation without a download.
+"""Train a tiny text-to-image pipeline on real digits, for studies of distillation without a download.
 
     python tools/train_tiny_text_model.py OUT                  about half an hour on one CPU core
     python tools/train_tiny_text_model.py OUT --steps 200 --vae-steps 100
-    python tools/train_tiny_text_model.py OUT --form sd3       by flow matching, about an hour: its rows of text are long
+    python tools/train_tiny_text_model.py OUT --form sd3       by flow matching, about an hour: its encoded prompts are long
 
 scikit-learn's digits, enlarged to 16x16, become latents of a small VAE; a U-Net with cross-attention learns them beside prompts such as
-"a photo of a seven", "seven, thin" and "seven, bold", by the usual loss of noise prediction, with a tenth of the prompts left out. Of SD
-3's form it is a transformer, by the loss of rectified flow (arXiv 2209.03003) at the times of its scheduler. Text encoders are random and
-stay so: they only have to tell prompts apart. What is written is a pipeline that stock diffusers runs, and
-``prompts.txt``, a prompt a line, of digit number ``line // 3``.
+"a photo of a seven", "seven, thin" and "seven, bold", by the usual loss of noise prediction, with a tenth of the prompts left out. In
+SD 3's form the network is a transformer, trained by the loss of rectified flow (arXiv 2209.03003) at the times of its scheduler. The text
+encoders keep their random weights: all they have to do is encode different prompts differently. Writes a pipeline that stock diffusers
+runs, and ``prompts.txt`` with a prompt a line; the prompt in line number ``line``, counted from 0, is of digit ``line // 3``.
 """
 
 import argparse
@@ -31,18 +31,18 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 FORMS = ("a photo of a {}", "{}, thin", "{}, bold")
 BATCH = {"sd": 64, "sd3": 32}
 STEPS = {"sd": 12_000, "sd3": 8_000}
-CODED = 64  # images at once, of the VAE
+CODED = 64  # images in a batch of the VAE
 NULL = 0.1  # share of prompts that are left out
-KL = 1e-6  # weight of the VAE's divergence
+KL = 1e-6  # weight of the VAE's Kullback-Leibler divergence
 
 
 def prompts() -> list[str]:
-    """All of them; number ``3 digit + form``."""
+    """Return all prompts; prompt number ``3 digit + form`` is of `digit` in the form ``FORMS[form]``."""
     return [form.format(word) for word in WORDS for form in FORMS]
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor]:
-    """Training digits [N, 3, 16, 16] in [-1, 1], what they are int64 [N], and which third of their digit by ink int64 [N]."""
+    """Return training digits [N, 3, 16, 16] in [-1, 1], their labels int64 [N], and the third of their class by ink, 0 least, int64 [N]."""
     data = load_digits()
     images, label = data.images("train"), data.labels("train")
     assert label is not None
@@ -54,7 +54,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def parts(seed: int, form: str) -> tuple[Any, Any]:
-    """A VAE and a network of a size that can learn this."""
+    """Return a VAE and a network, untrained, that are large enough to learn the digits."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(seed)
@@ -77,7 +77,10 @@ def parts(seed: int, form: str) -> tuple[Any, Any]:
 
 
 def learn_vae(coder: Any, images: Tensor, steps: int) -> None:
-    """Reconstruct, and set the scale that makes latents of standard deviation 1, and of a VAE that has one the shift to mean 0."""
+    """Train the VAE to reconstruct `images`, then set its scale, and the shift of a VAE that has one.
+
+    The scale gives latents standard deviation 1, the shift mean 0.
+    """
     optimizer, progress = torch.optim.AdamW(coder.parameters(), 2e-3), Progress("VAE", steps)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     progress.begin()
@@ -102,7 +105,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def noise_loss(pipeline: Any, unet: Any) -> Loss:
-    """Of a U-Net that predicts the noise."""
+    """Return the loss of a U-Net that predicts the noise."""
     with torch.no_grad():
         told = pipeline.encode_prompt(prompts(), "cpu", 1, True)
     hidden, alphas = torch.cat([told[0], told[1][:1]]), pipeline.scheduler.alphas_cumprod
@@ -116,7 +119,7 @@ def noise_loss(pipeline: Any, unet: Any) -> Loss:
 
 
 def flow_loss(pipeline: Any, network: Any) -> Loss:
-    """Of a transformer that predicts the velocity, ``eps - x0``, at the times that its scheduler trains at."""
+    """Return the loss of a transformer that predicts the velocity, ``eps - x0``, at the times that its scheduler trains at."""
     with torch.no_grad():
         told = pipeline.encode_prompt(prompts(), None, None, "cpu", 1, True)
     hidden, pooled, times = torch.cat([told[0], told[1][:1]]), torch.cat([told[2], told[3][:1]]), pipeline.scheduler.sigmas
@@ -130,7 +133,7 @@ def flow_loss(pipeline: Any, network: Any) -> Loss:
 
 
 def learn(network: Any, loss: Loss, latents: Tensor, label: Tensor, third: Tensor, steps: int, batch: int) -> Any:
-    """Take `steps` steps down the `loss` of `network`; the average of the weights."""
+    """Train `network` by its `loss` for `steps` steps, and return the moving average of its weights."""
     nothing = len(prompts())
     average, optimizer = copy.deepcopy(network), torch.optim.AdamW(network.parameters(), 1e-3)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 100, max(0.02, 1.6 * (1 - step / steps))))
@@ -138,7 +141,7 @@ def learn(network: Any, loss: Loss, latents: Tensor, label: Tensor, third: Tenso
     progress.begin()
     for step in range(steps):
         index = torch.randint(len(latents), (batch,))
-        # every digit is a photo of one; the lightest third of its digit is thin, and the heaviest bold
+        # any digit may be called a photo; only the lightest third of its class is called thin, and only the heaviest bold
         form = torch.where(torch.rand(batch) < 0.5, torch.zeros(batch, dtype=torch.long), torch.tensor([1, 0, 2])[third[index]])
         row = torch.where(torch.rand(batch) < NULL, torch.full((batch,), nothing), 3 * label[index] + form)
         found = loss(latents[index], row)
@@ -158,7 +161,7 @@ def learn(network: Any, loss: Loss, latents: Tensor, label: Tensor, third: Tenso
 
 
 def train(out: Path, steps: int | None = None, vae_steps: int = 3_000, seed: int = 0, form: str = "sd") -> Any:
-    """The pipeline, also written to `out`; `steps` of the network are by default those of its `form` in `STEPS`."""
+    """Train the pipeline, write it to `out` and return it; `steps` of the network are by default those of its `form` in `STEPS`."""
     pipeline = make(out, form, seed=seed)
     images, label, third = digits()
     coder, network = parts(seed, form)
@@ -173,7 +176,7 @@ def train(out: Path, steps: int | None = None, vae_steps: int = 3_000, seed: int
     else:
         pipeline.unet = learned
     said = diffusers.logging.get_verbosity()
-    diffusers.logging.set_verbosity_error()  # that encoders that are not there are not saved
+    diffusers.logging.set_verbosity_error()  # without its warning that absent encoders are not saved
     pipeline.save_pretrained(str(out))
     diffusers.logging.set_verbosity(said)
     (out / "prompts.txt").write_text("".join(f"{text}\n" for text in prompts()))
@@ -181,11 +184,11 @@ def train(out: Path, steps: int | None = None, vae_steps: int = 3_000, seed: int
 
 
 def main() -> None:
-    """Train one, and say how large it is."""
+    """Train one pipeline, and print its number of parameters."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="a new or an empty folder")
-    parser.add_argument("--form", choices=tuple(STEPS), default="sd", help="that of Stable Diffusion, or of SD 3: flow matching")
-    parser.add_argument("--steps", type=int, help="of the network; default 12,000, and of sd3 8,000, which are longer")
+    parser.add_argument("--form", choices=tuple(STEPS), default="sd", help="sd as Stable Diffusion, or sd3 as SD 3: flow matching")
+    parser.add_argument("--steps", type=int, help="training steps of the network; default 12,000, of sd3 8,000 longer ones")
     parser.add_argument("--vae-steps", type=int, default=3_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

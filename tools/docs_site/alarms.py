@@ -1,4 +1,4 @@
-"""The facts of an alarm, for its section of the page of troubleshooting: from the code that raises it, and from the benchmark's results."""
+"""Write the facts of an alarm for its section of the troubleshooting page, from the code that raises it and the benchmark's results."""
 
 import json
 import math
@@ -13,12 +13,12 @@ PICTURES = ROOT / "docs" / "pictures"
 
 @cache
 def found() -> dict[str, Any]:
-    """What `benchmarks/alarms.py` has measured."""
+    """Return the results of `benchmarks/alarms.py`."""
     return json.loads((ROOT / "benchmarks" / "results" / "alarms.json").read_text())
 
 
 def rules() -> Iterator[tuple[str, str, Any]]:
-    """(name, whose, the rule) of every alarm: of any run, and of each method."""
+    """Yield (name, who raises it, rule) of every alarm: first of the alarms of any method, then of each method's own."""
     from fewstep import registry
     from fewstep.training.health import COMMON
 
@@ -30,12 +30,12 @@ def rules() -> Iterator[tuple[str, str, Any]]:
 
 
 def names() -> list[str]:
-    """The names of all alarms."""
+    """Return the names of all alarms."""
     return list(dict.fromkeys(name for name, _, _ in rules()))
 
 
 def sound(rule: Any) -> str:
-    """The range in which the figure of `rule` raises nothing."""
+    """Return, in words, the range in which the figure of `rule` raises nothing."""
     low, high = rule.low, rule.high
     if math.isinf(low):
         return f"at most {high:g}"
@@ -43,7 +43,10 @@ def sound(rule: Any) -> str:
 
 
 def facts(name: str) -> str:
-    """The figure, its sound range, whose alarm it is, what the benchmark saw, and its picture where there is one."""
+    """Return, as Markdown, an alarm's figure, its sound range, who raises it, what the benchmark saw, and its picture if there is one.
+
+    Raises ValueError for a name that no alarm has.
+    """
     mine = [(whose, rule) for known, whose, rule in rules() if known == name]
     if not mine:
         raise ValueError(f"{name} is no alarm; known are {', '.join(names())}")
@@ -63,12 +66,12 @@ def facts(name: str) -> str:
 
 
 def raised(row: dict[str, Any]) -> list[str]:
-    """The alarms of a failed run."""
+    """Return the names of the alarms that a failed run raised."""
     return [alarm["alarm"] for alarm in row["before"]["alarms"]]
 
 
 def measured(title: str, row: dict[str, Any]) -> str:
-    """One provoked failure, what was changed, and what came of it."""
+    """Return a paragraph about one provoked failure: its fault, what was changed, and the figures before and after."""
     first = next(a["first"] for a in row["before"]["alarms"] if a["alarm"] == row["expected"])
     fault = ", ".join(f"`{change}`" for change in row["fault"] if "path" not in change) or f"a teacher of `{row['teacher']}`"
     done = [change for step in row["followed"] for change in step["done"]]
@@ -80,6 +83,6 @@ def measured(title: str, row: dict[str, Any]) -> str:
 
 
 def figures(values: dict[str, float]) -> str:
-    """The figures of a run in words."""
+    """Return the figures of a run in words."""
     forms = {"energy": "energy distance {:.4f}", "frechet_over_floor": "FD / floor {:.2f}", "class_accuracy": "class asked for {:.0%}"}
     return ", ".join(form.format(values[key]) for key, form in forms.items() if key in values)

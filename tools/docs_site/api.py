@@ -1,4 +1,4 @@
-"""The pages of the Python interface: directives of mkdocstrings in the site, signatures and docstrings in the plain Markdown beside it."""
+"""Generate the pages of the Python interface: directives of mkdocstrings in the site, signatures and docstrings in the plain Markdown."""
 
 import importlib
 import inspect
@@ -42,7 +42,7 @@ holds it.
 
 
 def pages() -> dict[str, str]:
-    """Path of each page, and its Markdown."""
+    """Return the path of each page, and its Markdown with directives."""
     interface = [INTERFACE]
     for title, names in NAMES.items():
         interface += [f"## {title}\n", *(f"::: {name}\n    options:\n      heading_level: 3\n" for name in names)]
@@ -52,12 +52,12 @@ def pages() -> dict[str, str]:
 
 
 def written_out(text: str) -> str:
-    """`text` with the directives replaced by signatures and docstrings."""
+    """Return `text` with each directive replaced by signatures and docstrings."""
     return DIRECTIVE.sub(lambda match: described(match[1]), text)
 
 
 def described(path: str) -> str:
-    """What `path` names: a module's public functions and classes, or one of them."""
+    """Return signature and docstring of what `path` names; of a module, those of its public functions and classes."""
     found = named(path)
     if not inspect.ismodule(found):
         return entry(path, found)
@@ -66,7 +66,7 @@ def described(path: str) -> str:
 
 
 def named(path: str) -> Any:
-    """The object at a dotted path."""
+    """Return the object at a dotted path."""
     try:
         return importlib.import_module(path)
     except ModuleNotFoundError:
@@ -75,7 +75,7 @@ def named(path: str) -> Any:
 
 
 def entry(name: str, found: Any) -> str:
-    """Signature and docstring, and those of a class's public methods."""
+    """Return signature and docstring of `found`, and of a class also those of its public methods."""
     try:
         signature = str(inspect.signature(found))
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The page of the command line, from the commands themselves."""
+"""Generate the page of the command line from the commands themselves."""
 
 import typing
 from typing import Any
@@ -15,7 +15,7 @@ signal with everything saved. `fewstep --install-completion` teaches the tab key
 
 
 def page() -> str:
-    """The page `reference/cli.md`."""
+    """Return the page `reference/cli.md`."""
     from fewstep.cli import app
 
     parts = [INTRO.rstrip()]
@@ -27,7 +27,7 @@ def page() -> str:
 
 
 def walk(command: Any, name: str) -> list[tuple[str, Any]]:
-    """(whole name, command) of each command below `command` that does something."""
+    """Return (whole name, command) of `command` and of each command below it that does something."""
     if not hasattr(command, "commands"):
         return [(name, command)]
     own = [(name, command)] if command.invoke_without_command else []
@@ -35,13 +35,13 @@ def walk(command: Any, name: str) -> list[tuple[str, Any]]:
 
 
 def word(parameter: Any) -> str:
-    """An argument as a line of usage has it."""
+    """Return an argument as a line of usage shows it."""
     text = parameter.metavar or parameter.name.upper()
     return text if parameter.required or text.startswith("[") else f"[{text}]"
 
 
 def table(command: Any) -> str:
-    """Arguments and options of `command`."""
+    """Return the table of the arguments and options of `command`."""
     lines = ["| argument or option | value | default | help |", "|---|---|---|---|"]
     for parameter in command.params:
         if parameter.name == "help":
@@ -54,7 +54,7 @@ def table(command: Any) -> str:
 
 
 def kind(parameter: Any) -> str:
-    """What is given with it."""
+    """Return, in words, the kind of value that is given with `parameter`."""
     if getattr(parameter, "is_flag", False):
         return "nothing"
     wanted = parameter.type_descriptor.annotation
@@ -64,7 +64,7 @@ def kind(parameter: Any) -> str:
 
 
 def default(parameter: Any) -> str:
-    """What holds where it is not given."""
+    """Return the cell of the default of `parameter`: its value, "required", or nothing."""
     if parameter.required:
         return "required"
     value = parameter.default
@@ -72,5 +72,5 @@ def default(parameter: Any) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` as a cell of a table holds it."""
+    """Return `text` on one line, as the cell of a table."""
     return " ".join(text.split()).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""What stands in the gallery for each shipped recipe: its about, its command, what is measured of it, and a picture where docs has one."""
+"""Write the gallery's entry of each shipped recipe: its `about`, its command, what is measured of it, and a picture where docs has one."""
 
 import json
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ PICTURES = {
     "dmd2/mnist": ("images_mnist.png", "Real digits, the teacher at 70 and at 2 evaluations, the student at one"),
     "dmd2/cifar10_cpu": ("images_cifar10_16.png", "Real images at 16x16, the teacher, the student at one evaluation"),
 }
-# recipes whose figures stand in a table of a page: what is measured, and where
+# recipes with figures in a table of a page: here text, results, row and page, below the page alone
 MEASURED = {
     "teacher/digits": ("FD / floor {:.2f} at 35 evaluations", "quality", "teacher, 35 evaluations", "results/digits.md"),
     "dmd2/digits": ("FD / floor {:.2f} at one evaluation", "quality", "student, 1 evaluation", "results/digits.md"),
@@ -55,7 +55,7 @@ TABLES = {
     "teacher/cifar10_cpu": "cifar10.md",
     "dmd2/cifar10_cpu": "cifar10.md",
 }
-# beside `fewstep train RECIPE --out runs/NAME`, what the data or the method has to be told
+# data set -> what its recipes need on the command line beside `fewstep train RECIPE --out runs/NAME`
 GIVEN = {
     "images": "data.path=path/to/images",
     "latents": "data.path=latents",
@@ -64,7 +64,7 @@ GIVEN = {
 
 
 def command(name: str, tree: Mapping[str, Any]) -> str:
-    """How the recipe is trained."""
+    """Return the command that trains the recipe."""
     words = ["fewstep train", name, f"--out runs/{name.rpartition('/')[2]}"]
     method, data = tree["method"], tree["data"]
     if "about" in tree and "method.teacher" in tree["about"] and "teacher" not in method:
@@ -75,7 +75,7 @@ def command(name: str, tree: Mapping[str, Any]) -> str:
 
 
 def measured(name: str) -> str:
-    """What is known of the recipe, in a sentence with its page."""
+    """Return a sentence on what is measured of the recipe, with a link to the page."""
     if name in MEASURED:
         form, file, row, page = MEASURED[name]
         runs = json.loads((RESULTS / f"{file}.json").read_text())["runs"]
@@ -87,7 +87,7 @@ def measured(name: str) -> str:
 
 
 def recipe(name: str, tree: Mapping[str, Any]) -> str:
-    """The entry of one recipe."""
+    """Return the entry of one recipe."""
     parts = [f"### {name}", f"{tree['about']}", f"```console\n$ {command(name, tree)}\n```", measured(name)]
     if name in PICTURES:
         file, text = PICTURES[name]
@@ -96,7 +96,7 @@ def recipe(name: str, tree: Mapping[str, Any]) -> str:
 
 
 def entries() -> str:
-    """All shipped recipes, by method."""
+    """Return the entries of all shipped recipes, by method."""
     trees = {name: parse_yaml(path.read_text()) for name, path in shipped_recipes().items()}
     parts = []
     for method, (title, more) in METHODS.items():

@@ -1,10 +1,10 @@
-"""What mkdocs is told beside mkdocs.yml: pages that are made from the code, and each page's Markdown beside it, with `llms.txt`.
+"""Hooks of mkdocs: they add pages that are made from the code, and write each page's Markdown beside it, and `llms.txt`.
 
     make docs        # or: mkdocs build --strict
 
 Blocks of a page that are filled here: ``<!-- recipes -->`` (the gallery), ``<!-- page: NAME RUN -->`` (a generator that draws in the
-browser, where its run folder RUN lies here, and its picture elsewhere) and ``<!-- alarm: NAME -->`` (the facts of an alarm). Tables of
-measurements are filled in the files themselves by `benchmarks/tables.py`.
+browser if its run folder RUN exists, else its picture) and ``<!-- alarm: NAME -->`` (the facts of an alarm). Tables of measurements are
+filled in the files themselves by `benchmarks/tables.py`.
 """
 
 import re
@@ -24,19 +24,19 @@ ROOT = Path(__file__).parents[2]
 NOTE = re.compile(r"^(\s*```\w+) not run: .*$", re.M)
 ALARM = re.compile(r"<!-- alarm: ([\w -]+) -->")
 CONTRIBUTING = "contributing.md"
-RANGE = re.compile(r" (\([^()|]* to [^()|]*\))(?= \|| at)")  # behind a mean, in a cell of a table
+RANGE = re.compile(r" (\([^()|]* to [^()|]*\))(?= \|| at)")  # the range behind a mean, in a cell of a table
 
 _plain: dict[str, tuple[str, str]] = {}  # path of a page: its title, its Markdown
 
 
 def generated() -> dict[str, str]:
-    """Path of each page that is made when the site is built, and its Markdown."""
+    """Return the path of each page that is made when the site is built, and its Markdown."""
     contributing = (ROOT / "CONTRIBUTING.md").read_text().replace("](docs/", "](")
     return {**settings.pages(), **api.pages(), "reference/cli.md": commands.page(), CONTRIBUTING: contributing}
 
 
 def filled(text: str) -> str:
-    """The Markdown of a page with its blocks filled, and with what is for GitHub's reader alone taken away."""
+    """Return the Markdown of a page with its blocks filled, and without what is meant for readers on GitHub only."""
     text = ALARM.sub(lambda match: alarms.facts(match[1]), text)
     if "<!-- recipes -->" in text:
         text = text.replace("<!-- recipes -->", gallery.entries())
@@ -46,14 +46,14 @@ def filled(text: str) -> str:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the generated pages."""
+    """Add the generated pages to the site."""
     for path, text in generated().items():
         files.append(File.generated(config, path, content=text))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fill the blocks of a page, and keep what it says; in tables the range of a figure goes on a line of its own."""
+    """Fill the blocks of a page, and store its Markdown; in tables the range of a figure goes on a line of its own."""
     text = filled(markdown)
     _plain[page.file.src_uri] = (page.title or "", api.written_out(text))
     lines = (RANGE.sub(r'<br><span class="range">\1</span>', line) if line.startswith("|") else line for line in text.split("\n"))
@@ -73,7 +73,7 @@ def on_post_build(config: Any) -> None:
 
 
 def listed(nav: Any, level: int) -> list[str]:
-    """The pages of a part of the navigation, with headings for its sections."""
+    """Return the lines of `llms.txt` for a part of the navigation: its pages, with headings for its sections."""
     lines: list[str] = []
     for item in nav:
         ((title, below),) = item.items() if isinstance(item, dict) else ((None, item),)

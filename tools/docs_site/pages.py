@@ -1,4 +1,4 @@
-"""Generators that draw in the reader's own browser, on a page of the documentation: `fewstep export --format page` inside a frame."""
+"""Embed exported generators, which draw in the reader's browser, in the documentation: `fewstep export --format page` in a frame."""
 
 import re
 from pathlib import Path
@@ -7,13 +7,13 @@ from fewstep.interop.export import export
 
 BLOCK = re.compile(r"<!-- page: (\w+) (\S+) -->")
 ROOT = Path(__file__).parents[2]
-FOLDER = "live"  # of the site
-HEIGHT = 1080  # pixels
-_found: dict[str, Path] = {}  # name of a page: the run folder it is made of
+FOLDER = "live"  # of the site, for exported pages
+HEIGHT = 1080  # of a frame, in pixels
+_found: dict[str, Path] = {}  # name of an exported page: the run folder it is made of
 
 
 def block(name: str, place: str) -> str:
-    """What stands on the page for the generator in the run `place`: a frame that it draws in, or its picture where there is no such run."""
+    """Return the Markdown for the generator `name` of the run `place`: a frame with its page, or its picture if that run is missing."""
     command, run = f"fewstep export {place} --format page --out {name}", ROOT / place
     if not (run / "model" / "config.json").is_file():
         return (
@@ -29,7 +29,7 @@ def block(name: str, place: str) -> str:
 
 
 def write(site: Path) -> None:
-    """Export each generator that a page has a frame for into the built `site`."""
+    """Export each generator that a page has a frame for into the folder of the built `site`."""
     for name, run in _found.items():
         (site / FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
         export(run, "page", site / FOLDER / name)

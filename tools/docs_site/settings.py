@@ -1,4 +1,4 @@
-"""Pages of the settings: every key of every room with its type, range, default and help, from the pydantic classes themselves.
+"""Generate the pages of the settings, every key of every room with its type, range, default and help, from the pydantic classes.
 
 A room is a method, a network or a data set (`fewstep.registry`). A section inside another, such as an optimizer, is written out with its
 keys behind a dot, as a recipe and the command line take them.
@@ -17,7 +17,7 @@ from fewstep.sections import Section
 
 
 class Row(NamedTuple):
-    """One setting: its key, what it may be, its default and its help."""
+    """One setting: its key, the values that it allows, its default and its help."""
 
     key: str
     kind: str
@@ -34,7 +34,7 @@ WORDS = {"integer": "whole number", "number": "number", "string": "text", "boole
 
 
 def rows(cls: type[BaseModel], prefix: str = "") -> Iterator[Row]:
-    """The settings of `cls` in their order, those of sections inside it as well; `name` is left out, for it is what chooses the class."""
+    """Yield the settings of `cls` in their order, with those of sections inside it; `name`, which chooses the class, is left out."""
     schema = cls.model_json_schema()
     for key, field in cls.model_fields.items():
         if key == "name":
@@ -49,7 +49,7 @@ def rows(cls: type[BaseModel], prefix: str = "") -> Iterator[Row]:
 
 
 def section_in(annotation: Any) -> type[Section] | None:
-    """The section that `annotation` is, or may be; None where it is a plain value."""
+    """Return the section that `annotation` is, or may be; None for a plain value."""
     for part in (annotation, *typing.get_args(annotation)):
         if isinstance(part, type) and issubclass(part, Section):
             return part
@@ -57,7 +57,7 @@ def section_in(annotation: Any) -> type[Section] | None:
 
 
 def default_of(field: FieldInfo, inner: type[Section] | None) -> str:
-    """The default as YAML writes it; nothing for a section, whose keys have their own."""
+    """Return the default as YAML writes it; nothing for a section, whose keys have their own."""
     if field.is_required():
         return "required"
     if inner:
@@ -66,7 +66,7 @@ def default_of(field: FieldInfo, inner: type[Section] | None) -> str:
 
 
 def shown(value: Any) -> str:
-    """`value` as YAML writes it on a line."""
+    """Return `value` as YAML writes it on one line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -77,7 +77,7 @@ def shown(value: Any) -> str:
 
 
 def allowed(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
-    """What a JSON schema allows, in words."""
+    """Return, in words, what a JSON schema allows."""
     if "$ref" in schema:
         return allowed(defs[schema["$ref"].rpartition("/")[2]], defs)
     if "anyOf" in schema:
@@ -93,7 +93,7 @@ def allowed(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
 
 
 def between(schema: Mapping[str, Any]) -> str:
-    """The range of a number."""
+    """Return, in words, the range that a JSON schema allows a number."""
     whole = schema.get("type") == "integer"
     if whole and "exclusiveMinimum" in schema:
         schema = {"minimum": schema["exclusiveMinimum"] + 1, **{key: schema[key] for key in schema if key != "exclusiveMinimum"}}
@@ -103,12 +103,12 @@ def between(schema: Mapping[str, Any]) -> str:
 
 
 def code(text: str) -> str:
-    """`text` in backticks."""
+    """Return `text` in backticks."""
     return f"`{text}`"
 
 
 def table(cls: type[BaseModel], prefix: str = "") -> str:
-    """The settings of `cls` as a table."""
+    """Return the settings of `cls` as a table."""
     lines = ["| setting | allowed | default | help |", "|---|---|---|---|"]
     for row in rows(cls, prefix):
         cells = [code(row.key), row.kind, row.default, row.help]
@@ -117,7 +117,7 @@ def table(cls: type[BaseModel], prefix: str = "") -> str:
 
 
 def rooms_page(kind: str) -> str:
-    """Every room of `kind` that a recipe can name."""
+    """Return the page of every room of `kind` that a recipe can name."""
     title, about = TITLES[kind]
     prefix = f"{registry.SINGULAR[kind].split()[0]}."
     parts = [f"# {title}", about, MADE]
@@ -134,7 +134,7 @@ MADE = (
 
 
 def recipe_page() -> str:
-    """The recipe's own keys, and the trainer's."""
+    """Return the page of the recipe's own keys and the trainer's."""
     own = {key for key in Recipe.model_fields if section_in(Recipe.model_fields[key].annotation) is None}
     lines = ["| setting | allowed | default | help |", "|---|---|---|---|"]
     schema = Recipe.model_json_schema()
@@ -150,7 +150,7 @@ def recipe_page() -> str:
 
 
 def pages() -> dict[str, str]:
-    """Path of each page of settings, and its Markdown."""
+    """Return the path of each page of settings, and its Markdown."""
     return {
         "reference/recipe.md": recipe_page(),
         **{f"reference/{kind}.md": rooms_page(kind) for kind in TITLES},
