@@ -3,8 +3,10 @@
 import json
 import shutil
 
+import diffusers
 import pytest
 import torch
+import transformers
 
 from fewstep import files
 from fewstep.data import prompt_table
@@ -14,6 +16,7 @@ from fewstep.errors import UserError
 from fewstep.files import held_folder
 from fewstep.pipelines import encoders
 from fewstep.pipelines.encoders import encode_prompts
+from fewstep.pipelines.folder import latents_shape
 from text_models import make
 
 PROMPTS = "a photo of a seven\n\ntwo, thin\na photo of a seven\nfive\n" + "x" * 200 + "\n"
@@ -267,6 +270,27 @@ def test_the_size_of_sdxl_is_not_guessed(pipelines, prompts, tmp_path):
         with pytest.raises(UserError, match="does not say what size its images have"):
             encode_prompts(prompts, copied, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("kind", "part"), [("StableDiffusionPipeline", "unet"), ("StableDiffusion3Pipeline", "transformer")])
+def test_a_model_without_the_size_of_its_latents_is_told_which_file_has_it(kind, part, tmp_path):
+    with pytest.raises(UserError, match=rf"does not say what size its latents have .*: {part}/config\.json does"):
+        latents_shape(tmp_path, kind)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_progress_bars_that_a_user_has_switched_off_stay_off(shown):
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [library.is_progress_bar_enabled() for library in libraries]
+    try:
+        for library in libraries:
+            (library.enable_progress_bar if shown else library.disable_progress_bar)()
+        with encoders.quiet():
+            assert not any(library.is_progress_bar_enabled() for library in libraries)
+        assert all(library.is_progress_bar_enabled() is shown for library in libraries)
+    finally:
+        for library, was in zip(libraries, before, strict=True):
+            (library.enable_progress_bar if was else library.disable_progress_bar)()
 
 
 @pytest.mark.parametrize("name", ["prompts.jsonl", "null.safetensors", "rows-00000.safetensors", "manifest.json"])

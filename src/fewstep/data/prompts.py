@@ -127,8 +127,13 @@ class PromptData(TwoParts):
             return self.images.excerpt()
         samples = self._samples()
         num = min(len(samples), EXCERPT_BYTES // samples.bytes_each) // EACH * EACH
+        if len(samples) < EACH:
+            raise DataError(f"{self.table.folder} holds {len(samples)} samples of the model; at least {EACH} are needed: draw more")
         if num < EACH:
-            raise DataError(f"an image of {self.table.folder} has {samples.bytes_each / 1e6:,.0f} MB, and two are more than is measured")
+            raise DataError(
+                f"a sample of {self.table.folder} has {samples.bytes_each / 1e6:,.0f} MB, and {EACH} of them are more than the "
+                f"{EXCERPT_BYTES / 1e6:,.0f} MB that are measured at most; encode prompts for a model with smaller images"
+            )
         rows, half = samples.rows[:num], torch.arange(num) % EACH < EACH // 2
         pixels = samples.pixels(0, num)
         return ImageData(self.name, pixels[half], pixels[~half], rows[half], rows[~half], 127.5, ())

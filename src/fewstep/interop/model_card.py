@@ -106,11 +106,12 @@ def card_data(generator: Generator, form: str, name: str, licence: str | None, r
     identifier = None if licence is None else licence.strip().lower().replace(" ", "-")
     is_known = identifier is None or identifier in LICENCES.split()
     values = _quality(results, steps := generator.default_steps())
+    task = TASK if generator.latents is None else "text-to-image"
     return ModelCardData(
         license=(identifier or "unknown") if is_known else "other",
         license_name=None if is_known else identifier,
         library_name="onnx" if form == "page" else form,
-        pipeline_tag=(TASK if generator.latents is None else "text-to-image") if len(generator.shape) == 3 else None,
+        pipeline_tag=task if len(generator.shape) == 3 else None,
         tags=[
             "fewstep",
             "one-step-generation" if steps == 1 else "few-step-generation",
@@ -119,13 +120,13 @@ def card_data(generator: Generator, form: str, name: str, licence: str | None, r
         ],
         metrics=list(values) or None,
         model_name=name if values else None,
-        eval_results=[_eval_result(key, value, results) for key, value in values.items()] if results and values else None,
+        eval_results=[_eval_result(task, key, value, results) for key, value in values.items()] if results and values else None,
     )
 
 
-def _eval_result(key: str, value: float, results: Mapping[str, Any]) -> EvalResult:
+def _eval_result(task: str, key: str, value: float, results: Mapping[str, Any]) -> EvalResult:
     return EvalResult(
-        task_type=TASK,
+        task_type=task,
         dataset_type=results["data"],
         dataset_name=results["data"],
         metric_type=key,

@@ -86,8 +86,8 @@ def barycenter(
     With `exclude_self`, x and y are one set, and no row counts for itself: its weight is masked, because subtracting it afterwards would
     lose all precision where it dominates. `log_weights` [M] weigh the samples. The result, meant as a target, carries no gradient.
 
-    Source: mean shift (Comaniciu & Meer 2002). Raises ValueError for shapes that do not fit, integers, a temperature that is not positive, an
-    unknown kernel, or fewer than 2 rows with `exclude_self`.
+    Source: mean shift (Comaniciu & Meer 2002). Raises ValueError for shapes that do not fit, integers, a temperature that is not
+    positive, an unknown kernel, or fewer than 2 rows with `exclude_self`.
     """
     _check(x, y, temperature, kernel, exclude_self)
     dtype = x.dtype

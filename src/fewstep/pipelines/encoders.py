@@ -208,16 +208,18 @@ def quiet() -> Iterator[None]:
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
-    levels = of_diffusers.get_verbosity(), of_transformers.get_verbosity()
-    for found in (of_diffusers, of_transformers):
+    libraries = (of_diffusers, of_transformers)
+    before = [(found.get_verbosity(), found.is_progress_bar_enabled()) for found in libraries]
+    for found in libraries:
         found.set_verbosity_error()
         found.disable_progress_bar()
     try:
         yield
     finally:
-        for found, level in zip((of_diffusers, of_transformers), levels, strict=True):
+        for found, (level, shown) in zip(libraries, before, strict=True):
             found.set_verbosity(level)
-            found.enable_progress_bar()
+            if shown:
+                found.enable_progress_bar()
 
 
 def _check_same(out: Path, belongs: dict[str, str]) -> None:

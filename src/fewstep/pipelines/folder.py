@@ -103,7 +103,7 @@ def latents_shape(folder: Path, kind: str) -> tuple[int, int, int]:
         height, width = (size, size) if isinstance(size, int) else map(int, size)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder} does not say what size its latents have ({first_line(error)}): unet/config.json does, with in_channels and "
+            f"{folder} does not say what size its latents have ({first_line(error)}): {part}/config.json does, with in_channels and "
             "sample_size; take a whole copy of the model"
         ) from None
     return channels, height, width
