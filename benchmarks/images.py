@@ -92,9 +92,9 @@ def folder_of(root: Path, title: str, seed: int) -> Path:
     return root / f"{title.replace(', ', '_').replace(' ', '_')}_{seed}"
 
 
-def train(arm: Arm, folder: Path, seed: int, data: Path, teacher: Path | None) -> float:
+def train(arm: Arm, folder: Path, seed: int, data: Path, teacher: Path | None, precision: str) -> float:
     """Train an arm in `folder`, or resume it, and return the CPU seconds that its training took over all calls."""
-    overrides = [f"seed={seed}", f"data.dir={json.dumps(str(data))}", "trainer.threads=1", *arm.changes]
+    overrides = [f"seed={seed}", f"data.dir={json.dumps(str(data))}", "trainer.threads=1", f"trainer.precision={precision}", *arm.changes]
     if teacher is not None:
         overrides.append(f"method.teacher={json.dumps(str(teacher))}")
     steps = load_recipe(arm.recipe, overrides).steps
@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="titles of the arms to run; default all")
     parser.add_argument("--seeds", type=int, nargs="+", help="run only these of the seeds that each arm has")
     parser.add_argument("--train-only", action="store_true", help="leave measuring, which takes long for a teacher, to another call")
+    parser.add_argument("--precision", default="auto", help="trainer.precision of runs that begin; auto can differ between seeds")
     parser.add_argument("--list", action="store_true", help="print which arms are done and which are left")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -149,7 +150,7 @@ def main() -> None:
                 print(f"{key:24} waits for its teacher, {teacher}")
                 continue
             try:
-                seconds = train(arm, folder, seed, arguments.data, teacher)
+                seconds = train(arm, folder, seed, arguments.data, teacher, arguments.precision)
                 if arguments.train_only:
                     continue
                 options = Options(teacher=False, compile=max(arm.steps) >= MANY)
@@ -169,6 +170,7 @@ def main() -> None:
                     "taught": arm.teacher,
                     "cpu_seconds": seconds,
                     "seconds": run.metrics()[-1]["seconds"],
+                    "precision": run.recipe()["trainer"]["precision"],
                     "images_seen": run.metrics()[-1]["images_seen"],
                     "curve": curve_of(run),
                 }

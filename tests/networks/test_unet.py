@@ -4,9 +4,12 @@ from diffusers import UNet2DModel
 
 from fewstep.denoisers import PushForward
 from fewstep.errors import UserError
+from fewstep.generator import Generator, load
 from fewstep.networks import make_network, num_parameters
 from fewstep.networks.heads import feature_shapes
 from fewstep.networks.unet import LatentUNet, UNet
+from fewstep.recipe import load_recipe
+from fewstep.recipe.reading import shipped_recipes
 
 CASES = [
     ((1, 8, 8), None, [False, False]),
@@ -221,3 +224,43 @@ def test_patches_of_pixels_are_channels_of_one_place_inside(num_classes):
 def test_a_patch_that_does_not_divide_the_image_is_named():
     with pytest.raises(ValueError, match=r"images of 28x28 cannot be cut into patches of 4 and halved 1 times; .* divisible by 8"):
         UNet((1, 28, 28), channels=[8, 16], groups=4, head_dim=8, patch=4)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_the_logits_of_the_bottleneck_do_not_grow_with_its_features_where_they_are_normalised(normalised, monkeypatch):
+    """Without a norm logits go with the square of the features; in a long run of MNIST they came to 1e9, and the gradient overflowed."""
+    torch.manual_seed(0)
+    net = UNet((1, 8, 8), channels=(16, 32), groups=8, head_dim=16, attention_norm=normalised)
+    attention = net.unet.mid_block.attentions[0]
+    seen = []
+
+    def noted(query, key, value, **rest):
+        seen.append((query @ key.transpose(-1, -2)).abs().max().item())
+        return value
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    features = torch.randn(2, 32, 4, 4)
+    for scale in (1, 100):
+        attention(scale * features)
+    assert seen[1] / seen[0] == pytest.approx(1 if normalised else 1e4, rel=0.5)
+    assert (attention.group_norm is not None) is normalised
+
+
+def test_a_model_made_before_the_norm_is_opened_without_it(tmp_path):
+    """Its config.json does not name it; that of a new one does, and so its copies and its student have the norm, too."""
+    torch.manual_seed(0)
+    network = {"name": "unet", "channels": [8], "groups": 4, "head_dim": 8}
+    sampler = {"name": "few_step", "sigmas": [5.0]}
+    for told in ({}, {"attention_norm": True}):
+        generator = Generator((1, 8, 8), None, 0.5, {**network, **told}, sampler).eval()
+        generator.save_pretrained(tmp_path / str(len(told)))
+        found = load(tmp_path / str(len(told)))
+        assert ("denoiser.network.unet.mid_block.attentions.0.group_norm.weight" in found.state_dict()) is bool(told)
+        assert torch.equal(found.sample(2, seed=0), generator.sample(2, seed=0))
+
+
+def test_recipes_of_images_have_the_norm_but_those_of_digits_which_were_measured_without():
+    found = {name: load_recipe(name).network for name in shipped_recipes()}
+    found = {name: network for name, network in found.items() if network.name == "unet"}
+    without = {name for name, network in found.items() if not network.attention_norm}
+    assert without == {"teacher/digits", "dddm/digits", "consistency/digits_scratch", "flow_map/digits_scratch"}

@@ -31,6 +31,9 @@ class UNet(nn.Module):
         xi_channels: channels of a second noise xi [B, m, xi_channels, H, W] that the network takes; 0 for a network without xi.
         condition: length of a condition [B, condition] that is added to the embedding, by weights that are 0 at first; 0 for no condition.
 
+        attention_norm: whether a GroupNorm stands before the bottleneck's attention. Without one the attention's logits grow with the
+            features: in long runs at high learning rates they reach 1e9, where the gradient of PyTorch's fused attention overflows.
+
     Raises:
         ValueError: for widths, sizes or groups that do not fit together.
 
@@ -50,6 +53,7 @@ class UNet(nn.Module):
         xi_channels: int = 0,
         condition: int = 0,
         patch: int = 1,
+        attention_norm: bool = False,
     ) -> None:
         super().__init__()
         self.xi_shape, self.time_scale, self.patch = (xi_channels, *shape[1:]), time_scale, patch
@@ -81,6 +85,7 @@ class UNet(nn.Module):
             block_out_channels=tuple(channels),
             layers_per_block=layers_per_block,
             norm_num_groups=groups,
+            attn_norm_num_groups=groups if attention_norm else None,  # of the bottleneck; finer levels always have one
             attention_head_dim=head_dim,
             dropout=dropout,
             resnet_time_scale_shift="scale_shift",

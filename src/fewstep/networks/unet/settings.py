@@ -24,6 +24,11 @@ class UNetSettings(NetworkSettings):
     time_scale: PositiveFloat = Field(
         1000.0, description="the timestep is time_scale ln(sigma)/4; a smaller one is smoother in time; an export to diffusers needs 1000"
     )
+    attention_norm: bool = Field(
+        False,
+        description="normalise the features before the bottleneck's attention; advisable for every new network, because without it the "
+        "attention's logits can grow until the gradient overflows; false is how networks were made before this setting",
+    )
 
     items: ClassVar = ("images",)
     takes: ClassVar = frozenset({"xi", "features", "condition"})
