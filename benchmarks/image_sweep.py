@@ -88,8 +88,16 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
         "ratio 3": ("method.dfake_gen_update_ratio=3",),
         "GAN": ("method.gan=true", "method.gan_weight_generator=auto"),
     },
+    "dmd2/mnist_4step": {
+        "as it is": (),
+        "first level 10": ("method.conditioning_sigma=10",),
+        "levels at equal angles": ("method.conditioning_sigma=2.5", "method.sampler_sigmas=[2.5,0.96,0.49,0.21]"),
+        "levels at equal angles, from 10": ("method.conditioning_sigma=10", "method.sampler_sigmas=[10,1.37,0.58,0.24]"),
+    },
     "dmd2/cifar10_cpu": {
         "as it is": (),
+        "first level 2.5": ("method.conditioning_sigma=2.5",),
+        "first level 10": ("method.conditioning_sigma=10",),
         "no guidance": ("method.guidance_scale=1",),
         "rates x 2": ("method.generator_optimizer.lr=4e-4", "method.guidance_optimizer.lr=1e-3"),
         "rates x 4": ("method.generator_optimizer.lr=8e-4", "method.guidance_optimizer.lr=2e-3"),
@@ -111,6 +119,14 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
         "sigma_mean 1, gain 10": ("method.sigma_mean=1", "method.gap_gain=10"),
         "sigma_mean 1, gain 3": ("method.sigma_mean=1", "method.gap_gain=3"),
         "zero 0.25": ("method.zero=0.25",),
+        "sigma_mean 1, gain 3, anchor 0.25": ("method.sigma_mean=1", "method.gap_gain=3", "method.anchor=0.25"),
+        "sigma_mean 1, gain 3, no guidance": ("method.sigma_mean=1", "method.gap_gain=3", "method.guidance_scale=1"),
+        "sigma_mean 1, gain 3, first level 10": (
+            "method.sigma_mean=1",
+            "method.gap_gain=3",
+            "method.first_level=10",
+            "method.sigma_max=20",
+        ),
     },
     "consistency/mnist": {
         "as it is": (),
