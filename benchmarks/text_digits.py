@@ -24,7 +24,8 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 import fewstep
-from fewstep.build import load_data
+from fewstep.build import load_data, make_method, training_data
+from fewstep.costs import measure
 from fewstep.data.prompt_table import PromptTable
 from fewstep.generator import Generator, load
 from fewstep.interop.text_teacher import text_teacher
@@ -33,8 +34,9 @@ from fewstep.measurement import suite_for
 from fewstep.metrics.suite import Suite
 from fewstep.networks.base import num_parameters
 from fewstep.pipelines.encoders import encode_prompts
-from fewstep.recipe import load_recipe
+from fewstep.recipe import Recipe, load_recipe
 from fewstep.streams import stream_seed
+from images import shared
 
 RESULTS = {form: Path(__file__).parent / "results" / f"{name}.json" for form, name in (("sd", "text_digits"), ("sd3", "text_digits_sd3"))}
 RECIPES = {"sd": "dmd2/sd15_lora", "sd3": "dmd2/sd3_lora_4step"}
@@ -65,15 +67,20 @@ def rates(generator: float, fake: float) -> tuple[str, ...]:
 
 LORA, WHOLE = ("method.lora.rank=16", *rates(1e-3, 3e-3)), ("method.lora=null", *rates(1e-4, 3e-4))
 FOUR = ("method.sampler_steps=4", "method.min_step_percent=0", "steps=3000")
+UNGUIDED = ("method.guidance_scale=1",)
 ARMS: dict[str, tuple[str, ...]] = {
     "LoRA, 1 step": LORA,
     "whole, 1 step": WHOLE,
     "LoRA, 4 steps": (*LORA, *FOUR),
     "whole, 4 steps": (*WHOLE, *FOUR),
+    "LoRA, 1 step, guidance 1": (*LORA, *UNGUIDED),
+    "whole, 1 step, guidance 1": (*WHOLE, *UNGUIDED),
+    "LoRA, 4 steps, guidance 1": (*LORA, *FOUR, *UNGUIDED),
+    "whole, 4 steps, guidance 1": (*WHOLE, *FOUR, *UNGUIDED),
 }
 # of each form, overrides that replace those in `COMMON`, and its arms: SD 3's prompts have 333 tokens, and a step takes six times as long
 OTHERWISE: dict[str, tuple[str, ...]] = {"sd": (), "sd3": ("method.sampler_steps=1", "steps=2000", "batch_size=32")}
-SHOWN = {"sd": list(ARMS), "sd3": [arm for arm in ARMS if arm.startswith("LoRA")]}
+SHOWN = {"sd": list(ARMS), "sd3": ["LoRA, 1 step", "LoRA, 4 steps"]}
 
 
 def as_digits(generator: Generator, latents: torch.Tensor) -> torch.Tensor:
@@ -106,10 +113,23 @@ def ground(folder: Path, form: str) -> tuple[Path, Path]:
     return model, prompts
 
 
+def recipe_of(form: str, arm: tuple[str, ...], model: Path, prompts: Path, seed: int) -> Recipe:
+    """Return the recipe of a student: the shipped one with the overrides of its arm."""
+    overrides = [*COMMON, *OTHERWISE[form], *arm, f"method.teacher={model}", f"data.path={prompts}", f"seed={seed}"]
+    return load_recipe(RECIPES[form], overrides)
+
+
+def memory_of(recipe: Recipe) -> dict[str, int]:
+    """Return what training the recipe takes in bytes: the part that does not depend on the batch, and the activations."""
+    data = training_data(recipe)
+    method = make_method(recipe, data)
+    memory = measure(method, data.shape, data.num_classes, recipe.steps, recipe.batch_size).memory
+    return {"weights": memory.weights, "activations": memory.activations}
+
+
 def student(form: str, arm: tuple[str, ...], out: Path, model: Path, prompts: Path, seed: int) -> tuple[Generator, float]:
     """Return the student in `out`, trained or resumed if it is not finished, and the seconds of its training in all."""
-    overrides = [*COMMON, *OTHERWISE[form], *arm, f"method.teacher={model}", f"data.path={prompts}", f"seed={seed}"]
-    fewstep.train(load_recipe(RECIPES[form], overrides), out, resume=out.is_dir())
+    fewstep.train(recipe_of(form, arm, model, prompts, seed), out, resume=out.is_dir())
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return load(out), records[-1]["seconds"]
 
@@ -137,36 +157,40 @@ def main() -> None:
         generator, seconds = student(form, (*ARMS[arm], *arguments.tried), arguments.folder / name, model, prompts, 100)
         print(name, seconds, measured(suite, generator, 0))
         return
-    rows = json.loads(results.read_text())["rows"] if results.exists() else []
+
+    def there() -> list[dict[str, Any]]:
+        return json.loads(results.read_text())["rows"] if results.exists() else []
+
+    def is_done(title: str, seed: int) -> bool:
+        return any((row["title"], row["training_seed"]) == (title, seed) for row in there())
 
     def keep(title: str, seed: int, **figures: Any) -> None:
-        rows.append({"title": title, "training_seed": seed, **figures})
-        told = {
-            "command": command,
-            "n": NUM,
-            "guidance": GUIDANCE,
-            "machine": machine(),
-            "rows": rows,
-        }
-        results.write_text(json.dumps(told, indent=1) + "\n")
+        with shared(results) as content:  # another process may have written meanwhile
+            rows = [*content.get("rows", []), {"title": title, "training_seed": seed, **figures}]
+            content |= {"command": command, "n": NUM, "guidance": GUIDANCE, "machine": machine(), "rows": rows}
         print(title, seed, {key: value for key, value in figures.items() if isinstance(value, float)}, flush=True)
 
-    there = {(row["title"], row["training_seed"]) for row in rows}
     if "teacher" in only:
         teacher = text_teacher(str(model), prompts=PromptTable(prompts))
         for steps in (TEACHER_STEPS, 4, 1):
             for guidance in (GUIDANCE, 1.0):
                 title = f"teacher, {steps} step{'s' * (steps > 1)}, guidance {guidance:g}"
-                if (title, 0) not in there:
+                if not is_done(title, 0):
                     began = time.perf_counter()
                     found = measured(suite, teacher, 0, steps, guidance)
                     keep(title, 0, **found, sampling_seconds=time.perf_counter() - began, parameters=num_parameters(teacher))
     for seed in arguments.seeds:
         for arm in only:
-            if arm != "teacher" and (arm, seed) not in there:
+            if arm != "teacher" and not is_done(arm, seed):
                 out = arguments.folder / f"{re.sub('[^0-9a-z]+', '_', arm.lower())}_{seed}"
                 generator, seconds = student(form, ARMS[arm], out, model, prompts, seed)
-                keep(arm, seed, **measured(suite, generator, 0), seconds=seconds, parameters=num_parameters(generator))
+                memory = memory_of(recipe_of(form, ARMS[arm], model, prompts, seed))
+                size = num_parameters(generator)
+                keep(arm, seed, **measured(suite, generator, 0), seconds=seconds, parameters=size, memory=memory)
+    with shared(results) as content:  # of rows that were made before memory was recorded
+        for row in content.get("rows", []):
+            if row["title"] in ARMS and "memory" not in row:
+                row["memory"] = memory_of(recipe_of(form, ARMS[row["title"]], model, prompts, row["training_seed"]))
 
 
 if __name__ == "__main__":

@@ -16,11 +16,16 @@ COLUMNS = {
 
 
 def text_lines(content: Mapping[str, Any]) -> list[list[str]]:
-    """Return a line for each title: the mean over its training seeds and the range, the minutes of training, and the number of seeds."""
-    lines = [["", *COLUMNS, "minutes", "seeds"]]
+    """Return a line for each title: mean over training seeds and range, memory, minutes of training, and the number of seeds.
+
+    Memory is that of weights, averages, gradients and moments, which does not depend on the batch, and that of activations.
+    """
+    lines = [["", *COLUMNS, "memory, MB", "minutes", "seeds"]]
     for title in dict.fromkeys(row["title"] for row in content["rows"]):
         rows = [row for row in content["rows"] if row["title"] == title]
         cells = [ranged([row[key] for row in rows], form) for key, form in COLUMNS.values()]
         trained = [row["seconds"] / 60 for row in rows if "seconds" in row]
-        lines.append([title, *cells, ranged(trained, "{:.0f}"), str(len(rows))])
+        memory = next((row["memory"] for row in rows if "memory" in row), None)
+        held = f"{memory['weights'] / 1e6:.0f} + {memory['activations'] / 1e6:.0f}" if memory else ""
+        lines.append([title, *cells, held, ranged(trained, "{:.0f}"), str(len(rows))])
     return lines
