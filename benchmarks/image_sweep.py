@@ -70,6 +70,7 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
         "fake lr 1e-3": ("method.guidance_optimizer.lr=1e-3",),
         "batch 64": ("batch_size=64",),
         "alpha 1.2": ("method.sid_alpha=1.2",),
+        "first level 80": ("method.conditioning_sigma=80",),
         "first level 30": ("method.conditioning_sigma=30",),
         "first level 10": ("method.conditioning_sigma=10",),
         "first level 5": ("method.conditioning_sigma=5",),
