@@ -23,6 +23,7 @@ COLUMNS = {
 }
 MOST_SLOPE = 0.2  # share of the curve, at its end, over which its slope is measured
 SETTLED, KNOWN = 0.2, 2 / 3  # shares of a training, between which a power law is fitted; it predicts the rest
+PRECISIONS = ("32-true", "bf16-mixed")
 SHAPE = 1.3  # FD that a student is to reach, in multiples of its teacher's
 
 
@@ -203,4 +204,26 @@ def guidance_lines(content: dict[str, Any]) -> list[list[str]]:
     lines = [["guidance", "n", "evaluations", *columns]]
     for row in sorted(content["rows"], key=lambda row: (row["n"], row["scale"])):
         lines.append([f"{row['scale']:g}", f"{row['n']:,}", str(row["evaluations"]), *cells_of([row], columns)])
+    return lines
+
+
+def precision_lines(content: dict[str, Any]) -> list[list[str]]:
+    """Return a line for each figure of each model, in fp32 and in bf16: the mean over training seeds, and the range."""
+    named = {
+        "FD / floor": ("frechet_over_floor", "{:.2f}"),
+        "class asked for": ("class_accuracy", "{:.1%}"),
+        "denoising error": ("denoising_error", "{:.4f}"),
+    }
+    lines = [["", "figure", "fp32", "bf16", "seeds"]]
+    sets = dict.fromkeys((run["set"], role) for run in content["runs"] for role in run["rows"])
+    for name, role in sets:
+        runs = {
+            precision: [run for run in content["runs"] if (run["set"], run["precision"]) == (name, precision)] for precision in PRECISIONS
+        }
+        for heading, (key, form) in named.items():
+            values = [[run["rows"][role][key] for run in some if key in run["rows"][role]] for some in runs.values()]
+            if all(values):
+                lines.append(
+                    [f"{name}, {role}", heading, *(ranged(some, form) for some in values), "/".join(str(len(some)) for some in values)]
+                )
     return lines

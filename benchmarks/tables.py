@@ -17,7 +17,16 @@ from cells import ranged
 from fewstep.metrics.figures import BY_KEY
 from fewstep.metrics.least import LEAST
 from gpu_tables import NOTHING, devices, outlook_lines, outlook_note, results, runs_lines, steps_lines
-from image_tables import calibration_lines, curve_lines, figures_lines, figures_note, growth_lines, guidance_lines, sweep_lines
+from image_tables import (
+    calibration_lines,
+    curve_lines,
+    figures_lines,
+    figures_note,
+    growth_lines,
+    guidance_lines,
+    precision_lines,
+    sweep_lines,
+)
 from images import ARMS
 from method_tables import method_lines
 from scaling_tables import memory_lines, network_lines, published_lines, speed_lines
@@ -119,6 +128,12 @@ def readme() -> str:
         lines.append([title, *cells, str(rows[0]["evaluations"]) if drawn else "", speed])
     seeds = ", ".join(str(run["training_seed"]) for run in runs)
     return markdown(lines) + source(result("quality"), f" Mean over training seeds {seeds}; n = {runs[0]['n']}.")
+
+
+def precision() -> str:
+    """Return the table of what is trained in fp32 and in bf16."""
+    content = result("precision")
+    return markdown(precision_lines(content)) + source(content, " Mean over training seeds, the range in brackets.")
 
 
 def step_overhead() -> str:
@@ -658,6 +673,7 @@ TABLES = {
     "dddm_digits": lambda: by_steps("digits", "frechet_over_floor", "{:.2f}", "plain diffusion"),
     "dddm_step": dddm_step,
     "quality": quality,
+    "precision": precision,
     "readme": readme,
     "choose": choose,
     "step_overhead": step_overhead,
