@@ -271,4 +271,4 @@ def test_features_that_do_not_fit_the_images(mistake, done, tmp_path):
     options = ("steps=1", "trainer.accelerator=cpu", "method.sampler_steps=1")
     done("train", "teacher/digits", *network, *options, "--out", tmp_path / "photos")
     message = mistake("evaluate", tmp_path / "photos", "-n", 20, "--features", "digits-v1")
-    assert "features digits-v1 cannot be had of images of shape [3, 16, 16]" in message
+    assert "features digits-v1 cannot be computed from images of shape [3, 16, 16]" in message

@@ -132,10 +132,10 @@ def test_features_in_a_file_of_one_s_own(done, mistake, run, tmp_path):
     assert 0 <= found["rows"]["student, 1 evaluation"]["class_accuracy"] <= 1
     assert os.listdir(tmp_path / "cache" / "statistics")  # the real images' are kept
     for arguments, says in (
-        ({"size": 28}, "cannot be had of images of shape [1, 8, 8], for they are those of [1, 28, 28]"),
-        ({"classes": 3}, "tell 3 classes apart, and the data has 10"),
+        ({"size": 28}, "cannot be computed from images of shape [1, 8, 8], only from [1, 28, 28]"),
+        ({"classes": 3}, "distinguish 3 classes, and the data has 10"),
     ):
         other = untrained.write(tmp_path / "other.safetensors", **arguments)
         assert says in mistake("evaluate", run, "-n", 60, "--features", other)
     (tmp_path / "torn.safetensors").write_bytes(path.read_bytes()[:300])
-    assert "torn.safetensors is no feature network" in mistake("evaluate", run, "-n", 60, "--features", tmp_path / "torn.safetensors")
+    assert "torn.safetensors is not a feature network" in mistake("evaluate", run, "-n", 60, "--features", tmp_path / "torn.safetensors")

@@ -117,7 +117,7 @@ ARCHITECTURE = untrained.network().architecture
         ({"architecture": {**ARCHITECTURE, "num_classes": 10**9}}, {}, "num_classes is 1000000000, allowed are 1 to"),
         ({"architecture": {**ARCHITECTURE, "channels": True}}, {}, "channels is True"),
         ({"architecture": {**ARCHITECTURE, "depth": 3}}, {}, "its metadata has the arguments"),
-        ({"architecture": None}, {}, "is no feature network"),
+        ({"architecture": None}, {}, "is not a feature network"),
         ({"classes": ["a"]}, {}, "it names 1 classes of 10"),
         ({}, {"mean": torch.full((8,), torch.nan)}, "mean holds values that are not finite"),
         ({}, {"more": torch.zeros(3)}, "more has shape (3,), and its metadata asks for None"),
@@ -138,9 +138,9 @@ def test_what_is_no_such_file_is_one_sentence(tmp_path):
     (tmp_path / "text.safetensors").write_text("no")
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
     for name, says in (
-        ("cut", "is no feature network"),
-        ("text", "is no feature network"),
-        ("other", "says nothing of a feature network"),
+        ("cut", "is not a feature network"),
+        ("text", "is not a feature network"),
+        ("other", "does not describe a feature network"),
         ("none", "there is no file"),
     ):
         with pytest.raises(FeatureError, match=says) as error:

@@ -102,10 +102,10 @@ def test_what_does_not_fit_is_one_sentence(package, tmp_path):
         (
             (1, 32, 32),
             10,
-            r"features mnist cannot be had of images of shape \[1, 32, 32\], for they are those of \[1, 28, 28\]",
+            r"features mnist cannot be computed from images of shape \[1, 32, 32\], only from \[1, 28, 28\]",
         ),
         ((3, 28, 28), 10, r"of shape \[3, 28, 28\]"),
-        ((1, 28, 28), 26, r"features mnist tell 10 classes apart, and the data has 26; give others"),
+        ((1, 28, 28), 26, r"features mnist distinguish 10 classes, and the data has 26; give others"),
     ):
         with pytest.raises(FeatureError, match=says):
             fitted(named_features("mnist"), shape, classes)

@@ -180,8 +180,8 @@ def negative(sigma):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (negative, "no covariance: in some direction its variance is -"),
-        (lambda sigma: -sigma, "no covariance"),
+        (negative, "not a covariance: an eigenvalue is negative, -"),
+        (lambda sigma: -sigma, "not a covariance"),
         (lambda sigma: sigma + np.triu(np.ones_like(sigma), 1), "is not symmetric"),
         (lambda sigma: sigma + 0.1j, "complex numbers"),
         (lambda sigma: sigma * np.nan, "finite"),

@@ -286,7 +286,7 @@ def test_what_has_not_moved_wants_more_and_what_was_better_wants_less():
     assert name == "noise"
     assert message.endswith("It was better before (1.1). Lower method.generator_optimizer.lr")
     name, message = told(3.0, 1.5, 1.45)
-    assert "It has come from 3: train longer" in message
+    assert "It has improved from 3: train longer" in message
     assert told(0.1, 0.15)[0] == "collapse"
     assert "hardly moved" in told(0.1, 0.15)[1]
     assert "better before (0.95). The fake network lags" in told(0.1, 0.95, 0.4)[1]
@@ -329,7 +329,7 @@ ILL = [
     (DMD2, "shift", "health.shift", 0.4, "0.40 standard deviations.*sigma_data.*guidance_scale"),
     (DMD2, "saturation", "health.saturation", 0.2, "20% of the pixels.*guidance_scale.*gamma"),
     (DMD2, "scale", "health.scale", 5.0, r"5 times network\.sigma_data.*Set network\.sigma_data"),
-    (DMD2, "labels", "health.classes", 0.001, "labels tell nothing.*data.label_column"),
+    (DMD2, "labels", "health.classes", 0.001, "labels tell nothing about the items.*data.label_column"),
     (DMD2, "lag", "health.lag", 0.5, r"50% of the run behind.*method\.ema_decay"),
     (DMD2, "unaveraged", "health.averaged", 0.0, r"average over 0 updates.*Set method\.ema_decay to 0\.99.*final beside the learning rate"),
     (DMD2, "still", "health.reach", 0.001, "add up to 0.001 of a weight.*Raise the learning rate by as much"),
@@ -339,7 +339,7 @@ ILL = [
     (DMD2, "frozen", "guidance.reach", 1e-6, r"add up to 1e-06.*Raise method\.guidance_optimizer\.lr by as much"),
     (DMD2, "gan", "generator.gan_pull", 50.0, r"50 times as hard.*Set method\.gan_weight_generator to auto"),
     (Drift, "escape", "generator.escaped", 0.7, "70% of the samples.*temperature_start"),
-    (Drift, "transport", "generator.plan_error", 0.3, r"30% of the samples without their share.*sinkhorn_iterations"),
+    (Drift, "transport", "generator.plan_error", 0.3, r"30% of the mass to the wrong samples.*sinkhorn_iterations"),
     (DDDM, "overconfident", "denoiser.calibration", 0.2, "20% as far .*xi is being ignored.*method.lam.*method.m"),
     (Teacher, "untrained", "denoiser.denoising", 0.97, r"0.97.*method\.optimizer\.lr"),
     (Teacher, "levels", "denoiser.levels", -5.8, r"-5\.8 from ln\(sigma_data\) - 1.*Set method\.sigma_mean"),

@@ -177,7 +177,7 @@ def test_what_stands_in_it_and_in_which_order(troubled):
     report(troubled)
     page, text = (troubled / "report.html").read_text(), text_of(troubled)
     headings = [html.unescape(heading) for heading in re.findall(r"<h2[^>]*>(.*?)</h2>", page)]
-    assert headings == ["Samples", "Measured", "Curves", "Samples on the way", "Alarms", "Data", "Recipe"]
+    assert headings == ["Samples", "Measured", "Curves", "Samples during training", "Alarms", "Data", "Recipe"]
     assert "Check: collapse. Raised after all 1,000 steps." in text
     assert "240 images found, 12 left out." in text
     assert "n = 100 samples a row, seed 0, against 360 held-out images; features: digits-v1." in text
@@ -219,7 +219,7 @@ def test_without_alarms_results_data_or_pictures(tmp_path):
     report(run)
     text = text_of(run)
     assert "Healthy. No alarm has been raised, after all 1,000 steps." in text
-    assert "None was raised. They are looked for from step 200 on" in text
+    assert "No alarm was raised. Alarms are raised only from step 200 on" in text
     assert "Nothing has been measured yet: fewstep evaluate" in text
     assert "No picture of samples has been drawn yet." in text
     assert 'id="data"' not in (run / "report.html").read_text()
@@ -261,7 +261,7 @@ def test_an_alarm_of_a_method_of_ones_own():
     [
         ([2.0, 2.0, 1.9], "It has hardly moved since the start (2). Train longer (steps), or raise method.generator_optimizer.lr"),
         ([1.4, 1.1, 1.9], "It was better before (1.1). Lower method.generator_optimizer.lr"),
-        ([9.0, 4.0, 2.0], "It has come from 9: train longer (steps). If it stays: Lower method.generator_optimizer.lr"),
+        ([9.0, 4.0, 2.0], "It has improved from 9: train longer (steps). If the alarm stays: Lower method.generator_optimizer.lr"),
     ],
 )
 def test_a_report_advises_what_the_terminal_did(spread, says):
@@ -316,7 +316,7 @@ def test_the_dashboard_of_points_keeps_a_width_at_which_it_can_be_read(tmp_path,
     (run / "dashboard").mkdir()
     Image.fromarray(np.zeros((162, 270, 3), np.uint8)).save(run / "dashboard" / "dashboard.png")
     report(run)
-    assert "The last samples on the density that is aimed at" in text_of(run)
+    assert "The last samples on the target density" in text_of(run)
     browser.open((run / "report.html").as_uri(), 390, False)
     seen = browser.tell(LOOK.replace("WIDTH", "390"))
     assert seen["scroll"] == 390

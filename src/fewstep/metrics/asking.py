@@ -48,7 +48,7 @@ def asked_labels(num: int, num_classes: int, seed: int, how: str, real: Tensor |
     if how == UNIFORM:
         return torch.randint(num_classes, (num,), generator=rng)
     if how != AS_IN_DATA or real is None:
-        raise ValueError(f"labels cannot be chosen {how!r} of {'no real labels' if real is None else 'real labels'}")
+        raise ValueError(f"labels cannot be chosen {how!r} {'without' if real is None else 'from'} real labels")
     passes = [torch.randperm(len(real), generator=rng) for _ in range(-(-num // len(real)))]
     label = real.cpu()[torch.cat(passes)[:num]]
     counts = label.bincount(minlength=num_classes)

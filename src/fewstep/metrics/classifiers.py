@@ -206,7 +206,7 @@ def load_classifier(path: Path, name: str | None = None) -> ResidualClassifier:
             about = (file.metadata() or {}).get(METADATA)
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
         if about is None or len(about) > LONGEST:
-            raise FeatureError(f"{path} says nothing of a feature network in its metadata; {other}")
+            raise FeatureError(f"{path} does not describe a feature network in its metadata; {other}")
         told = parse_json(about)
         arguments, classes = _checked(told["architecture"]), told["classes"]
         if not isinstance(classes, list) or len(classes) != arguments["num_classes"]:
@@ -225,7 +225,7 @@ def load_classifier(path: Path, name: str | None = None) -> ResidualClassifier:
     except FeatureError:
         raise
     except Exception as error:  # whatever safetensors, json or the network raise for a wrong file
-        raise FeatureError(f"{path} is no feature network ({first_line(error)[:150]}); {other}") from error
+        raise FeatureError(f"{path} is not a feature network ({first_line(error)[:150]}); {other}") from error
     # the memory format in which convolutions are faster on a CPU
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.name, network.sha256 = name or path.stem, sha256_of(path)

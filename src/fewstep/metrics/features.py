@@ -192,12 +192,12 @@ def fitted(
         network.take_half_size()
     elif known is not None and tuple(shape) != tuple(known):
         raise FeatureError(
-            f"features {network.name} cannot be had of images of shape {list(shape)}, for they are those of {list(known)}; give others, "
+            f"features {network.name} cannot be computed from images of shape {list(shape)}, only from {list(known)}; give others, "
             f"such as --features {PIXELS}"
         )
     if classes is not None and num_classes not in (None, classes):
         raise FeatureError(
-            f"features {network.name} tell {classes} classes apart, and the data has {num_classes}; give others, such as "
+            f"features {network.name} distinguish {classes} classes, and the data has {num_classes}; give others, such as "
             f"--features {PIXELS}, or measure without classes (data.label_column=none)"
         )
     if isinstance(network, ResidualClassifier) and num_classes and class_names and not network.number_as(class_names):
@@ -207,7 +207,7 @@ def fitted(
             network(torch.zeros(2, *shape))
     except Exception as error:  # whatever the network raises
         raise FeatureError(
-            f"features {network.name} cannot be had of images of shape {list(shape)} ({first_line(error)[:100]}); take others"
+            f"features {network.name} cannot be computed from images of shape {list(shape)} ({first_line(error)[:100]}); take others"
         ) from error
     return network
 

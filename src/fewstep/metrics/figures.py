@@ -57,7 +57,8 @@ FIGURES = (
         "{:.3f}",
         "images",
         "least",
-        "The Frechet distance of the features of samples to those of the reference, squared as in the FID; of several blocks, the least.",
+        "The squared Frechet distance between Gaussians fitted to the features of samples and of the reference, as in the FID; with "
+        "several blocks of samples, the smallest.",
     ),
     Figure(
         "frechet_over_floor",
@@ -65,7 +66,7 @@ FIGURES = (
         "{:.2f}",
         "images",
         "least",
-        "The Frechet distance in units of the floor, which is that of real images to other real images.",
+        "The Frechet distance divided by the floor, which is the distance of real images to other real images.",
         is_curve=True,
     ),
     Figure(
@@ -74,7 +75,7 @@ FIGURES = (
         "{:.2f}",
         "images",
         "least",
-        "FD / floor in another network that was trained apart: what two judges rank differently is not settled.",
+        "FD / floor in another network, trained separately: where the two judges rank models differently, the ranking is not settled.",
         is_watched=False,
     ),
     Figure(
@@ -83,7 +84,7 @@ FIGURES = (
         "{:.3f}",
         "images",
         "least",
-        "The mean of the Frechet distances of the blocks of samples that a protocol asks for.",
+        "The mean of the Frechet distances of the blocks of samples that a measurement protocol asks for.",
         is_watched=False,
     ),
     Figure(
@@ -92,8 +93,8 @@ FIGURES = (
         "{:.3f}",
         "images",
         "least",
-        "The Frechet distance to the train split: where it is low and that to the reference below the floor, the train split was learned "
-        "by heart.",
+        "The Frechet distance to the train split: if it is low, and the distance to the reference below the floor, the train split was "
+        "memorised.",
     ),
     Figure(
         "frechet_bias",
@@ -101,7 +102,7 @@ FIGURES = (
         "{:.3f}",
         "images",
         None,
-        "By how much the Frechet distance is too large because samples are few: that of half as many less that of all.",
+        "How much the small number of samples raises the Frechet distance: the distance of half the samples less the distance of all.",
         is_watched=False,
         is_column=False,
     ),
@@ -111,7 +112,7 @@ FIGURES = (
         "{:.5f}",
         "images",
         "least",
-        "The kernel distance (KID) over all pairs, without bias: 0 in expectation where both are alike, and sometimes below.",
+        "The kernel distance (KID) over all pairs, without bias: 0 in expectation for equal distributions, and sometimes negative.",
         is_column=False,
         is_curve=True,
     ),
@@ -121,7 +122,7 @@ FIGURES = (
         "{:.5f}",
         "images",
         "least",
-        "The kernel distance (KID) as papers report it, a mean over subsets of 1,000.",
+        "The kernel distance (KID) as papers report it, the mean over subsets of 1,000 images.",
         is_watched=False,
     ),
     Figure(
@@ -130,7 +131,7 @@ FIGURES = (
         "{:.5f}",
         "images",
         None,
-        "The standard deviation of the kernel distance over its subsets.",
+        "The standard deviation of the kernel distance (KID) over its subsets.",
         is_watched=False,
     ),
     Figure(
@@ -139,7 +140,7 @@ FIGURES = (
         "{:.1%}",
         "images",
         "greatest",
-        "The share of samples that show the class they were made for, as a classifier of the features sees it.",
+        "The share of samples that a classifier of the features assigns to the class they were made for.",
     ),
     Figure(
         "least_class_accuracy",
@@ -147,7 +148,7 @@ FIGURES = (
         "{:.0%}",
         "images",
         "greatest",
-        "The share of samples that show the class they were made for, of the class of which fewest do, which is named.",
+        "The share of samples assigned to the class they were made for, in the class where it is smallest, which is named.",
     ),
     Figure(
         "prompt_agreement",
@@ -155,7 +156,7 @@ FIGURES = (
         "{:.3f}",
         "images",
         "greatest",
-        "The mean cosine of samples with their prompts in the space of a CLIP model: whether they show what was asked for.",
+        "The mean cosine similarity of samples and their prompts in the space of a CLIP model: whether they show what was asked for.",
         is_watched=False,
     ),
     Figure(
@@ -164,7 +165,7 @@ FIGURES = (
         "{:+.3f}",
         "images",
         "greatest",
-        "By how much the cosine with the own prompt is above that with another one: 0 where prompts are not listened to.",
+        "How much larger the cosine similarity is with a sample's own prompt than with another prompt: 0 where prompts are ignored.",
         is_watched=False,
     ),
     Figure(
@@ -173,7 +174,7 @@ FIGURES = (
         "{:.2f}",
         "images",
         "greatest",
-        "The share of samples that lie within the manifold of real images: whether they look real; of two judges the lesser.",
+        "The share of samples within the manifold of real images: whether they look real; with two judges, the smaller value.",
     ),
     Figure(
         "recall",
@@ -181,7 +182,7 @@ FIGURES = (
         "{:.2f}",
         "images",
         "greatest",
-        "The share of real images that lie within the manifold of samples: whether all kinds are made; of two judges the lesser.",
+        "The share of real images within the manifold of samples: whether all kinds are made; with two judges, the smaller value.",
     ),
     Figure(
         "within_class_std",
@@ -189,7 +190,8 @@ FIGURES = (
         "{:.0%}",
         "images",
         "nearest 1",
-        "How far pixels spread about the mean of their class, as a ratio to real images: below 1 classes have collapsed.",
+        "The standard deviation of pixels about the mean of their class, as a ratio to real images: below 1, samples of a class are too "
+        "alike.",
     ),
     Figure(
         "least_class_std",
@@ -197,7 +199,8 @@ FIGURES = (
         "{:.0%}",
         "images",
         "nearest 1",
-        "The spread of pixels of the class that spreads least, as a ratio to the same class of real images: far below 1 it has collapsed.",
+        "The standard deviation of pixels about the mean of their class, as a ratio to real images, in the class where this ratio is "
+        "smallest: far below 1, that class has collapsed.",
     ),
     Figure(
         "spacing",
@@ -205,7 +208,7 @@ FIGURES = (
         "{:.0%}",
         "images",
         "nearest 1",
-        "The mean distance of a sample to the nearest other one, as a ratio to real images: below 1 samples repeat themselves.",
+        "The mean distance of a sample to the nearest other sample, as a ratio to real images: below 1, samples repeat each other.",
     ),
     Figure(
         "train_distance",
@@ -213,7 +216,8 @@ FIGURES = (
         "{:.0%}",
         "images",
         "nearest 1",
-        "The mean distance of a sample to the nearest training image, as a ratio to that of held-out images: below 1 is memorising.",
+        "The mean distance of a sample to the nearest training image, as a ratio to held-out images: clearly below 1, training images were "
+        "memorised.",
     ),
     Figure(
         "copies",
@@ -221,7 +225,7 @@ FIGURES = (
         "{:.1%}",
         "images",
         "least",
-        "The share of samples that are a training image again, in every byte; in the first row of held-out images.",
+        "The share of samples that equal a training image in every byte; in the first row, the share of held-out images that do.",
     ),
     Figure(
         "near_copies",
@@ -229,7 +233,8 @@ FIGURES = (
         "{:.1%}",
         "images",
         "least",
-        "The share of samples whose nearest training image is at most a third as far as the second nearest, as hardly any real image is.",
+        "The share of samples whose nearest training image is at most a third as far as the second nearest, which is true of hardly any "
+        "real image.",
         is_column=False,
     ),
     Figure(
@@ -238,7 +243,7 @@ FIGURES = (
         "{:.5f}",
         "points",
         "least",
-        "The energy distance to exact samples, or else held-out points, without bias: 0 in expectation where both are alike.",
+        "The energy distance to exact samples, or else held-out points, without bias: 0 in expectation for equal distributions.",
         is_curve=True,
     ),
     Figure(
@@ -255,7 +260,7 @@ FIGURES = (
         "{:.3f}",
         "points",
         "least",
-        "The 2-Wasserstein distance to exact samples, or else held-out points, along one direction: the root of the mean square over many.",
+        "The sliced 2-Wasserstein distance to exact samples, or else held-out points: the root of the mean square over many directions.",
     ),
     Figure(
         "modes",
@@ -263,7 +268,7 @@ FIGURES = (
         "{:.0f}",
         "points",
         "greatest",
-        "How many modes are covered: hold at least a fifth of the samples that exact ones would put there.",
+        "The number of modes covered, each by at least a fifth of the samples that an exact sampler would put there.",
     ),
     Figure(
         "weight_tv",
@@ -271,7 +276,7 @@ FIGURES = (
         "{:.4f}",
         "points",
         "least",
-        "The total variation of the shares of samples near each mode from the true weights.",
+        "The total variation distance between the shares of samples near each mode and the true weights of the modes.",
     ),
     Figure(
         "inside",
@@ -287,7 +292,7 @@ FIGURES = (
         "{:.2f}",
         "points",
         "nearest 1",
-        "The mean squared distance of a mode's samples from its centre, as a ratio to exact samples: below 1 modes are too narrow.",
+        "The mean squared distance of samples from the centre of their mode, as a ratio to exact samples: below 1, modes are too narrow.",
     ),
     Figure(
         "median_radius",
@@ -303,7 +308,7 @@ FIGURES = (
         "{:.0f}",
         "cost",
         "least",
-        "How long training took, its teacher's included.",
+        "The training time in seconds, including that of the teacher.",
         is_watched=False,
     ),
     Figure(
@@ -312,7 +317,7 @@ FIGURES = (
         "{:,.0f}",
         "cost",
         "greatest",
-        "How many samples are drawn in a second.",
+        "The number of samples drawn per second.",
         is_watched=False,
     ),
 )

@@ -64,7 +64,7 @@ LEAST: Mapping[str, Least] = {
 # OF_REFERENCE: figures whose real items are those of the reference; WORDS: what the items of a protocol's reference are called
 OF_REFERENCE = {"frechet", "frechet_over_floor", "frechet_mean", "frechet_bias", "frechet_second_over_floor", "kernel"}
 OF_REFERENCE |= {"precision", "recall"}
-AT_MODE = "to be expected at the mode of least weight"
+AT_MODE = "expected at the mode of least weight"
 WORDS = {"held-out split": "held-out images", "train split": "training images", "a file of statistics": "images in the statistics"}
 
 

@@ -83,7 +83,7 @@ class Gathering:
         if bad:
             raise FeatureError(
                 f"the features {self.name} of {bad} of {len(features)} images are not finite; take other features, or look at the "
-                "images: a generator whose training ran away makes such"
+                "images, which may come from a generator whose training diverged"
             )
         if self.kept < KEPT:
             self.rows.append(features[: KEPT - self.kept].float())
@@ -240,9 +240,7 @@ def _check_covariance(covariance: Tensor, path: Path) -> None:
     size = covariance.abs().max().clamp_min(1e-300)
     skew = ((covariance - covariance.T).abs().max() / size).item()
     if skew > ROUNDING:
-        raise FeatureError(f"sigma of {path} is not symmetric (two of its halves differ by {skew:.1e} of its largest entry); {ADVICE}")
+        raise FeatureError(f"sigma of {path} is not symmetric (it differs from its transpose by {skew:.1e} of its largest entry); {ADVICE}")
     least = (torch.linalg.eigvalsh(covariance)[0] / size).item() if len(covariance) else 0.0
     if least < -ROUNDING * len(covariance):
-        raise FeatureError(
-            f"sigma of {path} is no covariance: in some direction its variance is {least:.1e} of its largest entry; {ADVICE}"
-        )
+        raise FeatureError(f"sigma of {path} is not a covariance: an eigenvalue is negative, {least:.1e} of its largest entry; {ADVICE}")

@@ -226,7 +226,7 @@ def quality_by_evaluations(
             label=name,
         )
     if floor:
-        axes.axhline(floor, color="#777777", linewidth=0.8, label="standard error of measuring,\nand what lies below it")
+        axes.axhline(floor, color="#777777", linewidth=0.8, label="standard error of the figure;\nsmaller values are drawn here")
     ticks = [value for value in (1, 2, 3, 5, 10, 20, 50, 100) if value <= 1.2 * max(max(x) for x, _ in found.values())]
     axes.set_title(title, fontsize=11, fontweight="bold", loc="left")
     axes.set(xscale="log", yscale="log", xlabel="network evaluations a sample", ylabel=quantity)

@@ -16,10 +16,11 @@ SHOWN = 12  # largest number of earlier pictures of samples in a report
 BETTER = {"least": "Lower is better.", "greatest": "Higher is better.", "nearest 1": "Best at 1 (100%)."}
 # explanations of the curves that the training loop logs for every method
 READINGS = {
-    "gradient norms": "The length of each network's gradient before it is clipped. Neither way is better: it should settle, and a steady "
-    "rise or jumps by powers of ten say that training is unstable.",
-    "health": "Of the samples beside real items: spread is how much they differ within a class (1 is best), shift how far their mean is "
-    "from the data's, in standard deviations (0 is best), saturation the share of pixels beyond the data's range (0 is best).",
+    "gradient norms": "The length of each network's gradient before it is clipped. Neither direction is better, but it should settle: a "
+    "steady rise, or jumps by powers of ten, mean that training is unstable.",
+    "health": "Samples compared with real items: spread is how much samples of a class differ, as a ratio to real ones (1 is best), shift "
+    "how far their mean is from the data's, in standard deviations (0 is best), saturation the share of pixels beyond the data's range "
+    "(0 is best).",
 }
 
 
@@ -146,16 +147,18 @@ def _samples(story: Story) -> str:
 
 def _measured(story: Story) -> str:
     if story.results is None:
-        text = f"Nothing has been measured yet: fewstep evaluate {story.title} adds a table here, beside the floor and the teacher."
+        text = f"Nothing has been measured yet: fewstep evaluate {story.title} adds a table here, with the floor and the teacher."
         return section("Measured", paragraph(text), "measured")
     results = story.results
     seeds = results.get("protocol", {}).get("seeds") or [results.get("seed")]
     seed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     floor = results.get("floor_of", "real train split")
-    below = "New samples may lie below it where the judge has seen that split" if "split" in floor else "No model is expected to be better"
+    below = (
+        "Samples may be below it if the features were trained on that split" if "split" in floor else "No model is expected to be better"
+    )
     told = (
         f"n = {results['n']:,} samples a row, {seed}, against {results.get('reference')}; features: {results.get('features')}. "
-        f"The first row is the floor: {floor}, measured as samples are. {below}."
+        f"The first row is the floor: {floor}, measured in the same way as samples. {below}."
     )
     columns = [figure for figure in FIGURES if figure.heading in story.rows[0]]
     explained = [
@@ -164,7 +167,7 @@ def _measured(story: Story) -> str:
     ]
     said = list(results.get("warnings", ()))
     if results.get("trained_in_features") == "evaluator":
-        said.append("the training acted on the features that it is measured in, which flatters FD")
+        said.append("training used the features in which FD is measured, so FD flatters the model")
     if any(key.endswith("_error") for row in results["rows"].values() for key in row):
         said.append("standard errors are in results.json")
     warnings = "".join(paragraph(f"Note: {sentence}.") for sentence in said)
@@ -197,7 +200,7 @@ def _curves(story: Story) -> str:
             drawn.append(f"<figure><h3>{escaped(title)}</h3>{image}<figcaption>{escaped(text)}</figcaption></figure>")
     if not drawn:
         return section("Curves", paragraph("Nothing has been logged yet."), "curves")
-    told = f"Each point is the mean since the one before it, over {len(story.records):,} records of metrics.jsonl."
+    told = f"Each point is the mean over the steps since the previous point; metrics.jsonl has {len(story.records):,} records."
     return section("Curves", paragraph(told, "soft") + f'<div class="curves">{"".join(drawn)}</div>', "curves")
 
 
@@ -215,14 +218,14 @@ def _earlier(story: Story) -> str:
     for still in shown:
         step = f"Step {int(still.stem.removeprefix('step_')):,}"
         pictures.append(page.picture(still.read_bytes(), f"Samples at {step.lower()}", step, "pixels"))
-    told = paragraph(f"The same noise and classes at each step, drawn from the averaged weights.{some}", "soft")
-    return section("Samples on the way", told + f'<div class="small">{"".join(pictures)}</div>', "earlier")
+    told = paragraph(f"Samples of the averaged weights, from the same noise and of the same classes at each step.{some}", "soft")
+    return section("Samples during training", told + f'<div class="small">{"".join(pictures)}</div>', "earlier")
 
 
 def _alarms(story: Story) -> str:
     first = story.settled * story.steps
     if not story.alarms:
-        told = f"None was raised. They are looked for from step {first:,.0f} on, when figures have settled."
+        told = f"No alarm was raised. Alarms are raised only from step {first:,.0f} on, when figures have settled."
         return section("Alarms", paragraph(told), "alarms")
     lines, what = [], []
     for alarm in story.alarms:
@@ -246,7 +249,7 @@ def _alarms(story: Story) -> str:
         )
     ends = f'<div class="ends"><span>step 0</span><span>{story.steps:,}</span></div>'
     ends = f'<div class="line soft" aria-hidden="true"><span></span>{ends}</div>'
-    key = paragraph(f"When each was raised, over the steps of the run. Hatched: before step {first:,.0f} it is too early to tell.", "soft")
+    key = paragraph(f"When each alarm was raised during the run. Hatched: before step {first:,.0f} it is too early to tell.", "soft")
     return section("Alarms", key + "".join(lines) + ends + "".join(what), "alarms")
 
 

@@ -42,10 +42,10 @@ class Consistency(SelfTaught):
     main = "student.consistency"
     drawn: ClassVar = {"losses": ("consistency", "denoising"), "gap": ("gap",)}
     readings: ClassVar = {
-        "losses": "How far the network's answers at two neighbouring noise levels are apart, weighted; lower is better within a stage, and "
-        "it may jump where the next one begins. Denoising is that of a teacher of its own, if it learns one first.",
-        "gap": "How far apart the two noise levels are that are compared, as a share of the upper one: halved at each stage on purpose; "
-        "neither way is better.",
+        "losses": "consistency is how far apart the network's outputs at two neighbouring noise levels are, weighted. Lower is better "
+        "within a stage; it may jump where the next stage begins. denoising is the loss of the run's own teacher, with method.own_teacher.",
+        "gap": "How far apart the two compared noise levels are, as a share of the upper one. Each stage halves it on purpose: neither "
+        "direction is better.",
     }
     alarms: ClassVar = (
         Alarm(

@@ -46,11 +46,11 @@ class DDDM(Method):
         "calibration (1: the particles spread as the posterior does)": ("calibration", "apart"),
     }
     readings: ClassVar = {
-        "losses": "score is the scoring rule that is learned, and error the mean distance of a particle from the truth, in standard "
-        "deviations of the data. Lower is better for both.",
+        "losses": "score is the energy score, which training minimises, and error the mean distance of a particle from the truth, in "
+        "standard deviations of the data. Lower is better for both.",
         "calibration (1: the particles spread as the posterior does)": "How far particles lie from each other, as a share of how far they "
-        "lie from the truth. 1 is best: below it the second noise is ignored. apart is the same while lambda still rises, and is meant to "
-        "be low.",
+        "lie from the truth. 1 is best: far below 1 the network ignores xi, its second noise. apart is the same ratio while lambda still "
+        "rises (method.lam_warmup), when it is meant to be low.",
     }
     alarms: ClassVar = (
         Alarm(

@@ -70,27 +70,27 @@ class DMD2(Method):
     drawn: ClassVar = {"losses": ("dm", "fake", "gan", "regression"), "agreement": ("disagreement",), "pull": ("gan_pull",)}
     readings: ClassVar = {
         "losses": "dm is the disagreement of teacher and fake network on the generator's samples, and no measure of quality: it may rise "
-        "while samples improve. fake is the fake network's denoising error: lower is better. gan, where there is one, is a contest of two; "
-        "regression, where a student begins with it, falls.",
-        "agreement": "How far the teacher and the fake network are apart, in units of what the teacher misses of the sample. Lower is "
-        "better; above 1.5 the fake network does not follow.",
-        "pull": "How hard the adversarial term pulls at the samples, in units of the teacher's pull. Neither way is better: far above 1 it "
-        "is a GAN, and the teacher hardly counts.",
+        "while samples improve. fake is the fake network's denoising error: lower is better. gan, with an adversarial term, is a contest "
+        "between generator and discriminator: neither direction is better. regression, with method.regression, should fall.",
+        "agreement": "How far apart the outputs of the teacher and the fake network are, in units of the distance of the teacher's output "
+        "from the sample. Lower is better; above 1.5 the fake network does not keep up with the generator.",
+        "pull": "How hard the adversarial term pulls at the samples, in units of the teacher's pull. Neither direction is better: far "
+        "above 1 the generator is trained as in a GAN, and the teacher hardly counts.",
     }
     alarms: ClassVar = (
         Alarm(
             "disagreement",
             "generator.disagreement",
-            "the teacher and the fake network disagree {value:.1f} times as much as the teacher misses the sample",
-            "The fake network does not follow: raise method.guidance_optimizer.lr or method.dfake_gen_update_ratio, or lower "
-            "method.generator_optimizer.lr",
+            "the outputs of the teacher and the fake network are {value:.1f} times as far apart as the teacher's is from the sample",
+            "The fake network does not keep up with the generator: raise method.guidance_optimizer.lr or method.dfake_gen_update_ratio, or "
+            "lower method.generator_optimizer.lr",
             high=1.5,
         ),
         Alarm(
             "frozen",
             "guidance.reach",
-            "the fake network stands still: the learning rates of all its updates add up to {value:.1g} of a weight's size, where what "
-            "learns has 1 or more",
+            "the fake network stands still: the learning rates of all its updates add up to {value:.1g} of a weight's size; a network "
+            "that learns has 1 or more",
             "Raise method.guidance_optimizer.lr by as much",
             low=0.02,
         ),

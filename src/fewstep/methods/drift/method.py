@@ -58,33 +58,33 @@ class Drift(Method):
     logarithmic = ("losses", "drift")
     readings: ClassVar = {
         "losses": "The mean squared length of the field at the samples: how far they are still moved. Lower is better at one temperature; "
-        "as temperatures fall, it changes by itself.",
+        "as the temperatures fall, it changes by itself.",
         "drift": "The length of the field at the samples, which comes to rest where they are distributed like the data. Lower is better.",
-        "escaped": "The share of samples that lie where real ones hardly are, and that the field may not bring back. 0 is best.",
-        "plans": "The share of samples to which the transport plans of the field send too much or too little, in the worst class at the "
-        "coldest temperature. Lower is better; above 0.2 they were cut short.",
+        "escaped": "The share of samples that lie where there are hardly any real ones, and may be out of the field's reach. 0 is best.",
+        "plans": "The share of mass that the transport plans of the field send to the wrong samples, in the worst class at the worst "
+        "temperature. Lower is better; above 0.2 the Sinkhorn iterations were too few.",
     }
     compares_batch = True
     alarms: ClassVar = (
         Alarm(
             "escape",
             "generator.escaped",
-            "{value:.0%} of the samples lie where real ones hardly are, and the field may not bring them back",
+            "{value:.0%} of the samples lie where there are hardly any real ones, and the field may not bring them back",
             "Raise method.temperature_start or method.temperatures",
             high=0.5,
         ),
         Alarm(
             "transport",
             "generator.plan_error",
-            "the transport plans leave {value:.0%} of the samples without their share",
+            "the transport plans send {value:.0%} of the mass to the wrong samples",
             "Raise method.sinkhorn_iterations, or method.temperatures",
             high=0.2,
         ),
     )
     advice: ClassVar = {
-        "collapse": "Too few real samples pull: raise method.temperature_start (coverage comes from there), batch_size or method.memory",
+        "collapse": "Too few real samples attract: raise method.temperature_start (which settles coverage), batch_size or method.memory",
         "noise": "Lower method.optimizer.lr, or give the field more samples (batch_size)",
-        "shift": "The temperature is too low for far samples to feel each other: raise method.temperature_start or method.temperatures",
+        "shift": "The temperature is too low for distant samples to interact: raise method.temperature_start or method.temperatures",
         "saturation": "Lower method.optimizer.lr or network.gain",
     }
     LOOK = 10  # updates between measurements of the term ``escaped``

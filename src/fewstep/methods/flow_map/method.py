@@ -55,16 +55,16 @@ class FlowMap(SelfTaught):
     main = "student.flow"
     drawn: ClassVar = {"losses": ("flow", "denoising"), "gap": ("gap",)}
     readings: ClassVar = {
-        "losses": "How far the map from one noise level to a lower one is from its target, weighted; lower is better within a stage, and "
-        "it may jump where the next one begins. Denoising is that of a teacher of its own, if it learns one first.",
-        "gap": "How far apart the two noise levels are that are compared, as a share of the upper one: halved at each stage on purpose; "
-        "neither way is better.",
+        "losses": "flow is how far the map from one noise level to a lower one is from its target, weighted. Lower is better within a "
+        "stage; it may jump where the next stage begins. denoising is the loss of the run's own teacher, with method.own_teacher.",
+        "gap": "How far apart the two compared noise levels are, as a share of the upper one. Each stage halves it on purpose: neither "
+        "direction is better.",
     }
     alarms: ClassVar = (
         Alarm(
             "unlearned",
             "student.flow",
-            "the loss is {value:.2f}, as large as for a network that knows nothing",
+            "the flow-map loss is {value:.2f}, as large as for a network that knows nothing",
             "Training is unstable: lower method.optimizer.lr; check network.sigma_data against the data's standard deviation",
             high=1.5,
         ),

@@ -38,7 +38,7 @@ class Teacher(Method):
     drawn: ClassVar = {"losses": ("denoising",)}
     readings: ClassVar = {
         "losses": "The weighted squared error of the denoised item, about 1 for a network that knows nothing. Lower is better, down to a "
-        "level above 0 that the data set: noise cannot all be told from data.",
+        "level above 0 that depends on the data, because noise cannot be fully told from data.",
     }
     alarms: ClassVar = (
         Alarm(
