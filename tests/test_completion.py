@@ -117,5 +117,5 @@ def test_the_list_of_commands_is_not_cut(columns, monkeypatch, done):
     assert "..." not in listed
     assert max(map(len, text.splitlines())) <= columns
     words = " ".join(listed.split())
-    for end in ("results.json into it.", "one table, one plot.", "before it is there.", "nothing in its file is run."):
+    for end in ("into the run folder.", "one table and one plot.", "both draw the same samples.", "any code from its file."):
         assert end in words
