@@ -86,6 +86,14 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
         "first level 2.5, batch 64": ("method.conditioning_sigma=2.5", "batch_size=64"),
         "first level 1.5": ("method.conditioning_sigma=1.5",),
         "levels to 80%": ("method.max_step_percent=0.8",),
+        "guidance 1.2": ("method.guidance_scale=1.2",),
+        "no guidance": ("method.guidance_scale=1",),
+        "fake lr falls": ("method.guidance_optimizer.decay_from=0.4", "method.guidance_optimizer.final=0.1"),
+        "guidance 1.2, fake lr falls": (
+            "method.guidance_scale=1.2",
+            "method.guidance_optimizer.decay_from=0.4",
+            "method.guidance_optimizer.final=0.1",
+        ),
         "ratio 3": ("method.dfake_gen_update_ratio=3",),
         "GAN": ("method.gan=true", "method.gan_weight_generator=auto"),
     },
@@ -174,6 +182,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+")
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--folder", type=Path, default=Path("runs/sweep"))
+    parser.add_argument("--suffix", default="", help="of the titles in the results, where arms are run again, such as with another teacher")
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
     arms = ARMS[arguments.recipe]
@@ -187,7 +196,8 @@ def main() -> None:
     if arguments.teacher:
         common.append(f"method.teacher={json.dumps(arguments.teacher)}")
     data, suite = None, None
-    for title in arguments.arms or arms:
+    for arm in arguments.arms or arms:
+        title = arm + arguments.suffix
         with shared(results) as content:
             done = any(run["title"] == title and run["asked_seconds"] == arguments.seconds for run in content.get("runs", []))
         if done or arguments.list:
@@ -196,7 +206,7 @@ def main() -> None:
         if data is None:
             data = in_memory(load_data(load_recipe(arguments.recipe, common).data))
             assert isinstance(data, ImageData)
-        overrides = [*arms[title], *common]
+        overrides = [*arms[arm], *common]
         folder = arguments.folder / f"{name}_{title.replace(' ', '_').replace(',', '')}"
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run has left
         steps, seconds = trained_for(arguments.seconds, arguments.recipe, folder, *overrides)
@@ -208,7 +218,7 @@ def main() -> None:
         more = {count: measure(suite, generator, num, 0, count, speed=False) for count in MORE.get(arguments.recipe, ())}
         run = {
             "title": title,
-            "overrides": list(arms[title]),
+            "overrides": list(arms[arm]),
             "asked_seconds": arguments.seconds,
             "cpu_seconds": seconds,
             "steps": steps,
