@@ -137,7 +137,7 @@ def test_export_of_changes_is_what_stock_diffusers_loads(sd3, tmp_path, done):
     trained(sd3, tmp_path / "run", "method.sampler_steps=4", "steps=2", "trainer.sample_every=5")
     changed = stirred(tmp_path / "run", tmp_path / "changed")
     said = done("export", changed, "--format", "diffusers", "--out", tmp_path / "lora").out
-    assert float(said.split("differs from the generator by ")[1].split()[0]) < 1e-5
+    assert float(said.split("differ from the generator's by ")[1].split()[0]) < 1e-5
     assert sorted(path.name for path in (tmp_path / "lora").iterdir()) == ["README.md", LORA_FILE, "scheduler"]
     stock, image = run_card(tmp_path / "lora", sd3.model)
     assert stock.scheduler.timesteps.tolist() == pytest.approx([1000, 900, 750, 500])
@@ -212,5 +212,5 @@ def test_what_does_not_go_together_is_told_before_anything_is_written(overrides,
 
 
 def test_prompts_of_another_form_or_without_t5_are_refused(sd3, sd35, tmp_path):
-    with pytest.raises(UserError, match="has other text encoders; encode them by it"):
+    with pytest.raises(UserError, match="has other text encoders; encode the prompts by that model"):
         trained(sd3, tmp_path / "run", f"data.path={sd35.folder / 'prompts'}")

@@ -44,7 +44,7 @@ def read_header(file: BinaryIO) -> Header:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
     if dtype.hasobject:
-        raise ValueError("it holds Python objects, which are code that runs; save numbers")
+        raise ValueError("it holds Python objects, and to read them is to run code; save plain numbers")
     if any(side < 0 for side in shape):
         raise ValueError(f"its header says shape {list(shape)}")
     return Header(shape, dtype, file.tell())

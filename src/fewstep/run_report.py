@@ -157,7 +157,7 @@ def told(records: Sequence[Mapping[str, Any]], raised: Sequence[RaisedAlarm], st
     if not records:
         return "wait", ("Too early to say.", "Nothing has been logged yet.")
     step = records[-1]["step"]
-    where = f"after all {steps:,} steps" if step >= steps else f"at step {step:,} of {steps:,}, where it was stopped or still is"
+    where = f"after all {steps:,} steps" if step >= steps else f"at step {step:,} of {steps:,}, the last that is logged"
     lasting = [alarm.name for alarm in raised if alarm.lasts]
     if lasting:
         return "bad", (f"Check: {', '.join(lasting)}.", f"Raised {where}.")
@@ -166,7 +166,7 @@ def told(records: Sequence[Mapping[str, Any]], raised: Sequence[RaisedAlarm], st
     if raised:
         return "good", (
             "Healthy at the end.",
-            f"No alarm is raised {where}; on the way {', '.join(alarm.name for alarm in raised)} was, and passed.",
+            f"No alarm is raised {where}; {', '.join(alarm.name for alarm in raised)} was raised earlier, and passed.",
         )
     return "good", ("Healthy.", f"No alarm has been raised, {where}.")
 
@@ -206,8 +206,8 @@ def _caption(last: Path | None, is_wide: bool) -> str:
         return ""
     if is_wide:
         return (
-            "The last samples on the density that is aimed at, beside how they move, and below it the loss, the share of samples at each "
-            "mode and how many modes are covered. Every mode should have the share that its dashed line tells."
+            "The last samples on the target density, beside how they move; below, the loss, the share of samples at each mode, and the "
+            "number of modes covered. The share of every mode should be at its dashed line."
         )
     step = int(last.stem.removeprefix("step_"))
     chosen = "chosen by a fixed seed, not by hand; classes in turn where there are any"

@@ -210,7 +210,7 @@ def test_one_process_goes_on_with_what_two_have_begun(name, strategy, here, two,
     ended = in_a_copy(lambda: train(here.recipe(name, *SHORT, f"trainer.strategy={strategy}"), run, resume=True), tmp_path / "said")
     assert ended.code == 0, ended.err
     assert "the number of processes has changed from 2 to 1" in ended.err
-    assert ("it has the only share of everything, which saves nothing" in ended.err) == (strategy == "fsdp")
+    assert ("nothing is sharded, and no memory is saved" in ended.err) == (strategy == "fsdp")
     assert "Warning" not in ended.err
     file = next((run / "model").glob("*.safetensors"))
     assert_close(load_file(file), load_file(here.folder / f"two {name}" / "model" / file.name))

@@ -316,7 +316,7 @@ def test_the_dashboard_of_points_keeps_a_width_at_which_it_can_be_read(tmp_path,
     (run / "dashboard").mkdir()
     Image.fromarray(np.zeros((162, 270, 3), np.uint8)).save(run / "dashboard" / "dashboard.png")
     report(run)
-    assert "The last samples on the density that is aimed at" in text_of(run)
+    assert "The last samples on the target density" in text_of(run)
     browser.open((run / "report.html").as_uri(), 390, False)
     seen = browser.tell(LOOK.replace("WIDTH", "390"))
     assert seen["scroll"] == 390
