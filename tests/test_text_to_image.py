@@ -260,7 +260,7 @@ def test_a_model_whose_network_has_gone_or_changed(sdxl, run, tmp_path):
     config = json.loads((moved / "model" / "config.json").read_text())
     config["base"]["model"] = str(tmp_path / "nowhere")
     (moved / "model" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"stands on the network of .*nowhere, which cannot be had"):
+    with pytest.raises(UserError, match=r"is based on the network of .*nowhere, which cannot be loaded"):
         load(moved)
     make(tmp_path / "nowhere", "sdxl", seed=1)
     with pytest.raises(UserError, match="as it was in training, and what is there now is another"):
@@ -466,7 +466,7 @@ def test_import_says_what_it_found_and_copies_nothing(sdxl, tmp_path, done, mist
     assert "found: StableDiffusionXLPipeline of unet, text_encoder, text_encoder_2, vae; the U-Net has 17,412 parameters" in said
     assert "predicts epsilon" in said
     assert "noise levels: 0.02917 to 14.61 at 1000 timesteps" in said
-    assert "latents: 4x8x8; the U-Net is told hidden states of width 64, a pooled vector of 32 and sizes [16, 16, 0, 0, 16, 16]" in said
+    assert "latents: 4x8x8; the U-Net takes hidden states of width 64, a pooled vector of 32 and sizes [16, 16, 0, 0, 16, 16]" in said
     assert {path.name for path in (tmp_path / "teacher").iterdir()} == {"config.json", "README.md"}
     out = trained(sdxl, tmp_path / "run", f"method.teacher={tmp_path / 'teacher'}", "steps=1")  # it may stand for the pipeline
     assert load(out).sample(1, prompts="a seven").isfinite().all()
@@ -521,7 +521,7 @@ def test_samples_of_the_teacher_are_drawn_once_and_go_on(sd, beside, tmp_path):
     said = []
     draw_teacher_samples(again, 100, sd.model, steps=3, guidance_scale=2.0, say=said.append)
     assert "holds these samples already" in said[0]
-    with pytest.raises(UserError, match="holds 100 samples in 3 steps by guidance 2, of this model or another; remove"):
+    with pytest.raises(UserError, match="holds 100 samples in 3 steps with guidance scale 2, of this model or another; remove"):
         draw_teacher_samples(again, 100, sd.model, steps=4, guidance_scale=2.0)
     # what is kept is what the teacher draws
     samples = load_data(settings_of(beside)).samples
@@ -579,7 +579,7 @@ def test_a_run_beside_samples_is_watched_and_measured(sd, beside, tmp_path, done
 
 
 def test_nothing_is_measured_against_prompts_alone(run, mistake):
-    assert "holds prompts and no samples of their model, and nothing can be measured against them; draw some" in mistake("evaluate", run)
+    assert "holds prompts and no samples of their model, which a run is measured against; draw some" in mistake("evaluate", run)
 
 
 def test_the_command_line_draws_samples_of_the_teacher(sd, tmp_path, done, mistake):

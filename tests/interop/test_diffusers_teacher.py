@@ -220,7 +220,7 @@ def test_the_last_class_may_mean_none(tmp_path):
     with pytest.raises(UserError, match="trained without label dropout"):
         plain.sample(2, guidance_scale=2.0)
     assert guided.sample(2, seed=0, steps=2, guidance_scale=2.0).isfinite().all()
-    assert "a null class was asked for, but" in refused(pipeline(tmp_path / "b", unet()), null_class=True)
+    assert "--null-class was given, but" in refused(pipeline(tmp_path / "b", unet()), null_class=True)
 
 
 @pytest.mark.parametrize(

@@ -336,7 +336,7 @@ class Peeking(nn.Module):
 
 @pytest.mark.parametrize(
     ("network", "said"),
-    [(Scaled, "a Scaled cannot be sharded (fully_shard doesn't support scalar parameters"), (Peeking, "do not work in shares (")],
+    [(Scaled, "a Scaled cannot be sharded (fully_shard doesn't support scalar parameters"), (Peeking, "do not work sharded (")],
 )
 def test_networks_that_cannot_be_sharded(network, said, here, tmp_path):
     def work():
@@ -357,7 +357,7 @@ def test_a_gradient_of_a_gradient_is_refused(here, tmp_path):
     """FSDP2 has freed the weights by then, and torch ends without a word."""
     ended = in_a_copy(lambda: train(here.recipe("dmd2, exact r1", "trainer.strategy=fsdp"), tmp_path / "run"), tmp_path / "said")
     last = ended.err.strip().splitlines()[-1]
-    assert "(a gradient is to be differentiated again, which FSDP cannot)" in last
+    assert "(a gradient is differentiated again, which FSDP does not support)" in last
     assert "give trainer.strategy=ddp" in last
 
 

@@ -286,7 +286,7 @@ def test_what_has_not_moved_wants_more_and_what_was_better_wants_less():
     assert name == "noise"
     assert message.endswith("It was better before (1.1). Lower method.generator_optimizer.lr")
     name, message = told(3.0, 1.5, 1.45)
-    assert "It has come from 3: train longer" in message
+    assert "It has improved from 3: train longer" in message
     assert told(0.1, 0.15)[0] == "collapse"
     assert "hardly moved" in told(0.1, 0.15)[1]
     assert "better before (0.95). The fake network lags" in told(0.1, 0.95, 0.4)[1]

@@ -261,7 +261,7 @@ def test_an_alarm_of_a_method_of_ones_own():
     [
         ([2.0, 2.0, 1.9], "It has hardly moved since the start (2). Train longer (steps), or raise method.generator_optimizer.lr"),
         ([1.4, 1.1, 1.9], "It was better before (1.1). Lower method.generator_optimizer.lr"),
-        ([9.0, 4.0, 2.0], "It has come from 9: train longer (steps). If it stays: Lower method.generator_optimizer.lr"),
+        ([9.0, 4.0, 2.0], "It has improved from 9: train longer (steps). If the alarm stays: Lower method.generator_optimizer.lr"),
     ],
 )
 def test_a_report_advises_what_the_terminal_did(spread, says):

@@ -78,7 +78,7 @@ COMMON = (
     Alarm(
         "lag",
         "health.lag",
-        "the averaged weights, which are what ships, are {value:.0%} of the run behind",
+        "the averaged weights, which the generator ships with, lag {value:.0%} of the run behind",
         "Lower method.ema_decay (ten times as far from 1), or train longer",
         high=0.2,
     ),
@@ -95,21 +95,21 @@ COMMON = (
     Alarm(
         "still",
         "health.reach",
-        "the learning rates of all updates add up to {value:.1g} of a weight's size, where what learns has 1 or more",
+        "the learning rates of all updates add up to {value:.1g} of a weight's size, and a network that learns needs 1 or more",
         "Raise {rate} by as much",
         low=0.02,
     ),
     Alarm(
         "batch",
         "health.batch",
-        "each sample learns from {value:.0f} others: where they are is mostly chance",
+        "each sample learns from {value:.0f} others, whose places are mostly chance",
         "Raise batch_size (64 or more) for samples to feel the data",
         low=16,
     ),
     Alarm(
         "unaveraged",
         "health.averaged",
-        "the weights that ship are an average over {value:.2g} updates, and the learning rate is held to the end: they carry the chance of "
+        "the weights that ship are an average over {value:.2g} updates, and the learning rate is held to the end: they carry the noise of "
         "the last batches",
         "Set method.ema_decay to 0.99 or more, or let the rate fall (decay_from and final beside {rate})",
         low=2.0,
@@ -222,4 +222,4 @@ def _what_to_do(rule: Alarm, advice: str, value: float, margin: float, course: C
         return f"It was better before ({nearest:.2g}). {rule.lost or advice}"
     if now >= UNMOVED * at_first:
         return f"It has hardly moved since the start ({first:.2g}). {rule.unmoved or f'Train longer (steps), or raise {rate}'}"
-    return f"It has come from {first:.2g}: train longer (steps). If it stays: {advice}"
+    return f"It has improved from {first:.2g}: train longer (steps). If the alarm stays: {advice}"
