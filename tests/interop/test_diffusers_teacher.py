@@ -564,4 +564,4 @@ def test_a_config_that_asks_for_far_more_than_there_is_takes_no_memory(with_weig
         read_teacher(tmp_path / "p")
     told = str(caught.value)
     assert len(told.splitlines()) == 1
-    assert ("and its files hold" if with_weights else "this machine lets") in told
+    assert ("and its files hold" if with_weights else "of memory are available") in told

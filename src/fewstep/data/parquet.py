@@ -23,8 +23,8 @@ def check_rows(source: str, num: int, each: int = 0) -> None:
         raise DataError(f"{source}, which claims {num:,} rows, where at most {ROWS:,} are held in memory; {instead}")
     if num * each > memory():
         raise DataError(
-            f"{source}, which claims {num:,} images, {in_units(num * each)} at this size, and this machine lets {in_units(memory())} be "
-            f"taken; {instead}, or lower data.size"
+            f"{source}, which claims {num:,} images, {in_units(num * each)} at this size, and {in_units(memory())} of memory are "
+            f"available; {instead}, or lower data.size"
         )
 
 

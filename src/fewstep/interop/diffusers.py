@@ -182,7 +182,7 @@ def _check_size(config: dict[str, Any], folder: Path) -> None:
         raise UserError(f"config.json in {folder} asks for {claimed:,} weights, and its files hold {there:,}; take another copy")
     if 4 * claimed > memory():
         raise UserError(
-            f"config.json in {folder} asks for a network of {in_units(4 * claimed)}, and this machine lets {in_units(memory())} be taken; "
+            f"config.json in {folder} asks for a network of {in_units(4 * claimed)}, and {in_units(memory())} of memory are available; "
             "take a smaller model, or another machine"
         )
 
