@@ -549,7 +549,7 @@ def test_evaluate_with_too_few_samples(number, mistake, student_run):
 
 
 def test_agreement_with_prompts_where_there_are_none(mistake, student_run):
-    assert "--clip is nowhere, which measures agreement with prompts, and this run has none" in mistake(
+    assert "--clip is nowhere, which measures agreement with prompts, and this run has no prompts" in mistake(
         "evaluate", student_run, "--clip", "nowhere"
     )
 

@@ -356,7 +356,7 @@ def test_labels_need_classes():
         (DRAWING, {"churn": -0.1}, "churn is -0.1; allowed are values from 0 to 1"),
         (DRAWING, {"churn": 1.1}, "churn is 1.1; allowed are values from 0 to 1"),
         (DRAWING, {"churn": float("nan")}, "churn is nan; allowed are values from 0 to 1"),
-        (TEACHER, {"churn": 0.5}, "churn is 0.5, but .* the sampler heun of this generator has no churn; leave it out"),
+        (TEACHER, {"churn": 0.5}, "churn is 0.5, but the sampler heun of this generator has no churn; leave it out"),
         (TEACHER, {"churn": 0.5, "sampler": "euler"}, "churn is 0.5, but .* euler has none; leave it out"),
         (STUDENT, {"churn": 0.0}, "churn is 0.0, but .* sampler few_step has none; leave it out"),
         (TEACHER, {"num": 0}, "num is 0"),

@@ -261,7 +261,7 @@ def encode(
 
 
 def _say_prompts(found: "Manifest") -> None:
-    told = [f"{number:,} {what}" for number, what in ((found.repeated, "repeats"), (found.blank, "blank lines")) if number]
+    told = [f"{number:,} {what}" for number, what in ((found.repeated, "repeated"), (found.blank, "blank")) if number]
     row = f"{found.tokens} tokens of {found.width} numbers" + (f" and a pooled vector of {found.pooled}" if found.pooled else "")
     typer.echo(f"prompts: {found.num:,} different ones" + (f" ({', '.join(told)} left out)" if told else "") + f", each encoded as {row}")
 
