@@ -183,7 +183,7 @@ def _precision(
             return MIXED, ", which this GPU is made for"
         return FULL, ", because this GPU has no bf16 arithmetic"
     if device.type != "cpu":
-        return FULL, f", because that is reliable on {device.type}"
+        return FULL, f", because fp32 is reliable on {device.type}"
     if not has_bf16():
         return FULL, ", because this CPU has no bf16 arithmetic"
     ratio = probe.speedup()

@@ -30,9 +30,9 @@ MATHS = ("schedules", "parametrization", "kernels", "matching", "energy", "adver
 INTERFACE = """\
 # Python interface
 
-`import fewstep` gives the functions `train`, `evaluate`, `compare`, `load`, `sample`, `image_grid` and `register` and the class
-`Generator`; this page lists them under the modules that define them. Packages that are slow to import, such as PyTorch, are imported when
-one of these names is first used.
+`import fewstep` gives the functions `train`, `evaluate`, `compare`, `load`, `sample` and `register` and the class `Generator`; this
+page lists them under the modules that define them. Packages that are slow to import, such as PyTorch, are imported when one of these names
+is first used.
 """
 FORMULAS = """\
 # Formulas

@@ -151,7 +151,7 @@ def toy_data(density: str | Density, size: int = 20_000, seed: int = 0) -> Point
         law.sample(num, torch.Generator().manual_seed(int(stream))) for num, stream in zip((size, HELDOUT), streams, strict=True)
     )
     origin = Origin(
-        f"points drawn from the density {law.name}, whose exact density is known",
+        f"points drawn from the density {law.name}, which is known exactly",
         classes="points have none",
         train=f"drawn from seed {seed}",
         heldout="other points, the same for every data.size",
