@@ -108,7 +108,7 @@ def draw_batches(
     generator.labels(1, labels)  # raises UserError for labels that are not allowed
     if generator.lacks_prompts:
         raise UserError(
-            "this generator needs prompts, and none were given; give prompts, or first a table of them (`tell`), whose row numbers are labels"
+            "this generator needs prompts, and none were given; give prompts, or first a table of them (`tell`), of which labels are rows"
         )
     draw = SAMPLERS[name].draw if name in SAMPLERS else generator.kind.draw
     denoiser, sources, sigmas = Guided.of(generator.denoiser, guidance_scale), seeded(seed, num), generator.sigmas(steps)

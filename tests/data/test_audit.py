@@ -133,7 +133,7 @@ def test_points_of_a_file(tmp_path):
 def test_a_density():
     found = audit(toy_data("ring", 500, 3)).lines()
     assert found == [
-        "ring: points drawn from the density ring, whose exact density is known.",
+        "ring: points drawn from the density ring, which is known exactly.",
         "no classes: points have none.",
         "trained on: 500 (drawn from seed 3); held out: 10,000 (other points, the same for every data.size).",
     ]
@@ -141,7 +141,7 @@ def test_a_density():
 
 def test_a_reweighted_density_keeps_its_origin():
     data = training_data(load_recipe("drift/ring", ["data.size=500", "method.gamma=2", "method.gamma_by=data"]))
-    assert audit(data).lines()[0] == "ring: points drawn from the density ring, whose exact density is known."
+    assert audit(data).lines()[0] == "ring: points drawn from the density ring, which is known exactly."
 
 
 def test_a_set_of_one_s_own():
