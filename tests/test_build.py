@@ -84,15 +84,15 @@ def test_settings_that_would_fit_are_named_where_they_mend_all(altered, teacher_
 def test_a_distilled_generator_is_no_teacher(student_run):
     message = refused(student_recipe(student_run))
     assert f"the teacher {student_run} does not fit this recipe" in message
-    assert "it is a few-step generator, and no denoiser" in message
+    assert "it is a few-step generator, which denoises at its own noise levels only" in message
     assert "Give another teacher" in message
 
 
 def test_what_draws_from_the_posterior_is_no_teacher(dddm_run, teacher_run, mistake, tmp_path):
     message = refused(student_recipe(dddm_run))
     assert message == (
-        f"the teacher {dddm_run} does not fit this recipe: it draws from the posterior, where a teacher gives its mean. "
-        "Give another teacher, or change the recipe"
+        f"the teacher {dddm_run} does not fit this recipe: it draws samples of the posterior, and a teacher gives the mean of the "
+        "posterior. Give another teacher, or change the recipe"
     )
     assert message in mistake("train", "dmd2/digits", f"method.teacher={dddm_run}", "--out", tmp_path / "run")
     both = refused(student_recipe(dddm_run, "network.sigma_data=0.5"))

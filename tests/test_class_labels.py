@@ -46,7 +46,7 @@ def test_numbers_and_names(text, names, numbers):
             "from 0 to 2; a whole number is the number of a class, and the class that is called 10 has the number 2",
         ),
         ("cat", (), "labels name 'cat', but this generator does not know what its classes are called; give whole numbers from 0 to 2"),
-        ("a", ("a", "b", "a"), "labels name 'a', and classes 0, 2 are called so; give the number of one"),
+        ("a", ("a", "b", "a"), "labels name 'a', which is the name of classes 0, 2; give the number of one"),
         ("9" * 30, PETS, "allowed are whole numbers from 0 to 4"),
         ("9" * 5000, PETS, "allowed are whole numbers from 0 to 4"),
     ],

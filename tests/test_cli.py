@@ -167,7 +167,9 @@ def test_dry_run_shows_the_resolved_recipe_and_writes_nothing(done, tmp_path, mo
     assert "# images to be seen: 224 in 7 steps of 32" in notes
     assert any("1437 training images, 360 held out, shape [1, 8, 8], 10 classes" in line for line in notes)
     assert any(re.search(r"network denoiser: 70\d,\d{3} parameters, learns every step", line) for line in notes)
-    assert any(re.search(r"time: about \S+ m?s a step, \S+ (ms|s|min) for 7 \(\d+ steps? tried; cpu, 1 thread\)", line) for line in notes)
+    assert any(
+        re.search(r"time: about \S+ m?s a step, \S+ (ms|s|min) for 7 steps \(\d+ steps? tried; cpu, 1 thread\)", line) for line in notes
+    )
 
 
 def test_dry_run_of_a_student_names_who_learns_when(done, teacher_run):
@@ -547,7 +549,7 @@ def test_evaluate_with_too_few_samples(number, mistake, student_run):
 
 
 def test_agreement_with_prompts_where_there_are_none(mistake, student_run):
-    assert "--clip is nowhere, which measures agreement with prompts, and this run has none" in mistake(
+    assert "--clip is nowhere, which measures agreement with prompts, and this run has no prompts" in mistake(
         "evaluate", student_run, "--clip", "nowhere"
     )
 

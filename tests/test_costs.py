@@ -261,13 +261,13 @@ def test_the_lines_say_it_in_three_digits():
     memory = Memory(0, 1_000_000_000, 200_000_000, 252_000_000, 1_000_000_000, 999_900_000)
     first, second = Costs(42_383_000_000, 35, 186_600_000_000, memory).lines("image", 10**9)
     assert first == (
-        "FLOPs per image: 42.4 gigaFLOP an evaluation, 1.48 teraFLOP a sample of 35; 187 gigaFLOP a training step, "
+        "FLOPs per image: 42.4 gigaFLOP an evaluation, 1.48 teraFLOP a sample (35 evaluations); 187 gigaFLOP a training step, "
         "187 exaFLOP in the whole run"
     )
     assert second == (
-        "memory per device: 3.45 GB: 1 GB weights, 200 MB their average, 252 MB gradients, 1 GB AdamW's moments, 1 GB activations (about)"
+        "memory per device: 3.45 GB: 1 GB weights, 200 MB moving average, 252 MB gradients, 1 GB AdamW's moments, 1 GB activations (about)"
     )
-    assert str(replace(memory, base=10**9)).startswith("4.45 GB: 1 GB one network for all, 1 GB changes of it, 200 MB their average")
+    assert str(replace(memory, base=10**9)).startswith("4.45 GB: 1 GB frozen network, 1 GB low-rank adapters, 200 MB moving average")
     assert Costs(30, 1, 999, Memory(0, 0, 0, 0, 0, 0)).lines("point", 1)[0] == (
         "FLOPs per point: 30 FLOP an evaluation; 999 FLOP a training step, 999 FLOP in the whole run"
     )

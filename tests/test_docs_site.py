@@ -256,8 +256,8 @@ def test_every_alarm_has_a_section_with_its_facts(made):
     placed = re.findall(r"<!-- alarm: (\w+) -->", page.read_text())
     assert placed == [title for title in titled if title in alarms.names()]
     for name in placed:
-        assert "sound" in alarms.facts(name)
-    assert "raised it at 25% of the run (batch of 4)" in alarms.facts("batch")
+        assert "no alarm while" in alarms.facts(name)
+    assert "raised this alarm at 25% of the run (batch of 4)" in alarms.facts("batch")
     with pytest.raises(ValueError, match="no alarm"):
         alarms.facts("colapse")
 

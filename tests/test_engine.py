@@ -51,8 +51,8 @@ def digits(*more):
     [
         (2.1, "bf16-mixed", "precision: bf16, 2.1x as fast as fp32 here; CPU threads: 1"),
         (1.16, "bf16-mixed", "precision: bf16, 1.2x as fast as fp32 here; CPU threads: 1"),
-        (1.14, "32-true", "precision: fp32, for bf16 is 1.1x as fast on this CPU; CPU threads: 1"),
-        (0.4, "32-true", "precision: fp32, for bf16 is 0.4x as fast on this CPU; CPU threads: 1"),
+        (1.14, "32-true", "precision: fp32, because bf16 is 1.1x as fast on this CPU; CPU threads: 1"),
+        (0.4, "32-true", "precision: fp32, because bf16 is 0.4x as fast on this CPU; CPU threads: 1"),
     ],
 )
 def test_bfloat16_is_taken_where_it_pays(ratio, precision, line, quick, able, monkeypatch):
@@ -64,16 +64,16 @@ def test_bfloat16_is_taken_where_it_pays(ratio, precision, line, quick, able, mo
 def test_nothing_is_measured_on_a_cpu_without_bfloat16(monkeypatch):
     monkeypatch.setattr(engine, "has_bf16", lambda: False)
     taking(monkeypatch, lambda *_: pytest.fail("it was measured"))
-    assert chosen(digits()) == Chosen("32-true", 1, "precision: fp32, for this CPU has no bf16 arithmetic; CPU threads: 1")
+    assert chosen(digits()) == Chosen("32-true", 1, "precision: fp32, because this CPU has no bf16 arithmetic; CPU threads: 1")
 
 
 @pytest.mark.parametrize(
     ("recipe", "line"),
     [
-        (load_recipe("teacher/ring", ()), "precision: fp32, for these are points; CPU threads: 1"),
+        (load_recipe("teacher/ring", ()), "precision: fp32, because the data are points; CPU threads: 1"),
         (
             digits("network.channels=[8,32]", "network.groups=4", "batch_size=8"),
-            "precision: fp32, for the network is small; CPU threads: 1",
+            "precision: fp32, because the network is small; CPU threads: 1",
         ),
         (digits("trainer.precision=bf16-mixed"), "precision: bf16, as given; CPU threads: 1"),
         (digits("trainer.precision=32-true", "trainer.threads=2"), "precision: fp32, as given; CPU threads: 2, as given"),
@@ -87,9 +87,9 @@ def test_what_is_given_or_has_a_rule_is_not_measured(recipe, line, able, monkeyp
 @pytest.mark.parametrize(
     ("capability", "precision", "line"),
     [
-        ((9, 0), "bf16-mixed", "precision: bf16, which this GPU is made for; fp32 products by TF32"),
-        ((8, 0), "bf16-mixed", "precision: bf16, which this GPU is made for; fp32 products by TF32"),
-        ((7, 5), "32-true", "precision: fp32, for this GPU has no bf16 arithmetic; fp32 products by TF32"),
+        ((9, 0), "bf16-mixed", "precision: bf16, which this GPU is made for; fp32 matrix products in TF32"),
+        ((8, 0), "bf16-mixed", "precision: bf16, which this GPU is made for; fp32 matrix products in TF32"),
+        ((7, 5), "32-true", "precision: fp32, because this GPU has no bf16 arithmetic; fp32 matrix products in TF32"),
     ],
 )
 def test_a_gpu_says_what_it_has(capability, precision, line, monkeypatch):
@@ -108,7 +108,12 @@ def test_elsewhere_it_is_float32(able):
 
 @pytest.mark.parametrize(
     ("cores", "fastest", "threads", "words"),
-    [(2, 2, 2, "2.0x as fast as 1"), (2, 1, 1, "2.0x as fast as 2"), (8, 4, 4, "2.0x as fast as 2"), (6, 6, 6, "1.5x as fast as 4")],
+    [
+        (2, 2, 2, "2.0x as fast as with 1"),
+        (2, 1, 1, "2.0x as fast as with 2"),
+        (8, 4, 4, "2.0x as fast as with 2"),
+        (6, 6, 6, "1.5x as fast as with 4"),
+    ],
 )
 @pytest.mark.parametrize("processes", [1, 2])
 def test_threads_are_as_many_as_bring_something(cores, fastest, threads, words, processes, quick, monkeypatch):
@@ -159,7 +164,7 @@ def test_a_method_that_cannot_be_tried_learns_in_float32(quick, able, monkeypatc
     monkeypatch.setattr(type(method), "loss", broken)
     found = choose(recipe, method, data.shape, data.num_classes, CPU)
     assert found.precision == "32-true"
-    assert "for bf16 could not be tried (RuntimeError: no such kernel)" in found.line
+    assert "because bf16 could not be tried (RuntimeError: no such kernel)" in found.line
 
 
 @pytest.mark.parametrize(("patience", "passes"), [(3.0, None), (0.0, 3)], ids=["patient", "impatient"])
@@ -176,7 +181,7 @@ def test_where_one_pass_takes_long_it_is_left_at_that(patience, passes, quick, a
     else:  # one by which bfloat16 is tried, one for the threads, and one in which their pool settles
         assert len(made_passes) == passes
         assert found.precision == "32-true"
-        assert "for bf16 could not be tried (TimeoutError: even 2 items take too long here)" in found.line
+        assert "because bf16 could not be tried (TimeoutError: even 2 items take too long here)" in found.line
         assert found.line.endswith("CPU threads: 2")  # the rule's
 
 
@@ -254,7 +259,7 @@ def test_a_run_says_records_and_keeps_what_it_chose(paying, done, tmp_path, monk
 
     taking(monkeypatch, lambda *_: pytest.fail("it was measured again"))
     going = done("train", "teacher/digits", *SHORT, "steps=6", "--out", tmp_path / "run", "--resume").err
-    assert "precision: bf16, as the run was begun; CPU threads: 1, as the run was begun" in going
+    assert "precision: bf16, as when the run began; CPU threads: 1, as when the run began" in going
     assert recorded(tmp_path / "run")["trainer"]["precision"] == "bf16-mixed"
     given = done("train", "teacher/digits", *SHORT, "steps=8", "trainer.precision=32-true", "--out", tmp_path / "run", "--resume").err
     assert "precision: fp32, as given" in given

@@ -72,7 +72,7 @@ def test_the_record_of_how_it_was_measured(done, run):
         "floor_n": 60,
     }
     bias = found["rows"]["teacher, 1 evaluation"]["frechet_bias"]
-    assert f"n = 60 is below 10,000: FD is too large by about {bias:.3g} (FD of half as many less FD" in out
+    assert f"n = 60 is below 10,000: FD is too large by about {bias:.3g} (FD of half as many minus FD" in out
     assert found["best"] is None
     assert "self-test" not in out
 
@@ -135,7 +135,7 @@ def test_the_edm_protocol(chunk, done, run, scripted, monkeypatch):
     assert row["frechet_over_floor"] == pytest.approx(row["frechet"] / found["floor"])
     assert len({f"{value:.9f}" for value in blocks}) == 3
     assert "the least of 3 blocks, from seeds 0, 50000, 100000) to 1437 training images" in out
-    assert "this is not the protocol edm: 100 samples a block, not 50,000; features means, not inception-2015-12-05" in out
+    assert "this evaluation departs from the protocol edm: 100 samples a block, not 50,000; features means, not inception-2015-12-05" in out
     assert found["protocol"]["labels"] == "uniform"
     assert found["protocol"]["reference"]["sha256"] == pixel_sha256(DIGITS.train, 8.0)
 
@@ -163,7 +163,7 @@ def test_a_teacher_is_measured_with_guidance(done, mistake, run, tmp_path):
     assert "guidance" not in plain
     asked = done("evaluate", run, "-n", 60, "--steps", 1, "--guidance-scale", 3).out
     row = results(run)["rows"]["teacher, 2 evaluations"]
-    assert "teacher, 2 evaluations: by guidance 3, of which every step takes twice the evaluations" in asked
+    assert "teacher, 2 evaluations: with guidance scale 3, which doubles the evaluations of every step" in asked
     assert (row["guidance_scale"], row["frechet"] != before["frechet"]) == (3.0, True)
     config = json.loads((run / "model" / "config.json").read_text())
     config["sampler"]["guidance_scale"] = 3.0
@@ -178,7 +178,7 @@ def test_a_teacher_is_measured_with_guidance(done, mistake, run, tmp_path):
     del config["sampler"]["guidance_scale"]
     (run / "model" / "config.json").write_text(json.dumps(config))
     said = mistake("evaluate", run, "-n", 60, "--guidance-scale", 2)
-    assert "--guidance-scale is 2.0; there is no teacher here that was trained with label dropout" in said
+    assert "--guidance-scale is 2.0; no diffusion model here was trained with label dropout: leave it out" in said
 
 
 def test_results_of_one_protocol_stand_in_one_table(done, mistake, run, tmp_path):
@@ -218,7 +218,7 @@ def test_a_second_judge_has_a_column_and_is_heard_where_it_disagrees(done, run, 
         expected = frechet_distance(samples, to) / frechet_distance(extract(network, real), to)
         assert row["frechet_second_over_floor"] == pytest.approx(expected, rel=1e-4)
     assert "2nd judge" in out.splitlines()[0]
-    assert "2nd judge: FD / floor in the features other, of a network that was trained apart" in out
+    assert "2nd judge: FD / floor in the features other, of a separately trained network" in out
     assert ("the judges rank the two rows differently" in out) == any("rank the two rows" in text for text in found["warnings"])
     rows = {title: dict(row) for title, row in found["rows"].items()}
     for row, first, second in zip(list(rows.values())[1:], (2.0, 3.0), (5.0, 4.0), strict=True):
@@ -227,7 +227,7 @@ def test_a_second_judge_has_a_column_and_is_heard_where_it_disagrees(done, run, 
     assert any(
         text.startswith("the judges rank the two rows differently") and "to digits-v1, and 5.00 and 4.00 to other" in text for text in said
     )
-    assert sum("50.0% of the samples looked at of teacher, " in text and "25.0% in every byte" in text for text in said) == 2
+    assert sum("50.0% of the inspected samples of teacher, " in text and "25.0% exact copies" in text for text in said) == 2
 
 
 def test_a_teacher_that_was_measured_otherwise_is_named(done, student_run, teacher_run, tmp_path):
@@ -237,7 +237,7 @@ def test_a_teacher_that_was_measured_otherwise_is_named(done, student_run, teach
     recipe = student / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace(str(teacher_run), str(teacher)))
     done("evaluate", teacher, "-n", 70, "--steps", 1)
-    assert f"the results.json of the teacher {teacher} was measured otherwise and does not compare: n 60 and 70" in (
+    assert f"the results.json of the teacher {teacher} was measured by another protocol and does not compare: n 60 and 70" in (
         done("evaluate", student, "-n", 60, "--steps", 1).out
     )
 

@@ -236,7 +236,7 @@ def test_what_was_found_is_said_and_recorded_and_gone_on_with(tmp_path, done, mi
     run = tmp_path / "run"
     train = ["train", "teacher/images", f"data={{name: images, path: {folder}}}", *SMALL, "--out", run]
     said = done(*train).err
-    assert "found: data.size=12, which all have" in said
+    assert "found: data.size=12, as in all images" in said
     assert "found: network.sigma_data=" in said
     assert "found: batch_size" not in said  # that was given
     recorded = yaml.safe_load((run / "recipe.yaml").read_text())
@@ -269,7 +269,7 @@ def test_a_student_takes_the_form_of_its_teacher(tmp_path, done, mistake):
     assert mine["data"] == theirs["data"]
     assert mine["network"]["sigma_data"] == theirs["network"]["sigma_data"]
     assert mine["method"]["generator_optimizer"]["lr"] == pytest.approx(theirs["method"]["optimizer"]["lr"] / 10)
-    assert f"found: data.path={folder}, as the teacher's run {teacher} has it" in said
+    assert f"found: data.path={folder}, as in the run of the teacher {teacher}" in said
     # data of one's own beside the teacher's form
     other = written(tmp_path / "other", [(30, 30)], seed=1)
     recipe, _ = settled(load_recipe("dmd2/images", (f"method.teacher={teacher}", f"data={{name: images, path: {other}}}")))

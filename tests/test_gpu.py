@@ -171,7 +171,7 @@ def test_a_state_of_another_kind_of_generator_is_not_forced_upon_this_one(tmp_pa
     assert streams.Draws.get_state is state
     said = done("train", "teacher/digits", *teacher_overrides, "steps=6", "--resume", "--out", run).err
     assert "going on from step 4" in said
-    assert "from another kind of device to cpu: going on with other random numbers" in said
+    assert "on another kind of device than cpu: going on with other random numbers" in said
     assert records(run)[-1]["step"] == 6
 
 

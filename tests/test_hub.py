@@ -252,7 +252,7 @@ def test_a_shipped_recipe_is_described_without_its_data(name, server):
     recipe = load_recipe(f"teacher/{name}", [("batch_size", 4)])
     lines = describe(recipe)
     assert lines[0] == SIZES[name]
-    said = "the data was not read, and the line above is what is known of it: data.dir is missing, so that "
+    said = "the data was not read, and the line above is what is known without reading it: data.dir is missing, so that "
     assert lines[1].startswith(f"{said}{OF_THE_HUB[name]} was looked for: the local cache of the Hub has no such data set, and")
     assert "and say data.dir=FOLDER" in lines[1]
     assert "data.path" not in lines[1]

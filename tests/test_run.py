@@ -79,7 +79,7 @@ def test_a_run_that_draws_is_sampled_in_any_number_of_steps(done, mistake, tmp_p
         )
     refusal = str(error.value)
     assert refusal.startswith(f"the teacher {run} does not fit this recipe: ")
-    assert "it draws from the posterior, where a teacher gives its mean" in refusal
+    assert "it draws samples of the posterior, and a teacher gives the mean of the posterior" in refusal
 
 
 # --- threads ---------------------------------------------------------------------------------------------------------

@@ -151,7 +151,7 @@ def test_a_run_whose_data_has_grown_says_so(overrides, run, done, pictures, tmp_
         err = done("train", "teacher/digits", *overrides, "steps=8", "--out", path, "--resume").err
     finally:
         more.unlink()
-    assert "note: the data is not what it was when the run began: 49 images were trained on, now 50" in err
+    assert "note: the data has changed since the run began: 49 images were trained on, now 50" in err
 
 
 def test_a_student_is_taught_with_its_teacher_s_numbers(overrides, run, done, tmp_path):
@@ -179,7 +179,7 @@ def test_weights_that_are_begun_with_keep_their_numbers(overrides, run, tmp_path
 def test_a_teacher_and_weights_that_disagree_are_refused(overrides, run, tmp_path):
     first, teacher = renamed(run, tmp_path / "first", NATURAL[::-1]), renamed(run, tmp_path / "teacher", WORDS)
     recipe = load_recipe("dmd2/digits", [*of_student(overrides), f"trainer.init={first}", f"method.teacher={teacher}"])
-    with pytest.raises(UserError, match=r"the teacher \(method\.teacher\) and what the run starts from \(trainer\.init\) number the same"):
+    with pytest.raises(UserError, match=r"the teacher \(method\.teacher\) and the initial model \(trainer\.init\) number the same"):
         train_recipe(recipe, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

@@ -164,7 +164,7 @@ def test_a_run_is_measured_beside_held_out_images(sd, tmp_path, done):
     encode_captioned(str(tmp_path / "many"), sd.model, tmp_path / "out")
     run = trained(sd, tmp_path / "run", f"data.path={tmp_path / 'out'}", "steps=2", "trainer.sample_every=9")
     said = done("evaluate", run, "-n", "20").out
-    assert "to 8 held-out images in the features pixels-8x8; floor: the real train split's" in said
+    assert "to 8 held-out images in the features pixels-8x8; floor: FD of the real train split" in said
     results = json.loads((run / "results.json").read_text())
     assert [row["role"] for row in results["rows"].values()] == ["floor", "teacher", "teacher", "own"]
 
@@ -229,7 +229,7 @@ def test_pairs_that_are_not_there(sd, paired, tmp_path, mistake, done):
     with pytest.raises(UserError, match=r"regression is 0\.5, for students of one step; with sampler_steps 2 give 0"):
         settings(sd, "method.regression=0.5")
     arguments = ("encode", sd.folder / "prompts.txt", "--model", sd.model, "--out", tmp_path / "out", "--steps", "1")
-    assert "drawn: 3 pairs of the model, in 1 steps by guidance 7.5" in done(*arguments, "--pairs", "3").out
+    assert "drawn: 3 pairs of the model, in 1 steps with guidance scale 7.5" in done(*arguments, "--pairs", "3").out
     assert "--pairs is 0; give at least 1" in mistake(*arguments, "--pairs", "0")
     (tmp_path / "out" / "pairs.json").write_text("{}")
     with pytest.raises(UserError, match=r"pairs.json cannot be read .*fewstep encode --pairs"):

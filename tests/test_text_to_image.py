@@ -212,7 +212,7 @@ def test_one_network_is_in_memory(sdxl):
         (["method.sampler_timesteps=[1000, 500]"], r"is \[1000, 500\], and the teacher's timesteps go from 0 to 999"),
         (["method.lora.targets=[nowhere]"], "no layer of this model is called nowhere"),
         (["method.times=karras"], r"knows noise levels up to 14\.61\d*, method.sigma_max is 80 and method.conditioning_sigma is 80"),
-        (["trainer.compile=true"], "which a compiled one would not see; set one of them off"),
+        (["trainer.compile=true"], "which a compiled network would not notice; turn one of these settings off"),
         (["method.teacher=null"], "is missing; give the text-to-image pipeline that the prompts were encoded by: method.teacher=/"),
         (["data.path=elsewhere"], "elsewhere is no folder of encoded prompts"),
     ],
@@ -242,12 +242,12 @@ def test_prompts_of_another_model_are_refused(sd, sdxl, tmp_path):
     for theirs in (sd, place(tmp_path, "sdxl")):
         if theirs is not sd:  # the same form and sizes, by other encoders
             make(tmp_path / "model", "sdxl", seed=1)
-        with pytest.raises(UserError, match="has other text encoders; encode them by it"):
+        with pytest.raises(UserError, match="has other text encoders; encode the prompts by that model"):
             trained(sdxl, tmp_path / "run", f"method.teacher={theirs.model}")
 
 
 def test_a_teacher_and_data_of_two_kinds(sdxl, teacher_run, tmp_path):
-    with pytest.raises(UserError, match="is told no prompts; give a text-to-image model"):
+    with pytest.raises(UserError, match="takes no prompts; give the text-to-image model"):
         trained(sdxl, tmp_path / "run", f"method.teacher={teacher_run}", "method.lora=null", "method.times=karras")
     with pytest.raises(UserError, match="a text-to-image model, and the data digits has no prompts; encode some by fewstep encode"):
         train("dmd2/digits", tmp_path / "run", **{"method.teacher": sdxl.model})
@@ -260,7 +260,7 @@ def test_a_model_whose_network_has_gone_or_changed(sdxl, run, tmp_path):
     config = json.loads((moved / "model" / "config.json").read_text())
     config["base"]["model"] = str(tmp_path / "nowhere")
     (moved / "model" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"stands on the network of .*nowhere, which cannot be had"):
+    with pytest.raises(UserError, match=r"is based on the network of .*nowhere, which cannot be loaded"):
         load(moved)
     make(tmp_path / "nowhere", "sdxl", seed=1)
     with pytest.raises(UserError, match="as it was in training, and what is there now is another"):
@@ -279,7 +279,7 @@ def test_a_run_goes_on_without_its_table_but_draws_prompts_alone(sdxl, run, tmp_
     file = moved / "model" / "config.json"
     file.write_text(file.read_text().replace(str(sdxl.folder / "prompts"), str(tmp_path / "gone")))
     generator = load(moved)
-    with pytest.raises(UserError, match="is told a prompt, and none was given"):
+    with pytest.raises(UserError, match="needs prompts, and none were given"):
         generator.sample(1)
     assert generator.sample(1, prompts="a seven").isfinite().all()
 
@@ -289,10 +289,10 @@ def test_a_table_that_was_encoded_anew_by_another_model_is_not_told(sd, sdxl, ru
     file = moved / "model" / "config.json"
     file.write_text(file.read_text().replace(str(sdxl.folder / "prompts"), str(table)))
     shutil.copytree(sd.folder / "prompts", table)
-    with pytest.raises(UserError, match="is told a prompt, and none was given"):
+    with pytest.raises(UserError, match="needs prompts, and none were given"):
         load(moved).sample(1)
     (moved / "recipe.yaml").write_text((moved / "recipe.yaml").read_text().replace(str(sdxl.folder / "prompts"), str(beside)))
-    with pytest.raises(UserError, match="the teacher has other text encoders; encode them by it"):
+    with pytest.raises(UserError, match="the teacher has other text encoders; encode the prompts by that model"):
         evaluate(moved, 60)
 
 
@@ -316,7 +316,7 @@ def test_samples_that_stand_alone_have_no_spread(sd, tmp_path):
 
 
 def test_prompts_for_a_generator_that_is_told_none(teacher_run):
-    with pytest.raises(UserError, match="this generator is told none; leave them out"):
+    with pytest.raises(UserError, match="this generator takes none; leave them out"):
         load(teacher_run).sample(1, prompts="a seven")
 
 
@@ -390,7 +390,7 @@ def changed(sdxl, run):
 
 def test_export_of_changes_is_what_stock_diffusers_loads(changed, sdxl, tmp_path, done):
     said = done("export", changed, "--format", "diffusers", "--out", tmp_path / "lora").out
-    assert float(said.split("differs from the generator by ")[1].split()[0]) < 1e-5
+    assert float(said.split("differ from the generator's by ")[1].split()[0]) < 1e-5
     assert sorted(path.name for path in (tmp_path / "lora").iterdir()) == ["README.md", "pytorch_lora_weights.safetensors", "scheduler"]
     assert str(sdxl.folder) not in (tmp_path / "lora" / "README.md").read_text().split("## Recipe")[0]  # no path of this machine
     stock, image = run_card(tmp_path / "lora", sdxl.model)
@@ -466,7 +466,7 @@ def test_import_says_what_it_found_and_copies_nothing(sdxl, tmp_path, done, mist
     assert "found: StableDiffusionXLPipeline of unet, text_encoder, text_encoder_2, vae; the U-Net has 17,412 parameters" in said
     assert "predicts epsilon" in said
     assert "noise levels: 0.02917 to 14.61 at 1000 timesteps" in said
-    assert "latents: 4x8x8; the U-Net is told hidden states of width 64, a pooled vector of 32 and sizes [16, 16, 0, 0, 16, 16]" in said
+    assert "latents: 4x8x8; the U-Net takes hidden states of width 64, a pooled vector of 32 and sizes [16, 16, 0, 0, 16, 16]" in said
     assert {path.name for path in (tmp_path / "teacher").iterdir()} == {"config.json", "README.md"}
     out = trained(sdxl, tmp_path / "run", f"method.teacher={tmp_path / 'teacher'}", "steps=1")  # it may stand for the pipeline
     assert load(out).sample(1, prompts="a seven").isfinite().all()
@@ -521,7 +521,7 @@ def test_samples_of_the_teacher_are_drawn_once_and_go_on(sd, beside, tmp_path):
     said = []
     draw_teacher_samples(again, 100, sd.model, steps=3, guidance_scale=2.0, say=said.append)
     assert "holds these samples already" in said[0]
-    with pytest.raises(UserError, match="holds 100 samples in 3 steps by guidance 2, of this model or another; remove"):
+    with pytest.raises(UserError, match="holds 100 samples in 3 steps with guidance scale 2, of this model or another; remove"):
         draw_teacher_samples(again, 100, sd.model, steps=4, guidance_scale=2.0)
     # what is kept is what the teacher draws
     samples = load_data(settings_of(beside)).samples
@@ -535,7 +535,7 @@ def test_samples_of_the_teacher_are_drawn_once_and_go_on(sd, beside, tmp_path):
     with torch.no_grad():
         unet.conv_in.weight += 0.1
     unet.save_pretrained(other / "unet")
-    with pytest.raises(UserError, match=r"the samples in .* are of another network than method\.teacher="):
+    with pytest.raises(UserError, match=r"the samples in .* were drawn from another network than method\.teacher="):
         trained(sd, tmp_path / "run", f"data.path={beside}", f"method.teacher={other}")
     # a file that was cut
     (again / "teacher-00001.safetensors").write_bytes((again / "teacher-00001.safetensors").read_bytes()[:-10])
@@ -556,7 +556,7 @@ def test_a_run_beside_samples_is_watched_and_measured(sd, beside, tmp_path, done
     assert {"health.spread", "health.shift", "eval.frechet", "eval.within_class_std"} <= seen
     assert "health.saturation" not in seen  # latents have no bounds
     assert not any("class_accuracy" in key for key in seen)
-    with pytest.raises(UserError, match="--compile was asked for, and this generator's changes"):
+    with pytest.raises(UserError, match="--compile was asked for, and this generator puts low-rank adapters"):
         compile_to_sample(load(out).denoiser, "--compile")
     clip(tmp_path / "clip")
     said = done("evaluate", out, "-n", "50", "--clip", tmp_path / "clip").out
@@ -568,8 +568,8 @@ def test_a_run_beside_samples_is_watched_and_measured(sd, beside, tmp_path, done
         "student, 2 evaluations",
     ]
     assert results["protocol"]["labels"] == "prompts in turn"
-    assert "to 50 samples of the teacher in the features pixels-8x8; floor: the teacher's other half's" in said
-    assert "CLIP: the mean cosine with the prompt by clip; over another: by how much it is above" in said
+    assert "to 50 samples of the teacher in the features pixels-8x8; floor: FD of the teacher's other half" in said
+    assert "CLIP: mean cosine similarity to the prompt by clip; over another: how far it is above" in said
     assert all(-1 < row["prompt_agreement"] < 1 and "prompt_margin" in row for row in results["rows"].values())
     # the teacher again is as good as its samples were
     floor, again = (results["rows"][name]["prompt_agreement"] for name in ("teacher's other half", "teacher, 6 evaluations"))
@@ -579,11 +579,11 @@ def test_a_run_beside_samples_is_watched_and_measured(sd, beside, tmp_path, done
 
 
 def test_nothing_is_measured_against_prompts_alone(run, mistake):
-    assert "holds prompts and no samples of their model, and nothing can be measured against them; draw some" in mistake("evaluate", run)
+    assert "holds prompts and no samples of their model, which a run is measured against; draw some" in mistake("evaluate", run)
 
 
 def test_the_command_line_draws_samples_of_the_teacher(sd, tmp_path, done, mistake):
     arguments = ("encode", sd.folder / "prompts.txt", "--model", sd.model, "--out", tmp_path / "prompts", "--steps", "1")
-    assert "drawn: 4 samples of the model, in 1 steps by guidance 7.5" in done(*arguments, "--samples", "4").out
+    assert "drawn: 4 samples of the model, in 1 steps with guidance scale 7.5" in done(*arguments, "--samples", "4").out
     assert "--samples is 1; give at least 4" in mistake(*arguments, "--samples", "1")
     assert "--samples draws from the model's main revision" in mistake(*arguments, "--samples", "4", "--revision", "v2")

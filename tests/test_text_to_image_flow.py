@@ -137,7 +137,7 @@ def test_export_of_changes_is_what_stock_diffusers_loads(sd3, tmp_path, done):
     trained(sd3, tmp_path / "run", "method.sampler_steps=4", "steps=2", "trainer.sample_every=5")
     changed = stirred(tmp_path / "run", tmp_path / "changed")
     said = done("export", changed, "--format", "diffusers", "--out", tmp_path / "lora").out
-    assert float(said.split("differs from the generator by ")[1].split()[0]) < 1e-5
+    assert float(said.split("differ from the generator's by ")[1].split()[0]) < 1e-5
     assert sorted(path.name for path in (tmp_path / "lora").iterdir()) == ["README.md", LORA_FILE, "scheduler"]
     stock, image = run_card(tmp_path / "lora", sd3.model)
     assert stock.scheduler.timesteps.tolist() == pytest.approx([1000, 900, 750, 500])
@@ -182,9 +182,9 @@ def test_import_says_what_it_found(sd3, sd35, tmp_path, done, mistake):
         "found: StableDiffusion3Pipeline of transformer, text_encoder, text_encoder_2, vae; the transformer has 35,136 parameters" in said
     )
     assert "predicts the velocity of a flow" in said
-    assert "there is no text_encoder_3: zeros stand for what it would say, as in the stock pipeline" in said
+    assert "there is no text_encoder_3: zeros stand for its output, as in the stock pipeline" in said
     assert "times: 0.002994 to 1, which is noise alone, at 1000 timesteps; the shift is 3\n" in said
-    assert "latents: 16x8x8; the transformer is told hidden states of width 72 and a pooled vector of 64" in said
+    assert "latents: 16x8x8; the transformer takes hidden states of width 72 and a pooled vector of 64" in said
     assert {path.name for path in (tmp_path / "teacher").iterdir()} == {"config.json", "README.md"}
     assert load(tmp_path / "teacher").sample(1, prompts="a seven", steps=2).isfinite().all()
     said = done("import", sd35.model, "--out", tmp_path / "other").out
@@ -212,5 +212,5 @@ def test_what_does_not_go_together_is_told_before_anything_is_written(overrides,
 
 
 def test_prompts_of_another_form_or_without_t5_are_refused(sd3, sd35, tmp_path):
-    with pytest.raises(UserError, match="has other text encoders; encode them by it"):
+    with pytest.raises(UserError, match="has other text encoders; encode the prompts by that model"):
         trained(sd3, tmp_path / "run", f"data.path={sd35.folder / 'prompts'}")

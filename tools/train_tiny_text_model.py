@@ -101,7 +101,7 @@ def learn_vae(coder: Any, images: Tensor, steps: int) -> None:
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""``loss(x0, row)`` of latents [B, C, h, w] beside the prompts `row` int64 [B], one past the last of which is none: a scalar."""
+"""``loss(x0, row)``: scalar loss on latents [B, C, h, w] with the prompts in `row` int64 [B]; the number of prompts means no prompt."""
 
 
 def noise_loss(pipeline: Any, unet: Any) -> Loss:

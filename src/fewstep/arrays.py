@@ -44,7 +44,7 @@ def read_header(file: BinaryIO) -> Header:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
     if dtype.hasobject:
-        raise ValueError("it holds Python objects, which are code that runs; save numbers")
+        raise ValueError("it holds Python objects, and to read them is to run code; save plain numbers")
     if any(side < 0 for side in shape):
         raise ValueError(f"its header says shape {list(shape)}")
     return Header(shape, dtype, file.tell())
@@ -64,13 +64,13 @@ def load_npy(path: str | Path) -> NDArray[Any]:
         there = path.stat().st_size - header.start
         if header.size > there:
             raise ValueError(
-                f"its header claims {in_units(header.size)} of numbers, of shape {list(header.shape)}, and {in_units(there)} are there"
+                f"its header claims {in_units(header.size)} of numbers, of shape {list(header.shape)}, and the file holds {in_units(there)}"
             )
         needed = math.prod(header.shape) * max(POINT_BYTES, header.dtype.itemsize)
         if needed > memory():
             raise TooLarge(
-                f"{path} holds an array of shape {list(header.shape)}, which takes {in_units(needed)} to be read, and this machine lets "
-                f"{in_units(memory())} be taken; save fewer rows of it"
+                f"{path} holds an array of shape {list(header.shape)}, which needs {in_units(needed)} of memory, and "
+                f"{in_units(memory())} are available; save fewer rows of it"
             )
         file.seek(0)
         return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
@@ -107,7 +107,7 @@ def _members(archive: zipfile.ZipFile, path: Path, wanted: Collection[str]) -> d
                 "for all arrays; take another copy"
             )
         if header.start + header.size != info.file_size:
-            raise ValueError(f"array {name} claims shape {list(header.shape)}, {in_units(header.size)}, which are not there")
+            raise ValueError(f"array {name} claims shape {list(header.shape)}, {in_units(header.size)}, more than the file holds")
         with archive.open(info) as member:
             found[name] = np.asarray(np.lib.format.read_array(member, allow_pickle=False))
     return found

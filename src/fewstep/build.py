@@ -82,7 +82,8 @@ def training_data(recipe: Recipe) -> Data:
     data, power = load_data(recipe.data, recipe.seed), recipe.method.data_power
     if power is not None and isinstance(data, ForeignData):
         raise UserError(
-            f"method.gamma_by is 'data', which takes points in memory, and {data.name} is read item by item; save them as data: points"
+            f"method.gamma_by is 'data', which needs all points in memory, and {data.name} is read item by item; save the points in a .npy "
+            "file, and give data.name=points data.path=FILE"
         )
     if power is not None and isinstance(data, PointData):
         try:
@@ -144,9 +145,9 @@ def open_teacher(
     if not teacher.is_denoiser:
         draws = teacher.kind.of == "posterior"
         said = (
-            "it draws from the posterior, where a teacher gives its mean"
+            "it draws samples of the posterior, and a teacher gives the mean of the posterior"
             if draws
-            else "it is a few-step generator, and no denoiser at other noise levels than its own"
+            else "it is a few-step generator, which denoises at its own noise levels only"
         )
         wrong.append((said, {}))
     if wrong:
@@ -167,17 +168,18 @@ def tell_prompts(generator: Generator, data: PromptData, called: str) -> None:
     """
     told, table = generator.told, data.table.manifest
     if told is None:
-        raise UserError(f"{called} is told no prompts; give a text-to-image model, the one that encoded {data.name}")
+        raise UserError(f"{called} takes no prompts; give the text-to-image model that encoded {data.name}")
     if not table.fits(told.takes, generator.info.get("encoders")):
         raise UserError(
-            f"the prompts in {data.table.folder} were encoded by {table.model}, and {called} has other text encoders; encode them by it"
+            f"the prompts in {data.table.folder} were encoded by {table.model}, and {called} has other text encoders; encode the prompts "
+            "by that model"
         )
     base = generator.base
     for drawn in (data.samples, data.pairs):
         if base is not None and drawn is not None and drawn.drawn.weights != base.weights:
             raise UserError(
-                f"the {drawn.use.what} in {data.table.folder} are of another network than {called}; encode the prompts into a new folder, "
-                f"with {drawn.use.option} of that one, or none"
+                f"the {drawn.use.what} in {data.table.folder} were drawn from another network than {called}; encode the prompts into a new "
+                f"folder, with {drawn.use.option} to draw from that network, or without"
             )
     generator.tell(data.table)
 
@@ -319,8 +321,8 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
             recompute(method)
         if recipe.trainer.compile and any(grounds(network) for network in method.networks.values()):
             raise ValueError(
-                "trainer.compile is on, and method.lora puts the changes of three roles into one network in turn, which a compiled one "
-                "would not see; set one of them off"
+                "trainer.compile is on, and method.lora puts the low-rank adapters of three roles into one network in turn, which a "
+                "compiled network would not notice; turn one of these settings off"
             )
     except ValueError as error:
         raise UserError(str(error)) from error

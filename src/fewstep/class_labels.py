@@ -75,7 +75,7 @@ def _number(name: str, names: Sequence[str], num_classes: int) -> int:
     if len(numbers) == 1:
         return numbers[0]
     if numbers:
-        raise UserError(f"labels name {name!r}, and classes {', '.join(map(str, numbers))} are called so; give the number of one")
+        raise UserError(f"labels name {name!r}, which is the name of classes {', '.join(map(str, numbers))}; give the number of one")
     allowed = f"whole numbers from 0 to {num_classes - 1}"
     if not names:
         raise UserError(f"labels name {name!r}, but this generator does not know what its classes are called; give {allowed}")

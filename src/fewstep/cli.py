@@ -54,8 +54,8 @@ Threads = Annotated[str, typer.Option(help="number of CPU threads; auto: 1 for a
 
 PROMPTED = 16  # samples drawn from a model's table of prompts where -n is not given
 LABELS = (
-    "classes by number or name, such as 0,1,cat; repeated to length. A whole number is always a class's number, from 0, also where "
-    "names are numbers: see the line that is printed. Default: all in turn"
+    "classes to draw, by number or name, such as 0,1,cat, repeated to the number of samples; a whole number always means the class with "
+    "that number, from 0, even if classes have numbers as names; default: all classes in turn"
 )
 
 

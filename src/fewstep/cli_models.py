@@ -78,10 +78,10 @@ def export(
     from fewstep.interop.export import export as write
 
     difference = write(path, form, out, licence, steps, fuse, runtime)
-    typer.echo(f"exported: {out}, which differs from the generator by {difference:.1e} at most, from the same noise")
+    typer.echo(f"exported: {out}; from the same noise, its samples differ from the generator's by {difference:.1e} at most")
     typer.echo(f"how to use it: {out / 'README.md'}")
     if form == "page":
-        typer.echo("browsers let a page from the disk load no model, so serve it, here or anywhere:")
+        typer.echo("browsers do not let a page on disk load its model, so serve the folder by any web server, such as:")
         typer.echo(f"  python -m http.server -d {shlex.quote(str(out))} 8000      # and open http://localhost:8000")
 
 
@@ -104,7 +104,7 @@ def import_(
     file = Path(source)
     if file.is_file() or file.suffix == ".pkl":
         if sigma_data is not None or null_class:
-            raise UserError(f"--sigma-data and --null-class are for diffusers models, and {file} is none; leave them out")
+            raise UserError(f"--sigma-data and --null-class are for diffusers models, and {file} is not one; leave them out")
         _import_edm(file, out)
     elif _import_text(source, out, 1.0 if sigma_data is None else sigma_data, null_class):
         return
@@ -122,11 +122,11 @@ def _import_text(source: str, out: Path, sigma_data: float, null_class: bool) ->
     if not is_text_pipeline(source):
         return False
     if null_class:
-        raise UserError(f"--null-class is for models with classes, and {source} is told prompts; leave it out")
+        raise UserError(f"--null-class is for models with classes, and {source} takes prompts; leave it out")
     for line in import_text(source, out, sigma_data):
         typer.echo(line)
     place = shlex.quote(str(out))
-    typer.echo(f"imported: {out}, which names the pipeline and holds none of its weights")
+    typer.echo(f"imported: {out}, which refers to the pipeline and holds no copy of its weights")
     typer.echo(f'next: fewstep sample {place} --prompt "a lighthouse" --out lighthouse.png')
     typer.echo(f"or distil it: fewstep encode PROMPTS --model {shlex.quote(source)} --out prompts")
     known = ", ".join(recipes_on("prompts"))
@@ -257,13 +257,13 @@ def encode(
     for num, use in ((samples, COMPARED), (pairs, PAIRS)):
         if num is not None:
             made = draw_teacher_samples(out, num, model, steps, guidance_scale, reading_bar, say, use)
-            typer.echo(f"drawn: {made.num:,} {use.what} of the model, in {made.steps} steps by guidance {made.guidance_scale:g}")
+            typer.echo(f"drawn: {made.num:,} {use.what} of the model, in {made.steps} steps with guidance scale {made.guidance_scale:g}")
 
 
 def _say_prompts(found: "Manifest") -> None:
-    told = [f"{number:,} {what}" for number, what in ((found.repeated, "again"), (found.blank, "blank lines left out")) if number]
-    row = f"{found.tokens} tokens of {found.width} numbers" + (f", pooled {found.pooled}" if found.pooled else "")
-    typer.echo(f"prompts: {found.num:,} different ones" + (f" ({', '.join(told)})" if told else "") + f"; a row is {row}")
+    told = [f"{number:,} {what}" for number, what in ((found.repeated, "repeated"), (found.blank, "blank")) if number]
+    row = f"{found.tokens} tokens of {found.width} numbers" + (f" and a pooled vector of {found.pooled}" if found.pooled else "")
+    typer.echo(f"prompts: {found.num:,} different ones" + (f" ({', '.join(told)} left out)" if told else "") + f", each encoded as {row}")
 
 
 def _encode_captioned(images: Path, model: str, out: Path, size: int | None, label_column: str | None, column: str | None) -> None:

@@ -131,11 +131,11 @@ def compare(
     """
     density = None if data == "digits" else _density(data)
     if not 0 < scale < math.inf:
-        raise UserError(f"--scale is {scale}; it must be positive and finite, and 1 runs each recipe whole")
+        raise UserError(f"--scale is {scale}; it must be positive and finite, and 1 runs each recipe at its full length")
     if not 0 < gamma < math.inf:
         raise UserError(f"--gamma is {gamma}; it must be positive and finite")
     if density is None and gamma != 1.0:
-        raise UserError(f"--gamma is {gamma}; powers of a density are for toys/NAME, digits have 1")
+        raise UserError(f"--gamma is {gamma}; powers of a density are for toys/NAME: leave --gamma out for digits")
     ground = _ground(density, seed)
     mixture = isinstance(ground, PointData) and isinstance(ground.density, Mixture)
     entries = entries_for(density is not None, mixture, gamma, recipes)
@@ -244,7 +244,7 @@ def _density(data: str) -> str:
     name = data.removeprefix("toys/")
     if not data.startswith("toys/") or name not in DENSITIES:
         raise UserError(
-            f"{data!r} is nothing to compare on{nearest(data, ['digits', *(f'toys/{name}' for name in DENSITIES)])}; "
+            f"{data!r} is no data set that methods are compared on{nearest(data, ['digits', *(f'toys/{name}' for name in DENSITIES)])}; "
             f"give digits, or toys/NAME with NAME one of {', '.join(DENSITIES)}"
         )
     return name

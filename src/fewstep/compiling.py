@@ -18,8 +18,8 @@ def compile_to_sample(denoiser: nn.Module, asked: str) -> None:
     """
     if grounds(denoiser):
         raise UserError(
-            f"{asked} was asked for, and this generator's changes (LoRA) are put into its network as it is called, which a compiled one "
-            "would not see; leave it out"
+            f"{asked} was asked for, and this generator puts low-rank adapters (LoRA) into its network at every call, which a compiled "
+            "network would not notice; leave it out"
         )
     network: Any = getattr(denoiser, "network", denoiser)
     on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())

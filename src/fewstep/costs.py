@@ -64,9 +64,9 @@ class Memory:
 
     def __str__(self) -> str:
         what = {
-            "one network for all": self.base,
-            "changes of it" if self.base else "weights": self.networks,
-            "their average": self.average,
+            "frozen network": self.base,
+            "low-rank adapters" if self.base else "weights": self.networks,
+            "moving average": self.average,
             "gradients": self.gradients,
             "AdamW's moments": self.moments,
             "gathered (about)": self.gathered,
@@ -95,7 +95,9 @@ class Costs:
 
     def lines(self, item: str, seen: int) -> list[str]:
         """Return the costs in words: FLOPs for one `item` (such as "image") and for a run that sees `seen` of them, and memory."""
-        sample = f", {in_words(self.evaluation * self.evaluations, 'FLOP')} a sample of {self.evaluations}" if self.evaluations > 1 else ""
+        sample = ""
+        if self.evaluations > 1:
+            sample = f", {in_words(self.evaluation * self.evaluations, 'FLOP')} a sample ({self.evaluations} evaluations)"
         return [
             f"FLOPs per {item}: {in_words(self.evaluation, 'FLOP')} an evaluation{sample}; {in_words(self.step, 'FLOP')} a training step, "
             f"{in_words(self.step * seen, 'FLOP')} in the whole run",

@@ -40,7 +40,7 @@ def demo(out: Path, overrides: tuple[str, ...] = (), say: Callable[[str], None] 
             folder.check(resolved(recipe), resume=True)
         if folder.is_finished(recipe.steps):
             continue
-        what = "a diffusion teacher learns real digits" if name == "teacher" else "it is distilled into one step"
+        what = "a diffusion teacher learns real digits" if name == "teacher" else "the teacher is distilled into one step"
         say(f"{number}/3 {what} ({source}, {recipe.steps} steps)")
         with going_on():
             train_recipe(recipe, folder.path, resume=folder.recipe_file.exists(), title=name, source=source)

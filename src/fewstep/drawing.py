@@ -30,7 +30,7 @@ def asked(generator: Any, prompts: str | Sequence[str]) -> Iterator[None]:
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if generator.told is None or generator.latents is None:
-        raise UserError("prompts were given, and this generator is told none; leave them out")
+        raise UserError("prompts were given, and this generator takes none; leave them out")
     if not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"prompts are {texts!r:.100}; give at least one, each in words")
     before, classes = generator.told.prompts, generator.num_classes
@@ -101,13 +101,15 @@ def draw_batches(
     options = {key: generator.sampler[key] for key in generator.kind.options if key in generator.sampler}
     if churn is not None:
         if "churn" not in options:
-            raise UserError(f"churn is {churn}, but this generator's sampler {name} has none; leave it out")
+            raise UserError(f"churn is {churn}, but the sampler {name} of this generator has no churn; leave it out")
         if not 0 <= churn <= 1:
             raise UserError(f"churn is {churn}; allowed are values from 0 to 1")
         options["churn"] = churn
     generator.labels(1, labels)  # raises UserError for labels that are not allowed
     if generator.lacks_prompts:
-        raise UserError("this generator is told a prompt, and none was given; give prompts, or labels with the table that they are rows of")
+        raise UserError(
+            "this generator needs prompts, and none were given; give prompts, or first a table of them (`tell`), of which labels are rows"
+        )
     draw = SAMPLERS[name].draw if name in SAMPLERS else generator.kind.draw
     denoiser, sources, sigmas = Guided.of(generator.denoiser, guidance_scale), seeded(seed, num), generator.sigmas(steps)
 
@@ -118,7 +120,7 @@ def draw_batches(
         samples = draw(denoiser, latents, sigmas, None if label is None else label.to(generator.device), noise, **options)
         if bad := int((~samples.flatten(1).isfinite().all(1)).sum()):
             raise UserError(
-                f"{bad} of {count} samples are not finite (NaN or infinity): this generator's training ran away, or it is sampled "
+                f"{bad} of {count} samples are not finite (NaN or infinity): this generator's training diverged, or it is sampled "
                 "where it was never trained; take an earlier checkpoint of it, or train again with a lower learning rate"
             )
         if generator.units is not None:

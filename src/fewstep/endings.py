@@ -25,7 +25,9 @@ def ended(command: Callable[[], Any]) -> None:
             raise
         advice = "Give a folder that you may write to"
         if error.errno in FULL:
-            advice = "What was being written is removed, all else is untouched; make room, and run this again (training: with --resume)"
+            advice = (
+                "The unfinished output is removed, all else is untouched; free some space, and run this again (training: with --resume)"
+            )
         _end(f"error: {error.strerror}{': ' + str(error.filename) if error.filename else ''}. {advice}", 2)
     except Interrupted as error:
         _end(str(error), 130)

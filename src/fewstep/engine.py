@@ -159,7 +159,7 @@ def choose(
         threads, why = _threads(recipe, threads, precision, probe, processes, begun)
         lines.append(f"CPU threads: {threads}{why}")
     elif device.type == "cuda":
-        lines.append("fp32 products by TF32")  # during training steps, see `fewstep.training.called`
+        lines.append("fp32 matrix products in TF32")  # during training steps, see `fewstep.training.called`
     return Chosen(precision, threads, "; ".join(lines))
 
 
@@ -173,25 +173,25 @@ def _precision(
     trainer = None if begun is None else begun.get("trainer")
     kept = trainer.get("precision") if isinstance(trainer, Mapping) else None
     if kept in (FULL, MIXED):
-        return kept, ", as the run was begun"
+        return kept, ", as when the run began"
     if len(shape) == 1:
-        return FULL, ", for these are points"
+        return FULL, ", because the data are points"
     if sum(_work(network, shape) for network in method.networks.values()) * recipe.batch_size < MIXED_FROM:
-        return FULL, ", for the network is small"
+        return FULL, ", because the network is small"
     if device.type == "cuda":
         if torch.cuda.get_device_capability(device) >= (8, 0):
             return MIXED, ", which this GPU is made for"
-        return FULL, ", for this GPU has no bf16 arithmetic"
+        return FULL, ", because this GPU has no bf16 arithmetic"
     if device.type != "cpu":
-        return FULL, f", for that is sound on {device.type}"
+        return FULL, f", because fp32 is reliable on {device.type}"
     if not has_bf16():
-        return FULL, ", for this CPU has no bf16 arithmetic"
+        return FULL, ", because this CPU has no bf16 arithmetic"
     ratio = probe.speedup()
     if ratio is None:
-        return FULL, f", for bf16 could not be tried ({probe.fault})"
+        return FULL, f", because bf16 could not be tried ({probe.fault})"
     if ratio >= PAYS:
         return MIXED, f", {ratio:.1f}x as fast as fp32 here"
-    return FULL, f", for bf16 is {ratio:.1f}x as fast on this CPU"
+    return FULL, f", because bf16 is {ratio:.1f}x as fast on this CPU"
 
 
 def _threads(
@@ -206,7 +206,7 @@ def _threads(
     made_by = None if begun is None else begun.get("made_by")
     kept = made_by.get("threads") if isinstance(made_by, Mapping) else None
     if isinstance(kept, int) and 1 <= kept <= cores():
-        return kept, ", as the run was begun"
+        return kept, ", as when the run began"
     most = cores() // processes
     if usual == 1 or most < 2:
         return usual, ""
@@ -214,7 +214,7 @@ def _threads(
     if found is None:
         return usual, ""
     number, ratio, against = found
-    return number * processes, f", {ratio:.1f}x as fast as {against * processes} here"
+    return number * processes, f", {ratio:.1f}x as fast as with {against * processes} here"
 
 
 def has_bf16() -> bool:

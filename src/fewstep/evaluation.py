@@ -191,13 +191,13 @@ def _evaluate(
                 keep_row(key, row)
             rows[title] = {"role": "own" if model is generator else "teacher", **row}
     if agreement is not None and agreement.cut:
-        say(f"{agreement.cut:,} prompts are longer than {agreement.id['name']} reads, which saw their beginnings")
+        say(f"{agreement.cut:,} prompts are longer than {agreement.id['name']} reads, and were cut for it")
     for other, theirs in others.items():
         mine = [title for title, role in row_roles(theirs).items() if role in ("teacher", "own")]
         for title in mine:
             row = {**theirs["rows"][title], "role": "beside", "run": str(other)}
             if unlike := not_shared(row, theirs["protocol"], protocol):
-                say(f"{other}: {', '.join(unlike)} left out, which other judges took; evaluate it again for them")
+                say(f"{other}: {', '.join(unlike)} left out, because other networks measured them; evaluate that run again to get them")
             rows[f"{other}: {title}"] = {key: value for key, value in row.items() if key not in unlike}
     results = {
         "recipe": f"{recipe.method.name}/{data.name}",
@@ -233,7 +233,7 @@ def _agreement(clip: str, data: Data, device: str) -> Agreement:
     Raises UserError where `data` has no prompts, or the model cannot be loaded.
     """
     if not isinstance(data, PromptData):
-        raise UserError(f"--clip is {clip}, which measures agreement with prompts, and this run has none; leave it out")
+        raise UserError(f"--clip is {clip}, which measures agreement with prompts, and this run has no prompts; leave it out")
     return Agreement(clip, data.table.texts, device)
 
 
@@ -292,7 +292,7 @@ def _warnings(protocol: Mapping[str, Any], rows: Mapping[str, Row], recipe: Reci
         low, high = min(biases), max(biases)
         size = f"{high:.3g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.3g} to {high:.3g}"
         found.append(
-            f"n = {protocol['n']:,} is below {FEWEST:,}: FD is too large by about {size} (FD of half as many less FD, arXiv 1911.07023); "
+            f"n = {protocol['n']:,} is below {FEWEST:,}: FD is too large by about {size} (FD of half as many minus FD, arXiv 1911.07023); "
             "compare equal n only"
         )
     second = protocol.get("second")
@@ -301,11 +301,11 @@ def _warnings(protocol: Mapping[str, Any], rows: Mapping[str, Row], recipe: Reci
     for title, row in rows.items():
         if row["role"] in ("own", "teacher") and row.get("near_copies", 0.0) > COPIED:
             found.append(
-                f"{row['near_copies']:.1%} of the samples looked at of {title} are nearly training images again"
-                + (f", and {row['copies']:.1%} in every byte" if row.get("copies") else "")
+                f"{row['near_copies']:.1%} of the inspected samples of {title} are near copies of training images"
+                + (f", and {row['copies']:.1%} exact copies" if row.get("copies") else "")
             )
     if protocol.get("departures"):
-        found.append(f"this is not the protocol {protocol['preset']}: {'; '.join(protocol['departures'])}")
+        found.append(f"this evaluation departs from the protocol {protocol['preset']}: {'; '.join(protocol['departures'])}")
     if teacher := recipe.method.teacher_path:
         try:
             theirs = read_results(Path(teacher))
@@ -313,7 +313,9 @@ def _warnings(protocol: Mapping[str, Any], rows: Mapping[str, Row], recipe: Reci
             return found
         wrong = differences(protocol, theirs["protocol"]) if theirs.get("protocol") else ["it does not say by which protocol"]
         if wrong:
-            found.append(f"the results.json of the teacher {teacher} was measured otherwise and does not compare: {'; '.join(wrong)}")
+            found.append(
+                f"the results.json of the teacher {teacher} was measured by another protocol and does not compare: {'; '.join(wrong)}"
+            )
     return found
 
 
@@ -335,7 +337,7 @@ def _guide(models: Mapping[str, Generator], scale: float | None) -> None:
     """
     guided = [model for model in models.values() if model.is_denoiser and model.info.get("label_dropout")]
     if scale is not None and not (guided and is_guidance(scale)):
-        allowed = "give a finite number, 1 for none" if guided else "there is no teacher here that was trained with label dropout"
+        allowed = "give a finite number, 1 for none" if guided else "no diffusion model here was trained with label dropout: leave it out"
         raise UserError(f"--guidance-scale is {scale}; {allowed}")
     for model in guided:
         model.sampler |= {} if scale is None else {"guidance_scale": scale}

@@ -57,8 +57,8 @@ def self_test_line(found: Mapping[str, float]) -> str:
     """Return the result of ``fewstep evaluate --self-test`` as a sentence."""
     return (
         f"self-test: FD of two halves of the real train split, {found['num']} images each: {found['frechet']:.3g}, of which "
-        f"{found['bias']:.3g} is expected of so few (FD of quarters less FD of halves); left {found['rest']:.2g} +- {found['spread']:.2g} "
-        f"and KID {found['kernel']:.2g}, both 0 but for chance"
+        f"{found['bias']:.3g} is the bias of so few images (FD of quarters minus FD of halves); the rest, {found['rest']:.2g} +- "
+        f"{found['spread']:.2g}, and KID, {found['kernel']:.2g}, are 0 up to chance"
     )
 
 
@@ -68,28 +68,28 @@ def footnote(results: Mapping[str, Any]) -> str:
     if "energy" in next(iter(results["rows"].values())):
         text = (
             f"n = {results['n']} samples (seed {results['seed']}) against {results['reference']}; the first row is the floor, "
-            "another exact set. Standard errors are in the JSON file"
+            "another set of exact samples. Standard errors are in the JSON file"
         )
         return "\n".join([text, *warnings])
     protocol = results.get("protocol", {})
     floor_n, second = protocol.get("floor_n"), protocol.get("second")
-    lines = ["The training acted on these features: FD flatters it"] * (results.get("trained_in_features") == "evaluator")
+    lines = ["The training used these features, so that FD is too low"] * (results.get("trained_in_features") == "evaluator")
     seeds = f"seed {results['seed']}"
     if protocol.get("preset"):
         seeds = f"the least of {len(protocol['seeds'])} blocks, from seeds {', '.join(map(str, protocol['seeds']))}"
     lines.append(
         f"FD: Frechet distance of n = {results['n']} samples ({seeds}) to {results['reference']} in the features "
-        f"{results['features']}; floor: the {results.get('floor_of', 'real train split')}'s"
-        + (f", of which {floor_n:,} random images count" if floor_n else "")
+        f"{results['features']}; floor: FD of the {results.get('floor_of', 'real train split')}"
+        + (f" ({floor_n:,} random images of it)" if floor_n else "")
         + ("" if results["floor"] is None else f", {results['floor']:.3f}")
     )
     guided = {title: row["guidance_scale"] for title, row in results["rows"].items() if "guidance_scale" in row}
-    lines += [f"{title}: by guidance {scale:g}, of which every step takes twice the evaluations" for title, scale in guided.items()]
+    lines += [f"{title}: with guidance scale {scale:g}, which doubles the evaluations of every step" for title, scale in guided.items()]
     if second:
-        lines.append(f"2nd judge: FD / floor in the features {second['name']}, of a network that was trained apart")
+        lines.append(f"2nd judge: FD / floor in the features {second['name']}, of a separately trained network")
     if clip := protocol.get("clip"):
         lines.append(
-            f"CLIP: the mean cosine with the prompt by {clip['name']}; over another: by how much it is above that with the next prompt"
+            f"CLIP: mean cosine similarity to the prompt by {clip['name']}; over another: how far it is above that to the next prompt"
         )
     return "\n".join([". ".join(lines), *warnings])
 

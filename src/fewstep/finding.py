@@ -122,19 +122,19 @@ def _from_images(recipe: Recipe, tree: dict[str, Any]) -> list[Found]:
     found.find(
         "method.optimizer.weight_decay",
         lambda: (
-            (0.3, f"against learning {seen.num:,} images by heart, each seen {_passes(recipe.steps, batch, seen.num)} times")
+            (0.3, f"against memorizing {seen.num:,} images, each seen {_passes(recipe.steps, batch, seen.num)} times")
             if seen.num < FEW
-            else (0.01, f"of {seen.num:,} images, each seen {_passes(recipe.steps, batch, seen.num)} times")
+            else (0.01, f"for {seen.num:,} images, each seen {_passes(recipe.steps, batch, seen.num)} times")
         ),
     )
 
     def level() -> tuple[float, str]:
         if size <= 12:
-            return -0.6, "so few pixels are decided at high noise"
+            return -0.6, "because images of so few pixels are decided at high noise"
         share = _user(lambda: seen.extreme(size, channels, at(tree, "data.resize") or "none"))
         if share >= DRAWN:
-            return 1.0, f"as for MNIST: {share:.0%} of the pixels are black or white, and forms are decided at high noise"
-        return -1.2, "EDM's"
+            return 1.0, f"as for MNIST: {share:.0%} of the pixels are black or white, and shapes are decided at high noise"
+        return -1.2, "the value of EDM"
 
     found.find("method.sigma_mean", level)
     return list(found)
@@ -153,7 +153,7 @@ def _from_teacher(recipe: Recipe, tree: dict[str, Any]) -> list[Found]:
             "or take one that exists with\n  fewstep import FILE --out runs/teacher\nthen add method.teacher=runs/teacher"
         )
     teacher = _named(path)
-    theirs = f"the teacher's {path}"
+    theirs = f"as in the teacher {path}"
     trained = RunFolder(Path(path)).recipe() if (Path(path) / "recipe.yaml").is_file() else {}
     found = _Findings(recipe.finds, tree)
     if len(teacher.shape) != 3 or teacher.shape[1] != teacher.shape[2]:
@@ -163,15 +163,15 @@ def _from_teacher(recipe: Recipe, tree: dict[str, Any]) -> list[Found]:
     found.find("data.size", lambda: (teacher.shape[1], theirs))
     found.find("data.channels", lambda: (teacher.shape[0], theirs))
     if teacher.num_classes is None:
-        found.find("data.label_column", lambda: ("none", f"{theirs}: it knows no classes"))
+        found.find("data.label_column", lambda: ("none", f"because the teacher {path} has no classes"))
     for key in DATA_OF_TEACHER:
         same = at(trained, "data.name") == recipe.data.name and at(trained, key) is not None
         if same and not (key == "data.label_column" and teacher.num_classes is None):
-            found.find(key, lambda key=key: (at(trained, key), f"as the teacher's run {path} has it"))  # type: ignore[misc]
+            found.find(key, lambda key=key: (at(trained, key), f"as in the run of the teacher {path}"))  # type: ignore[misc]
     found.find("network.sigma_data", lambda: (teacher.sigma_data, theirs))
     found.find("batch_size", lambda: _batch(teacher.shape[1], None))
     rate = at(trained, "method.optimizer.lr")
-    reason = f"a share of the teacher's {rate}" if rate else "for a teacher whose own rate is not known"
+    reason = f"a fraction of the teacher's learning rate {rate}" if rate else "for a teacher whose learning rate is not known"
     rate = rate or (2e-4 if num_parameters(teacher.denoiser) > LARGE else 1e-3)
     found.find("method.generator_optimizer.lr", lambda: (float(f"{rate / 10:.2g}"), reason))
     found.find("method.guidance_optimizer.lr", lambda: (float(f"{rate / 4:.2g}"), reason))
@@ -182,7 +182,7 @@ def _from_teacher(recipe: Recipe, tree: dict[str, Any]) -> list[Found]:
 def _of_length(found: _Findings, steps: int, optimizer: str) -> None:
     """Find the warm-up of `optimizer` and the decay of the weight average, which depend on the number of `steps` alone."""
     warmup = min(1000, max(20, steps // 50))
-    found.find(f"{optimizer}.warmup", lambda: (warmup, f"of {steps:,} steps"))
+    found.find(f"{optimizer}.warmup", lambda: (warmup, f"for {steps:,} steps"))
     decay = min(0.9999, max(0.99, float(f"{1 - 20 / steps:.4g}")))
     found.find("method.ema_decay", lambda: (decay, f"an average over about a twentieth of {steps:,} steps"))
 
@@ -225,16 +225,16 @@ def _size(seen: Probe) -> tuple[int, str]:
     size = min(least, LARGEST)
     size -= size % (8 if size > 32 else 4 if size > 8 else 2)
     if least > LARGEST:
-        return size, f"larger images (these have {least} and more) take long: set it if you have the time"
+        return size, f"because larger images take long (these have {least} pixels and more): set data.size if you have the time"
     if size < least:
-        return size, f"as {least} cannot be halved often enough"
-    return size, "which all have" if seen.shapes == 1 else f"the least side of {seen.looked_at:,} images, which have {seen.shapes:,} shapes"
+        return size, f"because {least} cannot be halved often enough"
+    return size, "as in all images" if seen.shapes == 1 else f"the shortest side of {seen.looked_at:,} images of {seen.shapes:,} shapes"
 
 
 def _patch(size: int) -> tuple[int, str]:
     """Return the side, in pixels, of the patches that are one position to the network, with the reason."""
     if size >= PATCHED and size % 4 == 0:
-        return 2, f"a network of {size // 2}x{size // 2} places takes a fraction of the time"
+        return 2, f"because a network on {size // 2}x{size // 2} patches takes a fraction of the time"
     return 1, f"for {size}x{size} images"
 
 
@@ -264,7 +264,7 @@ def _batch(size: int, num: int | None) -> tuple[int, str]:
 
 def _rate(widths: Any, size: int) -> tuple[float, str]:
     if not isinstance(widths, list):
-        return 2e-4, "for a network that is no plain U-Net"
+        return 2e-4, "for another network than the plain U-Net"
     rate = 2e-3 if size <= 8 else next((rate for width, rate in RATES.items() if widths[0] <= width), 2e-4)
     return rate, f"for a network of width {widths[0]}"
 

@@ -49,7 +49,7 @@ def check_samples(num: int, key: str, points: bool, num_classes: int | None) -> 
     """Raise UserError where `num`, which the user gave by the option or setting `key`, is too few samples to measure."""
     fewest = 40 if points else max(10, 2 * (num_classes or 1))  # the spread within a class needs two samples
     if num < fewest:
-        raise UserError(f"{key} is {num}; give at least {fewest} samples ({usual_samples(points)} for figures that compare)")
+        raise UserError(f"{key} is {num}; give at least {fewest} samples ({usual_samples(points)} for comparable figures)")
 
 
 def suite_for(

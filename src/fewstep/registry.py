@@ -210,7 +210,7 @@ def unknown(kind: str, name: str) -> str:
     close = difflib.get_close_matches(name, names(kind), 1, 0.5)
     return (
         f"{name!r} is no {SINGULAR[kind]}{f'; did you mean {close[0]!r}?' if close else ''}; known are {', '.join(names(kind))}, "
-        "and one's own by an import path such as package.module:Name"
+        "and your own by an import path such as package.module:Name"
     )
 
 

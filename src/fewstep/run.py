@@ -87,10 +87,10 @@ def check_longer(recipe: Recipe, run: RunFolder, method: Method) -> None:
         return
     if any((turn.begins, turn.ends) != (0.0, 1.0) for turn in method.turns):
         raise UserError(
-            f"steps was {before}, now {recipe.steps}, but method {recipe.method.name} divides its run into parts, and those of a longer "
-            f"one are others; train into another folder, from these weights with trainer.init={run.path}"
+            f"steps was {before}, now {recipe.steps}, but method {recipe.method.name} divides a run into parts, which would change in "
+            f"a longer run; train into another folder, from these weights with trainer.init={run.path}"
         )
-    note(f"the run of {before} steps becomes one of {recipe.steps}: from here on rates and ramps are as if it had been meant to be")
+    note(f"the run of {before} steps becomes one of {recipe.steps}: from here on learning rates and ramps are those of the longer run")
 
 
 def start_from(path: str, method: Method) -> None:
@@ -100,7 +100,9 @@ def start_from(path: str, method: Method) -> None:
     except UserError as error:
         raise UserError(f"trainer.init: {error}") from error
     if any(turn.begins and method.ships in turn.trains for turn in method.turns):
-        raise UserError(f"trainer.init is {path}, but this run first learns what its network starts from; set method.own_teacher to 0")
+        raise UserError(
+            f"trainer.init is {path}, but this run first trains a teacher that its network starts from; set method.own_teacher to 0"
+        )
     mine = method.ship(method.networks[method.ships], 0)
     for what, own, other in (
         ("items of shape", list(mine.shape), list(theirs.shape)),
@@ -163,13 +165,13 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
     lines.append(chosen.line)
     if chosen.precision == MIXED:
         halve(method.networks.values())
-    with named_faults(recipe, lambda error: "that was in a step on a few random items, to count its costs"):
+    with named_faults(recipe, lambda error: "this was a trial step on a few random items, which counts the costs"):
         parts = devices, trainer.accumulate, chosen.precision, trainer.strategy == "fsdp"
         costs = measure(method, data.shape, data.num_classes, recipe.steps, recipe.batch_size, *parts)
     lines += costs.lines(items[:-1], seen)
     if timed and not unread:
         settle(fabric, chosen.precision)
-        with named_faults(recipe, lambda error: "that was in a few steps that were tried, to see how long they take"):
+        with named_faults(recipe, lambda error: "this was one of a few trial steps, which measure the time"):
             found = trial.tried(recipe, data, method, costs.memory.total, fabric, chosen.threads)
         lines += trial.lines(recipe, found, items == "points", costs.evaluations)
     return lines
@@ -189,7 +191,7 @@ def _known_data(recipe: Recipe) -> tuple[Data, list[str]]:
         known = beforehand(recipe.data)
         if known is None or not any(isinstance(cause, NotHad) for cause in causes):
             raise
-        return known, [f"the data was not read, and the line above is what is known of it: {error}"]
+        return known, [f"the data was not read, and the line above is what is known without reading it: {error}"]
 
 
 def _data_in_turn(recipe: Recipe, fabric: "Fabric") -> Data:
@@ -301,12 +303,12 @@ def _train_recipe(
     recipe = run.going_on(recipe)
     fabric.launch()
     if recipe.trainer.strategy == "fsdp" and fabric.world_size == 1:
-        note("trainer.strategy is fsdp, and there is one process: it has the only share of everything, which saves nothing")
+        note("trainer.strategy is fsdp, and there is one process: nothing is sharded, and no memory is saved")
     data = _data_in_turn(recipe, fabric)
     data = as_recorded(recipe, data, run)
     audited = audit(data)
     if recipe.trainer.workers and not isinstance(data, ForeignData):
-        note(f"trainer.workers is {recipe.trainer.workers}, and {data.name} lies in memory: none is started")
+        note(f"trainer.workers is {recipe.trainer.workers}, and {data.name} lies in memory: no worker is started")
     with named_faults(recipe, lambda error: "nothing was trained"):
         method = make_method(recipe, data, run.teacher_folder if run.has_teacher() else None)
     check_parts(recipe, method, fabric.world_size)

@@ -71,7 +71,7 @@ def as_recorded(recipe: Recipe, data: Data, run: RunFolder | None = None) -> Dat
     sources = [
         (f"the run in {run.path}" if run else "", own),
         ("the teacher (method.teacher)", recorded_names(teacher)),
-        ("what the run starts from (trainer.init)", () if own else recorded_names(recipe.trainer.init)),
+        ("the initial model (trainer.init)", () if own else recorded_names(recipe.trainer.init)),
     ]
     settled: str | None = None
     for owner, names in sources:
@@ -103,7 +103,7 @@ def tell(found: Audit, run: RunFolder, said: str = "") -> None:
         if line.rstrip(".") not in said:
             SCREEN.say(f"data: {line}")
     for change in changes(kept(run), found):
-        note(f"the data is not what it was when the run began: {change}")
+        note(f"the data has changed since the run began: {change}")
 
 
 def keep(found: Audit, run: RunFolder) -> None:

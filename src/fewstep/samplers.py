@@ -22,7 +22,7 @@ from fewstep.maths.schedules import bridge, falling_times, karras_sigmas, path_s
 from fewstep.streams import Noise
 
 Sampler = Callable[..., Tensor]
-"""``sampler(denoiser, latents, sigmas, label=None, noise=None, **options)``: data like `latents`; its `SamplerKind` names the options."""
+"""``sampler(denoiser, latents, sigmas, label=None, noise=None, **options)`` returns samples shaped like `latents`; see `SamplerKind`."""
 
 
 def _ode(denoiser: Denoiser, latents: Tensor, sigmas: Tensor, label: Tensor | None, second_order: bool) -> Tensor:

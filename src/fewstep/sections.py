@@ -37,7 +37,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
 Role = Literal["denoiser", "map", "copy"]
-"""What a network is for: ``F(x, c_noise, label)``, a map from noise ``G(z, label)``, or a copy of the teacher's own."""
+"""Role of a network: in a denoiser, as ``F(x, c_noise, label)``; a map from noise, ``G(z, label)``; or a copy of the teacher's network."""
 
 
 class Section(BaseModel):

@@ -15,7 +15,7 @@ from torch import Tensor
 from fewstep.errors import UserError
 
 Seed = int | Sequence[int] | None
-"""One seed for all samples, one for each, or None for a new one; numpy's and torch's whole numbers will do."""
+"""One seed for all samples, one seed for each sample, or None for a new random seed; integers of numpy and torch are allowed, too."""
 
 
 def stream_seed(seed: int, purpose: str, *numbers: int) -> int:

@@ -121,7 +121,10 @@ def lines(recipe: Recipe, trial: Trial, points: bool, evaluations: int) -> list[
     """Return lines on the time of a step, of the whole run, and of drawing samples for measurements during the run."""
     steps = f"{trial.made} step{'s' * (trial.made > 1)}"
     how = f"{steps} tried" if trial.batch == recipe.batch_size else f"from {steps} on {trial.batch} items each"
-    told = [f"time: about {in_words(trial.step)} a step, {in_words(trial.step * recipe.steps)} for {recipe.steps:,} ({how}; {trial.where})"]
+    told = [
+        f"time: about {in_words(trial.step)} a step, {in_words(trial.step * recipe.steps)} for {recipe.steps:,} steps "
+        f"({how}; {trial.where})"
+    ]
     if recipe.trainer.evaluate_every is not None:
         times, num = math.ceil(recipe.steps / recipe.trainer.evaluate_every), recipe.trainer.evaluate_samples or usual_samples(points)
         each = f"{num:,} samples of {evaluations} evaluation{'s' * (evaluations > 1)}"

@@ -18,7 +18,7 @@ MOST_TENSORS = 50_000  # limit on the tensors of a network whose weight file is 
 FLOATING = ("F64", "F32", "F16", "BF16")
 Module = TypeVar("Module", bound=nn.Module)
 Header = Mapping[str, tuple[tuple[int, ...], str]]
-"""Shape and type, as safetensors names it, of each tensor of a file."""
+"""(shape, type) of each tensor in a weight file, by the tensor's name; types have the names of safetensors, such as "F32"."""
 
 
 def weight_file(config: Any) -> str | None:

@@ -126,29 +126,29 @@ def test_points_of_a_file(tmp_path):
     text = lines(point_file(str(tmp_path / "x.npy"), 0.25))
     assert f"x: 200 points found in {tmp_path / 'x.npy'}, all used, none left out." in text
     assert "trained on: 150; held out: 50 (the fraction 0.25 of the points (data.holdout), at random by seed 0)." in text
-    assert "in standard deviations (data.standardize)" in text
+    assert "standardized for training (data.standardize)" in text
     assert "standardize" not in "".join(audit(point_file(str(tmp_path / "x.npy"), 0.25, standardize=False)).lines())
 
 
 def test_a_density():
     found = audit(toy_data("ring", 500, 3)).lines()
     assert found == [
-        "ring: points drawn from the density ring, on which everything is known.",
+        "ring: points drawn from the density ring, which is known exactly.",
         "no classes: points have none.",
-        "trained on: 500 (drawn from seed 3); held out: 10,000 (others, which do not depend on how many are trained on).",
+        "trained on: 500 (drawn from seed 3); held out: 10,000 (other points, the same for every data.size).",
     ]
 
 
 def test_a_reweighted_density_keeps_its_origin():
     data = training_data(load_recipe("drift/ring", ["data.size=500", "method.gamma=2", "method.gamma_by=data"]))
-    assert audit(data).lines()[0] == "ring: points drawn from the density ring, on which everything is known."
+    assert audit(data).lines()[0] == "ring: points drawn from the density ring, which is known exactly."
 
 
 def test_a_set_of_one_s_own():
     text = lines(item_data(own_sets.Patches(size=40), "Patches", holdout=0.25))
     assert "Patches: 40 items found in a data set of one's own, own_sets:Patches, all used, none left out." in text
     assert "2 classes by the data set itself, number = name: 0 = dark, 1 = light." in text
-    assert "the items of each class are not counted, for they are read as they are asked for." in text
+    assert "the items of each class are not counted, because items are read on demand." in text
     assert "trained on: 30; held out: 10 (the fraction 0.25 of the items (data.holdout), chosen by seed 0)." in text
 
 
@@ -161,7 +161,7 @@ def test_a_set_with_a_held_out_part_of_its_own():
 def test_a_stream():
     found = audit(stream_data(own_sets.Plain(60), "plain", heldout_items=6))
     assert found.used is None
-    assert "trained on: not counted (all others of a stream); held out: 6 (the first items (data.heldout_items))." in found.lines()
+    assert "trained on: not counted (all other items of the stream); held out: 6 (the first items (data.heldout_items))." in found.lines()
 
 
 def test_what_was_made_in_python():
@@ -219,7 +219,7 @@ def test_a_stream_of_a_folder_tells_of_what_is_no_shard(tmp_path):
     put(tmp_path / "notes.txt", b"words")
     section = f"data={{name: stream, path: '{tmp_path}', size: 8, num_classes: 2, heldout_items: 4}}"
     text = lines_of(load_data(load_recipe("teacher/digits", [section]).data))
-    assert f"2 shards of {tmp_path}, read as it is asked for" in text
+    assert f"2 shards of {tmp_path}, read on demand" in text
     assert "2 classes by the column 'label', number = name: 0 = 0, 1 = 1." in text
     assert "1 file there is no shard, and not read (notes.txt)." in text
     assert "held out: 4 (the first items (data.heldout_items), spread over 2 of 2 shards)." in text

@@ -384,7 +384,7 @@ def npy(shape, dtype="<f8", data=b""):
 @pytest.mark.parametrize("shape", [(2**40, 2**10), (10**9, 10), (2**62, 4), (1000, 3)])
 def test_a_npy_that_claims_more_than_it_holds_is_refused(shape, opener, tmp_path):
     (tmp_path / "x.npy").write_bytes(npy(shape, data=b"\0" * 1000))
-    refused(opener, "points", tmp_path / "x.npy", "x.npy", "claims", str(list(shape)), "1,000 bytes are there", "save an array [N, D]")
+    refused(opener, "points", tmp_path / "x.npy", "x.npy", "claims", str(list(shape)), "the file holds 1,000 bytes", "save an array [N, D]")
 
 
 def test_a_npy_with_a_hole_is_held_to_the_memory_that_there_is(opener, tmp_path):

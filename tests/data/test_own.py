@@ -46,7 +46,7 @@ def test_bytes_with_classes(capsys):
     data = loaded(name="own_sets:Patches", size=50)
     assert (data.name, data.shape, data.num_classes, data.class_names) == ("Patches", (1, 8, 8), 2, ("dark", "light"))
     assert (data.train_size, data.heldout_size) == (45, 5)
-    assert capsys.readouterr().err == "note: Patches: images are bytes; 0 to 255 is taken to [-1, 1]\n"
+    assert capsys.readouterr().err == "note: Patches: images are bytes; 0 to 255 is mapped to [-1, 1]\n"
     some = data.some(10, seed=1)
     assert some.shape == (10, 1, 8, 8)
     assert some.min() >= -1

@@ -220,7 +220,7 @@ def test_the_last_class_may_mean_none(tmp_path):
     with pytest.raises(UserError, match="trained without label dropout"):
         plain.sample(2, guidance_scale=2.0)
     assert guided.sample(2, seed=0, steps=2, guidance_scale=2.0).isfinite().all()
-    assert "a null class was asked for, but" in refused(pipeline(tmp_path / "b", unet()), null_class=True)
+    assert "--null-class was given, but" in refused(pipeline(tmp_path / "b", unet()), null_class=True)
 
 
 @pytest.mark.parametrize(
@@ -564,4 +564,4 @@ def test_a_config_that_asks_for_far_more_than_there_is_takes_no_memory(with_weig
         read_teacher(tmp_path / "p")
     told = str(caught.value)
     assert len(told.splitlines()) == 1
-    assert ("and its files hold" if with_weights else "this machine lets") in told
+    assert ("and its files hold" if with_weights else "of memory are available") in told

@@ -254,7 +254,7 @@ def test_the_command_says_what_it_did(pipelines, prompts, done, command, tmp_pat
     out = tmp_path / "out"
     outcome = done("encode", prompts, "--model", pipelines["sdxl"][0], "--out", out)
     assert outcome.out.splitlines() == [
-        "prompts: 4 different ones (1 again, 1 blank lines left out); a row is 77 tokens of 64 numbers, pooled 32",
+        "prompts: 4 different ones (1 repeated, 1 blank left out), each encoded as 77 tokens of 64 numbers and a pooled vector of 32",
         f"encoded: {out}",
     ]
     assert "1 of 4 prompts have more than the 77 tokens" in outcome.err

@@ -58,5 +58,5 @@ def test_a_file_with_low_rank_changes_beside_the_weights_is_refused(model, tmp_p
     unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
     state = {name: tensor.contiguous() for name, tensor in unet.state_dict().items()}
     save_file(state, folder / "unet" / WEIGHTS, {"format": "pt"})
-    with pytest.raises(UserError, match=r"has low-rank changes \(LoRA\) beside its weights .*; fuse them into it"):
+    with pytest.raises(UserError, match=r"has low-rank adapters \(LoRA\) beside its weights .*; fuse them into it"):
         text_teacher(str(folder))

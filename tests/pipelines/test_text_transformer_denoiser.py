@@ -126,7 +126,7 @@ def changed(folder, to, file, **values):
         ("scheduler/scheduler_config.json", {"invert_sigmas": True}, "has invert_sigmas, by which time runs from noise to data"),
         ("scheduler/scheduler_config.json", {"shift": 0}, "shift is 0; give a whole number from 2, and a number above 0"),
         ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline; prompts can be encoded by StableDiffusionPipeline, "),
-        ("model_index.json", {"image_encoder": ["transformers", "X"]}, r"with an image_encoder, and so is told an image besides \(IP-Adap"),
+        ("model_index.json", {"image_encoder": ["transformers", "X"]}, r"with an image_encoder, and so takes an image, too \(IP-Adap"),
         ("model_index.json", {"text_encoder_2": [None, None]}, "without its text_encoder_2, which prompts are encoded by"),
         ("model_index.json", {"text_encoder_3": ["transformers", "T5EncoderModel"]}, "without its text_encoder_3, which prompts are"),
     ],

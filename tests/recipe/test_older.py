@@ -5,7 +5,7 @@ import pytest
 from fewstep.errors import UserError
 from fewstep.recipe import load_recipe, resolved, validated
 
-NOTE = "note: keys of an older form, taken to where they are now: "
+NOTE = "note: keys of an older version, translated to today's: "
 SHARED = ("beta1", "beta2", "weight_decay", "clip")
 VALUES = {"lr": 3e-4, "warmup": 7, "decay_from": 0.25, "final": 0.125, "decay": "cosine"}
 VALUES |= {"beta1": 0.5, "beta2": 0.75, "weight_decay": 0.0625, "clip": 3.5}

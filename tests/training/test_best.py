@@ -159,7 +159,7 @@ def test_another_figure_begins_anew(tmp_path, capsys):
     shutil.rmtree(run.path / "checkpoints" / "step_8")
     run_loop(run.path, Kept(), resume=True, **{**settings(), "keep_best": "other"})
     assert run.best() == {"step": 8, "metric": "other", "value": 1.0}
-    assert "best/ was chosen by made; it will be replaced by the best by other from here" in capsys.readouterr().err
+    assert "best/ holds the best model by made; from here on it will hold the best by other" in capsys.readouterr().err
 
 
 def test_a_best_that_was_taken_away_is_said(tmp_path, capsys):
@@ -168,7 +168,7 @@ def test_a_best_that_was_taken_away_is_said(tmp_path, capsys):
     shutil.rmtree(run.best_folder)
     run_loop(run.path, Kept(), resume=True, **settings())
     assert run.best() == {"step": 8, "metric": "made", "value": 2.0}
-    assert "best/ (of step 4) is not there any more" in capsys.readouterr().err
+    assert "best/ (of step 4) is missing" in capsys.readouterr().err
 
 
 def test_a_checkpoint_from_before_there_was_a_best_is_gone_on_with(tmp_path):

@@ -210,7 +210,7 @@ def test_one_process_goes_on_with_what_two_have_begun(name, strategy, here, two,
     ended = in_a_copy(lambda: train(here.recipe(name, *SHORT, f"trainer.strategy={strategy}"), run, resume=True), tmp_path / "said")
     assert ended.code == 0, ended.err
     assert "the number of processes has changed from 2 to 1" in ended.err
-    assert ("it has the only share of everything, which saves nothing" in ended.err) == (strategy == "fsdp")
+    assert ("nothing is sharded, and no memory is saved" in ended.err) == (strategy == "fsdp")
     assert "Warning" not in ended.err
     file = next((run / "model").glob("*.safetensors"))
     assert_close(load_file(file), load_file(here.folder / f"two {name}" / "model" / file.name))
@@ -336,7 +336,7 @@ class Peeking(nn.Module):
 
 @pytest.mark.parametrize(
     ("network", "said"),
-    [(Scaled, "a Scaled cannot be sharded (fully_shard doesn't support scalar parameters"), (Peeking, "do not work in shares (")],
+    [(Scaled, "a Scaled cannot be sharded (fully_shard doesn't support scalar parameters"), (Peeking, "do not work sharded (")],
 )
 def test_networks_that_cannot_be_sharded(network, said, here, tmp_path):
     def work():
@@ -357,7 +357,7 @@ def test_a_gradient_of_a_gradient_is_refused(here, tmp_path):
     """FSDP2 has freed the weights by then, and torch ends without a word."""
     ended = in_a_copy(lambda: train(here.recipe("dmd2, exact r1", "trainer.strategy=fsdp"), tmp_path / "run"), tmp_path / "said")
     last = ended.err.strip().splitlines()[-1]
-    assert "(a gradient is to be differentiated again, which FSDP cannot)" in last
+    assert "(a gradient is differentiated again, which FSDP does not support)" in last
     assert "give trainer.strategy=ddp" in last
 
 

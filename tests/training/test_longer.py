@@ -59,7 +59,7 @@ def test_a_run_of_two_parts_is_not_made_longer(done, mistake, tmp_path):
     own = ("method.teacher=null", "method.solver=none", "method.own_teacher=.5")
     done("train", "consistency/ring", *SMALL, *own, "steps=8", "--out", tmp_path / "run")
     told = mistake("train", "consistency/ring", *SMALL, *own, "steps=16", "--out", tmp_path / "run", "--resume")
-    assert "divides its run into parts" in told
+    assert "divides a run into parts" in told
     assert f"trainer.init={tmp_path / 'run'}" in told
 
 

@@ -96,7 +96,7 @@ def test_a_stream_read_by_other_workers_than_before_says_so(parquet, done, tmp_p
 
 def test_workers_for_data_in_memory_are_not_started(teacher_overrides, done, tmp_path):
     err = done("train", "teacher/digits", *teacher_overrides, "steps=1", "trainer.workers=2", "--out", tmp_path / "run").err
-    assert "note: trainer.workers is 2, and digits lies in memory: none is started" in err
+    assert "note: trainer.workers is 2, and digits lies in memory: no worker is started" in err
 
 
 # --- two processes ---------------------------------------------------------------------------------------------------

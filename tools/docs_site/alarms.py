@@ -52,16 +52,18 @@ def facts(name: str) -> str:
         raise ValueError(f"{name} is no alarm; known are {', '.join(names())}")
     figures = ", ".join(dict.fromkeys(f"`{rule.figure}`" for _, rule in mine))
     whose = " and ".join(dict.fromkeys(whose for whose, _ in mine))
-    lines = [f"Raised by {whose}. Figure in `metrics.jsonl`: {figures}; sound {sound(mine[0][1])}."]
+    lines = [f"Raised by {whose}. Figure in `metrics.jsonl`: {figures}; no alarm while it is {sound(mine[0][1])}."]
     lines += [measured(title, row) for title, row in found()["failures"].items() if row["expected"] == name]
     if len(lines) == 1:
         beside = [title for title, row in found()["failures"].items() if name in raised(row)]
         lines.append(
-            f"In the benchmark it was raised beside another cause: {', '.join(beside)}." if beside else "The benchmark has no case for it."
+            f"In the benchmark this alarm was raised by failures made to raise another alarm: {', '.join(beside)}."
+            if beside
+            else "No failure in the benchmark raises this alarm."
         )
     if (PICTURES / f"alarm_{name}.png").is_file():
         lines.append(f"![{name}: the data, and samples of the benchmark's run]({PICTURES.name}/alarm_{name}.png)")
-        lines.append("Left the data, right samples of that run (`python benchmarks/alarm_pictures.py`).")
+        lines.append("Left: the data; right: samples of that run. The picture is drawn by `python benchmarks/alarm_pictures.py`.")
     return "\n>\n".join(f"> {line}" for line in lines)
 
 
@@ -78,8 +80,8 @@ def measured(title: str, row: dict[str, Any]) -> str:
     cure = ", then ".join(f"`{change}`" for change in done if "path" not in change) or "the right labels"
     before, after = figures(row["before"]["figures"]), figures(row["followed"][-1]["figures"])
     fault = fault if "path" not in "".join(row["fault"]) else "labels in another order"
-    told = f"In the benchmark `{row['recipe']}` with {fault} raised it at {first:.0%} of the run ({title})."
-    return f"{told} What was then changed: {cure}. Before: {before}; after: {after}."
+    told = f"In the benchmark `{row['recipe']}` with {fault} raised this alarm at {first:.0%} of the run ({title})."
+    return f"{told} The cure: {cure}. Figures before: {before}; after: {after}."
 
 
 def figures(values: dict[str, float]) -> str:

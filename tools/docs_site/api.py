@@ -9,8 +9,8 @@ DIRECTIVE = re.compile(r"^::: ([\w.]+)\n((?:    .*\n?)*)", re.M)
 NAMES = {
     "From recipes to runs": ["fewstep.run.train", "fewstep.evaluation.evaluate", "fewstep.comparison.compare", "fewstep.registry.register"],
     "Generators": ["fewstep.generator.load", "fewstep.generator.sample", "fewstep.generator.Generator"],
-    "What a denoiser is": ["fewstep.denoisers.protocol"],
-    "For a method of one's own": [
+    "Denoisers": ["fewstep.denoisers.protocol"],
+    "Writing a method": [
         "fewstep.methods.base.Method",
         "fewstep.methods.base.Turn",
         "fewstep.methods.base.LossOutput",
@@ -30,14 +30,15 @@ MATHS = ("schedules", "parametrization", "kernels", "matching", "energy", "adver
 INTERFACE = """\
 # Python interface
 
-`import fewstep` gives `train`, `evaluate`, `compare`, `load`, `sample`, `register` and `Generator`; each is listed here under the module
-that holds it. Nothing heavy is imported until it is used.
+`import fewstep` gives the functions `train`, `evaluate`, `compare`, `load`, `sample` and `register` and the class `Generator`; this
+page lists them under the modules that define them. Packages that are slow to import, such as PyTorch, are imported when one of these names
+is first used.
 """
 FORMULAS = """\
 # Formulas
 
-Pure functions of tensors, each with its shapes and its source. [Papers](../papers.md) says which equation each one is, and which test
-holds it.
+Pure functions of tensors, each with the shapes of its arguments and its source. [Papers](../papers.md) says which equation each function
+implements, and which test checks it.
 """
 
 

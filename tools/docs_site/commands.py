@@ -8,9 +8,10 @@ import typer
 INTRO = """\
 # Command line
 
-Every command with its arguments and options, as `fewstep COMMAND --help` says them; this page is made from the commands when the site is
-built. Exit codes: 0 is done, 2 is something that you can mend and that one sentence names, 1 is a fault of ours, and 130 is a stop by a
-signal with everything saved. `fewstep --install-completion` teaches the tab key recipes, keys of settings, and runs.
+Every command with its arguments and options, as `fewstep COMMAND --help` prints them; this page is generated from the commands when the
+site is built. Exit codes: 0 for success; 2 for an error that you can correct, which one message explains; 1 for a bug in fewstep, with a
+traceback; 130 for a stop by a signal, after training has saved its state. `fewstep --install-completion` sets up tab completion of recipes,
+settings and run folders.
 """
 
 
@@ -50,7 +51,7 @@ def table(command: Any) -> str:
         if parameter.param_type_name == "argument":
             names = f"`{word(parameter)}`"
         lines.append(f"| {names} | {kind(parameter)} | {default(parameter)} | {one_line(parameter.help or '')} |")
-    return "\n".join(lines) if len(lines) > 2 else "It has no options."
+    return "\n".join(lines) if len(lines) > 2 else "This command has no options."
 
 
 def kind(parameter: Any) -> str:

@@ -10,12 +10,12 @@ from fewstep.recipe.reading import parse_yaml, shipped_recipes
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 METHODS = {
-    "teacher": ("Diffusion teachers", "What every method does with one is in [Every method side by side](methods.md)."),
-    "dmd2": ("DMD2: a teacher in one step, or a few", "What can be chosen, and what it does: [DMD2](dmd2.md)."),
-    "consistency": ("Consistency models", "What they cost and give: [Consistency models and flow maps](flows.md)."),
-    "flow_map": ("Flow maps", "What they cost and give: [Consistency models and flow maps](flows.md)."),
+    "teacher": ("Diffusion teachers", "What each method makes of a teacher is in [Every method side by side](methods.md)."),
+    "dmd2": ("DMD2: a teacher in one step, or a few", "The settings and what each of them changes: [DMD2](dmd2.md)."),
+    "consistency": ("Consistency models", "Training time and quality: [Consistency models and flow maps](flows.md)."),
+    "flow_map": ("Flow maps", "Training time and quality: [Consistency models and flow maps](flows.md)."),
     "dddm": ("DDDM: few steps without a teacher", "Quality by the number of steps: [DDDM](dddm.md)."),
-    "drift": ("Drift: one step without a teacher", "Which drift, and where it ends: [Drift](drift.md)."),
+    "drift": ("Drift: one step without a teacher", "The kinds of drift, and what limits them: [Drift](drift.md)."),
 }
 PICTURES = {
     "dmd2/digits": ("demo.png", "Real digits, the teacher at 35 evaluations and at one, the student at one"),
@@ -83,7 +83,7 @@ def measured(name: str) -> str:
         return f"Measured: {form.format(sum(values) / len(values))}, the mean over {len(runs)} training seeds ([table]({page}))."
     if name in TABLES:
         return f"Measured: its figures, seeds and times are in [a table]({TABLES[name]})."
-    return "Measured: nothing of its full length here."
+    return "Measured: no run of its full length."
 
 
 def recipe(name: str, tree: Mapping[str, Any]) -> str:

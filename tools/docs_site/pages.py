@@ -18,13 +18,15 @@ def block(name: str, place: str) -> str:
     if not (run / "model" / "config.json").is_file():
         return (
             f"![The page of the generator {name}: samples, buttons for classes, two noises and a slider](pictures/page_{name}.png)"
-            f"\n\n*A picture of the page: the run that it is made of is not where this site was built. `{command}` makes yours.*"
+            "\n\n*This is a picture of the page, because the run that it is exported from was not at hand when this site was built. "
+            f"`{command}` makes the page.*"
         )
     _found[name] = run
     return (
         f'<iframe src="{FOLDER}/{name}/index.html" title="The generator {name}, drawing in your browser" loading="lazy" '
         f'style="width:100%;height:{HEIGHT}px;border:0;border-radius:.3rem"></iframe>\n\n'
-        f"*It runs in your browser, and needs a web server before it: `python -m http.server -d site`. `{command}` makes yours.*"
+        "*The generator runs in your browser, which must get it from a web server: `python -m http.server -d site`. "
+        f"`{command}` makes the page.*"
     )
 
 

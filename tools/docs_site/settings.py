@@ -26,9 +26,18 @@ class Row(NamedTuple):
 
 
 TITLES = {
-    "methods": ("Settings of methods", "A recipe's section `method`. `method.name` chooses one; the keys below stand beside it."),
-    "networks": ("Settings of networks", "A recipe's section `network`. `network.name` chooses one; the keys below stand beside it."),
-    "data": ("Settings of data sets", "A recipe's section `data`. `data.name` chooses one; the keys below stand beside it."),
+    "methods": (
+        "Settings of methods",
+        "The keys of a recipe's section `method`: `method.name` chooses the method, and each method has its own further keys.",
+    ),
+    "networks": (
+        "Settings of networks",
+        "The keys of a recipe's section `network`: `network.name` chooses the network, and each network has its own further keys.",
+    ),
+    "data": (
+        "Settings of data sets",
+        "The keys of a recipe's section `data`: `data.name` chooses the data set, and each data set has its own further keys.",
+    ),
 }
 WORDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "object": "mapping", "null": "null"}
 
@@ -128,8 +137,8 @@ def rooms_page(kind: str) -> str:
 
 
 MADE = (
-    "This page is made from the settings' classes when the site is built. A key is given on the command line as `key=value`, or in "
-    "a recipe's YAML; [Change a recipe](../howto/settings.md) says how. `null` stands for none."
+    "This page is generated from the classes of the settings when the site is built. A setting is given on the command line as "
+    "`key=value`, or in a recipe's YAML file; [Change a recipe](../howto/settings.md) says how. `null` is YAML's word for no value."
 )
 
 
@@ -141,7 +150,11 @@ def recipe_page() -> str:
     for key in Recipe.model_fields:
         if key in own:
             field = Recipe.model_fields[key]
-            kind = "list of keys that may be found" if key == "finds" else allowed(schema["properties"][key], schema["$defs"])
+            kind = (
+                "list of settings that can be chosen automatically"
+                if key == "finds"
+                else allowed(schema["properties"][key], schema["$defs"])
+            )
             lines.append(f"| `{key}` | {kind} | {default_of(field, None)} | {field.description} |")
         else:
             lines.append(f"| `{key}` | section | | {Recipe.model_fields[key].description} |")

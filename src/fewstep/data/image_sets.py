@@ -96,8 +96,8 @@ def read_found(
     train_label, heldout_label = labels or (None, None)
     if twice := copies(*pixels):
         mistakes.notes.append(
-            f"{twice} of the {len(pixels[1])} images held out are trained on, too, as exact copies: a model that learns by heart would "
-            "look better than it is; take the copies out"
+            f"{twice} of the {len(pixels[1])} images held out are trained on, too, as exact copies: a model that memorizes would look "
+            "better than it is; take the copies out"
         )
     origin = replace(origin, remarks=(*origin.remarks, *(f"{text}." for text in mistakes.notes)))
     root = Path(path)

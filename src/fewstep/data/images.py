@@ -142,7 +142,7 @@ def photo_crops(size: int = 32, stride: int = 8) -> ImageData:
     label = {split: torch.cat([torch.full((len(c),), k) for k, c in enumerate(crops)]) for split, crops in parts.items()}
     joined = {split: torch.cat(crops) for split, crops in parts.items()}
     names = tuple(Path(name).stem for name in photos.filenames)
-    place = "two photographs of scikit-learn, those that lie across the border between the two parts not counted"
+    place = "two photographs of scikit-learn, without the crops across the border between the two parts"
     num = sum(map(len, joined.values()))
     origin = Origin(place, "crop", num, (), "the photograph", "of the upper four fifths", "of the lowest fifth")
     return ImageData("photos", joined["train"], joined["heldout"], label["train"], label["heldout"], 127.5, names, True, origin=origin)

@@ -167,7 +167,7 @@ def stream_data(
         kept = (Shards(other, f"{name}, its held-out part,", convert), held)
     spread = f", spread over {len(shards.heldout)} of {shards.num} shards" if shards.num > 1 else ""
     how = f"the first items (data.heldout_items){spread}" if kept is None else "the first items of another data set (data.heldout_items)"
-    shown = f"{shards.num:,} shard{'s' * (shards.num > 1)} of {place or name}, read as it is asked for"
-    classes = classes_by if names else "labels are left alone" if num_classes == 0 else "its items have no labels"
-    origin = Origin(shown, classes=classes, train="all others of a stream", heldout=how, remarks=(UNCOUNTED,) if names else ())
+    shown = f"{shards.num:,} shard{'s' * (shards.num > 1)} of {place or name}, read on demand"
+    classes = classes_by if names else "labels are ignored" if num_classes == 0 else "its items have no labels"
+    origin = Origin(shown, classes=classes, train="all other items of the stream", heldout=how, remarks=(UNCOUNTED,) if names else ())
     return StreamData(shards, spec, names, BUFFER if buffer is None else buffer, kept, flip, origin)

@@ -108,7 +108,7 @@ def latent_folder(path: str) -> LatentData:
         tree = read_json(folder / MANIFEST)
         found = Encoded(**{**tree, "shape": tuple(tree["shape"]), "class_names": tuple(tree["class_names"])})
         if found.version != VERSION or not all(type(found.num[split]) is int and found.num[split] > 0 for split in SPLITS):
-            raise ValueError("its numbers are none, or it is of another version")
+            raise ValueError("its numbers of items are not whole, or it is of another version")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{folder / MANIFEST} cannot be read ({error}); {REMEDY}") from None
     train, heldout = (_read(folder, split, found.num[split], found.num[split], "latents") for split in SPLITS)
@@ -119,7 +119,7 @@ def latent_folder(path: str) -> LatentData:
         if tuple(part.shape[1:]) != found.shape:
             raise DataError(f"the latents in {folder} have shape {list(part.shape[1:])}, and {MANIFEST} says {list(found.shape)}; {REMEDY}")
     origin = Origin(
-        f"{folder}, encoded of {found.source} by the VAE of {found.model}",
+        f"{folder}, encoded from {found.source} by the VAE of {found.model}",
         "image",
         sum(found.num.values()),
         classes="the data set's own labels" if found.class_names else "",

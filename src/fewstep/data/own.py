@@ -28,7 +28,7 @@ LOOKED_AT = 8  # first items, from which the shape and dtype of all items are ta
 EXCERPT = 10_000  # items of each part that are held in memory for measuring, at most
 EXCERPT_BYTES = 2**29  # bytes of these items, at most
 READ = 500  # items read together
-UNCOUNTED = "the items of each class are not counted, for they are read as they are asked for."
+UNCOUNTED = "the items of each class are not counted, because items are read on demand."
 
 Say = Callable[[str], None]
 
@@ -277,7 +277,7 @@ def item_data(
         train, held = _split(dataset, spec, HOLDOUT if holdout is None else holdout)
     held.read(range(min(LOOKED_AT, len(held))), 0)
     if len(spec.shape) == 3 and not spec.bytes and min(parted(item)[0].min().item() for item in first) >= 0:
-        say(f"{name}: no pixel of its first images is below 0, and images are to lie in [-1, 1]; look whether they are to be scaled")
+        say(f"{name}: no pixel of its first images is below 0, and images must lie in [-1, 1]; check whether these need scaling")
     if len(train) > most_items(spec):
         say(f"{name}: measuring looks at {most_items(spec):,} of its {len(train):,} training items, at random")
     fraction = HOLDOUT if holdout is None else holdout
@@ -379,8 +379,8 @@ def _labels(dataset: Any, name: str, say: Say) -> list[int]:
             except DataError as error:
                 raise DataError(f"the data set {name}: an item {error}") from None
     say(
-        f"{name}: reading the labels of all {len(dataset):,} items, for it does not say its classes; data.num_classes, or an attribute "
-        "num_classes or class_names, saves that"
+        f"{name}: reading the labels of all {len(dataset):,} items, because it does not state its classes; data.num_classes, or an "
+        "attribute num_classes or class_names, avoids this"
     )
     found: list[int] = []
     for first in range(0, len(dataset), READ):

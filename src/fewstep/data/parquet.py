@@ -18,13 +18,13 @@ STREAM, FILE = b"\xff\xff\xff\xff", b"ARROW1\0\0"  # first bytes of Arrow's stre
 
 def check_rows(source: str, num: int, each: int = 0) -> None:
     """Raise DataError if `num` rows, with images of `each` bytes, are too many to hold in memory; `source` names the data set."""
-    instead = "read them as they are asked for, with data.name: stream, or take fewer"
+    instead = "read them on demand, with data.name: stream, or take fewer"
     if num > ROWS:
         raise DataError(f"{source}, which claims {num:,} rows, where at most {ROWS:,} are held in memory; {instead}")
     if num * each > memory():
         raise DataError(
-            f"{source}, which claims {num:,} images, {in_units(num * each)} at this size, and this machine lets {in_units(memory())} be "
-            f"taken; {instead}, or lower data.size"
+            f"{source}, which claims {num:,} images, {in_units(num * each)} at this size, and {in_units(memory())} of memory are "
+            f"available; {instead}, or lower data.size"
         )
 
 

@@ -19,7 +19,7 @@ from fewstep.data.units import Units, units_of
 from fewstep.limits import TooLarge
 
 LEAST = 40  # points that each part needs
-STANDARD = "each column is learned about its mean, in standard deviations (data.standardize), and drawn in the file's units."
+STANDARD = "each column is standardized for training (data.standardize), and samples are in the file's units."
 
 
 def check_points(x: Tensor) -> None:

@@ -18,7 +18,7 @@ from fewstep.data.density import Density, checked_gamma
 from fewstep.data.errors import DataError
 
 Propose = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
-"""``propose(num, rng)``: points float64 [num, D], and the logarithm [num] of the probability with which each is accepted."""
+"""``propose(num, rng)`` returns points float64 [num, D] for rejection sampling, and the log-probability [num] that each is accepted."""
 
 Map = Callable[[Tensor], Tensor]
 

@@ -78,7 +78,7 @@ class Manifest:
         known = {field.name: tree[field.name] for field in fields(cls)}
         whole = ("num", "tokens", "width")
         if not all(type(known[name]) is int and known[name] > 0 for name in whole) or not isinstance(known["files"], dict):
-            raise ValueError(f"its {', '.join(whole)} or files are none")
+            raise ValueError(f"its {', '.join(whole)} or files are not what fewstep encode writes")
         sizes = known["latents"]
         if not isinstance(sizes, list) or len(sizes) != 3 or not all(type(size) is int and size > 0 for size in sizes):
             raise ValueError(f"its latents are {sizes}, and not three whole numbers")

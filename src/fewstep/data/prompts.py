@@ -86,7 +86,7 @@ class PromptData(TwoParts):
             "image" if images else "prompt",
             None if images else len(self.table),
             classes=f"a label is the row of one of {len(self.table):,} prompts" if images else "a label is the row of a prompt",
-            train="images with their captions" if images else "their text alone",
+            train="images with their captions" if images else "the prompts alone, without images",
             heldout="samples of the model" if samples else "images" if images else "no samples of the model were drawn",
         )
 
@@ -141,7 +141,7 @@ class PromptData(TwoParts):
     def _samples(self) -> TeacherSamples:
         if self.samples is None:
             raise DataError(
-                f"{self.table.folder} holds prompts and no samples of their model, and nothing can be measured against them; draw some: "
+                f"{self.table.folder} holds prompts and no samples of their model, which a run is measured against; draw some: "
                 f"fewstep encode PROMPTS --model MODEL --out {self.table.folder} --samples 2000"
             )
         return self.samples

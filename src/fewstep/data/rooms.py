@@ -28,7 +28,7 @@ def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say
     name = settings.name.rpartition(":")[2]
     if isinstance(made, ImageData | PointData | PromptData | ForeignData):
         if around:
-            raise DataError(f"data.{next(iter(around))} is given, and {settings.name} says that itself; leave the key out")
+            raise DataError(f"data.{next(iter(around))} is given, and {settings.name} sets that itself; leave the key out")
         if isinstance(made, StreamData | ImageData) and made.note:
             say(made.note)
         return made
@@ -53,7 +53,7 @@ def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say
     else:
         notes, data = [], item_data(made, name, heldout, **rest, say=say)
     if data.spec.bytes:
-        notes.append(f"{name}: images are bytes; 0 to 255 is taken to [-1, 1]")
+        notes.append(f"{name}: images are bytes; 0 to 255 is mapped to [-1, 1]")
     for note in notes:
         say(note)
     _into_units(data, settings, standardize)

@@ -34,7 +34,7 @@ NO_LABELS = "none"  # the value of data.label_column that stands for no classes
 CHUNK = 64  # images that a thread decodes at a time
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Shows how far a piece of work of a title and a total is: what it gives is called with the number of items just done."""
+"""``with bar(title, total) as done`` shows a progress bar; ``done(num)`` advances it by `num` items."""
 
 EMPTY_CLASS = Kind("class{es} without a training image", "add images or take the class out, or set data.label_column: none")
 

@@ -106,7 +106,7 @@ class TeacherSamples:
             self.drawn = Drawn(**read_json(manifest))
             whole = all(type(value) is int and value > 0 for value in (self.drawn.num, self.drawn.steps, self.drawn.prompts))
             if not whole or self.drawn.version != VERSION:
-                raise ValueError("its numbers are none, or it is of another version")
+                raise ValueError("its numbers are not whole, or it is of another version")
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{manifest} cannot be read ({error}); {use.remedy}") from None
         if self.drawn.prompts != prompts:

@@ -151,9 +151,9 @@ def toy_data(density: str | Density, size: int = 20_000, seed: int = 0) -> Point
         law.sample(num, torch.Generator().manual_seed(int(stream))) for num, stream in zip((size, HELDOUT), streams, strict=True)
     )
     origin = Origin(
-        f"points drawn from the density {law.name}, on which everything is known",
+        f"points drawn from the density {law.name}, which is known exactly",
         classes="points have none",
         train=f"drawn from seed {seed}",
-        heldout="others, which do not depend on how many are trained on",
+        heldout="other points, the same for every data.size",
     )
     return PointData(law.name, train, heldout, law, origin=origin)

@@ -135,7 +135,7 @@ def _untrained(
         raise ValueError(f"sample_size is {size}; write the sides of its images into config.json")
     if null_class:
         if classes is None or classes < 2:
-            raise ValueError(f"a null class was asked for, but it has {classes or 'no'} classes; leave that out")
+            raise ValueError(f"--null-class was given, but the model has {classes or 'no'} classes; leave it out")
         classes -= 1
     shape = [network["in_channels"], *sides]
     sampler = {"name": "heun", "steps": 18, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
@@ -182,7 +182,7 @@ def _check_size(config: dict[str, Any], folder: Path) -> None:
         raise UserError(f"config.json in {folder} asks for {claimed:,} weights, and its files hold {there:,}; take another copy")
     if 4 * claimed > memory():
         raise UserError(
-            f"config.json in {folder} asks for a network of {in_units(4 * claimed)}, and this machine lets {in_units(memory())} be taken; "
+            f"config.json in {folder} asks for a network of {in_units(4 * claimed)}, and {in_units(memory())} of memory are available; "
             "take a smaller model, or another machine"
         )
 

@@ -201,13 +201,13 @@ def _words(generator: Generator, recipe: Mapping[str, Any] | None, teacher: int 
     taken = "One evaluation of the network makes" if evaluations == 1 else f"{evaluations} evaluations of the network make"
     without = {None: "how many a teacher takes is unknown", 0: "it was trained without a teacher"}
     told = without.get(teacher, f"the teacher takes {teacher}")
-    later = "" if steps == 1 else f" The noises of the {steps - 1} later step{'s' * (steps > 2)} walk with it."
+    later = "" if steps == 1 else f" The noises of the {steps - 1} later step{'s' * (steps > 2)} move with it."
     words = {
         "title": f"{counted} from noise to {data}",
         "made": _made(generator, recipe),
         "claim": f"{taken} each {item}; {told}.",
-        "map": f"{counted} {'is' if steps == 1 else 'are'} a map: every noise has its {item}. Between A and B the noise walks on a sphere, "
-        f"so that it stays as long as noise is, and the {item}s follow.{later}",
+        "map": f"{counted} {'is' if steps == 1 else 'are'} a fixed map: each noise gives one {item}. The slider moves the noise from A to "
+        f"B along a sphere, on which its length stays that of noise, and the {item} changes with it.{later}",
         "item": item,
         "kind": f"{item}s",
     }

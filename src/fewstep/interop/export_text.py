@@ -160,8 +160,8 @@ def verify_text(generator: Generator, folder: Path, fuse: bool) -> float:
         offline = {**os.environ, "HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
         ended = subprocess.run([sys.executable, "-c", script, json.dumps(told)], env=offline, capture_output=True, text=True)
         if ended.returncode:
-            why = (ended.stderr.strip().splitlines() or ["it says nothing"])[-1]
-            why = "it was killed, as where memory lacks" if ended.returncode < 0 else why
+            why = (ended.stderr.strip().splitlines() or ["it printed no message"])[-1]
+            why = "it was killed, as happens when memory runs out" if ended.returncode < 0 else why
             raise UserError(f"what was written cannot be run by stock diffusers ({why}) and was removed")
         from safetensors.torch import load_file
 

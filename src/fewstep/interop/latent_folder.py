@@ -93,7 +93,9 @@ def encode_captioned(
 
 def _check_size(vae: VAE, size: int, model: str) -> None:
     if size < 1 or size % vae.factor:
-        raise UserError(f"--size is {size}; the VAE of {model} makes one place of {vae.factor} pixels: give a multiple of that")
+        raise UserError(
+            f"--size is {size}; the VAE of {model} makes latents of 1/{vae.factor} of the size: give a multiple of {vae.factor}"
+        )
 
 
 def _written(data: ImageData, source: str, vae: VAE, size: int, out: Path, begun: str, bar: Bar) -> Encoded:

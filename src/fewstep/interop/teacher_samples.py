@@ -34,7 +34,7 @@ def draw_teacher_samples(
     where `num` is too small for `use`, where `folder` holds samples that were drawn with other settings, and as `text_teacher` does.
     """
     if num < use.each:
-        of = ", which are drawn of each prompt: half are held beside the other half" if use.each > 1 else ""
+        of = ": that many are drawn of each prompt, and one half is compared with the other" if use.each > 1 else ""
         raise UserError(f"{use.option} is {num}; give at least {use.each}{of}")
     try:
         table = PromptTable(folder)
@@ -57,8 +57,8 @@ def draw_teacher_samples(
                 say(f"{folder} holds these {use.what} already")
                 return there
             raise UserError(
-                f"{folder} holds {there.num:,} {use.what} in {there.steps} steps by guidance {there.guidance_scale:g}, of this model or "
-                f"another; remove {use.manifest} and {use.stem}-*.safetensors there to draw others"
+                f"{folder} holds {there.num:,} {use.what} in {there.steps} steps with guidance scale {there.guidance_scale:g}, of this "
+                f"model or another; remove {use.manifest} and {use.stem}-*.safetensors there to draw others"
             )
         files = {}
         with bar(f"drawing {use.what} of the teacher", num) as done:

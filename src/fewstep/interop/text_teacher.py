@@ -88,11 +88,12 @@ def import_text(model: str, out: Path, sigma_data: float) -> list[str]:
     return [
         f"found: {found.kind} of {', '.join([found.part, *parts])}; the {called} has {parameters:,} parameters and predicts "
         f"{_prediction(found)}",
-        *(f"there is no {part}: zeros stand for what it would say, as in the stock pipeline" for part in absent),
+        *(f"there is no {part}: zeros stand for its output, as in the stock pipeline" for part in absent),
         _levels(found, denoiser),
-        f"latents: {'x'.join(map(str, found.shape))}; the {called} is told {told}",
-        f"memory for weights, gradients, AdamW's moments and the average: for one step {short(lora_bytes(denoiser, targets), 'B')} as LoRA "
-        f"of rank {RANK} in bf16-mixed, {short(4 * (1 + held(1)) * parameters, 'B')} as copies; for four, with a fake network for each, "
+        f"latents: {'x'.join(map(str, found.shape))}; the {called} takes {told}",
+        "memory for weights, gradients, AdamW's moments and the moving average: a one-step student takes "
+        f"{short(lora_bytes(denoiser, targets), 'B')} as LoRA of rank {RANK} in bf16-mixed, {short(4 * (1 + held(1)) * parameters, 'B')} "
+        "as full copies; a four-step student, with a fake network for each step, "
         f"{short(lora_bytes(denoiser, targets, 4), 'B')} and {short(4 * (1 + held(4)) * parameters, 'B')}",
     ]
 

@@ -83,7 +83,7 @@ def described(folder: Path) -> Described:
     try:
         config = read_json(folder / part / "config.json")
         if (name := config.get("_class_name", CLASSES[part])) != CLASSES[part]:
-            raise ValueError(f"it is a {name}, and a {CLASSES[part]} is known here")
+            raise ValueError(f"it is a {name}, and only a {CLASSES[part]} is supported")
         config = {key: value for key, value in config.items() if not key.startswith("_")}
         if part == "unet":
             network = {"name": "text_unet", "time_ids": None if told is None else list(told), **config}

@@ -118,7 +118,7 @@ def encoded(model: str, texts: Sequence[str], expected: str | None = None, dtype
     """
     folder = model_folder(model)
     if expected and (own := encoders_id(folder)) is not None and own != expected:
-        raise UserError(f"the text encoders of {model} are not those that this generator was trained with; put the former back")
+        raise UserError(f"the text encoders of {model} are not those that this generator was trained with; restore the former ones")
     encoder = Encoder(folder, model, pipeline_kind(folder, model))
     parts = [encoder(texts[first : first + BATCH], dtype) for first in range(0, len(texts), BATCH)] + [encoder.nothing(dtype)]
     hidden = torch.cat([part["hidden"] for part in parts])

@@ -41,7 +41,7 @@ FORMS: dict[str, Form] = {
         "transformer",
         (*ENCODERS[:2], *TOKENIZERS[:2]),
         (ENCODERS[2], TOKENIZERS[2]),
-        {"image_encoder": "is told an image besides (IP-Adapter)"},
+        {"image_encoder": "takes an image, too (IP-Adapter)"},
     ),
 }
 SAMPLED, PLACES = 1 << 16, 64  # bytes that a checksum reads in one place of a file, and the number of places
@@ -81,7 +81,7 @@ def pipeline_kind(folder: Path, model: str) -> str:
             raise UserError(f"{model} is a {kind} without its {part}, which prompts are encoded by; take a whole copy of the model")
     for part, why in form.without.items():
         if part in named:
-            raise UserError(f"{model} is a {kind} with an {part}, and so {why}, which is not known here; take one without")
+            raise UserError(f"{model} is a {kind} with an {part}, and so {why}, which is not supported; take one without")
     return str(kind)
 
 

@@ -29,10 +29,10 @@ def read_part(folder: Path, part: str, kind: Any, called: str, **options: Any) -
     missing, others = sorted(told["missing_keys"]), [name for name in sorted(told["unexpected_keys"]) if not name.endswith(BUFFERS)]
     if any("lora_" in name or "base_layer" in name for name in others):
         raise UserError(
-            f"the {called} in {folder} has low-rank changes (LoRA) beside its weights ({others[0][:SHOWN]}); fuse them into it "
+            f"the {called} in {folder} has low-rank adapters (LoRA) beside its weights ({others[0][:SHOWN]}); fuse them into it "
             "(pipeline.fuse_lora(), pipeline.unload_lora_weights()) and save it anew, or take it without them"
         )
     if missing or others:
-        what = f"lacks {missing[0][:SHOWN]}" if missing else f"has {others[0][:SHOWN]} besides"
+        what = f"lacks {missing[0][:SHOWN]}" if missing else f"has {others[0][:SHOWN]}, too"
         raise UserError(f"the {called} in {folder} {what}, which is not as its config.json describes it; take a whole copy of the model")
     return model

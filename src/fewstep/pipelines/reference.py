@@ -66,10 +66,10 @@ def read_based(base: Base, folder: Path, sigma_data: float) -> nn.Module:
         place = network_folder(base.model)
         theirs = weights_id(place)
     except UserError as error:
-        raise UserError(f"{folder} stands on the network of {base.model}, which cannot be had: {error}") from error
+        raise UserError(f"{folder} is based on the network of {base.model}, which cannot be loaded: {error}") from error
     if theirs != base.weights:
         raise UserError(
-            f"{folder} stands on the network of {base.model} as it was in training, and what is there now is another; put the former back"
+            f"{folder} is based on the network of {base.model} as it was in training, which has changed since; restore the former one"
         )
     denoiser = read_denoiser(described(place), None, sigma_data)
     if base.rank is None:

@@ -36,7 +36,7 @@ def parametrization_of(scheduler: dict[str, Any]) -> dict[str, Any]:
             f"its scheduler is a {name}, which has no betas; allowed are DDPMScheduler, DDIMScheduler and those with the same betas"
         )
     if scheduler.get("timestep_type", "discrete") != "discrete":
-        raise ValueError(f"its {name} has timestep_type {scheduler['timestep_type']!r}; only 'discrete' timesteps are known here")
+        raise ValueError(f"its {name} has timestep_type {scheduler['timestep_type']!r}; only 'discrete' timesteps are supported")
     settings = DDPM | scheduler
     betas: Any = scheduler.get("trained_betas")
     if betas is None:
@@ -73,7 +73,9 @@ def flow_of(scheduler: dict[str, Any], patches: int) -> Flow:
     if name not in FLOWS:
         raise ValueError(f"its scheduler is a {name}, which is of no flow; allowed are {', '.join(FLOWS)}")
     if scheduler.get("invert_sigmas"):
-        raise ValueError(f"its {name} has invert_sigmas, by which time runs from noise to data; only times from data to noise are known")
+        raise ValueError(
+            f"its {name} has invert_sigmas, by which time runs from noise to data; only times from data to noise are supported"
+        )
     num, shift = scheduler.get("num_train_timesteps", 1000), scheduler.get("shift", 1.0)
     if not scheduler.get("use_dynamic_shifting"):
         return Flow(num, shift, shift / (num - 1 + shift), by_size=False)  # the smallest trained time, shifted once more by the scheduler

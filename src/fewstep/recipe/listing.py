@@ -9,7 +9,7 @@ from fewstep.recipe.reading import parse_yaml, shipped_recipes
 NAMES = 30  # width in columns of the recipes' names
 # headings by the data set that a recipe names; all other recipes stand under LARGER
 GROUPS = {"toy": "Points in the plane: seconds to minutes on one core", "digits": "8x8 digits: minutes on one core"}
-LARGER = "Larger images: a GPU's work, but for the smallest"
+LARGER = "Larger images: for a GPU, except the smallest"
 START = "Start here"
 
 

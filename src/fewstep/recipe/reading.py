@@ -127,7 +127,7 @@ def _with_overrides(tree: dict[str, Any], source: str, overrides: list[str | tup
         tree["finds"] = [key for key in finds if key not in given]
     said += bring_forward(tree)  # again, for a section that an override has given as a whole
     if said:
-        SCREEN.say(f"note: keys of an older form, taken to where they are now: {', '.join(dict.fromkeys(said))}")
+        SCREEN.say(f"note: keys of an older version, translated to today's: {', '.join(dict.fromkeys(said))}")
     return validated(tree, source)
 
 

@@ -117,8 +117,8 @@ class Trainer(Section):
     def _whole(self) -> "Trainer":
         if self.strategy == "fsdp" and self.compile:
             raise ValueError(
-                f"compile is {str(self.compile).lower()}, and strategy is fsdp, which gathers a network as it is called and not a compiled "
-                "one; set compile to false, or strategy to ddp"
+                f"compile is {str(self.compile).lower()}, and strategy is fsdp, which gathers a network as it is called and cannot gather "
+                "a compiled one; set compile to false, or strategy to ddp"
             )
         return self
 

@@ -92,7 +92,7 @@ class Called:
                 ) from error
             if is_sharded(self.fabric) and (why := not_sharded(error)) is not None:
                 raise UserError(
-                    f"trainer.strategy is fsdp, and the networks or losses of this run do not work in shares ({why}); {INSTEAD}"
+                    f"trainer.strategy is fsdp, and the networks or losses of this run do not work sharded ({why}); {INSTEAD}"
                 ) from error
             raise
         finally:

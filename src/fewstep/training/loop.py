@@ -378,11 +378,11 @@ class Loop:
             with gathered([*grounds(generator), *self.asked]), self.stop.at_once(first):
                 picture = self.on_sample(generator, self.state.step) if first else None
         except UserError as error:  # finite weights can give samples that are not finite: training may recover
-            return self.progress.say(f"step {self.state.step}: no picture, for {error}")
+            return self.progress.say(f"step {self.state.step}: no picture was drawn: {error}")
         except Exception as error:
             if not is_of_memory(error):
                 raise
-            return self.progress.say(f"step {self.state.step}: no picture, for which there is too little memory")
+            return self.progress.say(f"step {self.state.step}: no picture was drawn: there is too little memory")
         if picture is not None:
             self.tracker.image(picture, self.state.step)
 

@@ -245,7 +245,7 @@ def _restore_chance(state: State, saved: Mapping[str, Tensor], fabric: Fabric) -
         if state.rng.is_dealt:
             state.rng.begin_own(state.seed, rank, state.step)
         torch.manual_seed(stream_seed(state.seed, "process", rank, state.step))
-        return f"this run has come from another kind of device to {fabric.device.type}: going on with other random numbers"
+        return f"this run was trained on another kind of device than {fabric.device.type}: going on with other random numbers"
     if before == fabric.world_size:
         if "batch" in saved and state.rng.is_dealt:
             _set(state.rng, saved["loop"][rank])
@@ -293,9 +293,9 @@ def restore_best(state: State, run: RunFolder, metric: str | None, say: Callable
     if found is not None and found["metric"] == metric:
         state.best = found
     elif found is not None:
-        say(f"best/ was chosen by {found['metric']}; it will be replaced by the best by {metric} from here")
+        say(f"best/ holds the best model by {found['metric']}; from here on it will hold the best by {metric}")
     elif saved is not None:
-        say(f"best/ (of step {saved['step']}) is not there any more; it will hold the best from here")
+        say(f"best/ (of step {saved['step']}) is missing; it will hold the best model from here on")
 
 
 def _distance_from_best(value: float, better: Better) -> float:

@@ -73,7 +73,7 @@ class Room:
         if (reason := self.method.needs_whole_batch) is not None:
             smaller = f"batch_size={share // parts * self.devices}"
             return UserError(
-                f"{told}{smaller} {how}; train with that into another folder, for a batch is learned from as a whole ({reason})"
+                f"{told}{smaller} {how}; train with that into another folder, because the method needs whole batches ({reason})"
             )
         return UserError(f"{told}trainer.accumulate={parts} {how}: the same batch in {parts} parts; go on with --resume and that")
 

@@ -188,7 +188,7 @@ def _differentiated_once(output: Any) -> None:
 
     def refuse(grad: Tensor) -> None:
         if torch.is_grad_enabled():
-            raise RuntimeError("a gradient is to be differentiated again, which FSDP cannot")
+            raise RuntimeError("a gradient is differentiated again, which FSDP does not support")
 
     for tensor in tree_leaves(output):
         if isinstance(tensor, Tensor) and tensor.requires_grad:

@@ -43,7 +43,7 @@ class StopRequest:
             self.asked, self._first = True, (number, time.monotonic())
             if self.now:
                 raise StopNow
-            self.say("finishing this step and saving; once more to stop at once")
+            self.say("finishing this step and saving; interrupt once more to stop at once")
 
         before = {}
         with contextlib.suppress(ValueError):  # raised outside the main thread, which alone may handle signals
