@@ -352,7 +352,7 @@
     if (location.protocol !== "file:") return false;
     const folder = decodeURIComponent(location.pathname.replace(/\/[^/]*$/, ""));
     const code = Object.assign(document.createElement("code"), { textContent: `python -m http.server -d '${folder}' 8000` });
-    element("message").append("Browsers let a page from the disk load no model: run ", code, " and open http://localhost:8000.");
+    element("message").append("Browsers do not let a page on disk load its model: run ", code, " and open http://localhost:8000.");
     element("message").hidden = false;
     return true;
   }
