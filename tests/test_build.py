@@ -96,7 +96,7 @@ def test_what_draws_from_the_posterior_is_no_teacher(dddm_run, teacher_run, mist
     )
     assert message in mistake("train", "dmd2/digits", f"method.teacher={dddm_run}", "--out", tmp_path / "run")
     both = refused(student_recipe(dddm_run, "network.sigma_data=0.5"))
-    assert "its sigma_data is 0.75, network.sigma_data is 0.5; it draws from the posterior" in both
+    assert "its sigma_data is 0.75, network.sigma_data is 0.5; it draws samples of the posterior" in both
     assert not (tmp_path / "run").exists()
 
 

@@ -371,9 +371,9 @@ def test_sample_of_a_distributional_run_honours_churn(done, dddm_run, tmp_path):
         ("dddm", "2", ["churn is 2.0", "from 0 to 1"]),
         ("dddm", "-0.5", ["churn is -0.5", "from 0 to 1"]),
         ("dddm", "nan", ["churn is nan", "from 0 to 1"]),
-        ("teacher", "0.5", ["churn is 0.5", "sampler heun has none", "leave it out"]),
-        ("teacher", "2", ["churn is 2.0", "sampler heun has none"]),
-        ("student", "1", ["churn is 1.0", "sampler few_step has none"]),
+        ("teacher", "0.5", ["churn is 0.5", "sampler heun of this generator has no churn", "leave it out"]),
+        ("teacher", "2", ["churn is 2.0", "sampler heun of this generator has no churn"]),
+        ("student", "1", ["churn is 1.0", "sampler few_step of this generator has no churn"]),
     ],
 )
 def test_churn_that_cannot_be_is_refused(kind, churn, words, mistake, request, tmp_path):

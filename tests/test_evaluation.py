@@ -102,7 +102,7 @@ def test_statistics_from_elsewhere(done, run, tmp_path):
     assert row["frechet"] == pytest.approx(frechet_distance(samples, torch.from_numpy(features)), rel=1e-6)
     assert "precision" not in row
     assert found["protocol"]["reference"] == {"what": "a file of statistics", "num": None, "sha256": sha256_of(tmp_path / "ref.npz")}
-    assert "to the statistics ref.npz in the features digits-v1; floor: the real held-out split's" in out
+    assert "to the statistics ref.npz in the features digits-v1; floor: FD of the real held-out split" in out
     assert next(iter(found["rows"])) == found["floor_of"] == "real held-out split"
 
 

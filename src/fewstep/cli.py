@@ -175,7 +175,7 @@ def sample(
     ] = None,
     churn: Annotated[
         float | None,
-        typer.Option(help="for distributional (DDDM) generators: new noise that each step adds, from 0 for none to 1 for as much as DDPM"),
+        typer.Option(help="for distributional generators: new noise that each step adds, from 0 for none to 1 for as much as DDPM"),
     ] = None,
     threads: Threads = "auto",
     allow: Allow = None,

@@ -80,7 +80,7 @@ def write_part(path: Path, content: bytes) -> None:
         with whole_file(path) as file:
             file.write(content)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); make room, and give the same command again") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}); free some space, and give the same command again") from error
 
 
 def check_free(out: Path) -> None:

@@ -65,9 +65,9 @@ def test_classes_as_often_as_in_the_data_and_two_at_least(num):
 
 
 def test_what_cannot_be_chosen_is_refused():
-    with pytest.raises(ValueError, match="no real labels"):
+    with pytest.raises(ValueError, match="without real labels"):
         asked_labels(10, 4, 0, AS_IN_DATA)
-    with pytest.raises(ValueError, match="'sorted' of real labels"):
+    with pytest.raises(ValueError, match="'sorted' from real labels"):
         asked_labels(10, 4, 0, "sorted", UNEVEN)
 
 

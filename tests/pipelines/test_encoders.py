@@ -304,6 +304,6 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(name, pipelines,
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "whole_file", full)
-        with pytest.raises(UserError, match=rf"{name} cannot be written \(No space left on device\); make room"):
+        with pytest.raises(UserError, match=rf"{name} cannot be written \(No space left on device\); free some space"):
             encode_prompts(prompts, str(pipelines["sd"][0]), tmp_path / "out")
     assert encode_prompts(prompts, str(pipelines["sd"][0]), tmp_path / "out").num == 4

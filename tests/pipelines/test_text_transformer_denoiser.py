@@ -112,7 +112,7 @@ def changed(folder, to, file, **values):
         (
             "transformer/config.json",
             {"_class_name": "FluxTransformer2DModel"},
-            "it is a FluxTransformer2DModel, and a SD3Transformer2DModel",
+            "it is a FluxTransformer2DModel, and only a SD3Transformer2DModel",
         ),
         ("transformer/config.json", {"in_channels": 32}, r"are \(32, 16\), which does not fit latents of 32 channels"),
         ("transformer/config.json", {"sample_size": 7}, "latents of 7x7 cannot be cut into patches of 2, of which a side has up to 12"),

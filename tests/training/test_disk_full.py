@@ -16,7 +16,7 @@ from same_run import assert_same_run, snapshot
 def check_message(message: str) -> None:
     assert "No space left on device" in message
     assert "all else is untouched" in message
-    assert "make room" in message
+    assert "free some space" in message
     assert "--resume" in message
 
 
