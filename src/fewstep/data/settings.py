@@ -25,21 +25,32 @@ class Photos(DataSettings):
     points: ClassVar = False
 
 
+# settings of data sets that are read image by image
+Configuration = Annotated[str | None, Field(description="name of the configuration, for a Hub data set that has several")]
+Side = Annotated[PositiveInt, Field(description="width and height in pixels to which images are resized")]
+Resize = Annotated[
+    Literal["fit", "stretch", "pad", "none"],
+    Field(
+        description="how images reach the size: fit scales the shorter side and crops the centre, stretch scales both sides, pad centres "
+        "the image on black, none requires images of that size",
+    ),
+]
+Channels = Annotated[Literal[1, 3], Field(description="colour channels of the images: 3 for RGB, 1 for grey")]
+ImageColumn = Annotated[str | None, Field(description="column of the images; null takes the first column that holds images")]
+LabelColumn = Annotated[str | None, Field(description="column of the labels; null looks for one, and none trains without classes")]
+
+
 class Images(DataSettings):
     """Images of your own: a folder (class = sub-folder), parquet, a save_to_disk folder, or a data set of the Hugging Face Hub."""
 
     name: Literal["images"]
     path: UserPath = Field(description="folder of images, .parquet file, save_to_disk folder, or Hub id such as owner/name")
-    config: str | None = Field(None, description="name of the configuration, for a Hub data set that has several")
-    size: PositiveInt = Field(32, description="width and height in pixels to which images are resized")
-    resize: Literal["fit", "stretch", "pad", "none"] = Field(
-        "fit",
-        description="how images reach the size: fit scales the shorter side and crops the centre, stretch scales both sides, "
-        "pad centres the image on black, none requires images of that size",
-    )
-    channels: Literal[1, 3] = Field(3, description="colour channels of the images: 3 for RGB, 1 for grey")
-    image_column: str | None = Field(None, description="column of the images; null takes the first column that holds images")
-    label_column: str | None = Field(None, description="column of the labels; null looks for one, and none trains without classes")
+    config: Configuration = None
+    size: Side = 32
+    resize: Resize = "fit"
+    channels: Channels = 3
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
     holdout: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="fraction of the images held out, if the data has no test or validation split"
     )
@@ -138,20 +149,16 @@ class Stream(DataSettings):
 
     name: Literal["stream"]
     path: UserPath = Field(description="pattern such as data/*.parquet or shards/*.tar, folder of shards, URL, or Hub id")
-    config: str | None = Field(None, description="name of the configuration, for a Hub data set that has several")
+    config: Configuration = None
     split: str = Field("train", description="split to train on, of a Hub data set")
     heldout_split: str | None = Field(
         None, description="split that is held out, of a Hub data set; null holds out the first images of the training split"
     )
-    size: PositiveInt = Field(32, description="width and height in pixels to which images are resized")
-    resize: Literal["fit", "stretch", "pad", "none"] = Field(
-        "fit",
-        description="how images reach the size: fit scales the shorter side and crops the centre, stretch scales both sides, "
-        "pad centres the image on black, none requires images of that size",
-    )
-    channels: Literal[1, 3] = Field(3, description="colour channels of the images: 3 for RGB, 1 for grey")
-    image_column: str | None = Field(None, description="column of the images; null takes the first column that holds images")
-    label_column: str | None = Field(None, description="column of the labels; null looks for one, and none trains without classes")
+    size: Side = 32
+    resize: Resize = "fit"
+    channels: Channels = 3
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
     num_classes: PositiveInt | None = Field(None, description="number of classes, for labels that are plain integers from 0")
     class_names: list[str] | None = Field(None, description="names of all classes, for labels that are words")
     heldout_items: PositiveInt = Field(2000, description="number of images held out, which are kept in memory")
