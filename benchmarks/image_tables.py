@@ -24,6 +24,7 @@ COLUMNS = {
 MOST_SLOPE = 0.2  # share of the curve, at its end, over which its slope is measured
 SETTLED, KNOWN = 0.2, 2 / 3  # shares of a training, between which a power law is fitted; it predicts the rest
 PRECISIONS = ("32-true", "bf16-mixed")
+EARLIER = " (earlier)"  # marks a row of an earlier form of its recipe
 SHAPE = 1.3  # FD that a student is to reach, in multiples of its teacher's
 
 
@@ -63,8 +64,13 @@ def figures_lines(content: dict[str, Any], order: Sequence[str], short: bool = F
             rows = [row for run in runs for row in own_rows(run) if row["evaluations"] == count]
             cells = cells_of(rows, columns)
             took = [f"{statistics.median(run['images_seen'] for run in runs) / 1e3:,.0f} k", f"{median_minutes(runs):.0f}"]
-            lines.append([title, str(count), *cells, *took])
+            lines.append([title + EARLIER * is_earlier(runs), str(count), *cells, *took])
     return lines
+
+
+def is_earlier(runs: Sequence[dict[str, Any]]) -> bool:
+    """Whether some of `runs` are of an earlier form of their recipe, which their entry "earlier" tells; `images.py` trains them again."""
+    return any("earlier" in run for run in runs)
 
 
 def median_minutes(runs: Sequence[dict[str, Any]]) -> float:
@@ -76,9 +82,11 @@ def figures_note(content: dict[str, Any], order: Sequence[str]) -> str:
     """Return the note of a table of figures: numbers of samples and seeds, and what the times include."""
     run, arms = next(iter(content["runs"].values())), groups(content)
     seeds = ", ".join(f"{title} {len(arms[title])}" for title in order if title in arms)
+    forms = dict.fromkeys(run["earlier"] for title in order for run in arms.get(title, []) if "earlier" in run)
+    earlier = "".join(f"Rows with {EARLIER.strip()} are {form}. " for form in forms)
     return (
-        f" n = {run['n']:,}, sampling seed {run['seed']}; features {run['features']}. Training seeds: {seeds}; the mean, and the range in "
-        "brackets. CPU time of a student is its own, without its teacher's; measuring on the way is in it."
+        f" {earlier}n = {run['n']:,}, sampling seed {run['seed']}; features {run['features']}. Training seeds: {seeds}; the mean, and the "
+        "range in brackets. CPU time of a student is its own, without its teacher's; measuring on the way is in it."
     )
 
 

@@ -7,9 +7,10 @@
 
 Each arm is a shipped recipe, unchanged; a student distils the teacher of its own seed. Each process uses one thread: two can run side by
 side with different arms, and write to one results file. An interrupted arm is resumed from its run folder by the next call, and an arm
-that the results hold already is skipped. Figures are of 10,000 samples (seed 0) against the test split, in both judges; curves are of
-1,000 samples at every tenth of the training, for models that sample in a few evaluations. Seconds are the CPU time of the training
-process, including the measurements for the curve. Writes results/images_NAME.json after each arm.
+that the results hold already is skipped, unless it is of an earlier form of its recipe ("earlier" says of which). Figures are of 10,000
+samples (seed 0) against the test split, in both judges; curves are of 1,000 samples at every tenth of the training, for models that sample
+in a few evaluations. Seconds are the CPU time of the training process, including the measurements for the curve. Writes
+results/images_NAME.json after each arm.
 """
 
 import argparse
@@ -140,7 +141,7 @@ def main() -> None:
                 continue
             key = f"{title}, seed {seed}"
             with shared(results) as content:
-                done = key in content.get("runs", {})
+                done = "earlier" not in content.get("runs", {}).get(key, {"earlier": "none yet"})
             if done or arguments.list:
                 print(f"{key:24} {'done' if done else 'to do'}")
                 continue

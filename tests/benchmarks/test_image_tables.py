@@ -54,6 +54,13 @@ def test_each_arm_has_a_row_for_each_number_of_evaluations():
     assert "teacher 1, dmd2 2;" in image_tables.figures_note(CONTENT, ORDER)
 
 
+def test_a_row_of_an_earlier_form_of_its_recipe_says_so():
+    runs = dict(CONTENT["runs"]) | {"flow": run("flow map", 0, [row(1, 3.0)], 20) | {"earlier": "of a shorter teacher"}}
+    assert [line[0] for line in image_tables.figures_lines({"runs": runs}, ORDER)][-2:] == ["dmd2", "flow map (earlier)"]
+    assert image_tables.figures_note({"runs": runs}, ORDER).startswith(" Rows with (earlier) are of a shorter teacher. n = 10,000")
+    assert "earlier" not in image_tables.figures_note(CONTENT, ORDER)
+
+
 def test_the_short_table_has_the_first_figures_alone():
     lines = image_tables.figures_lines(CONTENT, ["dmd2"], short=True)
     assert lines[0] == ["", "evaluations", *list(image_tables.COLUMNS)[:4], "images seen", "training, CPU min"]
