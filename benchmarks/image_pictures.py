@@ -18,7 +18,9 @@ from fewstep.engine import use_threads
 from fewstep.generator import Generator, load
 from fewstep.recipe import load_recipe
 from fewstep.training.run_folder import RunFolder
+from fewstep.viz.colours import COLOURS
 from fewstep.viz.plots import contact_sheet
+from image_tables import EARLIER, is_earlier
 from images import ARMS, HERE, folder_of
 
 DOCS = HERE.parent / "docs"
@@ -63,18 +65,20 @@ def draw_curves(name: str) -> Path:
     content = json.loads((HERE / "results" / f"images_{name}.json").read_text())
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    titles = list(ARMS[name])
-    for run in content["runs"].values():
+    titles, shown, ends = list(ARMS[name]), set[str](), dict[str, float]()
+    for run in sorted(content["runs"].values(), key=lambda run: (titles.index(run["title"]), run["training_seed"])):
         if not run["curve"]:
             continue
-        color = f"C{titles.index(run['title'])}"
-        first = run["training_seed"] == 0
+        title = run["title"] + EARLIER * is_earlier([run])
+        color, first = COLOURS[titles.index(run["title"]) % len(COLOURS)], title not in shown
+        shown.add(title)
+        ends.setdefault(title, run["curve"][-1]["eval.frechet_over_floor"])
         # the CPU time is known for the whole run only: the curve's wall time is scaled by the run's share of a core
         alone = run["cpu_seconds"] / run["curve"][-1]["seconds"]
         for ax, key, scale in ((axes[0], "images_seen", 1e-3), (axes[1], "seconds", alone / 60)):
             x = [record[key] * scale for record in run["curve"]]
             y = [record["eval.frechet_over_floor"] for record in run["curve"]]
-            ax.plot(x, y, ".-", color=color, alpha=1 if first else 0.4, label=run["title"] if first else None)
+            ax.plot(x, y, ".-", color=color, alpha=1 if first else 0.4, label=title if first else None)
     for ax, label in zip(axes, ("images seen, thousands", "CPU minutes of training"), strict=True):
         ax.set_yscale("log")
         ax.set_xlabel(label)
@@ -82,6 +86,8 @@ def draw_curves(name: str) -> Path:
     axes[0].set_xscale("log")  # some methods see fifty times as many images as others
     axes[0].set_ylabel("FD / floor, 1,000 samples")
     axes[1].legend(fontsize=8)
+    best = min(ends, key=lambda title: ends[title])
+    figure.suptitle(f"{best} ends lowest, at {ends[best]:.2f} times the floor; pale: its other training seeds", fontsize=10)
     path = DOCS / f"curves_{name}.png"
     figure.savefig(path, dpi=110)
     return path

@@ -104,7 +104,7 @@ def curve_lines(content: dict[str, Any], order: Sequence[str]) -> list[list[str]
         late = [record for record in curve if record["images_seen"] >= (1 - MOST_SLOPE) * most - 1]
         first, last = late[0]["eval.frechet_over_floor"], late[-1]["eval.frechet_over_floor"]
         falls = 1 - (last / first) ** (1 / max(1, len(late) - 1))
-        lines.append([title, f"{most / 1e3:,.0f} k images", *cells, f"{falls:.0%}"])
+        lines.append([title + EARLIER * is_earlier(arms[title]), f"{most / 1e3:,.0f} k images", *cells, f"{falls:.0%}"])
     return lines
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cells import ranged
-from image_tables import groups, own_rows
+from image_tables import EARLIER, groups, is_earlier, own_rows
 from images import ARMS
 
 RESULTS = Path(__file__).parent / "results"
@@ -141,7 +141,7 @@ def images(read: Read, name: str = "mnist") -> list[Measured]:
         if taught is not None:
             teacher = statistics.median(run["cpu_seconds"] for run in arms[taught]) if taught in arms else math.nan
         values = by_evaluations((row for run in runs for row in own_rows(run)), "frechet_over_floor")
-        found.append(Measured(NAMES.get(title, title), teacher, values, [run["cpu_seconds"] for run in runs]))
+        found.append(Measured(NAMES.get(title, title) + EARLIER * is_earlier(runs), teacher, values, [run["cpu_seconds"] for run in runs]))
     return found
 
 

@@ -551,21 +551,22 @@ def images(name: str, short: bool = False) -> str:
 def image_curves(name: str) -> str:
     """Return the table of FD / floor during the training of each method."""
     content = result(f"images_{name}")
-    note = " Of seed 0, by 1,000 samples; the last column is the mean over the last fifth."
+    note = " Of the first seed, by 1,000 samples; the last column is the mean over the last fifth."
     return markdown(curve_lines(content, list(ARMS[name]))) + source(content, note)
 
 
 def image_outlook(name: str) -> str:
     """Return the table of whether a curve's beginning predicts its end, and of the images that the student needs."""
     content = result(f"images_{name}")
-    return markdown(growth_lines(content, list(ARMS[name]))) + source(content, " Of seed 0, by 1,000 samples.")
+    return markdown(growth_lines(content, list(ARMS[name]))) + source(content, " Of the first seed, by 1,000 samples.")
 
 
 METHOD_NOTES = {
     "ring": "`python benchmarks/flows.py`, `dddm.py --studies ring`, `laboratory.py`; n = 10,000. Exact samples have .988.",
     "digits": "`python benchmarks/quality.py`, `dmd2.py`, `flows.py`, `dddm.py --studies digits`, `laboratory.py --studies digits`; "
     "n = 2,000. DMD2 of four steps was trained on a machine that was busy, which its time shows.",
-    "mnist": "`python benchmarks/images.py mnist --data DIR`; n = 10,000. Guidance takes the teacher two evaluations a step.",
+    "mnist": "`python benchmarks/images.py mnist --data DIR`; n = 10,000. Guidance takes the teacher two evaluations a step. Rows with "
+    "(earlier), and the teacher's time, are of an earlier form of the recipes ([MNIST](mnist.md)).",
 }
 
 
