@@ -8,6 +8,7 @@ import numpy as np
 
 from cells import ranged
 from fewstep.metrics.rows import row_roles
+from precision import PRECISIONS
 
 # heading -> key, form; the columns of the short table come first
 COLUMNS = {
@@ -23,7 +24,6 @@ COLUMNS = {
 }
 MOST_SLOPE = 0.2  # share of the curve, at its end, over which its slope is measured
 SETTLED, KNOWN = 0.2, 2 / 3  # shares of a training, between which a power law is fitted; it predicts the rest
-PRECISIONS = ("32-true", "bf16-mixed")
 EARLIER = " (earlier)"  # marks a row of an earlier form of its recipe
 SHAPE = 1.3  # FD that a student is to reach, in multiples of its teacher's
 
