@@ -1,11 +1,14 @@
 """Prompts in text files and tables: each different one once, what is left out counted, and a sentence for what will not do."""
 
+from types import SimpleNamespace
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from fewstep.data.errors import DataError
 from fewstep.data.prompt_files import LONGEST, read_prompts
+from fewstep.data.prompts import PromptData
 
 
 def test_lines_of_text_are_prompts_each_different_one_once(tmp_path):
@@ -68,3 +71,23 @@ def test_a_file_that_is_not_there_and_a_column_of_a_text_file(tmp_path):
     (tmp_path / "a.txt").write_text("a cat")
     with pytest.raises(DataError, match="has no columns: each line is a prompt; leave --column out"):
         read_prompts(tmp_path / "a.txt", "prompt")
+
+
+class Few:
+    """So many samples of a model, a gigabyte each."""
+
+    bytes_each, rows = 10**9, ()
+
+    def __init__(self, num):
+        self.num = num
+
+    def __len__(self):
+        return self.num
+
+
+@pytest.mark.parametrize(("num", "words"), [(2, "holds 2 samples of the model; at least 4"), (8, "has 1,000 MB, and 4 of them are more")])
+def test_samples_that_cannot_be_measured_are_refused_for_the_right_reason(num, words):
+    samples = Few(num)
+    data = SimpleNamespace(samples=samples, images=None, table=SimpleNamespace(folder="F"), _samples=lambda: samples)
+    with pytest.raises(DataError, match=words):
+        PromptData.excerpt(data)
