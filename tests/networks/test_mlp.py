@@ -51,6 +51,18 @@ def test_items_have_their_shape_and_their_label_matters(kind, num_classes, shape
     torch.testing.assert_close(mixed[1::2], second[1::2])
 
 
+def test_raw_network_takes_a_second_noise_and_a_condition_together():
+    network = make(MLP, (2,), None, [32, 32], xi_channels=3, condition=5)
+    nn.init.normal_(network.from_condition.weight)
+    x, c_noise, xi, condition = normal(NUM, 2), normal(NUM, seed=1), normal(NUM, 4, 3, seed=2), normal(NUM, 5, seed=3)
+    out = network(x, c_noise, xi=xi, condition=condition)
+    assert out.shape == (NUM, 4, 2)
+    for other in (network(x, c_noise, xi=xi), network(x, c_noise, xi=xi.flip(1), condition=condition)):
+        assert ((out - other).abs().amax((1, 2)) > 0).all()
+    alone = network(x[:1], c_noise[:1], xi=xi[:1, :1], condition=condition[:1])
+    torch.testing.assert_close(alone[0, 0], out[0, 0])
+
+
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_raw_network_sees_input_noise_level_and_label(activation):
     network = make(MLP, (1, 4, 4), 3, [32, 32], activation=activation)
@@ -68,7 +80,7 @@ def test_raw_network_sees_input_noise_level_and_label(activation):
 def test_noise_level_enters_by_sine_and_cosine_of_octaves():
     network = make(MLP, (2,), None, [8], frequencies=6)
     seen = []
-    network.layers.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    network.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     x, c_noise = normal(5, 2), normal(5, seed=1)
     network(x, c_noise)
     angles = math.pi * c_noise[:, None] * torch.tensor([0.25, 0.5, 1, 2, 4, 8])

@@ -23,7 +23,7 @@ from fewstep.training.checkpoint import Checkpoint, Damaged, checkpoints, load_c
 from fewstep.weights import is_whole, weight_file
 
 STANDARDIZES = 3  # the first format of recipe.yaml in which a user's own points are standardized by default
-# the keys of a recipe that may differ when a run is resumed: they do not change what was learned so far
+# the keys of a recipe that may differ when a run is resumed: how it is computed, such as where and how exactly, not what is to be learned
 RESUMABLE = ("trainer", "made_by", "format")
 
 

@@ -85,13 +85,13 @@ class MLP(nn.Module):
         inputs = torch.cat([x.flatten(1), angle.sin(), angle.cos()], 1)
         if self.embedding is not None and label is not None:
             inputs = inputs + self.embedding(label)
+        hidden = self.layers[0](inputs)
         if self.from_condition is not None and condition is not None:
-            hidden = self.layers[0](inputs) + self.from_condition(condition.to(x.dtype))
-            return self.layers[1:](hidden).view_as(x)
+            hidden = hidden + self.from_condition(condition.to(x.dtype))
         if self.from_xi is None:
-            return self.layers(inputs).view_as(x)
+            return self.layers[1:](hidden).view_as(x)
         assert xi is not None
-        hidden = self.layers[0](inputs)[:, None] + self.from_xi(xi)
+        hidden = hidden[:, None] + self.from_xi(xi)
         return self.layers[1:](hidden).view(*xi.shape[:2], *self.shape)
 
 
