@@ -34,7 +34,8 @@ from images import shared
 HERE = Path(__file__).parent
 HEUN = 10  # noise levels of the sampler: 19 evaluations, with guidance 38
 ITEMS = 1_500
-MORE = {"flow_map/mnist": (4,), "consistency/mnist": (2,)}  # numbers of sampling steps that are measured beside the recipe's own
+# numbers of sampling steps that are measured beside the recipe's own
+MORE = {"flow_map/mnist": (2, 4), "consistency/mnist": (2,), "dddm/mnist": (4, 1)}
 QUANTILES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # edges of the ranges of sigma for which the error is reported
 # recipe -> title -> what differs from the recipe
 ARMS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -94,6 +95,7 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
             "method.guidance_optimizer.decay_from=0.4",
             "method.guidance_optimizer.final=0.1",
         ),
+        "gamma 0.9": ("method.gamma=0.9",),
         "ratio 3": ("method.dfake_gen_update_ratio=3",),
         "GAN": ("method.gan=true", "method.gan_weight_generator=auto"),
     },
@@ -101,6 +103,7 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
         "as it is": (),
         "first level 10": ("method.conditioning_sigma=10",),
         "levels at equal angles": ("method.conditioning_sigma=2.5", "method.sampler_sigmas=[2.5,0.96,0.49,0.21]"),
+        "levels from 10 to 0.9": ("method.conditioning_sigma=10", "method.sampler_sigmas=[10,4.5,2,0.9]"),
         "levels at equal angles, from 10": ("method.conditioning_sigma=10", "method.sampler_sigmas=[10,1.37,0.58,0.24]"),
     },
     "dmd2/cifar10_cpu": {
@@ -129,6 +132,8 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
         "sigma_mean 1, gain 3": ("method.sigma_mean=1", "method.gap_gain=3"),
         "zero 0.25": ("method.zero=0.25",),
         "sigma_mean 1, gain 3, anchor 0.25": ("method.sigma_mean=1", "method.gap_gain=3", "method.anchor=0.25"),
+        "sigma_mean 1, gain 3, churn": ("method.sigma_mean=1", "method.gap_gain=3", "method.churn=1"),
+        "sigma_mean 1, gain 3, churn, all to data": ("method.sigma_mean=1", "method.gap_gain=3", "method.churn=1", "method.zero=1"),
         "sigma_mean 1, gain 3, no guidance": ("method.sigma_mean=1", "method.gap_gain=3", "method.guidance_scale=1"),
         "sigma_mean 1, gain 3, first level 10": (
             "method.sigma_mean=1",
@@ -141,6 +146,15 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
         "as it is": (),
         "sigma_mean 1": ("method.sigma_mean=1",),
         "rate x 3": ("method.optimizer.lr=3e-3",),
+    },
+    "dddm/mnist": {
+        "as it is": (),
+        "EDM's output": ("method.output=edm",),
+        "bias -1": ("method.bias=-1",),
+        "rate x 2": ("method.optimizer.lr=2e-3",),
+        "batch 64": ("batch_size=64",),
+        "four particles, batch 16": ("method.m=4", "batch_size=16"),
+        "EDM's output, bias -1": ("method.output=edm", "method.bias=-1"),
     },
     "teacher/cifar10_cpu": {
         "as it is": (),

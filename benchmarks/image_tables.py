@@ -190,7 +190,7 @@ def sweep_lines(content: dict[str, Any]) -> list[list[str]]:
         took = [f"{run['asked_seconds']:.0f}", f"{run['steps']:,}", f"{run['images_seen'] / 1e3:,.0f} k"]
         changed = ", ".join(f"`{override}`" for override in run["overrides"])
         what = f"{run['title']}: {changed}" if changed else run["title"]
-        more = [f"{run['more'][count]['frechet_over_floor']:.2f}" for count in counts]
+        more = [f"{run['more'][count]['frechet_over_floor']:.2f}" if count in run.get('more', {}) else "" for count in counts]
         lines.append([what, *took, *error, f"{row['frechet_over_floor']:.2f}", *more, f"{row['class_accuracy']:.1%}"])
     return lines
 

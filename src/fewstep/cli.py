@@ -175,7 +175,7 @@ def sample(
     ] = None,
     churn: Annotated[
         float | None,
-        typer.Option(help="for distributional generators: new noise that each step adds, from 0 for none to 1 for as much as DDPM"),
+        typer.Option(help="new noise in each step, from 0 for none to 1, for samplers that can add some; default: the generator's"),
     ] = None,
     threads: Threads = "auto",
     allow: Allow = None,

@@ -100,7 +100,7 @@ def draw_batches(
         raise UserError(f"guidance_scale is {guidance_scale}, but this network was trained without label dropout; only 1 is allowed")
     options = {key: generator.sampler[key] for key in generator.kind.options if key in generator.sampler}
     if churn is not None:
-        if "churn" not in options:
+        if "churn" not in generator.kind.options:
             raise UserError(f"churn is {churn}, but the sampler {name} of this generator has no churn; leave it out")
         if not 0 <= churn <= 1:
             raise UserError(f"churn is {churn}; allowed are values from 0 to 1")

@@ -53,9 +53,9 @@ class Generator(
         num_classes: number of classes, or None.
         sigma_data: standard deviation of the data that the network was trained for; for a push-forward the unit of its output.
         network: ``name`` and arguments of the network (see `fewstep.networks`).
-        sampler: ``name`` and settings of the sampler (see `fewstep.samplers.SAMPLERS`): for "heun" and "euler" ``steps`` (the default), the
-            grid ``sigma_min``, ``sigma_max``, ``rho``, and ``guidance_scale`` if guided; for "few_step" ``sigmas``, or ``levels``, a list
-            for each number of steps, with ``steps``; for "distributional" ``steps`` and ``churn``; for "push_forward" none.
+        sampler: ``name`` and settings, as `fewstep.samplers.SAMPLERS` has them: for "heun" and "euler" ``steps`` (the default), the
+            grid, and ``guidance_scale`` if guided; for "few_step" ``sigmas``, or ``levels``, a list for each number of steps, with
+            ``steps``; for "distributional" and "two_time" ``steps``, ``churn`` and the latter's grid; for "push_forward" none.
         info: further information to save: method, recipe, step, whether labels were dropped in training.
         denoiser: ``name`` and settings of the denoiser (see `fewstep.denoisers.DENOISERS`); None is ``{"name": "preconditioned"}``.
         units: ``location`` and ``scale`` of each column of points, by which samples are brought to the data's units; None for no change.
@@ -321,7 +321,7 @@ class Generator(
             sampler: "heun" or "euler", for a generator that integrates an ODE; None for the generator's own.
             guidance_scale: scale of classifier-free guidance, for networks trained with label dropout; None for the generator's own.
             batch_size: samples for each network evaluation; None for 256 images, 10,000 points, or fewer of large latents.
-            churn: new noise in each step of a "distributional" sampler, from 0 (none) to 1 (as DDPM); None for the generator's own.
+            churn: new noise in each step of a "distributional" or "two_time" sampler, from 0 (none) to 1; None for the generator's own.
             prompts: prompts for a text-to-image generator, repeated to `num`; None takes the rows of its table of prompts in turn.
 
         Raises:

@@ -21,7 +21,8 @@ from fewstep.methods.flow_map.equations import (
     time_derivative,
 )
 from fewstep.methods.flow_map.settings import FlowMapSettings
-from fewstep.samplers import two_time
+from fewstep.samplers import few_step, two_time
+from fewstep.streams import Noise
 
 NUM = 8
 HEUN = {"name": "heun", "steps": 3, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
@@ -46,8 +47,8 @@ def teacher(num_classes=3, **info):
     return noisy(Generator((1, 8, 8), num_classes, 0.5, network(), HEUN, info), seed=7)
 
 
-def student(num_classes=None):
-    sampler = {"name": "two_time", "steps": 1, "sigma_max": 20.0, "middle": 0.5}
+def student(num_classes=None, **more):
+    sampler = {"name": "two_time", "steps": 1, "sigma_max": 20.0, "middle": 0.5, **more}
     return noisy(Generator((1, 8, 8), num_classes, 0.5, network(condition=CONDITION), sampler, None, {"name": "two_time"}))
 
 
@@ -126,6 +127,49 @@ def test_the_sampler_follows_the_exact_map_to_the_same_end_in_any_number_of_step
     torch.testing.assert_close(two_time(denoiser, n, torch.tensor(levels)), flow(80 * n, sigma, 0 * sigma), atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("churn", [0.0, 0.5, 1.0])
+def test_the_sampler_keeps_the_exact_marginals_whatever_new_noise_it_adds(churn):
+    """Of Gaussian data: what is told to the network is the level that is reached before the noise is added."""
+    _, _, aimed = EXACT["gaussian"]
+    n = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    told = []
+
+    def denoiser(x, sigma, label, rho):
+        told.extend([sigma.item(), rho.item()])
+        return aimed(x, sigma.expand(len(x)), rho.expand(len(x)))
+
+    levels = [80.0, 2.0, 0.7]
+    plain = two_time(denoiser, n, torch.tensor(levels))
+    told.clear()
+    samples = two_time(denoiser, n, torch.tensor(levels), noise=Noise(torch.Generator().manual_seed(7)), churn=churn)
+    kept = math.sqrt(1 - churn**2)
+    assert told == pytest.approx([80, kept * 2, 2, kept * 0.7, 0.7, 0])
+    torch.testing.assert_close(samples.mean(0), plain.mean(0), atol=4 * plain.std().item() * math.sqrt(2 / len(n)), rtol=0)
+    torch.testing.assert_close(samples.std(0), plain.std(0), atol=0, rtol=4 / math.sqrt(len(n)))
+    together = torch.corrcoef(torch.stack([samples[:, 0], plain[:, 0]]))[0, 1].item()
+    assert (together > 0.999999) == (churn == 0)
+
+
+def test_with_all_noise_new_a_flow_map_samples_as_a_consistency_model_does():
+    denoiser = student(3).denoiser
+    latents, label = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(4) % 3
+    levels, draws = torch.tensor([20.0, 1.0, 0.3]), [Noise(torch.Generator().manual_seed(2)) for _ in range(2)]
+    with torch.no_grad():
+        found = two_time(denoiser, latents, levels, label, draws[0], churn=1.0)
+        expected = few_step(lambda x, sigma, told: denoiser(x, sigma, told, 0 * sigma), latents, levels, label, draws[1])
+    torch.testing.assert_close(found, expected)
+
+
+def test_churn_is_the_generator_s_own_and_can_be_changed_in_sampling():
+    ours = student(3, churn=1.0)
+    still = student(3)
+    assert still.sampler.get("churn", 0.0) == 0.0
+    assert torch.equal(ours.sample(2, seed=1, steps=4, churn=0.0), still.sample(2, seed=1, steps=4))
+    assert torch.equal(ours.sample(2, seed=1, steps=4), still.sample(2, seed=1, steps=4, churn=1.0))
+    assert not torch.equal(ours.sample(2, seed=1, steps=4), still.sample(2, seed=1, steps=4))
+    assert torch.equal(ours.sample(2, seed=1, steps=1), still.sample(2, seed=1, steps=1))  # one step has no level to add noise at
+
+
 # --- the second time --------------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +193,8 @@ def test_a_student_starts_as_its_teacher_s_denoiser_whatever_the_gap():
         for rho in (sigma, 0.3 * sigma, 0 * sigma):
             torch.testing.assert_close(method.networks["student"].eval()(data.x, sigma, data.label, rho), expected)
     assert method.student.sampler["middle"] == generator.sigma_data
+    assert "churn" not in method.student.sampler
+    assert FlowMap.make(settings(teacher="runs/teacher", churn=0.5), given).student.sampler["churn"] == 0.5
     assert method.velocity == "teacher"
 
 

@@ -98,6 +98,7 @@ class FlowMap(SelfTaught):
         Raises ValueError for a copy of a teacher's denoiser that is not preconditioned as EDM's is.
         """
         sampler = {"name": "two_time", "steps": settings.sampler_steps, "sigma_max": settings.first_level}
+        sampler |= {"churn": settings.churn} if settings.churn else {}
         denoiser = {"name": "two_time"} | ({} if settings.gap_gain == 1.0 else {"gain": settings.gap_gain})
         if given.network.role == "copy":
             assert given.teacher is not None

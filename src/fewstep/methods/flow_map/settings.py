@@ -46,6 +46,11 @@ class FlowMapSettings(SelfTaughtSettings):
         None,
         description="noise levels of sampling are spaced equally in atan(sigma / middle); null is the data's standard deviation",
     )
+    churn: Fraction = Field(
+        0.0,
+        description="new noise between the steps of sampling: 0 follows the flow, 1 replaces all noise, as a consistency model does; more "
+        "helps where several steps are worse than one",
+    )
     gap_gain: PositiveFloat = Field(
         1.0,
         description="factor on the network's input that describes the second noise level, by which a network made for one level learns "
