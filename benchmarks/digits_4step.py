@@ -47,6 +47,7 @@ SHORT = ("steps=400",)
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "short: 80, 16.8, 2.24, 0.131": (FOUR, (*AS_BEFORE, *SHORT)),
     "short: 5, 1.9, 0.72, 0.27": (FOUR, (*levels(5.0, 1.9, 0.72, 0.27), *SHORT)),
+    "short: 10, 1.6, 0.7, 0.29": (FOUR, (*levels(10.0, 1.6, 0.7, 0.29), *SHORT)),
     "short: 80, 5, 1.2, 0.3": (FOUR, (*levels(80.0, 5.0, 1.2, 0.3), *SHORT)),
     "short: 1 step": (ONE, SHORT),
     "short: 1 step from 5": (ONE, ("method.conditioning_sigma=5", *SHORT)),
@@ -64,6 +65,7 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "1 step": (ONE, ()),
     "80, 16.8, 2.24, 0.131": (FOUR, AS_BEFORE),
     "5, 1.9, 0.72, 0.27": (FOUR, levels(5.0, 1.9, 0.72, 0.27)),
+    "10, 1.6, 0.7, 0.29": (FOUR, levels(10.0, 1.6, 0.7, 0.29)),
     "5600 steps": (FOUR, ("steps=5600",)),
     "DMD loss, GAN": (FOUR, ("method.loss=dmd", "method.gan=true", "method.gan_weight_generator=auto")),
 }

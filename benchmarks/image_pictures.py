@@ -21,7 +21,7 @@ from fewstep.training.run_folder import RunFolder
 from fewstep.viz.colours import COLOURS
 from fewstep.viz.plots import contact_sheet
 from image_tables import EARLIER, is_earlier
-from images import ARMS, HERE, folder_of
+from images import ARMS, HERE, as_shipped, folder_of
 
 DOCS = HERE.parent / "docs"
 PER_CLASS, CLASSES = 2, 10
@@ -46,8 +46,8 @@ def draw_samples(name: str, data: Path, root: Path) -> Path:
     images = in_memory(load_data(load_recipe(teacher.recipe, [f"data.dir={json.dumps(str(data))}", *teacher.changes]).data))
     assert isinstance(images, ImageData)
     blocks = [("real, held out", "", real(images))]
-    for title, arm in ARMS[name].items():
-        folder = folder_of(root, title, 0)
+    for title in as_shipped(name):
+        arm, folder = ARMS[name][title], folder_of(root, title, 0)
         run = RunFolder(folder)
         if not run.recipe_file.is_file() or not run.is_finished(run.recipe()["steps"]):
             continue

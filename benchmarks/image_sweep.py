@@ -101,10 +101,12 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "dmd2/mnist_4step": {
         "as it is": (),
-        "first level 10": ("method.conditioning_sigma=10",),
-        "levels at equal angles": ("method.conditioning_sigma=2.5", "method.sampler_sigmas=[2.5,0.96,0.49,0.21]"),
-        "levels from 10 to 0.9": ("method.conditioning_sigma=10", "method.sampler_sigmas=[10,4.5,2,0.9]"),
-        "levels at equal angles, from 10": ("method.conditioning_sigma=10", "method.sampler_sigmas=[10,1.37,0.58,0.24]"),
+        "usual levels from 80": ("method.conditioning_sigma=80", "method.sampler_sigmas=null"),
+        "usual levels from 10": ("method.sampler_sigmas=null",),
+        "levels at equal angles from 2.5": ("method.conditioning_sigma=2.5", "method.sampler_sigmas=[2.5,0.96,0.49,0.21]"),
+        "levels from 10 to 0.9": ("method.sampler_sigmas=[10,4.5,2,0.9]",),
+        "guidance 1.25": ("method.guidance_scale=1.25",),
+        "no guidance": ("method.guidance_scale=1",),
     },
     "dmd2/cifar10_cpu": {
         "as it is": (),
@@ -146,6 +148,13 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
         "as it is": (),
         "sigma_mean 1": ("method.sigma_mean=1",),
         "rate x 3": ("method.optimizer.lr=3e-3",),
+    },
+    "drift/mnist": {
+        "as it is": (),
+        "evaluator": ("method.features=evaluator",),
+        "field of the paper": ("method.field=drifting", "method.temperatures=[0.02,0.05,0.2]"),
+        "field of the paper, evaluator": ("method.field=drifting", "method.temperatures=[0.02,0.05,0.2]", "method.features=evaluator"),
+        "W-Flow": ("method.field=wasserstein", "method.temperature_unit=distance", "method.temperatures=[0.1,0.3]"),
     },
     "dddm/mnist": {
         "as it is": (),

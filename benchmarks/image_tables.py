@@ -190,7 +190,7 @@ def sweep_lines(content: dict[str, Any]) -> list[list[str]]:
         took = [f"{run['asked_seconds']:.0f}", f"{run['steps']:,}", f"{run['images_seen'] / 1e3:,.0f} k"]
         changed = ", ".join(f"`{override}`" for override in run["overrides"])
         what = f"{run['title']}: {changed}" if changed else run["title"]
-        more = [f"{run['more'][count]['frechet_over_floor']:.2f}" if count in run.get('more', {}) else "" for count in counts]
+        more = [f"{run['more'][count]['frechet_over_floor']:.2f}" if count in run.get("more", {}) else "" for count in counts]
         lines.append([what, *took, *error, f"{row['frechet_over_floor']:.2f}", *more, f"{row['class_accuracy']:.1%}"])
     return lines
 
@@ -212,6 +212,18 @@ def guidance_lines(content: dict[str, Any]) -> list[list[str]]:
     lines = [["guidance", "n", "evaluations", *columns]]
     for row in sorted(content["rows"], key=lambda row: (row["n"], row["scale"])):
         lines.append([f"{row['scale']:g}", f"{row['n']:,}", str(row["evaluations"]), *cells_of([row], columns)])
+    return lines
+
+
+def churn_lines(content: dict[str, Any]) -> list[list[str]]:
+    """Return a line for each set and churn of flow maps: FD / floor by the number of sampling steps."""
+    counts = sorted({row["steps"] for row in content["rows"]})
+    lines = [["", "new noise (churn)", *(f"FD / floor, {count} step{'s' * (count > 1)}" for count in counts), "training seed"]]
+    for name, churn, seed in sorted({(row["set"], row["churn"], row["training_seed"]) for row in content["rows"]}):
+        of = {row["steps"]: row for row in content["rows"] if (row["set"], row["churn"], row["training_seed"]) == (name, churn, seed)}
+        lines.append(
+            [name, f"{churn:g}", *(f"{of[count]['frechet_over_floor']:.2f}" if count in of else "" for count in counts), str(seed)]
+        )
     return lines
 
 

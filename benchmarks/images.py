@@ -62,6 +62,7 @@ ARMS = {
         "teacher": Arm("teacher/mnist", (18, 1), seeds=(0, 1, 2), curve=False),
         "dmd2": Arm("dmd2/mnist", (1,), "teacher", (0, 1, 2)),
         "dmd2, 4 steps": Arm("dmd2/mnist_4step", (4,), "teacher", (0, 1, 2)),
+        "dmd2, 4 steps, trained 4 x as long": Arm("dmd2/mnist_4step", (4,), "teacher", changes=("steps=1600",)),
         "consistency": Arm("consistency/mnist", (1, 2), "teacher"),
         "flow map": Arm("flow_map/mnist", (1, 2, 4), "teacher"),
         "dddm": Arm("dddm/mnist", (1, 2, 4, 10)),
@@ -74,6 +75,12 @@ ARMS = {
     },
 }
 ARMS["cifar10_16"] = {title: replace(arm, changes=("data.size=16",)) for title, arm in ARMS["cifar10"].items()}
+
+
+def as_shipped(name: str) -> list[str]:
+    """Return the titles of the arms of the set `name` that are recipes as they are shipped, but for what all arms of the set change."""
+    common = next(iter(ARMS[name].values())).changes
+    return [title for title, arm in ARMS[name].items() if arm.changes == common]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from cells import ranged
 from image_tables import EARLIER, groups, is_earlier, own_rows
-from images import ARMS
+from images import as_shipped
 
 RESULTS = Path(__file__).parent / "results"
 COUNTS = (1, 2, 4)  # evaluations with a column each; the largest other number has a column of its own
@@ -132,9 +132,9 @@ NAMES = {"teacher": "diffusion: the teacher", "dmd2": "DMD2", "dmd2, 4 steps": "
 
 
 def images(read: Read, name: str = "mnist") -> list[Measured]:
-    """Return the methods on the real images called `name`, by FD / floor."""
+    """Return the methods on the real images called `name`, by FD / floor, each by its recipe as it is shipped."""
     arms, found = groups(read(f"images_{name}")), []
-    for title in (title for title in ARMS[name] if title in arms):
+    for title in (title for title in as_shipped(name) if title in arms):
         runs = arms[title]
         taught = runs[0]["taught"]
         teacher: str | float = SCRATCH

@@ -19,11 +19,14 @@ from fewstep.metrics.least import LEAST
 from gpu_tables import NOTHING, devices, outlook_lines, outlook_note, results, runs_lines, steps_lines
 from image_tables import (
     calibration_lines,
+    churn_lines,
     curve_lines,
     figures_lines,
     figures_note,
+    groups,
     growth_lines,
     guidance_lines,
+    own_rows,
     precision_lines,
     sweep_lines,
 )
@@ -107,27 +110,33 @@ def quality() -> str:
     return markdown(lines) + source(content, note)
 
 
-READ_ME = {  # title of a row of `quality` -> its title in the README's only table
-    "real train split": "real digits: the floor",
-    "teacher, 35 evaluations": "the diffusion teacher",
-    "teacher, 1 evaluation": "the same in one step",
-    "student, 1 evaluation": "its student by DMD2",
+READ_ME = {  # title of a row of the README's only table -> title of the row of `quality`, and role and arm of the rows of `images.py`
+    "real images: the floor": ("real train split", "floor", "dmd2"),
+    "the diffusion teacher": ("teacher, 35 evaluations", "most", "teacher"),
+    "the same in one step": ("teacher, 1 evaluation", "least", "teacher"),
+    "its student by DMD2": ("student, 1 evaluation", "least", "dmd2"),
 }
 
 
 def readme() -> str:
-    """Return the README's table of the demonstration's recipes: the mean over seeds, in four rows."""
-    runs = result("quality")["runs"]
-    forms = {"frechet_over_floor": "{:.2f}", "class_accuracy": "{:.1%}", "recall": "{:.2f}"}
-    lines = [["", "FD / floor", "class asked for", "recall", "evaluations", "images/s"]]
-    for name, title in READ_ME.items():
-        rows = [run["rows"][name] for run in runs]
-        cells = [form.format(statistics.mean(row[key] for row in rows)) for key, form in forms.items()]
-        drawn = "images_per_second" in rows[0]
-        speed = f"{statistics.mean(row['images_per_second'] for row in rows):,.0f}" if drawn else ""
-        lines.append([title, *cells, str(rows[0]["evaluations"]) if drawn else "", speed])
-    seeds = ", ".join(str(run["training_seed"]) for run in runs)
-    return markdown(lines) + source(result("quality"), f" Mean over training seeds {seeds}; n = {runs[0]['n']}.")
+    """Return the README's table of four rows: the demonstration's recipes and those of MNIST, each the mean over its seeds."""
+    runs, arms = result("quality")["runs"], groups(result("images_mnist"))
+    forms = {"frechet_over_floor": "{:.2f}", "class_accuracy": "{:.1%}"}
+    lines = [["", "evaluations", "digits 8x8: FD / floor", "class asked for", "MNIST: FD / floor", "class asked for"]]
+    for title, (name, role, arm) in READ_ME.items():
+        small, large = [run["rows"][name] for run in runs], []
+        for run in arms[arm]:
+            own = sorted(own_rows(run), key=lambda row: row["evaluations"])
+            large.append({"floor": run["rows"][run["floor_of"]], "most": own[-1], "least": own[0]}[role])
+        cells = [form.format(statistics.mean(row[key] for row in rows)) for rows in (small, large) for key, form in forms.items()]
+        counts = dict.fromkeys(str(rows[0]["evaluations"]) for rows in (small, large) if role != "floor")
+        lines.append([title, " / ".join(counts), *cells])
+    seeds, teachers = (", ".join(str(run["training_seed"]) for run in listed) for listed in (runs, arms["teacher"]))
+    note = (
+        f" Means over training seeds {seeds}; n = {runs[0]['n']:,}. MNIST: `python benchmarks/images.py mnist --data DIR`, "
+        f"n = {arms['dmd2'][0]['n']:,}; the teacher of seed {teachers}."
+    )
+    return markdown(lines) + source(result("quality"), note)
 
 
 def precision() -> str:
@@ -154,9 +163,9 @@ def step_overhead() -> str:
     return markdown(lines) + source(content, " Medians of alternating calls in one process.")
 
 
-def time_to_quality() -> str:
+def time_to_quality(name: str = "time_to_quality") -> str:
     """Return the table of the seconds until each arm reaches the target, and how much sooner the shipped settings do."""
-    content = result("time_to_quality")
+    content = result(name)
     shipped = next(row["arrived"] for row in content["rows"] if row["arm"] == "shipped")
     lines = [["settings", f"seconds to {content['target']} x the floor", "over shipped"]]
     for row in content["rows"]:
@@ -565,8 +574,7 @@ METHOD_NOTES = {
     "ring": "`python benchmarks/flows.py`, `dddm.py --studies ring`, `laboratory.py`; n = 10,000. Exact samples have .988.",
     "digits": "`python benchmarks/quality.py`, `dmd2.py`, `flows.py`, `dddm.py --studies digits`, `laboratory.py --studies digits`; "
     "n = 2,000. DMD2 of four steps was trained on a machine that was busy, which its time shows.",
-    "mnist": "`python benchmarks/images.py mnist --data DIR`; n = 10,000. Guidance takes the teacher two evaluations a step. Rows with "
-    "(earlier), and the teacher's time, are of an earlier form of the recipes ([MNIST](mnist.md)).",
+    "mnist": "`python benchmarks/images.py mnist --data DIR`; n = 10,000. Guidance takes the teacher two evaluations a step.",
 }
 
 
@@ -616,6 +624,13 @@ def sweep(name: str) -> str:
     return markdown(sweep_lines(content)) + source(content, note)
 
 
+def churn() -> str:
+    """Return the table of flow maps sampled with more and less new noise between the steps."""
+    content = result("churn")
+    note = f" n = {content['rows'][0]['n']:,}, sampling seed 0."
+    return markdown(churn_lines(content)) + source(content, note)
+
+
 def scaling(lines: Callable[[dict[str, Any]], list[list[str]]]) -> str:
     """Return a table of what networks of full size cost on many GPUs."""
     content = result("scaling")
@@ -652,6 +667,9 @@ TABLES = {
     "calibration_mnist": lambda: calibration("mnist"),
     "calibration_cifar10": lambda: calibration("cifar10"),
     "sweep_flow_map_mnist": lambda: sweep("flow_map_mnist"),
+    "sweep_consistency_mnist": lambda: sweep("consistency_mnist"),
+    "sweep_dmd2_mnist_4step": lambda: sweep("dmd2_mnist_4step"),
+    "churn": churn,
     "sweep_teacher_mnist": lambda: sweep("teacher_mnist"),
     "sweep_dmd2_mnist": lambda: sweep("dmd2_mnist"),
     "sweep_teacher_cifar10_cpu": lambda: sweep("teacher_cifar10_cpu"),
@@ -679,6 +697,7 @@ TABLES = {
     "choose": choose,
     "step_overhead": step_overhead,
     "time_to_quality": time_to_quality,
+    "time_to_quality_mnist": lambda: time_to_quality("time_to_quality_mnist"),
     "laboratory": lambda: laboratory("ring", "grid25", "unequal", "mixture8d", "continuous", "dmd2"),
     "gaussian": lambda: laboratory("gaussian"),
     "fields": lambda: laboratory("fields"),

@@ -32,6 +32,7 @@ RESULTS = Path(__file__).parent / "results"
 SAMPLES = 2000
 PUBLISHED = [
     "method.loss=dmd",
+    "method.conditioning_sigma=80",
     "method.generator_optimizer.warmup=0",
     "method.generator_optimizer.decay_from=1",
     "method.generator_optimizer.final=1",
