@@ -112,7 +112,7 @@ def two_time(
     """Sample from a flow map: step from level to level along the flow itself instead of its tangent: ``S`` network evaluations.
 
     ``x <- (rho / sigma) x + (1 - rho / sigma) X(x, sigma, rho)``, down to rho = 0, where X is the sample. With `churn` g above 0 each step
-    goes below its level, to ``sqrt(1 - g^2) rho``, and noise of ``g rho`` is added (gamma-sampling of CTM, arXiv 2310.02279, Algorithm 3):
+    goes below its level, to ``sqrt(1 - g^2) rho``, and noise of ``g rho`` is added (gamma-sampling of CTM, arXiv 2310.02279):
     an exact map keeps the marginals with any g, and a trained one makes smaller errors where the noise of a level is not that of the level
     before. At 1 it samples as a consistency model does.
     """
