@@ -289,7 +289,7 @@ def test_tables_are_what_was_measured():
         tables.filled("<!-- table: nothing -->\n<!-- end -->")
     lines = tables.readme().splitlines()
     assert lines[0].count("|") == 7
-    assert [line.split(" | ")[0].strip("| ") for line in lines[2:6]] == list(tables.READ_ME.values())
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:6]] == list(tables.READ_ME)
 
 
 def test_blocks_inside_lists_and_tabs_are_found(tmp_path):

@@ -48,8 +48,8 @@ class FlowMapSettings(SelfTaughtSettings):
     )
     churn: Fraction = Field(
         0.0,
-        description="new noise between the steps of sampling: 0 follows the flow, 1 replaces all noise, as a consistency model does; more "
-        "helps where several steps are worse than one",
+        description="new noise between the steps of sampling: 0 follows the flow, 1 replaces all noise at each level; more helps where "
+        "several steps are worse than one",
     )
     gap_gain: PositiveFloat = Field(
         1.0,
