@@ -145,6 +145,18 @@ def precision() -> str:
     return markdown(precision_lines(content)) + source(content, " Mean over training seeds, the range in brackets.")
 
 
+def evaluation_speed() -> str:
+    """Return the table of the seconds that an evaluation takes beyond drawing, and of its longest parts."""
+    content = result("evaluation_speed")
+    parts = {"features of real images": "real_features", "features of samples": "describe", "precision and recall": "precision_recall"}
+    parts |= {"nearest neighbours": "nearest_two"}
+    lines = [["", "seconds", *parts, "the rest"]]
+    for name, row in content["rows"].items():
+        named = [row["parts"].get(key, 0.0) for key in parts.values()]
+        lines.append([name, *(f"{seconds:.0f}" for seconds in (row["seconds"], *named, row["seconds"] - sum(named)))])
+    return markdown(lines) + source(content, f" {content['num']:,} samples, {content['train']:,} training images, both judges.")
+
+
 def step_overhead() -> str:
     """Return the table of step overhead: the ratio for each turn, and the times behind it."""
     content = result("step_overhead")
@@ -681,6 +693,7 @@ TABLES = {
     "alarms_sound": alarms_sound,
     "figure_errors": figure_errors,
     "export_speed": export_speed,
+    "evaluation_speed": evaluation_speed,
     "dddm_ring": lambda: by_steps("ring", "energy", "{:.4f}"),
     "dddm_bimodal": lambda: by_steps("bimodal", "energy", "{:.4f}"),
     "dddm_particles": lambda: by_steps("particles", "energy", "{:.4f}"),
