@@ -80,7 +80,7 @@ def test_raw_network_sees_input_noise_level_and_label(activation):
 def test_noise_level_enters_by_sine_and_cosine_of_octaves():
     network = make(MLP, (2,), None, [8], frequencies=6)
     seen = []
-    network.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    network.layers.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     x, c_noise = normal(5, 2), normal(5, seed=1)
     network(x, c_noise)
     angles = math.pi * c_noise[:, None] * torch.tensor([0.25, 0.5, 1, 2, 4, 8])

@@ -85,6 +85,8 @@ class MLP(nn.Module):
         inputs = torch.cat([x.flatten(1), angle.sin(), angle.cos()], 1)
         if self.embedding is not None and label is not None:
             inputs = inputs + self.embedding(label)
+        if self.from_xi is None and (self.from_condition is None or condition is None):
+            return self.layers(inputs).view_as(x)
         hidden = self.layers[0](inputs)
         if self.from_condition is not None and condition is not None:
             hidden = hidden + self.from_condition(condition.to(x.dtype))
