@@ -4,6 +4,7 @@ import functools
 import http.server
 import json
 import math
+import os
 import re
 import shutil
 import threading
@@ -51,9 +52,12 @@ def made(shape, classes, network, sampler, info=None, denoiser=None) -> Generato
 
 
 class Server:
-    """A web server of `folder`, any page of which may ask it; `asked` are the paths that it was asked for."""
+    """A web server of `folder`, any page of which may ask it; `asked` are the paths that it was asked for.
 
-    def __init__(self, folder: Path) -> None:
+    A browser keeps nothing of it, unless with `keep`: then it guesses from a file's age how long the file stays as it is.
+    """
+
+    def __init__(self, folder: Path, keep: bool = False) -> None:
         self.asked: list[str] = []
         asked = self.asked
 
@@ -63,6 +67,8 @@ class Server:
 
             def end_headers(self):
                 self.send_header("Access-Control-Allow-Origin", "*")
+                if not keep:
+                    self.send_header("Cache-Control", "no-store")
                 super().end_headers()
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
@@ -452,6 +458,24 @@ def test_without_a_copy_the_runtime_comes_from_the_public_server(browser, pages,
     assert said == "The generator cannot run here: model.onnx could not be loaded, or is not the file that this page was made with."
     public.close()
     own.close()
+
+
+def test_a_page_exported_anew_does_not_meet_the_old_generator_in_the_cache(browser, runtime, done, tmp_path):
+    old, new = made(*GENERATORS["grey"]), made(*GENERATORS["grey"])
+    for weight in new.parameters():
+        weight.data.mul_(0.9)
+    server = Server(tmp_path, keep=True)
+    for number, generator in enumerate((old, new)):
+        generator.save_pretrained(tmp_path / f"model{number}")
+        done("export", tmp_path / f"model{number}", "--format", "page", "--runtime", runtime, "--out", tmp_path / f"page{number}")
+        shutil.copytree(tmp_path / f"page{number}", tmp_path / "page", dirs_exist_ok=True)
+        long_ago = time.time() - (2 - number) * 10 * 24 * 3600  # of which a tenth, a day, a browser keeps a file without asking
+        for file in (tmp_path / "page").rglob("*"):
+            os.utime(file, (long_ago, long_ago))
+        opened(browser, f"{server.address}page/?{number}")
+        got = drawn(browser, *noise_of(generator, 3, 1))
+        torch.testing.assert_close(got, generator.sample(3, seed=1), rtol=0, atol=1e-3)
+    server.close()
 
 
 def test_a_runtime_that_is_not_the_pages_is_refused(runtime, mistake, tmp_path):

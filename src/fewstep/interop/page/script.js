@@ -112,7 +112,8 @@
   async function fetched({ address, integrity }) {
     let response;
     try {
-      response = await fetch(address, { integrity, credentials: "omit" });
+      // asked again of the server at each visit: a page that was exported anew must not meet the generator of the last one in the cache
+      response = await fetch(address, { integrity, credentials: "omit", cache: "no-cache" });
     } catch {
       throw new Error(`${address} could not be loaded, or is not the file that this page was made with`);
     }
