@@ -113,6 +113,7 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
         "first level 2.5": ("method.conditioning_sigma=2.5",),
         "first level 10": ("method.conditioning_sigma=10",),
         "no guidance": ("method.guidance_scale=1",),
+        "guidance 1.5": ("method.guidance_scale=1.5",),
         "rates x 2": ("method.generator_optimizer.lr=4e-4", "method.guidance_optimizer.lr=1e-3"),
         "rates x 4": ("method.generator_optimizer.lr=8e-4", "method.guidance_optimizer.lr=2e-3"),
         "rates x 4, generator at every step": (

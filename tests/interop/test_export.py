@@ -18,10 +18,11 @@ from torch import nn
 
 from fewstep.errors import UserError
 from fewstep.generator import Generator, load
-from fewstep.interop import export_diffusers
+from fewstep.interop import export_diffusers, export_onnx
 from fewstep.interop.export import TOLERANCE, export, verify
 from fewstep.interop.export_diffusers import scheduler_settings
 from fewstep.interop.model_card import model_card
+from fewstep.interop.sampling_graph import drawn_inputs
 from fewstep.maths.schedules import karras_sigmas, student_sigmas
 
 UNET = {"name": "unet", "channels": [8, 16], "groups": 4, "head_dim": 8}
@@ -231,12 +232,39 @@ def test_what_the_stock_pipeline_cannot_hold_is_refused_with_the_other_form(mist
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("form", ["diffusers", "onnx"])
-def test_only_few_step_generators_are_exported(mistake, teacher_run, dddm_run, tmp_path, form):
+@pytest.mark.parametrize("form", ["diffusers", "onnx", "page"])
+def test_a_teacher_is_not_exported(mistake, teacher_run, tmp_path, form):
     said = mistake("export", teacher_run, "--format", form, "--out", tmp_path / "out")
     assert "sampled with heun" in said
     assert "distil it first: give it to a recipe as method.teacher" in said
-    assert "fewstep sample" in mistake("export", dddm_run, "--format", form, "--out", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_generator_of_any_number_of_steps_is_exported_for_the_one_that_is_asked_for(done, mistake, dddm_run, tmp_path):
+    pytest.importorskip("onnxruntime")
+    assert "use --format onnx" in mistake("export", dddm_run, "--format", "diffusers", "--out", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    done("export", dddm_run, "--format", "onnx", "--steps", 2, "--out", tmp_path / "out")
+    generator = load(dddm_run)
+    assert generator.default_steps() != 2
+    inputs = drawn_inputs(generator.derive({**generator.sampler, "steps": 2}, {}), 7, 3)
+    got = _run(tmp_path / "out", inputs | {"labels": torch.arange(7) % 10})
+    torch.testing.assert_close(got, generator.sample(7, list(range(7)), seed=3, steps=2), rtol=0, atol=1e-4)
+    said = (tmp_path / "out" / "README.md").read_text()
+    assert "draws from noise in 2 steps" in said
+
+
+def _run(folder, inputs):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {name: value.numpy() for name, value in inputs.items()})[0])
+
+
+def test_a_sampler_of_ones_own_is_no_graph(mistake, student_run, monkeypatch, tmp_path):
+    monkeypatch.setattr(export_onnx, "SAMPLED", ("push_forward",))
+    said = mistake("export", student_run, "--format", "onnx", "--out", tmp_path / "out")
+    assert "sampled with few_step, and an ONNX file holds the steps of push_forward only; draw from it with fewstep sample" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,6 +15,7 @@ import fewstep
 from fewstep import __version__
 from fewstep.generator import Generator, load
 from fewstep.interop import export_onnx
+from fewstep.interop.sampling_graph import ConstantFrequencies
 from fewstep.maths.schedules import student_sigmas
 from fewstep.networks.dit import DiT
 from fewstep.networks.dit.network import Sinusoids
@@ -31,6 +32,7 @@ FOREIGN = {
     "norm_num_groups": 4,
 }
 PUSH = {"name": "push_forward"}  # the sampler, and the denoiser
+FLOW = {"name": "two_time", "steps": 3, "sigma_max": 80.0, "middle": 0.5}
 INFO = {"class_names": ["a", "b", "c"], "method": "dmd2", "data": "letters"}
 # one of each kind of graph; `digits` is a trained U-Net of two levels
 GENERATORS = {
@@ -42,6 +44,24 @@ GENERATORS = {
         {"name": "few_step", "sigmas": [30.0]},
         None,
         {"name": "ddpm", "prediction": "epsilon", "betas": BETAS},
+    ),
+    "flow": ((1, 8, 8), 3, DIT | {"condition": 8}, FLOW, INFO, {"name": "two_time", "gain": 3.0}),
+    "flow with noise": ((1, 8, 8), 3, DIT | {"condition": 8}, FLOW | {"churn": 0.6}, INFO, {"name": "two_time"}),
+    "posterior": (
+        (3, 8, 8),
+        3,
+        DIT | {"xi_channels": 2},
+        {"name": "distributional", "steps": 3, "churn": 0.7},
+        INFO,
+        {"name": "distributional"},
+    ),
+    "points": (
+        (2,),
+        None,
+        {"name": "mlp", "widths": [16], "xi_channels": 3},
+        {"name": "distributional", "steps": 2, "churn": 0.0},
+        None,
+        {"name": "distributional", "output": "edm"},
     ),
     "latent": ((1, 4, 4), 3, {"name": "latent_mlp", "widths": [16, 16], "latent": 5}, PUSH, None, PUSH),
     "coded": ((2,), None, {"name": "coded_mlp", "widths": [16], "latent": 6, "bits": 3}, PUSH, None, PUSH),
@@ -72,6 +92,10 @@ def session(folder):
     return onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
 
 
+# what a sample draws after its latents, in order, where it is not one noise between any two steps
+ORDER = {"flow": [], "flow with noise": ["noise", "noise"], "posterior": ["xi", "noise", "xi", "noise", "xi"], "points": ["xi", "xi"]}
+
+
 @pytest.mark.parametrize("name", ["digits", *GENERATORS])
 def test_onnxruntime_makes_the_same_samples_at_any_batch_size(exported, name):
     root, generators = exported
@@ -84,12 +108,15 @@ def test_onnxruntime_makes_the_same_samples_at_any_batch_size(exported, name):
         if generator.num_classes is not None:
             labels = [(generator.num_classes - 1 - i) % generator.num_classes for i in range(num)]
             inputs["labels"] = np.array(labels, dtype=np.int64)
-        if levels > 1:
-            inputs["noise"] = np.stack([torch.randn(num, *generator.shape, generator=rng).numpy() for _ in range(levels - 1)])
+        drawn: dict[str, list] = {}
+        for each in ORDER.get(name, ["noise"] * (levels - 1)):
+            shape = generator.shape if each == "noise" else generator.denoiser.xi_shape
+            drawn.setdefault(each, []).append(torch.randn(num, *shape, generator=rng).numpy())
+        inputs |= {each: np.stack(noises) for each, noises in drawn.items()}
         assert {entry.name for entry in runs.get_inputs()} == set(inputs)
         (samples,) = runs.run(["samples"], inputs)
         expected = generator.sample(num, labels, seed=num)
-        assert name == "digits" or expected.std() > 0.05
+        assert name == "digits" or num == 1 or expected.std() > 0.05
         torch.testing.assert_close(torch.from_numpy(samples), expected, rtol=0, atol=1e-4)
 
 
@@ -105,10 +132,10 @@ def test_the_frequencies_of_a_time_embedding_are_those_of_torch(tmp_path):
     for value in (0.0, 1.0, -37.3, 1095.5):
         timesteps = torch.tensor([value, value / 3])
         for module in (embedding, Sinusoids(30)):
-            assert torch.equal(export_onnx.ConstantFrequencies.of(module)(timesteps), module(timesteps))
+            assert torch.equal(ConstantFrequencies.of(module)(timesteps), module(timesteps))
     export_onnx.write_onnx(generator, tmp_path)
     graph = onnx.load(tmp_path / "model.onnx").graph
-    expected = export_onnx.ConstantFrequencies.of(embedding).frequencies
+    expected = ConstantFrequencies.of(embedding).frequencies
     constants = [numpy_helper.to_array(tensor) for tensor in graph.initializer]
     assert any(constant.size == 24 and np.array_equal(constant.ravel(), expected.numpy()) for constant in constants)
     assert generator.denoiser.network.unet.time_proj is embedding
@@ -133,8 +160,9 @@ def test_the_axis_of_the_items_is_called_batch(exported, name):
     root, _ = exported
     graph = session(root / name)
     for entry in (*graph.get_inputs(), *graph.get_outputs()):
-        assert entry.shape[entry.name == "noise"] == "batch"
-        assert all(isinstance(size, int) for axis, size in enumerate(entry.shape) if axis != (entry.name == "noise"))
+        place = int(entry.name in ("noise", "xi"))
+        assert entry.shape[place] == "batch"
+        assert all(isinstance(size, int) for axis, size in enumerate(entry.shape) if axis != place)
 
 
 def test_images_are_clamped_and_points_are_not(exported):
@@ -162,7 +190,7 @@ def test_the_metadata_names_levels_and_classes_and_no_path_of_this_machine(expor
     assert sorted(path.name for path in (root / "dit3").iterdir()) == ["README.md", "model.onnx"]
 
 
-@pytest.mark.parametrize("name", ["digits", "dit3", "coded"])
+@pytest.mark.parametrize("name", ["digits", "dit3", "coded", "flow with noise", "posterior"])
 def test_the_code_on_the_card_runs(exported, name, monkeypatch):
     root, generators = exported
     monkeypatch.chdir(root / name)

@@ -32,11 +32,15 @@ PUSH = {"name": "push_forward"}
 HEUN = {"name": "heun", "steps": 18, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 NAMES = ["cat", "a <b>dog</b> & co", "bird"]
 INFO = {"class_names": NAMES, "method": "dmd2", "data": "pets"}
-# three steps with noise between them, three channels, classes; one step, one channel; points
+FLOW = {"name": "two_time", "steps": 3, "sigma_max": 80.0, "middle": 0.5, "churn": 0.6}
+POSTERIOR = {"name": "distributional", "steps": 3, "churn": 0.7}
+# three steps with noise between them, three channels, classes; one step, one channel; points; a flow map; a second noise in each step
 GENERATORS = {
     "steps": ((3, 8, 8), 3, DIT, {"name": "few_step", "sigmas": student_sigmas(3, 5.0).tolist()}, INFO, None),
     "grey": ((1, 4, 4), None, {"name": "latent_mlp", "widths": [16, 16], "latent": 5}, PUSH, None, PUSH),
     "points": ((2,), None, {"name": "coded_mlp", "widths": [16], "latent": 6, "bits": 3}, PUSH, {"data": "ring"}, PUSH),
+    "flow": ((1, 8, 8), 3, DIT | {"condition": 8}, FLOW, INFO, {"name": "two_time", "gain": 3.0}),
+    "posterior": ((3, 8, 8), 3, DIT | {"xi_channels": 2}, POSTERIOR, INFO, {"name": "distributional"}),
 }
 COMPLAINTS = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Network.loadingFailed")
 SETTLED = "document.querySelector('#caption').textContent !== '' && document.querySelectorAll('.stale').length === 0"
@@ -156,9 +160,9 @@ def workers_told(browser):
     browser.session = page
 
 
-def drawn(browser, latents, noise=None, labels=None):
+def drawn(browser, noises, labels=None):
     """What the page draws from given noise, as the samples that the script gives."""
-    inputs = {"latents": latents.flatten().tolist(), "noise": [] if noise is None else noise.flatten().tolist()}
+    inputs = {name: values.flatten().tolist() for name, values in noises.items()}
     if labels is not None:
         inputs["labels"] = labels
     told = promised(browser, f"fewstep.draw({json.dumps(inputs)}).then(({{samples, shape}}) => [[...samples], shape])")
@@ -183,8 +187,13 @@ def noise_of(generator, num, seed):
     """What ``Generator.sample(num, seed=seed)`` draws from."""
     rng = torch.Generator().manual_seed(seed)
     latents = torch.randn(num, *generator.latent_shape, generator=rng)
-    more = [torch.randn(num, *generator.shape, generator=rng) for _ in range(generator.default_steps() - 1)]
-    return latents, torch.stack(more) if more else None
+    order, more = ["noise"] * (generator.default_steps() - 1), {}
+    if generator.sampler["name"] == "distributional":
+        order = ["xi", *(name for _ in order for name in ("noise", "xi"))]
+    for name in order:
+        shape = generator.shape if name == "noise" else generator.denoiser.xi_shape
+        more.setdefault(name, []).append(torch.randn(num, *shape, generator=rng))
+    return {"latents": latents} | {name: torch.stack(noises) for name, noises in more.items()}
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -194,7 +203,7 @@ def test_the_page_draws_what_the_generator_draws(browser, pages, name):
     server.asked.clear()
     opened(browser, f"{server.address}{name}/")
     labels = None if generator.num_classes is None else [2, 1, 0, 0, 1, 2, 2]
-    got = drawn(browser, *noise_of(generator, 7, 5), labels)
+    got = drawn(browser, noise_of(generator, 7, 5), labels)
     expected = generator.sample(7, labels, seed=5)
     assert expected.std() > 0.05
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
@@ -211,7 +220,7 @@ def test_the_page_draws_what_the_generator_draws(browser, pages, name):
 def test_points_lie_where_they_are_drawn(browser, pages):
     server, generators, _, _ = pages
     opened(browser, f"{server.address}points/")
-    (point,) = drawn(browser, *noise_of(generators["points"], 1, 3))
+    (point,) = drawn(browser, noise_of(generators["points"], 1, 3))
     extent = browser.tell("fewstep.config.extent")
     samples = generators["points"].sample(2000, seed=9)
     within = (samples - torch.tensor(extent["centre"])).abs().amax(1) < extent["half"]
@@ -447,7 +456,7 @@ def test_without_a_copy_the_runtime_comes_from_the_public_server(browser, pages,
     page = page.replace(export_page.CDN, public.address).replace("https://cdn.jsdelivr.net", public.address.rstrip("/"))
     (tmp_path / "real" / "index.html").write_text(page)
     opened(browser, f"{own.address}real/")
-    got = drawn(browser, *noise_of(generators["grey"], 3, 1))
+    got = drawn(browser, noise_of(generators["grey"], 3, 1))
     torch.testing.assert_close(got, generators["grey"].sample(3, seed=1), rtol=0, atol=1e-3)
     assert sorted(public.asked) == sorted(f"/{name}" for name in RUNTIME)
     model = tmp_path / "real" / "model.onnx"
@@ -473,7 +482,7 @@ def test_a_page_exported_anew_does_not_meet_the_old_generator_in_the_cache(brows
         for file in (tmp_path / "page").rglob("*"):
             os.utime(file, (long_ago, long_ago))
         opened(browser, f"{server.address}page/?{number}")
-        got = drawn(browser, *noise_of(generator, 3, 1))
+        got = drawn(browser, noise_of(generator, 3, 1))
         torch.testing.assert_close(got, generator.sample(3, seed=1), rtol=0, atol=1e-3)
     server.close()
 

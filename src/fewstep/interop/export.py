@@ -80,13 +80,16 @@ def export(
     check_free(out)
     generator = load(path)
     name = generator.sampler["name"]
-    if name not in ("few_step", "push_forward"):
-        instead = "distil it first: give it to a recipe as method.teacher" if generator.is_denoiser else "draw from it with fewstep sample"
-        raise UserError(f"{path} is sampled with {name}, and only few_step and push_forward generators can be exported; {instead}")
+    if generator.is_denoiser:
+        raise UserError(
+            f"{path} is a diffusion teacher (sampled with {name}), and only generators of one or a few steps can be exported; distil it "
+            "first: give it to a recipe as method.teacher"
+        )
     if steps is not None:
         sigmas = generator.sigmas(steps).tolist()
         if generator.any_steps:
-            generator = generator.derive({"name": name, "sigmas": sigmas}, generator.info)
+            few = {"name": name, "sigmas": sigmas}
+            generator = generator.derive(few if name == "few_step" else {**generator.sampler, "steps": steps}, generator.info)
     text = export_text.is_text(generator)
     if text and form != "diffusers":
         raise UserError(f"--format is {form}, and this is a text-to-image generator, which is written for diffusers alone; use that")

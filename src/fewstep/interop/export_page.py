@@ -4,8 +4,8 @@ Beside the page (``index.html``) lie what `fewstep.interop.export_onnx` writes (
 `--runtime` the two files of onnxruntime-web that the page needs; without `--runtime` the page loads these from a public server. The page
 checks each file that it loads by its hash, and its content security policy lets it reach no other address.
 
-A script in the page may draw from noise of its own: ``await fewstep.draw({latents, noise, labels})`` takes the inputs of model.onnx as
-flat arrays, shows the samples and gives ``{samples, shape, milliseconds}``; ``fewstep.noise(seed, num)`` gives the page's own noise.
+A script in the page may draw from noise of its own: ``await fewstep.draw({latents, noise, xi, labels})`` takes the inputs of model.onnx
+as flat arrays, shows the samples and gives ``{samples, shape, milliseconds}``; ``fewstep.noise(seed, num)`` gives the page's own noise.
 """
 
 import base64
@@ -26,6 +26,7 @@ from fewstep.errors import UserError
 from fewstep.files import write_file
 from fewstep.generator import Generator, load
 from fewstep.interop.export_onnx import FILE, check_onnx
+from fewstep.interop.sampling_graph import draws, noise_shapes
 from fewstep.metrics.rows import row_roles
 from fewstep.networks.base import num_parameters
 from fewstep.training.run_folder import RunFolder
@@ -172,7 +173,9 @@ def _config(generator: Generator, model: Path, is_whole: bool) -> dict[str, Any]
     return {
         "shape": list(generator.shape),
         "latentShape": list(generator.latent_shape),
-        "steps": generator.default_steps(),
+        "later": [
+            {"name": name, "count": count, "shape": rest} for name, (count, *rest) in noise_shapes(generator).items() if name != "latents"
+        ],
         "classes": list(names) or None,
         "item": _item(generator),
         "extent": None if len(generator.shape) == 3 else _extent(generator),
@@ -201,7 +204,9 @@ def _words(generator: Generator, recipe: Mapping[str, Any] | None, teacher: int 
     taken = "One evaluation of the network makes" if evaluations == 1 else f"{evaluations} evaluations of the network make"
     without = {None: "how many a teacher takes is unknown", 0: "it was trained without a teacher"}
     told = without.get(teacher, f"the teacher takes {teacher}")
-    later = "" if steps == 1 else f" The noises of the {steps - 1} later step{'s' * (steps > 2)} move with it."
+    order = draws(generator)
+    later = f" The noises of the {steps - 1} later step{'s' * (steps > 2)} move with it." if order else ""
+    later = " All noises that the steps draw move with it." if "xi" in order else later
     words = {
         "title": f"{counted} from noise to {data}",
         "made": _made(generator, recipe),

@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fewstep.generator import Generator
+from fewstep.interop.sampling_graph import noise_shapes
 from fewstep.maths.schedules import NOISE_ALONE
 from fewstep.metrics.figures import BY_KEY
 from fewstep.metrics.least import carried, summed_up
@@ -71,7 +72,7 @@ def model_card(
         ),
         f"- network: {generator.network_config['name']}, {num_parameters(generator):,} parameters",
     ]
-    if generator.sampler["name"] == "few_step":
+    if generator.sampler["name"] in ("few_step", "two_time"):
         levels = ["infinite" if sigma == NOISE_ALONE else f"{sigma:g}" for sigma in generator.sigmas().tolist()]
         lines.append(f"- noise levels: {', '.join(levels)}")
     lines += ["\n## Use\n", _use(generator, form) if use is None else f"```python\n{use}```"]
@@ -194,12 +195,12 @@ images[0].save("sample.png")
     if form == "page":
         served = "In a browser, from any web server, such as `python -m http.server 8000` in this folder; or by onnxruntime:"
         return f"{served}\n\n{_use(generator, 'onnx')}"
-    shape = ", ".join(map(str, generator.latent_shape))
-    inputs = [f'"latents": rng.standard_normal((4, {shape}), dtype=np.float32)']
+    inputs = []
+    for name, sizes in noise_shapes(generator).items():
+        shape = (4, *sizes) if name == "latents" else (sizes[0], 4, *sizes[1:])
+        inputs.append(f'"{name}": rng.standard_normal({shape}, dtype=np.float32)')
     if classes is not None:
-        inputs.append(f'"labels": np.arange(4) % {classes}')
-    if steps > 1:
-        inputs.append(f'"noise": rng.standard_normal(({steps - 1}, 4, {shape}), dtype=np.float32)')
+        inputs.insert(1, f'"labels": np.arange(4) % {classes}')
     body = "\n".join(f"    {line}," for line in inputs)
     return f"""```python
 import numpy as np

@@ -1,7 +1,7 @@
 // Runs a one-step or few-step generator in the page: noise from seeds, the network in workers, samples in a grid or a plane.
 //
-// Symbols: `latents` [B, ...latentShape] and `noise` [k - 1, B, ...shape] standard normal, `labels` [B], the inputs of model.onnx, k its
-// steps. One item's noise is one `row`: its latents, then its noises of the later steps.
+// Symbols: the inputs of model.onnx are `latents` [B, ...latentShape], `labels` [B], and what else the generator draws, standard normal:
+// `noise` [count, B, ...shape] between steps, `xi` [count, B, ...] in each step. One item's noise is one `row`: its latents, then the rest.
 (() => {
   "use strict";
 
@@ -10,10 +10,13 @@
   const product = (shape) => shape.reduce((a, b) => a * b, 1);
   const clamp = (x, least, most) => Math.min(most, Math.max(least, x));
 
-  const [LATENT, ITEM] = [product(config.latentShape), product(config.shape)];
+  // the random inputs, of each `count` vectors of `size` numbers for an item
+  const INPUTS = [{ name: "latents", count: 1, shape: config.latentShape }, ...config.later].map((input) => ({ ...input, size: product(input.shape) }));
+  const [LATENT, ITEM] = [INPUTS[0].size, product(config.shape)];
   // [first, end] of each vector in a row; each vector is interpolated on a sphere of its own
-  const VECTORS = Array.from({ length: config.steps }, (_, j) => (j ? [LATENT + (j - 1) * ITEM, LATENT + j * ITEM] : [0, LATENT]));
-  const ROW = VECTORS.at(-1)[1];
+  const VECTORS = [];
+  let ROW = 0;
+  for (const { count, size } of INPUTS) for (let j = 0; j < count; j++) VECTORS.push([ROW, (ROW += size)]);
   const IS_IMAGE = config.shape.length === 3;
   const POINTS = 2000;
   const LINES = { wide: 6, narrow: 4 }; // most lines of the grid, on a wide and on a narrow screen
@@ -75,15 +78,18 @@
     return row;
   }
 
-  // The network's inputs `latents` and `noise` for an array of rows.
+  // The network's random inputs for an array of rows, by name.
   function packed(rows) {
-    const latents = new Float32Array(rows.length * LATENT);
-    const noise = new Float32Array((config.steps - 1) * rows.length * ITEM);
-    rows.forEach((row, i) => {
-      latents.set(row.subarray(0, LATENT), i * LATENT);
-      VECTORS.slice(1).forEach(([first, end], j) => noise.set(row.subarray(first, end), (j * rows.length + i) * ITEM));
+    const places = [...VECTORS];
+    const inputs = INPUTS.map(({ name, count, size }) => {
+      const values = new Float32Array(count * rows.length * size);
+      for (let j = 0; j < count; j++) {
+        const [first, end] = places.shift();
+        rows.forEach((row, i) => values.set(row.subarray(first, end), (j * rows.length + i) * size));
+      }
+      return [name, values];
     });
-    return { latents, noise };
+    return Object.fromEntries(inputs);
   }
 
   // ---- the network
@@ -131,11 +137,13 @@
   }
 
   // A promise of the samples for given inputs, and the milliseconds that they took, by the worker `ask`.
-  function run(ask, { latents, noise, labels }) {
-    const num = latents.length / LATENT;
-    const feeds = { latents: { type: "float32", data: latents, dims: [num, ...config.latentShape] } };
+  function run(ask, { labels, ...inputs }) {
+    const num = inputs.latents.length / LATENT;
+    const feeds = {};
+    for (const { name, count, shape } of INPUTS) {
+      feeds[name] = { type: "float32", data: inputs[name], dims: name === "latents" ? [num, ...shape] : [count, num, ...shape] };
+    }
     if (config.classes) feeds.labels = { type: "int64", data: BigInt64Array.from(labels, BigInt), dims: [num] };
-    if (config.steps > 1) feeds.noise = { type: "float32", data: noise, dims: [config.steps - 1, num, ...config.shape] };
     return ask("run", { feeds });
   }
 
@@ -292,13 +300,16 @@
   }
 
   // Draw from given noise, show the samples, and return them [B, ...shape]. Without labels the classes are taken in turn.
-  async function draw({ latents, noise = [], labels }) {
+  async function draw({ labels, ...given }) {
     await ready;
-    const num = latents.length / LATENT;
-    const asked = { latents: Float32Array.from(latents), noise: Float32Array.from(noise), labels: labels ?? (config.classes && inTurn(num)) };
-    if (!Number.isInteger(num) || num < 1) throw new Error(`latents holds ${latents.length} numbers; give ${LATENT} for each item`);
-    if (asked.noise.length !== (config.steps - 1) * num * ITEM) {
-      throw new Error(`noise holds ${asked.noise.length} numbers; give ${(config.steps - 1) * num * ITEM}`);
+    const num = given.latents.length / LATENT;
+    if (!Number.isInteger(num) || num < 1) throw new Error(`latents holds ${given.latents.length} numbers; give ${LATENT} for each item`);
+    const unknown = Object.keys(given).filter((name) => given[name].length && !INPUTS.some((input) => input.name === name));
+    if (unknown.length) throw new Error(`this generator draws from ${INPUTS.map(({ name }) => name).join(", ")}, and not from ${unknown}`);
+    const asked = { labels: labels ?? (config.classes && inTurn(num)) };
+    for (const { name, count, size } of INPUTS) {
+      asked[name] = Float32Array.from(given[name] ?? []);
+      if (asked[name].length !== count * num * size) throw new Error(`${name} holds ${asked[name].length} numbers; give ${count * num * size}`);
     }
     return queued(async () => {
       layOut(num);
