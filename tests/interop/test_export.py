@@ -18,6 +18,7 @@ from torch import nn
 
 from fewstep.errors import UserError
 from fewstep.generator import Generator, load
+from fewstep.interop import export as exporting
 from fewstep.interop import export_diffusers, export_onnx
 from fewstep.interop.export import TOLERANCE, export, verify
 from fewstep.interop.export_diffusers import scheduler_settings
@@ -406,6 +407,16 @@ def test_the_card_has_the_figures_of_its_own_generator_at_its_own_steps(count, e
 
 def test_a_licence_cannot_be_taken_off_weights(mistake, tmp_path):
     model = saved(tmp_path, network=ONE_LEVEL, info={"licence": "CC BY-NC-SA 4.0"})
+def test_a_number_of_steps_changes_nothing_else_of_a_sampler(monkeypatch, tmp_path):
+    sampler = {"name": "few_step", "levels": [[2.0], [2.0, 0.5]], "steps": 2, "start": 3.0}
+    model, written = saved(tmp_path, network=ONE_LEVEL, sampler=sampler), []
+    form = Format(written.append, lambda generator, folder: None, lambda folder, generator: generator.sample)
+    monkeypatch.setattr(exporting, "formats", lambda: {"onnx": form})
+    export(model, "onnx", tmp_path / "out", steps=1)
+    assert written[0].sampler == {"name": "few_step", "sigmas": [2.0], "start": 3.0}
+    assert torch.equal(written[0].sample(2, seed=0), load(model).sample(2, seed=0, steps=1))
+
+
     said = mistake("export", model, "--format", "diffusers", "--out", tmp_path / "out", "--licence", "mit")
     assert "'CC BY-NC-SA 4.0'" in said
     assert not (tmp_path / "out").exists()

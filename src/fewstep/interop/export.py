@@ -88,7 +88,8 @@ def export(
     if steps is not None:
         sigmas = generator.sigmas(steps).tolist()
         if generator.any_steps:
-            few = {"name": name, "sigmas": sigmas}
+            kept = {key: generator.sampler[key] for key in generator.kind.options if key in generator.sampler}
+            few = {"name": name, "sigmas": sigmas, **kept}
             generator = generator.derive(few if name == "few_step" else {**generator.sampler, "steps": steps}, generator.info)
     text = export_text.is_text(generator)
     if text and form != "diffusers":
