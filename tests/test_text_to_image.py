@@ -23,6 +23,7 @@ from fewstep.interop.teacher_samples import draw_teacher_samples
 from fewstep.interop.text_teacher import text_teacher
 from fewstep.methods.recomputing import recompute
 from fewstep.pipelines.encoders import encode_prompts
+from fewstep.pipelines.vae import VAE
 from fewstep.recipe import load_recipe, shipped_recipes
 from fewstep.run import describe, train
 from fewstep.streams import stream_seed
@@ -133,6 +134,27 @@ def test_prompts_in_words_are_the_rows_of_the_table(run):
     pixels = generator.pixels(by_row)
     assert pixels.shape == (3, 3, 16, 16)
     assert pixels.abs().max() <= 1
+
+
+def test_latents_are_decoded_by_the_means_and_deviations_of_a_vae_s_channels(sdxl, tmp_path):
+    """As in Playground 2.5's VAE: the stock pipeline's own pictures are made of its own latents."""
+    model = shutil.copytree(sdxl.model, tmp_path / "model")
+    config = json.loads((model / "vae" / "config.json").read_text())
+    config |= {"latents_mean": [0.5, -1.0, 0.2, 0.1], "latents_std": [2.0, 0.5, 3.0, 1.0]}
+    (model / "vae" / "config.json").write_text(json.dumps(config))
+    pipeline = DiffusionPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def drawn(output):
+        told = {"num_inference_steps": 1, "guidance_scale": 0, "generator": torch.Generator().manual_seed(0), "output_type": output}
+        return pipeline("five", **told).images
+
+    latents, vae = drawn("latent"), VAE(str(model), "cpu")
+    pixels = vae.decoded(latents)
+    torch.testing.assert_close(pixels, drawn("pt") * 2 - 1, rtol=0, atol=1e-5)
+    encoded, stds = pipeline.vae.encode(pixels).latent_dist.mode(), torch.tensor(config["latents_std"])[:, None, None]
+    expected = (encoded - torch.tensor(config["latents_mean"])[:, None, None]) * config["scaling_factor"] / stds
+    torch.testing.assert_close(vae.encoded(pixels), expected.detach())
 
 
 def test_the_command_line_draws_prompts(run, tmp_path, done, mistake):
