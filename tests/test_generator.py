@@ -118,6 +118,7 @@ def test_guidance_of_its_own_is_kept_counted_and_can_be_set_otherwise(tmp_path):
     guided.load_state_dict(plain.state_dict())
     assert (plain.guidance_scale, guided.guidance_scale) == (1.0, 3.0)
     assert (plain.evaluations(18), guided.evaluations(18), guided.evaluations(18, "euler")) == (35, 70, 36)
+    assert (plain.evaluations(18, guidance_scale=3.0), guided.evaluations(18, guidance_scale=1.0)) == (70, 35)
     assert torch.equal(guided.sample(5, seed=4), plain.sample(5, seed=4, guidance_scale=3.0))
     assert torch.equal(guided.sample(5, seed=4, guidance_scale=1.0), plain.sample(5, seed=4))
     guided.save_pretrained(tmp_path / "guided")

@@ -251,10 +251,11 @@ class Generator(
         """Return the default number of steps (noise levels) of `sample`."""
         return self.sampler["steps"] if self.any_steps else (self.step_counts or [1])[0]
 
-    def evaluations(self, steps: int | None = None, sampler: str | None = None) -> int:
-        """Return the number of network evaluations for one sample; the default guidance, where it is not 1, doubles it."""
-        kind = SAMPLERS[sampler] if sampler else self.kind
-        return kind.evaluations(steps or self.default_steps()) * (1 if self.guidance_scale == 1.0 else 2)
+    def evaluations(self, steps: int | None = None, sampler: str | None = None, guidance_scale: float | None = None) -> int:
+        """Return the number of network evaluations for one sample; guidance (None for the default) doubles it, where it is not 1."""
+        kind = SAMPLERS.get(str(sampler), self.kind)
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        return kind.evaluations(steps or self.default_steps()) * (1 if scale == 1.0 else 2)
 
     def sigmas(self, steps: int | None = None) -> Tensor:
         """Return the noise levels for `steps` (for "distributional" the times), float64 [steps], descending.
