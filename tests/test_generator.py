@@ -125,6 +125,23 @@ def test_guidance_of_its_own_is_kept_counted_and_can_be_set_otherwise(tmp_path):
     assert torch.equal(fewstep.load(tmp_path / "guided").sample(5, seed=4), guided.sample(5, seed=4))
 
 
+@pytest.mark.parametrize(
+    ("licence", "fields"),
+    [
+        (None, {}),  # of weights that nobody has given a licence
+        ("MIT", {"license": "mit"}),
+        ("CC BY-NC-SA 4.0 (of the official EDM checkpoints)", {"license": "cc-by-nc-sa-4.0"}),
+        ("House Licence", {"license": "other", "license_name": "house-licence"}),
+    ],
+)
+def test_the_card_for_the_hub_states_the_licence_that_is_known_by_the_hub_s_name(licence, fields, tmp_path):
+    generator = make()
+    generator.info |= {} if licence is None else {"licence": licence}
+    generator.save_pretrained(tmp_path / "model")
+    data = huggingface_hub.ModelCard.load(tmp_path / "model" / "README.md").data.to_dict()
+    assert {key: value for key, value in data.items() if key.startswith("license")} == fields
+
+
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), "much", True, 1e9])
 def test_guidance_that_is_no_number_is_refused(scale):
     with pytest.raises(ValueError, match="guidance_scale is for heun and euler and flow_euler, and must be a finite number"):

@@ -25,6 +25,7 @@ from fewstep.denoisers.adapted import Adapted, grounds
 from fewstep.drawing import asked, check_memory, checked_steps, draw_batches
 from fewstep.errors import UserError
 from fewstep.files import at_home
+from fewstep.licences import on_card
 from fewstep.model_config import FORMAT, checked_denoiser, checked_sampler, inherited
 from fewstep.networks.base import frozen as frozen
 from fewstep.networks.base import make_network, num_parameters
@@ -37,13 +38,7 @@ from fewstep.weights import LORA_FILE, WEIGHTS, based_arguments, load_folder, re
 SHOWN = 10  # samples in the picture by which a notebook shows a generator
 
 
-class Generator(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="fewstep",
-    tags=["fewstep", "few-step-generation"],
-    license="mit",
-):
+class Generator(nn.Module, PyTorchModelHubMixin, library_name="fewstep", tags=["fewstep", "few-step-generation"]):
     """A denoiser and the sampler that draws from it: a diffusion teacher, a distilled student, or a map from noise to data.
 
     Saved and loaded with ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` (huggingface_hub).
@@ -182,13 +177,13 @@ class Generator(
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Generator":
         """Implement ``from_pretrained`` by `load`, so that a model on the Hub is read like a local folder."""
-        return load(model_id, options.get("map_location", "cpu"), options.get("allow", ()), options.get("revision"))
+        asking = {key: options[key] for key in hub.ASKING if options.get(key)}
+        return load(model_id, options.get("map_location", "cpu"), options.get("allow", ()), options.get("revision"), **asking)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Return the model card for the Hub; an imported model keeps its own licence in it, or none if that is not known."""
+        """Return the model card for the Hub, with the licence that ``info["licence"]`` states, if any."""
         card = super().generate_model_card(*args, **kwargs)
-        if self.info.keys() & {"licence", "imported_from"}:
-            card.data["license"] = self.info.get("licence")
+        vars(card.data).update(on_card(self.info.get("licence")))
         return card
 
     @property

@@ -350,6 +350,7 @@ def card(folder) -> ModelCard:
         ("CC BY-NC-SA 4.0", None, {"license": "cc-by-nc-sa-4.0"}),
         ("CC BY-NC-SA 4.0", "CC BY-NC-SA 4.0", {"license": "cc-by-nc-sa-4.0"}),
         (None, "House Licence", {"license": "other", "license_name": "house-licence"}),
+        ("CC BY-NC-SA 4.0 (of the official EDM checkpoints)", "cc-by-nc-sa-4.0", {"license": "cc-by-nc-sa-4.0"}),
     ],
 )
 def test_the_licence_is_the_weights_own_or_the_one_given(done, tmp_path, own, given, fields):

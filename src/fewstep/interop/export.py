@@ -13,6 +13,7 @@ from fewstep.files import at_home, check_free, whole_folder
 from fewstep.generator import Generator, load
 from fewstep.interop import export_diffusers, export_onnx, export_page, export_text
 from fewstep.interop.model_card import model_card
+from fewstep.licences import identifier
 from fewstep.metrics.results import read_results
 from fewstep.training.run_folder import RunFolder
 
@@ -104,7 +105,7 @@ def export(
     if not text:
         known[form].check(generator)
     own = generator.info.get("licence")
-    if own is not None and licence not in (None, own):
+    if own is not None and licence is not None and identifier(licence) != identifier(own):
         raise UserError(f"--licence is {licence!r}, but this generator's weights came with the licence {own!r}; leave --licence out")
     with whole_folder(out) as folder:
         use = None
