@@ -354,12 +354,14 @@ def sample(path: str | Path, num: int, allow: Iterable[str] = (), **options: Any
     return load(path, allow=allow).sample(num, **options)
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", allow: Iterable[str] = (), revision: str | None = None) -> Generator:
+def load(
+    path: str | Path, device: str | torch.device = "cpu", allow: Iterable[str] = (), revision: str | None = None, **asking: Any
+) -> Generator:
     """Return the generator at `path`, a run folder, a model folder, or an id on the Hugging Face Hub, in eval mode on `device`.
 
     A network of the user's own is in a module whose code runs when it is imported. It is imported if it is installed as an entry point,
-    registered, or in a package in `allow`. `revision` is a branch, tag or commit on the Hub. Raises UserError for other such networks,
-    where there is no generator, and where its files do not fit together.
+    registered, or in a package in `allow`. Of the Hub `revision` is a branch, tag or commit, and `asking` has options of `hub.fetched`.
+    Raises UserError for other such networks, where there is no generator, and where its files do not fit together.
     """
     folder = at_home(path)
     if (folder / "model").is_dir():
@@ -369,7 +371,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", allow: Iterable[s
             return _loaded(folder, str(folder)).to(device).eval()
         if folder.exists() or not hub.is_id(str(path)):
             raise UserError(f"{path} is not a folder; give a run folder, a model folder, or a Hub id (owner/name)")
-        fetched = hub.fetched(str(path), str(path), ["config.json", WEIGHTS, LORA_FILE], revision)
+        fetched = hub.fetched(str(path), str(path), ["config.json", WEIGHTS, LORA_FILE], revision, **asking)
         return _loaded(fetched, str(path)).to(device).eval()
 
 
