@@ -158,10 +158,14 @@ def test_latents_are_decoded_by_the_means_and_deviations_of_a_vae_s_channels(sdx
 
 
 def test_the_command_line_draws_prompts(run, tmp_path, done, mistake):
-    (tmp_path / "more.txt").write_text("two\nthree\n")
-    said = done("sample", run, "--prompt", "one", "--prompts", tmp_path / "more.txt", "--seed", "0", "--out", tmp_path / "a.png").out
-    assert said.startswith("3 samples, 2 evaluation(s) each")
-    assert Image.open(tmp_path / "a.png").width > 3 * 160
+    (tmp_path / "more.txt").write_text("two\nthree\n\ntwo\n")  # a prompt is drawn as often as it stands there
+    said = done("sample", run, "--prompt", "one", "--prompts", tmp_path / "more.txt", "--seed", "0", "--out", tmp_path / "a.png")
+    assert said.out.startswith("4 samples, 2 evaluation(s) each")
+    assert "cut" not in said.err
+    assert Image.open(tmp_path / "a.png").width > 4 * 160
+    said = done("sample", run, "--prompt", "one", "--prompt", "w" * 90, "--seed", "0", "--out", tmp_path / "a.png").err
+    told = f"note: 1 of 2 prompts have more than the 77 tokens that the encoder sees, and were cut; the first is ('{'w' * 40}'...)"
+    assert told in said
     done("sample", run, "-n", "4", "--seed", "0", "--out", tmp_path / "a.npz")
     arrays = np.load(tmp_path / "a.npz")
     assert arrays["labels"].tolist() == [0, 1, 2, 3]

@@ -15,6 +15,7 @@ from fewstep.limits import memory
 from fewstep.model_config import MOST_STEPS
 from fewstep.pipelines.encoders import encoded
 from fewstep.samplers import SAMPLERS
+from fewstep.screen import SCREEN
 from fewstep.streams import Noise, Seed, seeded
 
 IMAGES, POINTS = 256, 10_000  # default batch sizes: samples for each network evaluation
@@ -25,8 +26,8 @@ LATENT_NUMBERS = 2**17  # most numbers in a default batch of latents, whose netw
 def asked(generator: Any, prompts: str | Sequence[str]) -> Iterator[None]:
     """Give `generator` the `prompts`, encoded by the pipeline that it was made from, as its table of prompts until the block ends.
 
-    Labels are then their numbers, in turn. Raises UserError for a generator that takes no prompts, for an empty list, and where the
-    pipeline's text encoders are not those that the generator was trained with.
+    Labels are then their numbers, in turn. A line says which prompts were longer than the encoders read. Raises UserError for a generator
+    that takes no prompts, for an empty list, and where the pipeline's text encoders are not those that the generator was trained with.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if generator.told is None or generator.latents is None:
@@ -34,7 +35,7 @@ def asked(generator: Any, prompts: str | Sequence[str]) -> Iterator[None]:
     if not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"prompts are {texts!r:.100}; give at least one, each in words")
     before, classes = generator.told.prompts, generator.num_classes
-    generator.tell(encoded(str(generator.latents["model"]), texts, generator.info.get("encoders")))
+    generator.tell(encoded(str(generator.latents["model"]), texts, generator.info.get("encoders"), say=SCREEN.say))
     try:
         yield
     finally:
