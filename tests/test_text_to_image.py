@@ -612,4 +612,7 @@ def test_the_command_line_draws_samples_of_the_teacher(sd, tmp_path, done, mista
     arguments = ("encode", sd.folder / "prompts.txt", "--model", sd.model, "--out", tmp_path / "prompts", "--steps", "1")
     assert "drawn: 4 samples of the model, in 1 steps with guidance scale 7.5" in done(*arguments, "--samples", "4").out
     assert "--samples is 1; give at least 4" in mistake(*arguments, "--samples", "1")
+    assert "--steps is for the samples that --samples and --pairs draw" in mistake(*arguments)
+    assert "--guidance-scale is for the samples" in mistake(*arguments[:-2], "--guidance-scale", "2")
+    assert "--guidance-scale is for prompts" in mistake(*arguments[:-2], "--images", "--guidance-scale", "2")
     assert "--samples draws from the model's main revision" in mistake(*arguments, "--samples", "4", "--revision", "v2")

@@ -227,7 +227,8 @@ def encode(
 ) -> None:
     """Encode prompts (with --images: images) once by a Stable Diffusion pipeline, so that its encoders need no memory in training."""
     if images:
-        others = {"--samples": samples, "--pairs": pairs, "--revision": revision, **({} if captions else {"--column": column})}
+        drawing = {"--samples": samples, "--pairs": pairs, "--steps": steps, "--guidance-scale": guidance_scale}
+        others = {**drawing, "--revision": revision, **({} if captions else {"--column": column})}
         if given := [key for key, value in others.items() if value is not None]:
             away = " without --captions" if given[0] == "--column" else ""
             raise UserError(f"{given[0]} is for prompts, and --images was given{away}; leave one of them out")
@@ -238,6 +239,8 @@ def encode(
         except UserError as error:  # its message is written for recipes, and names their setting
             raise UserError(str(error).replace("data.path is ", "the first argument is ")) from error
     drawn = next((key for key, value in (("--samples", samples), ("--pairs", pairs)) if value is not None), None)
+    if drawn is None and (asked := "--steps" if steps is not None else "--guidance-scale" if guidance_scale is not None else None):
+        raise UserError(f"{asked} is for the samples that --samples and --pairs draw, and neither was given; give one, or leave it out")
     if revision is not None and drawn is not None:
         raise UserError(f"--revision is {revision!r}, and {drawn} draws from the model's main revision; give a folder with that revision")
     for key, is_given in (("--label-column", label_column is not None), ("--captions", captions), ("--size", size is not None)):
