@@ -186,6 +186,15 @@ def test_what_is_allowed_is_imported_and_only_there(run, theirs, done, mistake):
     assert "may not ask for" in mistake("evaluate", run, "-n", 80)
 
 
+def test_the_commands_that_follow_a_run_allow_what_it_names(theirs, registry_apart, done):
+    recipe = theirs.recipe(method="Plain", network="Net")
+    told = done("train", recipe, "steps=2", "--out", "ours").out.splitlines()[1]
+    assert told == "next: fewstep evaluate {0}   or   fewstep sample {0} -n 100 --out samples.png".format(f"ours --allow {theirs.name}")
+    theirs.forget()
+    registry_apart._trusted.clear()
+    done(*told.removeprefix("next: fewstep ").split("   or")[0].split(), "-n", 80)  # as it was pasted
+
+
 def test_a_teacher_of_theirs_is_allowed(run, theirs, done):
     """Where the recipe names none of it: only the teacher's folder does."""
     tree = {**TREE, "method": {"name": "dmd2", "teacher": str(run), "fake_widths": [8]}, "steps": 2}

@@ -41,6 +41,19 @@ Allow = Annotated[
 ]
 
 
+def next_after(out: Path) -> str:
+    """Return a line with commands to go on with after a run in `out`, in which code of the user's own that the run names is allowed."""
+    from fewstep.registry import is_import_path
+    from fewstep.text import read_json
+    from fewstep.training.run_folder import RunFolder
+
+    parts = [tree for tree in (RunFolder(out).recipe(), read_json(out / "model" / "config.json")) for tree in tree.values()]
+    names = [part["name"] for part in parts if isinstance(part, dict) and is_import_path(str(part.get("name", "")))]
+    packages = sorted({name.partition(":")[0].partition(".")[0] for name in names})
+    place = shlex.quote(str(out)) + "".join(f" --allow {package}" for package in packages)
+    return f"next: fewstep evaluate {place}   or   fewstep sample {place} -n 100 --out samples.png"
+
+
 def export(
     path: Annotated[
         str, typer.Argument(help="a run folder, a model folder, or a Hugging Face Hub id (owner/name)", autocompletion=completion.runs)
