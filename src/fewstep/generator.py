@@ -104,8 +104,7 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="fewstep", tags=["
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of the noise from which one item is generated."""
-        shape = getattr(self.denoiser, "latent_shape", self.shape)
-        return tuple(shape)
+        return tuple(getattr(self.denoiser, "latent_shape", self.shape))
 
     @property
     def is_denoiser(self) -> bool:
