@@ -499,6 +499,9 @@ def test_import_says_what_it_found_and_copies_nothing(sdxl, tmp_path, done, mist
     done("sample", tmp_path / "teacher", "--prompt", "one", "--steps", "2", "--out", tmp_path / "a.png")
     assert "--null-class is for models with classes" in mistake("import", sdxl.model, "--null-class", "--out", tmp_path / "b")
     assert "--sigma-data is 0.0" in mistake("import", sdxl.model, "--sigma-data", "0", "--out", tmp_path / "b")
+    (tmp_path / "one.safetensors").touch()
+    said = mistake("import", tmp_path / "one.safetensors", "--out", tmp_path / "b")
+    assert f"from_single_file('{tmp_path / 'one.safetensors'}').save_pretrained(FOLDER)), and give that folder" in said
     assert not (tmp_path / "b").exists()
 
 

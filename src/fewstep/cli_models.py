@@ -115,6 +115,11 @@ def import_(
 ) -> None:
     """Turn a published teacher into a model folder, without running any code from its file."""
     file = Path(source)
+    if file.is_file() and file.suffix in (".safetensors", ".ckpt"):
+        raise UserError(
+            f"{file} is a single file of weights, and a model is read with its configs; where you trust it, write it as a folder by "
+            f"diffusers (StableDiffusionXLPipeline.from_single_file({str(file)!r}).save_pretrained(FOLDER)), and give that folder"
+        )
     if file.is_file() or file.suffix == ".pkl":
         if sigma_data is not None or null_class:
             raise UserError(f"--sigma-data and --null-class are for diffusers models, and {file} is not one; leave them out")
