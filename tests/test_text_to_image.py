@@ -607,6 +607,14 @@ def test_a_run_beside_samples_is_watched_and_measured(sd, beside, tmp_path, done
     assert 0.8 < results["rows"]["teacher, 6 evaluations"]["within_class_std"] < 1.2
 
 
+def test_samples_of_another_guidance_than_the_student_learns_are_told(sd, beside, capsys):
+    for scale in (2.0, 1.5):
+        recipe = settings(sd, f"data.path={beside}", f"method.guidance_scale={scale}")
+        make_method(recipe, load_data(recipe.data))
+        told = f"note: the samples in {beside} were drawn with guidance scale 2, and method.guidance_scale is 1.5, "
+        assert (told in capsys.readouterr().err) == (scale == 1.5)
+
+
 def test_nothing_is_measured_against_prompts_alone(run, mistake):
     assert "holds prompts and no samples of their model, which a run is measured against; draw some" in mistake("evaluate", run)
 
