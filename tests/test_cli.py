@@ -346,7 +346,8 @@ def test_sample_honours_seed_labels_and_steps(done, teacher_run, tmp_path):
         "steps": ["--seed", "5", "--labels", "3,1", "--steps", "3"],
         "guidance": ["--seed", "5", "--labels", "3,1", "--steps", "4", "--guidance-scale", "3"],
     }.items():
-        other, _ = draw(f"{name}.npz", *options)
+        other, told = draw(f"{name}.npz", *options)
+        assert f"{ {'guidance': 14, 'steps': 5}.get(name, 7) } evaluation(s) each" in told
         assert np.abs(other["samples"] - first["samples"]).max() > 1e-5, name
 
 

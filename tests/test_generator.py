@@ -118,10 +118,28 @@ def test_guidance_of_its_own_is_kept_counted_and_can_be_set_otherwise(tmp_path):
     guided.load_state_dict(plain.state_dict())
     assert (plain.guidance_scale, guided.guidance_scale) == (1.0, 3.0)
     assert (plain.evaluations(18), guided.evaluations(18), guided.evaluations(18, "euler")) == (35, 70, 36)
+    assert (plain.evaluations(18, guidance_scale=3.0), guided.evaluations(18, guidance_scale=1.0)) == (70, 35)
     assert torch.equal(guided.sample(5, seed=4), plain.sample(5, seed=4, guidance_scale=3.0))
     assert torch.equal(guided.sample(5, seed=4, guidance_scale=1.0), plain.sample(5, seed=4))
     guided.save_pretrained(tmp_path / "guided")
     assert torch.equal(fewstep.load(tmp_path / "guided").sample(5, seed=4), guided.sample(5, seed=4))
+
+
+@pytest.mark.parametrize(
+    ("licence", "fields"),
+    [
+        (None, {}),  # of weights that nobody has given a licence
+        ("MIT", {"license": "mit"}),
+        ("CC BY-NC-SA 4.0 (of the official EDM checkpoints)", {"license": "cc-by-nc-sa-4.0"}),
+        ("House Licence", {"license": "other", "license_name": "house-licence"}),
+    ],
+)
+def test_the_card_for_the_hub_states_the_licence_that_is_known_by_the_hub_s_name(licence, fields, tmp_path):
+    generator = make()
+    generator.info |= {} if licence is None else {"licence": licence}
+    generator.save_pretrained(tmp_path / "model")
+    data = huggingface_hub.ModelCard.load(tmp_path / "model" / "README.md").data.to_dict()
+    assert {key: value for key, value in data.items() if key.startswith("license")} == fields
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), "much", True, 1e9])

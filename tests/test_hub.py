@@ -47,10 +47,12 @@ SAID = {
 
 class Answering(http.server.BaseHTTPRequestHandler):
     asked: list[str]
+    told: list[str | None]  # who asked
 
     def do_GET(self):
         name = next((name for name in (*ANSWERS, "slow", "drip", "there") if f"/own/{name}" in self.path), "gone")
         self.asked.append(self.path)  # the client also asks, once, what agent it may be
+        self.told.append(self.headers.get("Authorization"))
         if name == "slow":
             return time.sleep(3)
         if name == "drip":  # a byte a time is in time for each byte
@@ -99,6 +101,7 @@ def online(monkeypatch, tmp_path):
 def server(online, monkeypatch):
     """The paths that have been asked for, of a Hub that answers as its repositories' names say."""
     monkeypatch.setattr(Answering, "asked", [], raising=False)
+    monkeypatch.setattr(Answering, "told", [], raising=False)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering) as serving:
         serving.daemon_threads = True
         threading.Thread(target=serving.serve_forever, daemon=True).start()
@@ -195,15 +198,33 @@ def test_a_repository_without_a_generator_is_said_as_that(server):
     assert "own/there" in refused(fewstep.load, "own/there")[0]
 
 
-def test_a_model_in_the_cache_needs_no_hub(online, tmp_path, teacher_run):
-    online(closed_port())
-    repository = tmp_path / "hub" / "models--own--there"
+def cached(cache, model):
+    """A cache of the Hub that holds the folder `model` as own/there."""
+    repository = cache / "models--own--there"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0123")
     (repository / "snapshots").mkdir()
-    (repository / "snapshots" / "0123").symlink_to(teacher_run / "model")
+    (repository / "snapshots" / "0123").symlink_to(model)
+    return cache
+
+
+def test_a_model_in_the_cache_needs_no_hub(online, tmp_path, teacher_run):
+    online(closed_port())
+    cached(tmp_path / "hub", teacher_run / "model")
     found, ours = fewstep.load("own/there"), fewstep.load(teacher_run)
     assert torch.equal(found.sample(2, seed=0, steps=2), ours.sample(2, seed=0, steps=2))
+
+
+def test_what_from_pretrained_is_told_of_the_hub_holds(server, tmp_path, teacher_run):
+    other = cached(tmp_path / "other", teacher_run / "model")
+    found = fewstep.Generator.from_pretrained("own/there", cache_dir=other, local_files_only=True)
+    assert torch.equal(found.sample(2, seed=0, steps=2), fewstep.load(teacher_run).sample(2, seed=0, steps=2))
+    assert server == []  # the Hub was not asked
+    said, _ = refused(lambda path: fewstep.load(path, local_files_only=True), "own/there")  # the usual cache is empty
+    assert "local_files_only forbids to ask the Hub" in said
+    assert server == []
+    refused(lambda path: fewstep.load(path, token="mine"), "own/secret")
+    assert [told for path, told in zip(server, Answering.told, strict=True) if "own/secret" in path] == ["Bearer mine"]
 
 
 def test_a_data_set_in_the_cache_needs_no_hub(online, tmp_path):

@@ -117,6 +117,17 @@ def test_a_changed_model_and_a_damaged_file_are_measured_again(done, run):
     assert KEPT not in done("evaluate", run, "-n", 60, "--steps", 1).err
 
 
+def test_a_teacher_of_somebody_s_own_code_is_measured_again(done, run):
+    """That code may have changed, which no checksum of its weights says: here it is named as code of one's own is."""
+    config = run / "teacher" / "config.json"
+    tree = json.loads(config.read_text())
+    assert tree["network"]["name"] == "unet"
+    tree["network"]["name"] = "fewstep.networks.unet.network:UNet"
+    config.write_text(json.dumps(tree))
+    for _ in range(2):
+        assert KEPT not in done("evaluate", run, "-n", 60, "--steps", 1).err
+
+
 def test_the_teacher_is_left_out_where_nobody_asks_for_it(done, run):
     done("evaluate", run, "-n", 60, "--no-teacher")
     assert list(rows(run)) == ["real train split", "student, 1 evaluation"]

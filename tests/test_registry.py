@@ -12,8 +12,10 @@ import yaml
 import fewstep
 from fewstep import Generator, pictures
 from fewstep.errors import UserError
+from fewstep.maths.schedules import karras_sigmas
 from fewstep.recipe import load_recipe
 from fewstep.run import train_recipe
+from fewstep.samplers import GRID, SamplerKind, euler
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder
 
@@ -182,6 +184,15 @@ def test_what_is_allowed_is_imported_and_only_there(run, theirs, done, mistake):
     with pytest.raises(UserError, match="may not ask for"):  # the permission was for those calls, though the module is in memory by now
         fewstep.load(run)
     assert "may not ask for" in mistake("evaluate", run, "-n", 80)
+
+
+def test_the_commands_that_follow_a_run_allow_what_it_names(theirs, registry_apart, done):
+    recipe = theirs.recipe(method="Plain", network="Net")
+    told = done("train", recipe, "steps=2", "--out", "ours").out.splitlines()[1]
+    assert told == "next: fewstep evaluate {0}   or   fewstep sample {0} -n 100 --out samples.png".format(f"ours --allow {theirs.name}")
+    theirs.forget()
+    registry_apart._trusted.clear()
+    done(*told.removeprefix("next: fewstep ").split("   or")[0].split(), "-n", 80)  # as it was pasted
 
 
 def test_a_teacher_of_theirs_is_allowed(run, theirs, done):
@@ -564,6 +575,41 @@ def test_a_denoiser_and_a_sampler_of_ones_own(theirs, registry_apart, monkeypatc
     Path("saved/config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"is the class Halved; a sampler is a fewstep\.samplers\.SamplerKind"):
         fewstep.load("saved", allow=[theirs.name])
+
+
+def test_a_sampler_of_ones_own_draws_from_what_denoises_at_every_level(registry_apart):
+    """By its own steps, and by those of the built-in samplers where it has their grid; it is counted, too."""
+    grid = {"steps": 3, "sigma_min": 0.01, "sigma_max": 10.0, "rho": 7.0}
+
+    def later(denoiser, latents, sigmas, label=None, noise=None, more=0.0):
+        return euler(denoiser, latents, sigmas, label) + more
+
+    needs = {"later": GRID, "last": ("steps",)}
+    for name, keys in needs.items():
+        told = {"evaluations": lambda steps: 2 * steps, "options": ("more",), "every_level": True}
+        fewstep.register("sampler", name, SamplerKind(later, keys, lambda config, steps: karras_sigmas(steps, 0.01, 10.0, 7.0), **told))
+
+    def made(sampler):
+        torch.manual_seed(0)
+        return Generator((2,), None, 0.5, {"name": "mlp", "widths": [4]}, sampler)
+
+    usual = made({"name": "euler", **grid})
+    for name in needs:
+        mine = made({"name": name, **grid, "more": 1.0})
+        assert torch.equal(mine.sample(3, seed=0), usual.sample(3, seed=0) + 1)
+        assert torch.equal(mine.sample(3, seed=0, sampler=name), mine.sample(3, seed=0))
+        assert (mine.evaluations(), mine.evaluations(sampler=name), mine.evaluations(sampler="heun")) == (6, 6, 5)
+    assert torch.equal(
+        made({"name": "later", **grid, "more": 1.0}).sample(3, seed=0, sampler="heun"), usual.sample(3, seed=0, sampler="heun")
+    )
+    with pytest.raises(UserError, match="sampler is 'heun'; allowed for this generator: last"):
+        made({"name": "last", **grid}).sample(3, sampler="heun")
+
+
+@pytest.mark.parametrize(("kind", "name"), [("sampler", "euler"), ("denoiser", "flow")])
+def test_a_built_in_sampler_or_denoiser_is_not_hidden(kind, name, registry_apart):
+    with pytest.raises(UserError, match=f"name is '{name}'; give a word without a colon that is no built-in {kind} \\(.*{name}"):
+        fewstep.register(kind, name, None)
 
 
 def test_the_recipe_that_is_trained_is_the_users_own_choice(theirs, tmp_path):

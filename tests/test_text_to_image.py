@@ -23,6 +23,7 @@ from fewstep.interop.teacher_samples import draw_teacher_samples
 from fewstep.interop.text_teacher import text_teacher
 from fewstep.methods.recomputing import recompute
 from fewstep.pipelines.encoders import encode_prompts
+from fewstep.pipelines.vae import VAE
 from fewstep.recipe import load_recipe, shipped_recipes
 from fewstep.run import describe, train
 from fewstep.streams import stream_seed
@@ -135,11 +136,36 @@ def test_prompts_in_words_are_the_rows_of_the_table(run):
     assert pixels.abs().max() <= 1
 
 
+def test_latents_are_decoded_by_the_means_and_deviations_of_a_vae_s_channels(sdxl, tmp_path):
+    """As in Playground 2.5's VAE: the stock pipeline's own pictures are made of its own latents."""
+    model = shutil.copytree(sdxl.model, tmp_path / "model")
+    config = json.loads((model / "vae" / "config.json").read_text())
+    config |= {"latents_mean": [0.5, -1.0, 0.2, 0.1], "latents_std": [2.0, 0.5, 3.0, 1.0]}
+    (model / "vae" / "config.json").write_text(json.dumps(config))
+    pipeline = DiffusionPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def drawn(output):
+        told = {"num_inference_steps": 1, "guidance_scale": 0, "generator": torch.Generator().manual_seed(0), "output_type": output}
+        return pipeline("five", **told).images
+
+    latents, vae = drawn("latent"), VAE(str(model), "cpu")
+    pixels = vae.decoded(latents)
+    torch.testing.assert_close(pixels, drawn("pt") * 2 - 1, rtol=0, atol=1e-5)
+    encoded, stds = pipeline.vae.encode(pixels).latent_dist.mode(), torch.tensor(config["latents_std"])[:, None, None]
+    expected = (encoded - torch.tensor(config["latents_mean"])[:, None, None]) * config["scaling_factor"] / stds
+    torch.testing.assert_close(vae.encoded(pixels), expected.detach())
+
+
 def test_the_command_line_draws_prompts(run, tmp_path, done, mistake):
-    (tmp_path / "more.txt").write_text("two\nthree\n")
-    said = done("sample", run, "--prompt", "one", "--prompts", tmp_path / "more.txt", "--seed", "0", "--out", tmp_path / "a.png").out
-    assert said.startswith("3 samples, 2 evaluation(s) each")
-    assert Image.open(tmp_path / "a.png").width > 3 * 160
+    (tmp_path / "more.txt").write_text("two\nthree\n\ntwo\n")  # a prompt is drawn as often as it stands there
+    said = done("sample", run, "--prompt", "one", "--prompts", tmp_path / "more.txt", "--seed", "0", "--out", tmp_path / "a.png")
+    assert said.out.startswith("4 samples, 2 evaluation(s) each")
+    assert "cut" not in said.err
+    assert Image.open(tmp_path / "a.png").width > 4 * 160
+    said = done("sample", run, "--prompt", "one", "--prompt", "w" * 90, "--seed", "0", "--out", tmp_path / "a.png").err
+    told = f"note: 1 of 2 prompts have more than the 77 tokens that the encoder sees, and were cut; the first is ('{'w' * 40}'...)"
+    assert told in said
     done("sample", run, "-n", "4", "--seed", "0", "--out", tmp_path / "a.npz")
     arrays = np.load(tmp_path / "a.npz")
     assert arrays["labels"].tolist() == [0, 1, 2, 3]
@@ -473,6 +499,9 @@ def test_import_says_what_it_found_and_copies_nothing(sdxl, tmp_path, done, mist
     done("sample", tmp_path / "teacher", "--prompt", "one", "--steps", "2", "--out", tmp_path / "a.png")
     assert "--null-class is for models with classes" in mistake("import", sdxl.model, "--null-class", "--out", tmp_path / "b")
     assert "--sigma-data is 0.0" in mistake("import", sdxl.model, "--sigma-data", "0", "--out", tmp_path / "b")
+    (tmp_path / "one.safetensors").touch()
+    said = mistake("import", tmp_path / "one.safetensors", "--out", tmp_path / "b")
+    assert f"from_single_file('{tmp_path / 'one.safetensors'}').save_pretrained(FOLDER)), and give that folder" in said
     assert not (tmp_path / "b").exists()
 
 
@@ -578,6 +607,14 @@ def test_a_run_beside_samples_is_watched_and_measured(sd, beside, tmp_path, done
     assert 0.8 < results["rows"]["teacher, 6 evaluations"]["within_class_std"] < 1.2
 
 
+def test_samples_of_another_guidance_than_the_student_learns_are_told(sd, beside, capsys):
+    for scale in (2.0, 1.5):
+        recipe = settings(sd, f"data.path={beside}", f"method.guidance_scale={scale}")
+        make_method(recipe, load_data(recipe.data))
+        told = f"note: the samples in {beside} were drawn with guidance scale 2, and method.guidance_scale is 1.5, "
+        assert (told in capsys.readouterr().err) == (scale == 1.5)
+
+
 def test_nothing_is_measured_against_prompts_alone(run, mistake):
     assert "holds prompts and no samples of their model, which a run is measured against; draw some" in mistake("evaluate", run)
 
@@ -586,4 +623,7 @@ def test_the_command_line_draws_samples_of_the_teacher(sd, tmp_path, done, mista
     arguments = ("encode", sd.folder / "prompts.txt", "--model", sd.model, "--out", tmp_path / "prompts", "--steps", "1")
     assert "drawn: 4 samples of the model, in 1 steps with guidance scale 7.5" in done(*arguments, "--samples", "4").out
     assert "--samples is 1; give at least 4" in mistake(*arguments, "--samples", "1")
+    assert "--steps is for the samples that --samples and --pairs draw" in mistake(*arguments)
+    assert "--guidance-scale is for the samples" in mistake(*arguments[:-2], "--guidance-scale", "2")
+    assert "--guidance-scale is for prompts" in mistake(*arguments[:-2], "--images", "--guidance-scale", "2")
     assert "--samples draws from the model's main revision" in mistake(*arguments, "--samples", "4", "--revision", "v2")

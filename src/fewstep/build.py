@@ -110,6 +110,7 @@ def open_teacher(
         raise UserError(f"method.teacher: {error}") from error
     if isinstance(data, PromptData):
         _tell(teacher, data, str(path))
+        _note_guidance(settings, data)
     elif teacher.told is not None:
         raise UserError(
             f"method.teacher is {path}, a text-to-image model, and the data {data.name} has no prompts; encode some by fewstep encode, and "
@@ -188,6 +189,18 @@ def _tell(teacher: Generator, data: PromptData, path: str) -> None:
     """Give the `teacher` at `path` the prompts in `data` by `tell_prompts`, and record their folder in its info. Raises UserError."""
     tell_prompts(teacher, data, f"method.teacher={path}")
     teacher.info["prompts"] = str(data.table.folder.resolve())
+
+
+def _note_guidance(settings: MethodSettings, data: PromptData) -> None:
+    """Print a note where the teacher's stored samples or pairs in `data` were drawn with another guidance than the student is to learn."""
+    mine = getattr(settings, "guidance_scale", None)
+    for drawn in (data.samples, data.pairs):
+        if drawn is not None and mine is not None and (theirs := drawn.drawn.guidance_scale) != mine:
+            note(
+                f"the {drawn.use.what} in {data.table.folder} were drawn with guidance scale {theirs:g}, and method.guidance_scale is "
+                f"{mine:g}, so that they are not what the student learns; set method.guidance_scale={theirs:g}, or draw others into a new "
+                f"folder with --guidance-scale {mine:g}"
+            )
 
 
 def _no_teacher(settings: MethodSettings, data: Data) -> str:

@@ -5,7 +5,6 @@ signal, after training has saved its state.
 """
 
 import os
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from fewstep import completion
-from fewstep.cli_models import Allow, encode, export, import_
+from fewstep.cli_models import Allow, encode, export, import_, next_after
 from fewstep.cli_models import say as _say
 from fewstep.endings import ended
 from fewstep.errors import UserError
@@ -130,8 +129,7 @@ def train(
         raise UserError("--out is missing; give the folder of the run, such as --out runs/first")
     run.train_recipe(settings, out, resume, title=recipe, after=_report, source=recipe)
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        place = shlex.quote(str(out))
-        typer.echo(f"trained: {out}\nnext: fewstep evaluate {place}   or   fewstep sample {place} -n 100 --out samples.png")
+        typer.echo(f"trained: {out}\n{next_after(out)}")
 
 
 def _report(path: Path) -> None:
@@ -198,7 +196,7 @@ def sample(
     usual = min(PROMPTED, generator.num_classes or 1) if generator.told is not None else 100
     num = num if num is not None else len(texts) or usual
     write_samples(generator, num, out, wanted, texts, seed=seed, steps=steps, guidance_scale=guidance_scale, churn=churn)
-    typer.echo(f"{num} samples, {generator.evaluations(steps)} evaluation(s) each: {out}")
+    typer.echo(f"{num} samples, {generator.evaluations(steps, None, guidance_scale)} evaluation(s) each: {out}")
     if generator.told is not None:
         return
     drawn = generator.labels(min(num, generator.num_classes or 0) if wanted is None else min(num, len(wanted)), wanted)

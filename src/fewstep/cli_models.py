@@ -41,6 +41,19 @@ Allow = Annotated[
 ]
 
 
+def next_after(out: Path) -> str:
+    """Return a line with commands to go on with after a run in `out`, in which code of the user's own that the run names is allowed."""
+    from fewstep.registry import is_import_path
+    from fewstep.text import read_json
+    from fewstep.training.run_folder import RunFolder
+
+    parts = [tree for tree in (RunFolder(out).recipe(), read_json(out / "model" / "config.json")) for tree in tree.values()]
+    names = [part["name"] for part in parts if isinstance(part, dict) and is_import_path(str(part.get("name", "")))]
+    packages = sorted({name.partition(":")[0].partition(".")[0] for name in names})
+    place = shlex.quote(str(out)) + "".join(f" --allow {package}" for package in packages)
+    return f"next: fewstep evaluate {place}   or   fewstep sample {place} -n 100 --out samples.png"
+
+
 def export(
     path: Annotated[
         str, typer.Argument(help="a run folder, a model folder, or a Hugging Face Hub id (owner/name)", autocompletion=completion.runs)
@@ -102,6 +115,11 @@ def import_(
 ) -> None:
     """Turn a published teacher into a model folder, without running any code from its file."""
     file = Path(source)
+    if file.is_file() and file.suffix in (".safetensors", ".ckpt"):
+        raise UserError(
+            f"{file} is a single file of weights, and a model is read with its configs; where you trust it, write it as a folder by "
+            f"diffusers (StableDiffusionXLPipeline.from_single_file({str(file)!r}).save_pretrained(FOLDER)), and give that folder"
+        )
     if file.is_file() or file.suffix == ".pkl":
         if sigma_data is not None or null_class:
             raise UserError(f"--sigma-data and --null-class are for diffusers models, and {file} is not one; leave them out")
@@ -227,7 +245,8 @@ def encode(
 ) -> None:
     """Encode prompts (with --images: images) once by a Stable Diffusion pipeline, so that its encoders need no memory in training."""
     if images:
-        others = {"--samples": samples, "--pairs": pairs, "--revision": revision, **({} if captions else {"--column": column})}
+        drawing = {"--samples": samples, "--pairs": pairs, "--steps": steps, "--guidance-scale": guidance_scale}
+        others = {**drawing, "--revision": revision, **({} if captions else {"--column": column})}
         if given := [key for key, value in others.items() if value is not None]:
             away = " without --captions" if given[0] == "--column" else ""
             raise UserError(f"{given[0]} is for prompts, and --images was given{away}; leave one of them out")
@@ -238,6 +257,8 @@ def encode(
         except UserError as error:  # its message is written for recipes, and names their setting
             raise UserError(str(error).replace("data.path is ", "the first argument is ")) from error
     drawn = next((key for key, value in (("--samples", samples), ("--pairs", pairs)) if value is not None), None)
+    if drawn is None and (asked := "--steps" if steps is not None else "--guidance-scale" if guidance_scale is not None else None):
+        raise UserError(f"{asked} is for the samples that --samples and --pairs draw, and neither was given; give one, or leave it out")
     if revision is not None and drawn is not None:
         raise UserError(f"--revision is {revision!r}, and {drawn} draws from the model's main revision; give a folder with that revision")
     for key, is_given in (("--label-column", label_column is not None), ("--captions", captions), ("--size", size is not None)):

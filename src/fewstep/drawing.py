@@ -15,6 +15,7 @@ from fewstep.limits import memory
 from fewstep.model_config import MOST_STEPS
 from fewstep.pipelines.encoders import encoded
 from fewstep.samplers import SAMPLERS
+from fewstep.screen import SCREEN
 from fewstep.streams import Noise, Seed, seeded
 
 IMAGES, POINTS = 256, 10_000  # default batch sizes: samples for each network evaluation
@@ -25,8 +26,8 @@ LATENT_NUMBERS = 2**17  # most numbers in a default batch of latents, whose netw
 def asked(generator: Any, prompts: str | Sequence[str]) -> Iterator[None]:
     """Give `generator` the `prompts`, encoded by the pipeline that it was made from, as its table of prompts until the block ends.
 
-    Labels are then their numbers, in turn. Raises UserError for a generator that takes no prompts, for an empty list, and where the
-    pipeline's text encoders are not those that the generator was trained with.
+    Labels are then their numbers, in turn. A line says which prompts were longer than the encoders read. Raises UserError for a generator
+    that takes no prompts, for an empty list, and where the pipeline's text encoders are not those that the generator was trained with.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if generator.told is None or generator.latents is None:
@@ -34,7 +35,7 @@ def asked(generator: Any, prompts: str | Sequence[str]) -> Iterator[None]:
     if not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"prompts are {texts!r:.100}; give at least one, each in words")
     before, classes = generator.told.prompts, generator.num_classes
-    generator.tell(encoded(str(generator.latents["model"]), texts, generator.info.get("encoders")))
+    generator.tell(encoded(str(generator.latents["model"]), texts, generator.info.get("encoders"), say=SCREEN.say))
     try:
         yield
     finally:
@@ -90,7 +91,7 @@ def draw_batches(
         raise UserError(f"batch_size is {batch_size}; give at least 1")
     name = sampler or generator.sampler["name"]
     of_its_grid = [key for key, kind in SAMPLERS.items() if kind.every_level and kind.needs == generator.kind.needs]
-    allowed = of_its_grid if generator.is_denoiser else [generator.sampler["name"]]
+    allowed = list(dict.fromkeys([*(of_its_grid if generator.is_denoiser else ()), generator.sampler["name"]]))  # its own may be a user's
     if name not in allowed:
         raise UserError(f"sampler is {name!r}; allowed for this generator: {' or '.join(allowed)}")
     guidance_scale = generator.guidance_scale if guidance_scale is None else guidance_scale
@@ -98,9 +99,10 @@ def draw_batches(
         raise UserError(f"guidance_scale is {guidance_scale}; give a number that float32 can hold, 1 for none")
     if guidance_scale != 1.0 and not generator.info.get("label_dropout"):
         raise UserError(f"guidance_scale is {guidance_scale}, but this network was trained without label dropout; only 1 is allowed")
-    options = {key: generator.sampler[key] for key in generator.kind.options if key in generator.sampler}
+    kind = SAMPLERS.get(name, generator.kind)
+    options = {key: generator.sampler[key] for key in kind.options if key in generator.sampler}
     if churn is not None:
-        if "churn" not in generator.kind.options:
+        if "churn" not in kind.options:
             raise UserError(f"churn is {churn}, but the sampler {name} of this generator has no churn; leave it out")
         if not 0 <= churn <= 1:
             raise UserError(f"churn is {churn}; allowed are values from 0 to 1")
@@ -110,14 +112,13 @@ def draw_batches(
         raise UserError(
             "this generator needs prompts, and none were given; give prompts, or first a table of them (`tell`), of which labels are rows"
         )
-    draw = SAMPLERS[name].draw if name in SAMPLERS else generator.kind.draw
     denoiser, sources, sigmas = Guided.of(generator.denoiser, guidance_scale), seeded(seed, num), generator.sigmas(steps)
 
     def drawn(start: int, count: int) -> Tensor:
         noise = Noise(sources if isinstance(sources, torch.Generator) else sources[start : start + count])
         latents = noise((count, *generator.latent_shape), torch.empty((), device=generator.device))
         label = generator.labels(count, labels, start)
-        samples = draw(denoiser, latents, sigmas, None if label is None else label.to(generator.device), noise, **options)
+        samples = kind.draw(denoiser, latents, sigmas, None if label is None else label.to(generator.device), noise, **options)
         if bad := int((~samples.flatten(1).isfinite().all(1)).sum()):
             raise UserError(
                 f"{bad} of {count} samples are not finite (NaN or infinity): this generator's training diverged, or it is sampled "

@@ -170,7 +170,8 @@ def _evaluate(
     taught_by = isinstance(loaded, PromptData) and loaded.samples is not None  # measured beside samples of the teacher
     floor = "teacher's other half" if taught_by else floor
     rows: dict[str, Row] = {floor: {"role": "floor", **floor_row(suite, agreement)}}
-    teachers = _teacher_key(run, suite, protocol, seed, device, data) if "teacher" in models and isinstance(suite, Suite) else None
+    keeps = "teacher" in models and not _of_own_code(models["teacher"])
+    teachers = _teacher_key(run, suite, protocol, seed, device, data) if keeps and isinstance(suite, Suite) else None
     for name, model in models.items():
         for count in counts[name]:
             title, key = heading(name, model.evaluations(count)), None
@@ -235,6 +236,12 @@ def _agreement(clip: str, data: Data, device: str) -> Agreement:
     if not isinstance(data, PromptData):
         raise UserError(f"--clip is {clip}, which measures agreement with prompts, and this run has no prompts; leave it out")
     return Agreement(clip, data.table.texts, device)
+
+
+def _of_own_code(model: Generator) -> bool:
+    """Return whether the network, denoiser or sampler of `model` is the user's own, so that a change to its code is not noticed."""
+    named = {"networks": model.network_config, "denoisers": model.denoiser_config, "samplers": model.sampler}
+    return any(registry.is_own(kind, config["name"]) for kind, config in named.items())
 
 
 def _teacher_key(

@@ -25,6 +25,7 @@ from fewstep.denoisers.adapted import Adapted, grounds
 from fewstep.drawing import asked, check_memory, checked_steps, draw_batches
 from fewstep.errors import UserError
 from fewstep.files import at_home
+from fewstep.licences import on_card
 from fewstep.model_config import FORMAT, checked_denoiser, checked_sampler, inherited
 from fewstep.networks.base import frozen as frozen
 from fewstep.networks.base import make_network, num_parameters
@@ -37,13 +38,7 @@ from fewstep.weights import LORA_FILE, WEIGHTS, based_arguments, load_folder, re
 SHOWN = 10  # samples in the picture by which a notebook shows a generator
 
 
-class Generator(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="fewstep",
-    tags=["fewstep", "few-step-generation"],
-    license="mit",
-):
+class Generator(nn.Module, PyTorchModelHubMixin, library_name="fewstep", tags=["fewstep", "few-step-generation"]):
     """A denoiser and the sampler that draws from it: a diffusion teacher, a distilled student, or a map from noise to data.
 
     Saved and loaded with ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` (huggingface_hub).
@@ -109,8 +104,7 @@ class Generator(
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of the noise from which one item is generated."""
-        shape = getattr(self.denoiser, "latent_shape", self.shape)
-        return tuple(shape)
+        return tuple(getattr(self.denoiser, "latent_shape", self.shape))
 
     @property
     def is_denoiser(self) -> bool:
@@ -182,13 +176,13 @@ class Generator(
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Generator":
         """Implement ``from_pretrained`` by `load`, so that a model on the Hub is read like a local folder."""
-        return load(model_id, options.get("map_location", "cpu"), options.get("allow", ()), options.get("revision"))
+        asking = {key: options[key] for key in hub.ASKING if options.get(key)}
+        return load(model_id, options.get("map_location", "cpu"), options.get("allow", ()), options.get("revision"), **asking)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Return the model card for the Hub; an imported model keeps its own licence in it, or none if that is not known."""
+        """Return the model card for the Hub, with the licence that ``info["licence"]`` states, if any."""
         card = super().generate_model_card(*args, **kwargs)
-        if self.info.keys() & {"licence", "imported_from"}:
-            card.data["license"] = self.info.get("licence")
+        vars(card.data).update(on_card(self.info.get("licence")))
         return card
 
     @property
@@ -251,10 +245,11 @@ class Generator(
         """Return the default number of steps (noise levels) of `sample`."""
         return self.sampler["steps"] if self.any_steps else (self.step_counts or [1])[0]
 
-    def evaluations(self, steps: int | None = None, sampler: str | None = None) -> int:
-        """Return the number of network evaluations for one sample; the default guidance, where it is not 1, doubles it."""
-        kind = SAMPLERS[sampler] if sampler else self.kind
-        return kind.evaluations(steps or self.default_steps()) * (1 if self.guidance_scale == 1.0 else 2)
+    def evaluations(self, steps: int | None = None, sampler: str | None = None, guidance_scale: float | None = None) -> int:
+        """Return the number of network evaluations for one sample; guidance (None for the default) doubles it, where it is not 1."""
+        kind = SAMPLERS.get(str(sampler), self.kind)
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        return kind.evaluations(steps or self.default_steps()) * (1 if scale == 1.0 else 2)
 
     def sigmas(self, steps: int | None = None) -> Tensor:
         """Return the noise levels for `steps` (for "distributional" the times), float64 [steps], descending.
@@ -358,12 +353,14 @@ def sample(path: str | Path, num: int, allow: Iterable[str] = (), **options: Any
     return load(path, allow=allow).sample(num, **options)
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", allow: Iterable[str] = (), revision: str | None = None) -> Generator:
+def load(
+    path: str | Path, device: str | torch.device = "cpu", allow: Iterable[str] = (), revision: str | None = None, **asking: Any
+) -> Generator:
     """Return the generator at `path`, a run folder, a model folder, or an id on the Hugging Face Hub, in eval mode on `device`.
 
     A network of the user's own is in a module whose code runs when it is imported. It is imported if it is installed as an entry point,
-    registered, or in a package in `allow`. `revision` is a branch, tag or commit on the Hub. Raises UserError for other such networks,
-    where there is no generator, and where its files do not fit together.
+    registered, or in a package in `allow`. Of the Hub `revision` is a branch, tag or commit, and `asking` has options of `hub.fetched`.
+    Raises UserError for other such networks, where there is no generator, and where its files do not fit together.
     """
     folder = at_home(path)
     if (folder / "model").is_dir():
@@ -373,7 +370,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", allow: Iterable[s
             return _loaded(folder, str(folder)).to(device).eval()
         if folder.exists() or not hub.is_id(str(path)):
             raise UserError(f"{path} is not a folder; give a run folder, a model folder, or a Hub id (owner/name)")
-        fetched = hub.fetched(str(path), str(path), ["config.json", WEIGHTS, LORA_FILE], revision)
+        fetched = hub.fetched(str(path), str(path), ["config.json", WEIGHTS, LORA_FILE], revision, **asking)
         return _loaded(fetched, str(path)).to(device).eval()
 
 

@@ -19,6 +19,7 @@ from fewstep.errors import UserError, first_line
 
 LIMIT = 5.0  # seconds within which the first answer must arrive
 REMEMBERED = 60.0  # seconds during which a Hub that could not be reached is not asked again
+ASKING = ("token", "cache_dir", "local_files_only", "force_download")  # options of `fetched`, which are huggingface_hub's own
 SETTINGS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")  # environment variables by which users forbid asking the Hub
 
 Kind = Literal["model", "dataset"]
@@ -70,16 +71,21 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     return found
 
 
-def fetched(subject: str, repository: str, patterns: Sequence[str], revision: str | None = None) -> Path:
+def fetched(subject: str, repository: str, patterns: Sequence[str], revision: str | None = None, **asking: Any) -> Path:
     """Return the local folder with those files of the model `repository` that match `patterns`, fetched from the Hub or found in the cache.
 
-    Raises NotHad, with `subject` at the start of its message, where neither the Hub nor the cache has them.
+    `asking` holds those of the options `ASKING` that a user has given, by the meaning that ``huggingface_hub.snapshot_download`` gives
+    them. Raises NotHad, with `subject` at the start of its message, where neither the Hub nor the cache has the files.
     """
     from huggingface_hub import snapshot_download
 
-    why = _trouble(repository, "model", revision)
+    if asking.pop("local_files_only", False):
+        why: str | None = f"local_files_only forbids to ask the Hub: leave it out, or {_elsewhere(repository, 'model')}"
+    else:
+        why = _trouble(repository, "model", revision, asking.get("token"))
+    asking["local_files_only"] = why is not None
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns), local_files_only=why is not None))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns), **asking))
     except Exception as error:  # an error of the Hub, of its client library, or of the disk
         why = why or f"the Hub's copy cannot be fetched ({first_line(error)}); try again, or {_elsewhere(repository, 'model')}"
         raise NotHad(f"{subject}: {_neither('model')}, and {why}") from error
@@ -128,7 +134,7 @@ def check_address(subject: str, url: str) -> None:
         raise NotHad(f"{subject}, which cannot be reached ({_told(error)}); download the shards elsewhere and give their folder") from error
 
 
-def _trouble(repository: str, kind: Kind, revision: str | None) -> str | None:
+def _trouble(repository: str, kind: Kind, revision: str | None, token: str | bool | None = None) -> str | None:
     """Return why the Hub does not provide `repository`, and what to do; None if it does. The Hub is asked once, for `LIMIT` seconds."""
     import huggingface_hub
     from huggingface_hub import constants, errors
@@ -139,7 +145,7 @@ def _trouble(repository: str, kind: Kind, revision: str | None) -> str | None:
     asked, told = _unreachable.get(constants.ENDPOINT, (-REMEMBERED, ""))
     if time.monotonic() - asked < REMEMBERED:
         return f"{constants.ENDPOINT} cannot be reached ({told}): {elsewhere}"
-    api, page = huggingface_hub.HfApi(), f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repository}"
+    api, page = huggingface_hub.HfApi(token=token), f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repository}"
     try:
         within(LIMIT, lambda: api.repo_info(repository, repo_type=kind, revision=revision, timeout=LIMIT))
     except errors.GatedRepoError:

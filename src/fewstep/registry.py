@@ -19,7 +19,7 @@ import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
@@ -96,6 +96,8 @@ BUILT_IN: Mapping[str, Mapping[str, Place]] = {
     "denoisers": {},
     "samplers": {},
 }
+# import paths of the tables of built-in denoisers and samplers, which only model folders name
+TABLES = {"denoisers": "fewstep.denoisers:DENOISERS", "samplers": "fewstep.samplers:SAMPLERS"}
 SINGULAR = {"methods": "method", "networks": "network", "data": "data set", "denoisers": "denoiser", "samplers": "sampler"}
 
 SETTINGS: Mapping[str, type[Section]] = {"methods": MethodSettings, "networks": NetworkSettings, "data": DataSettings}
@@ -130,8 +132,9 @@ def register(kind: str, name: str, room: Any) -> None:
     kind = next((k for k, one in SINGULAR.items() if kind in (k, one, one.split()[0])), kind)
     if kind not in BUILT_IN:
         raise UserError(f"kind is {kind!r}; allowed: {', '.join(BUILT_IN)}")
-    if not name or ":" in name or name in BUILT_IN[kind]:
-        raise UserError(f"name is {name!r}; give a word without a colon that is no built-in {SINGULAR[kind]} ({', '.join(BUILT_IN[kind])})")
+    taken = built_in(kind)
+    if not name or ":" in name or name in taken:
+        raise UserError(f"name is {name!r}; give a word without a colon that is no built-in {SINGULAR[kind]} ({', '.join(taken)})")
     _registered[kind][name] = room
 
 
@@ -163,9 +166,14 @@ def is_import_path(name: str) -> bool:
     return ":" in name
 
 
+def built_in(kind: str) -> Collection[str]:
+    """Return the names of the built-in rooms of a `kind`; for denoisers and samplers torch is imported."""
+    return _object(TABLES[kind]) if kind in TABLES else BUILT_IN[kind]
+
+
 def is_own(kind: str, name: str) -> bool:
     """Return whether the room called `name` is not built in, and so the user's own."""
-    return name not in BUILT_IN[kind]
+    return name not in built_in(kind)
 
 
 def readable(kind: str) -> dict[str, Any]:

@@ -41,11 +41,17 @@ def check_out(out: Path) -> None:
 
 
 def asked_prompts(given: Sequence[str], file: Path | None) -> list[str]:
-    """Return the prompts `given` on the command line, and after them those in `file`. Raises UserError where it cannot be read."""
+    """Return the prompts `given` on the command line, and after them those in `file`, as often as they stand there.
+
+    Raises UserError where the file cannot be read.
+    """
+    if file is None:
+        return list(given)
     try:
-        return [*given, *(() if file is None else read_prompts(file).texts)]
+        found = read_prompts(file)
     except DataError as error:
         raise UserError(str(error)) from error
+    return [*given, *(found.texts[row] for row in found.rows)]
 
 
 def write_samples(generator: Generator, num: int, out: Path, labels: Labels, prompts: Sequence[str] = (), **options: Any) -> None:

@@ -18,8 +18,9 @@ from torch import nn
 
 from fewstep.errors import UserError
 from fewstep.generator import Generator, load
+from fewstep.interop import export as exporting
 from fewstep.interop import export_diffusers, export_onnx
-from fewstep.interop.export import TOLERANCE, export, verify
+from fewstep.interop.export import TOLERANCE, Format, export, verify
 from fewstep.interop.export_diffusers import scheduler_settings
 from fewstep.interop.model_card import model_card
 from fewstep.interop.sampling_graph import drawn_inputs
@@ -221,6 +222,7 @@ BETAS = torch.linspace(1e-4, 0.02, 100).tolist()
         ({"network": {"name": "mlp", "widths": [8]}, "shape": (2,)}, "points of shape"),
         ({"network": ONE_LEVEL, "shape": (1, 8, 4)}, "images of 8x4"),
         ({"network": {**ONE_LEVEL, "patch": 2}}, "patches of 2x2 pixels"),
+        ({"network": {**ONE_LEVEL, "time_scale": 50.0}}, "takes the timestep 50 ln(sigma)/4 (network.time_scale)"),
         ({"network": ONE_LEVEL, "sampler": {"name": "few_step", "sigmas": [80.0, 20.0, 5.0]}}, "noise levels 80, 20, 5"),
         ({"network": ONE_LEVEL, "denoiser": {"name": "ddpm", "prediction": "epsilon", "betas": BETAS}}, "ForeignDenoiser"),
     ],
@@ -348,6 +350,7 @@ def card(folder) -> ModelCard:
         (None, "MIT", {"license": "mit"}),
         ("CC BY-NC-SA 4.0", None, {"license": "cc-by-nc-sa-4.0"}),
         ("CC BY-NC-SA 4.0", "CC BY-NC-SA 4.0", {"license": "cc-by-nc-sa-4.0"}),
+        ("CC BY-NC-SA 4.0 (of the official EDM checkpoints)", "cc-by-nc-sa-4.0", {"license": "cc-by-nc-sa-4.0"}),
         (None, "House Licence", {"license": "other", "license_name": "house-licence"}),
     ],
 )
@@ -402,6 +405,16 @@ def test_the_card_has_the_figures_of_its_own_generator_at_its_own_steps(count, e
     assert "other" not in str(found)  # another run's folder is nobody's business
     assert ("| student, 2 evaluations | 0.25 |" in str(found)) == (energy is not None)
     assert ("Not measured at 3 steps" in str(found)) == (energy is None)
+
+
+def test_a_number_of_steps_changes_nothing_else_of_a_sampler(monkeypatch, tmp_path):
+    sampler = {"name": "few_step", "levels": [[2.0], [2.0, 0.5]], "steps": 2, "start": 3.0}
+    model, written = saved(tmp_path, network=ONE_LEVEL, sampler=sampler), []
+    form = Format(written.append, lambda generator, folder: None, lambda folder, generator: generator.sample)
+    monkeypatch.setattr(exporting, "formats", lambda: {"onnx": form})
+    export(model, "onnx", tmp_path / "out", steps=1)
+    assert written[0].sampler == {"name": "few_step", "sigmas": [2.0], "start": 3.0}
+    assert torch.equal(written[0].sample(2, seed=0), load(model).sample(2, seed=0, steps=1))
 
 
 def test_a_licence_cannot_be_taken_off_weights(mistake, tmp_path):

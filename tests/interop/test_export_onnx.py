@@ -15,7 +15,7 @@ import fewstep
 from fewstep import __version__
 from fewstep.generator import Generator, load
 from fewstep.interop import export_onnx
-from fewstep.interop.sampling_graph import ConstantFrequencies
+from fewstep.interop.sampling_graph import ConstantFrequencies, SamplingGraph, drawn_inputs
 from fewstep.maths.schedules import student_sigmas
 from fewstep.networks.dit import DiT
 from fewstep.networks.dit.network import Sinusoids
@@ -118,6 +118,17 @@ def test_onnxruntime_makes_the_same_samples_at_any_batch_size(exported, name):
         expected = generator.sample(num, labels, seed=num)
         assert name == "digits" or num == 1 or expected.std() > 0.05
         torch.testing.assert_close(torch.from_numpy(samples), expected, rtol=0, atol=1e-4)
+
+
+def test_a_graph_starts_from_the_noise_that_its_sampler_starts_from():
+    """As of students at a diffusers teacher's own timesteps, whose first noise is larger than their first level."""
+    shape, classes, network, _, _, denoiser = GENERATORS["foreign"]
+    torch.manual_seed(0)
+    sampler = {"name": "few_step", "sigmas": [2.0, 0.5], "start": 5**0.5}
+    generator = Generator(shape, classes, 0.5, network, sampler, None, denoiser).eval()
+    with torch.no_grad():
+        found = SamplingGraph(generator).eval()(**drawn_inputs(generator, 3, 0))
+    torch.testing.assert_close(found, generator.sample(3, seed=0), rtol=0, atol=1e-5)
 
 
 def test_the_frequencies_of_a_time_embedding_are_those_of_torch(tmp_path):

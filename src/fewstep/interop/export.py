@@ -13,6 +13,7 @@ from fewstep.files import at_home, check_free, whole_folder
 from fewstep.generator import Generator, load
 from fewstep.interop import export_diffusers, export_onnx, export_page, export_text
 from fewstep.interop.model_card import model_card
+from fewstep.licences import identifier
 from fewstep.metrics.results import read_results
 from fewstep.training.run_folder import RunFolder
 
@@ -88,7 +89,8 @@ def export(
     if steps is not None:
         sigmas = generator.sigmas(steps).tolist()
         if generator.any_steps:
-            few = {"name": name, "sigmas": sigmas}
+            kept = {key: generator.sampler[key] for key in generator.kind.options if key in generator.sampler}
+            few = {"name": name, "sigmas": sigmas, **kept}
             generator = generator.derive(few if name == "few_step" else {**generator.sampler, "steps": steps}, generator.info)
     text = export_text.is_text(generator)
     if text and form != "diffusers":
@@ -103,7 +105,7 @@ def export(
     if not text:
         known[form].check(generator)
     own = generator.info.get("licence")
-    if own is not None and licence not in (None, own):
+    if own is not None and licence is not None and identifier(licence) != identifier(own):
         raise UserError(f"--licence is {licence!r}, but this generator's weights came with the licence {own!r}; leave --licence out")
     with whole_folder(out) as folder:
         use = None

@@ -24,6 +24,7 @@ from fewstep.generator import Generator
 from fewstep.networks.unet import UNet
 
 MOST_TIMESTEPS = 1000
+TIME_SCALE = 1000.0  # factor of the pipeline's timestep
 LEVEL_TOLERANCE = 1e-6  # relative: largest difference of a level, and largest sigma_min beside the last level
 
 
@@ -48,6 +49,11 @@ def check_pipeline(generator: Generator) -> None:
         raise UserError(
             f"this generator's network takes patches of {patch}x{patch} pixels (network.patch), and diffusers' single ones only; "
             f"{otherwise}"
+        )
+    if (scale := denoiser.network.time_scale) != TIME_SCALE:
+        raise UserError(
+            f"this generator's network takes the timestep {scale:g} ln(sigma)/4 (network.time_scale), and diffusers' "
+            f"ConsistencyModelPipeline gives {TIME_SCALE:g} ln(sigma)/4; {otherwise}"
         )
     if generator.shape[1] != generator.shape[2]:
         height, width = generator.shape[1:]

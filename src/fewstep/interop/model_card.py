@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fewstep.generator import Generator
 from fewstep.interop.sampling_graph import noise_shapes
+from fewstep.licences import on_card
 from fewstep.maths.schedules import NOISE_ALONE
 from fewstep.metrics.figures import BY_KEY
 from fewstep.metrics.least import carried, summed_up
@@ -17,14 +18,6 @@ from fewstep.metrics.rows import row_roles
 from fewstep.networks.base import num_parameters
 from fewstep.version import __version__
 
-# the Hub's names of licences (https://huggingface.co/docs/hub/repositories-licenses); the card calls any other `other`, and names it apart
-LICENCES = """
-afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 cc cc-by-2.0 cc-by-2.5 cc-by-3.0
-cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0
-cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m ecl-2.0
-epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 gfdl gpl gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1 lgpl-3.0 mit mpl-2.0 ms-pl ncsa odbl odc-by
-ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql unlicense wtfpl zlib
-"""
 TASK = "unconditional-image-generation"  # the Hub's name of the task
 
 
@@ -104,13 +97,12 @@ def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def card_data(generator: Generator, form: str, name: str, licence: str | None, results: Mapping[str, Any] | None) -> ModelCardData:
     """Return the metadata of the card, which the Hub reads."""
-    identifier = None if licence is None else licence.strip().lower().replace(" ", "-")
-    is_known = identifier is None or identifier in LICENCES.split()
+    fields = on_card(licence)
     values = _quality(results, steps := generator.default_steps())
     task = TASK if generator.latents is None else "text-to-image"
     return ModelCardData(
-        license=(identifier or "unknown") if is_known else "other",
-        license_name=None if is_known else identifier,
+        license=fields["license"] or "unknown",
+        license_name=fields["license_name"],
         library_name="onnx" if form == "page" else form,
         pipeline_tag=task if len(generator.shape) == 3 else None,
         tags=[

@@ -120,6 +120,7 @@ class SamplingGraph(nn.Module):
         self.denoiser = with_constant_frequencies(generator.denoiser)
         self.sampler = generator.sampler["name"]
         self.levels = generator.sigmas().float().tolist()
+        self.start = float(generator.sampler.get("start") or self.levels[0])  # standard deviation of the first noise
         self.churn = float(generator.sampler.get("churn", 0.0))
         self.is_image = len(generator.shape) == 3
         self.units = generator.units
@@ -143,7 +144,7 @@ class SamplingGraph(nn.Module):
 
     def _few_step(self, latents: Tensor, labels: Tensor | None, noise: Tensor | None, *unused: Tensor | None) -> Tensor:
         first, *later = (torch.tensor(level) for level in self.levels)
-        x = self.denoiser(latents * first, first, labels)
+        x = self.denoiser(latents * self.start, first, labels)
         for j, sigma in enumerate(later):
             assert noise is not None
             x = self.denoiser(x + sigma * noise[j], sigma, labels)

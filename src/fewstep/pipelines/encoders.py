@@ -102,16 +102,18 @@ def encode_prompts(
         )
         write_part(out / MANIFEST, manifest.json())
     if cut:
-        first = cut[0]
-        say(
-            f"{len(cut):,} of {len(found.texts):,} prompts have more than the {encoder.tokens} tokens that the encoder sees, and were cut; "
-            f"the first is line {found.line_of(first):,} ({found.texts[first][:SHOWN]!r}...)"
-        )
+        say(_told_cut(cut, found.texts, encoder.tokens, f"line {found.line_of(cut[0]):,} "))
     return manifest
 
 
-def encoded(model: str, texts: Sequence[str], expected: str | None = None, dtype: torch.dtype = torch.float16) -> EncodedPrompts:
-    """Return `texts`, and the row for no prompt, encoded in memory by the pipeline `model`; long prompts are truncated.
+def encoded(
+    model: str,
+    texts: Sequence[str],
+    expected: str | None = None,
+    dtype: torch.dtype = torch.float16,
+    say: Callable[[str], None] = lambda text: None,
+) -> EncodedPrompts:
+    """Return `texts`, and the row for no prompt, encoded in memory by the pipeline `model`; long prompts are truncated, which `say` tells.
 
     `expected` is the checksum (`encoders_id`) of the text encoders that the pipeline has to have, None where it is not known. Raises
     UserError for other text encoders, and as `encode_prompts` does.
@@ -120,6 +122,8 @@ def encoded(model: str, texts: Sequence[str], expected: str | None = None, dtype
     if expected and (own := encoders_id(folder)) is not None and own != expected:
         raise UserError(f"the text encoders of {model} are not those that this generator was trained with; restore the former ones")
     encoder = Encoder(folder, model, pipeline_kind(folder, model))
+    if cut := encoder.longer_ones(texts):
+        say(f"note: {_told_cut(cut, texts, encoder.tokens)}")
     parts = [encoder(texts[first : first + BATCH], dtype) for first in range(0, len(texts), BATCH)] + [encoder.nothing(dtype)]
     hidden = torch.cat([part["hidden"] for part in parts])
     return EncodedPrompts(hidden, torch.cat([part["pooled"] for part in parts]) if "pooled" in parts[0] else None)
@@ -165,7 +169,7 @@ class Encoder:
             row = {key: torch.zeros_like(value) for key, value in row.items()}
         return row
 
-    def longer_ones(self, texts: tuple[str, ...]) -> list[int]:
+    def longer_ones(self, texts: Sequence[str]) -> list[int]:
         """Return the positions of those `texts` that have more tokens than one of the text encoders reads, and are truncated."""
         with quiet():
             return [
@@ -173,6 +177,14 @@ class Encoder:
                 for number, text in enumerate(texts)
                 if any(len(tokenizer(text).input_ids) > tokenizer.model_max_length for tokenizer in self.tokenizers)
             ]
+
+
+def _told_cut(cut: Sequence[int], texts: Sequence[str], tokens: int, place: str = "") -> str:
+    """Return a sentence on the prompts of the numbers `cut`, which were truncated; `place` is where the first of them stands."""
+    return (
+        f"{len(cut):,} of {len(texts):,} prompts have more than the {tokens} tokens that the encoder sees, and were cut; "
+        f"the first is {place}({texts[cut[0]][:SHOWN]!r}...)"
+    )
 
 
 def _pipeline(folder: Path, model: str) -> Any:

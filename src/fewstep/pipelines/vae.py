@@ -1,6 +1,7 @@
 """Encoding of pixels and decoding of latents by a pipeline's VAE, which is read for each use, and not kept in memory."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ MEASURED = 256  # longest side in pixels at which images are measured; larger im
 class VAE:
     """The VAE of the pipeline `model`, a folder or a Hub id, in float32, which SDXL's VAE needs.
 
-    Latents are shifted and scaled as the VAE's config says. Raises UserError where the pipeline has no VAE, or the VAE cannot be read.
+    Latents are shifted and scaled as the VAE's config says, each channel by itself where the config has means and standard deviations of
+    the channels. Raises UserError where the pipeline has no VAE, or the VAE cannot be read.
     """
 
     def __init__(self, model: str, device: torch.device | str | None = None) -> None:
@@ -28,7 +30,7 @@ class VAE:
         self.model = str(Path(model).resolve()) if Path(model).is_dir() else model
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.vae = vae.to(self.device).eval()
-        self.scale, self.shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+        self.scale, self.shift = _scale_and_shift(vae.config)
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     def shape(self, size: int) -> tuple[int, int, int]:
@@ -44,8 +46,17 @@ class VAE:
     @torch.no_grad()
     def decoded(self, latents: Tensor) -> Tensor:
         """Return pixels float32 [N, 3, H, W] in [-1, 1], on the CPU, of `latents` [N, C, h, w] in the denoising network's scale."""
-        parts = latents.float().split(_batch(*(side * self.factor for side in latents.shape[-2:])))
-        return torch.cat([self.vae.decode(part.to(self.device) / self.scale + self.shift).sample.clamp(-1, 1).cpu() for part in parts])
+        parts = latents.float().cpu().split(_batch(*(side * self.factor for side in latents.shape[-2:])))
+        made = [self.vae.decode((part / self.scale + self.shift).to(self.device)).sample.clamp(-1, 1).cpu() for part in parts]
+        return torch.cat(made)
+
+
+def _scale_and_shift(config: Any) -> tuple[Any, Any]:
+    """Return the `scale` and `shift` by which ``(encoding - shift) * scale`` is a latent: numbers, or tensors [C, 1, 1] on the CPU."""
+    means, stds = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if means is None or stds is None:
+        return config.scaling_factor, getattr(config, "shift_factor", None) or 0.0
+    return config.scaling_factor / torch.tensor(stds)[:, None, None], torch.tensor(means)[:, None, None]
 
 
 def _batch(height: int, width: int) -> int:
