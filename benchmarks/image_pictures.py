@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from fewstep.build import in_memory, load_data
 from fewstep.data import ImageData
@@ -80,16 +81,20 @@ def draw_curves(name: str) -> Path:
             x = [record[key] * scale for record in run["curve"]]
             y = [record["eval.frechet_over_floor"] for record in run["curve"]]
             ax.plot(x, y, ".-", color=color, alpha=1 if first else 0.4, label=title if first else None)
+    axes[0].set_xscale("log")  # some methods see fifty times as many images as others
     for ax, label in zip(axes, ("images seen, thousands", "CPU minutes of training"), strict=True):
         ax.set_yscale("log")
         ax.set_xlabel(label)
         ax.grid(alpha=0.3, which="both")
-    axes[0].set_xscale("log")  # some methods see fifty times as many images as others
+        for scale in (ax.yaxis, ax.xaxis):
+            scale.set_major_formatter("{x:g}")
+            scale.set_minor_formatter(FuncFormatter(lambda x, place: f"{x:g}" if f"{x:e}"[0] in "235" else ""))
     axes[0].set_ylabel("FD / floor, 1,000 samples")
     axes[1].legend(fontsize=8)
     mean = {title: statistics.mean(values) for title, values in ends.items()}
     best = min(mean, key=lambda title: mean[title])
-    figure.suptitle(f"{best} ends lowest, at {mean[best]:.2f} times the floor; pale: further training seeds", fontsize=10)
+    pale = "; pale: further training seeds" if any(len(values) > 1 for values in ends.values()) else ""
+    figure.suptitle(f"{best} ends lowest, at {mean[best]:.2f} times the floor{pale}", fontsize=10)
     path = DOCS / f"curves_{name}.png"
     figure.savefig(path, dpi=110)
     return path

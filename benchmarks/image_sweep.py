@@ -165,6 +165,8 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
         "batch 64": ("batch_size=64",),
         "four particles, batch 16": ("method.m=4", "batch_size=16"),
         "EDM's output, bias -1": ("method.output=edm", "method.bias=-1"),
+        "bias -2, rate x 2": ("method.bias=-2", "method.optimizer.lr=2e-3"),
+        "bias -4, rate x 2": ("method.bias=-4", "method.optimizer.lr=2e-3"),
     },
     "teacher/cifar10_cpu": {
         "as it is": (),

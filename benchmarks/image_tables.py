@@ -183,7 +183,8 @@ def sweep_lines(content: dict[str, Any]) -> list[list[str]]:
     teaches = any(run["denoising_error"] for run in content["runs"])
     told = ["denoising error"] if teaches else ["recall", "class std"]
     counts = sorted({count for run in content["runs"] for count in run.get("more", {})}, key=int)
-    lines = [["settings", "CPU s", "steps", "images", *told, "FD / floor", *(f"in {count} steps" for count in counts), "class asked for"]]
+    heads = [f"in {count} step{'s' * (count != '1')}" for count in counts]
+    lines = [["settings", "CPU s", "steps", "images", *told, "FD / floor", *heads, "class asked for"]]
     for run in sorted(content["runs"], key=lambda run: (run["asked_seconds"], run["row"]["frechet_over_floor"])):
         row = run["row"]
         error = [f"{run['denoising_error']['all']:.4f}"] if teaches else [f"{row['recall']:.2f}", f"{row['within_class_std']:.0%}"]

@@ -63,6 +63,9 @@ ARMS = {
         "dmd2": Arm("dmd2/mnist", (1,), "teacher", (0, 1, 2)),
         "dmd2, 4 steps": Arm("dmd2/mnist_4step", (4,), "teacher", (0, 1, 2)),
         "dmd2, 4 steps, trained 4 x as long": Arm("dmd2/mnist_4step", (4,), "teacher", changes=("steps=1600",)),
+        "dmd2, 4 steps, guidance 1.25, trained 4 x as long": Arm(
+            "dmd2/mnist_4step", (4,), "teacher", (1,), changes=("steps=1600", "method.guidance_scale=1.25")
+        ),
         "consistency": Arm("consistency/mnist", (1, 2), "teacher"),
         "flow map": Arm("flow_map/mnist", (1, 2, 4), "teacher"),
         "dddm": Arm("dddm/mnist", (1, 2, 4, 10)),

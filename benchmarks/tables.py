@@ -681,6 +681,7 @@ TABLES = {
     "sweep_flow_map_mnist": lambda: sweep("flow_map_mnist"),
     "sweep_consistency_mnist": lambda: sweep("consistency_mnist"),
     "sweep_dmd2_mnist_4step": lambda: sweep("dmd2_mnist_4step"),
+    "sweep_dddm_mnist": lambda: sweep("dddm_mnist"),
     "churn": churn,
     "sweep_teacher_mnist": lambda: sweep("teacher_mnist"),
     "sweep_dmd2_mnist": lambda: sweep("dmd2_mnist"),
