@@ -237,8 +237,8 @@ def _changed(run: RunFolder, recipe: Recipe, data: Data) -> list[str]:
     if not found:
         return []
     return [
-        f"the data has changed since the run began ({'; '.join(found)}): images or points may be held out that this run was trained on, and "
-        "the figures do not compare with those of before; give the data back as it was, or train anew"
+        f"the data has changed since the run began ({'; '.join(found)}): items may be held out that this run was trained on, and the "
+        "figures do not compare with those of before; give the data back as it was, or train anew"
     ]
 
 
