@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import yaml
 from fewstep.build import training_data
 from fewstep.data.class_order import natural_order
 from fewstep.errors import UserError
+from fewstep.evaluation import _changed, run_recipe
 from fewstep.generator import load
 from fewstep.recipe import load_recipe
 from fewstep.run import train_recipe
@@ -152,6 +154,16 @@ def test_a_run_whose_data_has_grown_says_so(overrides, run, done, pictures, tmp_
     finally:
         more.unlink()
     assert "note: the data has changed since the run began: 49 images were trained on, now 50" in err
+
+
+def test_an_evaluation_warns_of_data_that_has_changed(run, pictures):
+    recipe = run_recipe(run)
+    data = as_recorded(recipe, training_data(recipe), RunFolder(run))
+    assert _changed(RunFolder(run), recipe, data) == []
+    other = replace(data, train=data.train.flip(0), train_label=data.train_label.flip(0))  # as many, of the same classes
+    warning = _changed(RunFolder(run), recipe, other)[0]
+    assert "the 49 images trained on are not those of then" in warning
+    assert "held out" not in warning.split(")")[0]
 
 
 def test_a_student_is_taught_with_its_teacher_s_numbers(overrides, run, done, tmp_path):

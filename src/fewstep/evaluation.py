@@ -13,6 +13,7 @@ from fewstep import registry
 from fewstep.build import in_memory, load_data
 from fewstep.compiling import compile_to_sample
 from fewstep.data import ImageData, PointData
+from fewstep.data.audit import audit, changes
 from fewstep.data.prompts import PromptData
 from fewstep.data.protocol import Data
 from fewstep.engine import choose_threads, use_threads
@@ -45,7 +46,7 @@ from fewstep.metrics.suite import FEWEST, Suite
 from fewstep.model_config import is_guidance
 from fewstep.pipelines.agreement import Agreement
 from fewstep.recipe import Recipe, validated
-from fewstep.run_data import numbered_as
+from fewstep.run_data import kept, numbered_as
 from fewstep.training.run_folder import RunFolder
 from fewstep.version import __version__
 
@@ -219,13 +220,27 @@ def _evaluate(
         "self_test": suite.self_test() if options.self_test and isinstance(suite, Suite) else None,
         "rows": rows,
         "compiled": options.compile,
-        "warnings": _warnings(protocol, rows, recipe),
+        "warnings": [*_changed(run, recipe, data if isinstance(loaded, ImageData) else loaded), *_warnings(protocol, rows, recipe)],
         "machine": machine(),
         "fewstep": __version__,
     }
     where = run.results_file if model_folder == run.path else model_folder / "results.json"
     replace_file(where, json.dumps(results, indent=1).encode())
     return Results(results)
+
+
+def _changed(run: RunFolder, recipe: Recipe, data: Data) -> list[str]:
+    """Return a warning if `data`, with the classes numbered as in the run, is not what the run was trained on; empty if it is.
+
+    Points that were reweighted for training cannot be compared with those in the file.
+    """
+    found = changes(kept(run), audit(data)) if recipe.method.data_power is None else []
+    if not found:
+        return []
+    return [
+        f"the data has changed since the run began ({'; '.join(found)}): items may be held out that this run was trained on, and the "
+        "figures do not compare with those of before; give the data back as it was, or train anew"
+    ]
 
 
 def _agreement(clip: str, data: Data, device: str) -> Agreement:

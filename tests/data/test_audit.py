@@ -202,6 +202,18 @@ def test_what_has_changed_since(tmp_path):
     assert changes({}, audit(opened(tmp_path))) == []
 
 
+def test_what_has_changed_in_as_many_items(tmp_path):
+    two_classes(tmp_path)
+    before = json.loads(json.dumps(audit(opened(tmp_path)).config))
+    put(tmp_path / "cat" / "0.png", encoded(seed=99))
+    changed = changes(before, audit(opened(tmp_path)))
+    assert len(changed) == 1  # one image, which is either trained on or held out
+    assert "are not those of then" in changed[0]
+    for part in before["parts"]:
+        part["digest"] = None  # as of an older version
+    assert changes(before, audit(opened(tmp_path))) == []
+
+
 @pytest.mark.parametrize("name", ["two\nlines", "\x1b[31mred", "tab\there", "zero\u200bwidth"])
 def test_names_that_a_screen_would_obey_are_shown_as_python_writes_them(name, tmp_path):
     for number, label in enumerate((name, "dog")):

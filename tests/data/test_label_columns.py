@@ -87,3 +87,21 @@ def test_a_missing_float_is_a_missing_label(tmp_path):
 def test_what_are_no_classes_is_refused(values, said, tmp_path):
     with pytest.raises(DataError, match=said):
         opened(parquet(tmp_path / "x.parquet", label=values))
+
+
+def test_a_hole_in_a_one_hot_label_is_shown(tmp_path):
+    labels = [[1, 0] if k % 2 else [0, 1] for k in range(NUM)]
+    labels[5] = [1, None]
+    with pytest.raises(DataError, match=r"column 'label' holds \[1, None\]; classes are whole numbers, words, or lists with one 1"):
+        opened(parquet(tmp_path / "x.parquet", label=pa.array(labels)))
+
+
+def test_images_stored_once_each_are_read_as_others(tmp_path):
+    """A dictionary-encoded column, as Arrow writes for a categorical one, gives what the plain column gives."""
+    images = [png(k % 3) for k in range(NUM)]
+    found = []
+    for name, column in (("plain", pa.array(images)), ("stored once", pa.array(images).dictionary_encode())):
+        pq.write_table(pa.table({"image": column, "label": pa.array(CLASSES)}), tmp_path / f"{name}.parquet", row_group_size=10)
+        found.append(opened(str(tmp_path / f"{name}.parquet")))
+    assert (found[0].train == found[1].train).all()
+    assert (found[0].train_label == found[1].train_label).all()

@@ -1,3 +1,4 @@
+import json
 import time
 
 import numpy as np
@@ -323,3 +324,26 @@ def test_precision_and_recall_are_the_lesser_of_two_judges():
         theirs = precision_recall(TwoPixels()(HELDOUT), TwoPixels()(samples))
         assert (both["precision"], both["recall"]) == (min(mine["precision"], theirs[0]), min(mine["recall"], theirs[1]))
         assert both["frechet"] == mine["frechet"]
+
+
+@pytest.mark.parametrize(
+    ("train", "heldout", "gone"),
+    [
+        # the held-out images are the training images: their distance to these, and the floor, are 0 but for rounding
+        (range(100), range(100), {"frechet_over_floor", "train_distance"}),
+        # every image twice: none is apart from its nearest neighbour
+        ([*range(60), *range(60)], range(100, 160), {"spacing"}),
+        # one image a class, repeated: nothing varies within a class, and none is apart from its nearest neighbour
+        ([0, 1] * 50, range(100, 160), {"within_class_std", "least_class_std", "spacing"}),
+    ],
+)
+def test_a_ratio_to_nothing_is_left_out(train, heldout, gone):
+    made = torch.rand(120, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    train, heldout = list(train), list(heldout)
+    label = torch.tensor(train) % 2
+    against = Suite(TRAIN[train], TRAIN[heldout], label, torch.tensor(heldout) % 2, PooledPixels(), num=120)
+    row = against.measure(made, torch.arange(120) % 2)
+    known = {"frechet", "frechet_over_floor", "frechet_train", "train_distance", "spacing", "within_class_std", "least_class_std"}
+    assert known - row.keys() == gone
+    assert all(np.isfinite(value) for value in row.values() if isinstance(value, float))
+    json.dumps(against.floor_row(), allow_nan=False)

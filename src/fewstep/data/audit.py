@@ -4,12 +4,15 @@ A source (a folder, a table, a density) describes where its items come from in a
 and each class.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from fewstep.data.checks import printable
+from fewstep.data.images import ImageData
 from fewstep.data.origin import Origin
+from fewstep.data.points import PointData
 from fewstep.data.protocol import Data
 
 MOST_CLASSES = 12  # classes listed in a line
@@ -27,11 +30,15 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a data set, "train" or "heldout": how many items it has (None if that is unknown), and how it was made."""
+    """A part of a data set, "train" or "heldout": how many items it has (None if that is unknown), and how it was made.
+
+    `digest` is a checksum of the items in memory and of their labels, in their order; None if items are read on request.
+    """
 
     name: str
     count: int | None
     how: str
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ class Audit:
 
 
 def audit(data: Data) -> Audit:
-    """Return the audit of `data`, without reading any item.
+    """Return the audit of `data`, without reading any item that is not in memory.
 
     The classes of a data set whose items are read on request are therefore not counted.
     """
@@ -116,7 +123,8 @@ def audit(data: Data) -> Audit:
     classes = tuple(
         ClassCount(number, name, *(None if one is None else one[number] for one in counts)) for number, name in enumerate(data.class_names)
     )
-    parts = (Part("train", data.train_size, origin.train), Part("heldout", data.heldout_size, origin.heldout))
+    digests = [_digest(data, split) for split in ("train", "heldout")]
+    parts = (Part("train", data.train_size, origin.train, digests[0]), Part("heldout", data.heldout_size, origin.heldout, digests[1]))
     return Audit(data.name, "images" if len(data.shape) == 3 else "points", origin, parts, classes)
 
 
@@ -125,14 +133,25 @@ def _labels(data: Data, split: str) -> Any:
     return None if labels is None or not data.class_names else labels(split)
 
 
-def changes(before: Mapping[str, Any], now: Audit) -> list[str]:
-    """Return a phrase for each part whose number of items differs between an earlier audit and `now`; empty if none does.
+def _digest(data: Data, split: str) -> str | None:
+    if not isinstance(data, ImageData | PointData):
+        return None
+    found, label = hashlib.blake2b(digest_size=16), data.labels(split)
+    for one in (data.train if split == "train" else data.heldout, *(() if label is None else (label,))):
+        found.update(one.cpu().contiguous().numpy().data)
+    return found.hexdigest()
 
-    `before` is the `config` of the earlier audit.
+
+def changes(before: Mapping[str, Any], now: Audit) -> list[str]:
+    """Return a phrase for each part whose items differ between an earlier audit and `now`, in number or otherwise; empty if none does.
+
+    `before` is the `config` of the earlier audit; one of an older version has no checksums, and only numbers are compared then.
     """
     found = []
     for old, new in zip(before.get("parts", ()), now.parts, strict=False):
+        part = "trained on" if new.name == "train" else "held out"
         if old.get("count") != new.count:
-            part = "trained on" if new.name == "train" else "held out"
             found.append(f"{old.get('count')} {now.items} were {part}, now {new.count}")
+        elif None not in (old.get("digest"), new.digest) and old["digest"] != new.digest:
+            found.append(f"the {new.count} {now.items} {part} are not those of then, or are labelled or read otherwise")
     return found

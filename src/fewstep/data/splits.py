@@ -161,6 +161,8 @@ def encoded(array: Any) -> tuple[Any, Any]:
     """Return the bytes (or nulls) and the paths (or nulls) of a column of images, which holds structs of both, or only one of them."""
     import pyarrow as pa
 
+    if pa.types.is_dictionary(array.type):  # a column that stores each different image once
+        array = array.dictionary_decode()
     if pa.types.is_struct(array.type):
         fields = dict(zip((field.name for field in array.type), array.flatten(), strict=True))
         return fields["bytes"].cast(pa.large_binary()), fields["path"]  # a column without any bytes may lack their type

@@ -321,7 +321,7 @@ def plain_label(value: Any) -> Any:
 
     Other lists become tuples, and other values are unchanged.
     """
-    if isinstance(value, list) and sum(value) == 1 and set(value) <= {0, 1}:
+    if isinstance(value, list) and set(value) <= {0, 1} and sum(value) == 1:
         return [int(entry) for entry in value].index(1)
     if isinstance(value, float):
         return None if value != value else int(value) if value.is_integer() else value

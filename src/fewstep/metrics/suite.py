@@ -27,6 +27,7 @@ from fewstep.metrics.judging import BOTH
 from fewstep.metrics.kernel_mmd import kernel_distance, kernel_distance_subsets
 from fewstep.metrics.least import LEAST, WORDS, Lack, lack
 from fewstep.metrics.manifold import nearest_distance, precision_recall
+from fewstep.metrics.ratios import defined, over_floor, ratio
 from fewstep.metrics.statistics import (
     BATCH,
     FeatureSet,
@@ -245,7 +246,7 @@ class Suite:
             hits = classify(_rows(self.floor_set)).argmax(1) == label[self.floor_index]
             row["class_accuracy"] = hits.double().mean().item()
             row |= self._least("least_class_accuracy", shares(hits, label[self.floor_index]))
-        return row
+        return defined(row)
 
     def measure(self, samples: Tensor, label: Tensor | None, slow: bool = False) -> Row:
         """Return all figures of `samples` [n, C, H, W] in [-1, 1], made for `label` int64 [n] or None; see `measure_batches`."""
@@ -291,7 +292,7 @@ class Suite:
             row["class_accuracy"] = int(hit.sum()) / seen
             row |= self._least("least_class_accuracy", shares(hit, label[:seen].cpu()))
         row["frechet_train"] = gaussian_distance(features.gaussian, self.train_set.gaussian)
-        return row
+        return defined(row)
 
     def frechet_of(self, batches: Iterable[Tensor]) -> float:
         """Return the Frechet distance of the samples in `batches` to the reference, and no other figure."""
@@ -330,7 +331,7 @@ class Suite:
     def _feature_figures(self, features: FeatureSet, others: FeatureSet | None, slow: bool = False) -> dict[str, float]:
         """Return the figures of a set by its `features`, and by `others`, its features in the second judge's network."""
         frechet = gaussian_distance(features.gaussian, self.reference.gaussian)
-        row = {"frechet": frechet, "frechet_over_floor": frechet / self.floor}
+        row = {"frechet": frechet, "frechet_over_floor": over_floor(frechet, self.floor, self.reference.gaussian)}
         ours, real = features.rows, self.reference.rows
         if ours is not None and real is not None:
             row["kernel"] = kernel_distance(ours, real)
@@ -341,7 +342,8 @@ class Suite:
             if slow and min(len(ours), len(real)) >= SUBSET:
                 row["kernel_subsets"], row["kernel_subsets_std"] = kernel_distance_subsets(ours, real, size=SUBSET)
         if self.second is not None and others is not None:
-            row["frechet_second_over_floor"] = gaussian_distance(others.gaussian, self.second.reference.gaussian) / self.second.floor
+            to = self.second.reference.gaussian
+            row["frechet_second_over_floor"] = over_floor(gaussian_distance(others.gaussian, to), self.second.floor, to)
         if slow and features.halves is not None:
             row["frechet_bias"] = expected_bias(features.halves, features.gaussian, self.reference.gaussian)
         return row
@@ -354,12 +356,12 @@ class Suite:
             for k, variance in variances.items()
             if k in self.train_variances and self.train_variances[k] > 0
         }
-        spread = {"within_class_std": root_of_mean(variances) / self.train_std} if variances and self.train_variances else {}
+        spread = {"within_class_std": ratio(root_of_mean(variances), self.train_std)} if variances and self.train_variances else {}
         return {
             **spread,  # empty where no class has two items, such as prompts that were drawn once
             **(self._least("least_class_std", ratios) if label is not None else {}),
             "spacing": self._spacing(ours),
-            "train_distance": nearest[:, 0].mean().item() / self.heldout_distance,
+            "train_distance": ratio(nearest[:, 0].mean().item(), self.heldout_distance),
             "near_copies": near_copies(nearest),
         }
 
@@ -373,8 +375,7 @@ class Suite:
     def _spacing(self, samples: Tensor) -> float:
         real = self._some(self.train)
         num = min(len(samples), len(real))
-        ours, theirs = (nearest_distance(x[:num], x[:num], same=True).mean() for x in (samples, real))
-        return (ours / theirs).item()
+        return ratio(*(nearest_distance(x[:num], x[:num], same=True).mean().item() for x in (samples, real)))
 
     def _some(self, images: Tensor) -> Tensor:
         """Return a random `PIXELS` of `images`, or all in their own order if there are no more, flattened to [n, D]."""
