@@ -47,7 +47,7 @@ def image_folder(
 
     Raises:
         DataError: if `path` holds no images, or several things that could be meant; and, naming file or row, for images that are damaged,
-            have several frames, more than 8 bits per channel or a wrong size, for labels that are missing, negative or outside the classes,
+            have several frames, grey of more than 8 bits or a wrong size, for labels that are missing, negative or outside the classes,
             and for classes without images.
 
     """

@@ -1,7 +1,8 @@
 """Decoding of one image, a file or a string of bytes, by Pillow into bytes of one size, and the images that are refused.
 
 Pillow converts silently: it drops transparency, clips 16 bits to 8, and shows the first of several frames. Here transparent pixels are
-composited on white and a camera's orientation mark is applied; images of more than 8 bits or of several frames are refused.
+composited on white and a camera's orientation mark is applied; grey images of more than 8 bits and images of several frames are refused.
+Of colours of 16 bits Pillow gives the high byte, which is right where all 16 are used.
 """
 
 import os
