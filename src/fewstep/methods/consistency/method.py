@@ -71,7 +71,6 @@ class Consistency(SelfTaught):
                 "use 1, or give such a teacher"
             )
         super().__init__(settings, student, steps, teacher, real)
-        self.dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in student.denoiser.modules())
 
     @classmethod
     def make(cls, settings: ConsistencySettings, given: Given) -> "Consistency":
@@ -110,8 +109,7 @@ class Consistency(SelfTaught):
             teacher = Guided.of(networks["teacher"], self.settings.guidance_scale)
             x_r = ode_step(lambda x, level: teacher(x, level, label), x_s, sigma, r, self.settings.solver == "heun")
         if self.dropout:  # must be the same in both passes: on the whole batch, with the same random numbers
-            with torch.random.fork_rng([x0.device] if x0.device.type == "cuda" else []):
-                there = networks["student"](x_r, r.clamp(min=1e-4), label)
+            there = self.for_targets(networks["student"])(x_r, r.clamp(min=1e-4), label)
             return torch.where(expand_like(r, x0) > 0, there, x_r)
         on = (r > 0).nonzero().flatten()
         if len(on):
