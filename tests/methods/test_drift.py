@@ -248,6 +248,22 @@ def test_remembered_classes_that_the_batch_lacks_pull_nothing(options):
         torch.testing.assert_close(found[mine], v, rtol=1e-4, atol=1e-5)
 
 
+@FIELDS
+def test_remembered_classes_may_have_other_shares_than_the_batch_s(options):
+    """Also where many iterations let a transport plan send mass wherever it has to."""
+    options = {**options, **({"sinkhorn_iterations": 200} if "plan" in options else {})}
+    method = make(2, temperatures=(0.5,), memory=2 * NUM, **options)
+    first, x, y = (normal(NUM, 2, seed=seed) for seed in range(3))
+    gradient(method, x, first, torch.zeros(NUM, dtype=torch.int64))
+    label = torch.arange(NUM) % 2
+    _, found = gradient(method, x, y, label)
+    for k in range(2):
+        mine, alone = label == k, make(temperatures=(0.5,), **options)
+        real = torch.cat([y[mine], first]) if k == 0 else y[mine]
+        v = gradient(alone, x[mine], real)[1]
+        torch.testing.assert_close(found[mine], v, rtol=1e-4, atol=1e-5)
+
+
 def test_guidance_weighs_all_classes_as_negatives():
     """2602.04770, Eq. 16: (N - 1)(a - 1) / K for each of K unconditional samples, so that they weigh a - 1 times the N - 1 generated."""
     label, scale = torch.arange(NUM) % 3, 2.5

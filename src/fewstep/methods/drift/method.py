@@ -201,11 +201,15 @@ class Drift(Method):
             drift, terms["plan_error"] = self._wasserstein(flat, y, second, label, y_label)
         elif label is None or y_label is None:
             drift = self._field(flat, y, self._temperatures(y))
+        elif self.plan == "sinkhorn":  # a plan for each class: in one plan, mass would have to cross between classes of unequal shares
+            drift, temperatures = torch.zeros_like(flat), self._temperatures(y, y_label)
+            for k in label.unique():
+                drift[label == k] = self._field(flat[label == k], y[y_label == k], temperatures)
         else:
             temperatures = self._temperatures(y, y_label)
             drift = self._field(*apart(flat, label, y, y_label, max(temperatures), self.kernel), temperatures)[:, : x.shape[1]]
-            alone = label.bincount(minlength=int(y_label.max()) + 1)[label] < 2
-            drift = drift.masked_fill(alone[:, None], 0.0)  # a sample that is alone in its class has no field
+        if label is not None and second is None:
+            drift = drift.masked_fill((label.bincount()[label] < 2)[:, None], 0.0)  # a sample that is alone in its class has no field
         return (x - (flat + drift)).square().mean(), {"drift": drift.square().mean().sqrt(), **terms}
 
     def _wasserstein(self, x: Tensor, y: Tensor, second: Tensor, label: Tensor | None, y_label: Tensor | None) -> tuple[Tensor, Tensor]:
