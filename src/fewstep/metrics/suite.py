@@ -115,7 +115,6 @@ class Suite:
         self.floor = gaussian_distance(self.floor_set.gaussian, self.reference.gaussian)
         self.second = None if second is None or self.against == "a file" else self._judge(second, num)
         self.train_variances = class_variances(train, train_label)
-        self.train_std = root_of_mean(self.train_variances)
         self.known = Known(train, half)
         some, neighbours = self._some(heldout), None if cache is None else cache.with_name("neighbours")
         key = {"what": "nearest training images of held-out ones", "of": [self.train_set.sha256, self.heldout_set.sha256, len(some)]}
@@ -354,7 +353,10 @@ class Suite:
             for k, variance in variances.items()
             if k in self.train_variances and self.train_variances[k] > 0
         }
-        spread = {"within_class_std": root_of_mean(variances) / self.train_std} if variances and self.train_variances else {}
+        mine, real = variances, self.train_variances
+        if label is not None:  # of the classes that both have: where few samples are drawn, rare classes may have none
+            mine, real = ({k: each[k] for k in each if k in other} for each, other in ((mine, real), (real, mine)))
+        spread = {"within_class_std": root_of_mean(mine) / root_of_mean(real)} if mine and real else {}
         return {
             **spread,  # empty where no class has two items, such as prompts that were drawn once
             **(self._least("least_class_std", ratios) if label is not None else {}),
