@@ -231,3 +231,11 @@ def test_guidance_needs_a_teacher_that_knows_no_class():
     with pytest.raises(ValueError, match=r"method\.guidance_scale is 2"):
         Consistency(settings(guidance_scale=2.0), student(3), 8, student(3))
     Consistency(settings(guidance_scale=2.0), student(3), 8, student(3, label_dropout=0.1))
+
+
+def test_labels_are_hidden_only_from_a_teacher_that_knows_no_class():
+    with pytest.raises(ValueError, match=r"method\.label_dropout is 0.2, but the teacher was trained without"):
+        Consistency(settings(label_dropout=0.2), student(3), 8, student(3))
+    Consistency(settings(label_dropout=0.2), student(3), 8, student(3, label_dropout=0.1))
+    Consistency(settings(label_dropout=0.2, solver="none"), student(3), 8, student(3))  # which learns from the items
+    Consistency(settings(label_dropout=0.2), student(), 8, student())  # without classes

@@ -467,6 +467,14 @@ def test_settings_that_do_not_go_together(changes, words):
         settings(**changes)
 
 
+def test_labels_are_hidden_only_from_a_teacher_that_knows_no_class():
+    taught = settings(label_dropout=0.2, teacher="runs/teacher")
+    with pytest.raises(ValueError, match=r"method\.label_dropout is 0.2, but the teacher was trained without"):
+        FlowMap(taught, student(3), 8, teacher())
+    FlowMap(taught, student(3), 8, teacher(label_dropout=0.1))
+    FlowMap(settings(label_dropout=0.2, teacher="runs/teacher", velocity="data"), student(3), 8, teacher())
+
+
 def test_guidance_needs_classes_and_a_teacher_that_knows_no_class():
     with pytest.raises(ValueError, match=r"method\.guidance_scale is 2"):
         FlowMap(settings(guidance_scale=2.0, label_dropout=0.1), student())

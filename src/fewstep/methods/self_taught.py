@@ -49,6 +49,14 @@ class SelfTaught(Method):
         self.dropout = bool(dropout_of(student.denoiser))
         self.updates = {turn.name: 0 for turn in self.turns}
 
+    def check_hidden(self) -> None:
+        """Raise ValueError where the student is to learn the unconditional estimate from a teacher that never learned it."""
+        if self.label_dropout and self.teacher is not None and not self.teacher.info.get("label_dropout"):
+            raise ValueError(
+                f"method.label_dropout is {self.label_dropout}, but the teacher was trained without label dropout, and what it makes of a "
+                "hidden label is no unconditional estimate; set it to 0, or give a teacher trained with label dropout"
+            )
+
     @property
     def kept_teacher(self) -> Generator | None:
         """The trained teacher that was given, or None."""

@@ -33,7 +33,7 @@ class Consistency(SelfTaught):
     either, both levels have the same noise.
 
     Raises:
-        ValueError: for guidance without a teacher that was trained with label dropout.
+        ValueError: for guidance or label dropout with a teacher that was trained without label dropout, or guidance without a teacher.
 
     """
 
@@ -71,6 +71,8 @@ class Consistency(SelfTaught):
                 "use 1, or give such a teacher"
             )
         super().__init__(settings, student, steps, teacher, real)
+        if settings.solver != "none":
+            self.check_hidden()
 
     @classmethod
     def make(cls, settings: ConsistencySettings, given: Given) -> "Consistency":

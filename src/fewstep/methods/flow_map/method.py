@@ -46,7 +46,8 @@ class FlowMap(SelfTaught):
     the student's own estimate.
 
     Raises:
-        ValueError: for guidance without classes, or without label dropout in the training of the network that is guided.
+        ValueError: for guidance without classes, or without label dropout in the training of the network that is guided; and for label
+            dropout where the slope comes from a teacher that was trained without.
 
     """
 
@@ -82,6 +83,8 @@ class FlowMap(SelfTaught):
         self.velocity = settings.velocity
         if self.velocity == "auto":
             self.velocity = "teacher" if "teacher" in self.networks else "data"
+        if self.velocity == "teacher":
+            self.check_hidden()
         if settings.guidance_scale != 1.0:
             knows = teacher.info.get("label_dropout") if teacher is not None and self.velocity == "teacher" else settings.label_dropout
             if student.num_classes is None or not knows:
