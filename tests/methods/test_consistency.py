@@ -233,6 +233,15 @@ def test_guidance_needs_a_teacher_that_knows_no_class():
     Consistency(settings(guidance_scale=2.0), student(3), 8, student(3, label_dropout=0.1))
 
 
+def test_a_step_that_no_teacher_takes_is_neither_guided_nor_heun_s():
+    with pytest.raises(ValueError, match=r"method\.guidance_scale is 2.0, but with method.solver=none"):
+        Consistency(settings(guidance_scale=2.0, solver="none"), student(3), 8, student(3, label_dropout=0.1))
+    with pytest.raises(ValueError, match=r"method\.solver is 'heun', by which a teacher steps, and there is none"):
+        Consistency(settings(solver="heun"), student(), 8)
+    Consistency(settings(solver="heun", own_teacher=0.5), student(), 8)
+    Consistency(settings(solver="heun"), student(), 8, None, student().denoiser)  # the closed form
+
+
 def test_labels_are_hidden_only_from_a_teacher_that_knows_no_class():
     with pytest.raises(ValueError, match=r"method\.label_dropout is 0.2, but the teacher was trained without"):
         Consistency(settings(label_dropout=0.2), student(3), 8, student(3))

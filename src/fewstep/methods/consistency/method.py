@@ -33,7 +33,8 @@ class Consistency(SelfTaught):
     either, both levels have the same noise.
 
     Raises:
-        ValueError: for guidance or label dropout with a teacher that was trained without label dropout, or guidance without a teacher.
+        ValueError: for guidance or label dropout with a teacher that was trained without label dropout; and for guidance or the solver heun
+            where no teacher takes a step.
 
     """
 
@@ -71,6 +72,13 @@ class Consistency(SelfTaught):
                 "use 1, or give such a teacher"
             )
         super().__init__(settings, student, steps, teacher, real)
+        if settings.solver == "heun" and "teacher" not in self.networks:
+            raise ValueError("method.solver is 'heun', by which a teacher steps, and there is none; give method.teacher, or use euler")
+        if settings.solver == "none" and settings.guidance_scale != 1.0:
+            raise ValueError(
+                f"method.guidance_scale is {settings.guidance_scale}, but with method.solver=none the teacher takes no step that it could "
+                "guide; use 1, or another solver"
+            )
         if settings.solver != "none":
             self.check_hidden()
 
