@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fewstep.metrics.asking import rarest_share
-from fewstep.metrics.classes import class_variances, root_of_mean, shares, within_class_std
+from fewstep.metrics.classes import class_variances, of_both, root_of_mean, shares, within_class_std
 from fewstep.metrics.copies import Known, near_copies, nearest_two
 from fewstep.metrics.features import FeatureNetwork
 from fewstep.metrics.figures import BY_KEY
@@ -353,9 +353,7 @@ class Suite:
             for k, variance in variances.items()
             if k in self.train_variances and self.train_variances[k] > 0
         }
-        mine, real = variances, self.train_variances
-        if label is not None:  # of the classes that both have: where few samples are drawn, rare classes may have none
-            mine, real = ({k: each[k] for k in each if k in other} for each, other in ((mine, real), (real, mine)))
+        mine, real = (variances, self.train_variances) if label is None else of_both(variances, self.train_variances)
         spread = {"within_class_std": root_of_mean(mine) / root_of_mean(real)} if mine and real else {}
         return {
             **spread,  # empty where no class has two items, such as prompts that were drawn once
