@@ -169,14 +169,14 @@ def test_beyond_its_bound_the_strict_field_warns(overrides, bound, done):
 
 def test_the_recipe_reaches_the_drift():
     overrides = "field=two_temperature gamma=2.0 gamma_start=.5 gamma_warmup=.25 gamma_by=field temperatures=[.1,.4] temperature_start=3.0"
-    overrides += " temperature_warmup=30 temperature_schedule=log kernel=laplace plan=sinkhorn memory=64 affinity_floor=.01"
+    overrides += " temperature_warmup=30 temperature_schedule=log kernel=laplace plan=sinkhorn memory=64"
     optimizer = {"lr": 2e-3, "warmup": 3, "decay_from": 0.5, "final": 0.1, "decay": "cosine"}
     optimizer |= {"beta1": 0.8, "beta2": 0.95, "weight_decay": 0.03, "clip": 2.0}
     overrides += " table_scale=4." + "".join(f" optimizer.{key}={value}" for key, value in optimizer.items())
     recipe = load_recipe("drift/ring", ["steps=200", POOL, *(f"method.{o}" for o in overrides.split())])
     method = make_method(recipe, toy_data("ring", 500))
     assert (method.field_name, method.kernel, method.plan, method.memory) == ("two_temperature", "laplace", "sinkhorn", 64)
-    assert (method.settings.affinity_floor, method.settings.guidance_scale, method.features) == (0.01, 1.0, None)
+    assert (method.settings.guidance_scale, method.features) == (1.0, None)
     assert method.gamma == Ramp(2.0, 0.5, 50)
     assert method.temperatures == (Ramp(0.1, 3.0, 30, log=True), Ramp(0.4, 3.0, 30, log=True))
     (turn,) = method.turns

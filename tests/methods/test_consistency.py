@@ -20,9 +20,13 @@ def settings(**changes):
     return ConsistencySettings(name="consistency", **changes)
 
 
-def student(num_classes=None, dropout=0.0, label_dropout=0.0):
+UNET = {"name": "unet", "channels": [8, 16], "groups": 4, "head_dim": 8}
+EDM_UNET = {"name": "edm_unet", "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": []}
+
+
+def student(num_classes=None, dropout=0.0, label_dropout=0.0, network=UNET):
     torch.manual_seed(0)
-    network = {"name": "unet", "channels": [8, 16], "groups": 4, "head_dim": 8, "dropout": dropout}
+    network = {**network, "dropout": dropout}
     sampler = {"name": "few_step", "levels": [[80.0], [80.0, 0.8]], "steps": 1}
     made = Generator((1, 8, 8), num_classes, 0.5, network, sampler, {"label_dropout": label_dropout})
     for p in made.parameters():
@@ -108,10 +112,11 @@ def test_stage_zero_is_denoising():
 
 
 @pytest.mark.parametrize("distance", ["squared", "pseudo_huber"])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_a_later_stage_by_hand(distance, dropout):
+@pytest.mark.parametrize(("network", "dropout"), [(UNET, 0.0), (UNET, 0.3), (EDM_UNET, 0.3)], ids=["no dropout", "unet", "edm_unet"])
+def test_a_later_stage_by_hand(distance, network, dropout):
     """The same noise at a gap of 1/4, with the same dropout at both levels, and no gradient through the target."""
-    method = Consistency(settings(gap_k=0.0, first_stage=2, distance=distance, huber_c=0.1), student(dropout=dropout), steps=600)
+    made = student(dropout=dropout, network=network)
+    method = Consistency(settings(gap_k=0.0, first_stage=2, distance=distance, huber_c=0.1), made, steps=600)
     network = method.networks["student"].train()
     sigma, n = drawn_by_hand(method)
     x0 = batch().x
@@ -226,3 +231,20 @@ def test_guidance_needs_a_teacher_that_knows_no_class():
     with pytest.raises(ValueError, match=r"method\.guidance_scale is 2"):
         Consistency(settings(guidance_scale=2.0), student(3), 8, student(3))
     Consistency(settings(guidance_scale=2.0), student(3), 8, student(3, label_dropout=0.1))
+
+
+def test_a_step_that_no_teacher_takes_is_neither_guided_nor_heun_s():
+    with pytest.raises(ValueError, match=r"method\.guidance_scale is 2.0, but with method.solver=none"):
+        Consistency(settings(guidance_scale=2.0, solver="none"), student(3), 8, student(3, label_dropout=0.1))
+    with pytest.raises(ValueError, match=r"method\.solver is 'heun', by which a teacher steps, and there is none"):
+        Consistency(settings(solver="heun"), student(), 8)
+    Consistency(settings(solver="heun", own_teacher=0.5), student(), 8)
+    Consistency(settings(solver="heun"), student(), 8, None, student().denoiser)  # the closed form
+
+
+def test_labels_are_hidden_only_from_a_teacher_that_knows_no_class():
+    with pytest.raises(ValueError, match=r"method\.label_dropout is 0.2, but the teacher was trained without"):
+        Consistency(settings(label_dropout=0.2), student(3), 8, student(3))
+    Consistency(settings(label_dropout=0.2), student(3), 8, student(3, label_dropout=0.1))
+    Consistency(settings(label_dropout=0.2, solver="none"), student(3), 8, student(3))  # which learns from the items
+    Consistency(settings(label_dropout=0.2), student(), 8, student())  # without classes

@@ -218,6 +218,30 @@ def test_sid_gradient_passes_through_both_denoisers(make_method, alpha):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"name": "unet", "channels": [8, 16], "groups": 4, "head_dim": 8, "dropout": 0.3},
+        {"name": "edm_unet", "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "dropout": 0.3},
+    ],
+    ids=lambda network: network["name"],
+)
+def test_a_teacher_s_dropout_stays_with_the_teacher(network):
+    """The samples that the generator learns from are those that it ships with, and with equal weights nothing is to be learned."""
+    torch.manual_seed(0)
+    sampler = {"name": "heun", "steps": 3, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+    teacher = Generator((1, 8, 8), 3, 0.5, network, sampler)
+    for p in teacher.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    method = DMD2(DMD2Settings(name="dmd2"), teacher)
+    found = loss(method, "generator")
+    n = torch.randn(NUM, 1, 8, 8, generator=seeded())
+    shipped = method.ship(method.networks["generator"], 0)
+    torch.testing.assert_close(found.samples, shipped.denoiser(80 * n, torch.tensor(80.0), batch().label).detach())
+    assert found.loss.item() == pytest.approx(0, abs=1e-8)
+    assert shipped.network_config["dropout"] == 0.3
+
+
 @pytest.mark.parametrize("name", ["dmd", "sid"])
 def test_nothing_moves_while_the_fake_network_is_the_teacher(make_method, name):
     method = make_method(perturbed=False, loss=name)

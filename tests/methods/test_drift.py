@@ -181,9 +181,25 @@ def test_temperatures_that_are_left_to_the_data_lie_between_its_limits():
     assert make(temperatures="auto", limits=(4.0, 0.25)).settings_now()["temperature"] == 0.25  # without a ramp
 
 
+@pytest.mark.parametrize("overrides", [["method.kernel=gaussian"], ["method.kernel=laplace"], ["method.field=toy"]])
+def test_temperatures_of_the_data_are_in_the_kernel_s_unit(overrides):
+    """Ten times larger data is moved ten times as far: a Gaussian kernel's temperature is 100 times as high, a Laplace kernel's ten."""
+    auto = ["method.temperatures=auto", "method.temperature_start=auto", "method.temperature_warmup=4", "data.size=2000"]
+    recipe, moved = load_recipe("drift/vanilla", [*auto, *overrides]), []
+    for scale in (1, 10):
+        data = training_data(recipe)
+        x, y = (scale * part for part in (data.train[:NUM] + 0.1, data.train[NUM : 2 * NUM]))
+        data = type(data)(data.name, scale * data.train, scale * data.heldout)
+        method = make_method(recipe, data)
+        for _ in range(2):
+            method.after_update("generator")
+        moved.append(gradient(method, x, y)[1] / scale)
+    torch.testing.assert_close(moved[1], moved[0], rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("field", ["strict", "toy"])
 def test_gamma_that_comes_from_the_data_is_none_of_the_field_s(field):
-    method = make(field=field, gamma=2.0, gamma_start=0.5, gamma_by="data")
+    method = make(field=field, gamma=2.0, gamma_by="data")
     assert (method.gamma(0), method.gamma(10**6)) == (1.0, 1.0)
     assert (method.settings.aims_at, method.settings.data_power) == (2.0, 2.0)
     assert (make(gamma=2.0).settings.aims_at, make(gamma=2.0).settings.data_power) == (2.0, None)
@@ -245,6 +261,22 @@ def test_remembered_classes_that_the_batch_lacks_pull_nothing(options):
     for k in range(2):
         mine = label == k
         v = expected_field(x[mine], y[mine], (0.5,), **options)
+        torch.testing.assert_close(found[mine], v, rtol=1e-4, atol=1e-5)
+
+
+@FIELDS
+def test_remembered_classes_may_have_other_shares_than_the_batch_s(options):
+    """Also where many iterations let a transport plan send mass wherever it has to."""
+    options = {**options, **({"sinkhorn_iterations": 200} if "plan" in options else {})}
+    method = make(2, temperatures=(0.5,), memory=2 * NUM, **options)
+    first, x, y = (normal(NUM, 2, seed=seed) for seed in range(3))
+    gradient(method, x, first, torch.zeros(NUM, dtype=torch.int64))
+    label = torch.arange(NUM) % 2
+    _, found = gradient(method, x, y, label)
+    for k in range(2):
+        mine, alone = label == k, make(temperatures=(0.5,), **options)
+        real = torch.cat([y[mine], first]) if k == 0 else y[mine]
+        v = gradient(alone, x[mine], real)[1]
         torch.testing.assert_close(found[mine], v, rtol=1e-4, atol=1e-5)
 
 
@@ -415,6 +447,10 @@ def test_tables_of_the_network_learn_at_their_own_rate():
         ({"field": "strict", "guidance_scale": 2.0}, "method.guidance_scale is 2.0; it needs method.field=drifting"),
         ({"field": "drifting", "guidance_scale": 2.0}, "and data with classes"),
         ({"field": "toy", "plan": "sinkhorn"}, "method.plan is 'sinkhorn', which the field 'toy' does not know"),
+        ({"field": "drifting", "temperatures": "auto", "limits": (4.0, 0.2)}, "cannot be 'auto' with the field 'drifting'"),
+        ({"field": "strict", "affinity_floor": 1e-3}, "method.affinity_floor is 0.001, which only method.field=drifting"),
+        ({"field": "drifting", "plan": "sinkhorn", "affinity_floor": 1e-3}, "method.affinity_floor is 0.001, which only"),
+        ({"gamma": 2.0, "gamma_by": "data", "gamma_start": 0.5}, "method.gamma_start is 0.5, but with method.gamma_by=data"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options, message):

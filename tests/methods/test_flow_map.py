@@ -324,6 +324,63 @@ def test_the_derivative_loss_by_hand(velocity, derivative):
     torch.testing.assert_close(loss(method, data).loss, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("form", "velocity", "guidance", "derivative"),
+    [
+        ("discrete", "own", 1.0, "auto"),
+        ("discrete", "data", 2.0, "auto"),
+        ("derivative", "own", 2.0, "jvp"),
+        ("derivative", "data", 1.0, "difference"),
+    ],
+)
+def test_all_passes_of_a_step_drop_the_same_activations(form, velocity, guidance, derivative):
+    edm_unet = {
+        "name": "edm_unet",
+        "channels": 8,
+        "multipliers": [1, 2],
+        "blocks": 1,
+        "attention": [],
+        "dropout": 0.3,
+        "condition": CONDITION,
+    }
+    sampler = {"name": "two_time", "steps": 1, "sigma_max": 20.0, "middle": 0.5}
+    made = noisy(Generator((1, 8, 8), 3, 0.5, edm_unet, sampler, None, {"name": "two_time"}))
+    chosen = {"form": form, "velocity": velocity, "guidance_scale": guidance, "derivative": derivative, "anchor": 0.3}
+    s = settings(gap_k=0.0, first_stage=2, label_dropout=1e-9, **chosen)
+    method, data = FlowMap(s, made, 600), batch(3)
+    network = method.networks["student"]
+    assert network.training
+
+    def net(*told):
+        torch.manual_seed(5)
+        return network(*told)
+
+    rng = torch.Generator().manual_seed(2)
+    torch.rand(NUM, generator=rng)  # which labels are hidden: none
+    sigma = (s.sigma_mean + s.sigma_std * torch.randn(NUM, generator=rng)).exp()
+    x = data.x + expand_like(sigma, data.x) * torch.randn(data.x.shape, generator=rng)
+    rho = drawn_rho(sigma, 0.5, s.zero, s.anchor, rng)
+    low = torch.maximum(0.75 * sigma, rho)
+    with torch.no_grad(), forward_differentiable(network):
+        x0_hat = torch.where(expand_like(rho < sigma, x), net(x, sigma, data.label, sigma), data.x)
+        x0_hat = x0_hat if velocity == "own" and form == "discrete" else data.x
+        if guidance != 1:
+            free = net(x, sigma, None, sigma)
+            x0_hat = free + guidance * (x0_hat - free)
+        if form == "discrete":
+            lam = expand_like(share_of_estimate(sigma, low, rho), x)
+            target = lam * x0_hat + (1 - lam) * net(towards(x, x0_hat, sigma, low), low, data.label, rho)
+            weight = discrete_weight(sigma, low, rho, 0.5)
+        else:
+            value = net(x, sigma, data.label, rho)
+            slope_from = net(x, sigma, data.label, sigma) if velocity == "own" else x0_hat
+            slope = time_derivative(lambda y, a, b: net(y, a, data.label, b), x, sigma, rho, slope_from, derivative, 0.1)
+            target, weight = value - derivative_residual(value, slope, x0_hat, sigma, rho), edm_weight(sigma, 0.5)
+    expected = (weight * (net(x, sigma, data.label, rho) - target).square().flatten(1).mean(1)).mean()
+    torch.manual_seed(5)
+    torch.testing.assert_close(loss(method, data).loss, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_derivative_through_the_network_is_that_of_small_differences():
     """In a network whose time embedding is smooth; `jvp` needs a way round what has no forward derivative."""
     net = student().denoiser.double().eval()
@@ -408,6 +465,14 @@ def test_stages_are_a_matter_of_the_discrete_form():
 def test_settings_that_do_not_go_together(changes, words):
     with pytest.raises(ValueError, match=words):
         settings(**changes)
+
+
+def test_labels_are_hidden_only_from_a_teacher_that_knows_no_class():
+    taught = settings(label_dropout=0.2, teacher="runs/teacher")
+    with pytest.raises(ValueError, match=r"method\.label_dropout is 0.2, but the teacher was trained without"):
+        FlowMap(taught, student(3), 8, teacher())
+    FlowMap(taught, student(3), 8, teacher(label_dropout=0.1))
+    FlowMap(settings(label_dropout=0.2, teacher="runs/teacher", velocity="data"), student(3), 8, teacher())
 
 
 def test_guidance_needs_classes_and_a_teacher_that_knows_no_class():

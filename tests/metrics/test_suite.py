@@ -92,6 +92,17 @@ def test_class_accuracy_is_of_the_class_asked_for(suite):
     assert "class_accuracy" not in Suite(TRAIN[:50], HELDOUT[:50], LABEL[:50], None, PooledPixels()).measure(HELDOUT, HELDOUT_LABEL)
 
 
+def test_within_class_std_is_of_the_classes_that_both_have():
+    """True samples of a narrow and of a wide class; where one sample alone is of the wide class, it says nothing of its spread."""
+    rng, label = torch.Generator().manual_seed(0), torch.arange(600) % 2
+    images = torch.randn(600, 1, 8, 8, generator=rng) * (0.02 + 0.3 * label[:, None, None, None])
+    measured = Suite(images[:400], images[400:], label[:400], label[400:], PooledPixels())
+    narrow, wide = ((label[400:] == k).nonzero().flatten() for k in range(2))
+    for chosen in (torch.cat([narrow, wide]), torch.cat([narrow, wide[:1]])):
+        row = measured.measure(images[400:][chosen], label[400:][chosen])
+        assert row["within_class_std"] == pytest.approx(1, abs=0.05)
+
+
 def test_within_class_std_weighs_classes_alike():
     rng = np.random.default_rng(0)
     groups = [rng.normal(k, k + 1, size=(num, 5)) for k, num in enumerate((4, 40, 11))]

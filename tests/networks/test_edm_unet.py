@@ -269,7 +269,7 @@ def test_make_network_passes_everything_on():
     dec = ["4x4_in0", "4x4_in1", "4x4_block0", "4x4_block1", "8x8_up", "8x8_block0", "8x8_block1", "8x8_aux_norm", "8x8_aux_conv"]
     assert list(network.model.dec) == dec
     assert [name for name, block in network.model.dec.items() if getattr(block, "qkv", None)] == ["4x4_in0", "8x8_block1"]
-    assert network.model.dec["4x4_in0"].dropout == 0.25
+    assert network.model.dec["4x4_in0"].dropout.p == 0.25
     assert isinstance(network.model.enc["8x8_conv"], nn.Conv2d)
     assert (network.model.enc["8x8_conv"].in_channels, network.model.dec["8x8_aux_conv"].out_channels) == (2, 2)
 

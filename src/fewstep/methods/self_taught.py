@@ -5,6 +5,7 @@ its weights, and the network stays frozen as the teacher. Subclasses define the 
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from fewstep.maths.flow import stage_at
 from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.maths.schedules import lognormal_sigmas
 from fewstep.methods.base import Batch, LossOutput, Method, Networks, Turn, hidden_labels
+from fewstep.networks.base import dropout_of
 from fewstep.streams import normal
 
 
@@ -44,7 +46,16 @@ class SelfTaught(Method):
         elif (guide := real or (teacher.denoiser if teacher else None)) is not None:
             self.networks["teacher"] = frozen(guide)
         self.label_dropout = settings.label_dropout if student.num_classes else 0.0
+        self.dropout = bool(dropout_of(student.denoiser))
         self.updates = {turn.name: 0 for turn in self.turns}
+
+    def check_hidden(self) -> None:
+        """Raise ValueError where the student is to learn the unconditional estimate from a teacher that never learned it."""
+        if self.label_dropout and self.teacher is not None and not self.teacher.info.get("label_dropout"):
+            raise ValueError(
+                f"method.label_dropout is {self.label_dropout}, but the teacher was trained without label dropout, and what it makes of a "
+                "hidden label is no unconditional estimate; set it to 0, or give a teacher trained with label dropout"
+            )
 
     @property
     def kept_teacher(self) -> Generator | None:
@@ -70,6 +81,22 @@ class SelfTaught(Method):
     @abstractmethod
     def student_loss(self, networks: Networks, batch: Batch, rng: torch.Generator) -> LossOutput:
         """Return the loss of the student on one batch, to whose labels label dropout has already been applied."""
+
+    def for_targets(self, network: Any) -> Callable[..., Tensor]:
+        """Return the student's `network` as a target calls it: each call drops the activations that the next pass outside drops.
+
+        With other activations dropped, a target differs from the output that is compared with it although the function is exact, and a
+        difference of two passes is mostly noise. An item has the same activations dropped only at the same place of an equally large batch.
+        """
+        if not self.dropout:
+            return network
+
+        def called(x: Tensor, *told: Any) -> Tensor:
+            with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+                found: Tensor = network(x, *told)
+                return found
+
+        return called
 
     def denoise(self, network: Any, x: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
         """Return the estimate of x0, like `x` [B, ...], by a network that is built like the student's."""

@@ -34,6 +34,11 @@ def root_of_mean(variances: dict[int, Tensor]) -> float:
     return torch.stack(list(variances.values())).mean().sqrt().item() if variances else math.nan
 
 
+def of_both(a: dict[int, Tensor], b: dict[int, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Return `a` and `b` without the classes that the other lacks: where few samples are drawn, rare classes may have none."""
+    return {k: a[k] for k in a if k in b}, {k: b[k] for k in b if k in a}
+
+
 def shares(hits: Tensor, label: Tensor) -> dict[int, float]:
     """Return for each class in `label` int64 [N] the share of its items whose entry of `hits` bool [N] is true."""
     return {int(k): hits[label == k].double().mean().item() for k in label.unique()}

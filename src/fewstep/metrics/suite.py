@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fewstep.metrics.asking import rarest_share
-from fewstep.metrics.classes import class_variances, root_of_mean, shares, within_class_std
+from fewstep.metrics.classes import class_variances, of_both, root_of_mean, shares, within_class_std
 from fewstep.metrics.copies import Known, near_copies, nearest_two
 from fewstep.metrics.features import FeatureNetwork
 from fewstep.metrics.figures import BY_KEY
@@ -116,7 +116,6 @@ class Suite:
         self.floor = gaussian_distance(self.floor_set.gaussian, self.reference.gaussian)
         self.second = None if second is None or self.against == "a file" else self._judge(second, num)
         self.train_variances = class_variances(train, train_label)
-        self.train_std = root_of_mean(self.train_variances)
         self.known = Known(train, half)
         some, neighbours = self._some(heldout), None if cache is None else cache.with_name("neighbours")
         key = {"what": "nearest training images of held-out ones", "of": [self.train_set.sha256, self.heldout_set.sha256, len(some)]}
@@ -356,7 +355,8 @@ class Suite:
             for k, variance in variances.items()
             if k in self.train_variances and self.train_variances[k] > 0
         }
-        spread = {"within_class_std": ratio(root_of_mean(variances), self.train_std)} if variances and self.train_variances else {}
+        mine, real = (variances, self.train_variances) if label is None else of_both(variances, self.train_variances)
+        spread = {"within_class_std": ratio(root_of_mean(mine), root_of_mean(real))} if mine and real else {}
         return {
             **spread,  # empty where no class has two items, such as prompts that were drawn once
             **(self._least("least_class_std", ratios) if label is not None else {}),

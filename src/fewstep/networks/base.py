@@ -32,6 +32,12 @@ def frozen(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).requires_grad_(False).eval()
 
 
+def dropout_of(module: nn.Module) -> list[nn.Module]:
+    """Return the layers of `module` that drop activations in training, by a probability `p` above 0."""
+    kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+    return [part for part in module.modules() if isinstance(part, kinds) and part.p > 0]
+
+
 def num_parameters(module: nn.Module) -> int:
     """Return the number of parameters of `module`, trainable or frozen."""
     return sum(p.numel() for p in module.parameters())

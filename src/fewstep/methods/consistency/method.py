@@ -33,7 +33,8 @@ class Consistency(SelfTaught):
     either, both levels have the same noise.
 
     Raises:
-        ValueError: for guidance without a teacher that was trained with label dropout.
+        ValueError: for guidance or label dropout with a teacher that was trained without label dropout; and for guidance or the solver heun
+            where no teacher takes a step.
 
     """
 
@@ -71,7 +72,15 @@ class Consistency(SelfTaught):
                 "use 1, or give such a teacher"
             )
         super().__init__(settings, student, steps, teacher, real)
-        self.dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in student.denoiser.modules())
+        if settings.solver == "heun" and "teacher" not in self.networks:
+            raise ValueError("method.solver is 'heun', by which a teacher steps, and there is none; give method.teacher, or use euler")
+        if settings.solver == "none" and settings.guidance_scale != 1.0:
+            raise ValueError(
+                f"method.guidance_scale is {settings.guidance_scale}, but with method.solver=none the teacher takes no step that it could "
+                "guide; use 1, or another solver"
+            )
+        if settings.solver != "none":
+            self.check_hidden()
 
     @classmethod
     def make(cls, settings: ConsistencySettings, given: Given) -> "Consistency":
@@ -110,8 +119,7 @@ class Consistency(SelfTaught):
             teacher = Guided.of(networks["teacher"], self.settings.guidance_scale)
             x_r = ode_step(lambda x, level: teacher(x, level, label), x_s, sigma, r, self.settings.solver == "heun")
         if self.dropout:  # must be the same in both passes: on the whole batch, with the same random numbers
-            with torch.random.fork_rng([x0.device] if x0.device.type == "cuda" else []):
-                there = networks["student"](x_r, r.clamp(min=1e-4), label)
+            there = self.for_targets(networks["student"])(x_r, r.clamp(min=1e-4), label)
             return torch.where(expand_like(r, x0) > 0, there, x_r)
         on = (r > 0).nonzero().flatten()
         if len(on):

@@ -8,6 +8,7 @@ from fewstep.denoisers.adapted import Adapted, Slot
 from fewstep.errors import UserError
 from fewstep.generator import Generator, frozen
 from fewstep.methods.dmd2.settings import LoRA
+from fewstep.networks.base import dropout_of
 from fewstep.pipelines.lora import TARGETS
 
 
@@ -48,4 +49,8 @@ def roles(teacher: Generator, lora: LoRA | None, seed: int) -> Roles:
 
 
 def _learning(denoiser: nn.Module) -> nn.Module:
-    return frozen(denoiser).requires_grad_(True).train()
+    """Return a copy of `denoiser` to train, without dropout, as published: a student is sampled without, and would make other samples."""
+    copied = frozen(denoiser).requires_grad_(True).train()
+    for layer in dropout_of(copied):
+        layer.p = 0.0  # type: ignore[assignment]
+    return copied

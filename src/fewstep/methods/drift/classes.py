@@ -7,8 +7,7 @@ from torch import Tensor
 def apart(x: Tensor, label: Tensor, y: Tensor, y_label: Tensor, temperature: float, kernel: str) -> tuple[Tensor, Tensor]:
     """Return x [B, D] and real y [M, D], both with coordinates added by which the kernel weight of another class is at most e^-100.
 
-    The bound is relative to the weight of any sample of the same class. Real samples of classes that x does not have are dropped, for a
-    transport plan would send mass to them all the same.
+    The bound is relative to the weight of any sample of the same class. Real samples of classes that x does not have are dropped.
     """
     wanted = torch.isin(y_label, label)
     y, y_label = y[wanted], y_label[wanted]

@@ -13,7 +13,7 @@ generated batch. Each class drifts by itself. The field may act on features of x
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -118,9 +118,24 @@ class Drift(Method):
                 "method.temperature_unit is 'distance', but temperatures that are left to the data ('auto') are no multiples; give "
                 "numbers, or leave it at 'one'"
             )
+        if self.field_name == "drifting" and limits is not None:
+            raise ValueError(
+                "method.temperatures and temperature_start cannot be 'auto' with the field 'drifting', whose temperatures count in mean "
+                "distances whatever the data; give numbers, such as [0.02, 0.05, 0.2]"
+            )
+        if settings.affinity_floor and (self.field_name != "drifting" or self.plan == "sinkhorn"):
+            raise ValueError(
+                f"method.affinity_floor is {settings.affinity_floor}, which only method.field=drifting with method.plan=softmax knows; set "
+                "it to 0"
+            )
+        if settings.gamma_by == "data" and settings.gamma_start is not None:
+            raise ValueError(
+                f"method.gamma_start is {settings.gamma_start}, but with method.gamma_by=data gamma is the same in the whole run; set it "
+                "to null"
+            )
         if self.field_name == "wasserstein" and settings.kernel != "gaussian":
             raise ValueError("method.kernel is 'laplace', but the field 'wasserstein' moves by squared distances; use gaussian")
-        self.kernel = "laplace" if self.field_name in ("toy", "drifting") else settings.kernel
+        self.kernel = _kernel(settings)
         self.kept: dict[str, Tensor] = {}  # the features of the last ``method.memory`` real items, and their labels
         self.networks = {"generator": generator.denoiser}
         scales = dict.fromkeys(tables_of(generator.denoiser), settings.table_scale)
@@ -137,7 +152,9 @@ class Drift(Method):
             some = given.data.some(given.batch_size, given.seed)
             with torch.no_grad():  # distances are those that the field will see
                 some = features(some).float() if features else some.flatten(1)
-            limits = temperature_range(some, settings.temperature_neighbours)
+            high, low = temperature_range(some, settings.temperature_neighbours)
+            # those are squared distances, and a Laplace kernel divides distances by its temperature
+            limits = (high, low) if _kernel(settings) == "gaussian" else (math.sqrt(high), math.sqrt(low))
             if not limits[1] > 0:
                 raise ValueError("method.temperatures is 'auto', but most points of a batch coincide; give numbers, or data without copies")
         if settings.gamma_by == "field" and settings.field == "strict":
@@ -201,11 +218,15 @@ class Drift(Method):
             drift, terms["plan_error"] = self._wasserstein(flat, y, second, label, y_label)
         elif label is None or y_label is None:
             drift = self._field(flat, y, self._temperatures(y))
+        elif self.plan == "sinkhorn":  # a plan for each class: in one plan, mass would have to cross between classes of unequal shares
+            drift, temperatures = torch.zeros_like(flat), self._temperatures(y, y_label)
+            for k in label.unique():
+                drift[label == k] = self._field(flat[label == k], y[y_label == k], temperatures)
         else:
             temperatures = self._temperatures(y, y_label)
             drift = self._field(*apart(flat, label, y, y_label, max(temperatures), self.kernel), temperatures)[:, : x.shape[1]]
-            alone = label.bincount(minlength=int(y_label.max()) + 1)[label] < 2
-            drift = drift.masked_fill(alone[:, None], 0.0)  # a sample that is alone in its class has no field
+        if label is not None and second is None:
+            drift = drift.masked_fill((label.bincount()[label] < 2)[:, None], 0.0)  # a sample that is alone in its class has no field
         return (x - (flat + drift)).square().mean(), {"drift": drift.square().mean().sqrt(), **terms}
 
     def _wasserstein(self, x: Tensor, y: Tensor, second: Tensor, label: Tensor | None, y_label: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -333,6 +354,11 @@ class Drift(Method):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.updates = state["updates"]
+
+
+def _kernel(settings: DriftSettings) -> Literal["gaussian", "laplace"]:
+    """Return the kernel of the field."""
+    return "laplace" if settings.field in ("toy", "drifting") else settings.kernel
 
 
 def _ends(settings: DriftSettings, limits: tuple[float, float] | None) -> Sequence[float]:

@@ -32,7 +32,9 @@ class DriftSettings(MethodSettings):
         "features that the field acts on, and for a Laplace kernel its root",
     )
     temperature_start: PositiveFloat | Literal["auto"] | None = Field(
-        None, description="value from which each temperature is ramped; auto is twice the data's total variance, null no ramp"
+        None,
+        description="value from which each temperature is ramped; auto is twice the data's total variance (for a Laplace kernel its "
+        "root), null no ramp",
     )
     temperature_warmup: Warmup = Field(
         15_000, description="length of the temperatures' ramp: a number of steps, or below 1 a fraction of the run"
@@ -42,8 +44,8 @@ class DriftSettings(MethodSettings):
     )
     temperature_neighbours: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.04,
-        description="with temperatures=auto, the rank, as a share of the batch, of the neighbour whose squared distance is the final "
-        "temperature; choose less than the share of a mode",
+        description="with temperatures=auto, the rank, as a share of the batch, of the neighbour whose squared distance (for a Laplace "
+        "kernel the distance) is the final temperature; choose less than the share of a mode",
     )
     kernel: Literal["gaussian", "laplace"] = Field(
         "gaussian", description="kernel of strict and two_temperature; wasserstein always has the Gaussian one, toy and drifting Laplace's"

@@ -46,7 +46,8 @@ class FlowMap(SelfTaught):
     the student's own estimate.
 
     Raises:
-        ValueError: for guidance without classes, or without label dropout in the training of the network that is guided.
+        ValueError: for guidance without classes, or without label dropout in the training of the network that is guided; and for label
+            dropout where the slope comes from a teacher that was trained without.
 
     """
 
@@ -82,6 +83,8 @@ class FlowMap(SelfTaught):
         self.velocity = settings.velocity
         if self.velocity == "auto":
             self.velocity = "teacher" if "teacher" in self.networks else "data"
+        if self.velocity == "teacher":
+            self.check_hidden()
         if settings.guidance_scale != 1.0:
             knows = teacher.info.get("label_dropout") if teacher is not None and self.velocity == "teacher" else settings.label_dropout
             if student.num_classes is None or not knows:
@@ -156,17 +159,24 @@ class FlowMap(SelfTaught):
             teacher = Guided.of(networks["teacher"], w)
             return step_aim(lambda y, level: teacher(y, level, label), x, sigma, s, self.settings.solver == "heun")
         if self.velocity == "own" and self.settings.form == "discrete":
-            own = networks["student"](x, sigma, label, sigma)
+            own = self.for_targets(networks["student"])(x, sigma, label, sigma)
             x0 = torch.where(expand_like(rho < sigma, x), own, x0)
         if w == 1.0:
             return x0
-        return networks["student"](x, sigma, None, sigma).lerp(x0, w)
+        return self.for_targets(networks["student"])(x, sigma, None, sigma).lerp(x0, w)
 
     @torch.no_grad()
     def _discrete_target(
         self, networks: Networks, x: Tensor, x0_hat: Tensor, sigma: Tensor, s: Tensor, rho: Tensor, label: Tensor | None
     ) -> Tensor:
-        """Return ``lam x0_hat + (1 - lam) X(x_s, s, rho)``, like `x`; X is evaluated only for items whose s lies above rho."""
+        """Return ``lam x0_hat + (1 - lam) X(x_s, s, rho)``, like `x`.
+
+        X is evaluated only for items whose s lies above rho, or with dropout for all, so that it is the same as in the pass for the loss.
+        """
+        if self.dropout:
+            low = torch.maximum(s.clamp(min=1e-4), rho)
+            there = self.for_targets(networks["student"])(towards(x, x0_hat, sigma, low), low, label, rho)
+            return there.lerp(x0_hat, expand_like(share_of_estimate(sigma, s, rho), x))
         target, on = x0_hat.clone(), (s > rho).nonzero().flatten()
         if len(on):
             x_s = towards(x[on], x0_hat[on], sigma[on], s[on])
@@ -179,9 +189,10 @@ class FlowMap(SelfTaught):
     def _derivative_target(self, x: Tensor, x0_hat: Tensor, sigma: Tensor, rho: Tensor, label: Tensor | None) -> Tensor:
         """Return ``X - B``, like `x`, from the unwrapped network: no gradient passes, so the wrapper for several devices is not needed."""
         network = self.networks["student"]
+        called = self.for_targets(network)
 
         def student(y: Tensor, level: Tensor, low: Tensor) -> Tensor:
-            return network(y, level, label, low)
+            return called(y, level, label, low)
 
         denoised = student(x, sigma, sigma) if self.velocity == "own" else x0_hat
         value = student(x, sigma, rho)

@@ -202,7 +202,7 @@ class _Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, width: int, dropout: float, attend: bool, resample: str, taps: Sequence[int]) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)
         self.norm0 = _norm(inputs)
         self.conv0 = _Convolution(inputs, outputs, 3, resample, taps)
         self.affine = nn.Linear(width, outputs)
@@ -216,7 +216,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Return [B, outputs, H', W'] for `x` [B, inputs, H, W] and `embedding` [B, width]."""
         hidden = self.conv0(functional.silu(self.norm0(x))) + self.affine(embedding)[:, :, None, None]
-        hidden = functional.dropout(functional.silu(self.norm1(hidden)), self.dropout, self.training)
+        hidden = self.dropout(functional.silu(self.norm1(hidden)))
         x = ((x if self.skip is None else self.skip(x)) + self.conv1(hidden)) * 0.5**0.5
         if self.norm2 is None or self.qkv is None or self.proj is None:
             return x
