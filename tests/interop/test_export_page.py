@@ -217,6 +217,25 @@ def test_the_page_draws_what_the_generator_draws(browser, pages, name):
     assert {address for address in asked if not address.startswith((server.address, f"blob:{server.address}", "data:"))} == set()
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"latents": [0] * 7, "noise": []}, "latents holds 7 numbers; give 5 for each item"),
+        ({"latents": [], "noise": []}, "latents holds 0 numbers; give 5 for each item"),
+        ({"latents": [0] * 10, "noise": [1]}, "this generator draws from latents, and not from noise"),
+    ],
+)
+def test_noise_of_another_size_or_kind_is_refused(browser, pages, given, said):
+    opened(browser, f"{pages[0].address}grey/")
+    assert promised(browser, f"fewstep.draw({json.dumps(given)})") == said
+
+
+def test_noise_between_the_steps_has_its_size(browser, pages):
+    opened(browser, f"{pages[0].address}posterior/")
+    given = {"latents": [0] * 192, "noise": [0] * 384, "xi": [0] * 383}  # of three steps: two noises of 192 numbers, three xi of 128
+    assert promised(browser, f"fewstep.draw({json.dumps(given)})") == "xi holds 383 numbers; give 384"
+
+
 def test_points_lie_where_they_are_drawn(browser, pages):
     server, generators, _, _ = pages
     opened(browser, f"{server.address}points/")

@@ -87,11 +87,9 @@ def export(
             "first: give it to a recipe as method.teacher"
         )
     if steps is not None:
-        sigmas = generator.sigmas(steps).tolist()
+        generator.sigmas(steps)  # raises UserError for a number of steps that is not allowed
         if generator.any_steps:
-            kept = {key: generator.sampler[key] for key in generator.kind.options if key in generator.sampler}
-            few = {"name": name, "sigmas": sigmas, **kept}
-            generator = generator.derive(few if name == "few_step" else {**generator.sampler, "steps": steps}, generator.info)
+            generator = generator.derive({**generator.sampler, "steps": steps}, generator.info)
     text = export_text.is_text(generator)
     if text and form != "diffusers":
         raise UserError(f"--format is {form}, and this is a text-to-image generator, which is written for diffusers alone; use that")
