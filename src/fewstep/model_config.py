@@ -30,11 +30,11 @@ def checked_sampler(config: Mapping[str, Any]) -> SamplerKind:
         raise ValueError(f"sampler is {dict(config)}; steps must be a whole number from 1, churn lie from 0 to 1")
     if isinstance(steps, bool) or steps > MOST_STEPS:
         raise ValueError(f"sampler is {dict(config)}; steps must be a whole number up to {MOST_STEPS}")
-    for key in ("sigma_min", "sigma_max", "rho", "middle", "start", "shift", "last"):
+    for key in ("sigma_min", "sigma_max", "rho", "middle", "start", "shift", "last", "terminal"):
         if key in config and not (_is_number(config[key]) and 0 < config[key] < math.inf):
             raise ValueError(f"sampler is {dict(config)}; {key} must be a finite number above 0")
-    if config.get("last", 1) > 1:
-        raise ValueError(f"sampler is {dict(config)}; last is a time, which is 1 at most")
+    if config.get("last", 1) > 1 or config.get("terminal", 0.5) >= 1:
+        raise ValueError(f"sampler is {dict(config)}; last is a time, which is 1 at most, and terminal is one below 1")
     if "guidance_scale" in config and (not kind.every_level or not is_guidance(config["guidance_scale"])):
         names = " and ".join(key for key, known in SAMPLERS.items() if known.every_level)
         raise ValueError(f"sampler is {dict(config)}; guidance_scale is for {names}, and must be a finite number, 1 for none")

@@ -163,8 +163,8 @@ def _karras(config: Config, steps: int) -> Tensor:
 
 
 def _times(config: Config, steps: int) -> Tensor:
-    """Return the noise levels of stock flow-matching pipelines: those of times from 1 down to ``last``, moved by ``shift``."""
-    return path_sigmas(falling_times(steps, config["shift"], config["last"]))
+    """Return the noise levels of stock flow-matching pipelines: of times from 1 to ``last``, moved by ``shift``, stretched to ``terminal``."""
+    return path_sigmas(falling_times(steps, config["shift"], config["last"], config.get("terminal")))
 
 
 def _levels(config: Config, steps: int) -> Tensor:

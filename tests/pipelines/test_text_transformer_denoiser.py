@@ -50,8 +50,10 @@ def encoded(pipeline):
         ("3", {}, 1.0),
         ("3", BY_SIZE, math.exp(0.5 + 12 / 60 * 0.65)),  # 16 patches, between 4 and 64
         ("3", {**BY_SIZE, "time_shift_type": "linear", "base_shift": 2.0, "max_shift": 5.0}, 2.6),
+        ("3", {"shift": 3.0, "shift_terminal": 0.1}, 3.0),
+        ("3", {**BY_SIZE, "shift_terminal": 0.3}, math.exp(0.5 + 12 / 60 * 0.65)),
     ],
-    ids=["SD 3", "SD 3.5", "no shift", "by size", "by size, linear"],
+    ids=["SD 3", "SD 3.5", "no shift", "by size", "by size, linear", "to a last time", "by size, to a last time"],
 )
 def test_a_teacher_draws_what_the_stock_pipeline_draws(scale, name, settings, shift, pipelines, tmp_path):
     model, pipeline = shutil.copytree(pipelines[name][0], tmp_path / "model"), pipelines[name][1]
@@ -60,7 +62,7 @@ def test_a_teacher_draws_what_the_stock_pipeline_draws(scale, name, settings, sh
     teacher = text_teacher(str(model)).tell(encoded(pipeline))
     assert teacher.denoiser.shift == pytest.approx(shift)
     pipeline.scheduler = scheduler
-    for steps in (1, 2, 5):
+    for steps in (1, 2, 5)["shift_terminal" in settings :]:  # the stock pipeline divides 0 by 0 in one step to a last time
         noise = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(3))
         stock = pipeline(TEXTS, num_inference_steps=steps, guidance_scale=scale, latents=noise, output_type="latent").images
         ours = teacher.sample(2, LABEL, seed=3, steps=steps, guidance_scale=scale)
@@ -123,7 +125,13 @@ def changed(folder, to, file, **values):
             {"_class_name": "DDIMScheduler"},
             "is a DDIMScheduler, which is of no flow; allowed are FlowMatch",
         ),
-        ("scheduler/scheduler_config.json", {"invert_sigmas": True}, "has invert_sigmas, by which time runs from noise to data"),
+        ("scheduler/scheduler_config.json", {"invert_sigmas": True}, "has invert_sigmas, with which it lets time run from noise to data"),
+        *(
+            ("scheduler/scheduler_config.json", {key: True}, f"has {key}, with which it samples at times of its own, and this is not supp")
+            for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+        ),
+        ("scheduler/scheduler_config.json", {"stochastic_sampling": True}, "has stochastic_sampling, with which it adds new noise"),
+        ("scheduler/scheduler_config.json", {"shift_terminal": 1.5}, "has shift_terminal 1.5, which is a time between 0 and 1"),
         ("scheduler/scheduler_config.json", {"shift": 0}, "shift is 0; give a whole number from 2, and a number above 0"),
         ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline; prompts can be encoded by StableDiffusionPipeline, "),
         ("model_index.json", {"image_encoder": ["transformers", "X"]}, r"with an image_encoder, and so takes an image, too \(IP-Adap"),
@@ -146,6 +154,12 @@ def test_a_u_net_by_a_scheduler_of_flows_and_the_other_schedulers_of_flows(pipel
     model = shutil.copytree(pipelines["3"][0], tmp_path / "model")
     FlowMatchHeunDiscreteScheduler(shift=2.0).save_pretrained(model / "scheduler")
     assert described(model).denoiser == {"name": "flow", "timesteps": 1000, "shift": 2.0}
+    # a setting that it was made with and has not, such as that of the scheduler whose config it was made from
+    told = json.loads((model / "scheduler" / "scheduler_config.json").read_text())
+    (model / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps({**told, "use_dynamic_shifting": True, "use_karras_sigmas": True})
+    )
+    assert described(model).denoiser["shift"] == 2.0
     DDIMScheduler().save_pretrained(model / "scheduler")
     with pytest.raises(UserError, match="which is of no flow"):
         described(model)

@@ -105,7 +105,9 @@ def _sampler(found: Described, denoiser: Any) -> dict[str, Any]:
         grid = {"sigma_min": denoiser.sigma_min, "sigma_max": denoiser.sigma_max, "rho": 7.0}
         return {"name": "euler", "steps": steps, **grid, "guidance_scale": guidance}
     steps, guidance = STOCK_FLOW
-    return {"name": "flow_euler", "steps": steps, "shift": found.flow.shift, "last": found.flow.last, "guidance_scale": guidance}
+    grid = {"shift": found.flow.shift, "last": found.flow.last}
+    grid |= {} if found.flow.terminal is None else {"terminal": found.flow.terminal}
+    return {"name": "flow_euler", "steps": steps, **grid, "guidance_scale": guidance}
 
 
 def _prediction(found: Described) -> str:

@@ -87,12 +87,14 @@ def trained_times(num: int, shift: float) -> Tensor:
     return shifted_times(torch.arange(1, num + 1, dtype=torch.float64) / num, shift)
 
 
-def falling_times(num: int, shift: float, last: float) -> Tensor:
+def falling_times(num: int, shift: float, last: float, terminal: float | None = None) -> Tensor:
     """Return the times at which diffusers' flow-matching schedulers sample in `num` steps, float64 [num], descending from 1.
 
-    They are `num` equally spaced times from 1 to `last`, then shifted by `shifted_times`.
+    They are `num` equally spaced times from 1 to `last`, then shifted by `shifted_times`. Those of several steps are then stretched so that
+    the last of them is `terminal`, if it is given (the schedulers' ``shift_terminal``).
     """
-    return shifted_times(torch.linspace(1, last, num, dtype=torch.float64), shift)
+    t = shifted_times(torch.linspace(1, last, num, dtype=torch.float64), shift)
+    return t if terminal is None or num == 1 else 1 - (1 - t) * (1 - terminal) / (1 - t[-1])
 
 
 def uniform_times(num: int) -> Tensor:

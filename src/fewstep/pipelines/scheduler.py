@@ -12,7 +12,17 @@ from fewstep.text import read_json
 # the defaults of diffusers' DDPMScheduler, with which Ho et al. (arXiv 2006.11239) trained
 DDPM = {"prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 SCHEDULER = "scheduler_config.json"
-FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+HEUN = "FlowMatchHeunDiscreteScheduler"  # of the settings below it has num_train_timesteps and shift alone
+FLOWS = ("FlowMatchEulerDiscreteScheduler", HEUN, "FlowMatchLCMScheduler")
+# settings of flow schedulers that are not followed, and what a scheduler does with them, as a predicate
+OTHERWISE = {
+    "invert_sigmas": "lets time run from noise to data",
+    "use_karras_sigmas": "samples at times of its own",
+    "use_exponential_sigmas": "samples at times of its own",
+    "use_beta_sigmas": "samples at times of its own",
+    "stochastic_sampling": "adds new noise in each step",
+    "scale_factors": "samples at several sizes in turn",
+}
 
 
 def scheduler_of(folder: Path, model_folder: Path) -> tuple[dict[str, Any], str]:
@@ -55,6 +65,7 @@ class Flow:
         shift: shift of the timesteps towards noise.
         last: the last time at which the stock pipeline evaluates the network, before the shift.
         by_size: whether the scheduler's shift depends on the size of the image.
+        terminal: the last time after the shift, to which the scheduler stretches the times; None for times as they are shifted.
 
     """
 
@@ -62,6 +73,7 @@ class Flow:
     shift: float
     last: float
     by_size: bool
+    terminal: float | None = None
 
 
 def flow_of(scheduler: dict[str, Any], patches: int) -> Flow:
@@ -72,17 +84,22 @@ def flow_of(scheduler: dict[str, Any], patches: int) -> Flow:
     name = scheduler.get("_class_name", FLOWS[0])
     if name not in FLOWS:
         raise ValueError(f"its scheduler is a {name}, which is of no flow; allowed are {', '.join(FLOWS)}")
-    if scheduler.get("invert_sigmas"):
+    if name == HEUN:
+        scheduler = {key: scheduler[key] for key in ("num_train_timesteps", "shift") if key in scheduler}
+    if asked := next((key for key in OTHERWISE if scheduler.get(key)), None):
         raise ValueError(
-            f"its {name} has invert_sigmas, by which time runs from noise to data; only times from data to noise are supported"
+            f"its {name} has {asked}, with which it {OTHERWISE[asked]}, and this is not supported; take a model whose "
+            f"scheduler/{SCHEDULER} has it off"
         )
-    num, shift = scheduler.get("num_train_timesteps", 1000), scheduler.get("shift", 1.0)
-    if not scheduler.get("use_dynamic_shifting"):
-        return Flow(num, shift, shift / (num - 1 + shift), by_size=False)  # the smallest trained time, shifted once more by the scheduler
+    num, shift, terminal = scheduler.get("num_train_timesteps", 1000), scheduler.get("shift", 1.0), scheduler.get("shift_terminal") or None
+    if terminal is not None and not 0 < terminal < 1:
+        raise ValueError(f"its {name} has shift_terminal {terminal}, which is a time between 0 and 1")
+    if not scheduler.get("use_dynamic_shifting"):  # the smallest trained time, shifted once more by the scheduler
+        return Flow(num, shift, shift / (num - 1 + shift), by_size=False, terminal=terminal)
     first, most = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
     low, high = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
     mu = low + (patches - first) * (high - low) / (most - first)
-    return Flow(num, mu if scheduler.get("time_shift_type") == "linear" else math.exp(mu), 1 / num, by_size=True)
+    return Flow(num, mu if scheduler.get("time_shift_type") == "linear" else math.exp(mu), 1 / num, True, terminal)
 
 
 def json_object(file: Path) -> dict[str, Any]:
