@@ -163,7 +163,7 @@ def _karras(config: Config, steps: int) -> Tensor:
 
 
 def _times(config: Config, steps: int) -> Tensor:
-    """Return the noise levels of stock flow-matching pipelines: of times from 1 to ``last``, moved by ``shift``, stretched to ``terminal``."""
+    """Return the noise levels of stock flow-matching pipelines, see `falling_times`."""
     return path_sigmas(falling_times(steps, config["shift"], config["last"], config.get("terminal")))
 
 
