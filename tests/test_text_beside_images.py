@@ -8,12 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from fewstep.build import load_data, make_method
 from fewstep.data.prompt_table import PromptTable
 from fewstep.data.teacher_samples import PAIRS
 from fewstep.errors import UserError
+from fewstep.generator import load
 from fewstep.interop.latent_folder import encode_captioned
 from fewstep.interop.teacher_samples import draw_teacher_samples
 from fewstep.interop.text_teacher import text_teacher
@@ -114,6 +116,37 @@ def test_what_will_not_do(sd, folder, captioned, tmp_path, mistake):
     plain = ("encode", folder, "--images", *arguments[2:])
     assert "--column is for prompts, and --images was given without --captions" in mistake(*plain, "--column", "text")
     assert not (tmp_path / "out").exists()
+
+
+def test_another_vae_than_that_of_the_latents_is_noticed(sd, captioned, tmp_path, mistake):
+    """Beside images and samples before anything is written, and where latents of a run are decoded; and so is a VAE that is missing."""
+    model = shutil.copytree(sd.model, tmp_path / "model")
+    mine = (f"method.teacher={model}", "steps=1", "trainer.sample_every=5")
+    run = trained(sd, tmp_path / "run", *mine)
+    drawn = shutil.copytree(sd.folder / "prompts", tmp_path / "drawn")
+    draw_teacher_samples(drawn, 8, str(model), steps=1)
+    vae = AutoencoderKL.from_pretrained(model / "vae")
+    with torch.no_grad():
+        vae.decoder.conv_in.weight += 0.1
+    vae.save_pretrained(model / "vae")
+    for what, folder in (("images", captioned), ("samples", drawn)):
+        with pytest.raises(
+            UserError, match=rf"the {what} in .* are those of another VAE than method\.teacher=.* has; encode them into a new"
+        ):
+            trained(sd, tmp_path / "other", *mine, f"data.path={folder}")
+    with pytest.raises(UserError, match=r"holds 8 samples in 1 steps with guidance scale 7\.5, of this model or another"):
+        draw_teacher_samples(drawn, 8, str(model), steps=1)
+    told = f"the VAE of {model} is not the one whose latents these are; restore the former one"
+    assert told in mistake("sample", run, "--prompt", "a seven", "--out", tmp_path / "a.png")
+    config = json.loads((run / "model" / "config.json").read_text())
+    del config["latents"]["vae"]  # as version 0.2.0 wrote it
+    (run / "model" / "config.json").write_text(json.dumps(config))
+    assert load(run).to_pil(load(run).sample(1, prompts="a seven"))
+    shutil.rmtree(model / "vae")
+    with pytest.raises(UserError, match=r"there is no vae in .*, whose latents these are; put the whole pipeline there"):
+        trained(sd, tmp_path / "other", *mine)
+    assert not (tmp_path / "other").exists()
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_a_discriminator_on_a_transformer_and_a_flow_that_begins_by_regression(folder, tmp_path):

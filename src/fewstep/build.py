@@ -164,8 +164,8 @@ def open_teacher(
 def tell_prompts(generator: Generator, data: PromptData, called: str) -> None:
     """Give `generator` the prompts in `data`, so that its labels are their row numbers; messages name the generator by `called`.
 
-    Raises UserError where it takes no prompts, where they were encoded for another model, or where samples or pairs stored beside them were
-    drawn from another network.
+    Raises UserError where it takes no prompts, where they were encoded for another model, or where samples, pairs or images stored beside
+    them are those of another network or VAE.
     """
     told, table = generator.told, data.table.manifest
     if told is None:
@@ -182,6 +182,15 @@ def tell_prompts(generator: Generator, data: PromptData, called: str) -> None:
                 f"the {drawn.use.what} in {data.table.folder} were drawn from another network than {called}; encode the prompts into a new "
                 f"folder, with {drawn.use.option} to draw from that network, or without"
             )
+    vae = (generator.latents or {}).get("vae")
+    beside = {
+        "samples": data.samples.drawn.vae if data.samples is not None else None,
+        "images": (data.images.latents or {}).get("vae") if data.images is not None else None,
+    }
+    if vae is not None and (other := next((what for what, theirs in beside.items() if theirs not in (None, vae)), None)):
+        raise UserError(
+            f"the {other} in {data.table.folder} are those of another VAE than {called} has; encode them into a new folder by that model"
+        )
     generator.tell(data.table)
 
 

@@ -54,7 +54,8 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="fewstep", tags=["
         info: further information to save: method, recipe, step, whether labels were dropped in training.
         denoiser: ``name`` and settings of the denoiser (see `fewstep.denoisers.DENOISERS`); None is ``{"name": "preconditioned"}``.
         units: ``location`` and ``scale`` of each column of points, by which samples are brought to the data's units; None for no change.
-        latents: ``model``, the pipeline whose VAE decodes the samples to pixels; None for samples that are pixels or points.
+        latents: ``model``, the pipeline whose VAE decodes the samples to pixels, and ``vae``, the VAE's checksum, if it is known; None for
+            samples that are pixels or points.
         base: pipeline network that holds or underlies the weights, see `fewstep.pipelines.reference.Base`; None for weights of its own.
 
     Raises:
@@ -278,7 +279,7 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="fewstep", tags=["
 
     def pixels(self, samples: Tensor) -> Tensor:
         """Return `samples` as images float32 [N, C, H, W] in [-1, 1]: latents decoded by the VAE of their pipeline, others unchanged."""
-        return samples if self.latents is None else decoded(samples, str(self.latents["model"]))
+        return samples if self.latents is None else decoded(samples, str(self.latents["model"]), self.latents.get("vae"))
 
     def to_pil(self, samples: Tensor) -> list[Any]:
         """Return a `PIL.Image.Image` for each of `samples` [N, C, H, W] (in [-1, 1], C 1 or 3; or latents). Raises UserError for points."""

@@ -60,3 +60,30 @@ def test_a_file_with_low_rank_changes_beside_the_weights_is_refused(model, tmp_p
     save_file(state, folder / "unet" / WEIGHTS, {"format": "pt"})
     with pytest.raises(UserError, match=r"has low-rank adapters \(LoRA\) beside its weights .*; fuse them into it"):
         text_teacher(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("part", "stem", "read"),
+    [("unet", "diffusion_pytorch_model", text_teacher), ("vae", "diffusion_pytorch_model", VAE), ("text_encoder", "model", None)],
+)
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [
+        (
+            ".fp16.safetensors",
+            r"are only there as the variant fp16; load the pipeline by diffusers with variant='fp16', write it by save_pre",
+        ),
+        (".fp16-00001-of-00002.safetensors", "are only there as the variant fp16; load"),
+        (".bin", "are only there as .bin, which can run code, and is not read; load the pipeline by diffusers, write it"),
+        (".txt", "there are no weights in .*; take a whole copy of the model"),
+    ],
+)
+def test_weights_in_other_files_are_named(part, stem, read, ending, said, model, tmp_path, capsys):
+    folder = shutil.copytree(model, tmp_path / "model")
+    (folder / part / f"{stem}.safetensors").rename(folder / part / f"{stem}{ending}")
+    (tmp_path / "prompts.txt").write_text("a seven")
+    with pytest.raises(UserError, match=said) as caught:
+        read(str(folder)) if read else encode_prompts(tmp_path / "prompts.txt", str(folder), tmp_path / "out")
+    assert f"in {folder / part} " in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert not capsys.readouterr().err

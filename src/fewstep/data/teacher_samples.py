@@ -77,6 +77,7 @@ class Drawn:
         prompts: number of prompts in the table.
         files: SHA-256 checksum of each file.
         version: version of this format.
+        vae: checksum of the VAE that decoded the pixels; None for samples without pixels, and where it is not known.
 
     """
 
@@ -87,6 +88,7 @@ class Drawn:
     prompts: int
     files: Mapping[str, str]
     version: int = VERSION
+    vae: str | None = None
 
     def json(self) -> bytes:
         """Return the content of the manifest, ``teacher.json`` or ``pairs.json``."""

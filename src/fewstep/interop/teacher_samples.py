@@ -42,18 +42,21 @@ def draw_teacher_samples(
         raise UserError(str(error)) from error
     teacher = text_teacher(model, prompts=table)
     assert teacher.base is not None
+    assert teacher.latents is not None
+    vae = None if use is PAIRS else teacher.latents["vae"]
     steps = teacher.default_steps() if steps is None else steps
     guidance_scale = teacher.guidance_scale if guidance_scale is None else guidance_scale
     if torch.cuda.is_available():
         teacher.to("cuda")
-    asked = Drawn(teacher.base.weights, steps, float(guidance_scale), num, len(table), {})
+    asked = Drawn(teacher.base.weights, steps, float(guidance_scale), num, len(table), {}, vae=vae)
     with held_folder(folder, "drawing samples into", "give the same command again"):
         if (folder / use.manifest).is_file():
             try:
                 there = TeacherSamples(folder, len(table), use).drawn
             except DataError as error:
                 raise UserError(str(error)) from error
-            if (there.weights, there.steps, there.guidance_scale, there.num) == (asked.weights, steps, asked.guidance_scale, num):
+            same = (there.weights, there.steps, there.guidance_scale, there.num) == (asked.weights, steps, asked.guidance_scale, num)
+            if same and there.vae in (None, vae):
                 say(f"{folder} holds these {use.what} already")
                 return there
             raise UserError(
@@ -63,12 +66,12 @@ def draw_teacher_samples(
         files = {}
         with bar(f"drawing {use.what} of the teacher", num) as done:
             for name, first, last in use.chunks(num):
-                mark = f"{asked.weights} {steps} {asked.guidance_scale} {len(table)} {first} {last}"
+                mark = f"{asked.weights} {steps} {asked.guidance_scale} {len(table)} {first} {last} {vae}"
                 if _mark(folder / name) != mark:
                     _draw(teacher, folder / name, use.rows(first, last, len(table)), first, asked, mark, use)
                 done(last - first)
                 files[name] = sha256_of(folder / name)
-        drawn = Drawn(asked.weights, steps, asked.guidance_scale, num, len(table), files)
+        drawn = Drawn(asked.weights, steps, asked.guidance_scale, num, len(table), files, vae=vae)
         write_part(folder / use.manifest, drawn.json())
     return drawn
 

@@ -17,6 +17,7 @@ from fewstep.pipelines.denoiser import Described, described, network_folder, rea
 from fewstep.pipelines.folder import ENCODERS, FORMS, NETWORKS, absent_parts, encoders_id
 from fewstep.pipelines.lora import RANK, TARGETS
 from fewstep.pipelines.reference import Base
+from fewstep.pipelines.vae import vae_id
 from fewstep.quantities import short
 from fewstep.text import read_json
 
@@ -43,7 +44,7 @@ def text_teacher(model: str, sigma_data: float = 1.0, prompts: PromptTable | Non
     """Return the network of the pipeline `model`, a folder or a Hub id, as a generator of latents, with `prompts` if they are given.
 
     A model folder that this generator is saved to names the pipeline and holds no weights. `sigma_data` weighs the losses of a student.
-    Raises UserError as `fewstep.pipelines.denoiser.described` does.
+    Raises UserError as `fewstep.pipelines.denoiser.described` does, and for a pipeline without a VAE.
     """
     folder = network_folder(model)
     found = described(folder)
@@ -58,7 +59,7 @@ def text_teacher(model: str, sigma_data: float = 1.0, prompts: PromptTable | Non
         "denoiser": found.denoiser,
         "sampler": _sampler(found, denoiser),
         "info": info,
-        "latents": {"model": where},
+        "latents": {"model": where, "vae": vae_id(where)},
         "base": Base(where, weights_id(folder)).config,
     }
     generator = standing_on(denoiser, arguments)

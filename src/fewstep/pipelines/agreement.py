@@ -10,8 +10,8 @@ from torch.nn.functional import cosine_similarity
 
 from fewstep import hub
 from fewstep.errors import UserError, first_line
-from fewstep.pipelines.encoders import quiet
 from fewstep.pipelines.folder import files_id, usual_weights
+from fewstep.pipelines.parts import quiet
 from fewstep.text import read_json
 
 BATCH = 64  # images, or prompts, that the model is given at a time

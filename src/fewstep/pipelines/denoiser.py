@@ -12,7 +12,7 @@ from fewstep.denoisers import DENOISERS
 from fewstep.errors import UserError, first_line
 from fewstep.networks.base import make_network
 from fewstep.networks.prompts import Rows
-from fewstep.pipelines.folder import FORMS, NETWORKS, files_id, latents_shape, pipeline_kind, time_ids, usual_weights
+from fewstep.pipelines.folder import FORMS, NETWORKS, files_id, latents_shape, needed_weights, pipeline_kind, time_ids
 from fewstep.pipelines.parts import read_part
 from fewstep.pipelines.scheduler import Flow, flow_of, parametrization_of, scheduler_of
 from fewstep.text import read_json
@@ -135,9 +135,7 @@ def weights_id(folder: Path) -> str:
     Raises UserError where there are no weights, or the files cannot be read.
     """
     part = FORMS[pipeline_kind(folder, str(folder))].network
-    files = usual_weights(folder / part)
-    if not files:
-        raise UserError(f"there are no weights in {folder / part} (*.safetensors); take a whole copy of the model")
+    files = needed_weights(folder / part)
     try:
         return files_id(folder, [folder / part / "config.json", folder / "scheduler" / "scheduler_config.json", *files])
     except OSError as error:

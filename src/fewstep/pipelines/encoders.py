@@ -4,10 +4,9 @@ The pipeline's own ``encode_prompt`` is called, so that a student is trained wit
 denoising network and the VAE are not read.
 """
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +21,18 @@ from fewstep.data.splits import Bar, no_bar
 from fewstep.errors import UserError, first_line
 from fewstep.files import check_free, held_folder, sha256_of, sweep, write_part
 from fewstep.networks.prompts import EncodedPrompts
-from fewstep.pipelines.folder import ENCODERS, TOKENIZERS, absent_parts, encoders_id, latents_shape, model_folder, pipeline_kind, time_ids
-from fewstep.pipelines.parts import read_part
+from fewstep.pipelines.folder import (
+    ENCODERS,
+    TOKENIZERS,
+    absent_parts,
+    check_encoders,
+    encoders_id,
+    latents_shape,
+    model_folder,
+    pipeline_kind,
+    time_ids,
+)
+from fewstep.pipelines.parts import quiet, read_part
 from fewstep.text import read_json
 
 BATCH = 16  # prompts that the text encoders are given at a time
@@ -55,6 +64,7 @@ def encode_prompts(
         raise UserError(str(error)) from error
     folder = model_folder(model, revision)
     kind = pipeline_kind(folder, model)
+    check_encoders(folder, kind)
     sizes, latents = time_ids(folder, kind), latents_shape(folder, kind)
     belongs = {"encoders": encoders_id(folder) or "", "prompts": _sha256_of_texts(found), "pipeline": kind}
     if out.is_dir() and (out / BEGUN).is_file():
@@ -212,26 +222,6 @@ def _pipeline(folder: Path, model: str) -> Any:
     except Exception as error:  # diffusers, transformers, safetensors and json have exceptions of their own
         raise UserError(f"the text encoders of {model} cannot be read ({first_line(error)}); take another copy of the model") from error
     return pipeline
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep diffusers and transformers from showing progress bars and log messages inside the block."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    libraries = (of_diffusers, of_transformers)
-    before = [(found.get_verbosity(), found.is_progress_bar_enabled()) for found in libraries]
-    for found in libraries:
-        found.set_verbosity_error()
-        found.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for found, (level, shown) in zip(libraries, before, strict=True):
-            found.set_verbosity(level)
-            if shown:
-                found.enable_progress_bar()
 
 
 def _check_same(out: Path, belongs: dict[str, str]) -> None:

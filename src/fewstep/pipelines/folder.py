@@ -150,6 +150,27 @@ def usual_weights(folder: Path) -> list[Path]:
     return [file for file in sorted(folder.glob("*.safetensors")) if re.fullmatch(r"[a-z_]+(-\d+-of-\d+)?\.safetensors", file.name)]
 
 
+def needed_weights(folder: Path) -> list[Path]:
+    """Return `usual_weights` of a part's `folder`. Raises UserError where there are none."""
+    if files := usual_weights(folder):
+        return files
+    names = " ".join(sorted(file.name for file in folder.glob("*")))
+    anew = "load the pipeline by diffusers{}, write it by save_pretrained(FOLDER), and give that folder"
+    if found := re.search(r"\b[a-z_]+\.(\w+)(-\d+-of-\d+)?\.safetensors", names):
+        raise UserError(f"the weights in {folder} are only there as the variant {found[1]}; {anew.format(f' with variant={found[1]!r}')}")
+    if re.search(r"\.bin\b", names):
+        raise UserError(f"the weights in {folder} are only there as .bin, which can run code, and is not read; {anew.format('')}")
+    raise UserError(f"there are no weights in {folder} (*.safetensors); take a whole copy of the model")
+
+
+def check_encoders(folder: Path, kind: str) -> None:
+    """Raise UserError where weights of a text encoder are missing in the pipeline in `folder`, of class `kind`."""
+    form = FORMS[kind]
+    for part in ENCODERS:
+        if part in form.needed or (part in form.optional and part not in absent_parts(folder)):
+            needed_weights(folder / part)
+
+
 def encoders_id(folder: Path) -> str | None:
     """Return a checksum (`files_id`) of the text encoders and tokenizers in `folder`; None where weights are missing. Raises OSError."""
     parts = [part for part in (*ENCODERS, *TOKENIZERS) if (folder / part).is_dir()]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from fewstep.pipelines.folder import files_id, part_of, usual_weights
+from fewstep.errors import UserError
+from fewstep.pipelines.folder import files_id, needed_weights, part_of
 from fewstep.pipelines.parts import read_part
 
 PIXELS = 2**20  # most pixels in a batch of several images: those of one image of 1024x1024
@@ -18,15 +19,18 @@ class VAE:
     """The VAE of the pipeline `model`, a folder or a Hub id, in float32, which SDXL's VAE needs.
 
     Latents are shifted and scaled as the VAE's config says, each channel by itself where the config has means and standard deviations of
-    the channels. Raises UserError where the pipeline has no VAE, or the VAE cannot be read.
+    the channels. `expected` is the checksum (`vae_id`) of the VAE that the latents are of, None where it is not known.
+
+    Raises UserError where the pipeline has no VAE or another one, and where the VAE cannot be read.
     """
 
-    def __init__(self, model: str, device: torch.device | str | None = None) -> None:
+    def __init__(self, model: str, device: torch.device | str | None = None, expected: str | None = None) -> None:
         from diffusers import AutoencoderKL
 
-        folder = part_of(model, "vae")
-        vae = read_part(folder.parent, "vae", AutoencoderKL, "VAE", torch_dtype=torch.float32)
-        self.id = files_id(folder, [*usual_weights(folder), folder / "config.json"])
+        self.id = vae_id(model)
+        if expected is not None and self.id != expected:
+            raise UserError(f"the VAE of {model} is not the one whose latents these are; restore the former one")
+        vae = read_part(part_of(model, "vae").parent, "vae", AutoencoderKL, "VAE", torch_dtype=torch.float32)
         self.model = str(Path(model).resolve()) if Path(model).is_dir() else model
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.vae = vae.to(self.device).eval()
@@ -51,6 +55,12 @@ class VAE:
         return torch.cat(made)
 
 
+def vae_id(model: str) -> str:
+    """Return a checksum (`files_id`) of the VAE of the pipeline `model`, a folder or a Hub id. Raises UserError where it has none."""
+    folder = part_of(model, "vae")
+    return files_id(folder, [*needed_weights(folder), folder / "config.json"])
+
+
 def _scale_and_shift(config: Any) -> tuple[Any, Any]:
     """Return the `scale` and `shift` by which ``(encoding - shift) * scale`` is a latent: numbers, or tensors [C, 1, 1] on the CPU."""
     means, stds = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
@@ -72,6 +82,6 @@ def measured_size(pixels: Tensor) -> Tensor:
     return interpolate(pixels, (round(height / shrunk), round(width / shrunk)), mode="area")
 
 
-def decoded(latents: Tensor, model: str) -> Tensor:
-    """Decode `latents` by the VAE of the pipeline `model`, on the latents' device; see `VAE.decoded`. Raises UserError as `VAE` does."""
-    return VAE(model, latents.device).decoded(latents)
+def decoded(latents: Tensor, model: str, expected: str | None = None) -> Tensor:
+    """Decode `latents` by the VAE of the pipeline `model`, on the latents' device. Arguments and errors are those of `VAE`."""
+    return VAE(model, latents.device, expected).decoded(latents)
