@@ -626,4 +626,4 @@ def test_the_command_line_draws_samples_of_the_teacher(sd, tmp_path, done, mista
     assert "--steps is for the samples that --samples and --pairs draw" in mistake(*arguments)
     assert "--guidance-scale is for the samples" in mistake(*arguments[:-2], "--guidance-scale", "2")
     assert "--guidance-scale is for prompts" in mistake(*arguments[:-2], "--images", "--guidance-scale", "2")
-    assert "--samples draws from the model's main revision" in mistake(*arguments, "--samples", "4", "--revision", "v2")
+    assert "--revision is 'v2', and --model is " in mistake(*arguments, "--samples", "4", "--revision", "v2")

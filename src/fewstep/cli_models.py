@@ -210,7 +210,9 @@ def encode(
         str | None,
         typer.Option(help="column of the prompts or captions in a table; default: one called prompt, caption or text, or the only column"),
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="branch, tag or commit of a model on the Hub; default: its main branch")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="branch, tag or commit of a model on the Hub, also written as owner/name@revision; default: main")
+    ] = None,
     samples: Annotated[
         int | None,
         typer.Option(help="also draw this many samples from the model, which its students are measured against; usual is 2,000"),
@@ -244,9 +246,10 @@ def encode(
     ] = None,
 ) -> None:
     """Encode prompts (with --images: images) once by a Stable Diffusion pipeline, so that its encoders need no memory in training."""
+    model = _at_revision(model, revision)
     if images:
         drawing = {"--samples": samples, "--pairs": pairs, "--steps": steps, "--guidance-scale": guidance_scale}
-        others = {**drawing, "--revision": revision, **({} if captions else {"--column": column})}
+        others = {**drawing, **({} if captions else {"--column": column})}
         if given := [key for key, value in others.items() if value is not None]:
             away = " without --captions" if given[0] == "--column" else ""
             raise UserError(f"{given[0]} is for prompts, and --images was given{away}; leave one of them out")
@@ -259,15 +262,13 @@ def encode(
     drawn = next((key for key, value in (("--samples", samples), ("--pairs", pairs)) if value is not None), None)
     if drawn is None and (asked := "--steps" if steps is not None else "--guidance-scale" if guidance_scale is not None else None):
         raise UserError(f"{asked} is for the samples that --samples and --pairs draw, and neither was given; give one, or leave it out")
-    if revision is not None and drawn is not None:
-        raise UserError(f"--revision is {revision!r}, and {drawn} draws from the model's main revision; give a folder with that revision")
     for key, is_given in (("--label-column", label_column is not None), ("--captions", captions), ("--size", size is not None)):
         if is_given:
             raise UserError(f"{key} is for images; add --images, or leave it out")
     from fewstep.pipelines.encoders import encode_prompts
     from fewstep.training.progress import reading_bar
 
-    found = encode_prompts(prompts, model, out, column, revision, reading_bar, say)
+    found = encode_prompts(prompts, model, out, column, reading_bar, say)
     _say_prompts(found)
     typer.echo(f"encoded: {out}")
     if drawn is None:
@@ -279,6 +280,17 @@ def encode(
         if num is not None:
             made = draw_teacher_samples(out, num, model, steps, guidance_scale, reading_bar, say, use)
             typer.echo(f"drawn: {made.num:,} {use.what} of the model, in {made.steps} steps with guidance scale {made.guidance_scale:g}")
+
+
+def _at_revision(model: str, revision: str | None) -> str:
+    """Return the Hub id `model` with the `revision` of ``--revision``, if it is given. Raises UserError where there is none to choose."""
+    if revision is None:
+        return model
+    from fewstep import hub
+
+    if Path(model).exists() or not hub.is_id(model):
+        raise UserError(f"--revision is {revision!r}, and --model is {model}, which is no Hub id (owner/name); leave --revision out")
+    return f"{model}@{revision}"
 
 
 def _say_prompts(found: "Manifest") -> None:

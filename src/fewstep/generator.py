@@ -25,12 +25,12 @@ from fewstep.denoisers.adapted import Adapted, grounds
 from fewstep.drawing import asked, check_memory, checked_steps, draw_batches
 from fewstep.errors import UserError
 from fewstep.files import at_home
-from fewstep.licences import on_card
 from fewstep.model_config import FORMAT, checked_denoiser, checked_sampler, inherited
 from fewstep.networks.base import frozen as frozen
 from fewstep.networks.base import make_network, num_parameters
 from fewstep.pipelines.reference import Base, file_tensors, read_based
 from fewstep.pipelines.vae import decoded
+from fewstep.publishing import card_fields, filled, published
 from fewstep.samplers import SAMPLERS
 from fewstep.streams import Seed
 from fewstep.weights import LORA_FILE, WEIGHTS, based_arguments, load_folder, reading, weight_file
@@ -181,10 +181,12 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="fewstep", tags=["
         return load(model_id, options.get("map_location", "cpu"), options.get("allow", ()), options.get("revision"), **asking)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Return the model card for the Hub, with the licence that ``info["licence"]`` states, if any."""
-        card = super().generate_model_card(*args, **kwargs)
-        vars(card.data).update(on_card(self.info.get("licence")))
-        return card
+        """Return the model card for the Hub, with the licence that ``info["licence"]`` states, if any; see `card_fields`."""
+        return filled(super().generate_model_card(*args, **kwargs), card_fields(self, self.info.get("licence")))
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Publish this generator on the Hub, see `published`; `options` are those of huggingface_hub. Return the address of the commit."""
+        return super(Generator, published(self)).push_to_hub(repo_id, **options)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -369,7 +371,7 @@ def load(
     with registry.allowing(allow):
         if folder.is_dir():
             return _loaded(folder, str(folder)).to(device).eval()
-        if folder.exists() or not hub.is_id(str(path)):
+        if folder.exists() or not hub.is_model(str(path)):
             raise UserError(f"{path} is not a folder; give a run folder, a model folder, or a Hub id (owner/name)")
         fetched = hub.fetched(str(path), str(path), ["config.json", WEIGHTS, LORA_FILE], revision, **asking)
         return _loaded(fetched, str(path)).to(device).eval()

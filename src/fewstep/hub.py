@@ -46,6 +46,17 @@ def is_id(text: str) -> bool:
     return text.count("/") == 1
 
 
+def parted(model: str) -> tuple[str, str | None]:
+    """Return (id, revision) of a `model` given as ``owner/name@revision``, a branch, tag or commit; (`model`, None) for anything else."""
+    name, _, revision = model.rpartition("@")
+    return (name, revision) if revision and is_id(name) else (model, None)
+
+
+def is_model(text: str) -> bool:
+    """Return whether `text` can name a model on the Hub: ``owner/name``, or ``owner/name@revision``."""
+    return is_id(parted(text)[0])
+
+
 def within(seconds: float, call: Callable[[], T]) -> T:
     """Return what `call` returns, or raise what it raises; raise TimeoutError if it takes longer than `seconds`.
 
@@ -74,11 +85,14 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 def fetched(subject: str, repository: str, patterns: Sequence[str], revision: str | None = None, **asking: Any) -> Path:
     """Return the local folder with those files of the model `repository` that match `patterns`, fetched from the Hub or found in the cache.
 
-    `asking` holds those of the options `ASKING` that a user has given, by the meaning that ``huggingface_hub.snapshot_download`` gives
-    them. Raises NotHad, with `subject` at the start of its message, where neither the Hub nor the cache has the files.
+    `repository` may name a revision, ``owner/name@revision``, which holds where `revision` is None. `asking` holds those of the options
+    `ASKING` that a user has given, by the meaning that ``huggingface_hub.snapshot_download`` gives them. Raises NotHad, with `subject` at
+    the start of its message, where neither the Hub nor the cache has the files.
     """
     from huggingface_hub import snapshot_download
 
+    repository, own = parted(repository)
+    revision = own if revision is None else revision
     if asking.pop("local_files_only", False):
         why: str | None = f"local_files_only forbids to ask the Hub: leave it out, or {_elsewhere(repository, 'model')}"
     else:

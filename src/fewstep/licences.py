@@ -1,5 +1,7 @@
 """Licences of weights, by the names that the Hugging Face Hub has for them."""
 
+from pathlib import Path
+
 # https://huggingface.co/docs/hub/repositories-licenses; a model card calls any other licence `other`, and names it apart
 LICENCES = """
 afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 cc cc-by-2.0 cc-by-2.5 cc-by-3.0
@@ -25,3 +27,24 @@ def on_card(licence: str | None) -> dict[str, str | None]:
     name = None if licence is None else identifier(licence)
     is_known = name is None or name in LICENCES.split()
     return {"license": name if is_known else "other", "license_name": None if is_known else name}
+
+
+def licence_in(*folders: Path) -> str | None:
+    """Return the licence that the metadata of a model card (README.md) in one of the `folders` names, or None.
+
+    Of a licence that the Hub calls ``other`` it is the ``license_name`` beside it.
+    """
+    from huggingface_hub import metadata_load
+
+    for folder in folders:
+        card = folder / "README.md"
+        try:
+            found = (metadata_load(card) or {}) if card.is_file() else {}
+            named = found.get("license")
+        except Exception:  # an unreadable card does not make the model unusable
+            continue
+        if named == "other" and found.get("license_name"):
+            named = found["license_name"]
+        if named:
+            return ", ".join(named) if isinstance(named, list) else str(named)
+    return None

@@ -29,7 +29,7 @@ def recorded_names(path: str | Path | None) -> tuple[str, ...]:
     folder = at_home(path)
     folder = folder / "model" if (folder / "model").is_dir() else folder
     try:
-        if not folder.exists() and hub.is_id(str(path)):
+        if not folder.exists() and hub.is_model(str(path)):
             folder = hub.fetched(str(path), str(path), ["config.json"])
         names = read_json(folder / "config.json")["info"]["class_names"]
     except (UserError, OSError, ValueError, LookupError, TypeError):

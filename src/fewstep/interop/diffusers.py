@@ -17,6 +17,7 @@ from fewstep.denoisers import ForeignDenoiser
 from fewstep.errors import UserError, first_line
 from fewstep.files import check_free, whole_folder
 from fewstep.generator import Generator
+from fewstep.licences import licence_in
 from fewstep.limits import in_units, memory
 from fewstep.networks.base import num_parameters
 from fewstep.pipelines.scheduler import SCHEDULER, json_object, parametrization_of, scheduler_of
@@ -32,7 +33,7 @@ def diffusers_folder(path: str | Path) -> Path | None:
     the Hub nor the cache has the repository.
     """
     folder = Path(path)
-    if not folder.exists() and hub.is_id(str(path)):
+    if not folder.exists() and hub.is_model(str(path)):
         small = ["model_index.json", "config.json", "unet/config.json", f"*{SCHEDULER}", "README.md"]
         folder = hub.fetched(str(path), str(path), small)
     if not folder.is_dir():
@@ -63,7 +64,7 @@ def read_teacher(path: str | Path, sigma_data: float = 0.5, null_class: bool = F
     """
     folder = diffusers_folder(path)
     if folder is None:
-        what = "holds no diffusers model" if Path(path).exists() or hub.is_id(str(path)) else "is no folder, and no Hub id (owner/name)"
+        what = "holds no diffusers model" if Path(path).exists() or hub.is_model(str(path)) else "is no folder, and no Hub id (owner/name)"
         raise UserError(f"{path} {what}; give a folder with model_index.json, or with a UNet2DModel's config.json, or a Hub id of one")
     model_folder = _model_folder(folder)
     config = json_object(model_folder / "config.json")
@@ -71,7 +72,7 @@ def read_teacher(path: str | Path, sigma_data: float = 0.5, null_class: bool = F
         raise UserError(f"{model_folder} holds a {config.get('_class_name')}; only a UNet2DModel of pixels can be a teacher here")
     scheduler, assumed = scheduler_of(folder, model_folder)
     info: dict[str, Any] = {"method": "teacher", "imported_from": str(path)}
-    licence = _licence(folder, model_folder)
+    licence = licence_in(folder, model_folder)
     if licence:
         info["licence"] = licence
     if assumed:
@@ -213,18 +214,3 @@ def _read_unet(folder: Path) -> Any:
     except ValueError as error:
         raise UserError(f"the model in {folder} cannot be used: {error}; take another copy") from None
     return unet
-
-
-def _licence(*folders: Path) -> str | None:
-    """Return the licence that the metadata of a model card (README.md) in one of the `folders` names, or None."""
-    from huggingface_hub import metadata_load
-
-    for folder in folders:
-        card = folder / "README.md"
-        try:
-            named = (metadata_load(card) or {}).get("license") if card.is_file() else None
-        except Exception:  # an unreadable card does not make the model unusable
-            named = None
-        if named:
-            return ", ".join(named) if isinstance(named, list) else str(named)
-    return None

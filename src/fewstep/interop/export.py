@@ -110,12 +110,12 @@ def export(
         if text:
             export_text.write_text(generator, folder, fuse)
             difference = export_text.verify_text(generator, folder, fuse)
-            use = export_text.code(generator, ".", fuse, export_text.public_name(generator)) + export_text.drawing(generator)
+            use = export_text.public_code(generator, fuse)
         else:
             known[form].write(generator, folder)
             difference = verify(generator, known[form].read(folder, generator), known[form].tolerance)
         recipe, results = _records(at_home(path), generator)
-        card = model_card(generator, form, out.name, own or licence, difference, recipe, results, use)
+        card = model_card(generator, form, out.name, own or licence, difference, recipe, results, use, fuse)
         card.save(folder / "README.md")
         if form == "page":
             teacher = export_page.teacher_evaluations(RunFolder(at_home(path)), results)

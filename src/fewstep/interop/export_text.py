@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep import hub
 from fewstep.denoisers.adapted import Adapted
 from fewstep.errors import UserError
 from fewstep.files import passing_folder, replace_file
@@ -24,6 +25,7 @@ from fewstep.pipelines.denoiser import network_folder
 from fewstep.pipelines.encoders import encoded
 from fewstep.pipelines.folder import FORMS, absent_parts, model_folder, part_of, pipeline_kind
 from fewstep.pipelines.reference import file_tensors
+from fewstep.publishing import public_name
 from fewstep.weights import LORA_FILE
 
 PROMPTS = ("a photograph of a cat", "two thin lines, red")
@@ -113,6 +115,16 @@ def write_text(generator: Generator, folder: Path, fuse: bool) -> None:
     if "safety_checker" in index:
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
     replace_file(folder / "model_index.json", json.dumps(index, indent=2).encode())
+    _forget_places(folder)
+
+
+def _forget_places(folder: Path) -> None:
+    """Remove from the configs in a pipeline's `folder` the local folders that diffusers and transformers noted as their origin."""
+    for file in (folder / "model_index.json", *folder.glob("*/*config.json")):
+        tree = json.loads(file.read_text(encoding="utf-8"))
+        noted = [key for key in ("_name_or_path", "name_or_path") if (name := str(tree.get(key, ""))) and public_name(name) != name]
+        if noted:
+            replace_file(file, json.dumps({key: value for key, value in tree.items() if key not in noted}, indent=2).encode())
 
 
 def is_lora(generator: Generator, fuse: bool) -> bool:
@@ -129,10 +141,17 @@ def code(generator: Generator, folder: str, fuse: bool, model: str | None = None
     lora = is_lora(generator, fuse)
     unsafe = lora and kind == "StableDiffusionPipeline"  # a whole pipeline says so in its model_index.json
     more = ", safety_checker=None, requires_safety_checker=False" if unsafe else ""
+    name, revision = hub.parted(model or _model(generator))
+    more += f", revision={revision!r}" * (lora and revision is not None)
     more += "".join(f", {part}=None" for part in absent_parts(network_folder(_model(generator))))
     scheduler = type(stock_scheduler(generator)).__name__
-    told = {"pipeline": kind, "scheduler": scheduler, "model": model or _model(generator), "folder": folder, "more": more}
+    told = {"pipeline": kind, "scheduler": scheduler, "model": name, "folder": folder, "more": more}
     return (LORA if lora else WHOLE).format(**told)
+
+
+def public_code(generator: Generator, fuse: bool) -> str:
+    """Return the lines of Python for a model card: they load the export in the folder that the card lies in, and draw an image."""
+    return code(generator, ".", fuse, public_name(_model(generator))) + drawing(generator)
 
 
 def drawing(generator: Generator) -> str:
@@ -179,12 +198,6 @@ def verify_text(generator: Generator, folder: Path, fuse: bool) -> float:
             "was removed; try the tested versions of the packages (constraints.txt)"
         )
     return worst
-
-
-def public_name(generator: Generator) -> str:
-    """Return the name of the generator's pipeline for a model card: a Hub id as it is, or a folder's name without its path."""
-    model = _model(generator)
-    return Path(model).name if Path(model).is_dir() else model
 
 
 def _model(generator: Generator) -> str:

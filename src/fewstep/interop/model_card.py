@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -10,12 +9,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fewstep.generator import Generator
 from fewstep.interop.sampling_graph import noise_shapes
-from fewstep.licences import on_card
 from fewstep.maths.schedules import NOISE_ALONE
 from fewstep.metrics.figures import BY_KEY
 from fewstep.metrics.least import carried, summed_up
 from fewstep.metrics.rows import row_roles
 from fewstep.networks.base import num_parameters
+from fewstep.publishing import card_fields, public_name
 from fewstep.version import __version__
 
 TASK = "unconditional-image-generation"  # the Hub's name of the task
@@ -30,6 +29,7 @@ def model_card(
     recipe: Mapping[str, Any] | None = None,
     results: Mapping[str, Any] | None = None,
     use: str | None = None,
+    fused: bool = False,
 ) -> ModelCard:
     """Return the model card of `generator`, exported as `form` (a ``--format``) under `name`.
 
@@ -43,6 +43,7 @@ def model_card(
         results: contents of results.json, or None. The card shows the figures at this generator's number of steps, but for those that
             were measured on too few items (`fewstep.metrics.least`).
         use: Python code that draws from the export; None for the usual code of the format.
+        fused: whether low-rank adapters were merged into the weights of the export.
 
     """
     results = None if results is None else carried(results)
@@ -51,7 +52,7 @@ def model_card(
     classes = info.get("class_names") or []
     made = recipe["method"]["name"] if recipe else info.get("method")
     lines = [
-        f"---\n{card_data(generator, form, name, licence, results)}\n---\n",
+        f"---\n{card_data(generator, form, name, licence, results, fused)}\n---\n",
         f"# {name}\n",
         f"A generator that draws from noise in {counted}{f', trained with the method {made}' if made else ''} by fewstep {__version__}.\n",
         *(
@@ -61,7 +62,7 @@ def model_card(
                 f"- classes: {generator.num_classes or 'none'}" + (f" ({', '.join(map(str, classes))})" if classes else ""),
             ]
             if generator.latents is None
-            else [f"- made from {Path(str(generator.latents['model'])).name}, whose latents have shape {list(generator.shape)}"]
+            else [f"- made from {public_name(str(generator.latents['model']))}, whose latents have shape {list(generator.shape)}"]
         ),
         f"- network: {generator.network_config['name']}, {num_parameters(generator):,} parameters",
     ]
@@ -84,25 +85,28 @@ def model_card(
 
 
 def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `recipe` without the folders of the machine that it ran on: of each local path only the last part is kept."""
+    """Return `recipe` without the folders of the machine that it ran on, see `public_name`, and without the sentences on its data."""
 
     def shown(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: shown(part) for key, part in value.items()}
-        is_local = isinstance(value, str) and (value.startswith(("/", ".", "~")) or Path(value).exists())
-        return Path(value).name if is_local and "/" in value else value
+        return public_name(value) if isinstance(value, str) and "/" in value else value
 
-    return {key: shown(part) for key, part in recipe.items()}
+    made_by = {key: value for key, value in recipe.get("made_by", {}).items() if key != "data_audit"}  # its sentences name folders
+    return shown({**recipe, **({"made_by": made_by} if made_by else {})})
 
 
-def card_data(generator: Generator, form: str, name: str, licence: str | None, results: Mapping[str, Any] | None) -> ModelCardData:
+def card_data(
+    generator: Generator, form: str, name: str, licence: str | None, results: Mapping[str, Any] | None, fused: bool = False
+) -> ModelCardData:
     """Return the metadata of the card, which the Hub reads."""
-    fields = on_card(licence)
+    fields = card_fields(generator, licence, fused)
     values = _quality(results, steps := generator.default_steps())
-    task = TASK if generator.latents is None else "text-to-image"
+    task = fields.pop("pipeline_tag", TASK)
     return ModelCardData(
-        license=fields["license"] or "unknown",
-        license_name=fields["license_name"],
+        license=fields.pop("license") or "unknown",
+        license_name=fields.pop("license_name"),
+        base_model=fields.pop("base_model", None),
         library_name="onnx" if form == "page" else form,
         pipeline_tag=task if len(generator.shape) == 3 else None,
         tags=[
@@ -110,10 +114,12 @@ def card_data(generator: Generator, form: str, name: str, licence: str | None, r
             "one-step-generation" if steps == 1 else "few-step-generation",
             form,
             *([str(generator.info["method"])] if "method" in generator.info else []),
+            *fields.pop("tags"),
         ],
         metrics=list(values) or None,
         model_name=name if values else None,
         eval_results=[_eval_result(task, key, value, results) for key, value in values.items()] if results and values else None,
+        **fields,
     )
 
 

@@ -12,6 +12,7 @@ from fewstep.data.prompt_table import PromptTable
 from fewstep.errors import UserError
 from fewstep.files import check_free, whole_folder
 from fewstep.generator import Generator, standing_on
+from fewstep.licences import licence_in
 from fewstep.networks.base import num_parameters
 from fewstep.pipelines.denoiser import Described, described, network_folder, read_denoiser, weights_id
 from fewstep.pipelines.folder import ENCODERS, FORMS, NETWORKS, absent_parts, encoders_id
@@ -28,7 +29,7 @@ STOCK, STOCK_FLOW = (50, 7.5), (28, 7.0)
 def is_text_pipeline(path: str | Path) -> bool:
     """Return whether `path` is the folder or Hub id of a text-to-image pipeline."""
     folder = Path(path)
-    if not folder.exists() and hub.is_id(str(path)):
+    if not folder.exists() and hub.is_model(str(path)):
         try:
             folder = hub.fetched(str(path), str(path), ["model_index.json"])
         except UserError:  # reported by whoever reads the model next
@@ -51,6 +52,8 @@ def text_teacher(model: str, sigma_data: float = 1.0, prompts: PromptTable | Non
     denoiser = read_denoiser(found, prompts, sigma_data)
     where = str(Path(model).resolve()) if Path(model).is_dir() else model
     info = {"method": "teacher", "imported_from": where, "label_dropout": True, "encoders": encoders_id(folder)}
+    if (licence := licence_in(folder)) is not None:
+        info["licence"] = licence
     arguments = {
         "shape": list(found.shape),
         "num_classes": len(prompts) if prompts else 1,

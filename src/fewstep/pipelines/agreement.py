@@ -112,7 +112,7 @@ def _folder(model: str) -> Path:
     """Return the folder of the CLIP model `model`, a folder or a Hub id. Raises UserError for anything else."""
     folder = Path(model)
     if not folder.is_dir():
-        if folder.exists() or not hub.is_id(model):
+        if folder.exists() or not hub.is_model(model):
             raise UserError(f"--clip is {model!r}, which is no folder, and no Hub id (owner/name); give a CLIP model of transformers")
         folder = hub.fetched(f"--clip {model}", model, ["*.json", "*.txt", "model.safetensors", "model-*.safetensors"])
     try:

@@ -59,9 +59,9 @@ def network_folder(model: str) -> Path:
     Raises UserError for anything else, and where the Hub cannot provide the pipeline.
     """
     folder = Path(model)
-    if not folder.is_dir() and hub.is_id(model):
+    if not folder.is_dir() and hub.is_model(model):
         weights = [f"{part}/{WEIGHTS}{rest}.safetensors" for part in NETWORKS for rest in ("", "-*")]
-        folder = hub.fetched(model, model, ["model_index.json", "*/*.json", *weights])
+        folder = hub.fetched(model, model, ["model_index.json", "README.md", "*/*.json", *weights])
     if not folder.is_dir():
         raise UserError(f"{model} is no folder, and no Hub id (owner/name); give a text-to-image pipeline of diffusers")
     return folder

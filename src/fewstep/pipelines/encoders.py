@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep import hub
 from fewstep.data.errors import DataError
 from fewstep.data.prompt_files import SHOWN, Prompts, read_prompts
 from fewstep.data.prompt_table import MANIFEST, NULL, PROMPTS, Manifest, PromptTable, chunk_files
@@ -44,14 +45,14 @@ def encode_prompts(
     model: str,
     out: Path,
     column: str | None = None,
-    revision: str | None = None,
     bar: Bar = no_bar,
     say: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
     """Encode `prompts`, or the prompts in a file, by the text encoders of `model`, a pipeline's folder or Hub id, into the folder `out`.
 
-    An encoding that was interrupted is continued; a finished one is left as it is. Each distinct prompt is encoded once. See
-    `fewstep.data.prompt_files.read_prompts` for the file and `column`, and `fewstep.data.prompt_table` for what is written.
+    The Hub id may name a revision, as everywhere: ``owner/name@revision``. An encoding that was interrupted is continued; a finished one is
+    left as it is. Each distinct prompt is encoded once. See `fewstep.data.prompt_files.read_prompts` for the file and `column`, and
+    `fewstep.data.prompt_table` for what is written.
 
     Raises:
         UserError: for prompts that cannot be read; for a model without text encoders, of another class, or incomplete; for a folder `out`
@@ -62,7 +63,7 @@ def encode_prompts(
         found = read_prompts(prompts, column) if isinstance(prompts, Path) else prompts
     except DataError as error:
         raise UserError(str(error)) from error
-    folder = model_folder(model, revision)
+    folder = model_folder(model)
     kind = pipeline_kind(folder, model)
     check_encoders(folder, kind)
     sizes, latents = time_ids(folder, kind), latents_shape(folder, kind)
@@ -96,7 +97,7 @@ def encode_prompts(
                 files[name] = sha256_of(out / name)
         manifest = Manifest(
             model=model,
-            revision=revision,
+            revision=hub.parted(model)[1],
             pipeline=kind,
             encoders=belongs["encoders"],
             num=len(found.texts),

@@ -47,7 +47,7 @@ FORMS: dict[str, Form] = {
 SAMPLED, PLACES = 1 << 16, 64  # bytes that a checksum reads in one place of a file, and the number of places
 
 
-def model_folder(model: str, revision: str | None = None) -> Path:
+def model_folder(model: str) -> Path:
     """Return the folder of the pipeline `model`: a local folder, or the local copy of a Hub repository's text encoders and configs.
 
     Raises UserError where `model` is neither a folder nor a Hub id, or the Hub cannot provide it.
@@ -55,11 +55,11 @@ def model_folder(model: str, revision: str | None = None) -> Path:
     folder = Path(model)
     if folder.is_dir():
         return folder
-    if folder.exists() or not hub.is_id(model):
+    if folder.exists() or not hub.is_model(model):
         raise UserError(f"--model is {model!r}, which is no folder, and no Hub id (owner/name); give a text-to-image pipeline of diffusers")
     wanted = ["model_index.json", *(f"{name}/*" for name in TOKENIZERS)]
     wanted += [f"{name}/{file}" for name in ENCODERS for file in ("config.json", "model.safetensors", "model-*.safetensors*")]
-    return hub.fetched(model, model, [*wanted, *(f"{name}/config.json" for name in (*NETWORKS, "vae"))], revision)
+    return hub.fetched(model, model, [*wanted, *(f"{name}/config.json" for name in (*NETWORKS, "vae"))])
 
 
 def pipeline_kind(folder: Path, model: str) -> str:
@@ -188,7 +188,7 @@ def _is_read(file: Path) -> bool:
 def part_of(model: str, part: str) -> Path:
     """Return the folder of a `part`, such as ``vae``, of the pipeline `model`, a folder or a Hub id. Raises UserError if it lacks one."""
     folder = Path(model)
-    if not folder.is_dir() and hub.is_id(model):
+    if not folder.is_dir() and hub.is_model(model):
         folder = hub.fetched(model, model, [f"{part}/*.json", f"{part}/*.safetensors"])
     if not (folder / part / "config.json").is_file():
         raise UserError(f"there is no {part} in {model}, whose latents these are; put the whole pipeline there")
