@@ -37,6 +37,35 @@ def test_a_column_of_a_table(ending, tmp_path):
         read_prompts(path, "title")
 
 
+def test_line_ends_of_old_macs_and_marks_within_a_text(tmp_path):
+    (tmp_path / "A.TXT").write_bytes("\ufeffa seven\rtwo\r\ufefftwo\r".encode())
+    assert read_prompts(tmp_path / "A.TXT").texts == ("a seven", "two")
+
+
+def test_words_keep_what_is_theirs(tmp_path):
+    lines = ['"quoted"', "it's", ",a,", "日本語 🦊", "<lora:x:1> (a:1.3)", "\\n"]
+    (tmp_path / "a.txt").write_text("\n".join(f"  {line} " for line in lines), encoding="utf-8")
+    assert read_prompts(tmp_path / "a.txt").texts == tuple(lines)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_text_of_every_kind_in_parquet(kind, tmp_path):
+    pq.write_table(pa.table({"id": [1, 2, 3], "what": pa.array(["a cat", "a dog", "a cat"]).cast(kind)}), tmp_path / "a.parquet")
+    found = read_prompts(tmp_path / "a.parquet")
+    assert (found.texts, found.repeated, found.column) == (("a cat", "a dog"), 1, "what")
+
+
+def test_a_table_whose_text_is_nested_names_what_it_holds(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"caption": [["a", "b"], ["c"]], "id": [1, 2]}), path)
+    with pytest.raises(
+        DataError, match=r"has no column of text \(caption holds list<\w+: string>, id holds int64\); give one with a text a row"
+    ):
+        read_prompts(path)
+    with pytest.raises(DataError, match=r"--column is 'caption', and that column of .* holds list<\w+: string>, and no text; give one"):
+        read_prompts(path, "caption")
+
+
 def test_the_only_column_needs_no_name_and_of_several_one_is_asked_for(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("words\na cat\n")
@@ -55,6 +84,12 @@ def test_the_only_column_needs_no_name_and_of_several_one_is_asked_for(tmp_path)
         ("a.txt", b"a cat\n" + b"x" * (LONGEST + 1), r"the prompt in line 2 of .* has 4,001 characters, where 4,000 are allowed \('xxx"),
         ("a.csv", b'prompt\n"a cat\n', "cannot be read as a .csv"),
         ("a.csv", b"", "has no column of text"),
+        ("a.csv", b"prompt\na cat\ntwo, thin\n", "row 2 of .* has 2 fields, and its heading names 1: put what holds a comma into double"),
+        ("a.csv", b"prompt,prompt\na,b\n", "has 2 columns called prompt; give each a name of its own"),
+        ("a.csv", b"id;prompt\n1;a cat\n", "has columns that are divided by ';', and a .csv has commas; save it with commas"),
+        ("a.csv", b"id\tprompt\n1\ta cat\n", r"has columns that are divided by '\\t'"),
+        ("a.txt", "a cat\ntwo".encode("utf-16-le"), "line 1 of .* holds a zero byte, as UTF-16 has and text in UTF-8 has not"),
+        ("a.csv", "prompt\ntwo".encode("utf-16"), "is no UTF-8"),
         ("a.parquet", b"PAR1", "cannot be read as a parquet file"),
         ("a.json", b"[]", "is a .json; prompts are read from .txt, .csv and .parquet"),
     ],

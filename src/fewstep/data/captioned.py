@@ -9,7 +9,7 @@ from fewstep.data.checks import Kind, Mistakes
 from fewstep.data.errors import DataError
 from fewstep.data.image_sets import read_found
 from fewstep.data.images import ImageData
-from fewstep.data.prompt_files import Prompts, chosen_column, gathered
+from fewstep.data.prompt_files import Prompts, chosen_column, cleaned, gathered
 from fewstep.data.scanning import scan
 from fewstep.data.splits import NO_LABELS, Bar, no_bar
 from fewstep.data.tables import table_splits
@@ -45,10 +45,10 @@ def captioned_images(path: str, size: int, column: str | None = None, *, bar: Ba
     mistakes.check()
     features = found.splits[0].features
     words = [name for name, feature in features.items() if getattr(feature, "dtype", "") in ("string", "large_string")]
-    name = chosen_column(path, words, column)
+    name = chosen_column(path, words, column, {name: f"a {type(feature).__name__}" for name, feature in features.items()})
     values = [[text or "" for array in split.arrays(name) for text in array.to_pylist()] for split in found.splits]
     for split, texts in zip(found.splits, values, strict=True):
-        mistakes.add_all(BARE, [split.place(row, None) for row, text in enumerate(texts) if not text.strip()])
+        mistakes.add_all(BARE, [split.place(row, None) for row, text in enumerate(texts) if not cleaned(text)])
     mistakes.check()
     captions = gathered((text for texts in values for text in texts), lambda number: f"row {number} of {path}")
     rows = torch.tensor(captions.rows).split([len(texts) for texts in values])

@@ -63,6 +63,8 @@ def encode_prompts(
         found = read_prompts(prompts, column) if isinstance(prompts, Path) else prompts
     except DataError as error:
         raise UserError(str(error)) from error
+    if column is None and found.column is not None:
+        say(f"the prompts are those of the column {found.column!r}")
     folder = model_folder(model)
     kind = pipeline_kind(folder, model)
     check_encoders(folder, kind)
