@@ -26,7 +26,6 @@ from fewstep.pipelines.folder import (
     ENCODERS,
     TOKENIZERS,
     absent_parts,
-    check_encoders,
     encoders_id,
     latents_shape,
     model_folder,
@@ -36,6 +35,7 @@ from fewstep.pipelines.folder import (
 from fewstep.pipelines.parts import quiet, read_part
 from fewstep.text import read_json
 
+MOST_TOKENS = 1 << 20  # no text encoder reads as many, and transformers takes more to mean that the number is not known
 BATCH = 16  # prompts that the text encoders are given at a time
 BEGUN = "encoding.json"  # names the prompts and the text encoders of an encoding, finished or not
 
@@ -67,22 +67,21 @@ def encode_prompts(
         say(f"the prompts are those of the column {found.column!r}")
     folder = model_folder(model)
     kind = pipeline_kind(folder, model)
-    check_encoders(folder, kind)
     sizes, latents = time_ids(folder, kind), latents_shape(folder, kind)
     belongs = {"encoders": encoders_id(folder) or "", "prompts": _sha256_of_texts(found), "pipeline": kind}
     if out.is_dir() and (out / BEGUN).is_file():
         _check_same(out, belongs)
     else:
         check_free(out)
-        out.mkdir(parents=True, exist_ok=True)
+    encoder = None if (out / MANIFEST).is_file() else Encoder(folder, model, kind)  # what it refuses, it refuses before anything is written
+    out.mkdir(parents=True, exist_ok=True)
     with held_folder(out, "encoding into", "give the same command again"):
-        if (out / MANIFEST).is_file():
+        if encoder is None or (out / MANIFEST).is_file():
             say(f"{out} holds these prompts already, encoded by the same model")
             return _checked(out)
         sweep(out)
         write_part(out / BEGUN, json.dumps(belongs).encode())
         write_part(out / PROMPTS, "".join(f"{json.dumps(text)}\n" for text in found.texts).encode())
-        encoder = Encoder(folder, model, kind)
         cut = encoder.longer_ones(found.texts)
         row = encoder.nothing()
         files = {PROMPTS: sha256_of(out / PROMPTS), NULL: _save(out / NULL, row)}
@@ -143,13 +142,21 @@ def encoded(
 
 
 class Encoder:
-    """The text encoders of the pipeline in `folder`, which messages call `model`, of the class `kind`."""
+    """The text encoders of the pipeline in `folder`, which messages call `model`, of the class `kind`.
+
+    Raises UserError where text encoders or tokenizers cannot be read, or a tokenizer lacks its vocabulary or its number of tokens.
+    """
 
     def __init__(self, folder: Path, model: str, kind: str) -> None:
         self.kind = kind
         self.pipeline = _pipeline(folder, model)
-        tokenizers = [getattr(self.pipeline, name, None) for name in TOKENIZERS]
-        self.tokenizers = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
+        named = {name: tokenizer for name in TOKENIZERS if (tokenizer := getattr(self.pipeline, name, None)) is not None}
+        for name, tokenizer in named.items():  # transformers makes one up without saying so
+            if tokenizer.model_max_length > MOST_TOKENS or len(tokenizer) <= len(tokenizer.all_special_ids):
+                raise UserError(
+                    f"the {name} of {model} lacks its vocabulary, or model_max_length in tokenizer_config.json; take a whole copy of the model"
+                )
+        self.tokenizers = list(named.values())
         self.tokens: int = self.tokenizers[0].model_max_length
         if torch.cuda.is_available():
             self.pipeline.to("cuda")

@@ -72,6 +72,10 @@ def pipeline_kind(folder: Path, model: str) -> str:
     except (OSError, ValueError) as error:
         raise UserError(f"{model} holds no pipeline ({first_line(error)}); give the folder of one, with model_index.json") from None
     kind = index.get("_class_name") if isinstance(index, dict) else None
+    if kind is None:
+        raise UserError(
+            f"{model} does not say what kind of pipeline it is (_class_name in model_index.json); take a whole copy of the model"
+        )
     if kind not in FORMS:
         raise UserError(f"{model} is a {kind}; prompts can be encoded by {', '.join(FORMS)}")
     form = FORMS[kind]
@@ -161,14 +165,6 @@ def needed_weights(folder: Path) -> list[Path]:
     if re.search(r"\.bin\b", names):
         raise UserError(f"the weights in {folder} are only there as .bin, which can run code, and is not read; {anew.format('')}")
     raise UserError(f"there are no weights in {folder} (*.safetensors); take a whole copy of the model")
-
-
-def check_encoders(folder: Path, kind: str) -> None:
-    """Raise UserError where weights of a text encoder are missing in the pipeline in `folder`, of class `kind`."""
-    form = FORMS[kind]
-    for part in ENCODERS:
-        if part in form.needed or (part in form.optional and part not in absent_parts(folder)):
-            needed_weights(folder / part)
 
 
 def encoders_id(folder: Path) -> str | None:
