@@ -24,6 +24,7 @@ from fewstep.files import check_free, held_folder, sha256_of, sweep, write_part
 from fewstep.networks.prompts import EncodedPrompts
 from fewstep.pipelines.folder import (
     ENCODERS,
+    FORMS,
     TOKENIZERS,
     absent_parts,
     encoders_id,
@@ -151,11 +152,11 @@ class Encoder:
         self.kind = kind
         self.pipeline = _pipeline(folder, model)
         named = {name: tokenizer for name in TOKENIZERS if (tokenizer := getattr(self.pipeline, name, None)) is not None}
-        for name, tokenizer in named.items():  # transformers makes one up without saying so
-            if tokenizer.model_max_length > MOST_TOKENS or len(tokenizer) <= len(tokenizer.all_special_ids):
-                raise UserError(
-                    f"the {name} of {model} lacks its vocabulary, or model_max_length in tokenizer_config.json; take a whole copy of the model"
-                )
+        for name, tokenizer in named.items():  # transformers makes up what is missing, and does not say so
+            unlimited = name in FORMS[kind].needed and tokenizer.model_max_length > MOST_TOKENS
+            if unlimited or len(tokenizer) <= len(tokenizer.all_special_ids):
+                what = "model_max_length in tokenizer_config.json" if unlimited else "vocabulary"
+                raise UserError(f"the {name} of {model} has no {what}; take a whole copy of the model")
         self.tokenizers = list(named.values())
         self.tokens: int = self.tokenizers[0].model_max_length
         if torch.cuda.is_available():
