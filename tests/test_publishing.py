@@ -104,6 +104,7 @@ def test_a_revision_goes_with_all_that_is_made_of_it(offline, cache, tmp_path, m
     text = (tmp_path / "lora" / "README.md").read_text()
     assert "from_pretrained('own/there', safety_checker=None, requires_safety_checker=False, revision='v2')" in text
     assert without_paths(tmp_path / "lora", tmp_path, cache)
+    assert "- network: text_unet, 14,564 parameters, and on it low-rank adapters (LoRA) of rank 3, 7,500\n" in text
     found = pushed(load(run), tmp_path / "hub", monkeypatch)
     assert without_paths(found, tmp_path, cache)
     card = card_of(found)
@@ -116,6 +117,7 @@ def test_a_revision_goes_with_all_that_is_made_of_it(offline, cache, tmp_path, m
     card = card_of(tmp_path / "whole")
     assert (card["base_model"], card["base_model_relation"]) == (ID, "finetune")
     assert "lora" not in card["tags"]
+    assert "- network: text_unet, 14,564 parameters\n" in (tmp_path / "whole" / "README.md").read_text()
     assert without_paths(tmp_path / "whole", tmp_path, cache)
 
 
@@ -139,7 +141,7 @@ def test_a_pipeline_in_a_folder_is_named_without_its_path(tmp_path, monkeypatch)
     config = json.loads((found / "config.json").read_text())
     assert config["base"]["model"] == config["latents"]["model"] == "model"
     assert "prompts" not in config["info"]
-    with pytest.raises(UserError, match="is based on the network of model, which cannot be loaded: model is no folder, and no Hub id"):
+    with pytest.raises(UserError, match=r"is based on the network of model, which cannot be loaded \(model is no folder, and no Hub id"):
         load(found)
     assert load(run).base.model == here.model  # what was published was a copy
 

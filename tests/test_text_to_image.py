@@ -240,7 +240,7 @@ def test_one_network_is_in_memory(sdxl):
         (["method.times=karras"], r"knows noise levels up to 14\.61\d*, method.sigma_max is 80 and method.conditioning_sigma is 80"),
         (["trainer.compile=true"], "which a compiled network would not notice; turn one of these settings off"),
         (["method.teacher=null"], "is missing; give the text-to-image pipeline that the prompts were encoded by: method.teacher=/"),
-        (["data.path=elsewhere"], "elsewhere is no folder of encoded prompts"),
+        (["data.path=elsewhere"], "there is no folder elsewhere of encoded prompts in /"),
     ],
 )
 def test_what_does_not_go_together_is_told_before_anything_is_written(overrides, message, sdxl, tmp_path):
@@ -286,7 +286,9 @@ def test_a_model_whose_network_has_gone_or_changed(sdxl, run, tmp_path):
     config = json.loads((moved / "model" / "config.json").read_text())
     config["base"]["model"] = str(tmp_path / "nowhere")
     (moved / "model" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"is based on the network of .*nowhere, which cannot be loaded"):
+    with pytest.raises(
+        UserError, match=r"run/model: it is based on the network of .*nowhere, which cannot be loaded \(.*\); if that has mov"
+    ):
         load(moved)
     make(tmp_path / "nowhere", "sdxl", seed=1)
     with pytest.raises(UserError, match="as it was in training, which has changed since"):
@@ -305,7 +307,7 @@ def test_a_run_goes_on_without_its_table_but_draws_prompts_alone(sdxl, run, tmp_
     file = moved / "model" / "config.json"
     file.write_text(file.read_text().replace(str(sdxl.folder / "prompts"), str(tmp_path / "gone")))
     generator = load(moved)
-    with pytest.raises(UserError, match="needs prompts, and none were given"):
+    with pytest.raises(UserError, match=rf"needs prompts, and none were given, and {tmp_path / 'gone'} does not hold those that it was"):
         generator.sample(1)
     assert generator.sample(1, prompts="a seven").isfinite().all()
 
@@ -613,6 +615,21 @@ def test_samples_of_another_guidance_than_the_student_learns_are_told(sd, beside
         make_method(recipe, load_data(recipe.data))
         told = f"note: the samples in {beside} were drawn with guidance scale 2, and method.guidance_scale is 1.5, "
         assert (told in capsys.readouterr().err) == (scale == 1.5)
+
+
+def test_a_whole_student_whose_pipeline_has_moved_says_where_to_write_its_new_place(sdxl, tmp_path):
+    run = trained(sdxl, tmp_path / "run", "method.lora=null", "steps=1", "trainer.sample_every=5")
+    config = run / "model" / "config.json"
+    config.write_text(config.read_text().replace(f'"model": "{sdxl.model}"', f'"model": "{tmp_path / "nowhere"}"'))
+    with pytest.raises(UserError, match=r"encoded by the pipeline .*nowhere, which is no folder.* write its new place into config\.json"):
+        load(run).sample(1, prompts="a seven")
+
+
+def test_too_few_samples_of_the_teacher_are_said_as_that(sd, tmp_path, mistake):
+    few = shutil.copytree(sd.folder / "prompts", tmp_path / "few")
+    draw_teacher_samples(few, 8, sd.model, steps=1)
+    run = trained(sd, tmp_path / "run", f"data.path={few}", "steps=1", "trainer.sample_every=5")
+    assert "few holds 8 samples of the model, half of which are measured against the other; measuring needs 10" in mistake("evaluate", run)
 
 
 def test_nothing_is_measured_against_prompts_alone(run, mistake):

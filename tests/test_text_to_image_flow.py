@@ -204,7 +204,7 @@ def test_import_says_what_it_found(sd3, sd35, tmp_path, done, mistake):
     [
         (["method.sampler_timesteps=[1000, 500]"], r"is \[1000, 500\], and the teacher's timesteps go from 0 to 999"),
         (["method.lora.targets=[proj_in]"], "no layer of this model is called proj_in"),
-        (["data.path=prompts_of_another"], "is no folder of encoded prompts"),
+        (["data.path=prompts_of_another"], "there is no folder prompts_of_another of encoded prompts in "),
     ],
 )
 def test_what_does_not_go_together_is_told_before_anything_is_written(overrides, message, sd3, tmp_path):

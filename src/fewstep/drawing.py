@@ -109,8 +109,11 @@ def draw_batches(
         options["churn"] = churn
     generator.labels(1, labels)  # raises UserError for labels that are not allowed
     if generator.lacks_prompts:
+        table = generator.info.get("prompts")
+        there = f", and {table} does not hold those that it was trained with" if table else ""
         raise UserError(
-            "this generator needs prompts, and none were given; give prompts, or first a table of them (`tell`), of which labels are rows"
+            f"this generator needs prompts, and none were given{there}; give prompts, or first a table of them (`tell`), whose rows labels "
+            "stand for"
         )
     denoiser, sources, sigmas = Guided.of(generator.denoiser, guidance_scale), seeded(seed, num), generator.sigmas(steps)
 

@@ -72,7 +72,7 @@ def suite_for(
     network from a file are cached. `say` is called with messages on progress. Raises UserError for features or a reference that cannot be
     loaded or do not fit, and for too few held-out items.
     """
-    of_prompts = isinstance(data, PromptData)
+    of_prompts, drawn = isinstance(data, PromptData), isinstance(data, PromptData) and data.samples is not None
     data = in_memory(data)
     if isinstance(data, PointData):
         if features is not None or reference != "heldout":
@@ -87,6 +87,11 @@ def suite_for(
         target = data.density.power(gamma)
         modes = (target.modes, target.mode_stds, target.mode_weights) if isinstance(data.density, Mixture) else None
         return PointSuite(target.sample(EXACT_SAMPLES, rng), target.sample(EXACT_SAMPLES, rng), modes)
+    if drawn and len(data.heldout) < FEWEST_IMAGES:
+        raise UserError(
+            f"{data.name} holds {len(data.train) + len(data.heldout)} samples of the model, half of which are measured against the other; "
+            f"measuring needs {2 * FEWEST_IMAGES}: encode the prompts into a new folder with more (--samples)"
+        )
     if len(data.heldout) < FEWEST_IMAGES:
         raise UserError(f"{data.name} has {len(data.heldout)} images held out; measuring needs {FEWEST_IMAGES}: raise data.holdout")
     try:

@@ -110,6 +110,11 @@ def chunk_files(num: int, tokens: int, width: int) -> Iterator[tuple[str, int, i
         yield f"rows-{number:05}.safetensors", start, min(start + most, num)
 
 
+def here(folder: Path) -> str:
+    """Return words on the current folder, in which a relative `folder` is looked for; empty for an absolute one."""
+    return "" if folder.is_absolute() else f" in {Path.cwd()}"
+
+
 class PromptTable:
     """The encoded prompts in `folder`.
 
@@ -126,6 +131,10 @@ class PromptTable:
 
     def __init__(self, folder: Path, check: bool = False) -> None:
         self.folder = folder
+        if not folder.is_dir():
+            raise DataError(
+                f"there is no folder {folder} of encoded prompts{here(folder)} (fewstep encode PROMPTS --model MODEL --out {folder})"
+            )
         if not (folder / MANIFEST).is_file():
             state = "holds an encoding that was stopped; the same command goes on" if (folder / PROMPTS).is_file() else "holds none"
             raise DataError(f"{folder} is no folder of encoded prompts: it {state} (fewstep encode PROMPTS --model MODEL --out {folder})")

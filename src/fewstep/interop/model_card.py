@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from fewstep.denoisers.adapted import Adapted
 from fewstep.generator import Generator
 from fewstep.interop.sampling_graph import noise_shapes
 from fewstep.maths.schedules import NOISE_ALONE
@@ -64,7 +65,7 @@ def model_card(
             if generator.latents is None
             else [f"- made from {public_name(str(generator.latents['model']))}, whose latents have shape {list(generator.shape)}"]
         ),
-        f"- network: {generator.network_config['name']}, {num_parameters(generator):,} parameters",
+        f"- network: {_network(generator, fused)}",
     ]
     if generator.sampler["name"] in ("few_step", "two_time"):
         levels = ["infinite" if sigma == NOISE_ALONE else f"{sigma:g}" for sigma in generator.sigmas().tolist()]
@@ -82,6 +83,15 @@ def model_card(
         text = yaml.safe_dump(_public(recipe), sort_keys=False, allow_unicode=True).rstrip()
         lines += ["\n## Recipe\n", f"```yaml\n{text}\n```"]
     return ModelCard("\n".join(lines).rstrip() + "\n")
+
+
+def _network(generator: Generator, fused: bool) -> str:
+    """Return the name and size of the network of `generator`; of low-rank adapters that are not `fused` into it, of these, too."""
+    denoiser, name = generator.denoiser, generator.network_config["name"]
+    if not isinstance(denoiser, Adapted):
+        return f"{name}, {num_parameters(generator):,} parameters"
+    whole = f"{name}, {num_parameters(denoiser.stands_on):,} parameters"
+    return whole if fused else f"{whole}, and on it low-rank adapters (LoRA) of rank {denoiser.slot.rank}, {num_parameters(denoiser):,}"
 
 
 def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -131,6 +131,11 @@ def encoded(
     `expected` is the checksum (`encoders_id`) of the text encoders that the pipeline has to have, None where it is not known. Raises
     UserError for other text encoders, and as `encode_prompts` does.
     """
+    if not Path(model).is_dir() and not hub.is_model(model):
+        raise UserError(
+            f"prompts are encoded by the pipeline {model}, which is no folder, and no Hub id (owner/name); if it has moved, write its new "
+            "place into config.json, as latents.model"
+        )
     folder = model_folder(model)
     if expected and (own := encoders_id(folder)) is not None and own != expected:
         raise UserError(f"the text encoders of {model} are not those that this generator was trained with; restore the former ones")

@@ -66,10 +66,13 @@ def read_based(base: Base, folder: Path, sigma_data: float) -> nn.Module:
         place = network_folder(base.model)
         theirs = weights_id(place)
     except UserError as error:
-        raise UserError(f"{folder} is based on the network of {base.model}, which cannot be loaded: {error}") from error
+        raise UserError(
+            f"it is based on the network of {base.model}, which cannot be loaded ({error}); if that has moved, write its new place into "
+            "config.json, as base.model and latents.model"
+        ) from error
     if theirs != base.weights:
         raise UserError(
-            f"{folder} is based on the network of {base.model} as it was in training, which has changed since; restore the former one"
+            f"it is based on the network of {base.model} as it was in training, which has changed since; restore the former one"
         )
     denoiser = read_denoiser(described(place), None, sigma_data)
     if base.rank is None:
