@@ -19,7 +19,7 @@ from fewstep.licences import licence_in
 from fewstep.publishing import public_name
 from fewstep.recipe import load_recipe
 from fewstep.run import train
-from text_models import RECIPE, TEXTS, make, trained
+from text_models import RECIPE, TEXTS, make, place, trained
 
 ID, COMMIT = "own/there", "0123abc"
 SMALL = ("steps=1", "method.sampler_steps=1", "method.loss=dmd", "trainer.sample_every=5")
@@ -102,7 +102,9 @@ def test_a_revision_goes_with_all_that_is_made_of_it(offline, cache, tmp_path, m
     assert {"lora", "diffusers"} <= set(card["tags"])
     assert card["pipeline_tag"] == "text-to-image"
     text = (tmp_path / "lora" / "README.md").read_text()
-    assert "from_pretrained('own/there', safety_checker=None, requires_safety_checker=False, revision='v2')" in text
+    assert (
+        "from_pretrained('own/there', torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False, revision='v2')" in text
+    )
     assert without_paths(tmp_path / "lora", tmp_path, cache)
     assert "- network: text_unet, 14,564 parameters, and on it low-rank adapters (LoRA) of rank 3, 7,500\n" in text
     found = pushed(load(run), tmp_path / "hub", monkeypatch)
@@ -123,8 +125,6 @@ def test_a_revision_goes_with_all_that_is_made_of_it(offline, cache, tmp_path, m
 
 def test_a_pipeline_in_a_folder_is_named_without_its_path(tmp_path, monkeypatch):
     """It has no Hub id and no licence, and none is invented; its own configs may name the folder that it was read from."""
-    from text_models import place
-
     here = place(tmp_path / "here", "sd")
     for file in (Path(here.model) / "model_index.json", Path(here.model) / "vae" / "config.json"):
         file.write_text(json.dumps({**json.loads(file.read_text()), "_name_or_path": f"{tmp_path}/before"}))
@@ -144,6 +144,12 @@ def test_a_pipeline_in_a_folder_is_named_without_its_path(tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"is based on the network of model, which cannot be loaded \(model is no folder, and no Hub id"):
         load(found)
     assert load(run).base.model == here.model  # what was published was a copy
+
+
+def test_a_pipeline_in_half_precision_is_exported(tmp_path):
+    """As SD 3's weights are on the Hub: transformers keeps text encoders in half precision, and diffusers reads its networks in full."""
+    run = trained(place(tmp_path / "here", "sd", torch.float16), tmp_path / "run", *SMALL)
+    assert export(run, "diffusers", tmp_path / "lora") < 1e-5
 
 
 @pytest.mark.parametrize(

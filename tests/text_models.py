@@ -42,9 +42,11 @@ batch_size: 4
 """
 
 
-def place(folder, form, **more):
-    """A pipeline, of which `make` may be told `more`, its prompts encoded, and a recipe, in `folder`."""
+def place(folder, form, dtype=None, **more):
+    """A pipeline, of which `make` may be told `more`, with weights of `dtype`, its prompts encoded, and a recipe, in `folder`."""
     pipeline = make(folder / "model", form, **more)
+    if dtype is not None:
+        pipeline.to(dtype).save_pretrained(folder / "model")
     pipeline.set_progress_bar_config(disable=True)
     (folder / "prompts.txt").write_text("\n".join(TEXTS))
     encode_prompts(folder / "prompts.txt", str(folder / "model"), folder / "prompts")

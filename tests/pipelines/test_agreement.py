@@ -1,9 +1,13 @@
 """Agreement of samples with their prompts, against what transformers itself says of each pair."""
 
+import copy
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPTokenizer
 
 from fewstep.errors import UserError
@@ -35,6 +39,24 @@ def test_the_cosines_are_those_of_transformers(model):
     assert row["prompt_agreement"] == pytest.approx(own.mean().item(), abs=1e-5)
     assert row["prompt_margin"] == pytest.approx((own - others).mean().item(), abs=1e-5)
     assert agreement.cut == 1
+
+
+def test_weights_in_half_precision_are_computed_with_in_full(model, tmp_path):
+    folder = shutil.copytree(model[0], tmp_path / "half")
+    copy.deepcopy(model[1]).half().save_pretrained(folder)
+    pixels, rows = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1, torch.tensor([0, 1])
+    half, full = (Agreement(str(where), TEXTS).seen(pixels, rows)[0] for where in (folder, model[0]))
+    torch.testing.assert_close(half, full, rtol=0, atol=0.02)
+
+
+def test_a_clip_that_lacks_weights_is_refused(model, tmp_path):
+    """transformers would fill them up at random."""
+    folder = shutil.copytree(model[0], tmp_path / "less")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["visual_projection.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"which cannot be read \(the CLIP model in .* lacks visual_projection"):
+        Agreement(str(folder), TEXTS)
 
 
 def test_grey_images_are_seen_as_three_equal_channels(model):

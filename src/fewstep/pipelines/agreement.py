@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 from fewstep import hub
 from fewstep.errors import UserError, first_line
 from fewstep.pipelines.folder import files_id, usual_weights
-from fewstep.pipelines.parts import quiet
+from fewstep.pipelines.parts import quiet, read_part
 from fewstep.text import read_json
 
 BATCH = 64  # images, or prompts, that the model is given at a time
@@ -44,14 +44,14 @@ class Agreement:
         folder = _folder(model)
         try:
             with quiet():
-                clip: Any = CLIPModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
+                clip: Any = read_part(folder.resolve().parent, folder.resolve().name, CLIPModel, "CLIP model")
                 self.tokenizer: Any = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
                 self.prepare: Any = CLIPImageProcessor.from_pretrained(str(folder), local_files_only=True)
             files = [*usual_weights(folder), *sorted(folder.glob("*.json"))]
             self.id = {"name": Path(model).name, "sha256": files_id(folder, files)}
         except Exception as error:  # transformers, safetensors and json each have exceptions of their own
             raise UserError(f"--clip is {model}, which cannot be read ({first_line(error)}); take a whole copy of the model") from error
-        self.clip = clip.to(device).eval()
+        self.clip = clip.to(device).float().eval()  # transformers keeps weights in half precision, and images are not
         self.texts, self.device, self.cut = list(texts), device, 0
         self.words: dict[int, Tensor] = {}  # the embeddings of prompts, by their rows
 

@@ -228,7 +228,8 @@ def _pipeline(folder: Path, model: str) -> Any:
         without["requires_safety_checker"] = False
     there = [name for name in ENCODERS if isinstance(index.get(name), list) and name not in without]
     with quiet():
-        encoders = {name: read_part(folder, name, getattr(transformers, index[name][1], None), "text encoder") for name in there}
+        # in float32, as transformers itself read weights of half precision before its version 5
+        encoders = {name: read_part(folder, name, getattr(transformers, index[name][1], None), "text encoder").float() for name in there}
     try:
         with quiet():
             pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **encoders, **without)
