@@ -139,7 +139,7 @@ def test_another_vae_than_that_of_the_latents_is_noticed(sd, captioned, tmp_path
     told = f"the VAE of {model} is not the one whose latents these are; restore the former one"
     assert told in mistake("sample", run, "--prompt", "a seven", "--out", tmp_path / "a.png")
     config = json.loads((run / "model" / "config.json").read_text())
-    del config["latents"]["vae"]  # as version 0.2.0 wrote it
+    del config["latents"]["vae"]  # as in runs that were trained before it was recorded
     (run / "model" / "config.json").write_text(json.dumps(config))
     assert load(run).to_pil(load(run).sample(1, prompts="a seven"))
     shutil.rmtree(model / "vae")
