@@ -240,6 +240,7 @@ def test_one_network_is_in_memory(sdxl):
         (["method.times=karras"], r"knows noise levels up to 14\.61\d*, method.sigma_max is 80 and method.conditioning_sigma is 80"),
         (["trainer.compile=true"], "which a compiled network would not notice; turn one of these settings off"),
         (["method.teacher=null"], "is missing; give the text-to-image pipeline that the prompts were encoded by: method.teacher=/"),
+        ([f"data.path={__file__}"], "is a file, and prompts are encoded first: fewstep encode .* --model MODEL --out FOLDER"),
         (["data.path=elsewhere"], "there is no folder elsewhere of encoded prompts in /"),
     ],
 )
@@ -421,6 +422,8 @@ def test_export_of_changes_is_what_stock_diffusers_loads(changed, sdxl, tmp_path
     assert float(said.split("differ from the generator's by ")[1].split()[0]) < 1e-5
     assert sorted(path.name for path in (tmp_path / "lora").iterdir()) == ["README.md", "pytorch_lora_weights.safetensors", "scheduler"]
     assert str(sdxl.folder) not in (tmp_path / "lora" / "README.md").read_text().split("## Recipe")[0]  # no path of this machine
+    with pytest.raises(UserError, match=r"holds a LoRA for stock diffusers .*; give the run or the model folder"):
+        load(tmp_path / "lora")
     stock, image = run_card(tmp_path / "lora", sdxl.model)
     assert stock.scheduler.timesteps.tolist() == [999, 499]
     assert image.size == (16, 16)
@@ -499,6 +502,10 @@ def test_import_says_what_it_found_and_copies_nothing(sdxl, tmp_path, done, mist
     out = trained(sdxl, tmp_path / "run", f"method.teacher={tmp_path / 'teacher'}", "steps=1")  # it may stand for the pipeline
     assert load(out).sample(1, prompts="a seven").isfinite().all()
     done("sample", tmp_path / "teacher", "--prompt", "one", "--steps", "2", "--out", tmp_path / "a.png")
+    said = mistake("encode", sdxl.folder / "prompts.txt", "--model", tmp_path / "teacher", "--out", tmp_path / "b")
+    assert f"teacher is of fewstep, and was made from the pipeline {sdxl.model}; give that pipeline" in said
+    said = mistake("sample", sdxl.model, "--prompt", "one", "--out", tmp_path / "a.png")
+    assert f"is a pipeline of diffusers; make a model folder that refers to it: fewstep import {sdxl.model} --out FOLDER" in said
     assert "--null-class is for models with classes" in mistake("import", sdxl.model, "--null-class", "--out", tmp_path / "b")
     assert "--sigma-data is 0.0" in mistake("import", sdxl.model, "--sigma-data", "0", "--out", tmp_path / "b")
     (tmp_path / "one.safetensors").touch()

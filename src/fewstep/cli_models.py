@@ -288,6 +288,8 @@ def _at_revision(model: str, revision: str | None) -> str:
         return model
     from fewstep import hub
 
+    if (own := hub.parted(model)[1]) is not None:
+        raise UserError(f"--revision is {revision!r}, and --model {model} names the revision {own!r}; leave one of them out")
     if Path(model).exists() or not hub.is_id(model):
         raise UserError(f"--revision is {revision!r}, and --model is {model}, which is no Hub id (owner/name); leave --revision out")
     return f"{model}@{revision}"

@@ -94,14 +94,14 @@ def fetched(subject: str, repository: str, patterns: Sequence[str], revision: st
     repository, own = parted(repository)
     revision = own if revision is None else revision
     if asking.pop("local_files_only", False):
-        why: str | None = f"local_files_only forbids to ask the Hub: leave it out, or {_elsewhere(repository, 'model')}"
+        why: str | None = f"local_files_only forbids to ask the Hub: leave it out, or {_elsewhere(repository, 'model', revision)}"
     else:
         why = _trouble(repository, "model", revision, asking.get("token"))
     asking["local_files_only"] = why is not None
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns), **asking))
     except Exception as error:  # an error of the Hub, of its client library, or of the disk
-        why = why or f"the Hub's copy cannot be fetched ({first_line(error)}); try again, or {_elsewhere(repository, 'model')}"
+        why = why or f"the Hub's copy cannot be fetched ({first_line(error)}); try again, or {_elsewhere(repository, 'model', revision)}"
         raise NotHad(f"{subject}: {_neither('model')}, and {why}") from error
 
 
@@ -153,7 +153,7 @@ def _trouble(repository: str, kind: Kind, revision: str | None, token: str | boo
     import huggingface_hub
     from huggingface_hub import constants, errors
 
-    elsewhere, word = _elsewhere(repository, kind), WORDS[kind]
+    elsewhere, word = _elsewhere(repository, kind, revision), WORDS[kind]
     if setting := _forbidden(kind):
         return f"{setting} forbids to ask the Hub: unset it, or {elsewhere}"
     asked, told = _unreachable.get(constants.ENDPOINT, (-REMEMBERED, ""))
@@ -210,9 +210,9 @@ def _neither(kind: Kind) -> str:
     return f"there is no such folder, the local cache of the Hub has no such {WORDS[kind]}"
 
 
-def _elsewhere(repository: str, kind: Kind) -> str:
-    """Return advice on how to get `repository` by another machine that can reach the Hub."""
-    of_data = " --repo-type dataset" if kind == "dataset" else ""
+def _elsewhere(repository: str, kind: Kind, revision: str | None = None) -> str:
+    """Return advice on how to get `repository` at `revision` by another machine that can reach the Hub."""
+    of_data = " --repo-type dataset" * (kind == "dataset") + (f" --revision {revision}" if revision else "")
     return (
         f"fetch it where there is a network (`hf download {repository}{of_data} --local-dir FOLDER`) and give that folder, or bring the "
         "cache of that machine and set HF_HOME to it"

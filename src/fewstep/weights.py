@@ -72,6 +72,12 @@ def load_folder(folder: Path, name: str, make: Callable[..., Module]) -> Module:
     from safetensors.torch import load_file
 
     missing = [file for file in ("config.json", WEIGHTS) if not (folder / file).is_file()]
+    if missing and (folder / "model_index.json").is_file():
+        raise UserError(f"{name} is a pipeline of diffusers; make a model folder that refers to it: fewstep import {name} --out FOLDER")
+    if missing and (folder / LORA_FILE).is_file():
+        raise UserError(
+            f"{name} holds a LoRA for stock diffusers ({LORA_FILE}); give the run or the model folder that it was exported from"
+        )
     if missing:
         raise UserError(
             f"{name} holds no generator ({' and '.join(missing)} not found); give a run folder that has reached its first "

@@ -131,6 +131,8 @@ class PromptTable:
 
     def __init__(self, folder: Path, check: bool = False) -> None:
         self.folder = folder
+        if folder.is_file():
+            raise DataError(f"{folder} is a file, and prompts are encoded first: fewstep encode {folder} --model MODEL --out FOLDER")
         if not folder.is_dir():
             raise DataError(
                 f"there is no folder {folder} of encoded prompts{here(folder)} (fewstep encode PROMPTS --model MODEL --out {folder})"

@@ -37,7 +37,7 @@ LORA = """\
 import torch
 from diffusers import {pipeline}, {scheduler}
 
-pipeline = {pipeline}.from_pretrained({model!r}, torch_dtype=torch.float32{more})
+pipeline = {pipeline}.from_pretrained({model!r}{more}).to(torch.float32)
 pipeline.load_lora_weights({folder!r}, weight_name="pytorch_lora_weights.safetensors")
 pipeline.scheduler = {scheduler}.from_pretrained({folder!r}, subfolder="scheduler")
 """
@@ -45,7 +45,7 @@ WHOLE = """\
 import torch
 from diffusers import {pipeline}
 
-pipeline = {pipeline}.from_pretrained({folder!r}, torch_dtype=torch.float32{more})
+pipeline = {pipeline}.from_pretrained({folder!r}{more}).to(torch.float32)
 """
 DRAW = """\
 image = pipeline({prompt!r}, num_inference_steps={steps}, guidance_scale=0).images[0]

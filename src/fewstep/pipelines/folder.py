@@ -70,6 +70,8 @@ def pipeline_kind(folder: Path, model: str) -> str:
     try:
         index = read_json(folder / "model_index.json")
     except (OSError, ValueError) as error:
+        if (own := _refers_to(folder)) is not None:
+            raise UserError(f"{model} is of fewstep, and was made from the pipeline {own}; give that pipeline") from None
         raise UserError(f"{model} holds no pipeline ({first_line(error)}); give the folder of one, with model_index.json") from None
     kind = index.get("_class_name") if isinstance(index, dict) else None
     if kind is None:
@@ -87,6 +89,15 @@ def pipeline_kind(folder: Path, model: str) -> str:
         if part in named:
             raise UserError(f"{model} is a {kind} with an {part}, and so {why}, which is not supported; take one without")
     return str(kind)
+
+
+def _refers_to(folder: Path) -> str | None:
+    """Return the pipeline that the run or model folder `folder` of fewstep was made from; None for any other folder."""
+    try:
+        config = read_json((folder / "model" if (folder / "model").is_dir() else folder) / "config.json")
+        return str(config["latents"]["model"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def absent_parts(folder: Path) -> list[str]:
