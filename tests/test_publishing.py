@@ -16,6 +16,7 @@ from fewstep.generator import load
 from fewstep.interop.export import export
 from fewstep.interop.text_teacher import text_teacher
 from fewstep.licences import licence_in
+from fewstep.pipelines.vae import VAE, vae_id
 from fewstep.publishing import public_name
 from fewstep.recipe import load_recipe
 from fewstep.run import train
@@ -89,6 +90,7 @@ def test_a_revision_goes_with_all_that_is_made_of_it(offline, cache, tmp_path, m
     twice = (*arguments[:3], f"{ID}@v2", *arguments[4:], "--revision", "v3")
     assert "--revision is 'v3', and --model own/there@v2 names the revision 'v2'; leave one of them out" in mistake(*twice)
     assert "`hf download own/there --revision v3 --local-dir FOLDER`" in mistake(*arguments[:-1], tmp_path / "x", "--revision", "v3")
+    assert VAE(f"{ID}@v2").id == vae_id(str(folders["v2"])) != VAE(ID).id
     # a student of that revision: the run names it, and finds it again
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     recipe = load_recipe(str(tmp_path / "recipe.yaml"), [f"method.teacher={ID}@v2", f"data.path={tmp_path / 'prompts'}", *SMALL])
