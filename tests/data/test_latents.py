@@ -127,6 +127,8 @@ def overrides(folder):
 
 def test_what_will_not_do(model, images, folder, tmp_path, mistake):
     assert "--size is 17; the VAE" in mistake("encode", images, "--images", "--model", model, "--size", "17", "--out", tmp_path / "a")
+    said = mistake("encode", images, "--images", "--model", tmp_path / "none", "--size", "16", "--out", tmp_path / "a")
+    assert f"the vae of the pipeline {tmp_path / 'none'} is needed, which is no folder, and no Hub id (owner/name); give one" in said
     assert "there is no vae in" in mistake("encode", images, "--images", "--model", tmp_path, "--size", "16", "--out", tmp_path / "a")
     assert "--column is for prompts" in mistake("encode", images, "--images", "--column", "x", "--model", model, "--out", tmp_path / "a")
     assert "--label-column is for images" in mistake("encode", images, "--label-column", "x", "--model", model, "--out", tmp_path / "a")

@@ -197,6 +197,10 @@ def part_of(model: str, part: str) -> Path:
     folder = Path(model)
     if not folder.is_dir() and hub.is_model(model):
         folder = hub.fetched(model, model, [f"{part}/*.json", f"{part}/*.safetensors"])
+    if not folder.is_dir():
+        raise UserError(
+            f"the {part} of the pipeline {model} is needed, which is no folder, and no Hub id (owner/name); give one, or put it there"
+        )
     if not (folder / part / "config.json").is_file():
         raise UserError(f"there is no {part} in {model}, whose latents these are; put the whole pipeline there")
     return folder / part
