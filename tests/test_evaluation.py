@@ -178,7 +178,18 @@ def test_a_teacher_is_measured_with_guidance(done, mistake, run, tmp_path):
     del config["sampler"]["guidance_scale"]
     (run / "model" / "config.json").write_text(json.dumps(config))
     said = mistake("evaluate", run, "-n", 60, "--guidance-scale", 2)
-    assert "--guidance-scale is 2.0; no diffusion model here was trained with label dropout: leave it out" in said
+    assert "--guidance-scale is 2.0; no model here but students was trained with label dropout: leave it out" in said
+
+
+def test_a_model_of_posterior_draws_is_measured_with_guidance(done, dddm_run, tmp_path):
+    """As a teacher is: it learns the data by itself, with labels and without."""
+    run = shutil.copytree(dddm_run, tmp_path / "run")
+    done("evaluate", run, "-n", 60, "--steps", 2)
+    plain = results(run)["rows"]["dddm, 2 evaluations"]
+    asked = done("evaluate", run, "-n", 60, "--steps", 2, "--guidance-scale", 3).out
+    row = results(run)["rows"]["dddm, 4 evaluations"]
+    assert "dddm, 4 evaluations: with guidance scale 3, which doubles the evaluations of every step" in asked
+    assert (row["guidance_scale"], row["frechet"] != plain["frechet"]) == (3.0, True)
 
 
 def test_results_of_one_protocol_stand_in_one_table(done, mistake, run, tmp_path):

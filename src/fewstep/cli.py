@@ -223,7 +223,7 @@ def evaluate(
     guidance_scale: Annotated[
         float | None,
         typer.Option(
-            help="scale of classifier-free guidance, for a diffusion model (such as the teacher) trained with label dropout; 1 is none; "
+            help="scale of classifier-free guidance, for a model trained with label dropout that is no student of another; 1 is none; "
             "default: the model's own"
         ),
     ] = None,

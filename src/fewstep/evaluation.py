@@ -70,7 +70,7 @@ class Options:
         self_test: whether to measure one half of the real training images against the other half, too.
         beside: folders of other runs, whose results are shown in the same table; they must have been measured by the same protocol.
         teacher: whether the teacher of a distilled run is measured, too.
-        guidance_scale: scale of classifier-free guidance for diffusion models trained with label dropout; None for each model's own.
+        guidance_scale: scale of classifier-free guidance for models trained with label dropout, but students; None for each model's own.
         compile: whether samples are drawn with compiled networks, which are faster and agree up to rounding.
         clip: folder or Hub id of a CLIP model that scores how well samples agree with their prompts; None for no such score.
 
@@ -353,13 +353,14 @@ def heading(name: str, evaluations: int) -> str:
 
 
 def _guide(models: Mapping[str, Generator], scale: float | None) -> None:
-    """Set the guidance `scale`, if one is given, for all diffusion models in `models` that were trained with label dropout.
+    """Set the guidance `scale`, if one is given, for all of `models` that can be guided: no students, and trained with label dropout.
 
     Raises UserError where `models` has no such model, or `scale` is not a finite number.
     """
-    guided = [model for model in models.values() if model.is_denoiser and model.info.get("label_dropout")]
+    guided = [model for model in models.values() if model.kind.guided and model.info.get("label_dropout")]
     if scale is not None and not (guided and is_guidance(scale)):
-        allowed = "give a finite number, 1 for none" if guided else "no diffusion model here was trained with label dropout: leave it out"
+        without = "no model here but students was trained with label dropout: leave it out"
+        allowed = "give a finite number, 1 for none" if guided else without
         raise UserError(f"--guidance-scale is {scale}; {allowed}")
     for model in guided:
         model.sampler |= {} if scale is None else {"guidance_scale": scale}
