@@ -42,6 +42,7 @@ from fewstep.metrics.point_suite import PointSuite
 from fewstep.metrics.protocol import PRESETS, Preset, departures, differences
 from fewstep.metrics.results import read_results
 from fewstep.metrics.rows import row_roles
+from fewstep.metrics.self_test import self_test
 from fewstep.metrics.suite import FEWEST, Suite
 from fewstep.model_config import is_guidance
 from fewstep.pipelines.agreement import Agreement
@@ -217,7 +218,7 @@ def _evaluate(
         "best": generator.info.get("best"),
         "floor": rows[floor].get("frechet", rows[floor].get("energy")),
         "floor_of": floor,
-        "self_test": suite.self_test() if options.self_test and isinstance(suite, Suite) else None,
+        "self_test": self_test(suite.train_features) if options.self_test and isinstance(suite, Suite) else None,
         "rows": rows,
         "compiled": options.compile,
         "warnings": [*_changed(run, recipe, data if isinstance(loaded, ImageData) else loaded), *_warnings(protocol, rows, recipe)],

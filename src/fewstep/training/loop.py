@@ -309,12 +309,12 @@ class Loop:
                 with gathered(grounds(generator)):
                     figures = self.on_evaluate(generator, self.measuring)
                 if self.fabric.is_global_zero and state.step >= self.method.best_from * self.settings.steps:
-                    keep_if_best(state, self.run, self.settings.keep_best, self.settings.best_is, generator, figures)
+                    keep_if_best(state, self.run, self.settings, generator, figures, self.progress.say)
         except StopNow:
             stopped = True
         if self.measuring.any(stopped):
-            done = f"stopped while measuring step {state.step} of {self.settings.steps}"
-            raise Interrupted(f"{done}, all saved; {RESUME}, which measures it again")
+            done = f"{state.step} of {self.settings.steps}, all saved"
+            raise Interrupted(f"stopped while measuring step {done}; {RESUME}, which measures it again")
         return figures
 
     def _log(self, measured: Mapping[str, float]) -> None:
