@@ -48,6 +48,10 @@ Overrides = Annotated[
         autocompletion=completion.keys,
     ),
 ]
+Churn = Annotated[
+    float | None,
+    typer.Option(help="new noise in each step, from 0 for none to 1, for samplers that can add some; default: the generator's"),
+]
 Threads = Annotated[str, typer.Option(help="number of CPU threads; auto: 1 for a small network, otherwise one per core")]
 
 
@@ -171,10 +175,7 @@ def sample(
             help="scale of classifier-free guidance, for networks trained with label dropout; 1 is none; default: the generator's"
         ),
     ] = None,
-    churn: Annotated[
-        float | None,
-        typer.Option(help="new noise in each step, from 0 for none to 1, for samplers that can add some; default: the generator's"),
-    ] = None,
+    churn: Churn = None,
     threads: Threads = "auto",
     allow: Allow = None,
 ) -> None:
@@ -227,6 +228,7 @@ def evaluate(
             "default: the model's own"
         ),
     ] = None,
+    churn: Churn = None,
     features: Annotated[
         str | None,
         typer.Option(
@@ -276,7 +278,7 @@ def evaluate(
     from fewstep import evaluation, evaluation_text
 
     runs = tuple(beside or ())
-    options = evaluation.Options(features, reference, protocol, self_test, runs, not no_teacher, guidance_scale, compile, clip)
+    options = evaluation.Options(features, reference, protocol, self_test, runs, not no_teacher, guidance_scale, compile, clip, churn)
     results = evaluation.evaluate(path, num, seed, count, lambda text: _say(f"{text} ..."), counts, options)
     is_run = (path / "recipe.yaml").exists()
     if is_run:

@@ -108,9 +108,8 @@ class Loop:
         on_begin: Callable[[int], bool] = lambda step: False,
     ) -> None:
         check_batch_size(settings.batch_size, fabric.world_size, settings.accumulate)
-        self.method, self.fabric, self.run, self.settings = method, fabric, run, settings
+        self.method, self.fabric, self.run, self.settings, self.on_begin = method, fabric, run, settings, on_begin
         self.tracker, self.on_sample, self.title, self.on_evaluate = tracker or NoTracker(), on_sample, title, on_evaluate
-        self.on_begin = on_begin
         ema = placed(method, fabric, settings.ema_decay, settings.ema_warmup)
         trained = tuple(sorted({name for turn in method.turns for name in turn.trains}))
         self.called = Called(method, fabric, trained, settings.compile)
@@ -146,6 +145,7 @@ class Loop:
                 torch.manual_seed(settings.seed * 1_000_003 + self.fabric.global_rank)
                 if resume:
                     self._restore()
+                self.tracker.begin(state.step)
                 missing = self.fabric.broadcast(self.fabric.is_global_zero and self.on_begin(state.step))
                 if state.step:  # do what was due at this step and had not been done when the run stopped
                     self._look(missing)
@@ -298,7 +298,7 @@ class Loop:
 
     def _evaluate(self) -> Mapping[str, float] | None:
         """Return the figures measured at this step, which only the first process has. Raises Interrupted, with all saved, to stop."""
-        state, stopped = self.state, False
+        state, settings, stopped = self.state, self.settings, False
         if self.on_evaluate is None:
             return None
         figures: Mapping[str, float] = {}
@@ -308,13 +308,13 @@ class Loop:
                 generator = state.shipped()
                 with gathered(grounds(generator)):
                     figures = self.on_evaluate(generator, self.measuring)
-                if self.fabric.is_global_zero and state.step >= self.method.best_from * self.settings.steps:
-                    keep_if_best(state, self.run, self.settings, generator, figures, self.progress.say)
+                if self.fabric.is_global_zero and state.step >= self.method.best_from * settings.steps:
+                    keep_if_best(state, self.run, settings, generator, figures, self.progress.say)
         except StopNow:
             stopped = True
         if self.measuring.any(stopped):
-            done = f"{state.step} of {self.settings.steps}, all saved"
-            raise Interrupted(f"stopped while measuring step {done}; {RESUME}, which measures it again")
+            done = f"stopped while measuring step {state.step} of {settings.steps}"
+            raise Interrupted(f"{done}, all saved; {RESUME}, which measures it again")
         return figures
 
     def _log(self, measured: Mapping[str, float]) -> None:
