@@ -124,7 +124,10 @@ def test_images_and_labels_may_both_be_bytes_in_any_order_and_form(tmp_path):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (pa.array(CLASSES, pa.int32()).cast(pa.date32()), r"whose column 'label' is called like labels, and is of type date32; classes are"),
+        (
+            pa.array(CLASSES, pa.int32()).cast(pa.date32()),
+            r"whose column 'label' is called like labels, and is of type date32; classes are",
+        ),
         (pa.array([{"a": 1}] * NUM), r"whose column 'label' is called like labels, and is of type dict"),
         (pa.array([png(k) for k in range(NUM)]), r"column 'label' holds bytes that are no text .*PNG"),  # masks
     ],
