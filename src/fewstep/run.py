@@ -28,7 +28,7 @@ from fewstep.metrics.figures import choices
 from fewstep.networks.base import num_parameters
 from fewstep.own_parts import named_faults
 from fewstep.recipe import Recipe, load_recipe, resolved
-from fewstep.run_data import as_recorded, keep, tell
+from fewstep.run_data import as_recorded, keep, once_allowed, tell
 from fewstep.screen import SCREEN
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.precision import MIXED
@@ -309,7 +309,7 @@ def _train_recipe(
     audited = audit(data)
     if recipe.trainer.workers and not isinstance(data, ForeignData):
         note(f"trainer.workers is {recipe.trainer.workers}, and {data.name} lies in memory: no worker is started")
-    with named_faults(recipe, lambda error: "nothing was trained"):
+    with named_faults(recipe, lambda error: "nothing was trained"), once_allowed(run):
         method = make_method(recipe, data, run.teacher_folder if run.has_teacher() else None)
     check_parts(recipe, method, fabric.world_size)
     chosen = _chosen_together(recipe, method, data, fabric, run.recipe() if run.recipe_file.is_file() else None)

@@ -1,7 +1,8 @@
 """Prepare the data of a run: number its classes as the resumed run, teacher or initial weights do; report and record what it contains."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from fewstep.data import DataError
 from fewstep.data.audit import Audit, changes
 from fewstep.data.checks import printable
 from fewstep.data.class_order import in_order_of, other_names
-from fewstep.errors import UserError
+from fewstep.errors import Refused, UserError
 from fewstep.files import at_home, replace_file
 from fewstep.recipe import Recipe
 from fewstep.screen import SCREEN
 from fewstep.text import read_json
+from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder
 
 
@@ -95,6 +97,20 @@ def as_recorded(recipe: Recipe, data: Data, run: RunFolder | None = None) -> Dat
 
 def _some(names: tuple[str, ...]) -> str:
     return ", ".join(map(printable, names[:4])) + (f", ... ({len(names)})" if len(names) > 4 else "")
+
+
+@contextlib.contextmanager
+def once_allowed(run: RunFolder) -> Iterator[None]:
+    """Say of settings that are Refused inside what is left to do with `run`, if it was trained with them by a version that allowed them."""
+    try:
+        yield
+    except Refused as error:
+        if not checkpoints(run.checkpoint_folder):
+            raise
+        raise UserError(
+            f"{error}; {run.path} was trained with this by a version that allowed it: it can be sampled, measured and exported as it is, "
+            "but not trained on; to train with settings that are allowed, give another folder"
+        ) from error
 
 
 def tell(found: Audit, run: RunFolder, said: str = "") -> None:

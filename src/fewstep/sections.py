@@ -260,10 +260,6 @@ class SelfTaughtSettings(TaughtSettings):
 
     @model_validator(mode="after")
     def _one_teacher(self) -> "SelfTaughtSettings":
-        if self.own_teacher and self.ema_warmup < 1:
-            raise ValueError(
-                f"ema_warmup is {self.ema_warmup}, and with own_teacher the average would keep untrained weights; give 1 or more"
-            )
         if self.own_teacher and self.teacher is not None:
             raise ValueError(
                 f"own_teacher is {self.own_teacher}, but teacher is {self.teacher!r}; set own_teacher to 0, or give no teacher"
