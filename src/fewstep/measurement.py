@@ -357,6 +357,11 @@ class Watch:
                 f"{', '.join(known)}"
             )
 
+    @property
+    def by(self) -> str:
+        """How figures are measured, a phrase: by other numbers of samples or other features they do not compare."""
+        return f"of {self.num:,} samples" + (f" in {self.suite.network.name}" if isinstance(self.suite, Suite) else "")
+
     def untold(self) -> list[str]:
         """Return which figures are left out for too few items: a phrase for each reason."""
         lacks = {key: lack for key, lack in self.lacks.items() if key not in self.undefined and BY_KEY[key].is_watched}

@@ -328,7 +328,7 @@ def _train_recipe(
         engine = {"engine": chosen.line, "threads": chosen.threads}
         run.open(resolved(recipe), made_by() | ({} if source is None else {"recipe": source}) | engine | {"data_audit": audited.lines()})
         SCREEN.say(chosen.line)
-        tell(audited, run, getattr(data, "note", "") or "")
+        tell(audited, run, recipe, getattr(data, "note", "") or "")
         keep(audited, run)
         if not is_held:
             held.enter_context(held_folder(run.path))
@@ -353,6 +353,7 @@ def _train_recipe(
         evaluate_every=trainer.evaluate_every,
         keep_best=trainer.keep_best,
         best_is={**choices("images"), **choices("points")}[trainer.keep_best] if trainer.keep_best else "least",
+        measured_by=getattr(watch, "by", ""),
         checkpoint_every=trainer.checkpoint_every or tenth,
         keep_checkpoints=trainer.keep_checkpoints,
         ema_decay=recipe.method.ema_decay,

@@ -113,13 +113,23 @@ def once_allowed(run: RunFolder) -> Iterator[None]:
         ) from error
 
 
-def tell(found: Audit, run: RunFolder, said: str = "") -> None:
-    """Print what was `found` in the data, without lines that are in `said`, and a note for each change since the run began."""
+MEASURED_BY = ("evaluate_samples", "evaluate_features")  # settings of trainer without which figures of one run do not compare
+
+
+def tell(found: Audit, run: RunFolder, recipe: Recipe, said: str = "") -> None:
+    """Print what was `found` in the data, without lines that are in `said`, and a note for each change since the run began.
+
+    Changes are those of the data, and those of `recipe` in how the run is measured while it trains.
+    """
     for line in found.lines():
         if line.rstrip(".") not in said:
             SCREEN.say(f"data: {line}")
     for change in changes(kept(run), found):
         note(f"the data has changed since the run began: {change}")
+    before = run.recipe().get("trainer") or {}
+    for key in MEASURED_BY if any(name.startswith("eval.") for record in run.metrics() for name in record) else ():
+        if (now := getattr(recipe.trainer, key)) != (was := before.get(key)):
+            note(f"trainer.{key} was {was} when the run began, and is {now}: figures of before and after do not compare in its curves")
 
 
 def keep(found: Audit, run: RunFolder) -> None:

@@ -171,6 +171,19 @@ def test_another_figure_begins_anew(tmp_path, capsys):
     assert "best/ holds the best model by made; from here on it will hold the best by other" in capsys.readouterr().err
 
 
+def test_a_figure_that_is_measured_otherwise_begins_anew(tmp_path, capsys):
+    """A Frechet distance of fewer samples is larger by its bias: the old best would stay for ever."""
+    run = run_loop(tmp_path / "run", Kept(), **settings(), measured_by="of 2,000 samples in a")
+    shutil.rmtree(run.path / "checkpoints" / "step_8")
+    run_loop(run.path, Kept(), resume=True, **settings(), measured_by="of 500 samples in a")
+    assert run.best() == {"step": 8, "metric": "made", "value": 2.0, "by": "of 500 samples in a"}
+    told = capsys.readouterr().err
+    assert "best model by made of 2,000 samples in a; from here on it will hold the best by made of 500 samples in a" in told
+    shutil.rmtree(run.path / "checkpoints" / "step_8")
+    run_loop(run.path, Kept(), resume=True, **settings(), measured_by="of 500 samples in a")
+    assert "best/" not in capsys.readouterr().err
+
+
 def test_a_best_that_was_taken_away_is_said(tmp_path, capsys):
     run = run_loop(tmp_path / "run", Kept(), **settings())
     shutil.rmtree(run.path / "checkpoints" / "step_8")

@@ -58,6 +58,7 @@ class LoopSettings:
     evaluate_every: int | None = None
     keep_best: str | None = None
     best_is: Better = "least"
+    measured_by: str = ""
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     ema_decay: float = 0.9999
@@ -389,12 +390,11 @@ class Loop:
     def _restore(self) -> None:
         """Restore the newest whole checkpoint, and say which step it is of; without one the run starts from the beginning."""
         state, say = self.state, self.progress.say
-        found = restore(state, self.run, self.fabric, say)
-        self.saved = state.step if found else None
-        if not found:
+        if not (found := restore(state, self.run, self.fabric, say)):
             say("no checkpoint yet; starting from the beginning")
+        self.saved = state.step if found else None
         if self.fabric.is_global_zero:
-            restore_best(state, self.run, self.settings.keep_best, say)
+            restore_best(state, self.run, self.settings, say)
         if found:
             done = state.step == self.settings.steps and state.is_logged
             say(f"nothing left to do after step {state.step}" if done else f"going on from step {state.step}")

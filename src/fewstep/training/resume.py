@@ -47,6 +47,10 @@ class KeepsBest(Protocol):
     def best_is(self) -> Better:
         """Which value of that figure is best."""
 
+    @property
+    def measured_by(self) -> str:
+        """How the figure is measured, a phrase such as "of 2,000 samples in digits-v1"; empty where that is not known."""
+
 
 @dataclass
 class State:
@@ -293,7 +297,8 @@ def keep_if_best(
     value = figures.get(f"eval.{how.keep_best}", math.nan)  # a figure may not be defined early in a run
     if math.isfinite(value):
         if state.best is None or _distance_from_best(value, how.best_is) < _distance_from_best(state.best["value"], how.best_is):
-            state.best = {"step": state.step, "metric": how.keep_best, "value": value}
+            by = {"by": how.measured_by} if how.measured_by else {}
+            state.best = {"step": state.step, "metric": how.keep_best, "value": value, **by}
             generator.info["best"] = dict(state.best)
             run.save_best(generator)
     elif state.best is None and state.step == how.steps:
@@ -303,19 +308,23 @@ def keep_if_best(
         )
 
 
-def restore_best(state: State, run: RunFolder, metric: str | None, say: Callable[[str], None]) -> None:
+def restore_best(state: State, run: RunFolder, how: KeepsBest, say: Callable[[str], None]) -> None:
     """Set ``state.best`` to the record of the model in the folder ``best``, which may be newer than the restored checkpoint.
 
-    If that model was chosen by another figure than `metric`, or is missing, the search for the best model begins anew, and `say` tells so.
+    If that model was chosen by another figure than today's, or by one that was measured otherwise (values by two judges, or of two numbers
+    of samples, do not compare), or if it is missing, the search for the best model begins anew, and `say` tells so.
     """
     saved, state.best = state.best, None
-    if metric is None:
+    if how.keep_best is None:
         return
     found = run.best()
-    if found is not None and found["metric"] == metric:
-        state.best = found
-    elif found is not None:
-        say(f"best/ holds the best model by {found['metric']}; from here on it will hold the best by {metric}")
+    if found is not None:
+        before, now = (found["metric"], found.get("by", how.measured_by)), (how.keep_best, how.measured_by)
+        if before == now:
+            state.best = found
+        else:
+            was, will = (" ".join(filter(None, words)) for words in (before, now))
+            say(f"best/ holds the best model by {was}; from here on it will hold the best by {will}")
     elif saved is not None:
         say(f"best/ (of step {saved['step']}) is missing; it will hold the best model from here on")
 
