@@ -68,13 +68,12 @@ def as_recorded(recipe: Recipe, data: Data, run: RunFolder | None = None) -> Dat
     own: tuple[str, ...] = ()
     if run is not None:
         classes = kept(run).get("classes")
-        own = tuple(str(entry["name"]) for entry in classes or ()) or recorded_names(
-            run.model_folder if run.model_folder.is_dir() else None
-        )
+        own = tuple(str(entry["name"]) for entry in classes or ())
+        own = own or recorded_names(run.model_folder if run.model_folder.is_dir() else None)
         if classes == [] and data.class_names:
             raise UserError(
-                f"the run in {run.path} was trained without classes, and the data {data.name} now has {_some(data.class_names)}; give it back "
-                "as it was, or train into another folder"
+                f"the run in {run.path} was trained without classes, and the data {data.name} now has {_some(data.class_names)}; "
+                "give it back as it was, or train into another folder"
             )
     teacher = run.teacher_folder if run is not None and run.has_teacher() else recipe.method.teacher_path
     sources = [
