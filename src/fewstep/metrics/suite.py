@@ -193,9 +193,8 @@ class Suite:
     @property
     def undefined(self) -> dict[str, str]:
         """Figures that cannot be measured on these images, each with the reason: those of classes, and ratios to a real figure of 0."""
-        real = self._some(self.train)
         found = dict.fromkeys(("frechet_over_floor",), "the floor is 0") if math.isnan(self._over_floor(1.0)) else {}
-        if are_repeated(real[: len(real) if self.num is None else self.num]):
+        if are_repeated(self._apart(len(self.train) if self.num is None else self.num)):
             found["spacing"] = "every training image has a copy among the others"
         if not self.heldout_distance > 0:
             found["train_distance"] = "all held-out images are copies of training images"
@@ -358,9 +357,13 @@ class Suite:
         return {key: values[k], f"{key}_of": self.class_names[k] if k < len(self.class_names) else str(k)}
 
     def _spacing(self, samples: Tensor) -> float:
-        real = self._some(self.train)
-        num = min(len(samples), len(real))
-        return ratio(*(nearest_distance(x[:num], x[:num], same=True).mean().item() for x in (samples, real)))
+        real = self._apart(len(samples))
+        return ratio(*(nearest_distance(x, x, same=True).mean().item() for x in (samples[: len(real)], real)))
+
+    def _apart(self, num: int) -> Tensor:
+        """Return `num` random training images, at most `PIXELS` and at most all, flattened to [n, D]; a set may be sorted by class."""
+        num = min(num, PIXELS, len(self.train))
+        return self.train[in_random_order(len(self.train), num)[:num]].flatten(1)
 
     def _some(self, images: Tensor) -> Tensor:
         """Return a random `PIXELS` of `images`, or all in their own order if there are no more, flattened to [n, D]."""
