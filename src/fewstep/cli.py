@@ -180,7 +180,7 @@ def sample(
     allow: Allow = None,
 ) -> None:
     """Draw samples from a generator and write them into a file."""
-    from fewstep.samples import asked_prompts, check_out, write_samples
+    from fewstep.samples import asked_prompts, check_asked, check_out, write_samples
 
     check_out(out)
     texts = asked_prompts(prompt or [], prompts)
@@ -196,6 +196,7 @@ def sample(
     use_threads(choose_threads(count, generator.denoiser, generator.shape))
     usual = min(PROMPTED, generator.num_classes or 1) if generator.told is not None else 100
     num = num if num is not None else len(texts) or usual
+    check_asked(num, wanted, texts)
     write_samples(generator, num, out, wanted, texts, seed=seed, steps=steps, guidance_scale=guidance_scale, churn=churn)
     typer.echo(f"{num} samples, {generator.evaluations(steps, None, guidance_scale)} evaluation(s) each: {out}")
     if generator.told is not None:
