@@ -228,6 +228,8 @@ def _watch(recipe: Recipe, data: Data, fabric: "Fabric") -> "Callable[[Generator
 
     trainer = recipe.trainer
     if trainer.evaluate_every is None:
+        if trainer.evaluate_samples is not None and fabric.is_global_zero:
+            note(f"trainer.evaluate_samples is {trainer.evaluate_samples}, and nothing is measured while training without evaluate_every")
         return None
     if not fabric.is_global_zero:
         num = trainer.evaluate_samples or usual_samples(len(data.shape) == 1)
