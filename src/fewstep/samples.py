@@ -56,9 +56,9 @@ def asked_prompts(given: Sequence[str], file: Path | None) -> list[str]:
 
 def check_asked(num: int, labels: Sequence[int | str] | None, prompts: Sequence[str]) -> None:
     """Raise UserError where `num` samples are fewer than the `labels` or `prompts` that were asked for, so that some would not be drawn."""
-    for option, asked in (("--labels", labels or ()), ("--prompt and --prompts", prompts)):
-        if len(asked) > num:
-            raise UserError(f"-n is {num}, and {option} ask for {len(asked)} samples; give -n {len(asked)} or more, or ask for fewer")
+    for option, wanted in (("--labels", labels or ()), ("--prompt and --prompts", prompts)):
+        if len(wanted) > num:
+            raise UserError(f"-n is {num}, and {option} ask for {len(wanted)} samples; give -n {len(wanted)} or more, or ask for fewer")
 
 
 def write_samples(generator: Generator, num: int, out: Path, labels: Labels, prompts: Sequence[str] = (), **options: Any) -> None:
