@@ -96,7 +96,7 @@ class WandbTracker:
 
     def begin(self, step: int) -> None:
         """Pass over the steps that the wandb run has already: it takes none a second time, and would warn of each."""
-        self.first = self.run.step if step and self.run.resumed else 0
+        self.first = self.run.step if self.run.resumed else 0
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Log the numbers in `record` under their own names."""
