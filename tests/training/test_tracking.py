@@ -99,7 +99,10 @@ def test_what_was_logged_after_the_checkpoint_stands_once_in_tensorboard(tmp_pat
         assert [(e.step, e.value) for e in found.Scalars(tag)] == [(e.step, e.value) for e in whole.Scalars(tag)]
 
 
-@pytest.mark.parametrize(("step", "resumed", "logged"), [(0, False, [2, 4, 6, 8]), (4, True, [8]), (0, True, [8]), (4, False, [2, 4, 6, 8])])
+@pytest.mark.parametrize(
+    ("step", "resumed", "logged"),
+    [(0, False, [2, 4, 6, 8]), (4, True, [8]), (0, True, [8]), (4, False, [2, 4, 6, 8])],
+)
 def test_a_resumed_wandb_run_is_not_sent_the_steps_that_it_has(step, resumed, logged, tmp_path):
     sent = []
     tracker = WandbTracker.__new__(WandbTracker)
