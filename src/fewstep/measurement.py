@@ -349,13 +349,22 @@ class Watch:
                 f"trainer.keep_best is {keep_best!r}, and there are {self.lacks[keep_best].reason(keep_best)}: give more (data.holdout, "
                 "trainer.evaluate_samples), or another figure"
             )
-        if keep_best in self.suite.undefined:
-            known = [key for key in choices("points" if points else "images") if key not in {*self.suite.undefined, *self.lacks}]
-            raise UserError(f"trainer.keep_best is {keep_best!r}, which the data {data.name} never has; give one of {', '.join(known)}")
+        self.undefined = self.suite.undefined
+        if keep_best in self.undefined:
+            known = [key for key in choices("points" if points else "images") if key not in {*self.undefined, *self.lacks}]
+            raise UserError(
+                f"trainer.keep_best is {keep_best!r}, which the data {data.name} never has, for {self.undefined[keep_best]}; give one of "
+                f"{', '.join(known)}"
+            )
+
+    @property
+    def by(self) -> str:
+        """How figures are measured, a phrase: by other numbers of samples or other features they do not compare."""
+        return f"of {self.num:,} samples" + (f" in {self.suite.network.name}" if isinstance(self.suite, Suite) else "")
 
     def untold(self) -> list[str]:
         """Return which figures are left out for too few items: a phrase for each reason."""
-        lacks = {key: lack for key, lack in self.lacks.items() if key not in self.suite.undefined and BY_KEY[key].is_watched}
+        lacks = {key: lack for key, lack in self.lacks.items() if key not in self.undefined and BY_KEY[key].is_watched}
         return summed_up([without(dict.fromkeys(lacks), lacks)])
 
     def __call__(self, generator: Generator, measuring: Measuring | None = None) -> dict[str, float]:
