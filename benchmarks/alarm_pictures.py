@@ -6,20 +6,16 @@
 Writes docs/pictures/alarm_NAME.png, where NAME is the name of the alarm. A run of `alarms.py` that is missing or unfinished is trained.
 """
 
-import argparse
 from pathlib import Path
 
 import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-import torch
 
-from alarms import FAILURES, SEED, Arm, recipe_of
+from alarms import FAILURES, SEED, Arm, asked, recipe_of, trained
 from fewstep import load
 from fewstep.build import in_memory, load_data
-from fewstep.run import train_recipe
-from fewstep.training.run_folder import RunFolder
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 NUM = 1_500  # points in each panel
@@ -34,11 +30,9 @@ def pictured() -> list[Arm]:
 def draw(arm: Arm, folder: Path) -> Path:
     """Draw the data beside samples of the failed run of `arm`, train the run if it is not finished, and return the picture's path."""
     recipe = recipe_of(arm, arm.fault, folder)
-    run = RunFolder(folder / arm.key)
-    if not run.is_finished(recipe.steps):
-        train_recipe(recipe, run.path, resume=run.recipe_file.exists(), title=arm.title)
+    run = trained(recipe, folder / arm.key, arm.title)
     data = in_memory(load_data(recipe.data, recipe.seed))
-    panels = {"data": data.heldout[:NUM], "samples": load(run.path).sample(NUM, seed=SEED)}
+    panels = {"data": data.heldout[:NUM], "samples": load(run).sample(NUM, seed=SEED)}
     edge = 1.25 * data.heldout.abs().max().item()
     figure, axes = plt.subplots(1, 2, figsize=(4.6, 2.5), dpi=110)
     for axis, (title, points) in zip(axes, panels.items(), strict=True):
@@ -54,15 +48,10 @@ def draw(arm: Arm, folder: Path) -> Path:
 
 def main() -> None:
     """Draw the failures whose titles are asked for, or all of them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("titles", nargs="*", help="draw only failures whose title contains one of these")
-    parser.add_argument("--folder", type=Path, default=Path("runs/alarms"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    arms, folder = asked(__doc__, pictured())
     PICTURES.mkdir(exist_ok=True)
-    for arm in pictured():
-        if not arguments.titles or any(part in arm.title for part in arguments.titles):
-            print("wrote", draw(arm, arguments.folder), flush=True)
+    for arm in arms:
+        print("wrote", draw(arm, folder), flush=True)
 
 
 if __name__ == "__main__":

@@ -114,11 +114,27 @@ def recipe_of(arm: Arm, changes: Sequence[str], folder: Path) -> Recipe:
 
 def taught(name: str, folder: Path) -> Path:
     """Return the run folder of the teacher `name` of `TEACHERS`, trained first if it is not finished."""
-    teacher, run = TEACHERS[name], RunFolder(folder / f"teacher_{name.replace(' ', '_')}")
+    teacher = TEACHERS[name]
     recipe = load_recipe(teacher.recipe, [f"seed={SEED}", "trainer.threads=1", *teacher.overrides])
+    return trained(recipe, folder / f"teacher_{name.replace(' ', '_')}", f"teacher {name}")
+
+
+def trained(recipe: Recipe, path: Path, title: str) -> Path:
+    """Return `path`, the folder of a run of `recipe`, which is trained to its end if it is missing or unfinished."""
+    run = RunFolder(path)
     if not run.is_finished(recipe.steps):
-        train_recipe(recipe, run.path, resume=run.recipe_file.exists(), title=f"teacher {name}")
-    return run.path
+        train_recipe(recipe, path, resume=run.recipe_file.exists(), title=title)
+    return path
+
+
+def asked(about: str | None, arms: Sequence[Arm]) -> tuple[list[Arm], Path]:
+    """Return those of `arms` whose titles the command line asks for, or all of them, and the folder of the runs; `about` is its help."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("titles", nargs="*", help="take only arms whose title contains one of these")
+    parser.add_argument("--folder", type=Path, default=Path("runs/alarms"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    return [arm for arm in arms if not arguments.titles or any(part in arm.title for part in arguments.titles)], arguments.folder
 
 
 def ran(recipe: Recipe, path: Path, title: str) -> dict[str, Any]:
@@ -239,24 +255,18 @@ def sound(arm: Arm, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Run the arms whose titles are asked for, or all of them; print each arm and write it to the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("titles", nargs="*", help="run only arms whose title contains one of these")
-    parser.add_argument("--folder", type=Path, default=Path("runs/alarms"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if not (arguments.folder / "data").exists():
-        write_labels(arguments.folder / "data")
-    for kind, arms in (("failures", FAILURES), ("sound", SOUND)):
-        for arm in arms:
-            if arguments.titles and not any(part in arm.title for part in arguments.titles):
-                continue
-            content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"sound": {}, "failures": {}}
-            row = failure(arm, arguments.folder) if kind == "failures" else sound(arm, arguments.folder)
-            content = json.loads(RESULTS.read_text()) if RESULTS.exists() else content
-            content[kind][arm.title] = {"recipe": arm.recipe, "overrides": list(arm.overrides), **row}
-            content |= {"command": "python benchmarks/alarms.py", "seed": SEED, "machine": machine()}
-            RESULTS.write_text(json.dumps(content, indent=1) + "\n")
-            print(arm.title, json.dumps(content[kind][arm.title], indent=1), flush=True)
+    arms, folder = asked(__doc__, [*FAILURES, *SOUND])
+    if not (folder / "data").exists():
+        write_labels(folder / "data")
+    for arm in arms:
+        kind = "failures" if arm in FAILURES else "sound"
+        content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"sound": {}, "failures": {}}
+        row = failure(arm, folder) if kind == "failures" else sound(arm, folder)
+        content = json.loads(RESULTS.read_text()) if RESULTS.exists() else content
+        content[kind][arm.title] = {"recipe": arm.recipe, "overrides": list(arm.overrides), **row}
+        content |= {"command": "python benchmarks/alarms.py", "seed": SEED, "machine": machine()}
+        RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+        print(arm.title, json.dumps(content[kind][arm.title], indent=1), flush=True)
 
 
 if __name__ == "__main__":

@@ -43,13 +43,14 @@ def real(data: ImageData) -> torch.Tensor:
 
 
 def draw_samples(name: str, data: Path, root: Path) -> Path:
-    """Draw the contact sheet of the arms whose run of seed 0 is finished, and return its path."""
+    """Draw the contact sheet of the arms whose run of their first seed is finished, and return its path."""
     teacher = next(iter(ARMS[name].values()))
     images = in_memory(load_data(load_recipe(teacher.recipe, [f"data.dir={json.dumps(str(data))}", *teacher.changes]).data))
     assert isinstance(images, ImageData)
     blocks = [("real, held out", "", real(images))]
     for title in as_shipped(name):
-        arm, folder = ARMS[name][title], folder_of(root, title, 0)
+        arm = ARMS[name][title]
+        folder = folder_of(root, title, arm.seeds[0])
         run = RunFolder(folder)
         if not run.recipe_file.is_file() or not run.is_finished(run.recipe()["steps"]):
             continue

@@ -95,6 +95,8 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
             "method.guidance_optimizer.decay_from=0.4",
             "method.guidance_optimizer.final=0.1",
         ),
+        "DMD loss": ("method.loss=dmd",),
+        "uni": ("method.loss=uni",),
         "gamma 0.9": ("method.gamma=0.9",),
         "ratio 3": ("method.dfake_gen_update_ratio=3",),
         "GAN": ("method.gan=true", "method.gan_weight_generator=auto"),

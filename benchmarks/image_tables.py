@@ -208,11 +208,13 @@ def calibration_lines(table: dict[str, Any]) -> list[list[str]]:
 
 
 def guidance_lines(content: dict[str, Any]) -> list[list[str]]:
-    """Return a line for each scale of guidance."""
+    """Return a line for each scale of guidance, and number of steps where there are several."""
+    steps = len({row["steps"] for row in content["rows"]}) > 1
     columns = {heading: form for heading, form in COLUMNS.items() if any(form[0] in row for row in content["rows"])}
-    lines = [["guidance", "n", "evaluations", *columns]]
-    for row in sorted(content["rows"], key=lambda row: (row["n"], row["scale"])):
-        lines.append([f"{row['scale']:g}", f"{row['n']:,}", str(row["evaluations"]), *cells_of([row], columns)])
+    lines = [["guidance", *["steps"] * steps, "n", "evaluations", *columns]]
+    for row in sorted(content["rows"], key=lambda row: (row["n"], row["steps"], row["scale"])):
+        taken = [*[str(row["steps"])] * steps, f"{row['n']:,}", str(row["evaluations"])]
+        lines.append([f"{row['scale']:g}", *taken, *cells_of([row], columns)])
     return lines
 
 

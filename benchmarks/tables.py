@@ -622,9 +622,10 @@ def calibration(name: str) -> str:
 
 
 def guidance(name: str) -> str:
-    """Return the table of a teacher's figures at each guidance scale."""
+    """Return the table of a model's figures at each guidance scale."""
     content = result(f"guidance_{name}")
-    of = f"the teacher of seed {content['training_seed']} after {content['training_steps']:,} steps"
+    what = "teacher" if content.get("method", "teacher") == "teacher" else "model"
+    of = f"the {what} of seed {content['training_seed']} after {content['training_steps']:,} steps"
     note = f" Of {of}; sampling seed 0; features {content['features']['name']}."
     return markdown(guidance_lines(content)) + source(content, note)
 
@@ -676,6 +677,7 @@ TABLES = {
     "image_outlook_cifar10_16": lambda: image_outlook("cifar10_16"),
     "guidance_mnist": lambda: guidance("mnist"),
     "guidance_cifar10_16": lambda: guidance("cifar10_16"),
+    "guidance_dddm_mnist": lambda: guidance("dddm_mnist"),
     "calibration_mnist": lambda: calibration("mnist"),
     "calibration_cifar10": lambda: calibration("cifar10"),
     "sweep_flow_map_mnist": lambda: sweep("flow_map_mnist"),

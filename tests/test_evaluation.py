@@ -178,7 +178,39 @@ def test_a_teacher_is_measured_with_guidance(done, mistake, run, tmp_path):
     del config["sampler"]["guidance_scale"]
     (run / "model" / "config.json").write_text(json.dumps(config))
     said = mistake("evaluate", run, "-n", 60, "--guidance-scale", 2)
-    assert "--guidance-scale is 2.0; no diffusion model here was trained with label dropout: leave it out" in said
+    assert "--guidance-scale is 2.0; no model here but students was trained with label dropout: leave it out" in said
+
+
+def test_a_model_of_posterior_draws_is_measured_with_guidance(done, dddm_run, tmp_path):
+    """As a teacher is: it learns the data by itself, with labels and without."""
+    run = shutil.copytree(dddm_run, tmp_path / "run")
+    done("evaluate", run, "-n", 60, "--steps", 2)
+    plain = results(run)["rows"]["dddm, 2 evaluations"]
+    asked = done("evaluate", run, "-n", 60, "--steps", 2, "--guidance-scale", 3).out
+    row = results(run)["rows"]["dddm, 4 evaluations"]
+    assert "dddm, 4 evaluations: with guidance scale 3, which doubles the evaluations of every step" in asked
+    assert (row["guidance_scale"], row["frechet"] != plain["frechet"]) == (3.0, True)
+
+
+def test_a_churn_that_is_asked_for_is_that_of_sampling_and_is_told(done, mistake, dddm_run, teacher_run, tmp_path):
+    run = shutil.copytree(dddm_run, tmp_path / "dddm")
+    plain = done("evaluate", run, "-n", 60, "--steps", "1,3")
+    before = results(run)["rows"]
+    asked = done("evaluate", run, "-n", 60, "--steps", "1,3", "--churn", 0)
+    rows = results(run)["rows"]
+    several, once = "dddm, 3 evaluations", "dddm, 1 evaluation"
+    assert rows[once]["frechet_train"] == before[once]["frechet_train"]  # the only step ends in the sample, and adds no noise
+    assert rows[several]["frechet_train"] != before[several]["frechet_train"]
+    assert (rows[several]["churn"], "churn" in before[several]) == (0.0, False)
+    suite = suite_for(DIGITS, num=60)
+    label = labels_for(load(run), 60, 0, DIGITS.labels("train"))
+    samples = load(run).sample(60, label, sample_seeds(0, 0, 60), 3, churn=0.0)
+    assert rows[several]["frechet_train"] == pytest.approx(suite.measure(samples, label)["frechet_train"], rel=1e-6)
+    told = f"{several}: with churn 0, new noise in each step, in place of the generator's own"
+    assert (told in asked.out, "with churn" in plain.out) == (True, False)
+    assert "with churn 0, new noise in each step" in (run / "report.html").read_text()
+    assert "--churn is 2.0; give a number from 0, for no new noise, to 1" in mistake("evaluate", run, "-n", 60, "--churn", 2)
+    assert "--churn is 0.5; no sampler here can add noise in its steps" in mistake("evaluate", teacher_run, "-n", 60, "--churn", 0.5)
 
 
 def test_results_of_one_protocol_stand_in_one_table(done, mistake, run, tmp_path):

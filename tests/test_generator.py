@@ -144,12 +144,12 @@ def test_the_card_for_the_hub_states_the_licence_that_is_known_by_the_hub_s_name
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), "much", True, 1e9])
 def test_guidance_that_is_no_number_is_refused(scale):
-    with pytest.raises(ValueError, match="guidance_scale is for heun and euler and flow_euler, and must be a finite number"):
+    with pytest.raises(ValueError, match="guidance_scale is for heun, euler, distributional, flow_euler, and must be a finite number"):
         make({**TEACHER, "guidance_scale": scale})
 
 
 def test_a_student_has_no_guidance_of_its_own():
-    with pytest.raises(ValueError, match="guidance_scale is for heun and euler"):
+    with pytest.raises(ValueError, match="guidance_scale is for heun, euler, distributional, flow_euler"):
         make({**STUDENT, "guidance_scale": 2.0})
 
 

@@ -302,6 +302,10 @@ def test_a_run_is_measured_in_the_features_that_it_names(done, mistake, tmp_path
     generator = load(tmp_path / "run")
     pixels = [x.flatten(1) for x in (generator.sample(60, seed=measured_seeds("images", 60)), load_digits().images("heldout"))]
     assert record["eval.frechet"] == pytest.approx(frechet_distance(*pixels), rel=1e-6)
+    same = done("train", *usual, "steps=2", "trainer.evaluate_features=pixels-8x8", "--out", tmp_path / "run", "--resume").err
+    other = done("train", *usual, "steps=3", "trainer.evaluate_features=digits-v1", "--out", tmp_path / "run", "--resume").err
+    told = "trainer.evaluate_features was pixels-8x8 when the run began, and is digits-v1: figures of before and after do not compare"
+    assert ("do not compare" in same, told in " ".join(other.split())) == (False, True)
     message = mistake("train", *usual, "trainer.evaluate_features=pixel", "--out", tmp_path / "other")
     assert "trainer.evaluate_features is 'pixel': there are no features 'pixel'" in message
     assert not (tmp_path / "other").exists()

@@ -130,3 +130,20 @@ def test_the_commit_is_the_package_s_own_and_not_that_of_a_repository_around_it(
     subprocess.run([*git, "add", "-f", str(copy / "run.py")], check=True)
     subprocess.run([*git, "commit", "-qm", "with the package"], check=True)
     assert told().startswith(subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip())
+
+
+def test_a_run_of_settings_that_are_refused_today_says_what_is_left_to_do_with_it(done, mistake, tmp_path):
+    """Evaluated as it is; by --resume there is no use in being told to change settings that the run was begun with."""
+    small = ("steps=2", "network.widths=[8]", "batch_size=16", "data.size=500", "trainer.accelerator=cpu")
+    now = (*small, "method.gamma_by=data", "method.gamma_start=0.5")
+    told = mistake("train", "drift/ring", *now, "--out", tmp_path / "new")
+    assert "set it to null" in told
+    assert "was trained with this" not in told
+    run = tmp_path / "run"
+    done("train", "drift/ring", *small, "method.gamma_by=data", "--out", run)
+    text = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(text.replace("gamma_start: null", "gamma_start: 0.5"))
+    told = mistake("train", "drift/ring", *now, "steps=3", "--out", run, "--resume")
+    assert "method.gamma_start is 0.5, but with method.gamma_by=data gamma is the same in the whole run" in told
+    assert f"{run} was trained with this by a version that allowed it: it can be sampled, measured and exported as it is, but not" in told
+    done("evaluate", run, "-n", 60)

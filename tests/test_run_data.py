@@ -144,6 +144,19 @@ def test_a_run_whose_classes_are_gone_is_refused(overrides, run, mistake, tmp_pa
     assert load(path).class_names[0] == "c0"
 
 
+def test_a_run_without_classes_is_not_gone_on_with_on_data_that_has_some(teacher_overrides, done, mistake, tmp_path):
+    """Its network would lack the weights of the classes: that was a traceback."""
+    for k in range(24):
+        put(tmp_path / "flat" / f"{k}.png", encoded(seed=k))
+    words = [*teacher_overrides, f"data={{name: images, path: '{tmp_path / 'flat'}', size: 8, channels: 1, holdout: 0.25}}"]
+    done("train", "teacher/digits", *words, "steps=2", "--out", tmp_path / "run")
+    for k in range(24):
+        (tmp_path / "flat" / "ab"[k % 2]).mkdir(exist_ok=True)
+        (tmp_path / "flat" / f"{k}.png").rename(tmp_path / "flat" / "ab"[k % 2] / f"{k}.png")
+    told = " ".join(mistake("train", "teacher/digits", *words, "steps=3", "--out", tmp_path / "run", "--resume").split())
+    assert f"the run in {tmp_path / 'run'} was trained without classes, and the data flat now has a, b; give it back as it was" in told
+
+
 def test_a_run_whose_data_has_grown_says_so(overrides, run, done, pictures, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(run, path)

@@ -57,6 +57,12 @@ def test_what_is_written_is_what_is_drawn(kind, batch_size, num, teacher_run, tm
     assert {path.name for path in tmp_path.iterdir()} == {"a.npz", "b.npz"}
 
 
+def test_labels_for_which_there_is_no_sample_are_refused(teacher_run, mistake, tmp_path):
+    told = mistake("sample", teacher_run, "-n", 2, "--labels", "1,2,3", "--out", tmp_path / "a.npz")
+    assert "-n is 2, and --labels ask for 3 samples; give -n 3 or more, or ask for fewer" in told
+    assert not (tmp_path / "a.npz").exists()
+
+
 def test_labels_in_turn_go_on_over_batches(teacher_run, tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "LABELS", 7)
     write_samples(load(teacher_run), 33, tmp_path / "a.npz", None, seed=0, steps=1, batch_size=8)

@@ -636,7 +636,7 @@ def test_too_few_samples_of_the_teacher_are_said_as_that(sd, tmp_path, mistake):
     few = shutil.copytree(sd.folder / "prompts", tmp_path / "few")
     draw_teacher_samples(few, 8, sd.model, steps=1)
     run = trained(sd, tmp_path / "run", f"data.path={few}", "steps=1", "trainer.sample_every=5")
-    assert "few holds 8 samples of the model, half of which are measured against the other; measuring needs 10" in mistake("evaluate", run)
+    assert "few has 4 samples of the model held out; measuring needs 5: draw more into a new folder (--samples)" in mistake("evaluate", run)
 
 
 def test_nothing_is_measured_against_prompts_alone(run, mistake):

@@ -18,7 +18,7 @@ from fewstep.data.prompts import PromptData
 from fewstep.data.protocol import Data as AnyData
 from fewstep.data.rooms import opened
 from fewstep.denoisers.adapted import grounds
-from fewstep.errors import UserError
+from fewstep.errors import Refused, UserError
 from fewstep.generator import Generator, load
 from fewstep.hub import NotHad
 from fewstep.methods.base import Given, Method
@@ -306,12 +306,12 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
     """Return the method that `recipe` describes, with all its networks.
 
     Its teacher is read from `kept_teacher`, a copy inside the run folder, if that is given. Raises UserError for a teacher or network that
-    is missing or does not fit.
+    is missing or does not fit, and Refused for settings that do not go together.
     """
     try:
         recipe.check_fit(len(data.shape) == 1)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise Refused(str(error)) from error
     settings = recipe.method
     if isinstance(data, PromptData) and data.images is None and settings.needs_items:
         raise UserError(
@@ -346,8 +346,10 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
                 "trainer.compile is on, and method.lora puts the low-rank adapters of three roles into one network in turn, which a "
                 "compiled network would not notice; turn one of these settings off"
             )
+    except UserError:
+        raise
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise Refused(str(error)) from error
     if registry.is_own("methods", settings.name):
         check_method(settings.name, method)
     return method

@@ -48,6 +48,10 @@ Overrides = Annotated[
         autocompletion=completion.keys,
     ),
 ]
+Churn = Annotated[
+    float | None,
+    typer.Option(help="new noise in each step, from 0 for none to 1, for samplers that can add some; default: the generator's"),
+]
 Threads = Annotated[str, typer.Option(help="number of CPU threads; auto: 1 for a small network, otherwise one per core")]
 
 
@@ -171,15 +175,12 @@ def sample(
             help="scale of classifier-free guidance, for networks trained with label dropout; 1 is none; default: the generator's"
         ),
     ] = None,
-    churn: Annotated[
-        float | None,
-        typer.Option(help="new noise in each step, from 0 for none to 1, for samplers that can add some; default: the generator's"),
-    ] = None,
+    churn: Churn = None,
     threads: Threads = "auto",
     allow: Allow = None,
 ) -> None:
     """Draw samples from a generator and write them into a file."""
-    from fewstep.samples import asked_prompts, check_out, write_samples
+    from fewstep.samples import asked_prompts, check_asked, check_out, write_samples
 
     check_out(out)
     texts = asked_prompts(prompt or [], prompts)
@@ -195,6 +196,7 @@ def sample(
     use_threads(choose_threads(count, generator.denoiser, generator.shape))
     usual = min(PROMPTED, generator.num_classes or 1) if generator.told is not None else 100
     num = num if num is not None else len(texts) or usual
+    check_asked(num, wanted, texts)
     write_samples(generator, num, out, wanted, texts, seed=seed, steps=steps, guidance_scale=guidance_scale, churn=churn)
     typer.echo(f"{num} samples, {generator.evaluations(steps, None, guidance_scale)} evaluation(s) each: {out}")
     if generator.told is not None:
@@ -223,10 +225,11 @@ def evaluate(
     guidance_scale: Annotated[
         float | None,
         typer.Option(
-            help="scale of classifier-free guidance, for a diffusion model (such as the teacher) trained with label dropout; 1 is none; "
+            help="scale of classifier-free guidance, for a model trained with label dropout that is no student of another; 1 is none; "
             "default: the model's own"
         ),
     ] = None,
+    churn: Churn = None,
     features: Annotated[
         str | None,
         typer.Option(
@@ -276,7 +279,7 @@ def evaluate(
     from fewstep import evaluation, evaluation_text
 
     runs = tuple(beside or ())
-    options = evaluation.Options(features, reference, protocol, self_test, runs, not no_teacher, guidance_scale, compile, clip)
+    options = evaluation.Options(features, reference, protocol, self_test, runs, not no_teacher, guidance_scale, compile, clip, churn)
     results = evaluation.evaluate(path, num, seed, count, lambda text: _say(f"{text} ..."), counts, options)
     is_run = (path / "recipe.yaml").exists()
     if is_run:

@@ -11,7 +11,8 @@ from fewstep import registry
 from fewstep.build import in_memory, load_data
 from fewstep.data import DENSITIES, ImageData, Mixture, PointData
 from fewstep.errors import UserError, going_on
-from fewstep.evaluation import heading, usual_counts
+from fewstep.evaluation import heading
+from fewstep.evaluation_sampling import usual_counts
 from fewstep.evaluation_text import in_words
 from fewstep.files import replace_file
 from fewstep.generator import Generator, load

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class Refused(UserError):
+    """Settings that do not go together, or not with the data or the teacher. Older versions may have allowed them."""
+
+
 class Interrupted(Exception):
     """The command was stopped by a signal and left its files in order; the message says how to continue. The exit code is 130."""
 

@@ -18,6 +18,7 @@ from fewstep.data.prompts import PromptData
 from fewstep.data.protocol import Data
 from fewstep.engine import choose_threads, use_threads
 from fewstep.errors import UserError
+from fewstep.evaluation_sampling import churn, guide, step_counts
 from fewstep.evaluation_text import Results
 from fewstep.files import at_home, replace_file
 from fewstep.generator import Generator, load
@@ -42,8 +43,8 @@ from fewstep.metrics.point_suite import PointSuite
 from fewstep.metrics.protocol import PRESETS, Preset, departures, differences
 from fewstep.metrics.results import read_results
 from fewstep.metrics.rows import row_roles
+from fewstep.metrics.self_test import self_test
 from fewstep.metrics.suite import FEWEST, Suite
-from fewstep.model_config import is_guidance
 from fewstep.pipelines.agreement import Agreement
 from fewstep.recipe import Recipe, validated
 from fewstep.run_data import kept, numbered_as
@@ -61,7 +62,7 @@ def run_recipe(path: Path) -> Recipe:
 
 @dataclass(frozen=True)
 class Options:
-    """Options of an evaluation; all but `beside`, `teacher`, `guidance_scale` and `compile` are for images.
+    """Options of an evaluation; all but `beside`, `teacher`, `guidance_scale`, `churn` and `compile` are for images.
 
     Attributes:
         features: name or path of a feature network; None for the one that belongs to the data, or to the protocol.
@@ -70,7 +71,8 @@ class Options:
         self_test: whether to measure one half of the real training images against the other half, too.
         beside: folders of other runs, whose results are shown in the same table; they must have been measured by the same protocol.
         teacher: whether the teacher of a distilled run is measured, too.
-        guidance_scale: scale of classifier-free guidance for diffusion models trained with label dropout; None for each model's own.
+        guidance_scale: scale of classifier-free guidance for models trained with label dropout, but students; None for each model's own.
+        churn: new noise in each step of sampling, for the models whose sampler can add some; None for each model's own.
         compile: whether samples are drawn with compiled networks, which are faster and agree up to rounding.
         clip: folder or Hub id of a CLIP model that scores how well samples agree with their prompts; None for no such score.
 
@@ -85,6 +87,7 @@ class Options:
     guidance_scale: float | None = None
     compile: bool = False
     clip: str | None = None
+    churn: float | None = None
 
 
 def evaluate(
@@ -109,7 +112,7 @@ def evaluate(
         threads: number of CPU threads, or "auto".
         say: called with a line for each thing that is done.
         steps: numbers of sampling steps to measure at, for generators that allow several; None for the generator's own number and the
-            usual ones of its sampler (`usual_counts`).
+            usual ones of its sampler (`fewstep.evaluation_sampling.usual_counts`).
         options: see `Options`.
         allow: packages that the run's folder may import its own parts (network, method, ...) from; importing them runs their code.
 
@@ -147,8 +150,9 @@ def _evaluate(
     data = numbered_as(in_memory(loaded), generator.class_names, str(path))
     if isinstance(loaded, PromptData):
         as_drawn(loaded, models)
-    _guide(models, options.guidance_scale)
-    counts = _step_counts(models, steps)
+    guide(models, options.guidance_scale)
+    churned = churn(models, options.churn)
+    counts = step_counts(models, steps)
     use_threads(choose_threads(threads, generator.denoiser, data.shape))
     device = "cuda" if torch.cuda.is_available() and not points else "cpu"
     for model in models.values() if options.compile else ():
@@ -177,7 +181,7 @@ def _evaluate(
         for count in counts[name]:
             title, key = heading(name, model.evaluations(count)), None
             if model is not generator and teachers is not None:
-                key = {**teachers, "steps": count, "guidance_scale": model.guidance_scale, "compile": options.compile}
+                key = {**teachers, "steps": count, "sampler": model.sampler, "compile": options.compile}
                 if (found := kept_row(key)) is not None:
                     say(f"{title}: figures of an earlier evaluation of the same model by the same protocol, kept in {figures_folder()}")
                     rows[title] = {"role": "teacher", **found}
@@ -189,6 +193,7 @@ def _evaluate(
                 row = measure_by(preset, suite, model, num, count, agreement)
             else:
                 row = measure(suite, model, num, seed, count, slow=True, agreement=agreement)
+            row |= {"churn": options.churn} if name in churned else {}
             if key is not None:
                 keep_row(key, row)
             rows[title] = {"role": "own" if model is generator else "teacher", **row}
@@ -217,7 +222,7 @@ def _evaluate(
         "best": generator.info.get("best"),
         "floor": rows[floor].get("frechet", rows[floor].get("energy")),
         "floor_of": floor,
-        "self_test": suite.self_test() if options.self_test and isinstance(suite, Suite) else None,
+        "self_test": self_test(suite.train_features) if options.self_test and isinstance(suite, Suite) else None,
         "rows": rows,
         "compiled": options.compile,
         "warnings": [*_changed(run, recipe, data if isinstance(loaded, ImageData) else loaded), *_warnings(protocol, rows, recipe)],
@@ -341,43 +346,9 @@ def _warnings(protocol: Mapping[str, Any], rows: Mapping[str, Row], recipe: Reci
     return found
 
 
-def usual_counts(model: Generator) -> list[int]:
-    """Return the default numbers of steps to measure `model` at: its own and, if it allows several, the usual ones of its sampler."""
-    more = model.step_counts or model.kind.also if model.any_steps else []
-    return list(dict.fromkeys([model.default_steps(), *more]))
-
-
 def heading(name: str, evaluations: int) -> str:
     """Return the name of a row of the table, such as ``distilled, 4 evaluations``."""
     return f"{name}, {evaluations} evaluation{'s' * (evaluations > 1)}"
-
-
-def _guide(models: Mapping[str, Generator], scale: float | None) -> None:
-    """Set the guidance `scale`, if one is given, for all diffusion models in `models` that were trained with label dropout.
-
-    Raises UserError where `models` has no such model, or `scale` is not a finite number.
-    """
-    guided = [model for model in models.values() if model.is_denoiser and model.info.get("label_dropout")]
-    if scale is not None and not (guided and is_guidance(scale)):
-        allowed = "give a finite number, 1 for none" if guided else "no diffusion model here was trained with label dropout: leave it out"
-        raise UserError(f"--guidance-scale is {scale}; {allowed}")
-    for model in guided:
-        model.sampler |= {} if scale is None else {"guidance_scale": scale}
-
-
-def _step_counts(models: Mapping[str, Generator], steps: Sequence[int] | None) -> dict[str, list[int]]:
-    """Return for each of `models` the numbers of steps to measure it at.
-
-    Raises UserError for numbers in `steps` at which a model cannot be sampled.
-    """
-    counts = {}
-    for name, model in models.items():
-        counts[name] = usual_counts(model)
-        if steps and (model.any_steps or len(models) == 1):
-            for count in steps:
-                model.sigmas(count)
-            counts[name] = list(dict.fromkeys(steps))
-    return counts
 
 
 def _reference(data: ImageData | PointData, suite: Suite | PointSuite, gamma: float, file: Path | None = None) -> str:

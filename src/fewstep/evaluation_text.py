@@ -7,6 +7,7 @@ from typing import Any
 from fewstep.data.checks import printable
 from fewstep.measurement import Row
 from fewstep.metrics.figures import FIGURES, Figure
+from fewstep.metrics.rows import how_sampled
 
 
 class Results(dict[str, Any]):
@@ -70,7 +71,7 @@ def footnote(results: Mapping[str, Any]) -> str:
             f"n = {results['n']} samples (seed {results['seed']}) against {results['reference']}; the first row is the floor, "
             "another set of exact samples. Standard errors are in the JSON file"
         )
-        return "\n".join([text, *warnings])
+        return "\n".join([". ".join([text, *how_sampled(results["rows"])]), *warnings])
     protocol = results.get("protocol", {})
     floor_n, second = protocol.get("floor_n"), protocol.get("second")
     lines = ["The training used these features, so that FD is too low"] * (results.get("trained_in_features") == "evaluator")
@@ -83,8 +84,7 @@ def footnote(results: Mapping[str, Any]) -> str:
         + (f" ({floor_n:,} random images of it)" if floor_n else "")
         + ("" if results["floor"] is None else f", {results['floor']:.3f}")
     )
-    guided = {title: row["guidance_scale"] for title, row in results["rows"].items() if "guidance_scale" in row}
-    lines += [f"{title}: with guidance scale {scale:g}, which doubles the evaluations of every step" for title, scale in guided.items()]
+    lines += how_sampled(results["rows"])
     if second:
         lines.append(f"2nd judge: FD / floor in the features {second['name']}, of a separately trained network")
     if clip := protocol.get("clip"):

@@ -50,12 +50,12 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="fewstep", tags=["
         network: ``name`` and arguments of the network (see `fewstep.networks`).
         sampler: ``name`` and settings, as `fewstep.samplers.SAMPLERS` has them: for "heun" and "euler" ``steps`` (the default), the
             grid, and ``guidance_scale`` if guided; for "few_step" ``sigmas``, or ``levels``, a list for each number of steps, with
-            ``steps``; for "distributional" and "two_time" ``steps``, ``churn`` and the latter's grid; for "push_forward" none.
+            ``steps``; for "distributional" ``steps``, ``churn``, and ``guidance_scale`` if guided; for "two_time" ``steps``, ``churn``
+            and its grid; for "push_forward" none.
         info: further information to save: method, recipe, step, whether labels were dropped in training.
         denoiser: ``name`` and settings of the denoiser (see `fewstep.denoisers.DENOISERS`); None is ``{"name": "preconditioned"}``.
         units: ``location`` and ``scale`` of each column of points, by which samples are brought to the data's units; None for no change.
-        latents: ``model``, the pipeline whose VAE decodes the samples to pixels, and ``vae``, the VAE's checksum, if it is known; None for
-            samples that are pixels or points.
+        latents: ``model``, the pipeline whose VAE decodes the samples, and ``vae``, that VAE's checksum, if known; None for others.
         base: pipeline network that holds or underlies the weights, see `fewstep.pipelines.reference.Base`; None for weights of its own.
 
     Raises:

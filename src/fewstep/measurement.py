@@ -87,13 +87,9 @@ def suite_for(
         target = data.density.power(gamma)
         modes = (target.modes, target.mode_stds, target.mode_weights) if isinstance(data.density, Mixture) else None
         return PointSuite(target.sample(EXACT_SAMPLES, rng), target.sample(EXACT_SAMPLES, rng), modes)
-    if drawn and len(data.heldout) < FEWEST_IMAGES:
-        raise UserError(
-            f"{data.name} holds {len(data.train) + len(data.heldout)} samples of the model, half of which are measured against the other; "
-            f"measuring needs {2 * FEWEST_IMAGES}: encode the prompts into a new folder with more (--samples)"
-        )
     if len(data.heldout) < FEWEST_IMAGES:
-        raise UserError(f"{data.name} has {len(data.heldout)} images held out; measuring needs {FEWEST_IMAGES}: raise data.holdout")
+        what, more = ("samples of the model", "draw more into a new folder (--samples)") if drawn else ("images", "raise data.holdout")
+        raise UserError(f"{data.name} has {len(data.heldout)} {what} held out; measuring needs {FEWEST_IMAGES}: {more}")
     try:
         usual = features is None
         network = feature_network(data.name, data.shape, data.num_classes) if usual else named_features(str(features), device, say)
@@ -354,13 +350,22 @@ class Watch:
                 f"trainer.keep_best is {keep_best!r}, and there are {self.lacks[keep_best].reason(keep_best)}: give more (data.holdout, "
                 "trainer.evaluate_samples), or another figure"
             )
-        if keep_best in self.suite.undefined:
-            known = [key for key in choices("points" if points else "images") if key not in {*self.suite.undefined, *self.lacks}]
-            raise UserError(f"trainer.keep_best is {keep_best!r}, which the data {data.name} never has; give one of {', '.join(known)}")
+        self.undefined = self.suite.undefined
+        if keep_best in self.undefined:
+            known = [key for key in choices("points" if points else "images") if key not in {*self.undefined, *self.lacks}]
+            raise UserError(
+                f"trainer.keep_best is {keep_best!r}, which the data {data.name} never has, for {self.undefined[keep_best]}; give one of "
+                f"{', '.join(known)}"
+            )
+
+    @property
+    def by(self) -> str:
+        """How figures are measured, a phrase: by other numbers of samples or other features they do not compare."""
+        return f"of {self.num:,} samples" + (f" in {self.suite.network.name}" if isinstance(self.suite, Suite) else "")
 
     def untold(self) -> list[str]:
         """Return which figures are left out for too few items: a phrase for each reason."""
-        lacks = {key: lack for key, lack in self.lacks.items() if key not in self.suite.undefined and BY_KEY[key].is_watched}
+        lacks = {key: lack for key, lack in self.lacks.items() if key not in self.undefined and BY_KEY[key].is_watched}
         return summed_up([without(dict.fromkeys(lacks), lacks)])
 
     def __call__(self, generator: Generator, measuring: Measuring | None = None) -> dict[str, float]:

@@ -35,8 +35,8 @@ def checked_sampler(config: Mapping[str, Any]) -> SamplerKind:
             raise ValueError(f"sampler is {dict(config)}; {key} must be a finite number above 0")
     if config.get("last", 1) > 1 or config.get("terminal", 0.5) >= 1:
         raise ValueError(f"sampler is {dict(config)}; last is a time, which is 1 at most, and terminal is one below 1")
-    if "guidance_scale" in config and (not kind.every_level or not is_guidance(config["guidance_scale"])):
-        names = " and ".join(key for key, known in SAMPLERS.items() if known.every_level)
+    if "guidance_scale" in config and (not kind.guided or not is_guidance(config["guidance_scale"])):
+        names = ", ".join(key for key, known in SAMPLERS.items() if known.guided)
         raise ValueError(f"sampler is {dict(config)}; guidance_scale is for {names}, and must be a finite number, 1 for none")
     if "sigma_min" in config and "sigma_max" in config and not config["sigma_min"] < config["sigma_max"]:
         raise ValueError(f"sampler is {dict(config)}; sigma_min must be below sigma_max")

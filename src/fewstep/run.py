@@ -28,7 +28,7 @@ from fewstep.metrics.figures import choices
 from fewstep.networks.base import num_parameters
 from fewstep.own_parts import named_faults
 from fewstep.recipe import Recipe, load_recipe, resolved
-from fewstep.run_data import as_recorded, keep, tell
+from fewstep.run_data import as_recorded, keep, once_allowed, tell
 from fewstep.screen import SCREEN
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.precision import MIXED
@@ -228,6 +228,8 @@ def _watch(recipe: Recipe, data: Data, fabric: "Fabric") -> "Callable[[Generator
 
     trainer = recipe.trainer
     if trainer.evaluate_every is None:
+        if trainer.evaluate_samples is not None and fabric.is_global_zero:
+            note(f"trainer.evaluate_samples is {trainer.evaluate_samples}, and nothing is measured while training without evaluate_every")
         return None
     if not fabric.is_global_zero:
         num = trainer.evaluate_samples or usual_samples(len(data.shape) == 1)
@@ -309,7 +311,7 @@ def _train_recipe(
     audited = audit(data)
     if recipe.trainer.workers and not isinstance(data, ForeignData):
         note(f"trainer.workers is {recipe.trainer.workers}, and {data.name} lies in memory: no worker is started")
-    with named_faults(recipe, lambda error: "nothing was trained"):
+    with named_faults(recipe, lambda error: "nothing was trained"), once_allowed(run):
         method = make_method(recipe, data, run.teacher_folder if run.has_teacher() else None)
     check_parts(recipe, method, fabric.world_size)
     chosen = _chosen_together(recipe, method, data, fabric, run.recipe() if run.recipe_file.is_file() else None)
@@ -328,7 +330,7 @@ def _train_recipe(
         engine = {"engine": chosen.line, "threads": chosen.threads}
         run.open(resolved(recipe), made_by() | ({} if source is None else {"recipe": source}) | engine | {"data_audit": audited.lines()})
         SCREEN.say(chosen.line)
-        tell(audited, run, getattr(data, "note", "") or "")
+        tell(audited, run, recipe, getattr(data, "note", "") or "")
         keep(audited, run)
         if not is_held:
             held.enter_context(held_folder(run.path))
@@ -353,6 +355,7 @@ def _train_recipe(
         evaluate_every=trainer.evaluate_every,
         keep_best=trainer.keep_best,
         best_is={**choices("images"), **choices("points")}[trainer.keep_best] if trainer.keep_best else "least",
+        measured_by=getattr(watch, "by", ""),
         checkpoint_every=trainer.checkpoint_every or tenth,
         keep_checkpoints=trainer.keep_checkpoints,
         ema_decay=recipe.method.ema_decay,

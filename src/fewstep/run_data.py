@@ -1,7 +1,8 @@
 """Prepare the data of a run: number its classes as the resumed run, teacher or initial weights do; report and record what it contains."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from fewstep.data import DataError
 from fewstep.data.audit import Audit, changes
 from fewstep.data.checks import printable
 from fewstep.data.class_order import in_order_of, other_names
-from fewstep.errors import UserError
+from fewstep.errors import Refused, UserError
 from fewstep.files import at_home, replace_file
 from fewstep.recipe import Recipe
 from fewstep.screen import SCREEN
 from fewstep.text import read_json
+from fewstep.training.checkpoint import checkpoints
 from fewstep.training.run_folder import RunFolder
 
 
@@ -65,8 +67,14 @@ def as_recorded(recipe: Recipe, data: Data, run: RunFolder | None = None) -> Dat
     """
     own: tuple[str, ...] = ()
     if run is not None:
-        classes = kept(run).get("classes") or ()
-        own = tuple(str(entry["name"]) for entry in classes) or recorded_names(run.model_folder if run.model_folder.is_dir() else None)
+        classes = kept(run).get("classes")
+        own = tuple(str(entry["name"]) for entry in classes or ())
+        own = own or recorded_names(run.model_folder if run.model_folder.is_dir() else None)
+        if classes == [] and data.class_names:
+            raise UserError(
+                f"the run in {run.path} was trained without classes, and the data {data.name} now has {_some(data.class_names)}; "
+                "give it back as it was, or train into another folder"
+            )
     teacher = run.teacher_folder if run is not None and run.has_teacher() else recipe.method.teacher_path
     sources = [
         (f"the run in {run.path}" if run else "", own),
@@ -97,13 +105,37 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(map(printable, names[:4])) + (f", ... ({len(names)})" if len(names) > 4 else "")
 
 
-def tell(found: Audit, run: RunFolder, said: str = "") -> None:
-    """Print what was `found` in the data, without lines that are in `said`, and a note for each change since the run began."""
+@contextlib.contextmanager
+def once_allowed(run: RunFolder) -> Iterator[None]:
+    """Say of settings that are Refused inside what is left to do with `run`, if it was trained with them by a version that allowed them."""
+    try:
+        yield
+    except Refused as error:
+        if not checkpoints(run.checkpoint_folder):
+            raise
+        raise UserError(
+            f"{error}; {run.path} was trained with this by a version that allowed it: it can be sampled, measured and exported as it is, "
+            "but not trained on; to train with settings that are allowed, give another folder"
+        ) from error
+
+
+MEASURED_BY = ("evaluate_samples", "evaluate_features")  # settings of trainer without which figures of one run do not compare
+
+
+def tell(found: Audit, run: RunFolder, recipe: Recipe, said: str = "") -> None:
+    """Print what was `found` in the data, without lines that are in `said`, and a note for each change since the run began.
+
+    Changes are those of the data, and those of `recipe` in how the run is measured while it trains.
+    """
     for line in found.lines():
         if line.rstrip(".") not in said:
             SCREEN.say(f"data: {line}")
     for change in changes(kept(run), found):
         note(f"the data has changed since the run began: {change}")
+    before = run.recipe().get("trainer") or {}
+    for key in MEASURED_BY if any(name.startswith("eval.") for record in run.metrics() for name in record) else ():
+        if (now := getattr(recipe.trainer, key)) != (was := before.get(key)):
+            note(f"trainer.{key} was {was} when the run began, and is {now}: figures of before and after do not compare in its curves")
 
 
 def keep(found: Audit, run: RunFolder) -> None:

@@ -157,6 +157,11 @@ class SamplerKind:
     also: tuple[int, ...] = ()
     every_level: bool = False
 
+    @property
+    def guided(self) -> bool:
+        """Whether its config may have a ``guidance_scale``: whether it draws from a model of the data, and not from a student of one."""
+        return self.every_level or self.of == "posterior"
+
 
 def _karras(config: Config, steps: int) -> Tensor:
     return karras_sigmas(steps, config["sigma_min"], config["sigma_max"], config["rho"])

@@ -54,6 +54,13 @@ def asked_prompts(given: Sequence[str], file: Path | None) -> list[str]:
     return [*given, *(found.texts[row] for row in found.rows)]
 
 
+def check_asked(num: int, labels: Sequence[int | str] | None, prompts: Sequence[str]) -> None:
+    """Raise UserError where `num` samples are fewer than the `labels` or `prompts` that were asked for, so that some would not be drawn."""
+    for option, wanted in (("--labels", labels or ()), ("--prompt and --prompts", prompts)):
+        if len(wanted) > num:
+            raise UserError(f"-n is {num}, and {option} ask for {len(wanted)} samples; give -n {len(wanted)} or more, or ask for fewer")
+
+
 def write_samples(generator: Generator, num: int, out: Path, labels: Labels, prompts: Sequence[str] = (), **options: Any) -> None:
     """Draw `num` samples into the file `out`: a .png with a grid, or a .npz with ``samples`` [num, *shape] and ``labels`` int64 [num].
 

@@ -18,7 +18,7 @@ from fewstep.data.iterables import stream_data
 from fewstep.data.origin import LeftOut
 from fewstep.data.own import item_data
 from fewstep.recipe import load_recipe
-from picture_folders import encoded, lines, numbered, opened, put, two_classes
+from picture_folders import encoded, lines, numbered, opened, put, refusal, two_classes
 
 
 @pytest.fixture(autouse=True)
@@ -239,3 +239,39 @@ def test_a_stream_of_a_folder_tells_of_what_is_no_shard(tmp_path):
 
 def lines_of(data):
     return "\n".join(audit(data).lines())
+
+
+def test_the_class_is_the_folder_that_tells_images_apart(tmp_path):
+    """Tiny ImageNet has train/CLASS/images/: there the folder above is the class, which was lost."""
+    for k in range(12):
+        put(tmp_path / "one" / "cat" / "images" / f"{k}.png", encoded(seed=k))
+        put(tmp_path / "one" / "dog" / "images" / f"{k}.png", encoded(seed=12 + k))
+        put(tmp_path / "two" / "train" / "cat" / "images" / f"{k}.png", encoded(seed=k))
+        put(tmp_path / "two" / "train" / "dog" / "images" / f"{k}.png", encoded(seed=12 + k))
+        put(tmp_path / "two" / "val" / "images" / f"{k}.png", encoded(seed=30 + k))
+        put(tmp_path / "alone" / "images" / f"{k}.png", encoded(seed=k))
+    for name in ("one", "two"):
+        data = opened(tmp_path / name)
+        assert (data.class_names, len(data.train)) == (("cat", "dog"), 18)
+        assert "all images lie in sub-folders called images, and the class of an image is the folder above" in lines(data)
+    assert "the images of val/ lie in no class sub-folders and have no labels" in lines(data)
+    data = opened(tmp_path / "alone")
+    assert data.class_names == ()
+    assert "no classes: all images lie in the one sub-folder images" in lines(data)
+
+
+def test_a_class_of_several_folders_is_told(tmp_path):
+    for k in range(6):
+        for number, place in enumerate(("cats/old", "cats/young", "dogs/old", "dogs/puppies")):
+            put(tmp_path / place / f"{k}.png", encoded(seed=6 * number + k))
+    data = opened(tmp_path)
+    assert data.class_names == ("old", "puppies", "young")
+    assert "1 class gathered from sub-folders of the same name (old from cats/old, dogs/old): the class of an image is its" in lines(data)
+
+
+def test_an_image_that_metadata_names_twice_is_refused(tmp_path):
+    for k in range(6):
+        put(tmp_path / f"{k}.png", encoded(seed=k))
+    rows = [f"{k}.png,{'ab'[k % 2]}" for k in (0, 1, 2, 3, 4, 5, 3)]
+    put(tmp_path / "metadata.csv", "\n".join(["file_name,label", *rows]).encode())
+    assert "metadata.csv names 1 image more than once (3.png), which would be trained on as often" in refusal(tmp_path)

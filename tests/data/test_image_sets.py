@@ -374,9 +374,11 @@ def test_several_frames_and_more_than_8_bits_are_refused(tmp_path):
     assert "still" not in message
 
 
-def test_colours_of_16_bits_keep_their_high_byte(tmp_path):
-    """Pillow reads these rightly; a PNG put together by hand."""
-    values = np.random.default_rng(0).integers(0, 2**16, (8, 8, 3)).astype(">u2")
+@pytest.mark.parametrize("bits", [16, 14, 12])
+def test_colours_of_16_bits_keep_their_high_byte_and_darkness_is_noted(bits, tmp_path):
+    """Pillow reads these rightly where all bits are used; a PNG put together by hand."""
+    values = np.random.default_rng(0).integers(0, 2**bits, (8, 8, 3)).astype(">u2")
+    values[0, 0] = 2**bits - 1
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -385,8 +387,10 @@ def test_colours_of_16_bits_keep_their_high_byte(tmp_path):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))
     for k in range(2):
         write(tmp_path / f"{k}.png", b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b""))
-    found = image_folder(str(tmp_path), 8, holdout=0.5).train[0].permute(1, 2, 0).numpy()
-    assert np.array_equal(found, values // 256)
+    data = image_folder(str(tmp_path), 8, holdout=0.5)
+    assert np.array_equal(data.train[0].permute(1, 2, 0).numpy(), values // 256)
+    assert ("nearly black" in data.note) == (bits < 16)
+    assert (f"no pixel of any image is above {2 ** (bits - 8) - 1} of 255" in data.note) == (bits < 16)
 
 
 # --- damage --------------------------------------------------------------------------------------------------------------

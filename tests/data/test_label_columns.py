@@ -11,6 +11,7 @@ from PIL import Image
 from fewstep.build import load_data
 from fewstep.data.errors import DataError
 from fewstep.data.image_sets import image_folder
+from fewstep.data.stream import image_stream
 from fewstep.recipe import load_recipe
 
 NUM = 24
@@ -41,6 +42,9 @@ FORMS = {
     "floats": pa.array([float(k) for k in CLASSES]),
     "floats of 32 bits": pa.array(np.array(CLASSES, np.float32)),
     "words": pa.array(["abc"[k] for k in CLASSES]),
+    "words in views": pa.array(["abc"[k] for k in CLASSES]).cast(pa.string_view()),
+    "words in bytes": pa.array([b"abc"[k : k + 1] for k in CLASSES], pa.binary()),
+    "words in bytes of one size": pa.array([b"abc"[k : k + 1] for k in CLASSES], pa.binary(1)),
     "one-hot": pa.array([[int(k == place) for place in range(3)] for k in CLASSES]),
     "one-hot floats": pa.array([[float(k == place) for place in range(3)] for k in CLASSES]),
 }
@@ -51,7 +55,7 @@ FORMS = {
 def test_labels_of_a_usual_name_are_found_in_every_form(name, form, tmp_path):
     data = opened(parquet(tmp_path / "x.parquet", **{name: FORMS[form]}))
     assert data.num_classes == 3
-    assert data.class_names == (("a", "b", "c") if form == "words" else ("0", "1", "2"))
+    assert data.class_names == (("a", "b", "c") if form.startswith("words") else ("0", "1", "2"))
     assert data.note == ""
     both = sorted([*data.train_label.tolist(), *data.heldout_label.tolist()])
     assert both == sorted(CLASSES)
@@ -105,3 +109,39 @@ def test_images_stored_once_each_are_read_as_others(tmp_path):
         found.append(opened(str(tmp_path / f"{name}.parquet")))
     assert (found[0].train == found[1].train).all()
     assert (found[0].train_label == found[1].train_label).all()
+
+
+def test_images_and_labels_may_both_be_bytes_in_any_order_and_form(tmp_path):
+    images, words = pa.array([png(k) for k in range(NUM)], pa.binary()), FORMS["words in bytes"]
+    plain = opened(parquet(tmp_path / "plain.parquet", label=FORMS["words"]))
+    for name, form in (("binary", images), ("large", images.cast(pa.large_binary())), ("views", images.cast(pa.binary_view()))):
+        pq.write_table(pa.table({"label": words, "image": form}), tmp_path / f"{name}.parquet")
+        data = opened(str(tmp_path / f"{name}.parquet"))
+        assert (data.train == plain.train).all()
+        assert (data.train_label == plain.train_label).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            pa.array(CLASSES, pa.int32()).cast(pa.date32()),
+            r"whose column 'label' is called like labels, and is of type date32; classes are",
+        ),
+        (pa.array([{"a": 1}] * NUM), r"whose column 'label' is called like labels, and is of type dict"),
+        (pa.array([png(k) for k in range(NUM)]), r"column 'label' holds bytes that are no text .*PNG"),  # masks
+    ],
+)
+def test_a_column_of_a_usual_name_that_holds_no_labels_is_refused_by_name(values, said, tmp_path):
+    path = parquet(tmp_path / "x.parquet", label=values)
+    with pytest.raises(DataError, match=said):
+        opened(path)
+    assert opened(path, label_column="none").num_classes is None
+
+
+def test_a_stream_refuses_it_too(tmp_path):
+    """Whose labels are not looked through beforehand, and so are whole numbers or words."""
+    path = parquet(tmp_path / "x.parquet", label=FORMS["floats"])
+    with pytest.raises(DataError, match="whose column 'label' is called like labels, and is of type float64"):
+        image_stream(path, 8)
+    assert image_stream(path, 8, label_column="none").num_classes is None

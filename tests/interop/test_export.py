@@ -407,6 +407,20 @@ def test_the_card_has_the_figures_of_its_own_generator_at_its_own_steps(count, e
     assert ("Not measured at 3 steps" in str(found)) == (energy is None)
 
 
+def test_the_card_has_no_figures_of_another_churn_and_tells_the_guidance_of_a_row():
+    points = made({"name": "mlp", "widths": [8]}, (2,), sampler=steps(2), info={"method": "dmd2"})
+    results = rows_of(told=True, floor=0.0, teacher=0.1, own=0.25, once=0.5) | {"seed": 0, "reference": "r", "features": "f"}
+    results["rows"]["teacher, 2 evaluations"]["guidance_scale"] = 3.0
+    results["rows"]["/home/me/other: student, 2 evaluations"]["guidance_scale"] = 7.0
+    told = str(model_card(points, "onnx", "ring", "MIT", 0.0, results=results))
+    assert "Teacher, 2 evaluations: with guidance scale 3" in told
+    assert "scale 7" not in told
+    results["rows"]["student, 2 evaluations"]["churn"] = 0.5
+    found = model_card(points, "onnx", "ring", "MIT", 0.0, results=results)
+    assert found.data.eval_results is None
+    assert "Not measured at 2 steps with its own churn when this was exported" in str(found)
+
+
 def test_a_number_of_steps_changes_nothing_else_of_a_sampler(monkeypatch, tmp_path):
     sampler = {"name": "few_step", "levels": [[2.0], [2.0, 0.5]], "steps": 2, "start": 3.0}
     model, written = saved(tmp_path, network=ONE_LEVEL, sampler=sampler), []

@@ -51,8 +51,8 @@ GENERATORS = {
         (3, 8, 8),
         3,
         DIT | {"xi_channels": 2},
-        {"name": "distributional", "steps": 3, "churn": 0.7},
-        INFO,
+        {"name": "distributional", "steps": 3, "churn": 0.7, "guidance_scale": 1.5},
+        INFO | {"label_dropout": 0.1},
         {"name": "distributional"},
     ),
     "points": (

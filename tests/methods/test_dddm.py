@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from fewstep.build import load_data, make_method
 from fewstep.errors import UserError
 from fewstep.generator import Generator
 from fewstep.methods import Batch, Ratio
@@ -372,6 +373,23 @@ def test_what_ships_is_the_network_given_with_the_generator_s_sampler():
         expected = distributional(average, latents, times, torch.tensor([0, 1, 2, 0, 1]), Noise(rng))
     torch.testing.assert_close(shipped.sample(5, seed=8), expected)
     assert shipped.sample(2, guidance_scale=2.0).isfinite().all()  # it was trained with labels hidden
+
+
+def test_the_guidance_that_it_is_sampled_with_goes_into_what_ships():
+    recipe = load_recipe("dddm/digits", ["method.guidance_scale=1.5", "network.channels=[8]", "network.groups=4", "network.head_dim=4"])
+    method = make_method(recipe, load_data(recipe.data))
+    shipped = method.ship(method.networks["denoiser"], 3)
+    assert (shipped.guidance_scale, shipped.evaluations(4)) == (1.5, 8)
+    plain = shipped.derive({**shipped.sampler, "guidance_scale": 1.0}, shipped.info, shipped.denoiser)
+    assert torch.equal(plain.sample(3, seed=0, steps=2, guidance_scale=1.5), shipped.sample(3, seed=0, steps=2))
+
+
+def test_guidance_needs_classes_and_hidden_labels():
+    with pytest.raises(UserError, match=r"guidance_scale is 1\.5, but no label is ever hidden; give label_dropout"):
+        load_recipe("dddm/digits", ["method.guidance_scale=1.5", "method.label_dropout=0"])
+    recipe = load_recipe("dddm/ring", ["method.guidance_scale=1.5", "method.label_dropout=0.1"])
+    with pytest.raises(UserError, match=r"method\.guidance_scale is 1\.5, and ring has no classes; leave it out"):
+        make_method(recipe, load_data(recipe.data))
 
 
 # --- learning

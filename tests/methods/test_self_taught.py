@@ -113,3 +113,11 @@ def test_stages_are_counted_in_the_student_s_part(make):
 def test_two_teachers_are_one_too_many(settings):
     with pytest.raises(ValueError, match=r"own_teacher is 0\.5, but teacher is 'runs/t'"):
         settings(name="consistency" if settings is ConsistencySettings else "flow_map", own_teacher=0.5, teacher="runs/t")
+
+
+@pytest.mark.parametrize("make", [consistency, flow_map])
+def test_an_average_that_would_keep_the_untrained_weights_is_refused(make):
+    """With warm-up w the weights before the first update have the share Gamma(1 + w) / n^w after n updates: 1 / n with w = 1."""
+    with pytest.raises(ValueError, match=r"method.ema_warmup is 0\.0, and with method.own_teacher the average .* set it to 1 or more"):
+        make(ema_warmup=0.0)
+    make(ema_warmup=1.0)

@@ -14,6 +14,7 @@ from fewstep.metrics.features import PooledPixels, extract, feature_network
 from fewstep.metrics.frechet import Moments
 from fewstep.metrics.kernel_mmd import kernel_distance_subsets
 from fewstep.metrics.manifold import nearest_distance
+from fewstep.metrics.self_test import self_test
 from fewstep.metrics.statistics import FeatureSet, in_random_order, pixel_sha256
 from fewstep.metrics.suite import Suite, images_per_second, within_class_std
 
@@ -45,7 +46,21 @@ def test_figures_are_the_metrics_of_the_features(suite):
         return np.mean([np.linalg.norm(np.delete(rows, i, 0) - row, axis=1).min() for i, row in enumerate(rows)])
 
     assert row["train_distance"] == pytest.approx(mean_nearest(ours, pixels) / mean_nearest(other, pixels))
-    assert row["spacing"] == pytest.approx(mean_spacing(ours) / mean_spacing(pixels[:300]))
+    assert row["spacing"] == pytest.approx(mean_spacing(ours) / mean_spacing(pixels[in_random_order(len(pixels), 300)[:300]]))
+
+
+def test_spacing_is_compared_with_all_classes_of_a_sorted_set():
+    """Half of the images lie close together, and come first; a random set of the same images is as far apart as they are.
+
+    Each mean of 100 images is of about 50 wide distances, all within a few percent of each other in 64 dimensions, so that the ratio has
+    a standard deviation of about 0.14 by the number of wide ones; of the first 100 images alone it would be about 5.
+    """
+    rng = torch.Generator().manual_seed(0)
+    train = torch.cat([scale * torch.randn(200, 1, 8, 8, generator=rng) for scale in (0.02, 0.2)])
+    heldout = train[torch.randperm(400, generator=rng)[:80]] + 0.01
+    samples = train[torch.randperm(400, generator=rng)[:100]]
+    row = Suite(train, heldout, None, None, PooledPixels(), num=100).measure(samples, None)
+    assert row["spacing"] == pytest.approx(1, abs=0.45)
 
 
 def test_floor_row_is_real_data_against_real_data(suite):
@@ -217,7 +232,7 @@ def test_what_takes_long(suite, monkeypatch):
 
 
 def test_the_self_test_finds_nothing_in_real_data_and_something_in_data_of_two_kinds(suite):
-    found = suite.self_test(8)
+    found = self_test(suite.train_features, 8)
     assert found["num"] == 718
     assert found["frechet"] > 0.3  # which is bias
     assert abs(found["rest"]) < 4 * found["spread"] / 8**0.5
@@ -225,7 +240,7 @@ def test_the_self_test_finds_nothing_in_real_data_and_something_in_data_of_two_k
     assert found["bias"] + found["rest"] == pytest.approx(found["frechet"])
     assert found["frechet"] / 2 < found["bias"] < found["frechet"] * 2
     with pytest.raises(ValueError, match="a self-test needs 8"):
-        Suite(TRAIN[:7], HELDOUT[:7], None, None, feature_network("digits")).self_test()
+        self_test(suite.train_features[:7])
 
 
 # --- floors of as many images as samples, classes, copies, and a second judge ------------------------------------------
@@ -358,5 +373,6 @@ def test_a_ratio_to_nothing_is_left_out(train, heldout, gone):
     row = against.measure(made, torch.arange(120) % 2)
     known = {"frechet", "frechet_over_floor", "frechet_train", "train_distance", "spacing", "within_class_std", "least_class_std"}
     assert known - row.keys() == gone
+    assert against.undefined.keys() & known == gone  # it is known before anything is measured
     assert all(np.isfinite(value) for value in row.values() if isinstance(value, float))
     json.dumps(against.floor_row(), allow_nan=False)

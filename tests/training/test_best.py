@@ -6,6 +6,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from fewstep.metrics.figures import choices
 from fewstep.recipe import load_recipe
 from fewstep.training.run_folder import RunFolder
 from linear_method import Linear, Shipped, run_loop
+from picture_folders import put, saved
 from same_run import assert_same_run, snapshot
 
 VALUES = {2: 3.0, 4: 1.6, 6: 0.9, 8: 2.0}
@@ -72,6 +74,13 @@ def test_it_is_the_average_of_that_step(tmp_path):
     assert torch.equal(load_file(run.best_folder / "model.safetensors")["weight"], average["0.weight"])
     last = load_file(run.path / "checkpoints" / "step_8" / "ema.safetensors")
     assert not torch.equal(last["0.weight"], average["0.weight"])
+
+
+@pytest.mark.parametrize("values", [{2: float("nan"), 4: float("inf"), 6: float("nan"), 8: float("nan")}, {8: 2.0}])
+def test_a_figure_without_a_value_at_every_measurement_is_said_once(values, tmp_path, capsys):
+    run = run_loop(tmp_path / "run", Kept(), **settings({2: float("nan"), 4: float("nan"), 6: float("nan"), **values}))
+    said = capsys.readouterr().err.count("trainer.keep_best is 'made', which had no value at any measurement: no best model is kept")
+    assert (said, run.best_folder.exists()) == ((0, True) if values[8] == 2.0 else (1, False))
 
 
 def test_nothing_is_kept_unless_asked_for(tmp_path):
@@ -162,6 +171,19 @@ def test_another_figure_begins_anew(tmp_path, capsys):
     assert "best/ holds the best model by made; from here on it will hold the best by other" in capsys.readouterr().err
 
 
+def test_a_figure_that_is_measured_otherwise_begins_anew(tmp_path, capsys):
+    """A Frechet distance of fewer samples is larger by its bias: the old best would stay for ever."""
+    run = run_loop(tmp_path / "run", Kept(), **settings(), measured_by="of 2,000 samples in a")
+    shutil.rmtree(run.path / "checkpoints" / "step_8")
+    run_loop(run.path, Kept(), resume=True, **settings(), measured_by="of 500 samples in a")
+    assert run.best() == {"step": 8, "metric": "made", "value": 2.0, "by": "of 500 samples in a"}
+    told = capsys.readouterr().err
+    assert "best model by made of 2,000 samples in a; from here on it will hold the best by made of 500 samples in a" in told
+    shutil.rmtree(run.path / "checkpoints" / "step_8")
+    run_loop(run.path, Kept(), resume=True, **settings(), measured_by="of 500 samples in a")
+    assert "best/" not in capsys.readouterr().err
+
+
 def test_a_best_that_was_taken_away_is_said(tmp_path, capsys):
     run = run_loop(tmp_path / "run", Kept(), **settings())
     shutil.rmtree(run.path / "checkpoints" / "step_8")
@@ -245,11 +267,22 @@ def test_a_figure_that_the_data_can_never_have_is_refused_before_training(figure
     told = mistake(
         "train", "drift/ring", "data.density=moons", f"trainer.keep_best={figure}", "trainer.evaluate_every=1", "--out", tmp_path / "run"
     )
-    assert f"trainer.keep_best is '{figure}', which the data moons never has; give one of energy, mmd, sliced_wasserstein" in told
+    assert f"trainer.keep_best is '{figure}', which the data moons never has, for its modes are not known; give one of energy, mmd" in told
     assert not (tmp_path / "run").exists()
 
 
 def test_accuracy_needs_labels_and_a_network_that_tells_classes():
     data = load_data(load_recipe("teacher/digits").data)
-    assert suite_for(data).undefined == set()
-    assert suite_for(data, features="pixels-8x8").undefined == {"class_accuracy", "least_class_accuracy"}
+    assert suite_for(data).undefined == {}
+    assert suite_for(data, features="pixels-8x8").undefined.keys() == {"class_accuracy", "least_class_accuracy"}
+
+
+def test_a_ratio_to_a_real_figure_of_0_is_refused_before_training(mistake, tmp_path):
+    for number in range(60):  # one image a class, again and again
+        pixels = np.random.default_rng(number % 2).integers(0, 256, (8, 8), np.uint8)
+        put(tmp_path / "images" / f"{number % 2}" / f"{number}.png", saved(pixels))
+    data = f"data={{name: images, path: '{tmp_path / 'images'}', size: 8, channels: 1, holdout: .2}}"
+    small = ("steps=1", "trainer.evaluate_every=1", "trainer.evaluate_samples=40", "trainer.keep_best=train_distance")
+    told = mistake("train", "teacher/digits", data, *small, "--out", tmp_path / "run")
+    assert "trainer.keep_best is 'train_distance', which the data images never has, for all held-out images are copies of training" in told
+    assert not (tmp_path / "run").exists()

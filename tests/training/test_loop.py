@@ -131,6 +131,9 @@ def test_what_is_measured_goes_into_the_records_that_are_due_and_to_the_tracker(
         return {"eval.tenth": step / 10, "eval.third": step / 3}
 
     class Tracker:
+        def begin(self, step):
+            assert (step, tracked) == (0, [])
+
         def log(self, record):
             tracked.append(record)
 

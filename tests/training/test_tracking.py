@@ -1,13 +1,16 @@
 import json
+import shutil
 import struct
 import sys
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from fewstep.errors import UserError
 from fewstep.training.run_folder import RunFolder
-from fewstep.training.tracking import NoTracker, make_tracker
+from fewstep.training.tracking import NoTracker, WandbTracker, make_tracker
+from linear_method import Linear, run_loop
 
 
 def scalars(records) -> dict[int, dict[str, float]]:
@@ -77,6 +80,40 @@ def test_tensorboard_holds_every_record_and_picture(done, teacher_overrides, tmp
     assert [event.step for event in events.Images("samples")] == [3, 6]
     with Image.open(run / "samples" / "step_3.png") as picture:
         assert (events.Images("samples")[0].width, events.Images("samples")[0].height) == picture.size
+
+
+def test_what_was_logged_after_the_checkpoint_stands_once_in_tensorboard(tmp_path):
+    """A run that was killed at step 6 and goes on from its checkpoint of step 4, as one that was never stopped."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def tracked(name):
+        return make_tracker("tensorboard", tmp_path / name, {})
+
+    run = run_loop(tmp_path / "run", Linear(), steps=6, tracker=tracked("run"))
+    shutil.rmtree(run.checkpoint_folder / "step_6")
+    run_loop(tmp_path / "run", Linear(), steps=8, resume=True, tracker=tracked("run"))
+    run_loop(tmp_path / "whole", Linear(), steps=8, tracker=tracked("whole"))
+    found, whole = (EventAccumulator(str(tmp_path / name / "tensorboard")).Reload() for name in ("run", "whole"))
+    assert [event.step for event in found.Scalars("images_seen")] == [2, 4, 6, 8]
+    for tag in ("second/error", "first/grad_norm"):
+        assert [(e.step, e.value) for e in found.Scalars(tag)] == [(e.step, e.value) for e in whole.Scalars(tag)]
+
+
+@pytest.mark.parametrize(
+    ("step", "resumed", "logged"),
+    [(0, False, [2, 4, 6, 8]), (4, True, [8]), (0, True, [8]), (4, False, [2, 4, 6, 8])],
+)
+def test_a_resumed_wandb_run_is_not_sent_the_steps_that_it_has(step, resumed, logged, tmp_path):
+    sent = []
+    tracker = WandbTracker.__new__(WandbTracker)
+    tracker.run = SimpleNamespace(step=7, resumed=resumed, log=lambda row, step: sent.append(step), alert=lambda **alert: None)
+    tracker.begin(step)
+    for at in (2, 4, 6, 8):
+        tracker.log({"step": at, "loss": 1.0})
+    assert sent == logged
+    for at in (6, 8):
+        tracker.alarm("noise", "too much", at)
+    assert sent == [*logged, *([8] if resumed else [6, 8])]
 
 
 def test_a_run_that_is_tracked_learns_the_same(done, teacher_run, teacher_overrides, tmp_path):
@@ -154,3 +191,13 @@ def test_wandb_that_cannot_begin_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     with pytest.raises(UserError, match=r"cannot begin \(no such host\); nothing is lost: go on with --resume"):
         make_tracker("wandb", tmp_path, {})
+
+
+def test_what_is_set_for_a_tracker_and_a_measurement_that_are_off_is_noted(done, teacher_overrides, tmp_path):
+    words = ["train", "teacher/digits", *teacher_overrides, "steps=1"]
+    off = done(*words, "trainer.wandb.project=mine", "trainer.evaluate_samples=60", "--out", tmp_path / "off").err
+    assert "note: trainer.wandb is set, and nothing is sent to Weights & Biases, for trainer.tracker is 'none'" in off
+    assert "trainer.evaluate_samples is 60, and nothing is measured while training without evaluate_every" in off
+    plain = done(*words, "--out", tmp_path / "plain").err
+    assert "Weights & Biases" not in plain
+    assert "evaluate_every" not in plain

@@ -1,5 +1,6 @@
 """Images with one caption each, from any kind of table: a folder with metadata, parquet, ``save_to_disk``, or the Hugging Face Hub."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from fewstep.data.images import ImageData
 from fewstep.data.prompt_files import Prompts, chosen_column, cleaned, gathered
 from fewstep.data.scanning import scan
 from fewstep.data.splits import NO_LABELS, Bar, no_bar
-from fewstep.data.tables import table_splits
+from fewstep.data.tables import WORDS, table_splits
 
 BARE = Kind("image{s} without a caption", "caption or remove what is named")
 
@@ -44,7 +45,7 @@ def captioned_images(path: str, size: int, column: str | None = None, *, bar: Ba
     found = table_splits(path, None, None, NO_LABELS, mistakes, lies, 3 * size * size)
     mistakes.check()
     features = found.splits[0].features
-    words = [name for name, feature in features.items() if getattr(feature, "dtype", "") in ("string", "large_string")]
+    words = [name for name, feature in features.items() if re.fullmatch(WORDS, getattr(feature, "dtype", ""))]
     name = chosen_column(path, words, column, {name: f"a {type(feature).__name__}" for name, feature in features.items()})
     values = [[text or "" for array in split.arrays(name) for text in array.to_pylist()] for split in found.splits]
     for split, texts in zip(found.splits, values, strict=True):

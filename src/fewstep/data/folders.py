@@ -84,8 +84,12 @@ def folder_splits(root: Path, scan: Scan, classes: bool, mistakes: Mistakes) -> 
 
     split_of = _split_folders(scan.images, mistakes.source)
     rows = {name: [parts for parts in scan.images if split_of.get(parts[0], TRAIN) == name] for name in (TRAIN, *HELD_OUT)}
-    words = {name: [_word(parts[1:] if split_of else parts) for parts in some] for name, some in rows.items()}
+    places = {name: [parts[bool(split_of) : -1] for parts in some] for name, some in rows.items()}  # the sub-folders of each image
+    alike = _alike(places[TRAIN]) if classes else 0
+    words = {name: [place[-1 - alike] if len(place) > alike else None for place in some] for name, some in places.items()}
     classes = classes and any(words[TRAIN])
+    if classes:
+        mistakes.notes.extend(_taken_for_classes(places[TRAIN], alike))
     present = [name for name in HELD_OUT if rows[name]]
     passed = [name for name in present if classes and _is_unlabelled(words[name], set(words[TRAIN]))]
     held = next((name for name in present if name not in passed), None)
@@ -105,6 +109,9 @@ def folder_splits(root: Path, scan: Scan, classes: bool, mistakes: Mistakes) -> 
 
         splits.append(Split(name, {}, len(rows[name]), arrays, root))
     out = [_left_out_split(split_of, name, rows[name], passed, held) for name in present if name not in used]
+    if classes:
+        for name in used:
+            mistakes.add_all(STRAY, ["/".join(parts) for parts, word in zip(rows[name], words[name], strict=True) if word is None])
     names = _class_names(root, scan.images, used, rows, words, split_of, mistakes) if classes else ()
     number = {name: k for k, name in enumerate(names)}
     labels = [torch.tensor([number.get(word or "", 0) for word in words[name]]) for name in used] if len(names) > 1 else []
@@ -140,9 +147,34 @@ def _split_folders(files: list[Parts], source: str) -> dict[str, str]:
     return {top: kind for top, kind in kinds.items() if kind}
 
 
-def _word(parts: Parts) -> str | None:
-    """Return the class of an image, its innermost folder, from its path `parts` below the split; None if it lies in no folder."""
-    return parts[-2] if len(parts) > 1 else None
+def _alike(places: list[Parts]) -> int:
+    """Return how many of the innermost folders have the same name for all images at `places`, in different folders, and tell no class.
+
+    Such are the folders ``images`` in ``cat/images`` and ``dog/images``, so that 1 is returned there, and 0 for ``cat`` and ``dog``.
+    """
+    found = 0
+    while places and min(map(len, places)) > found + 1 and len({place[-1 - found] for place in places}) == 1 and len(set(places)) > 1:
+        found += 1
+    return found
+
+
+def _taken_for_classes(places: list[Parts], alike: int) -> Iterator[str]:
+    """Yield notes on the classes of images at `places` that somebody may mean otherwise; `alike` is from `_alike`."""
+    if alike:
+        inner = "/".join(places[0][-alike:])
+        yield f"all images lie in sub-folders called {inner}, and the class of an image is the folder above"
+    of: dict[str, set[Parts]] = {}
+    for place in places:
+        if len(place) > alike:
+            of.setdefault(place[-1 - alike], set()).add(place[: len(place) - alike])
+    several = {word: sorted(found) for word, found in of.items() if len(found) > 1}
+    if several:
+        word, (first, second, *_) = next(iter(sorted(several.items())))
+        yield (
+            f"{len(several)} class{'es' * (len(several) > 1)} gathered from sub-folders of the same name ({word} from {'/'.join(first)}, "
+            f"{'/'.join(second)}{', ...' * (len(several[word]) > 2)}): the class of an image is its innermost sub-folder; rename them if "
+            "they are different classes"
+        )
 
 
 def _is_unlabelled(words: list[str | None], known: set[str | None]) -> bool:
@@ -165,10 +197,6 @@ def _class_names(
     mistakes: Mistakes,
 ) -> list[str]:
     """Return the classes of the splits `used` in alphabetical order; mistakes in the classes are recorded in `mistakes`."""
-    for name in used:
-        inner = [parts[1:] if split_of else parts for parts in rows[name]]
-        stray = ["/".join(parts) for parts, below in zip(rows[name], inner, strict=True) if _word(below) is None]
-        mistakes.add_all(STRAY, stray)
     filled = {parts[:k] for parts in files for k in range(1, len(parts))}
     trained = {parts[:-1] for parts in rows[TRAIN] if len(parts) > (2 if split_of else 1)}
     for above in sorted({parts[:-1] for parts in trained}):

@@ -22,6 +22,8 @@ from fewstep.data.scanning import scan
 from fewstep.data.splits import NO_LABELS, Bar, Found, decode_split, no_bar
 from fewstep.data.tables import table_splits
 
+DARK = 64  # of 255: if no pixel of a data set is as bright, its values were hardly saved in the range that its files have
+
 
 def image_folder(
     path: str,
@@ -94,6 +96,11 @@ def read_found(
         order = natural_order(names)
         labels, names = [renumbered(one, names, order) for one in labels], order
     train_label, heldout_label = labels or (None, None)
+    if (brightest := max(int(part.max()) for part in pixels)) < DARK:
+        mistakes.notes.append(
+            f"no pixel of any image is above {brightest} of 255, and all look nearly black, as files of 16 bits a channel do whose values "
+            "have only 12 or 14, and numbers of classes saved as grey values; if that is not meant, save images whose values reach 255"
+        )
     if twice := copies(*pixels):
         mistakes.notes.append(
             f"{twice} of the {len(pixels[1])} images held out are trained on, too, as exact copies: a model that memorizes would look "

@@ -2,6 +2,7 @@
 
 import csv
 import posixpath
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,25 @@ def speaks_for(scan: Scan, root: Path, label_column: str | None, source: str) ->
 
     They do if they name every image and have a column of labels (one of the usual names, or `label_column`) wherever sub-folders could
     stand for classes. Raises DataError if they name only some of the images, so that `datasets` would drop the others, if they name files
-    that do not exist, lie outside the folder or lack a usual ending, and if they have no column of file names.
+    that do not exist, lie outside the folder or lack a usual ending, if they name one twice, and if they have no column of file names.
     """
-    named, labelled = set[str](), False
+    rows, labelled = Counter[str](), False
     for parts in scan.metadata:
         places, columns = _read(root, parts, source)
-        named |= places
+        rows += places
         labelled |= any(column == label_column or column.lower() in LABELS for column in columns)
     images = {"/".join(parts) for parts in scan.images}
     file = "/".join(scan.metadata[0]) + (f" and {len(scan.metadata) - 1} more" if len(scan.metadata) > 1 else "")
     folders = {parts[-2] if len(parts) > 1 and parts[-2].lower() not in SPLIT_FOLDERS else "" for parts in scan.images}
     if label_column is None and not labelled and len(folders) > 1:
         return False
+    named = set(rows)
     without, gone = sorted(images - named), sorted(named - images)
+    if twice := sorted(place for place, count in rows.items() if count > 1):
+        raise DataError(
+            f"{source}, where {file} names {len(twice)} image{'s' * (len(twice) > 1)} more than once ({_some(twice)}), which would be "
+            "trained on as often, and might be held out, too; leave one row for each"
+        )
     if outside := [place for place in gone if place.startswith(("/", ".."))]:
         raise DataError(
             f"{source}, where {file} names {len(outside)} file{'s' * (len(outside) > 1)} outside its folder ({_some(outside)}); write "
@@ -60,16 +67,16 @@ def _some(places: list[str]) -> str:
     return ", ".join(places[:SHOWN]) + (f" and {len(places) - SHOWN} more" if len(places) > SHOWN else "")
 
 
-def _read(root: Path, parts: Parts, source: str) -> tuple[set[str], set[str]]:
-    """Return the paths below `root` that the metadata file at `parts` names, and its columns. Raises DataError for an invalid file."""
-    places, columns, above = set[str](), set[str](), "/".join(parts[:-1])
+def _read(root: Path, parts: Parts, source: str) -> tuple[Counter[str], set[str]]:
+    """Return how often the metadata file at `parts` names each path below `root`, and its columns. Raises DataError for an invalid file."""
+    places, columns, above = Counter[str](), set[str](), "/".join(parts[:-1])
     try:
         for row in _rows(root.joinpath(*parts)):
             columns |= {str(key) for key in row}
             for key, value in row.items():
                 if key is None or not (str(key) == FILE_NAME or str(key).endswith(f"_{FILE_NAME}")) or not isinstance(value, str):
                     continue
-                places.add(posixpath.normpath(posixpath.join(above, value)))
+                places[posixpath.normpath(posixpath.join(above, value))] += 1
     except (OSError, ValueError, csv.Error, TypeError, AttributeError) as error:
         raise DataError(f"{source}, where {'/'.join(parts)} cannot be read ({' '.join(str(error).split())[:100]}); mend it") from error
     if not places:

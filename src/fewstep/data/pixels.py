@@ -2,7 +2,7 @@
 
 Pillow converts silently: it drops transparency, clips 16 bits to 8, and shows the first of several frames. Here transparent pixels are
 composited on white and a camera's orientation mark is applied; grey images of more than 8 bits and images of several frames are refused.
-Of colours of 16 bits Pillow gives the high byte, which is right where all 16 are used.
+Of colours of 16 bits Pillow gives the high byte, which is right where all 16 are used; `fewstep.data.image_sets` notes where they are not.
 """
 
 import os

@@ -168,4 +168,4 @@ def encoded(array: Any) -> tuple[Any, Any]:
         return fields["bytes"].cast(pa.large_binary()), fields["path"]  # a column without any bytes may lack their type
     if pa.types.is_string(array.type):
         return pa.nulls(len(array), pa.binary()), array
-    return array, pa.nulls(len(array), pa.string())
+    return array.cast(pa.large_binary()), pa.nulls(len(array), pa.string())

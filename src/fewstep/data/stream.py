@@ -50,7 +50,8 @@ def image_stream(
     features = rows.features
     if features is None:
         raise DataError(f"{source}, whose columns are not known before they are read; give parquet or WebDataset shards")
-    image, label = find_image_column(source, features, image_column), find_label_column(source, features, label_column)
+    image = find_image_column(source, features, image_column)
+    label = find_label_column(source, features, label_column, image)
     names, number = _classes(source, features, label, num_classes, class_names)
 
     place = Path(path.split("*")[0])

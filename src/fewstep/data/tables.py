@@ -5,7 +5,7 @@ This module finds the splits, the one to train on and the one to hold out, the c
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from fewstep.data.splits import CHUNK, EMPTY_CLASS, HELD_OUT, NO_LABELS, TRAIN, 
 # usual names, in upper or lower case, of a column of numbers or words that holds the labels; the first one wins
 LABELS = ("label", "labels", "class", "classes", "category", "target", "digit", "fine_label")
 WHOLE = r"u?int\d+|bool"
+WORDS = r"(large_)?string(_view)?"
+BYTES = r"(large_)?binary(_view)?|fixed_size_binary\[\d+\]"
 
 READ_ALONG = ("README.md", "dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")  # files for `datasets` itself
 
@@ -52,7 +54,7 @@ def table_splits(
 
     features = (splits.get(TRAIN) or next(iter(splits.values()))).features
     image = find_image_column(mistakes.source, features, image_column)
-    label, others = _label_column(mistakes.source, features, label_column, rf"{WHOLE}|float\d+|(large_)?string", lists=True)
+    label, others = _label_column(mistakes.source, features, label_column, image, rf"{WHOLE}|float\d+|{WORDS}", all_forms=True)
     if label is None and others:
         mistakes.notes.append(
             f"no column of {mistakes.source.removeprefix('data.path is ')} is called like labels, and its images have no classes; "
@@ -94,7 +96,7 @@ def _no_classes(wanted: str | None, label: str | None, others: list[str]) -> str
 
 
 def _holds_words(feature: Any) -> bool:
-    return re.fullmatch(r"(large_)?string", getattr(feature, "dtype", "")) is not None
+    return re.fullmatch(rf"{WORDS}|{BYTES}", getattr(feature, "dtype", "")) is not None
 
 
 def _other_files(scan: Scan | None) -> list[LeftOut]:
@@ -270,7 +272,7 @@ def find_image_column(source: str, features: Any, wanted: str | None) -> str:
     def rank(feature: Any) -> int:
         if isinstance(feature, dict):
             return 1 if set(feature) == {"bytes", "path"} else 3
-        binary = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+        binary = isinstance(feature, datasets.Value) and re.fullmatch(BYTES, feature.dtype)
         return 0 if isinstance(feature, datasets.Image) else 2 if binary else 3
 
     ranks = {name: rank(feature) for name, feature in features.items() if rank(feature) < 3}
@@ -278,21 +280,22 @@ def find_image_column(source: str, features: Any, wanted: str | None) -> str:
         raise DataError(f"data.image_column is {wanted!r}; {source}, whose columns of images are {sorted(ranks)} of {sorted(features)}")
     if not ranks:
         raise DataError(f"{source}, whose columns {sorted(features)} hold no images")
-    return wanted or min(ranks, key=lambda name: ranks[name])
+    return wanted or min(ranks, key=lambda name: (ranks[name], name.lower() in LABELS))  # labels may be bytes, too
 
 
-def find_label_column(source: str, features: Any, wanted: str | None) -> str | None:
+def find_label_column(source: str, features: Any, wanted: str | None, image: str) -> str | None:
     """Return the column `wanted`, or the first of ClassLabels, or one of integers or words with a usual name; None if there is none.
 
-    `LABELS` are the usual names. Raises DataError if `wanted` holds no labels.
+    `LABELS` are the usual names, and `image` is the column of images. Raises DataError if `wanted` holds no labels, and if the only columns
+    with a usual name hold none.
     """
-    return _label_column(source, features, wanted, rf"{WHOLE}|(large_)?string", lists=False)[0]
+    return _label_column(source, features, wanted, image, rf"{WHOLE}|{WORDS}", all_forms=False)[0]
 
 
-def _label_column(source: str, features: Any, wanted: str | None, kinds: str, lists: bool) -> tuple[str | None, list[str]]:
+def _label_column(source: str, features: Any, wanted: str | None, image: str, kinds: str, all_forms: bool) -> tuple[str | None, list[str]]:
     """Return the column of labels as `find_label_column` does, and all columns, besides those of ClassLabels, that could hold labels.
 
-    These have types that match `kinds`, or, if `lists` is true, are lists of numbers.
+    These have types that match `kinds`, or, if `all_forms` is true, are lists of numbers, or bytes in a column with a usual name.
     """
     import datasets
 
@@ -300,14 +303,28 @@ def _label_column(source: str, features: Any, wanted: str | None, kinds: str, li
         return None, []
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     plain = [name for name, f in features.items() if isinstance(f, datasets.Value) and re.fullmatch(kinds, f.dtype)]
-    plain += [name for name, f in features.items() if lists and _is_list(f)]
+    called = [name for known in LABELS for name in features if name.lower() == known and name != image]
+    if all_forms:
+        plain += [name for name, feature in features.items() if _is_list(feature)]
+        plain += [name for name in dict.fromkeys([*called, wanted]) if name != image and _is_of_bytes(features.get(name))]
     if wanted is not None and wanted not in classes + plain:
         raise DataError(
             f"data.label_column is {wanted!r}; {source}, whose columns of classes, integers or words are {sorted(classes + plain)} "
             f"of {sorted(features)}; name one of them, or {NO_LABELS!r}"
         )
-    usual = [name for known in LABELS for name in plain if name.lower() == known]
+    usual = [name for name in called if name in plain]
+    odd = [name for name in called if getattr(features[name], "dtype", "") != "null"]  # a column without any value has no type
+    if wanted is None and not (classes or usual) and odd:
+        kind = getattr(features[odd[0]], "dtype", type(features[odd[0]]).__name__)
+        raise DataError(
+            f"{source}, whose column {odd[0]!r} is called like labels, and is of type {kind}; classes are whole numbers or words: write it "
+            f"as such, name another column in data.label_column, or set that to {NO_LABELS!r}"
+        )
     return wanted or next(iter(classes + usual), None), plain
+
+
+def _is_of_bytes(feature: Any) -> bool:
+    return re.fullmatch(BYTES, getattr(feature, "dtype", "")) is not None
 
 
 def _is_list(feature: Any) -> bool:
@@ -319,8 +336,11 @@ def _is_list(feature: Any) -> bool:
 def plain_label(value: Any) -> Any:
     """Return a label in plain form: an integer for a float without a fraction, the position of the 1 for a one-hot list, None for NaN.
 
-    Other lists become tuples, and other values are unchanged.
+    Bytes become the word that they spell in UTF-8, other lists become tuples, and other values are unchanged.
     """
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode()
     if isinstance(value, list) and set(value) <= {0, 1} and sum(value) == 1:
         return [int(entry) for entry in value].index(1)
     if isinstance(value, float):
@@ -343,9 +363,9 @@ def _classes(used: list[Split], column: str | None, mistakes: Mistakes) -> tuple
         words = tuple(feature.names)
         number: dict[Any, int] = {k: k for k in range(len(words))} | {word: k for k, word in enumerate(words)}
     else:
-        odd = next((value for value in values[0] if isinstance(value, float | tuple)), None)
+        odd = next((value for value in values[0] if isinstance(value, float | tuple | bytes)), None)
         if odd is not None:
-            shown = list(odd) if isinstance(odd, tuple) else odd
+            shown = list(odd) if isinstance(odd, tuple) else f"bytes that are no text ({odd[:8]!r})" if isinstance(odd, bytes) else odd
             raise DataError(
                 f"{mistakes.source}, whose column {column!r} holds {shown}; classes are whole numbers, "
                 f"words, or lists with one 1: mend it, name another column in data.label_column, or set it to {NO_LABELS!r}"

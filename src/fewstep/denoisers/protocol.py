@@ -65,7 +65,8 @@ class TwoTime(Protocol):
 class Guided:
     """Classifier-free guidance ``D_uncond + scale (D_cond - D_uncond)`` of any denoiser (arXiv 2207.12598, Eq. 6, in x0 terms).
 
-    Both evaluations get the denoiser's further arguments (a noise, a second noise level).
+    Both evaluations get the denoiser's further arguments (a noise, a second noise level). Of a denoiser that draws from the posterior these
+    are two draws from the same noise xi, and what is guided is the draw.
     """
 
     def __init__(self, denoiser: Any, scale: float) -> None:

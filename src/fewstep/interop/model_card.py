@@ -13,7 +13,7 @@ from fewstep.interop.sampling_graph import noise_shapes
 from fewstep.maths.schedules import NOISE_ALONE
 from fewstep.metrics.figures import BY_KEY
 from fewstep.metrics.least import carried, summed_up
-from fewstep.metrics.rows import row_roles
+from fewstep.metrics.rows import how_sampled, row_roles
 from fewstep.networks.base import num_parameters
 from fewstep.publishing import card_fields, public_name
 from fewstep.version import __version__
@@ -77,7 +77,7 @@ def model_card(
         "\nChecked when it was written: from the same noise, samples agree with `Generator.sample` of fewstep "
         f"to {difference:.1e} {unit}.\n"
     )
-    lines += ["## Quality\n", *_table(results, steps)]
+    lines += ["## Quality\n", *_table(results, steps, generator.sampler.get("churn"))]
     lines += ["\n## Licence\n", _licence_text(licence)]
     if recipe:
         text = yaml.safe_dump(_public(recipe), sort_keys=False, allow_unicode=True).rstrip()
@@ -111,7 +111,8 @@ def card_data(
 ) -> ModelCardData:
     """Return the metadata of the card, which the Hub reads."""
     fields = card_fields(generator, licence, fused)
-    values = _quality(results, steps := generator.default_steps())
+    steps = generator.default_steps()
+    values = _quality(results, steps, generator.sampler.get("churn"))
     task = fields.pop("pipeline_tag", TASK)
     return ModelCardData(
         license=fields.pop("license") or "unknown",
@@ -144,12 +145,15 @@ def _eval_result(task: str, key: str, value: float, results: Mapping[str, Any]) 
     )
 
 
-def _quality(results: Mapping[str, Any] | None, steps: int) -> dict[str, float]:
-    """Return the quality figures of the run's own generator at `steps` steps, by their key in results.json; empty if not measured."""
+def _quality(results: Mapping[str, Any] | None, steps: int, churn: float | None) -> dict[str, float]:
+    """Return the quality figures of the run's own generator at `steps` steps and its own `churn`, by their key in results.json.
+
+    The dictionary is empty if they were not measured.
+    """
     roles = row_roles(results) if results else {}
     for title, role in roles.items():
         row = results["rows"][title] if results else {}
-        if role == "own" and row.get("steps", steps) == steps:
+        if role == "own" and row.get("steps", steps) == steps and row.get("churn", churn or 0.0) == (churn or 0.0):
             return {
                 key: float(value)
                 for key, value in row.items()
@@ -158,25 +162,25 @@ def _quality(results: Mapping[str, Any] | None, steps: int) -> dict[str, float]:
     return {}
 
 
-def _table(results: Mapping[str, Any] | None, steps: int) -> list[str]:
-    values = _quality(results, steps)
-    few = summed_up(row for name, row in results["rows"].items() if row_roles(results)[name] != "beside") if results else []
+def _table(results: Mapping[str, Any] | None, steps: int, churn: float | None) -> list[str]:
+    values = _quality(results, steps, churn)
+    roles = row_roles(results) if results else {}
+    rows = {title: results["rows"][title] for title, role in roles.items() if role != "beside"} if results else {}  # no row of another run
+    few = summed_up(rows.values())
     if not values and few:
         return [f"Measured, but {'; '.join(few)}."]
     if not results or not values:
         how = f" at {steps} step{'s' * (steps > 1)}" if results else ""
+        how += " with its own churn" if any("churn" in row for row in rows.values()) else ""
         return [f"Not measured{how} when this was exported (`fewstep evaluate` writes what is shown here)."]
     lines = ["| | " + " | ".join(BY_KEY[key].words for key in values) + " |", "|---" * (len(values) + 1) + "|"]
-    for name, role in row_roles(results).items():
-        row = results["rows"][name]
-        if role == "beside":  # a row of another run
-            continue
+    for name, row in rows.items():
         cells = [f"{row[key]:.4g}" if isinstance(row.get(key), int | float) else "" for key in values]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines.append(
         f"\n{results['n']} samples (seed {results['seed']}) against {results['reference']}, in the features {results['features']}."
     )
-    lines += [f"\n{sentence[0].upper()}{sentence[1:]}." for sentence in few]
+    lines += [f"\n{sentence[0].upper()}{sentence[1:]}." for sentence in [*how_sampled(rows), *few]]
     return lines
 
 

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fewstep.denoisers.protocol import PosteriorDenoiser
+from fewstep.denoisers.protocol import Guided, PosteriorDenoiser
 from fewstep.generator import Generator
 from fewstep.maths.schedules import bridge
 from fewstep.networks.dit.network import Sinusoids
@@ -122,6 +122,7 @@ class SamplingGraph(nn.Module):
         self.levels = generator.sigmas().float().tolist()
         self.start = float(generator.sampler.get("start") or self.levels[0])  # standard deviation of the first noise
         self.churn = float(generator.sampler.get("churn", 0.0))
+        self.guidance_scale = generator.guidance_scale
         self.is_image = len(generator.shape) == 3
         self.units = generator.units
         self.classes: Tensor | None
@@ -174,9 +175,9 @@ class SamplingGraph(nn.Module):
 
     def _distributional(self, latents: Tensor, labels: Tensor | None, noise: Tensor | None, xi: Tensor | None) -> Tensor:
         assert xi is not None
-        x = latents
+        x, denoiser = latents, Guided.of(self.denoiser, self.guidance_scale)
         for j, (t, of_x, of_x0, std) in enumerate(self.numbers):
-            x = of_x * x + of_x0 * self.denoiser(x, torch.tensor(t), labels, xi[j])
+            x = of_x * x + of_x0 * denoiser(x, torch.tensor(t), labels, xi[j])
             if std:
                 assert noise is not None
                 x = x + std * noise[j]

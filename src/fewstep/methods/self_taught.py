@@ -30,6 +30,8 @@ class SelfTaught(Method):
         teacher: a trained teacher, which is saved in the run folder.
         real: a denoiser in closed form that teaches in place of `teacher`.
 
+    Raises ValueError where the average that ships would keep weights from before the run's own teacher had learned.
+
     """
 
     ships = "student"
@@ -40,6 +42,11 @@ class SelfTaught(Method):
         self.settings, self.student, self.steps, self.teacher = settings, student, steps, teacher
         self.networks = {"student": student.denoiser.train()}
         self.turns = (Turn("student", ("student",), settings.optimizer, begins=settings.own_teacher),)
+        if settings.own_teacher and settings.ema_warmup < 1:
+            raise ValueError(
+                f"method.ema_warmup is {settings.ema_warmup}, and with method.own_teacher the average that ships would keep weights from "
+                "before the teacher had learned; set it to 1 or more"
+            )
         if settings.own_teacher:
             self.networks["teacher"] = frozen(student.denoiser).requires_grad_(True).train()
             self.turns = (Turn("teacher", ("teacher",), settings.own_optimizer, ends=settings.own_teacher), *self.turns)

@@ -1,5 +1,7 @@
 """Find samples that are copies of training images: exact copies, byte for byte, and near copies."""
 
+from collections import Counter
+
 from torch import Tensor
 
 from fewstep.data.images import digests
@@ -27,6 +29,11 @@ class Known:
     def count(self, images: Tensor) -> int:
         """Return how many of `images` [n, ...] in [-1, 1] equal a training image in every byte."""
         return sum(digest in self.digests for digest in digests(as_bytes(images.cpu(), self.half)))
+
+
+def are_repeated(images: Tensor) -> bool:
+    """Return whether each of `images` [n, ...] is there at least twice, byte for byte."""
+    return all(count > 1 for count in Counter(digests(images)).values())
 
 
 def nearest_two(rows: Tensor, train: Tensor) -> Tensor:

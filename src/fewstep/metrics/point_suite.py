@@ -42,9 +42,9 @@ class PointSuite:
         return energy_distance(self.other, self.target).value
 
     @property
-    def undefined(self) -> set[str]:
-        """Keys of figures that cannot be measured on these points: those of modes, where no modes are known."""
-        return set() if self.modes is not None else OF_MODES
+    def undefined(self) -> dict[str, str]:
+        """Figures that cannot be measured on these points, each with the reason: those of modes, where no modes are known."""
+        return {} if self.modes is not None else dict.fromkeys(OF_MODES, "its modes are not known")
 
     def lacks(self, generated: int) -> dict[str, Lack]:
         """Return by key what each figure lacks that cannot be given for so few `generated` samples, or so few points of the target."""

@@ -20,3 +20,14 @@ def row_roles(results: Mapping[str, Any]) -> dict[str, str]:
         return "teacher" if title.startswith("teacher, ") and any(other.startswith("student, ") for other in results["rows"]) else "own"
 
     return {title: role(title, row) for title, row in results["rows"].items()}
+
+
+def how_sampled(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a phrase for each of `rows`, by title, whose samples were drawn with guidance, or with a churn that was asked for."""
+    found = []
+    for title, row in rows.items():
+        if "guidance_scale" in row:
+            found.append(f"{title}: with guidance scale {row['guidance_scale']:g}, which doubles the evaluations of every step")
+        if "churn" in row:
+            found.append(f"{title}: with churn {row['churn']:g}, new noise in each step, in place of the generator's own")
+    return found

@@ -8,6 +8,7 @@ Images are processed a batch at a time, and real ones stay bytes: whatever the s
 `KEPT` rows of features, and `PIXELS` images for the figures of pixels are in memory.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,10 +20,10 @@ from torch import Tensor
 
 from fewstep.metrics.asking import rarest_share
 from fewstep.metrics.classes import class_variances, of_both, root_of_mean, shares, within_class_std
-from fewstep.metrics.copies import Known, near_copies, nearest_two
+from fewstep.metrics.copies import Known, are_repeated, near_copies, nearest_two
 from fewstep.metrics.features import FeatureNetwork
 from fewstep.metrics.figures import BY_KEY
-from fewstep.metrics.frechet import Moments, expected_bias, frechet_distance, gaussian_distance
+from fewstep.metrics.frechet import Moments, expected_bias, gaussian_distance
 from fewstep.metrics.judging import BOTH
 from fewstep.metrics.kernel_mmd import kernel_distance, kernel_distance_subsets
 from fewstep.metrics.least import LEAST, WORDS, Lack, lack
@@ -99,6 +100,7 @@ class Suite:
     ) -> None:
         self.train, self.heldout, self.train_label, self.heldout_label = train, heldout, train_label, heldout_label
         self.network, self.half, self.track, self.cache, self.class_names = network, half, track, cache, class_names
+        self.num = num
         self.train_set, self.heldout_set = (
             real_features(network, split, half, cache, track, f"features of the {name} split")
             for split, name in ((train, "train"), (heldout, "held-out"))
@@ -189,11 +191,20 @@ class Suite:
         }
 
     @property
-    def undefined(self) -> set[str]:
-        """Keys of figures that cannot be measured on these images: those of classes, without labels or a network that classifies."""
+    def undefined(self) -> dict[str, str]:
+        """Figures that cannot be measured on these images, each with the reason: those of classes, and ratios to a real figure of 0."""
+        found = dict.fromkeys(("frechet_over_floor",), "the floor is 0") if math.isnan(self._over_floor(1.0)) else {}
+        if are_repeated(self._apart(len(self.train) if self.num is None else self.num)):
+            found["spacing"] = "every training image has a copy among the others"
+        if not self.heldout_distance > 0:
+            found["train_distance"] = "all held-out images are copies of training images"
+        if not any(variance > 0 for variance in self.train_variances.values()):
+            found |= dict.fromkeys(("within_class_std", "least_class_std"), "no class has two different training images")
         if self.train_label is None:
-            return {"class_accuracy", "least_class_accuracy", "least_class_std"}
-        return set() if hasattr(self.network, "classify") else {"class_accuracy", "least_class_accuracy"}
+            found |= dict.fromkeys(("class_accuracy", "least_class_accuracy", "least_class_std"), "the images have no classes")
+        elif not hasattr(self.network, "classify"):
+            found |= dict.fromkeys(("class_accuracy", "least_class_accuracy"), f"the features {self.network.name} tell no classes")
+        return found
 
     def lacks(self, generated: int) -> dict[str, Lack]:
         """Return by key what each figure lacks that cannot be given for so few `generated` samples, or so few real images."""
@@ -297,40 +308,10 @@ class Suite:
         """Return the Frechet distance of the samples in `batches` to the reference, and no other figure."""
         return gaussian_distance(describe(self.network, batches).gaussian, self.reference.gaussian)
 
-    def self_test(self, splits: int = 4) -> dict[str, float]:
-        """Measure one random half of the train split's kept features against the other, between which there is no true difference.
-
-        Returns means over `splits` splits: ``frechet`` of halves of ``num`` images; ``bias``, the part of it by their finite number, which
-        is the distance of quarters less that of halves (as in `expected_bias`); ``rest``, ``frechet`` less ``bias``, 0 but for chance;
-        ``kernel`` (KID, which has no bias); and ``spread``, the rest's standard deviation. Raises ValueError for fewer than 8 images.
-        """
-        rows = self.train_features
-        num = len(rows) // 4 * 2
-        if num < 4:
-            raise ValueError(f"there are {len(rows)} training images; a self-test needs 8")
-        rng = torch.Generator().manual_seed(0)
-        halves, quarters, kernels = [], [], []
-        for _ in range(splits):
-            order = torch.randperm(len(rows), generator=rng)
-            a, b = rows[order[:num]], rows[order[num : 2 * num]]
-            halves.append(frechet_distance(a, b))
-            quarters.append(sum(frechet_distance(x, y) for x, y in zip(a.chunk(2), b.chunk(2), strict=True)) / 2)
-            kernels.append(kernel_distance(a, b))
-        rest = [2 * half - quarter for half, quarter in zip(halves, quarters, strict=True)]
-        whole = statistics.mean(halves)
-        return {
-            "num": num,
-            "frechet": whole,
-            "bias": statistics.mean(quarters) - whole,
-            "rest": statistics.mean(rest),
-            "spread": statistics.stdev(rest),
-            "kernel": statistics.mean(kernels),
-        }
-
     def _feature_figures(self, features: FeatureSet, others: FeatureSet | None, slow: bool = False) -> dict[str, float]:
         """Return the figures of a set by its `features`, and by `others`, its features in the second judge's network."""
         frechet = gaussian_distance(features.gaussian, self.reference.gaussian)
-        row = {"frechet": frechet, "frechet_over_floor": over_floor(frechet, self.floor, self.reference.gaussian)}
+        row = {"frechet": frechet, "frechet_over_floor": self._over_floor(frechet)}
         ours, real = features.rows, self.reference.rows
         if ours is not None and real is not None:
             row["kernel"] = kernel_distance(ours, real)
@@ -346,6 +327,9 @@ class Suite:
         if slow and features.halves is not None:
             row["frechet_bias"] = expected_bias(features.halves, features.gaussian, self.reference.gaussian)
         return row
+
+    def _over_floor(self, distance: float) -> float:
+        return over_floor(distance, self.floor, self.reference.gaussian)
 
     def _pixel_figures(self, samples: Tensor, label: Tensor | None) -> Row:
         ours = samples.flatten(1) if self.half is None else (samples.flatten(1) + 1) * self.half  # in the units of the real ones
@@ -373,9 +357,13 @@ class Suite:
         return {key: values[k], f"{key}_of": self.class_names[k] if k < len(self.class_names) else str(k)}
 
     def _spacing(self, samples: Tensor) -> float:
-        real = self._some(self.train)
-        num = min(len(samples), len(real))
-        return ratio(*(nearest_distance(x[:num], x[:num], same=True).mean().item() for x in (samples, real)))
+        real = self._apart(len(samples))
+        return ratio(*(nearest_distance(x, x, same=True).mean().item() for x in (samples[: len(real)], real)))
+
+    def _apart(self, num: int) -> Tensor:
+        """Return `num` random training images, at most `PIXELS` and at most all, flattened to [n, D]; a set may be sorted by class."""
+        num = min(num, PIXELS, len(self.train))
+        return self.train[in_random_order(len(self.train), num)[:num]].flatten(1)
 
     def _some(self, images: Tensor) -> Tensor:
         """Return a random `PIXELS` of `images`, or all in their own order if there are no more, flattened to [n, D]."""

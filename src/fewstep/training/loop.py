@@ -58,6 +58,7 @@ class LoopSettings:
     evaluate_every: int | None = None
     keep_best: str | None = None
     best_is: Better = "least"
+    measured_by: str = ""
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     ema_decay: float = 0.9999
@@ -108,9 +109,8 @@ class Loop:
         on_begin: Callable[[int], bool] = lambda step: False,
     ) -> None:
         check_batch_size(settings.batch_size, fabric.world_size, settings.accumulate)
-        self.method, self.fabric, self.run, self.settings = method, fabric, run, settings
+        self.method, self.fabric, self.run, self.settings, self.on_begin = method, fabric, run, settings, on_begin
         self.tracker, self.on_sample, self.title, self.on_evaluate = tracker or NoTracker(), on_sample, title, on_evaluate
-        self.on_begin = on_begin
         ema = placed(method, fabric, settings.ema_decay, settings.ema_warmup)
         trained = tuple(sorted({name for turn in method.turns for name in turn.trains}))
         self.called = Called(method, fabric, trained, settings.compile)
@@ -146,6 +146,7 @@ class Loop:
                 torch.manual_seed(settings.seed * 1_000_003 + self.fabric.global_rank)
                 if resume:
                     self._restore()
+                self.tracker.begin(state.step)
                 missing = self.fabric.broadcast(self.fabric.is_global_zero and self.on_begin(state.step))
                 if state.step:  # do what was due at this step and had not been done when the run stopped
                     self._look(missing)
@@ -298,7 +299,7 @@ class Loop:
 
     def _evaluate(self) -> Mapping[str, float] | None:
         """Return the figures measured at this step, which only the first process has. Raises Interrupted, with all saved, to stop."""
-        state, stopped = self.state, False
+        state, settings, stopped = self.state, self.settings, False
         if self.on_evaluate is None:
             return None
         figures: Mapping[str, float] = {}
@@ -308,12 +309,12 @@ class Loop:
                 generator = state.shipped()
                 with gathered(grounds(generator)):
                     figures = self.on_evaluate(generator, self.measuring)
-                if self.fabric.is_global_zero and state.step >= self.method.best_from * self.settings.steps:
-                    keep_if_best(state, self.run, self.settings.keep_best, self.settings.best_is, generator, figures)
+                if self.fabric.is_global_zero and state.step >= self.method.best_from * settings.steps:
+                    keep_if_best(state, self.run, settings, generator, figures, self.progress.say)
         except StopNow:
             stopped = True
         if self.measuring.any(stopped):
-            done = f"stopped while measuring step {state.step} of {self.settings.steps}"
+            done = f"stopped while measuring step {state.step} of {settings.steps}"
             raise Interrupted(f"{done}, all saved; {RESUME}, which measures it again")
         return figures
 
@@ -389,12 +390,11 @@ class Loop:
     def _restore(self) -> None:
         """Restore the newest whole checkpoint, and say which step it is of; without one the run starts from the beginning."""
         state, say = self.state, self.progress.say
-        found = restore(state, self.run, self.fabric, say)
-        self.saved = state.step if found else None
-        if not found:
+        if not (found := restore(state, self.run, self.fabric, say)):
             say("no checkpoint yet; starting from the beginning")
+        self.saved = state.step if found else None
         if self.fabric.is_global_zero:
-            restore_best(state, self.run, self.settings.keep_best, say)
+            restore_best(state, self.run, self.settings, say)
         if found:
             done = state.step == self.settings.steps and state.is_logged
             say(f"nothing left to do after step {state.step}" if done else f"going on from step {state.step}")

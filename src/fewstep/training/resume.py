@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -30,6 +30,26 @@ Better = Literal["least", "greatest", "nearest 1"]
 REMEMBERED = "remembered"  # a checkpoint's name for the tensors that a method keeps beside its networks
 HELD = 0.2  # share of the learning rate: one that ends above this share counts as held to the end, and not as decayed
 LOOKS = "looks"  # a checkpoint's name for the sums from which health figures are computed
+
+
+class KeepsBest(Protocol):
+    """How the best model of a run is chosen; see `fewstep.recipe.Trainer`."""
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of the run."""
+
+    @property
+    def keep_best(self) -> str | None:
+        """Key of the figure by which the best model is chosen; None where none is kept."""
+
+    @property
+    def best_is(self) -> Better:
+        """Which value of that figure is best."""
+
+    @property
+    def measured_by(self) -> str:
+        """How the figure is measured, a phrase such as "of 2,000 samples in digits-v1"; empty where that is not known."""
 
 
 @dataclass
@@ -266,34 +286,45 @@ def _set(rng: torch.Generator, row: Tensor) -> None:
 
 
 def keep_if_best(
-    state: State, run: RunFolder, metric: str | None, better: Better, generator: Generator, figures: Mapping[str, float]
+    state: State, run: RunFolder, how: KeepsBest, generator: Generator, figures: Mapping[str, float], say: Callable[[str], None]
 ) -> None:
-    """Save `generator` to the run's folder ``best`` if its figure ``eval.{metric}`` is better than that of every model before it.
+    """Save `generator` to the run's folder ``best`` if its figure ``eval.KEEP_BEST`` is better than that of every model before it.
 
-    `better` says which values are better; the first of equal models stays.
+    The first of equal models stays. If no model of the run had the figure, `say` tells so at the last step.
     """
-    value = figures.get(f"eval.{metric}", math.nan)  # a figure may not be defined early in a run
-    if metric is None or not math.isfinite(value):
+    if how.keep_best is None:
         return
-    if state.best is None or _distance_from_best(value, better) < _distance_from_best(state.best["value"], better):
-        state.best = {"step": state.step, "metric": metric, "value": value}
-        generator.info["best"] = dict(state.best)
-        run.save_best(generator)
+    value = figures.get(f"eval.{how.keep_best}", math.nan)  # a figure may not be defined early in a run
+    if math.isfinite(value):
+        if state.best is None or _distance_from_best(value, how.best_is) < _distance_from_best(state.best["value"], how.best_is):
+            by = {"by": how.measured_by} if how.measured_by else {}
+            state.best = {"step": state.step, "metric": how.keep_best, "value": value, **by}
+            generator.info["best"] = dict(state.best)
+            run.save_best(generator)
+    elif state.best is None and state.step == how.steps:
+        say(
+            f"warning: trainer.keep_best is {how.keep_best!r}, which had no value at any measurement: no best model is kept; model/ is the "
+            "last one, and another figure would choose (metrics.jsonl has those that were measured)"
+        )
 
 
-def restore_best(state: State, run: RunFolder, metric: str | None, say: Callable[[str], None]) -> None:
+def restore_best(state: State, run: RunFolder, how: KeepsBest, say: Callable[[str], None]) -> None:
     """Set ``state.best`` to the record of the model in the folder ``best``, which may be newer than the restored checkpoint.
 
-    If that model was chosen by another figure than `metric`, or is missing, the search for the best model begins anew, and `say` tells so.
+    If that model was chosen by another figure than today's, or by one that was measured otherwise (values by two judges, or of two numbers
+    of samples, do not compare), or if it is missing, the search for the best model begins anew, and `say` tells so.
     """
     saved, state.best = state.best, None
-    if metric is None:
+    if how.keep_best is None:
         return
     found = run.best()
-    if found is not None and found["metric"] == metric:
-        state.best = found
-    elif found is not None:
-        say(f"best/ holds the best model by {found['metric']}; from here on it will hold the best by {metric}")
+    if found is not None:
+        before, now = (found["metric"], found.get("by", how.measured_by)), (how.keep_best, how.measured_by)
+        if before == now:
+            state.best = found
+        else:
+            was, will = (" ".join(filter(None, words)) for words in (before, now))
+            say(f"best/ holds the best model by {was}; from here on it will hold the best by {will}")
     elif saved is not None:
         say(f"best/ (of step {saved['step']}) is missing; it will hold the best model from here on")
 

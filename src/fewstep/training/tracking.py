@@ -10,10 +10,15 @@ from typing import Any, Protocol
 from fewstep.errors import UserError, first_line
 from fewstep.files import replace_file
 from fewstep.pil import opened
+from fewstep.recipe.recipe import Wandb
 
 
 class Tracker(Protocol):
     """The interface of an experiment tracker to the training loop."""
+
+    def begin(self, step: int) -> None:
+        """Get ready for what follows `step`, 0 at the start of a run. What was logged after it is made again, and must not stand twice."""
+        ...
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Log one record of metrics.jsonl, at its ``step``."""
@@ -39,6 +44,9 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
 class NoTracker:
     """A tracker that logs nothing, for runs that keep only metrics.jsonl."""
 
+    def begin(self, step: int) -> None:
+        """Do nothing."""
+
     def log(self, record: Mapping[str, Any]) -> None:
         """Do nothing."""
 
@@ -61,7 +69,7 @@ class WandbTracker:
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         import wandb
 
-        self.wandb = wandb
+        self.wandb, self.first = wandb, 0
         where = config.get("trainer", {}).get("wandb") or {}
         if _is_offline() and list((folder / "wandb").glob("offline-run-*")):
             sys.stderr.write(
@@ -86,16 +94,24 @@ class WandbTracker:
                 "WANDB_MODE=offline, or trainer.tracker=none"
             ) from error
 
+    def begin(self, step: int) -> None:
+        """Pass over the steps that the wandb run has already: it takes none a second time, and would warn of each."""
+        self.first = self.run.step if self.run.resumed else 0
+
     def log(self, record: Mapping[str, Any]) -> None:
         """Log the numbers in `record` under their own names."""
-        self.run.log(_numbers(record), step=record["step"])
+        if record["step"] >= self.first:
+            self.run.log(_numbers(record), step=record["step"])
 
     def image(self, path: Path, step: int) -> None:
         """Log the picture at `path` under the key "samples"."""
-        self.run.log({"samples": self.wandb.Image(str(path))}, step=step)
+        if step >= self.first:
+            self.run.log({"samples": self.wandb.Image(str(path))}, step=step)
 
     def alarm(self, name: str, message: str, step: int) -> None:
         """Send the alarm as a wandb alert, which the account may forward, and log its message under ``alarm/NAME``."""
+        if step < self.first:
+            return
         self.run.alert(title=name, text=f"step {step}: {message}")
         self.run.log({f"alarm/{name}": message}, step=step)
 
@@ -118,9 +134,14 @@ class TensorBoardTracker:
     """A tracker that writes TensorBoard event files into the run folder's subfolder ``tensorboard``."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder / "tensorboard"
+        self.writer: Any = None
+
+    def begin(self, step: int) -> None:
+        """Open a new event file, by which TensorBoard forgets what earlier ones have logged after `step`."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        self.writer = SummaryWriter(str(self.folder), purge_step=step + 1)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Log the numbers in `record` under their own names, those of one turn as a group."""
@@ -140,7 +161,8 @@ class TensorBoardTracker:
 
     def close(self) -> None:
         """Write all buffered events, and close the event file."""
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
 
 def _is_offline() -> bool:
@@ -173,6 +195,7 @@ def make_tracker(name: str, folder: Path, config: Mapping[str, Any]) -> Tracker:
     check_tracker(name)
     if name == "wandb":
         return WandbTracker(folder, config)
-    if name == "tensorboard":
-        return TensorBoardTracker(folder)
-    return NoTracker()
+    trainer = config.get("trainer", {})
+    if trainer.get("tracker") == name and trainer.get("wandb", Wandb().model_dump()) != Wandb().model_dump():
+        sys.stderr.write(f"note: trainer.wandb is set, and nothing is sent to Weights & Biases, for trainer.tracker is {name!r}\n")
+    return TensorBoardTracker(folder) if name == "tensorboard" else NoTracker()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from fewstep.files import replace_file
 from fewstep.metrics.figures import FIGURES
+from fewstep.metrics.rows import how_sampled
 from fewstep.viz import page
 from fewstep.viz.page import escaped, paragraph, section
 from fewstep.viz.plots import curves
@@ -165,7 +166,7 @@ def _measured(story: Story) -> str:
         (figure.heading, f"{figure.what} {BETTER.get(figure.best or '', 'Tells how certain the figure before it is.')}")
         for figure in columns
     ]
-    said = list(results.get("warnings", ()))
+    said = [*how_sampled(results["rows"]), *results.get("warnings", ())]
     if results.get("trained_in_features") == "evaluator":
         said.append("training used the features in which FD is measured, so FD flatters the model")
     if any(key.endswith("_error") for row in results["rows"].values() for key in row):

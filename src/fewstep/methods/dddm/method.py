@@ -81,8 +81,12 @@ class DDDM(Method):
 
     @classmethod
     def make(cls, settings: DDDMSettings, given: Given) -> "DDDM":
-        """Make the method, with a distributional denoiser; its network takes xi of as many channels as the settings say or the data has."""
+        """Make the method, with a distributional denoiser; its network takes xi of as many channels as the settings say or the data has.
+
+        Raises UserError for guidance on data without classes.
+        """
         sampler = {"name": "distributional", "steps": settings.sampler_steps, "churn": settings.churn}
+        sampler = settings.guided(sampler, given.data.name, given.data.num_classes)
         denoiser = {"name": "distributional", "output": settings.output}
         generator = given.make_generator(sampler, denoiser, xi_channels=settings.xi_channels or given.data.shape[0])
         return cls(settings, generator, given.steps)

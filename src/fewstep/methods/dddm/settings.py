@@ -4,10 +4,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from fewstep.sections import Compared, DenoiserOptimizer, Fraction, MethodSettings, Share
+from fewstep.methods.guided import GuidedSettings
+from fewstep.sections import Compared, DenoiserOptimizer, Fraction
 
 
-class DDDMSettings(MethodSettings):
+class DDDMSettings(GuidedSettings):
     """Distributional diffusion: a denoiser that samples the posterior, trained with a scoring rule; no teacher."""
 
     name: Literal["dddm"]
@@ -27,7 +28,6 @@ class DDDMSettings(MethodSettings):
     )
     sampler_steps: PositiveInt = Field(20, description="number of sampling steps, unless sampling names another")
     churn: Fraction = Field(1.0, description="churn of the bridge in sampling: 1 is DDPM's posterior, 0 is deterministic (DDIM)")
-    label_dropout: Share = Field(0.0, description="share of labels hidden in training, which classifier-free guidance needs")
 
     needs: ClassVar = frozenset({"xi"})
     compared: ClassVar = (

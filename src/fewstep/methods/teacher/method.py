@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from fewstep.errors import UserError
 from fewstep.generator import Generator
 from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.maths.schedules import karras_sigmas, level_sigmas, lognormal_sigmas
@@ -77,11 +76,7 @@ class Teacher(Method):
         """
         grid = {name: getattr(settings, name) for name in ("sigma_min", "sigma_max", "rho")}
         sampler = {**grid, "name": settings.sampler, "steps": settings.sampler_steps}
-        if settings.guidance_scale != 1.0:
-            if given.data.num_classes is None:
-                raise UserError(f"method.guidance_scale is {settings.guidance_scale}, and {given.data.name} has no classes; leave it out")
-            sampler["guidance_scale"] = settings.guidance_scale
-        return cls(settings, given.make_generator(sampler))
+        return cls(settings, given.make_generator(settings.guided(sampler, given.data.name, given.data.num_classes)))
 
     def loss(self, turn: str, networks: Networks, batch: Batch, rng: torch.Generator, scratch: dict[str, Any]) -> LossOutput:
         """Return EDM's weighted denoising loss, with the term ``denoising``, which is about 1 at the start."""

@@ -2,12 +2,13 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from fewstep.sections import Compared, DenoiserOptimizer, Grid, MethodSettings, NonNegativeFloat, Share
+from fewstep.methods.guided import GuidedSettings
+from fewstep.sections import Compared, DenoiserOptimizer, Grid, Share
 
 
-class TeacherSettings(Grid, MethodSettings):
+class TeacherSettings(Grid, GuidedSettings):
     """EDM training of a diffusion teacher."""
 
     name: Literal["teacher"]
@@ -22,18 +23,9 @@ class TeacherSettings(Grid, MethodSettings):
         "heun", description="ODE solver of sampling: heun makes two evaluations in each step but the last, euler one in each"
     )
     sampler_steps: PositiveInt = Field(18, description="number of noise levels in sampling; 18 with sampler=heun are 35 evaluations")
-    guidance_scale: NonNegativeFloat = Field(
-        1.0, description="scale of classifier-free guidance in sampling; other than 1 doubles the evaluations"
-    )
 
     teaches: ClassVar = True
     compared: ClassVar = (Compared("teacher"),)
     moved: ClassVar = {
         key: (f"optimizer.{key}",) for key in ("lr", "warmup", "decay_from", "final", "beta1", "beta2", "weight_decay", "clip")
     }
-
-    @model_validator(mode="after")
-    def _guidance_was_taught(self) -> "TeacherSettings":
-        if self.guidance_scale != 1.0 and not self.label_dropout:
-            raise ValueError(f"guidance_scale is {self.guidance_scale}, but no label is ever hidden; give label_dropout, such as 0.1")
-        return self
