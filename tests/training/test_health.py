@@ -123,9 +123,14 @@ def test_a_shift_that_averages_to_nothing_is_seen(seed):
 
 def test_saturation_by_hand_and_images_alone_have_it():
     x = torch.tensor([0.5, 1.2, -1.2, -0.9]).repeat(20).reshape(20, 1, 2, 2)
-    real = torch.rand(20, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    real = 0.9 * torch.rand(20, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     found = figures_of((x, None, real, None))
     assert (found["saturation"], found["saturation_error"]) == (0.5, 0.0)
+    ink = torch.tensor([-1.0, 1.0, 0.0, 0.0]).repeat(20).reshape(20, 1, 2, 2)
+    found = figures_of((x, None, ink, None))  # half of its elements lie at the ends of the range, and an error puts half of those beyond
+    assert (found["saturation"], found["saturation_error"]) == (0.25, 0.0)
+    noisy = ink + 0.5 * torch.randn(20, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert figures_of((noisy.clamp(-1.4, 1.4), None, ink, None))["saturation"] < 0.15
     assert "saturation" not in figures_of((x.flatten(1), None, real.flatten(1), None))
 
 

@@ -55,7 +55,7 @@ COMMON = (
     Alarm(
         "saturation",
         "health.saturation",
-        "{value:.0%} of the pixels lie beyond the data's range",
+        "{value:.0%} of the pixels lie beyond the data's range, without those that any small error puts there",
         "Lower {rate}, or the guidance",
         high=0.15,
         sound=0.0,

@@ -6,10 +6,13 @@ exceeds 1 by more than `FAR` errors; until then it is absent from the records.
 
     spread^2 = V(x) / V(real)               V: mean variance of an element about the mean of its class, from items of equal class
     shift^2  = |mean(x) - mean(real)|^2 / (D var(real))    over the D elements, without the bias of chance
-    saturation = share of elements beyond 1.1 in magnitude
+    saturation = share of elements beyond 1.1 in magnitude, less half the share of real elements beyond 0.9; not below 0
 
     scale = sqrt(mean square of real elements about their mean) / sigma_data
     classes = 1 - V(real) / var(real)                      share of the data's variance that the classes explain
+
+Where real elements lie at an end of the range, as the paper and the ink of digits do, an error of any size puts half of the samples' there
+beyond it, and that is no saturation.
 
 The bias of ``|mean(x) - mean(real)|^2`` is avoided by dealing the items into blocks, and averaging products of *different* blocks.
 """
@@ -32,6 +35,7 @@ WORTH = 0.1  # largest standard error of a figure that is reported, absolute for
 FAR = 4  # standard errors beyond 1 from which a figure is reported anyway: the error stays large when samples diverge
 ENOUGH = 20_000  # real items after which figures of the data alone are not refined further
 RANGE = 1.1  # magnitude beyond which an element of an image counts as saturated
+EDGE = 0.9  # magnitude beyond which a real element lies at an end of the range
 SIDES = ("made", "real")
 
 
@@ -52,7 +56,7 @@ class Looks:
         self.sums: Tensor | None = None  # float64 [sides, blocks, D]
         self.counts: Tensor | None = None  # float64 [sides, blocks]
         self.squares: Tensor | None = None  # float64 []: sum of squares of all elements of real items
-        self.saturated: Tensor | None = None  # float64 [3]: number of items, sum and sum of squares of each item's saturated share
+        self.saturated: Tensor | None = None  # float64 [3]: number of items, sum and sum of squares of each item's share, less the real one
         self.seen = 0  # samples looked at so far, which gives the block of the next one
 
     def at(self, data: object) -> None:
@@ -79,7 +83,7 @@ class Looks:
     def add(self, x: Tensor, label: Tensor | None, real: Tensor, real_label: Tensor | None) -> None:
         """Add samples `x` [B, ...] and real items `real` [B', ...], with classes int64 [B] and [B'] or None, to the sums."""
         if x.ndim == 4 and self.bounded:
-            share = (x.abs() > RANGE).flatten(1).to(wide_type(x)).mean(1)
+            share = _share_beyond(x, RANGE) - _share_beyond(real, EDGE).mean() / 2
             found = torch.stack([share.new_tensor(len(share)), share.sum(), share.square().sum()])
             self.saturated = found if self.saturated is None else self.saturated + found
         sides = (chosen_elements(x), chosen_elements(real))
@@ -165,7 +169,7 @@ class Looks:
         if self.saturated is None or self.saturated[0] < LEAST:
             return None
         num, total, squares = self.saturated.tolist()
-        return total / num, (max(0.0, squares / num - (total / num) ** 2) / (num - 1)) ** 0.5
+        return max(0.0, total / num), (max(0.0, squares / num - (total / num) ** 2) / (num - 1)) ** 0.5
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state that a resumed run needs to report the same figures, as named tensors."""
@@ -232,6 +236,11 @@ class DataLooks:
             within = (squares - (sums.square().sum(1) / count.clamp_min(1)).sum().item()) / num * own / (own - there)
             figures |= {"health.classes": 1 - within / variance, "health.classes_error": error}
         return figures
+
+
+def _share_beyond(x: Tensor, magnitude: float) -> Tensor:
+    """Return the share of the elements of each item of `x` [B, ...] that are larger than `magnitude`, or less than minus it: [B]."""
+    return (x.abs() > magnitude).flatten(1).to(wide_type(x)).mean(1)
 
 
 def wide_type(x: Tensor) -> torch.dtype:

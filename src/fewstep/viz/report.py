@@ -20,8 +20,8 @@ READINGS = {
     "gradient norms": "The length of each network's gradient before it is clipped. Neither direction is better, but it should settle: a "
     "steady rise, or jumps by powers of ten, mean that training is unstable.",
     "health": "Samples compared with real items: spread is how much samples of a class differ, as a ratio to real ones (1 is best), shift "
-    "how far their mean is from the data's, in standard deviations (0 is best), saturation the share of pixels beyond the data's range "
-    "(0 is best).",
+    "how far their mean is from the data's, in standard deviations (0 is best), saturation the share of pixels beyond the data's range, "
+    "without those that any small error puts there (0 is best).",
 }
 
 
