@@ -16,6 +16,7 @@ from fewstep.maths.flow import stage_at
 from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.maths.schedules import lognormal_sigmas
 from fewstep.methods.base import Batch, LossOutput, Method, Networks, Turn, hidden_labels
+from fewstep.methods.devices import world_size
 from fewstep.networks.base import dropout_of
 from fewstep.streams import normal
 
@@ -104,6 +105,14 @@ class SelfTaught(Method):
                 return found
 
         return called
+
+    def call_all_the_same(self, network: Any, x: Tensor, *told: Tensor | None) -> None:
+        """Call `network` on the first item, in a run of several processes, and drop its output: where this process has no item to call it on.
+
+        The processes gather a sharded network together at each call, and each has to call it as often as the others, which may have items.
+        """
+        if world_size() > 1:
+            network(x[:1], *(None if one is None else one[:1] for one in told))
 
     def denoise(self, network: Any, x: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
         """Return the estimate of x0, like `x` [B, ...], by a network that is built like the student's."""

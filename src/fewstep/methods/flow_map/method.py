@@ -187,6 +187,8 @@ class FlowMap(SelfTaught):
             there = networks["student"](x_s, s[on], None if label is None else label[on], rho[on])
             lam = expand_like(share_of_estimate(sigma[on], s[on], rho[on]), x)
             target[on] = lam * x0_hat[on] + (1 - lam) * there
+        else:
+            self.call_all_the_same(networks["student"], x, sigma, label, rho)
         return target
 
     @torch.no_grad()
