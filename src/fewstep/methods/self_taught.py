@@ -107,7 +107,7 @@ class SelfTaught(Method):
         return called
 
     def call_all_the_same(self, network: Any, x: Tensor, *told: Tensor | None) -> None:
-        """Call `network` on the first item, in a run of several processes, and drop its output: where this process has no item to call it on.
+        """Call `network` on the first item and drop its output, in a run of several processes where this one has no item to call it on.
 
         The processes gather a sharded network together at each call, and each has to call it as often as the others, which may have items.
         """

@@ -161,9 +161,10 @@ class FlowMap(SelfTaught):
             teacher = Guided.of(networks["teacher"], w)
             return step_aim(lambda y, level: teacher(y, level, label), x, sigma, s, self.settings.solver == "heun")
         if w != 1.0:
-            assert label is not None
+            null = self.student.num_classes
+            assert label is not None and null is not None
             guided = self.for_targets(networks["student"])(x, sigma, None, sigma).lerp(x0, w)
-            x0 = torch.where(expand_like(label != self.student.num_classes, x), guided, x0)
+            x0 = torch.where(expand_like(label != null, x), guided, x0)
         if self.velocity == "own" and self.settings.form == "discrete":
             own = self.for_targets(networks["student"])(x, sigma, label, sigma)
             x0 = torch.where(expand_like(rho < sigma, x), own, x0)
