@@ -162,7 +162,8 @@ class FlowMap(SelfTaught):
             return step_aim(lambda y, level: teacher(y, level, label), x, sigma, s, self.settings.solver == "heun")
         if w != 1.0:
             null = self.student.num_classes
-            assert label is not None and null is not None
+            assert label is not None
+            assert null is not None
             guided = self.for_targets(networks["student"])(x, sigma, None, sigma).lerp(x0, w)
             x0 = torch.where(expand_like(label != null, x), guided, x0)
         if self.velocity == "own" and self.settings.form == "discrete":
