@@ -38,6 +38,7 @@ PIXELS = ("teacher", "dmd2, gan and r1", "dmd2, two steps", "drift, memory", "co
 SINGLE = {
     f"{name}, single items": (name, "method.first_stage=1", "method.stages=1", "batch_size=2") for name in ("consistency", "flow map")
 }
+OWN = "consistency, from scratch"  # ships, until its student begins, the teacher that it trains
 IN_PARTS = ("dmd2, two steps", "lora, whole fake")  # two for each of two processes
 TEXT = {"lora": ("method.loss=dmd",), "lora, whole fake": ("method.lora.fake=full", "trainer.checkpointing=true")}
 SLOW = ("method.generator_optimizer.lr=1e-4", "method.guidance_optimizer.lr=1e-4", "method.lora.rank=4", "method.lora.targets=[to_q, to_v]")
@@ -119,6 +120,7 @@ def both(here: Place) -> None:
         if fabric.is_global_zero:
             save_file(found, here.folder / f"{name}.safetensors")
             (here.folder / f"{name}.json").write_text(json.dumps(kept(loop)))
+    train(here.recipe(OWN, *SHORT, *TWO), here.folder / f"two {OWN}")
     for name in ("dmd2", "lora"):
         train(here.recipe(name, *SHORT, *TWO), here.folder / f"two {name}")
         if fabric.is_global_zero:
@@ -193,6 +195,13 @@ def assert_close(found, expected, most=1e-5):
     assert found.keys() == expected.keys()
     apart = sum((found[key] - x).double().square().sum() for key, x in expected.items())
     assert (apart / sum(x.double().square().sum() for x in expected.values())).sqrt() <= most
+
+
+def test_a_run_that_trains_its_own_teacher_ships_it_whole(here, two, tmp_path):
+    shared = here.folder / f"two {OWN}"
+    assert (shared / "model").is_dir(), two
+    train(here.recipe(OWN, *SHORT), tmp_path / "one")
+    assert_same(*(load(run).state_dict() for run in (tmp_path / "one", shared)))
 
 
 @pytest.mark.parametrize("name", ["dmd2", "lora"])

@@ -147,6 +147,10 @@ class SelfTaught(Method):
         self.updates = dict(state["updates"])
 
     def shipped(self, network: nn.Module, method: str, step: int) -> Generator:
-        """Return the student's generator with the weights of `network` or, while the run's own teacher trains, of that teacher."""
+        """Return the student's generator with the weights of `network` or, until the student's first update, of the run's own teacher.
+
+        `network`, the average, follows the student from that update on, and has its random initial weights before.
+        """
         info = {**self.student.info, "method": method, "step": step, "label_dropout": self.label_dropout}
-        return self.student.derive(self.student.sampler, info, network if self.has_taught_itself else self.networks["teacher"])
+        has_begun = len(self.turns) == 1 or self.updates["student"] > 0
+        return self.student.derive(self.student.sampler, info, network if has_begun else self.networks["teacher"])
