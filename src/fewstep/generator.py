@@ -27,7 +27,7 @@ from fewstep.errors import UserError
 from fewstep.files import at_home
 from fewstep.model_config import FORMAT, checked_denoiser, checked_sampler, inherited
 from fewstep.networks.base import frozen as frozen
-from fewstep.networks.base import make_network, num_parameters
+from fewstep.networks.base import make_network, num_parameters, whole_state
 from fewstep.pipelines.reference import Base, file_tensors, read_based
 from fewstep.pipelines.vae import decoded
 from fewstep.publishing import card_fields, filled, published
@@ -219,7 +219,7 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="fewstep", tags=["
             return standing_on(copy.deepcopy(source), {**arguments, "base": self.base.changed_by(source).config})
         with torch.random.fork_rng(devices=[]):  # random initial weights, which are replaced below, leave torch's random state unchanged
             other = Generator(**{**arguments, "base": None})
-        other.denoiser.load_state_dict(source.state_dict())
+        other.denoiser.load_state_dict(whole_state(source))
         if self.told is not None and not self.lacks_prompts:
             other.tell(self.told.prompts)
         return other.to(self.device).eval()

@@ -21,7 +21,7 @@ from fewstep.engine import Chosen, choose, make_fabric, settle, use_threads
 from fewstep.errors import UserError
 from fewstep.files import at_home, held_folder, replace_file
 from fewstep.finding import settled
-from fewstep.generator import Generator, load
+from fewstep.generator import Generator
 from fewstep.hub import NotHad
 from fewstep.methods.base import Method
 from fewstep.metrics.figures import choices
@@ -30,6 +30,7 @@ from fewstep.own_parts import named_faults
 from fewstep.recipe import Recipe, load_recipe, resolved
 from fewstep.run_data import as_recorded, keep, once_allowed, tell
 from fewstep.screen import SCREEN
+from fewstep.starting import check_longer, start_from
 from fewstep.training.checkpoint import checkpoints
 from fewstep.training.precision import MIXED
 from fewstep.training.run_folder import RunFolder
@@ -75,52 +76,6 @@ def check_parts(recipe: Recipe, method: Method, devices: int) -> None:
             f"batch_size is {recipe.batch_size}, in {parts} part(s) of {recipe.batch_size // parts}; method {recipe.method.name} needs "
             f"{least} items in each: give at least {parts * least}"
         )
-
-
-def check_longer(recipe: Recipe, run: RunFolder, method: Method) -> None:
-    """Print a note where `recipe` has more steps than the run in the folder `run` that is resumed.
-
-    Raises UserError where turns of `method` begin or end at a share of the run, as that would be another step in the longer run.
-    """
-    before = run.more_steps(resolved(recipe))
-    if before is None:
-        return
-    if any((turn.begins, turn.ends) != (0.0, 1.0) for turn in method.turns):
-        raise UserError(
-            f"steps was {before}, now {recipe.steps}, but method {recipe.method.name} divides a run into parts, which would change in "
-            f"a longer run; train into another folder, from these weights with trainer.init={run.path}"
-        )
-    note(f"the run of {before} steps becomes one of {recipe.steps}: from here on learning rates and ramps are those of the longer run")
-
-
-def start_from(path: str, method: Method) -> None:
-    """Load the weights of the generator at `path` into the network of `method` that ships. Raises UserError where they do not fit."""
-    try:
-        theirs = load(path)
-    except UserError as error:
-        raise UserError(f"trainer.init: {error}") from error
-    if any(turn.begins and method.ships in turn.trains for turn in method.turns):
-        raise UserError(
-            f"trainer.init is {path}, but this run first trains a teacher that its network starts from; set method.own_teacher to 0"
-        )
-    mine = method.ship(method.networks[method.ships], 0)
-    for what, own, other in (
-        ("items of shape", list(mine.shape), list(theirs.shape)),
-        # prompts may differ, but low-rank changes (LoRA) to one network do not fit another network
-        *((("the network", mine.base and mine.base.weights, theirs.base and theirs.base.weights),) if mine.told is not None else ()),
-        *((("classes:", mine.num_classes, theirs.num_classes),) if mine.told is None else ()),
-        ("the denoiser", mine.denoiser_config["name"], theirs.denoiser_config["name"]),
-        ("points in units", mine.units and mine.units.config, theirs.units and theirs.units.config),
-    ):
-        if own != other:
-            raise UserError(f"trainer.init is {path}, which has {what} {other}, and this run has {own}; give a run of the same kind")
-    try:
-        method.networks[method.ships].load_state_dict(theirs.denoiser.state_dict())
-    except RuntimeError as error:
-        lines = str(error).strip().splitlines()
-        raise UserError(
-            f"trainer.init is {path}, whose network is another ({lines[-1].strip()}); give a run of the same network"
-        ) from error
 
 
 def describe(recipe: Recipe, timed: bool = False) -> list[str]:

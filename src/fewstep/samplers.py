@@ -45,7 +45,7 @@ def _ode(denoiser: Denoiser, latents: Tensor, sigmas: Tensor, label: Tensor | No
 
 
 def heun(denoiser: Denoiser, latents: Tensor, sigmas: Tensor, label: Tensor | None = None, noise: Noise | None = None) -> Tensor:
-    """Sample by Heun's second-order method (arXiv 2206.00364, Algorithm 1 with S_churn = 0): ``2 S - 1`` network evaluations."""
+    """Sample by Heun's second-order method (arXiv 2206.00364, Algorithm 1): ``2 S - 1`` network evaluations."""
     return _ode(denoiser, latents, sigmas, label, second_order=True)
 
 

@@ -162,10 +162,20 @@ def test_particles_that_leave_themselves_out_rest_wider_the_fewer_they_are():
 
 def test_with_transport_plans_x_at_the_data_rests():
     x = normal(16, 2)
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
-    assert error(drift_field(x, x[order], x, 0.4, plan="sinkhorn"), 0) < 1e-12
-    assert error(drift_field(x, x[order], x, 0.4), 0) > 0.01
-    assert error(drift_field(x, normal(16, 2, seed=1), x, 0.4, plan="sinkhorn"), 0) > 0.01
+    order, other = (torch.randperm(16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert error(drift_field(x, x[order], x[other], 0.4, plan="sinkhorn"), 0) < 1e-12
+    assert error(drift_field(x, normal(16, 2, seed=1), x[other], 0.4, plan="sinkhorn"), 0) > 0.01
+
+
+@pytest.mark.parametrize("temperature", [2.0, 8.0])
+def test_with_transport_plans_samples_distributed_like_the_data_are_not_pulled_together(temperature):
+    """Other draws of one law than the data: samples held by their own weight would be pulled together by .46 x and .14 x."""
+    pulls = []
+    for seed in range(6):
+        x, y = normal(256, 16, seed=2 * seed), normal(256, 16, seed=2 * seed + 1)
+        field = drift_field(x, y, x, temperature, plan="sinkhorn")
+        pulls.append(((field * x).sum() / x.square().sum()).item())
+    assert abs(sum(pulls)) / 6 < 0.015  # three standard errors of the mean of 6, measured on 24
 
 
 def test_with_transport_plans_all_samples_pull_alike():

@@ -248,11 +248,10 @@ def test_errors(function):
         function(x, y, 1.0, "cauchy")
     with pytest.raises(ValueError, match="y has 0 rows; 1 is needed"):
         function(x, y[:0], 1.0)
-    if function is not sinkhorn_log_weights:
-        with pytest.raises(ValueError, match="x has 4 rows and y 5"):
-            function(x, y, 1.0, exclude_self=True)
-        with pytest.raises(ValueError, match="y has 1 rows; 2 are needed"):
-            function(x[:1], x[:1], 1.0, exclude_self=True)
+    with pytest.raises(ValueError, match="x has 4 rows and y 5"):
+        function(x, y, 1.0, exclude_self=True)
+    with pytest.raises(ValueError, match="y has 1 rows; 2 are needed"):
+        function(x[:1], x[:1], 1.0, exclude_self=True)
 
 
 def test_no_gradient():
@@ -311,6 +310,22 @@ def test_sinkhorn_plan(kernel, iterations):
         assert error(plan.sum(0), 16 / 20) < 1e-12
     if iterations == 1:
         assert error(plan.sum(0), 16 / 20) > 1e-4
+
+
+@BOTH
+@pytest.mark.parametrize("block", [kernels.BLOCK, 60])
+def test_a_sinkhorn_plan_that_leaves_each_row_out(kernel, block, monkeypatch):
+    monkeypatch.setattr(kernels, "BLOCK", block)
+    x = normal(16, 2, dtype=torch.float64)
+    gibbs = naive_logits(x, x, 1.0, kernel).exp().fill_diagonal_(0.0)
+    v = torch.ones(16, dtype=torch.float64)
+    for _ in range(50):
+        u = 1 / (gibbs @ v)
+        v = 1 / (gibbs.T @ u)
+    expected = gibbs * v / (gibbs @ v)[:, None]
+    log_weights = sinkhorn_log_weights(x, x, 1.0, kernel, 50, exclude_self=True)
+    assert error(barycenter(x, x, 1.0, kernel, exclude_self=True, log_weights=log_weights), expected @ x) < 1e-12
+    assert error(expected.sum(0), 1) < 1e-3
 
 
 def test_sinkhorn_takes_twenty_iterations():

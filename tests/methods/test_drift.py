@@ -446,6 +446,7 @@ def test_tables_of_the_network_learn_at_their_own_rate():
         ({"field": "drifting", "gamma_start": 0.5, "gamma_warmup": 10}, "method.gamma is .*, which the field 'drifting' does not know"),
         ({"field": "strict", "guidance_scale": 2.0}, "method.guidance_scale is 2.0; it needs method.field=drifting"),
         ({"field": "drifting", "guidance_scale": 2.0}, "and data with classes"),
+        ({"field": "drifting", "guidance_scale": 0.5}, "greater than or equal to 1"),
         ({"field": "toy", "plan": "sinkhorn"}, "method.plan is 'sinkhorn', which the field 'toy' does not know"),
         ({"field": "drifting", "temperatures": "auto", "limits": (4.0, 0.2)}, "cannot be 'auto' with the field 'drifting'"),
         ({"field": "strict", "affinity_floor": 1e-3}, "method.affinity_floor is 0.001, which only method.field=drifting"),

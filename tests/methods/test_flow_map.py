@@ -305,6 +305,34 @@ def test_its_own_estimate_is_learned_from_the_items_and_followed_elsewhere():
     torch.testing.assert_close(loss(method, data).loss, expected)
 
 
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+@pytest.mark.parametrize("velocity", ["data", "own"])
+def test_learned_guidance_is_applied_once_and_never_to_items_without_a_class(velocity, guidance):
+    """The aim of a student that is exact: D_w = D_none + w (D_class - D_none) on average for a class, and D_none without one."""
+    s = settings(gap_k=0.0, first_stage=2, velocity=velocity, anchor=0.5, label_dropout=0.5, guidance_scale=guidance)
+    method = FlowMap(s, student(3), 600)
+    label = torch.arange(NUM) % 4  # 3 is no class
+    sigma = torch.linspace(0.5, 2.0, NUM)
+    rho = torch.where(torch.arange(NUM) < 4, sigma, 0.3 * sigma)  # each label at both
+    x, zero = torch.randn(NUM, 1, 8, 8, generator=torch.Generator().manual_seed(4)), torch.zeros(NUM, 1, 8, 8)
+    of_class = torch.tensor([1.0, 2.0, 5.0, 0.0])  # what the denoisers of the classes give; that without a class gives 0
+
+    def exact(y, level, known, low):
+        known = torch.full((len(y),), 3) if known is None else known
+        return zero[: len(y)] + expand_like(guidance * of_class[known], y)
+
+    x0 = zero + expand_like(of_class[label], x)  # the items: on average what the denoiser gives
+    found = method._estimate({"student": exact}, x0, x, sigma, rho, rho, label)
+    torch.testing.assert_close(found, zero + expand_like(guidance * of_class[label], x))
+
+    def untaught(y, level, known, low):
+        return exact(y, level, known, low) + 7.0
+
+    found = method._estimate({"student": untaught}, x0, x, sigma, rho, rho, label)
+    learns = (label == 3) & ((rho == sigma) | torch.tensor(velocity == "data"))
+    torch.testing.assert_close(found[learns], x0[learns])  # whatever the student makes of them
+
+
 @pytest.mark.parametrize("velocity", ["data", "own", "teacher"])
 @pytest.mark.parametrize("derivative", ["jvp", "difference"])
 def test_the_derivative_loss_by_hand(velocity, derivative):
@@ -328,6 +356,7 @@ def test_the_derivative_loss_by_hand(velocity, derivative):
     ("form", "velocity", "guidance", "derivative"),
     [
         ("discrete", "own", 1.0, "auto"),
+        ("discrete", "own", 2.0, "auto"),
         ("discrete", "data", 2.0, "auto"),
         ("derivative", "own", 2.0, "jvp"),
         ("derivative", "data", 1.0, "difference"),
@@ -362,11 +391,12 @@ def test_all_passes_of_a_step_drop_the_same_activations(form, velocity, guidance
     rho = drawn_rho(sigma, 0.5, s.zero, s.anchor, rng)
     low = torch.maximum(0.75 * sigma, rho)
     with torch.no_grad(), forward_differentiable(network):
-        x0_hat = torch.where(expand_like(rho < sigma, x), net(x, sigma, data.label, sigma), data.x)
-        x0_hat = x0_hat if velocity == "own" and form == "discrete" else data.x
+        x0_hat = data.x
         if guidance != 1:
             free = net(x, sigma, None, sigma)
-            x0_hat = free + guidance * (x0_hat - free)
+            x0_hat = free + guidance * (data.x - free)
+        if velocity == "own" and form == "discrete":
+            x0_hat = torch.where(expand_like(rho < sigma, x), net(x, sigma, data.label, sigma), x0_hat)
         if form == "discrete":
             lam = expand_like(share_of_estimate(sigma, low, rho), x)
             target = lam * x0_hat + (1 - lam) * net(towards(x, x0_hat, sigma, low), low, data.label, rho)

@@ -34,6 +34,11 @@ from test_two_are_one import assert_same, stirred
 
 STEPS, ITEMS = 3, 24
 PIXELS = ("teacher", "dmd2, gan and r1", "dmd2, two steps", "drift, memory", "consistency", "flow map")
+# one item for each of two processes, at a stage where only some have a lower noise level to be compared with
+SINGLE = {
+    f"{name}, single items": (name, "method.first_stage=1", "method.stages=1", "batch_size=2") for name in ("consistency", "flow map")
+}
+OWN = "consistency, from scratch"  # ships, until its student begins, the teacher that it trains
 IN_PARTS = ("dmd2, two steps", "lora, whole fake")  # two for each of two processes
 TEXT = {"lora": ("method.loss=dmd",), "lora, whole fake": ("method.lora.fake=full", "trainer.checkpointing=true")}
 SLOW = ("method.generator_optimizer.lr=1e-4", "method.guidance_optimizer.lr=1e-4", "method.lora.rank=4", "method.lora.targets=[to_q, to_v]")
@@ -52,7 +57,8 @@ class Place:
         """The case of that name, tiny."""
         if name in TEXT:
             return text_recipe(self.text, "batch_size=8", *SLOW, *TEXT[name], *more)
-        return CASES[name].read(self.teacher, *more, batch_size=ITEMS)
+        name, *few = SINGLE.get(name, (name,))
+        return CASES[name].read(self.teacher, *few, *more, batch_size=ITEMS)
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +114,13 @@ def both(here: Place) -> None:
     torch.set_num_threads(1)
     fabric = make_fabric(Trainer(accelerator="cpu", devices=2, strategy="fsdp"))
     fabric.launch()
-    for name in (*PIXELS, *TEXT):
+    for name in (*PIXELS, *SINGLE, *TEXT):
         loop = begun(here, name, fabric, here.folder / "loop")
         found = learned(loop)
         if fabric.is_global_zero:
             save_file(found, here.folder / f"{name}.safetensors")
             (here.folder / f"{name}.json").write_text(json.dumps(kept(loop)))
+    train(here.recipe(OWN, *SHORT, *TWO), here.folder / f"two {OWN}")
     for name in ("dmd2", "lora"):
         train(here.recipe(name, *SHORT, *TWO), here.folder / f"two {name}")
         if fabric.is_global_zero:
@@ -140,7 +147,7 @@ def two(here):
     return f"{ended.code}: {ended.out}{ended.err}"
 
 
-@pytest.mark.parametrize("name", [*PIXELS, *TEXT])
+@pytest.mark.parametrize("name", [*PIXELS, *SINGLE, *TEXT])
 def test_two_processes_in_shares_learn_what_one_does(name, here, two):
     file = here.folder / f"{name}.safetensors"
     assert file.exists(), two
@@ -188,6 +195,13 @@ def assert_close(found, expected, most=1e-5):
     assert found.keys() == expected.keys()
     apart = sum((found[key] - x).double().square().sum() for key, x in expected.items())
     assert (apart / sum(x.double().square().sum() for x in expected.values())).sqrt() <= most
+
+
+def test_a_run_that_trains_its_own_teacher_ships_it_whole(here, two, tmp_path):
+    shared = here.folder / f"two {OWN}"
+    assert (shared / "model").is_dir(), two
+    train(here.recipe(OWN, *SHORT), tmp_path / "one")
+    assert_same(*(load(run).state_dict() for run in (tmp_path / "one", shared)))
 
 
 @pytest.mark.parametrize("name", ["dmd2", "lora"])

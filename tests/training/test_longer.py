@@ -93,3 +93,13 @@ def test_weights_of_another_kind_are_refused(eight, mistake, tmp_path):
     told = mistake("train", "dddm/ring", *SMALL, "method.m=2", "steps=4", f"trainer.init={eight}", "--out", tmp_path / "next")
     assert "which has the denoiser preconditioned, and this run has distributional" in told
     assert "trainer.init: " in mistake("train", "teacher/ring", *SMALL, "trainer.init=nowhere/at/all", "--out", tmp_path / "next")
+
+
+def test_weights_that_are_another_model_under_other_settings_are_told(eight, done, tmp_path):
+    init = ("steps=1", f"trainer.init={eight}")
+    assert "trainer.init" not in done("train", "teacher/ring", *SMALL, *init, "--out", tmp_path / "same").err
+    other = ("network.sigma_data=9.5", "network.activation=silu")
+    told = " ".join(done("train", "teacher/ring", *SMALL, *init, *other, "--out", tmp_path / "other").err.split())
+    was = load(eight)
+    assert f"network.sigma_data is {was.sigma_data} and network.activation is {was.network_config['activation']}, and here" in told
+    assert "network.sigma_data is 9.5 and network.activation is silu: with other settings its weights are another model" in told

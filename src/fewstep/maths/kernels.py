@@ -126,25 +126,28 @@ def log_kernel_sum(
     return result
 
 
-def sinkhorn_log_weights(x: Tensor, y: Tensor, temperature: float, kernel: str = "gaussian", iterations: int = 20) -> Tensor:
+def sinkhorn_log_weights(
+    x: Tensor, y: Tensor, temperature: float, kernel: str = "gaussian", iterations: int = 20, exclude_self: bool = False
+) -> Tensor:
     """Return log-weights [M] of `y` with which `barycenter` averages over the entropic transport plan from `x` to `y`, both uniform.
 
     Sinkhorn's iterations on log-potentials: ``f_i = -log sum_j k_ij e^(g_j) / M``, ``g_j = -log sum_i k_ij e^(f_i) / N``. The plan's row
     sums are exact (a softmax); its column sums become so as `iterations` grow. Each sample of y then pulls with the same total weight, so
-    that a cluster with few x near it is not abandoned (Sinkhorn drifting, arXiv 2603.12366). Raises ValueError as `barycenter` does.
+    that a cluster with few x near it is not abandoned (Sinkhorn drifting, arXiv 2603.12366). With `exclude_self`, x and y are one set, and
+    the plan moves no row to itself. Raises ValueError as `barycenter` does.
     """
-    _check(x, y, temperature, kernel, False)
+    _check(x, y, temperature, kernel, exclude_self)
     x, y = x.detach(), y.detach()
     g = y.new_zeros(len(y))
     if len(x) * len(y) <= BLOCK:
-        logits = _logits(x, y, temperature, kernel, None, None)
+        logits = _logits(x, y, temperature, kernel, 0 if exclude_self else None, None)
         for _ in range(iterations):
             f = -torch.logsumexp(logits + g, 1, keepdim=True)
             g = -torch.logsumexp(logits + f, 0)
         return g
     for _ in range(iterations):
-        f = -log_kernel_sum(x, y, temperature, kernel, log_weights=g)
-        g = -log_kernel_sum(y, x, temperature, kernel, log_weights=f)
+        f = -log_kernel_sum(x, y, temperature, kernel, exclude_self, g)
+        g = -log_kernel_sum(y, x, temperature, kernel, exclude_self, f)
     return g
 
 

@@ -205,8 +205,9 @@ def drift_field(
 
     With `temperature_fake` set to ``temperature / gamma`` and gamma 1 this is the two-temperature field, whose Gaussian modes end at the
     variance ``s^2 / gamma`` (their weights are not those of ``p^gamma``). With `plan` "sinkhorn", transport plans computed in
-    `iterations` iterations replace both softmaxes, so that all samples pull with equal weight (arXiv 2603.12366); no sample is left out of
-    the plan from `x` to itself then. The result carries no gradient.
+    `iterations` iterations replace both softmaxes, so that all samples pull with equal weight (arXiv 2603.12366). The plan from `x` to
+    itself, too, moves no sample to itself: each sample would be held by its own weight, and samples that are distributed like the data
+    would be pulled together. The result carries no gradient.
 
     Raises ValueError for an unknown `plan`, fewer than 2 rows of `x` where each leaves itself out, and as `barycenter` does.
     """
@@ -220,9 +221,9 @@ def drift_field(
             b_fake = barycenter(x, y_fake, cold, kernel, exclude_self=itself)
         else:
             weights_real = sinkhorn_log_weights(x, y_real, temperature, kernel, iterations)
-            weights_fake = sinkhorn_log_weights(x, y_fake, cold, kernel, iterations)
+            weights_fake = sinkhorn_log_weights(x, y_fake, cold, kernel, iterations, exclude_self=itself)
             b_real = barycenter(x, y_real, temperature, kernel, log_weights=weights_real)
-            b_fake = barycenter(x, y_fake, cold, kernel, log_weights=weights_fake)
+            b_fake = barycenter(x, y_fake, cold, kernel, exclude_self=itself, log_weights=weights_fake)
         return gamma * (b_real - x) - (b_fake - x)
 
 
@@ -281,7 +282,7 @@ def drifting_loss(
         temperatures: the temperatures of the kernel ``exp(-distance / temperature)``, at least one.
         weight_gen: weights of `gen`, [N] or [B, N]; None for 1.
         weight_pos: weights of `pos`, [M] or [B, M]; None for 1.
-        weight_neg: weights of `neg`, [K] or [B, K]; None for 1.
+        weight_neg: weights of `neg`, [K] or [B, K], not negative; None for 1.
         affinity_floor: lower bound of the affinities. It is 1e-3 in the released code, which at low temperatures outweighs the kernel:
             far samples then act, and the samples come to rest too narrow (on a ring) or far too wide (in many dimensions). The paper has 0.
         plan: "double_softmax", or "sinkhorn": a transport plan to the positives and one to the negatives (arXiv 2603.12366).

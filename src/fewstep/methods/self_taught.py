@@ -16,6 +16,7 @@ from fewstep.maths.flow import stage_at
 from fewstep.maths.parametrization import edm_weight, expand_like
 from fewstep.maths.schedules import lognormal_sigmas
 from fewstep.methods.base import Batch, LossOutput, Method, Networks, Turn, hidden_labels
+from fewstep.methods.devices import world_size
 from fewstep.networks.base import dropout_of
 from fewstep.streams import normal
 
@@ -105,6 +106,14 @@ class SelfTaught(Method):
 
         return called
 
+    def call_all_the_same(self, network: Any, x: Tensor, *told: Tensor | None) -> None:
+        """Call `network` on the first item and drop its output, in a run of several processes where this one has no item to call it on.
+
+        The processes gather a sharded network together at each call, and each has to call it as often as the others, which may have items.
+        """
+        if world_size() > 1:
+            network(x[:1], *(None if one is None else one[:1] for one in told))
+
     def denoise(self, network: Any, x: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
         """Return the estimate of x0, like `x` [B, ...], by a network that is built like the student's."""
         return network(x, sigma, label)
@@ -138,6 +147,10 @@ class SelfTaught(Method):
         self.updates = dict(state["updates"])
 
     def shipped(self, network: nn.Module, method: str, step: int) -> Generator:
-        """Return the student's generator with the weights of `network` or, while the run's own teacher trains, of that teacher."""
+        """Return the student's generator with the weights of `network` or, until the student's first update, of the run's own teacher.
+
+        `network`, the average, follows the student from that update on, and has its random initial weights before.
+        """
         info = {**self.student.info, "method": method, "step": step, "label_dropout": self.label_dropout}
-        return self.student.derive(self.student.sampler, info, network if self.has_taught_itself else self.networks["teacher"])
+        has_begun = len(self.turns) == 1 or self.updates["student"] > 0
+        return self.student.derive(self.student.sampler, info, network if has_begun else self.networks["teacher"])

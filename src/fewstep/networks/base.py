@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep import registry
 
@@ -30,6 +30,17 @@ def make_network(config: Mapping[str, Any], shape: tuple[int, ...], num_classes:
 def frozen(module: nn.Module) -> nn.Module:
     """Return a frozen copy of `module`: no parameter takes a gradient, and the copy is in eval mode."""
     return copy.deepcopy(module).requires_grad_(False).eval()
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """Return all of a sharded `tensor`, for which all processes must call this together; `tensor` itself if it is not sharded."""
+    dtensor: Any = tensor
+    return dtensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict of `module`, which may be sharded, with all of each tensor; see `whole_tensor`."""
+    return {name: whole_tensor(tensor) for name, tensor in module.state_dict().items()}
 
 
 def dropout_of(module: nn.Module) -> list[nn.Module]:

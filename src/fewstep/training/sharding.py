@@ -26,6 +26,7 @@ from fewstep.denoisers.adapted import grounds
 from fewstep.errors import UserError, first_line
 from fewstep.generator import Generator
 from fewstep.methods.base import Method
+from fewstep.networks.base import whole_tensor as whole_tensor
 
 LEAST = 0.01  # smallest share of a network's parameters that makes a module a block of its own
 DEVICES = ("cpu", "cuda")
@@ -147,12 +148,6 @@ def gathered(modules: Iterable[nn.Module]) -> Iterator[None]:
 def in_shares(tensor: Tensor) -> bool:
     """Return whether `tensor` is sharded (a DTensor)."""
     return hasattr(tensor, "full_tensor")
-
-
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """Return all of a sharded `tensor`, for which all processes must call this together; `tensor` itself if it is not sharded."""
-    dtensor: Any = tensor
-    return dtensor.full_tensor() if in_shares(tensor) else tensor
 
 
 def share(tensor: Tensor) -> Tensor:

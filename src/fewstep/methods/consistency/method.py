@@ -124,6 +124,8 @@ class Consistency(SelfTaught):
         on = (r > 0).nonzero().flatten()
         if len(on):
             x_r[on] = networks["student"](x_r[on], r[on], None if label is None else label[on])
+        else:
+            self.call_all_the_same(networks["student"], x_s, sigma, label)
         return x_r
 
     def settings_now(self) -> dict[str, float]:

@@ -220,7 +220,7 @@ class Drift(Method):
             drift = self._field(flat, y, self._temperatures(y))
         elif self.plan == "sinkhorn":  # a plan for each class: in one plan, mass would have to cross between classes of unequal shares
             drift, temperatures = torch.zeros_like(flat), self._temperatures(y, y_label)
-            for k in label.unique():
+            for k in (label.bincount() > 1).nonzero().flatten():
                 drift[label == k] = self._field(flat[label == k], y[y_label == k], temperatures)
         else:
             temperatures = self._temperatures(y, y_label)

@@ -59,7 +59,7 @@ class DriftSettings(MethodSettings):
         20, description="Sinkhorn iterations of a transport plan; with field=wasserstein the term plan_error says whether they suffice"
     )
     affinity_floor: Fraction = Field(0.0, description="smallest affinity in field=drifting; the released code has 1e-3")
-    guidance_scale: PositiveFloat = Field(
+    guidance_scale: Annotated[float, Field(ge=1)] = Field(
         1.0, description="scale of classifier-free guidance with field=drifting, by weighted real negatives; 1 is no guidance"
     )
     features: UserPath = Field(

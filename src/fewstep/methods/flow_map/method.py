@@ -2,7 +2,7 @@
 
     x    = x0 + sigma n               ln sigma ~ N(mean, std^2), folded below sigma_max; rho <= sigma: 0, sigma, or between
     A    = x0, or the student's own X(x, sigma, sigma) where rho < sigma, or the teacher's D(x, sigma)
-           guided: w A + (1 - w) X(x, sigma, sigma | no class)
+           guided: the teacher's D as usual, x0 as w x0 + (1 - w) X(x, sigma, sigma | no class) where the label is not hidden
     discrete form, s = max(sigma (1 - gap), rho), the gap halved at each stage:
         x_s    = A + (s / sigma) (x - A)
         target = lam A + (1 - lam) X(x_s, s, rho)
@@ -152,18 +152,24 @@ class FlowMap(SelfTaught):
 
         For a teacher with Heun's method it is the point at which the mean of the slopes at `sigma` and at `s` points. With the velocity
         "own", A is the student's estimate, except at rho = sigma, where the student learns this estimate from the data, and in the
-        derivative form, which uses the student's estimate in the tangent alone (iMF), see `_derivative_target`.
+        derivative form, which uses the student's estimate in the tangent alone (iMF), see `_derivative_target`. The student's estimate of
+        a class is guided by what it learned from, and is not guided again. Items whose label is hidden teach the unconditional estimate,
+        which is not guided.
         """
         w = self.settings.guidance_scale
         if self.velocity == "teacher":
             teacher = Guided.of(networks["teacher"], w)
             return step_aim(lambda y, level: teacher(y, level, label), x, sigma, s, self.settings.solver == "heun")
+        if w != 1.0:
+            null = self.student.num_classes
+            assert label is not None
+            assert null is not None
+            guided = self.for_targets(networks["student"])(x, sigma, None, sigma).lerp(x0, w)
+            x0 = torch.where(expand_like(label != null, x), guided, x0)
         if self.velocity == "own" and self.settings.form == "discrete":
             own = self.for_targets(networks["student"])(x, sigma, label, sigma)
             x0 = torch.where(expand_like(rho < sigma, x), own, x0)
-        if w == 1.0:
-            return x0
-        return self.for_targets(networks["student"])(x, sigma, None, sigma).lerp(x0, w)
+        return x0
 
     @torch.no_grad()
     def _discrete_target(
@@ -183,6 +189,8 @@ class FlowMap(SelfTaught):
             there = networks["student"](x_s, s[on], None if label is None else label[on], rho[on])
             lam = expand_like(share_of_estimate(sigma[on], s[on], rho[on]), x)
             target[on] = lam * x0_hat[on] + (1 - lam) * there
+        else:
+            self.call_all_the_same(networks["student"], x, sigma, label, rho)
         return target
 
     @torch.no_grad()
