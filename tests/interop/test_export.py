@@ -25,6 +25,7 @@ from fewstep.interop.export_diffusers import scheduler_settings
 from fewstep.interop.model_card import model_card
 from fewstep.interop.sampling_graph import drawn_inputs
 from fewstep.maths.schedules import karras_sigmas, student_sigmas
+from fewstep.metrics.least import NEEDS
 
 UNET = {"name": "unet", "channels": [8, 16], "groups": 4, "head_dim": 8}
 ONE_LEVEL = {"name": "unet", "channels": [8], "groups": 4, "head_dim": 8}
@@ -419,6 +420,21 @@ def test_the_card_has_no_figures_of_another_churn_and_tells_the_guidance_of_a_ro
     found = model_card(points, "onnx", "ring", "MIT", 0.0, results=results)
     assert found.data.eval_results is None
     assert "Not measured at 2 steps with its own churn when this was exported" in str(found)
+
+
+@pytest.mark.parametrize(("measured", "energy"), [(None, None), (3.0, None), (2.0, 0.25)])
+def test_the_card_has_the_figures_of_its_own_guidance_alone(measured, energy):
+    sampler = {"name": "distributional", "steps": 2, "churn": 0.5, "guidance_scale": 2.0}
+    info = {"method": "dddm", "label_dropout": 0.1}
+    network, denoiser = {"name": "mlp", "widths": [8], "xi_channels": 1}, {"name": "distributional", "output": "x0"}
+    points = made(network, (2,), sampler=sampler, info=info, denoiser=denoiser)
+    results = rows_of(told=True, floor=0.0, teacher=0.1, own=0.25, once=0.5) | {"seed": 0, "reference": "r", "features": "f"}
+    results["rows"]["floor"]["too_few"] = {"kernel": f"9 training images; KID{NEEDS}150"}  # hides no figure of this card
+    results["rows"]["student, 2 evaluations"] |= {} if measured is None else {"guidance_scale": measured}
+    found = model_card(points, "onnx", "ring", "MIT", 0.0, results=results)
+    assert [result.metric_value for result in found.data.eval_results or []] == ([] if energy is None else [energy])
+    assert ("Not measured at 2 steps with its own guidance when this was exported" in str(found)) == (energy is None)
+    assert "- guidance scale: 2, so that a sample takes 4 evaluations" in str(found)
 
 
 def test_a_number_of_steps_changes_nothing_else_of_a_sampler(monkeypatch, tmp_path):
