@@ -148,7 +148,7 @@ def _eval_result(task: str, key: str, value: float, results: Mapping[str, Any]) 
 
 
 def _own_row(results: Mapping[str, Any] | None, generator: Generator) -> Mapping[str, Any] | None:
-    """Return the row of the run's own generator, drawn in as many steps, with the guidance and the churn of `generator`; None without one."""
+    """Return the row of the run's own generator, drawn as `generator` draws by default: steps, guidance, churn; None without one."""
     roles = row_roles(results) if results else {}
     as_shipped = generator.default_steps(), generator.guidance_scale, float(generator.sampler.get("churn") or 0.0)
     own = [results["rows"][title] for title, role in roles.items() if results and role == "own"]
