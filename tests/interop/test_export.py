@@ -447,6 +447,16 @@ def test_a_number_of_steps_changes_nothing_else_of_a_sampler(monkeypatch, tmp_pa
     assert torch.equal(written[0].sample(2, seed=0), load(model).sample(2, seed=0, steps=1))
 
 
+@pytest.mark.parametrize(("form", "count", "told"), [("onnx", 9, True), ("onnx", 8, False), ("diffusers", 9, False)])
+def test_it_is_told_beforehand_that_many_evaluations_take_minutes(form, count, told, monkeypatch, tmp_path):
+    model, said = saved(tmp_path, network=ONE_LEVEL, sampler=steps(count)), []
+    way = Format(lambda generator: None, lambda generator, folder: said.append("written"), lambda folder, generator: generator.sample)
+    monkeypatch.setattr(exporting, "formats", lambda: {form: way})
+    export(model, form, tmp_path / "out", say=said.append)
+    note = "note: 9 evaluations of the network are written into one file, which can take minutes"
+    assert said == [note, "written"] if told else said == ["written"]
+
+
 def test_a_licence_cannot_be_taken_off_weights(mistake, tmp_path):
     model = saved(tmp_path, network=ONE_LEVEL, info={"licence": "CC BY-NC-SA 4.0"})
     said = mistake("export", model, "--format", "diffusers", "--out", tmp_path / "out", "--licence", "mit")
