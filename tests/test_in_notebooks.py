@@ -104,6 +104,22 @@ def test_an_evaluation_is_a_table():
     assert dict(RESULTS)["n"] == 100
 
 
+def test_a_table_wider_than_the_terminal_is_broken_into_parts_with_the_names_of_its_rows():
+    lines = [["", "FD", "class asked for", "recall"], ["teacher", "1.5", "99.0%", "0.7"], ["student", "12.5", "98.0%", "0.6"]]
+    assert aligned(lines, 13) == [
+        *("           FD", "teacher   1.5", "student  12.5", ""),
+        *("         class asked for", "teacher            99.0%", "student            98.0%", ""),
+        *("         recall", "teacher     0.7", "student     0.6"),
+    ]
+    assert aligned(lines, 30)[:4] == [
+        "           FD  class asked for",
+        "teacher   1.5            99.0%",
+        "student  12.5            98.0%",
+        "",
+    ]
+    assert aligned(lines, 38) == aligned(lines)
+
+
 def test_columns_are_aligned():
     assert aligned([["", "b"], ["long", "1"], ["c", "123"]]) == ["        b", "long    1", "c     123"]
 

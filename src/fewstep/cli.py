@@ -294,7 +294,7 @@ def evaluate(
 def _print_table(lines: list[list[str]]) -> None:
     from fewstep.evaluation_text import aligned
 
-    typer.echo("\n".join(aligned(lines)))
+    typer.echo("\n".join(aligned(lines, shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize)))
 
 
 @app.command()

@@ -90,7 +90,7 @@ def export(
     """Export a one-step or few-step generator for other tools, with a model card, after checking that both draw the same samples."""
     from fewstep.interop.export import export as write
 
-    difference = write(path, form, out, licence, steps, fuse, runtime)
+    difference = write(path, form, out, licence, steps, fuse, runtime, say)
     typer.echo(f"exported: {out}; from the same noise, its samples differ from the generator's by {difference:.1e} at most")
     typer.echo(f"how to use it: {out / 'README.md'}")
     if form == "page":

@@ -1,5 +1,6 @@
 """Put the results of an evaluation into words: its table, the footnote of the table, and a caption for one row."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -27,13 +28,25 @@ class Results(dict[str, Any]):
         return f"<table>{''.join(f'<tr>{line}</tr>' for line in cells)}</table><p>{note}</p>"
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Return the rows of a table as lines of text, with the first column aligned to the left and the others to the right."""
+def aligned(lines: Sequence[Sequence[str]], columns: int = sys.maxsize) -> list[str]:
+    """Return the rows of a table as lines of text, with the first column aligned to the left and the others to the right.
+
+    A table that is wider than `columns` characters is broken into parts below each other, each with the first column.
+    """
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    rows = [
-        [cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))] for line in lines
-    ]
-    return ["  ".join(cells).rstrip() for cells in rows]
+    parts: list[list[int]] = [[]]
+    room = columns - widths[0]
+    for i, width in enumerate(widths[1:], start=1):
+        if parts[-1] and room < 2 + width:
+            parts.append([])
+            room = columns - widths[0]
+        parts[-1].append(i)
+        room -= 2 + width
+    text: list[str] = []
+    for part in parts:
+        text += [""] if text else []
+        text += ["  ".join([line[0].ljust(widths[0]), *(line[i].rjust(widths[i]) for i in part)]).rstrip() for line in lines]
+    return text
 
 
 def table(results: Mapping[str, Any]) -> list[list[str]]:

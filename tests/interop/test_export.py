@@ -25,6 +25,7 @@ from fewstep.interop.export_diffusers import scheduler_settings
 from fewstep.interop.model_card import model_card
 from fewstep.interop.sampling_graph import drawn_inputs
 from fewstep.maths.schedules import karras_sigmas, student_sigmas
+from fewstep.metrics.least import NEEDS
 
 UNET = {"name": "unet", "channels": [8, 16], "groups": 4, "head_dim": 8}
 ONE_LEVEL = {"name": "unet", "channels": [8], "groups": 4, "head_dim": 8}
@@ -421,6 +422,21 @@ def test_the_card_has_no_figures_of_another_churn_and_tells_the_guidance_of_a_ro
     assert "Not measured at 2 steps with its own churn when this was exported" in str(found)
 
 
+@pytest.mark.parametrize(("measured", "energy"), [(None, None), (3.0, None), (2.0, 0.25)])
+def test_the_card_has_the_figures_of_its_own_guidance_alone(measured, energy):
+    sampler = {"name": "distributional", "steps": 2, "churn": 0.5, "guidance_scale": 2.0}
+    info = {"method": "dddm", "label_dropout": 0.1}
+    network, denoiser = {"name": "mlp", "widths": [8], "xi_channels": 1}, {"name": "distributional", "output": "x0"}
+    points = made(network, (2,), sampler=sampler, info=info, denoiser=denoiser)
+    results = rows_of(told=True, floor=0.0, teacher=0.1, own=0.25, once=0.5) | {"seed": 0, "reference": "r", "features": "f"}
+    results["rows"]["floor"]["too_few"] = {"kernel": f"9 training images; KID{NEEDS}150"}  # hides no figure of this card
+    results["rows"]["student, 2 evaluations"] |= {} if measured is None else {"guidance_scale": measured}
+    found = model_card(points, "onnx", "ring", "MIT", 0.0, results=results)
+    assert [result.metric_value for result in found.data.eval_results or []] == ([] if energy is None else [energy])
+    assert ("Not measured at 2 steps with its own guidance when this was exported" in str(found)) == (energy is None)
+    assert "- guidance scale: 2, so that a sample takes 4 evaluations" in str(found)
+
+
 def test_a_number_of_steps_changes_nothing_else_of_a_sampler(monkeypatch, tmp_path):
     sampler = {"name": "few_step", "levels": [[2.0], [2.0, 0.5]], "steps": 2, "start": 3.0}
     model, written = saved(tmp_path, network=ONE_LEVEL, sampler=sampler), []
@@ -429,6 +445,16 @@ def test_a_number_of_steps_changes_nothing_else_of_a_sampler(monkeypatch, tmp_pa
     export(model, "onnx", tmp_path / "out", steps=1)
     assert written[0].sampler == sampler | {"steps": 1}
     assert torch.equal(written[0].sample(2, seed=0), load(model).sample(2, seed=0, steps=1))
+
+
+@pytest.mark.parametrize(("form", "count", "told"), [("onnx", 9, True), ("onnx", 8, False), ("diffusers", 9, False)])
+def test_it_is_told_beforehand_that_many_evaluations_take_minutes(form, count, told, monkeypatch, tmp_path):
+    model, said = saved(tmp_path, network=ONE_LEVEL, sampler=steps(count)), []
+    way = Format(lambda generator: None, lambda generator, folder: said.append("written"), lambda folder, generator: generator.sample)
+    monkeypatch.setattr(exporting, "formats", lambda: {form: way})
+    export(model, form, tmp_path / "out", say=said.append)
+    note = "note: 9 evaluations of the network are written into one file, which can take minutes"
+    assert said == [note, "written"] if told else said == ["written"]
 
 
 def test_a_licence_cannot_be_taken_off_weights(mistake, tmp_path):

@@ -43,7 +43,7 @@ def test_limits_stay_and_an_old_frame_leaves_no_trace(scene):
     first = make_frame(100, samples=np.full((50, 2), 3.0))
     wild = make_frame(600, samples=100 * np.random.default_rng(0).normal(size=(500, 2)), field=1e5 * make_frame(1).field)
     picture = shown(scene, first, wild)
-    for title in ("Reference density", "Target", "Drift field"):
+    for title in ("Reference density", "Target", "How samples would move"):
         axes = panels(picture)[title]
         assert (axes.get_xlim(), axes.get_ylim()) == ((-4, 4), (-4, 4))
     assert picture.target.outside.get_text() == f"{(np.abs(wild.samples) > 4).any(1).sum()} of 500 outside"
@@ -90,7 +90,7 @@ def test_the_loss_and_its_moving_average(scene):
 
 
 def test_without_modes_four_panels_fill_the_figure(scene):
-    names = ["Reference density", "Target", "Drift field", "Loss"]
+    names = ["Reference density", "Target", "How samples would move", "Loss"]
     with_modes = shown(scene, make_frame(500))
     assert list(panels(with_modes)) == [*names, "Share of samples per mode", "Coverage"]
     for modes in (None, np.empty((0, 2))):
@@ -98,6 +98,22 @@ def test_without_modes_four_panels_fill_the_figure(scene):
         assert list(panels(plain)) == names
         right = panels(plain)["Loss"].get_position().x1
         assert right == pytest.approx(panels(with_modes)["Coverage"].get_position().x1)
+
+
+def test_a_method_without_field_and_gamma_is_not_said_to_have_them(scene):
+    none = np.empty((0, 2))
+    bare = make_frame(500, points=none, field=none, gamma=np.nan)
+    picture = shown(scene, bare)
+    assert list(panels(picture))[:3] == ["Reference density", "Target", "Generated samples"]
+    assert picture.target.axes.get_title(loc="left") == "Target  $p$  and generated samples"
+    height, width = pixels(picture).shape[:2]
+    bar = pixels(picture)[: height // 2, round(0.945 * width) :]
+    assert (bar[round(0.25 * len(bar)) :] == 255).all()  # no colour bar, and no numbers beside it
+    both = make_frame(600)
+    again = shown(scene, bare, both)  # neither sticks to the next frame
+    fresh = Picture(scene)
+    fresh.show(both, [Reading.of(bare), Reading.of(both)])
+    np.testing.assert_array_equal(pixels(again), pixels(fresh))
 
 
 @pytest.mark.filterwarnings("error")

@@ -20,6 +20,7 @@ from fewstep.training.run_folder import RunFolder
 TOLERANCE = 1e-4  # largest allowed difference of a pixel in [-1, 1]
 # (batch size, seed) of each check; no graph was traced with one of these batch sizes
 PROBES = ((1, 0), (5, 1), (8, 2))
+SOON = 8  # so many evaluations of a network are written as a graph without a word beforehand; about 10 s for each of them on one core
 
 Draw = Callable[[int, list[int] | None, int], Tensor]
 
@@ -50,6 +51,7 @@ def export(
     steps: int | None = None,
     fuse: bool = False,
     runtime: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> float:
     """Export the generator at `path` into the folder `out` with a model card; return the largest difference from ``Generator.sample``.
 
@@ -66,6 +68,7 @@ def export(
         fuse: for a text-to-image generator made of low-rank adapters (LoRA) on a pipeline: whether the whole pipeline, with the adapters
             merged into its weights, is written instead of the adapters' file.
         runtime: for a page: the folder of onnxruntime-web to copy into it; with None the page loads onnxruntime-web from a public server.
+        say: called with a sentence before what takes minutes.
 
     Raises:
         UserError: for an unknown format, a folder `out` that is not empty, a generator that the format cannot hold, a licence other than
@@ -112,6 +115,9 @@ def export(
             difference = export_text.verify_text(generator, folder, fuse)
             use = export_text.public_code(generator, fuse)
         else:
+            if form != "diffusers" and (evaluations := generator.evaluations()) > SOON:
+                fewer = "; --steps asks for fewer steps" if generator.any_steps else ""
+                say(f"note: {evaluations} evaluations of the network are written into one file, which can take minutes{fewer}")
             known[form].write(generator, folder)
             difference = verify(generator, known[form].read(folder, generator), known[form].tolerance)
         recipe, results = _records(at_home(path), generator)

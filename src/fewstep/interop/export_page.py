@@ -207,10 +207,11 @@ def _words(generator: Generator, recipe: Mapping[str, Any] | None, teacher: int 
     order = draws(generator)
     later = f" The noises of the {steps - 1} later step{'s' * (steps > 2)} move with it." if order else ""
     later = " All noises that the steps draw move with it." if "xi" in order else later
+    guided = f" Guidance of {generator.guidance_scale:g} takes two evaluations a step." if generator.guidance_scale != 1.0 else ""
     words = {
         "title": f"{counted} from noise to {data}",
         "made": _made(generator, recipe),
-        "claim": f"{taken} each {item}; {told}.",
+        "claim": f"{taken} each {item}; {told}.{guided}",
         "map": f"{counted} {'is' if steps == 1 else 'are'} a fixed map: each noise gives one {item}. The slider moves the noise from A to "
         f"B along a sphere, on which its length stays that of noise, and the {item} changes with it.{later}",
         "item": item,

@@ -13,7 +13,7 @@ from fewstep.interop.sampling_graph import noise_shapes
 from fewstep.maths.schedules import NOISE_ALONE
 from fewstep.metrics.figures import BY_KEY
 from fewstep.metrics.least import carried, summed_up
-from fewstep.metrics.rows import how_sampled, row_roles
+from fewstep.metrics.rows import how_sampled, is_sampled_as, row_roles
 from fewstep.networks.base import num_parameters
 from fewstep.publishing import card_fields, public_name
 from fewstep.version import __version__
@@ -70,6 +70,8 @@ def model_card(
     if generator.sampler["name"] in ("few_step", "two_time"):
         levels = ["infinite" if sigma == NOISE_ALONE else f"{sigma:g}" for sigma in generator.sigmas().tolist()]
         lines.append(f"- noise levels: {', '.join(levels)}")
+    if generator.guidance_scale != 1.0:
+        lines.append(f"- guidance scale: {generator.guidance_scale:g}, so that a sample takes {generator.evaluations()} evaluations")
     lines += ["\n## Use\n", _use(generator, form) if use is None else f"```python\n{use}```"]
     unit = "in every pixel of [-1, 1]" if len(generator.shape) == 3 else "in every coordinate"
     unit = unit if generator.latents is None else "of the largest latent"
@@ -77,7 +79,7 @@ def model_card(
         "\nChecked when it was written: from the same noise, samples agree with `Generator.sample` of fewstep "
         f"to {difference:.1e} {unit}.\n"
     )
-    lines += ["## Quality\n", *_table(results, steps, generator.sampler.get("churn"))]
+    lines += ["## Quality\n", *_table(results, generator)]
     lines += ["\n## Licence\n", _licence_text(licence)]
     if recipe:
         text = yaml.safe_dump(_public(recipe), sort_keys=False, allow_unicode=True).rstrip()
@@ -112,7 +114,7 @@ def card_data(
     """Return the metadata of the card, which the Hub reads."""
     fields = card_fields(generator, licence, fused)
     steps = generator.default_steps()
-    values = _quality(results, steps, generator.sampler.get("churn"))
+    values = _quality(_own_row(results, generator))
     task = fields.pop("pipeline_tag", TASK)
     return ModelCardData(
         license=fields.pop("license") or "unknown",
@@ -145,33 +147,37 @@ def _eval_result(task: str, key: str, value: float, results: Mapping[str, Any]) 
     )
 
 
-def _quality(results: Mapping[str, Any] | None, steps: int, churn: float | None) -> dict[str, float]:
-    """Return the quality figures of the run's own generator at `steps` steps and its own `churn`, by their key in results.json.
-
-    The dictionary is empty if they were not measured.
-    """
+def _own_row(results: Mapping[str, Any] | None, generator: Generator) -> Mapping[str, Any] | None:
+    """Return the row of the run's own generator, drawn as `generator` draws by default: steps, guidance, churn; None without one."""
     roles = row_roles(results) if results else {}
-    for title, role in roles.items():
-        row = results["rows"][title] if results else {}
-        if role == "own" and row.get("steps", steps) == steps and row.get("churn", churn or 0.0) == (churn or 0.0):
-            return {
-                key: float(value)
-                for key, value in row.items()
-                if key in BY_KEY and BY_KEY[key].is_quality and isinstance(value, int | float) and math.isfinite(value)
-            }
-    return {}
+    as_shipped = generator.default_steps(), generator.guidance_scale, float(generator.sampler.get("churn") or 0.0)
+    own = [results["rows"][title] for title, role in roles.items() if results and role == "own"]
+    return next((row for row in own if is_sampled_as(row, *as_shipped)), None)
 
 
-def _table(results: Mapping[str, Any] | None, steps: int, churn: float | None) -> list[str]:
-    values = _quality(results, steps, churn)
+def _quality(row: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the quality figures of `row`, by their key in results.json; none where there is no row."""
+    return {
+        key: float(value)
+        for key, value in (row or {}).items()
+        if key in BY_KEY and BY_KEY[key].is_quality and isinstance(value, int | float) and math.isfinite(value)
+    }
+
+
+def _table(results: Mapping[str, Any] | None, generator: Generator) -> list[str]:
+    row, steps = _own_row(results, generator), generator.default_steps()
+    values = _quality(row)
     roles = row_roles(results) if results else {}
     rows = {title: results["rows"][title] for title, role in roles.items() if role != "beside"} if results else {}  # no row of another run
     few = summed_up(rows.values())
-    if not values and few:
+    if row is not None and not values and few:
         return [f"Measured, but {'; '.join(few)}."]
     if not results or not values:
         how = f" at {steps} step{'s' * (steps > 1)}" if results else ""
-        how += " with its own churn" if any("churn" in row for row in rows.values()) else ""
+        own = [rows[title] for title, role in roles.items() if role == "own"]
+        guided = any(row.get("guidance_scale", 1.0) != generator.guidance_scale for row in own)
+        churned = any("churn" in row for row in own)
+        how += " with its own guidance" * guided + " and" * (guided and churned) + " with its own churn" * churned
         return [f"Not measured{how} when this was exported (`fewstep evaluate` writes what is shown here)."]
     lines = ["| | " + " | ".join(BY_KEY[key].words for key in values) + " |", "|---" * (len(values) + 1) + "|"]
     for name, row in rows.items():

@@ -23,11 +23,20 @@ def row_roles(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def how_sampled(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a phrase for each of `rows`, by title, whose samples were drawn with guidance, or with a churn that was asked for."""
-    found = []
+    """Return a phrase for each guidance, and for each churn that was asked for, with the titles of the `rows` whose samples have it."""
+    found: dict[str, list[str]] = {}
     for title, row in rows.items():
         if "guidance_scale" in row:
-            found.append(f"{title}: with guidance scale {row['guidance_scale']:g}, which doubles the evaluations of every step")
+            how = f"with guidance scale {row['guidance_scale']:g}, which doubles the evaluations of every step"
+            found.setdefault(how, []).append(title)
         if "churn" in row:
-            found.append(f"{title}: with churn {row['churn']:g}, new noise in each step, in place of the generator's own")
-    return found
+            found.setdefault(f"with churn {row['churn']:g}, new noise in each step, in place of the generator's own", []).append(title)
+    return [f"{'; '.join(titles)}: {how}" for how, titles in found.items()]
+
+
+def is_sampled_as(row: Mapping[str, Any], steps: int, guidance_scale: float, churn: float) -> bool:
+    """Return whether the samples of `row` were drawn as a generator with these defaults draws them. Rows of older versions name no steps.
+
+    A row names no guidance where there was none, and no churn where it was the generator's own.
+    """
+    return bool(row.get("steps", steps) == steps and row.get("guidance_scale", 1.0) == guidance_scale and row.get("churn", churn) == churn)

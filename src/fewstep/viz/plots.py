@@ -113,6 +113,7 @@ def curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], log: bool
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     buffer = io.StringIO()
     style: dict[Any, Any] = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
@@ -132,6 +133,7 @@ def curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], log: bool
                 color=LINES[number % len(LINES)],
             )
         axes.set(xlabel="step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if log:
             axes.set_yscale("log")
         axes.spines[["top", "right"]].set_visible(False)

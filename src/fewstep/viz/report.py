@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fewstep.files import replace_file
-from fewstep.metrics.figures import FIGURES
+from fewstep.metrics.figures import FIGURES, Figure
 from fewstep.metrics.rows import how_sampled
 from fewstep.viz import page
 from fewstep.viz.page import escaped, paragraph, section
 from fewstep.viz.plots import curves
 
 SHOWN = 12  # largest number of earlier pictures of samples in a report
-BETTER = {"least": "Lower is better.", "greatest": "Higher is better.", "nearest 1": "Best at 1 (100%)."}
+BETTER = {"least": "Lower is better.", "greatest": "Higher is better.", None: "Tells how certain the figure before it is."}
 # explanations of the curves that the training loop logs for every method
 READINGS = {
     "gradient norms": "The length of each network's gradient before it is clipped. Neither direction is better, but it should settle: a "
@@ -23,6 +23,11 @@ READINGS = {
     "how far their mean is from the data's, in standard deviations (0 is best), saturation the share of pixels beyond the data's range, "
     "without those that any small error puts there (0 is best).",
 }
+
+
+def better(figure: Figure) -> str:
+    """Return in words which value of `figure` is best, as a table writes it."""
+    return f"Best at 1{' (100%)' * ('%' in figure.form)}." if figure.best == "nearest 1" else BETTER[figure.best]
 
 
 @dataclass(frozen=True)
@@ -162,10 +167,7 @@ def _measured(story: Story) -> str:
         f"The first row is the floor: {floor}, measured in the same way as samples. {below}."
     )
     columns = [figure for figure in FIGURES if figure.heading in story.rows[0]]
-    explained = [
-        (figure.heading, f"{figure.what} {BETTER.get(figure.best or '', 'Tells how certain the figure before it is.')}")
-        for figure in columns
-    ]
+    explained = [(figure.heading, f"{figure.what} {better(figure)}") for figure in columns]
     said = [*how_sampled(results["rows"]), *results.get("warnings", ())]
     if results.get("trained_in_features") == "evaluator":
         said.append("training used the features in which FD is measured, so FD flatters the model")
@@ -184,7 +186,7 @@ def _curves(story: Story) -> str:
         for heading, terms in story.drawn.items()
     }
     for figure in watched:
-        text = f"{story.watched} {figure.what} {BETTER[figure.best or 'least']}"
+        text = f"{story.watched} {figure.what} {better(figure)}"
         families[figure.words] = ((figure.key,), text)
     families |= {
         "gradient norms": (("grad_norm",), READINGS["gradient norms"]),

@@ -39,7 +39,7 @@ class Picture:
                     chart.axes.set_xlim(0, max(1, frame.total))
         samples = frame.samples[np.isfinite(frame.samples).all(axis=1)]
         self.header.show(frame)
-        self.target.show(samples)
+        self.target.show(samples, frame.gamma)
         self.field.show(frame.points, frame.field, samples)
         self.loss.show(*frame.loss)
         for chart in (self.shares, self.coverage):

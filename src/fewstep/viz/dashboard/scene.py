@@ -1,6 +1,6 @@
 """The data that the dashboard shows: the scene that all frames share, a frame, and a frame's reading of the modes; sizes and colours.
 
-Symbols: density ``p`` on a grid of G x G points, target ``p^gamma`` with K modes, drift field ``V`` at m points, temperature ``T``.
+Symbols: density ``p`` on a grid of G x G points, target ``p^gamma`` with K modes, field ``V`` at m points, temperature ``T``.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,8 @@ class Frame:
     Args:
         step, total: this step, and the number of steps of the whole run.
         samples: generated samples [n, 2].
-        points, field: the points [m, 2] at which the drift field was evaluated, and its values [m, 2].
+        points, field: the points [m, 2] at which the method says how it would move samples, and these moves [m, 2]; none (m = 0) where
+            it knows them nowhere.
         loss: the steps and values of the loss so far, two arrays of one length.
         shares: the share of the samples near each mode [K]; samples near no mode must not be counted, or strays would seem to cover modes.
             None where the modes are not known.

@@ -40,6 +40,12 @@ class Sheet:
             spine.set_color(SOFT)
         return axes
 
+    def entitle(self, axes: Any, title: str) -> None:
+        """Give `axes` another title; what surrounds it in the background is drawn anew."""
+        if axes.get_title(loc="left") != title:
+            axes.set_title(title, loc="left", fontsize=15, fontweight="bold", color=INK, pad=9)
+            self.background = None
+
     def move(self, axes: Any, *artists: Any) -> None:
         """Leave `artists` of `axes` out of the background, because they change from frame to frame."""
         for artist in artists:

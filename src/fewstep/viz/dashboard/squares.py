@@ -1,6 +1,6 @@
-"""The upper row of the dashboard, three square plots of the plane: reference density, target with samples, and drift field.
+"""The upper row of the dashboard, three square plots of the plane: reference density, target with samples, and how samples would move.
 
-Symbols: density ``p``, target ``p^gamma``, drift field ``V``.
+Symbols: density ``p``, target ``p^gamma``, field ``V``.
 """
 
 from typing import Any
@@ -11,6 +11,8 @@ from fewstep.viz.colours import COLOURS, SAMPLE
 from fewstep.viz.dashboard.scene import INK, Scene
 from fewstep.viz.dashboard.sheet import Sheet, mode_colours
 
+TARGET, TARGET_POWER = "Target  $p$  and generated samples", "Target  $p^{\\gamma}$  and generated samples"
+FIELD, NO_FIELD = "How samples would move  $V$", "Generated samples"
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -29,11 +31,11 @@ def draw_reference(sheet: Sheet, scene: Scene, modes: np.ndarray | None) -> None
 
 
 class Target:
-    """The plot of the target ``p^gamma`` with the samples drawn over it."""
+    """The plot of the target ``p^gamma`` with the samples drawn over it; the target is ``p`` for a method without a gamma."""
 
     def __init__(self, sheet: Sheet, scene: Scene) -> None:
-        self.scene = scene
-        axes = _square(sheet, scene, 1, "Target  $p^{\\gamma}$  and generated samples")
+        self.sheet, self.scene = sheet, scene
+        self.axes = axes = _square(sheet, scene, 1, TARGET_POWER)
         _heat(axes, scene, scene.target)
         (self.samples,) = axes.plot([], [], "o", markersize=3.4, color=SAMPLE, markeredgecolor="white", markeredgewidth=0.3)
         style = {"fontsize": 12, "color": INK, "transform": axes.transAxes, "va": "bottom", "ha": "right"}
@@ -46,15 +48,16 @@ class Target:
             sheet.move(axes, contour)
         sheet.move(axes, self.outside)
 
-    def show(self, samples: np.ndarray) -> None:
-        """Draw the finite `samples` [n, 2], and the number of samples outside the plot's limits."""
+    def show(self, samples: np.ndarray, gamma: float) -> None:
+        """Draw the finite `samples` [n, 2], and the number of samples outside the plot's limits; `gamma` is NaN for a method without."""
+        self.sheet.entitle(self.axes, TARGET_POWER if np.isfinite(gamma) else TARGET)
         self.samples.set_data(*samples.T)
         beyond = int(((samples < self.scene.low) | (samples > self.scene.high)).any(axis=1).sum())
         self.outside.set_text(f"{beyond:,} of {len(samples):,} outside" if beyond else "")
 
 
 class Field:
-    """The plot of the drift field ``V`` as arrows with a colour bar, and the samples faintly under them."""
+    """The plot of the field ``V`` as arrows with a colour bar, and the samples faintly under them; of the samples alone without a field."""
 
     def __init__(self, sheet: Sheet, scene: Scene) -> None:
         from matplotlib import colormaps
@@ -62,7 +65,7 @@ class Field:
         from matplotlib.ticker import MaxNLocator
 
         self.sheet = sheet
-        self.axes = _square(sheet, scene, 2, "Drift field  $V$")
+        self.axes = _square(sheet, scene, 2, FIELD)
         (self.samples,) = self.axes.plot([], [], "o", markersize=2.6, color="#c4c4c4", markeredgewidth=0)
         sheet.move(self.axes, self.samples)
         self.arrows: Any = None
@@ -83,6 +86,9 @@ class Field:
     def show(self, points: np.ndarray, field: np.ndarray, samples: np.ndarray) -> None:
         """Draw the values `field` [m, 2] at `points` [m, 2], where both are finite, and the finite `samples` [n, 2]."""
         self.samples.set_data(*samples.T)
+        self.sheet.entitle(self.axes, FIELD if len(points) else NO_FIELD)
+        for part in (self.scale, self.scale.yaxis, self.scale_name):
+            part.set_visible(len(points) > 0)
         keep = np.isfinite(points).all(axis=1) & np.isfinite(field).all(axis=1)
         points, field = points[keep].astype(np.float64), field[keep].astype(np.float64)
         size = np.linalg.norm(field, axis=1)
