@@ -678,6 +678,7 @@ TABLES = {
     "guidance_mnist": lambda: guidance("mnist"),
     "guidance_cifar10_16": lambda: guidance("cifar10_16"),
     "guidance_dddm_mnist": lambda: guidance("dddm_mnist"),
+    "guidance_dddm_digits": lambda: guidance("dddm_digits"),
     "calibration_mnist": lambda: calibration("mnist"),
     "calibration_cifar10": lambda: calibration("cifar10"),
     "sweep_flow_map_mnist": lambda: sweep("flow_map_mnist"),
