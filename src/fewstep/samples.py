@@ -57,7 +57,7 @@ def asked_prompts(given: Sequence[str], file: Path | None) -> list[str]:
 def check_asked(num: int, labels: Sequence[int | str] | None, prompts: Sequence[str]) -> None:
     """Raise UserError where `num` samples are fewer than the `labels` or `prompts` that were asked for, so that some would not be drawn."""
     for option, wanted in (("--labels", labels or ()), ("--prompt and --prompts", prompts)):
-        if len(wanted) > num:
+        if wanted and len(wanted) > num:
             raise UserError(f"-n is {num}, and {option} ask for {len(wanted)} samples; give -n {len(wanted)} or more, or ask for fewer")
 
 

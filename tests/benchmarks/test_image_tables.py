@@ -124,10 +124,22 @@ def test_calibration_has_its_floor_first_and_then_what_is_nearest():
 
 
 def test_guidance_by_its_scale_with_the_evaluations_that_it_takes():
-    rows = [{"scale": 1.5, "n": 100, **row(38, 2.4, class_accuracy=0.98)}, {"scale": 1.0, "n": 100, **row(19, 15.0, class_accuracy=0.9)}]
-    lines = image_tables.guidance_lines({"rows": rows})
-    assert lines == [
+    strong = {"scale": 1.5, "n": 100, "steps": 10, **row(38, 2.4, class_accuracy=0.98)}
+    none = {"scale": 1.0, "n": 100, "steps": 10, **row(19, 15.0, class_accuracy=0.9)}
+    assert image_tables.guidance_lines({"rows": [strong, none]}) == [
         ["guidance", "n", "evaluations", "FD / floor", "class asked for"],
         ["1", "100", "19", "15.00", "90.0%"],
         ["1.5", "100", "38", "2.40", "98.0%"],
+    ]
+
+
+def test_guidance_at_several_numbers_of_steps_in_their_order():
+    rows = [{"scale": w, "n": 100, "steps": k, **row(2 * k, w / k)} for k in (4, 1) for w in (2.0, 1.5)]
+    lines = image_tables.guidance_lines({"rows": rows})
+    assert [line[:4] for line in lines] == [
+        ["guidance", "steps", "n", "evaluations"],
+        ["1.5", "1", "100", "2"],
+        ["2", "1", "100", "2"],
+        ["1.5", "4", "100", "8"],
+        ["2", "4", "100", "8"],
     ]
