@@ -586,7 +586,7 @@ METHOD_NOTES = {
     "ring": "`python benchmarks/flows.py`, `dddm.py --studies ring`, `laboratory.py`; n = 10,000. Exact samples have .988.",
     "digits": "`python benchmarks/quality.py`, `dmd2.py`, `flows.py`, `dddm.py --studies digits`, `laboratory.py --studies digits`; "
     "n = 2,000. DMD2 of four steps was trained on a machine that was busy, which its time shows.",
-    "mnist": "`python benchmarks/images.py mnist --data DIR`; n = 10,000. Guidance takes the teacher two evaluations a step.",
+    "mnist": "`python benchmarks/images.py mnist --data DIR`; n = 10,000. Guidance takes the teacher and DDDM two evaluations a step.",
 }
 
 
