@@ -66,14 +66,15 @@ def draw_samples(name: str, data: Path, root: Path) -> Path:
 def draw_curves(name: str) -> Path:
     """Draw FD / floor during the training of each arm that was measured meanwhile, and return the picture's path."""
     content = json.loads((HERE / "results" / f"images_{name}.json").read_text())
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     titles, shown, ends = list(ARMS[name]), set[str](), dict[str, list[float]]()
     for run in sorted(content["runs"].values(), key=lambda run: (titles.index(run["title"]), run["training_seed"])):
         if not run["curve"]:
             continue
         title = run["title"] + EARLIER * is_earlier([run])
-        color, first = COLOURS[titles.index(run["title"]) % len(COLOURS)], title not in shown
+        number, first = titles.index(run["title"]), title not in shown
+        color, line = COLOURS[number % len(COLOURS)], "-" if number < len(COLOURS) else "--"
         shown.add(title)
         ends.setdefault(title, []).append(run["curve"][-1]["eval.frechet_over_floor"])
         # the CPU time is known for the whole run only: the curve's wall time is scaled by the run's share of a core
@@ -81,17 +82,17 @@ def draw_curves(name: str) -> Path:
         for ax, key, scale in ((axes[0], "images_seen", 1e-3), (axes[1], "seconds", alone / 60)):
             x = [record[key] * scale for record in run["curve"]]
             y = [record["eval.frechet_over_floor"] for record in run["curve"]]
-            ax.plot(x, y, ".-", color=color, alpha=1 if first else 0.4, label=title if first else None)
+            ax.plot(x, y, f".{line}", color=color, alpha=1 if first else 0.4, label=title if first else None)
     axes[0].set_xscale("log")  # some methods see fifty times as many images as others
     for ax, label in zip(axes, ("images seen, thousands", "CPU minutes of training"), strict=True):
         ax.set_yscale("log")
         ax.set_xlabel(label)
         ax.grid(alpha=0.3, which="both")
-        for scale in (ax.yaxis, ax.xaxis):
-            scale.set_major_formatter("{x:g}")
-            scale.set_minor_formatter(FuncFormatter(lambda x, place: f"{x:g}" if f"{x:e}"[0] in "235" else ""))
+        for scale, digits in ((ax.yaxis, "235"), (ax.xaxis, "")):
+            scale.set_major_formatter("{x:,g}")
+            scale.set_minor_formatter(FuncFormatter(lambda x, place, digits=digits: f"{x:g}" if f"{x:e}"[0] in digits else ""))
     axes[0].set_ylabel("FD / floor, 1,000 samples")
-    axes[1].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     mean = {title: statistics.mean(values) for title, values in ends.items()}
     best = min(mean, key=lambda title: mean[title])
     pale = "; pale: further training seeds" if any(len(values) > 1 for values in ends.values()) else ""
