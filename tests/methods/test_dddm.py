@@ -384,14 +384,6 @@ def test_the_guidance_that_it_is_sampled_with_goes_into_what_ships():
     assert torch.equal(plain.sample(3, seed=0, steps=2, guidance_scale=1.5), shipped.sample(3, seed=0, steps=2))
 
 
-def test_guidance_needs_classes_and_hidden_labels():
-    with pytest.raises(UserError, match=r"guidance_scale is 1\.5, but no label is ever hidden; give label_dropout"):
-        load_recipe("dddm/digits", ["method.guidance_scale=1.5", "method.label_dropout=0"])
-    recipe = load_recipe("dddm/ring", ["method.guidance_scale=1.5", "method.label_dropout=0.1"])
-    with pytest.raises(UserError, match=r"method\.guidance_scale is 1\.5, and ring has no classes; leave it out"):
-        make_method(recipe, load_data(recipe.data))
-
-
 # --- learning
 
 

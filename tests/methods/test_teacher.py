@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from fewstep.build import load_data, make_method
-from fewstep.errors import UserError
 from fewstep.methods import Batch
 from fewstep.methods.teacher import Teacher
 from fewstep.methods.teacher.settings import TeacherSettings
@@ -131,11 +130,3 @@ def test_the_guidance_that_it_is_sampled_with_goes_into_what_ships():
     assert (shipped.guidance_scale, shipped.evaluations()) == (1.5, 70)
     plain = load_recipe("teacher/digits", ["network.channels=[8]", "network.groups=4", "network.head_dim=4"])
     assert "guidance_scale" not in make_method(plain, load_data(plain.data)).generator.sampler
-
-
-def test_guidance_needs_classes_and_hidden_labels():
-    with pytest.raises(UserError, match=r"guidance_scale is 1\.5, but no label is ever hidden; give label_dropout"):
-        load_recipe("teacher/digits", ["method.guidance_scale=1.5", "method.label_dropout=0"])
-    recipe = load_recipe("teacher/ring", ["method.guidance_scale=1.5", "method.label_dropout=0.1"])
-    with pytest.raises(UserError, match=r"method\.guidance_scale is 1\.5, and ring has no classes; leave it out"):
-        make_method(recipe, load_data(recipe.data))
