@@ -3,6 +3,7 @@
     python benchmarks/image_sweep.py teacher/mnist --data ../shared/data/mnist --list
     python benchmarks/image_sweep.py teacher/mnist --data ../shared/data/mnist --seconds 600
     python benchmarks/image_sweep.py dmd2/mnist --data ../shared/data/mnist --teacher runs/images/mnist/teacher_0 --arms "as it is"
+    python benchmarks/image_sweep.py dmd2/mnist --data ../shared/data/mnist --teacher runs/images/mnist/teacher_1 --arms "uni" --seed 1
     python benchmarks/image_sweep.py dmd2/cifar10_cpu --data ../shared/data/cifar10 --teacher runs/images/cifar10_16/teacher_0
 
 A teacher is measured by its denoising error on the test split, weighted as in training, on 1,500 images whose noise levels (at even
@@ -29,7 +30,7 @@ from fewstep.maths.parametrization import edm_weight
 from fewstep.measurement import measure, suite_for
 from fewstep.recipe import load_recipe
 from fewstep.training.run_folder import RunFolder
-from images import shared
+from images import folder_of, shared
 
 HERE = Path(__file__).parent
 HEUN = 10  # noise levels of the sampler: 19 evaluations, with guidance 38
@@ -210,6 +211,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+")
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--folder", type=Path, default=Path("runs/sweep"))
+    parser.add_argument("--seed", type=int, default=0, help="training seed; sampling is always with seed 0")
     parser.add_argument("--suffix", default="", help="of the titles in the results, where arms are run again, such as with another teacher")
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
@@ -217,7 +219,13 @@ def main() -> None:
     name = arguments.recipe.replace("/", "_")
     results = HERE / "results" / f"sweep_{name}.json"
     use_threads(1)
-    common = [f"data.dir={json.dumps(arguments.data)}", "trainer.threads=1", "trainer.precision=32-true", "trainer.log_every=100"]
+    common = [
+        f"seed={arguments.seed}",
+        f"data.dir={json.dumps(arguments.data)}",
+        "trainer.threads=1",
+        "trainer.precision=32-true",
+        "trainer.log_every=100",
+    ]
     common.append("trainer.sample_every=1000000")  # samples are drawn at the end alone
     if arguments.recipe.endswith("cifar10_cpu"):
         common.append("data.size=16")  # a step takes a quarter of the time
@@ -227,7 +235,10 @@ def main() -> None:
     for arm in arguments.arms or arms:
         title = arm + arguments.suffix
         with shared(results) as content:
-            done = any(run["title"] == title and run["asked_seconds"] == arguments.seconds for run in content.get("runs", []))
+            done = any(
+                (run["title"], run["asked_seconds"], run["training_seed"]) == (title, arguments.seconds, arguments.seed)
+                for run in content.get("runs", [])
+            )
         if done or arguments.list:
             print(f"{title:32} {'done' if done else 'to do'}")
             continue
@@ -235,7 +246,7 @@ def main() -> None:
             data = in_memory(load_data(load_recipe(arguments.recipe, common).data))
             assert isinstance(data, ImageData)
         overrides = [*arms[arm], *common]
-        folder = arguments.folder / f"{name}_{title.replace(' ', '_').replace(',', '')}"
+        folder = folder_of(arguments.folder, f"{name} {title}", arguments.seed)
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run has left
         steps, seconds = trained_for(arguments.seconds, arguments.recipe, folder, *overrides)
         generator = load(folder)
@@ -248,6 +259,7 @@ def main() -> None:
             "title": title,
             "overrides": list(arms[arm]),
             "asked_seconds": arguments.seconds,
+            "training_seed": arguments.seed,
             "cpu_seconds": seconds,
             "steps": steps,
             "images_seen": RunFolder(folder).metrics()[-1]["images_seen"],

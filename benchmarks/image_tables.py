@@ -22,6 +22,9 @@ COLUMNS = {
     "distance to train": ("train_distance", "{:.0%}"),
     "copies": ("copies", "{:.1%}"),
 }
+SPREAD = {heading: COLUMNS[heading] for heading in ("recall", "class std")}  # columns of a student in a sweep
+SHOWN = {heading: COLUMNS[heading] for heading in ("FD / floor", "class asked for")}  # columns of every run of a sweep
+TAKEN = (("steps", 1, ""), ("images_seen", 1e3, " k"))  # what training took: key, unit and its mark
 MOST_SLOPE = 0.2  # share of the curve, at its end, over which its slope is measured
 SETTLED, KNOWN = 0.2, 2 / 3  # shares of a training, between which a power law is fitted; it predicts the rest
 EARLIER = " (earlier)"  # marks a row of an earlier form of its recipe
@@ -179,20 +182,34 @@ def _needed(run: dict[str, Any], arms: dict[str, list[dict[str, Any]]], law: Pow
 
 
 def sweep_lines(content: dict[str, Any]) -> list[list[str]]:
-    """Return a line for each arm of a sweep: its settings, its training and its figures."""
+    """Return a line for each arm of a sweep: its settings, its training and its figures, the mean over training seeds with the range."""
     teaches = any(run["denoising_error"] for run in content["runs"])
-    told = ["denoising error"] if teaches else ["recall", "class std"]
+    several = {run["training_seed"] for run in content["runs"]} != {0}
     counts = sorted({count for run in content["runs"] for count in run.get("more", {})}, key=int)
-    heads = [f"in {count} step{'s' * (count != '1')}" for count in counts]
-    lines = [["settings", "CPU s", "steps", "images", *told, "FD / floor", *heads, "class asked for"]]
-    for run in sorted(content["runs"], key=lambda run: (run["asked_seconds"], run["row"]["frechet_over_floor"])):
-        row = run["row"]
-        error = [f"{run['denoising_error']['all']:.4f}"] if teaches else [f"{row['recall']:.2f}", f"{row['within_class_std']:.0%}"]
-        took = [f"{run['asked_seconds']:.0f}", f"{run['steps']:,}", f"{run['images_seen'] / 1e3:,.0f} k"]
-        changed = ", ".join(f"`{override}`" for override in run["overrides"])
-        what = f"{run['title']}: {changed}" if changed else run["title"]
-        more = [f"{run['more'][count]['frechet_over_floor']:.2f}" if count in run.get("more", {}) else "" for count in counts]
-        lines.append([what, *took, *error, f"{row['frechet_over_floor']:.2f}", *more, f"{row['class_accuracy']:.1%}"])
+    told = ["denoising error"] if teaches else ["recall", "class std"]
+    further = [f"in {count} step{'s' * (count != '1')}" for count in counts]
+    heads = ["settings", "CPU s", "steps", "images", *told, "FD / floor", *further, "class asked for", *["seeds"] * several]
+    arms: dict[tuple[float, str], list[dict[str, Any]]] = {}
+    for run in content["runs"]:
+        arms.setdefault((run["asked_seconds"], run["title"]), []).append(run)
+
+    def mean_over(arm: tuple[float, str]) -> tuple[float, float]:
+        return arm[0], statistics.mean(run["row"]["frechet_over_floor"] for run in arms[arm])
+
+    lines = [heads]
+    for asked, title in sorted(arms, key=mean_over):
+        runs = sorted(arms[asked, title], key=lambda run: run["training_seed"])
+        rows = [run["row"] for run in runs]
+        errors = [ranged([run["denoising_error"]["all"] for run in runs], "{:.4f}")] if teaches else cells_of(rows, SPREAD)
+        took = [f"{asked:.0f}", *(f"{statistics.median(run[key] for run in runs) / unit:,.0f}{mark}" for key, unit, mark in TAKEN)]
+        changed = ", ".join(f"`{override}`" for override in runs[0]["overrides"])
+        what = f"{title}: {changed}" if changed else title
+        more = [
+            ranged([run["more"][count]["frechet_over_floor"] for run in runs if count in run.get("more", {})], "{:.2f}") for count in counts
+        ]
+        seeds = [", ".join(str(run["training_seed"]) for run in runs)] * several
+        over, asked_for = cells_of(rows, SHOWN)
+        lines.append([what, *took, *errors, over, *more, asked_for, *seeds])
     return lines
 
 

@@ -633,7 +633,9 @@ def guidance(name: str) -> str:
 def sweep(name: str) -> str:
     """Return the table of the short runs by which settings were chosen."""
     content = result(f"sweep_{name}")
-    note = f" One seed (0), n = {content['runs'][0]['n']:,}; each for the time asked for, without measuring.{content.get('note', '')}"
+    seeds = {run["training_seed"] for run in content["runs"]}
+    told = " One seed (0)" if seeds == {0} else " Training seeds as the last column says; the mean, and the range in brackets"
+    note = f"{told}, n = {content['runs'][0]['n']:,}; each for the time asked for, without measuring.{content.get('note', '')}"
     return markdown(sweep_lines(content)) + source(content, note)
 
 

@@ -91,14 +91,20 @@ def test_a_power_law_is_found_again_and_predicts_what_was_held_out():
 
 @pytest.mark.parametrize("error", [None, {"all": 0.1234}])
 def test_a_sweep_is_told_from_the_best_on(error):
-    def arm(title, over, overrides=()):
-        found = {"title": title, "overrides": list(overrides), "asked_seconds": 60.0, "steps": 1500, "images_seen": 96_000}
+    def arm(title, over, overrides=(), seed=0):
+        taken = {"asked_seconds": 60.0, "steps": 1500, "images_seen": 96_000}
+        found = {"title": title, "overrides": list(overrides), "training_seed": seed, **taken}
         return {**found, "row": row(1, over, class_accuracy=0.5, recall=0.3, within_class_std=0.9), "denoising_error": error}
 
     lines = image_tables.sweep_lines({"runs": [arm("as it is", 3.0), arm("wide", 2.0, ["network.channels=[64,128]"])]})
     assert [line[0] for line in lines[1:]] == ["wide: `network.channels=[64,128]`", "as it is"]
     assert ("0.1234" in lines[1]) == (error is not None)
     assert {len(line) for line in lines} == {len(lines[0])}
+    assert "seeds" not in lines[0]
+    several = image_tables.sweep_lines({"runs": [arm("as it is", 1.0, seed=1), arm("as it is", 3.0), arm("wide", 2.5)]})
+    assert [line[0] for line in several[1:]] == ["as it is", "wide"]
+    assert "2.00 (1.00 to 3.00)" in several[1]
+    assert [line[-1] for line in several] == ["seeds", "0, 1", "0"]
 
 
 @pytest.mark.parametrize("name", images.ARMS)
