@@ -54,7 +54,8 @@ QUICK = (
     "tests/test_registry.py",
     "tests/test_run.py",
 )
-ONNX = "tests/interop/test_export_onnx.py"
+NEED_ONNX = ("tests/interop/test_export_onnx.py", "tests/interop/test_export_page.py")
+ONNX = (*NEED_ONNX, "tests/interop/test_export.py")
 TESTED = ("--extra", "dev", "--constraints", "constraints.txt", "pyproject.toml")
 # old versions warn of their own deprecated code: only with the newest versions are warnings errors, as in pyproject.toml
 SILENT = tuple(f"-Wignore::{kind}" for kind in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning"))
@@ -72,8 +73,8 @@ class Environment(NamedTuple):
 EXTRAS = ("text", "tensorboard", "wandb")
 # the extra onnx needs a newer torch than the package: with it, the lowest torch of the package would never be tried
 ENVIRONMENTS = {
-    "lowest": Environment("lowest-direct", EXTRAS, (*SILENT, *QUICK, f"--ignore={ONNX}"), newest_python=False),
-    "lowest-onnx": Environment("lowest-direct", ("onnx",), (*SILENT, ONNX), newest_python=False),
+    "lowest": Environment("lowest-direct", EXTRAS, (*SILENT, *QUICK, *(f"--ignore={path}" for path in NEED_ONNX)), newest_python=False),
+    "lowest-onnx": Environment("lowest-direct", ("onnx",), (*SILENT, *ONNX), newest_python=False),
     "newest": Environment("highest", (*EXTRAS, "onnx"), QUICK, newest_python=True),
 }
 CONSTRAINTS = "constraints"

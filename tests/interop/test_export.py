@@ -265,6 +265,7 @@ def _run(folder, inputs):
 
 
 def test_a_sampler_of_ones_own_is_no_graph(mistake, student_run, monkeypatch, tmp_path):
+    pytest.importorskip("onnx")
     monkeypatch.setattr(export_onnx, "SAMPLED", ("push_forward",))
     said = mistake("export", student_run, "--format", "onnx", "--out", tmp_path / "out")
     assert "sampled with few_step, and an ONNX file holds the steps of push_forward only; draw from it with fewstep sample" in said

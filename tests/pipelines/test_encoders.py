@@ -227,16 +227,20 @@ def test_a_model_that_will_not_do(pipelines, prompts, tmp_path):
 @pytest.mark.parametrize(
     ("gone", "what"),
     [
-        (["vocab.json", "merges.txt", "tokenizer.json"], "vocabulary"),
-        (["tokenizer_config.json"], r"model_max_length in tokenizer_config\.json"),
+        # transformers below 5 refuses to read such a tokenizer
+        (
+            ["vocab.json", "merges.txt", "tokenizer.json"],
+            "the tokenizer_2 of .* has no vocabulary; take a whole|cannot be read .*; take another",
+        ),
+        (["tokenizer_config.json"], r"tokenizer_2 of .* has no model_max_length in tokenizer_config\.json; take a whole"),
     ],
 )
 def test_a_tokenizer_that_would_be_made_up_is_refused(gone, what, pipelines, prompts, tmp_path):
     """An empty vocabulary would turn each prompt into the same tokens."""
     folder = shutil.copytree(pipelines["sdxl"][0], tmp_path / "model")
     for name in gone:
-        (folder / "tokenizer_2" / name).unlink()
-    with pytest.raises(UserError, match=rf"the tokenizer_2 of .* has no {what}; take a whole copy"):
+        (folder / "tokenizer_2" / name).unlink(missing_ok=True)  # transformers below 5 has written no tokenizer.json
+    with pytest.raises(UserError, match=rf"({what}) copy"):
         encode_prompts(prompts, str(folder), tmp_path / "out")
     assert not (tmp_path / "out").exists()  # a whole copy has other encoders, and could not go on there
 

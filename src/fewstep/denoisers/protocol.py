@@ -90,4 +90,4 @@ def label_or_null(label: Tensor | None, num_classes: int | None, x: Tensor) -> T
     """Return the label to give a network for `x` [B, ...]: None without classes; the null class, ``num_classes``, where `label` is None."""
     if num_classes is None:
         return None
-    return torch.full((x.shape[0],), num_classes, device=x.device) if label is None else label
+    return torch.full((x.shape[0],), num_classes, dtype=torch.long, device=x.device) if label is None else label

@@ -220,8 +220,9 @@ class _Block(nn.Module):
         x = ((x if self.skip is None else self.skip(x)) + self.conv1(hidden)) * 0.5**0.5
         if self.norm2 is None or self.qkv is None or self.proj is None:
             return x
-        # a channel's query, key and value are adjacent; q, k and v are [B, 1 head, H W, C]; the softmax is in float32 at any precision
-        q, k, v = self.qkv(self.norm2(x)).flatten(2).unflatten(1, (1, -1, 3)).movedim(3, 0).transpose(-1, -2)
+        # a channel's query, key and value are adjacent; q, k and v are [B, 1 head, H W, C]. They are contiguous, for fused kernels take no
+        # others, and without them torch 2.4 rounds the softmax to bf16
+        q, k, v = self.qkv(self.norm2(x)).flatten(2).unflatten(1, (1, -1, 3)).movedim(3, 0).transpose(-1, -2).contiguous()
         mixed = functional.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)
         return (x + self.proj(mixed)) * 0.5**0.5
 
