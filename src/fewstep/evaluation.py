@@ -19,7 +19,7 @@ from fewstep.data.protocol import Data
 from fewstep.engine import choose_threads, use_threads
 from fewstep.errors import UserError
 from fewstep.evaluation_sampling import churn, guide, step_counts
-from fewstep.evaluation_text import Results
+from fewstep.evaluation_text import HALF, Results
 from fewstep.files import at_home, replace_file
 from fewstep.generator import Generator, load
 from fewstep.kept_figures import figures_folder, keep_row, kept_row, model_sha256
@@ -27,7 +27,6 @@ from fewstep.machine import machine
 from fewstep.measurement import (
     Row,
     as_drawn,
-    check_same_protocol,
     check_samples,
     floor_row,
     measure,
@@ -40,7 +39,7 @@ from fewstep.measurement import (
 from fewstep.metrics.judging import disagreement, not_shared
 from fewstep.metrics.least import summed_up
 from fewstep.metrics.point_suite import PointSuite
-from fewstep.metrics.protocol import PRESETS, Preset, departures, differences
+from fewstep.metrics.protocol import PRESETS, Preset, check_same_protocol, departures, differences
 from fewstep.metrics.results import read_results
 from fewstep.metrics.rows import row_roles
 from fewstep.metrics.self_test import self_test
@@ -168,10 +167,12 @@ def _evaluate(
     protocol |= {} if agreement is None else {"clip": agreement.id}
     if preset is not None:
         protocol |= {"preset": options.protocol, "departures": departures(preset, protocol)}
+    told = _reference(data, suite, recipe.power(points), options.reference)
+    mine = {"protocol": protocol, "data": data.name, "reference": told}
     for other, theirs in others.items():
-        check_same_protocol({"protocol": protocol}, theirs, ("this evaluation", str(other)))
+        check_same_protocol(mine, theirs, ("this evaluation", str(other)))
     exact = isinstance(data, PointData) and data.density is not None
-    floor = suite.floor_name if isinstance(suite, Suite) else "exact samples" if exact else "held-out half"
+    floor = suite.floor_name if isinstance(suite, Suite) else "exact samples" if exact else HALF
     taught_by = isinstance(loaded, PromptData) and loaded.samples is not None  # measured beside samples of the teacher
     floor = "teacher's other half" if taught_by else floor
     rows: dict[str, Row] = {floor: {"role": "floor", **floor_row(suite, agreement)}}
@@ -200,8 +201,8 @@ def _evaluate(
     if agreement is not None and agreement.cut:
         say(f"{agreement.cut:,} prompts are longer than {agreement.id['name']} reads, and were cut for it")
     for other, theirs in others.items():
-        mine = [title for title, role in row_roles(theirs).items() if role in ("teacher", "own")]
-        for title in mine:
+        sampled = [title for title, role in row_roles(theirs).items() if role in ("teacher", "own")]
+        for title in sampled:
             row = {**theirs["rows"][title], "role": "beside", "run": str(other)}
             if unlike := not_shared(row, theirs["protocol"], protocol):
                 say(f"{other}: {', '.join(unlike)} left out, because other networks measured them; evaluate that run again to get them")
@@ -209,9 +210,7 @@ def _evaluate(
     results = {
         "recipe": f"{recipe.method.name}/{data.name}",
         "data": data.name,
-        "reference": f"{len(data.heldout)} samples of the teacher"
-        if taught_by and options.reference is None
-        else _reference(data, suite, recipe.power(points), options.reference),
+        "reference": f"{len(data.heldout):,} samples of the teacher" if taught_by and options.reference is None else told,
         "features": suite.network.name if isinstance(suite, Suite) else "the points themselves",
         "trained_in_features": generator.info.get("trained_in_features"),
         "n": num,
@@ -355,7 +354,7 @@ def _reference(data: ImageData | PointData, suite: Suite | PointSuite, gamma: fl
     if isinstance(suite, Suite):
         if file is not None:
             return f"the statistics {file.name}"
-        return f"{len(data.heldout)} held-out images" if suite.against == "heldout" else f"{len(data.train)} training images"
+        return f"{len(data.heldout):,} held-out images" if suite.against == "heldout" else f"{len(data.train):,} training images"
     if isinstance(data, PointData) and data.density:
-        return f"{len(suite.target)} exact samples of {data.name}" + (f"^{gamma:g}" if gamma != 1.0 else "")
-    return f"{len(suite.target)} held-out points" + (", each column in standard deviations" if suite.standard is not None else "")
+        return f"{len(suite.target):,} exact samples of {data.name}" + (f"^{gamma:g}" if gamma != 1.0 else "")
+    return f"{len(suite.target):,} held-out points" + (", each column in standard deviations" if suite.standard is not None else "")

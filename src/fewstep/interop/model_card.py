@@ -143,7 +143,7 @@ def _eval_result(task: str, key: str, value: float, results: Mapping[str, Any]) 
         dataset_name=results["data"],
         metric_type=key,
         metric_value=value,
-        metric_name=f"{BY_KEY[key].words} ({results['n']} samples, {results['features']})",
+        metric_name=f"{BY_KEY[key].words} ({results['n']:,} samples, {results['features']})",
     )
 
 
@@ -184,7 +184,7 @@ def _table(results: Mapping[str, Any] | None, generator: Generator) -> list[str]
         cells = [f"{row[key]:.4g}" if isinstance(row.get(key), int | float) else "" for key in values]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines.append(
-        f"\n{results['n']} samples (seed {results['seed']}) against {results['reference']}, in the features {results['features']}."
+        f"\n{results['n']:,} samples (seed {results['seed']}) against {results['reference']}, in the features {results['features']}."
     )
     lines += [f"\n{sentence[0].upper()}{sentence[1:]}." for sentence in [*how_sampled(rows), *few]]
     return lines
