@@ -22,7 +22,7 @@ from fewstep.metrics.inception import FeatureError, cache_folder
 from fewstep.metrics.least import summed_up, without
 from fewstep.metrics.point_suite import PointSuite, split
 from fewstep.metrics.protocol import POINTS, Preset
-from fewstep.metrics.statistics import load_statistics, scaled
+from fewstep.metrics.statistics import scaled, statistics_for
 from fewstep.metrics.suite import Suite, images_per_second
 from fewstep.pipelines.agreement import Agreement
 from fewstep.pipelines.vae import measured_size
@@ -104,7 +104,7 @@ def suite_for(
             data.labels("heldout"),
             network,
             data.half,
-            load_statistics(reference)[0] if isinstance(reference, Path) else reference,
+            statistics_for(network, reference) if isinstance(reference, Path) else reference,
             cache_folder() / "statistics" if hasattr(network, "sha256") else None,
             tracked,
             num,
