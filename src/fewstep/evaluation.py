@@ -47,7 +47,7 @@ from fewstep.metrics.suite import FEWEST, Suite
 from fewstep.pipelines.agreement import Agreement
 from fewstep.recipe import Recipe, validated
 from fewstep.run_data import kept, numbered_as
-from fewstep.training.run_folder import RunFolder
+from fewstep.training.run_folder import RunFolder, run_around
 from fewstep.version import __version__
 
 COPIED = 0.02  # share of near copies of training images above which a warning is given; held-out real images have far fewer
@@ -133,7 +133,7 @@ def _evaluate(
     steps: Sequence[int] | None,
     options: Options,
 ) -> dict[str, Any]:
-    run, model_folder = _run_and_model(path)
+    run, model_folder = run_around(path), path
     recipe = run_recipe(run.path)
     generator = load(model_folder)
     points = len(generator.shape) == 1
@@ -282,13 +282,6 @@ def _teacher_key(
         "device": device,
         "machine": machine(),
     }
-
-
-def _run_and_model(path: Path) -> tuple[RunFolder, Path]:
-    """Return the run in `path`, or the run around it where `path` is its folder ``best``, and the folder of the model to measure."""
-    around = RunFolder(path.resolve().parent)
-    inside = path.resolve() == around.best_folder and around.recipe_file.is_file()
-    return (around, path) if inside else (RunFolder(path), path)
 
 
 def _preset(options: Options, points: bool, seed: int) -> Preset | None:

@@ -496,6 +496,16 @@ def test_the_card_says_what_was_trained_and_measured(done, student_run, tmp_path
     assert [line[0].strip() for line in lines[2:]] == [title for title, row in results["rows"].items() if row["role"] != "beside"]
     assert str(other) not in str(made_card)
 
+    # its best model is made by the same recipe, and measured by itself
+    shutil.copytree(run / "model", run / "best")
+    (run / "best" / "results.json").write_text(json.dumps(results))
+    done("export", run / "best", "--format", "diffusers", "--out", tmp_path / "best")
+    best = card(tmp_path / "best")
+    assert yaml.safe_load(best.text.split("```yaml")[1].split("```")[0]) == yaml.safe_load(
+        made_card.text.split("```yaml")[1].split("```")[0]
+    )
+    assert "Not measured" not in best.text
+
     # a run that was trained on since: its figures are another generator's
     (run / "results.json").write_text(json.dumps(results | {"step": 3}))
     done("export", run, "--format", "diffusers", "--out", tmp_path / "later")

@@ -212,6 +212,16 @@ def test_alarms_stand_on_a_time_line_with_their_advice(troubled):
     assert "forgotten Raised at step 700; passed. At step 700: this version of fewstep knows no alarm of this name." in text
 
 
+def test_pictures_of_the_user_s_own_beside_those_of_the_run_do_no_harm(tmp_path):
+    run = make_run(tmp_path / "run")
+    report(run)
+    before = (run / "report.html").read_text()
+    for name in ("step_final.png", "step_1 (copy).png"):
+        (run / "samples" / name).write_bytes(b"no picture")
+    report(run)
+    assert (run / "report.html").read_text() == before
+
+
 def test_without_alarms_results_data_or_pictures(tmp_path):
     run = make_run(tmp_path / "run", results=False, audit=())
     for still in (run / "samples").iterdir():

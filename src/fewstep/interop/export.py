@@ -15,7 +15,7 @@ from fewstep.interop import export_diffusers, export_onnx, export_page, export_t
 from fewstep.interop.model_card import model_card
 from fewstep.licences import identifier
 from fewstep.metrics.results import read_results
-from fewstep.training.run_folder import RunFolder
+from fewstep.training.run_folder import RunFolder, run_around
 
 TOLERANCE = 1e-4  # largest allowed difference of a pixel in [-1, 1]
 # (batch size, seed) of each check; no graph was traced with one of these batch sizes
@@ -120,11 +120,12 @@ def export(
                 say(f"note: {evaluations} evaluations of the network are written into one file, which can take minutes{fewer}")
             known[form].write(generator, folder)
             difference = verify(generator, known[form].read(folder, generator), known[form].tolerance)
-        recipe, results = _records(at_home(path), generator)
+        run = run_around(at_home(path))
+        recipe, results = _records(run, at_home(path), generator)
         card = model_card(generator, form, out.name, own or licence, difference, recipe, results, use, fuse)
         card.save(folder / "README.md")
         if form == "page":
-            teacher = export_page.teacher_evaluations(RunFolder(at_home(path)), results)
+            teacher = export_page.teacher_evaluations(run, results)
             export_page.write_page(folder, generator, recipe, own or licence, teacher, runtimes)
     return difference
 
@@ -160,12 +161,11 @@ def _advice() -> str:
     return "try the other --format, or the tested versions of the packages (constraints.txt)"
 
 
-def _records(path: Path, generator: Generator) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Return (the recipe of the run at `path`, the results measured of this very generator), None for each that does not exist."""
-    run = RunFolder(path)
+def _records(run: RunFolder, path: Path, generator: Generator) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Return (the recipe of `run`, the results at `path` measured of this very generator), None for each that does not exist."""
     recipe = run.recipe() if run.recipe_file.is_file() else None
     results = None
-    if os.path.lexists(run.results_file):
+    if os.path.lexists(RunFolder(path).results_file):
         results = read_results(path)
         if results.get("step") != generator.info.get("step"):  # the run was measured, and then trained further
             results = None
