@@ -223,7 +223,13 @@ def test_results_of_one_protocol_stand_in_one_table(done, mistake, run, tmp_path
         **results(other)["rows"]["teacher, 1 evaluation"],
         "role": "beside",
         "run": str(other),
+        "seed": 3,
     }
+    assert f"{other}: teacher, 1 evaluation: drawn with seed 3" in out
+    assert "the floor of" not in out
+    theirs = results(other)
+    (other / "results.json").write_text(json.dumps(theirs | {"floor": 2 * theirs["floor"]}))
+    assert f"the floor of {other} is " in done("evaluate", run, "-n", 60, "--steps", 1, "--beside", other).out
     assert [row["role"] for row in rows.values()] == ["floor", "own", "beside"]
     assert f"{other}: teacher, 1 evaluation" in out
     before = (run / "results.json").read_bytes()

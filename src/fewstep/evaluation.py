@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ from fewstep.run_data import kept, numbered_as
 from fewstep.training.run_folder import RunFolder, run_around
 from fewstep.version import __version__
 
+SAME_FLOOR = 1e-3  # relative difference of two floors that comes from rounding on another machine at most
 COPIED = 0.02  # share of near copies of training images above which a warning is given; held-out real images have far fewer
 
 
@@ -204,6 +206,7 @@ def _evaluate(
         sampled = [title for title, role in row_roles(theirs).items() if role in ("teacher", "own")]
         for title in sampled:
             row = {**theirs["rows"][title], "role": "beside", "run": str(other)}
+            row |= {} if protocol.get("preset") or theirs["seed"] == seed else {"seed": theirs["seed"]}
             if unlike := not_shared(row, theirs["protocol"], protocol):
                 say(f"{other}: {', '.join(unlike)} left out, because other networks measured them; evaluate that run again to get them")
             rows[f"{other}: {title}"] = {key: value for key, value in row.items() if key not in unlike}
@@ -224,7 +227,11 @@ def _evaluate(
         "self_test": self_test(suite.train_features) if options.self_test and isinstance(suite, Suite) else None,
         "rows": rows,
         "compiled": options.compile,
-        "warnings": [*_changed(run, recipe, data if isinstance(loaded, ImageData) else loaded), *_warnings(protocol, rows, recipe)],
+        "warnings": [
+            *_changed(run, recipe, data if isinstance(loaded, ImageData) else loaded),
+            *_warnings(protocol, rows, recipe),
+            *(_other_floors(suite.floor, others) if isinstance(suite, Suite) else ()),
+        ],
         "machine": machine(),
         "fewstep": __version__,
     }
@@ -336,6 +343,19 @@ def _warnings(protocol: Mapping[str, Any], rows: Mapping[str, Row], recipe: Reci
                 f"the results.json of the teacher {teacher} was measured by another protocol and does not compare: {'; '.join(wrong)}"
             )
     return found
+
+
+def _other_floors(floor: float, others: Mapping[Path, Mapping[str, Any]]) -> list[str]:
+    """Return a warning for each of the runs `others`, shown beside one with this `floor`, that was trained on other images.
+
+    The images of the reference are the same, by the protocol; a floor of other images is then one of another training split.
+    """
+    return [
+        f"the floor of {other} is {theirs['floor']:.4g}, and here it is {floor:.4g}: its training images are others, and its ratios to the "
+        "floor and to training images do not compare"
+        for other, theirs in others.items()
+        if isinstance(theirs.get("floor"), int | float) and not math.isclose(theirs["floor"], floor, rel_tol=SAME_FLOOR)
+    ]
 
 
 def heading(name: str, evaluations: int) -> str:
