@@ -23,7 +23,7 @@ def row_roles(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def how_sampled(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a phrase for each guidance, asked churn and seed of another evaluation, with the titles of the `rows` whose samples have it."""
+    """Return a phrase for each guidance, for each churn and for each seed that is named, with the titles of the `rows` drawn with it."""
     found: dict[str, list[str]] = {}
     for title, row in rows.items():
         if "guidance_scale" in row:
