@@ -74,6 +74,7 @@ def model_card(
         lines.append(f"- guidance scale: {generator.guidance_scale:g}, so that a sample takes {generator.evaluations()} evaluations")
     lines += ["\n## Use\n", _use(generator, form) if use is None else f"```python\n{use}```"]
     unit = "in every pixel of [-1, 1]" if len(generator.shape) == 3 else "in every coordinate"
+    unit += ", in standard deviations of the data" if generator.units is not None else ""
     unit = unit if generator.latents is None else "of the largest latent"
     lines.append(
         "\nChecked when it was written: from the same noise, samples agree with `Generator.sample` of fewstep "
