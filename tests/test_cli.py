@@ -166,7 +166,7 @@ def test_dry_run_shows_the_resolved_recipe_and_writes_nothing(done, tmp_path, mo
     )
     notes = [line for line in out.splitlines() if line.startswith("#")]
     assert "# images to be seen: 224 in 7 steps of 32" in notes
-    assert any("1437 training images, 360 held out, shape [1, 8, 8], 10 classes" in line for line in notes)
+    assert any("1,437 training images, 360 held out, shape [1, 8, 8], 10 classes" in line for line in notes)
     assert any(re.search(r"network denoiser: 70\d,\d{3} parameters, learns every step", line) for line in notes)
     assert any(
         re.search(r"time: about \S+ m?s a step, \S+ (ms|s|min) for 7 steps \(\d+ steps? tried; cpu, 1 thread\)", line) for line in notes

@@ -134,7 +134,7 @@ def test_the_edm_protocol(chunk, done, run, scripted, monkeypatch):
     assert row["frechet_mean"] == pytest.approx(sum(blocks) / 3, rel=1e-6)
     assert row["frechet_over_floor"] == pytest.approx(row["frechet"] / found["floor"])
     assert len({f"{value:.9f}" for value in blocks}) == 3
-    assert "the least of 3 blocks, from seeds 0, 50000, 100000) to 1437 training images" in out
+    assert "the least of 3 blocks, from seeds 0, 50000, 100000) to 1,437 training images" in out
     assert "this evaluation departs from the protocol edm: 100 samples a block, not 50,000; features means, not inception-2015-12-05" in out
     assert found["protocol"]["labels"] == "uniform"
     assert found["protocol"]["reference"]["sha256"] == pixel_sha256(DIGITS.train, 8.0)
@@ -223,7 +223,13 @@ def test_results_of_one_protocol_stand_in_one_table(done, mistake, run, tmp_path
         **results(other)["rows"]["teacher, 1 evaluation"],
         "role": "beside",
         "run": str(other),
+        "seed": 3,
     }
+    assert f"{other}: teacher, 1 evaluation: drawn with seed 3" in out
+    assert "the floor of" not in out
+    theirs = results(other)
+    (other / "results.json").write_text(json.dumps(theirs | {"floor": 2 * theirs["floor"]}))
+    assert f"the floor of {other} is " in done("evaluate", run, "-n", 60, "--steps", 1, "--beside", other).out
     assert [row["role"] for row in rows.values()] == ["floor", "own", "beside"]
     assert f"{other}: teacher, 1 evaluation" in out
     before = (run / "results.json").read_bytes()

@@ -345,6 +345,14 @@ def test_labels_that_do_not_exist_are_refused(given):
         make().sample(2, labels=given)
 
 
+def test_labels_for_which_there_is_no_sample_are_refused_and_not_dropped():
+    with pytest.raises(UserError, match="there are 3 labels for 2 samples; give one for each sample, or fewer, which are repeated"):
+        make().sample(2, labels=[0, 1, 2])
+    with pytest.raises(UserError, match="there are 4 labels for 2 samples"):
+        next(make().batches(2, labels=torch.zeros(4, dtype=torch.long)))
+    assert make().sample(3, labels=[0, 1, 2], batch_size=2).shape[0] == 3
+
+
 def test_labels_need_classes():
     generator = make(num_classes=None)
     assert generator.labels(3) is None

@@ -256,8 +256,8 @@ def test_shards_at_an_address_that_does_not_answer(server, online):
 
 
 SIZES = {
-    "mnist": "data: 60000 training images, 10000 held out, shape [1, 28, 28], 10 classes",
-    "cifar10_cpu": "data: 50000 training images, 10000 held out, shape [3, 32, 32], 10 classes",
+    "mnist": "data: 60,000 training images, 10,000 held out, shape [1, 28, 28], 10 classes",
+    "cifar10_cpu": "data: 50,000 training images, 10,000 held out, shape [3, 32, 32], 10 classes",
 }
 OF_THE_HUB = {"mnist": "ylecun/mnist", "cifar10_cpu": "uoft-cs/cifar10"}
 

@@ -15,7 +15,7 @@ from fewstep.training.progress import Progress
 
 ROW = {"role": "own", "energy": 0.25, "modes": 8.0}
 RESULTS = Results(
-    n=100, seed=0, reference="10000 exact samples of <ring>", rows={"exact": {**ROW, "energy": 0.0}, "drift": ROW}, warnings=["few"]
+    n=100, seed=0, reference="10,000 exact samples of <ring>", rows={"exact": {**ROW, "energy": 0.0}, "drift": ROW}, warnings=["few"]
 )
 
 

@@ -223,6 +223,7 @@ def test_points_of_ones_own_from_training_to_samples(dims, kind, done, mistake, 
     )
     assert list(results["rows"]) == ["held-out half", "drift, 1 evaluation"]  # the other half of the held-out is the floor
     assert "held-out half" in out
+    assert "the first row is the floor, the other half of the held-out points." in out
     assert "modes" not in results["rows"]["held-out half"]
     assert "-n is 39; give at least 40" in mistake("evaluate", run, "-n", "39")
 

@@ -186,6 +186,10 @@ def test_import_says_what_it_found(sd3, sd35, tmp_path, done, mistake):
     assert "predicts the velocity of a flow" in said
     assert "there is no text_encoder_3: zeros stand for its output, as in the stock pipeline" in said
     assert "times: 0.002994 to 1, which is noise alone, at 1000 timesteps; the shift is 3\n" in said
+    assert (
+        "samples: 28 steps of Euler's method with guidance scale 7; of the pipeline's FlowMatchEulerDiscreteScheduler only the noise"
+        in said
+    )
     assert "latents: 16x8x8; the transformer takes hidden states of width 72 and a pooled vector of 64" in said
     assert {path.name for path in (tmp_path / "teacher").iterdir()} == {"config.json", "README.md"}
     assert load(tmp_path / "teacher").sample(1, prompts="a seven", steps=2).isfinite().all()

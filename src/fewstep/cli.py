@@ -198,7 +198,7 @@ def sample(
     num = num if num is not None else len(texts) or usual
     check_asked(num, wanted, texts)
     write_samples(generator, num, out, wanted, texts, seed=seed, steps=steps, guidance_scale=guidance_scale, churn=churn)
-    typer.echo(f"{num} samples, {generator.evaluations(steps, None, guidance_scale)} evaluation(s) each: {out}")
+    typer.echo(f"{num:,} samples, {generator.evaluations(steps, None, guidance_scale)} evaluation(s) each: {out}")
     if generator.told is not None:
         return
     drawn = generator.labels(min(num, generator.num_classes or 0) if wanted is None else min(num, len(wanted)), wanted)

@@ -143,7 +143,7 @@ def compare(
     for number, entry in enumerate(entries, start=1):
         recipe = recipe_of(entry, out, density, gamma, scale, seed)
         run = RunFolder(out / entry.folder)
-        say(f"{number}/{len(entries)} {entry.title} ({entry.recipe}, {recipe.steps} steps)")
+        say(f"{number}/{len(entries)} {entry.title} ({entry.recipe}, {recipe.steps:,} steps)")
         if run.recipe_file.exists():
             run.check(resolved(recipe), resume=True)  # raises UserError for a run of another seed, gamma or density
         if run.is_finished(recipe.steps):
@@ -177,9 +177,9 @@ def compare(
         "protocol": protocol_record(suite, num, density is None, (seed,)),
         "floor": suite.floor,
         "features": suite.network.name if isinstance(suite, Suite) else "the points themselves",
-        "reference": f"{len(ground.heldout)} held-out images"
+        "reference": f"{len(ground.heldout):,} held-out images"
         if density is None
-        else f"{num} exact samples of {density}" + (f"^{gamma:g}" if gamma != 1.0 else ""),
+        else f"{num:,} exact samples of {density}" + (f"^{gamma:g}" if gamma != 1.0 else ""),
         "rows": rows,
         "warnings": [*summed_up(rows.values()), *filter(None, [disagreement(rows)])],
         "machine": machine(),

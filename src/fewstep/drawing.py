@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.class_labels import Labels
+from fewstep.class_labels import Labels, label_tensor
 from fewstep.denoisers import Guided
 from fewstep.errors import UserError
 from fewstep.limits import memory
@@ -23,17 +23,20 @@ LATENT_NUMBERS = 2**17  # most numbers in a default batch of latents, whose netw
 
 
 @contextlib.contextmanager
-def asked(generator: Any, prompts: str | Sequence[str]) -> Iterator[None]:
-    """Give `generator` the `prompts`, encoded by the pipeline that it was made from, as its table of prompts until the block ends.
+def asked(generator: Any, prompts: str | Sequence[str], num: int) -> Iterator[None]:
+    """Give `generator` the `prompts` of `num` samples, encoded by the pipeline that it was made from, as its table until the block ends.
 
     Labels are then their numbers, in turn. A line says which prompts were longer than the encoders read. Raises UserError for a generator
-    that takes no prompts, for an empty list, and where the pipeline's text encoders are not those that the generator was trained with.
+    that takes no prompts, for an empty list and one of more than `num` prompts, and where the pipeline's text encoders are not those that
+    the generator was trained with.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if generator.told is None or generator.latents is None:
         raise UserError("prompts were given, and this generator takes none; leave them out")
     if not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"prompts are {texts!r:.100}; give at least one, each in words")
+    if len(texts) > num:
+        raise UserError(f"there are {len(texts):,} prompts for {num:,} samples; give one for each sample, or fewer, which are repeated")
     before, classes = generator.told.prompts, generator.num_classes
     generator.tell(encoded(str(generator.latents["model"]), texts, generator.info.get("encoders"), say=SCREEN.say))
     try:
@@ -108,6 +111,8 @@ def draw_batches(
             raise UserError(f"churn is {churn}; allowed are values from 0 to 1")
         options["churn"] = churn
     generator.labels(1, labels)  # raises UserError for labels that are not allowed
+    if labels is not None and (given := len(label_tensor(labels, generator.class_names, generator.num_classes))) > num:
+        raise UserError(f"there are {given:,} labels for {num:,} samples; give one for each sample, or fewer, which are repeated")
     if generator.lacks_prompts:
         table = generator.info.get("prompts")
         there = f", and {table} does not hold those that it was trained with" if table else ""

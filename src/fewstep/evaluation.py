@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from fewstep.data.protocol import Data
 from fewstep.engine import choose_threads, use_threads
 from fewstep.errors import UserError
 from fewstep.evaluation_sampling import churn, guide, step_counts
-from fewstep.evaluation_text import Results
+from fewstep.evaluation_text import HALF, Results
 from fewstep.files import at_home, replace_file
 from fewstep.generator import Generator, load
 from fewstep.kept_figures import figures_folder, keep_row, kept_row, model_sha256
@@ -27,7 +28,6 @@ from fewstep.machine import machine
 from fewstep.measurement import (
     Row,
     as_drawn,
-    check_same_protocol,
     check_samples,
     floor_row,
     measure,
@@ -40,7 +40,7 @@ from fewstep.measurement import (
 from fewstep.metrics.judging import disagreement, not_shared
 from fewstep.metrics.least import summed_up
 from fewstep.metrics.point_suite import PointSuite
-from fewstep.metrics.protocol import PRESETS, Preset, departures, differences
+from fewstep.metrics.protocol import PRESETS, Preset, check_same_protocol, departures, differences
 from fewstep.metrics.results import read_results
 from fewstep.metrics.rows import row_roles
 from fewstep.metrics.self_test import self_test
@@ -48,9 +48,10 @@ from fewstep.metrics.suite import FEWEST, Suite
 from fewstep.pipelines.agreement import Agreement
 from fewstep.recipe import Recipe, validated
 from fewstep.run_data import kept, numbered_as
-from fewstep.training.run_folder import RunFolder
+from fewstep.training.run_folder import RunFolder, run_around
 from fewstep.version import __version__
 
+SAME_FLOOR = 1e-3  # relative difference of two floors that comes from rounding on another machine at most
 COPIED = 0.02  # share of near copies of training images above which a warning is given; held-out real images have far fewer
 
 
@@ -134,7 +135,7 @@ def _evaluate(
     steps: Sequence[int] | None,
     options: Options,
 ) -> dict[str, Any]:
-    run, model_folder = _run_and_model(path)
+    run, model_folder = run_around(path), path
     recipe = run_recipe(run.path)
     generator = load(model_folder)
     points = len(generator.shape) == 1
@@ -168,10 +169,12 @@ def _evaluate(
     protocol |= {} if agreement is None else {"clip": agreement.id}
     if preset is not None:
         protocol |= {"preset": options.protocol, "departures": departures(preset, protocol)}
+    told = _reference(data, suite, recipe.power(points), options.reference)
+    mine = {"protocol": protocol, "data": data.name, "reference": told}
     for other, theirs in others.items():
-        check_same_protocol({"protocol": protocol}, theirs, ("this evaluation", str(other)))
+        check_same_protocol(mine, theirs, ("this evaluation", str(other)))
     exact = isinstance(data, PointData) and data.density is not None
-    floor = suite.floor_name if isinstance(suite, Suite) else "exact samples" if exact else "held-out half"
+    floor = suite.floor_name if isinstance(suite, Suite) else "exact samples" if exact else HALF
     taught_by = isinstance(loaded, PromptData) and loaded.samples is not None  # measured beside samples of the teacher
     floor = "teacher's other half" if taught_by else floor
     rows: dict[str, Row] = {floor: {"role": "floor", **floor_row(suite, agreement)}}
@@ -200,18 +203,17 @@ def _evaluate(
     if agreement is not None and agreement.cut:
         say(f"{agreement.cut:,} prompts are longer than {agreement.id['name']} reads, and were cut for it")
     for other, theirs in others.items():
-        mine = [title for title, role in row_roles(theirs).items() if role in ("teacher", "own")]
-        for title in mine:
+        sampled = [title for title, role in row_roles(theirs).items() if role in ("teacher", "own")]
+        for title in sampled:
             row = {**theirs["rows"][title], "role": "beside", "run": str(other)}
+            row |= {} if protocol.get("preset") or theirs["seed"] == seed else {"seed": theirs["seed"]}
             if unlike := not_shared(row, theirs["protocol"], protocol):
                 say(f"{other}: {', '.join(unlike)} left out, because other networks measured them; evaluate that run again to get them")
             rows[f"{other}: {title}"] = {key: value for key, value in row.items() if key not in unlike}
     results = {
         "recipe": f"{recipe.method.name}/{data.name}",
         "data": data.name,
-        "reference": f"{len(data.heldout)} samples of the teacher"
-        if taught_by and options.reference is None
-        else _reference(data, suite, recipe.power(points), options.reference),
+        "reference": f"{len(data.heldout):,} samples of the teacher" if taught_by and options.reference is None else told,
         "features": suite.network.name if isinstance(suite, Suite) else "the points themselves",
         "trained_in_features": generator.info.get("trained_in_features"),
         "n": num,
@@ -225,7 +227,11 @@ def _evaluate(
         "self_test": self_test(suite.train_features) if options.self_test and isinstance(suite, Suite) else None,
         "rows": rows,
         "compiled": options.compile,
-        "warnings": [*_changed(run, recipe, data if isinstance(loaded, ImageData) else loaded), *_warnings(protocol, rows, recipe)],
+        "warnings": [
+            *_changed(run, recipe, data if isinstance(loaded, ImageData) else loaded),
+            *_warnings(protocol, rows, recipe),
+            *(_other_floors(suite.floor, others) if isinstance(suite, Suite) else ()),
+        ],
         "machine": machine(),
         "fewstep": __version__,
     }
@@ -285,13 +291,6 @@ def _teacher_key(
     }
 
 
-def _run_and_model(path: Path) -> tuple[RunFolder, Path]:
-    """Return the run in `path`, or the run around it where `path` is its folder ``best``, and the folder of the model to measure."""
-    around = RunFolder(path.resolve().parent)
-    inside = path.resolve() == around.best_folder and around.recipe_file.is_file()
-    return (around, path) if inside else (RunFolder(path), path)
-
-
 def _preset(options: Options, points: bool, seed: int) -> Preset | None:
     """Return the preset named by the option protocol, or None without one.
 
@@ -346,6 +345,19 @@ def _warnings(protocol: Mapping[str, Any], rows: Mapping[str, Row], recipe: Reci
     return found
 
 
+def _other_floors(floor: float, others: Mapping[Path, Mapping[str, Any]]) -> list[str]:
+    """Return a warning for each of the runs `others`, shown beside one with this `floor`, that was trained on other images.
+
+    The images of the reference are the same, by the protocol; a floor of other images is then one of another training split.
+    """
+    return [
+        f"the floor of {other} is {theirs['floor']:.4g}, and here it is {floor:.4g}: its training images are others, and its ratios to the "
+        "floor and to training images do not compare"
+        for other, theirs in others.items()
+        if isinstance(theirs.get("floor"), int | float) and not math.isclose(theirs["floor"], floor, rel_tol=SAME_FLOOR)
+    ]
+
+
 def heading(name: str, evaluations: int) -> str:
     """Return the name of a row of the table, such as ``distilled, 4 evaluations``."""
     return f"{name}, {evaluations} evaluation{'s' * (evaluations > 1)}"
@@ -355,7 +367,7 @@ def _reference(data: ImageData | PointData, suite: Suite | PointSuite, gamma: fl
     if isinstance(suite, Suite):
         if file is not None:
             return f"the statistics {file.name}"
-        return f"{len(data.heldout)} held-out images" if suite.against == "heldout" else f"{len(data.train)} training images"
+        return f"{len(data.heldout):,} held-out images" if suite.against == "heldout" else f"{len(data.train):,} training images"
     if isinstance(data, PointData) and data.density:
-        return f"{len(suite.target)} exact samples of {data.name}" + (f"^{gamma:g}" if gamma != 1.0 else "")
-    return f"{len(suite.target)} held-out points" + (", each column in standard deviations" if suite.standard is not None else "")
+        return f"{len(suite.target):,} exact samples of {data.name}" + (f"^{gamma:g}" if gamma != 1.0 else "")
+    return f"{len(suite.target):,} held-out points" + (", each column in standard deviations" if suite.standard is not None else "")

@@ -10,6 +10,8 @@ from fewstep.measurement import Row
 from fewstep.metrics.figures import FIGURES, Figure
 from fewstep.metrics.rows import how_sampled
 
+HALF = "held-out half"  # the name of the floor's row for points whose density is not known
+
 
 class Results(dict[str, Any]):
     """The results of an evaluation, the content of results.json; a notebook shows them as a table with a footnote."""
@@ -70,7 +72,7 @@ def _cell(row: Row, figure: Figure) -> str:
 def self_test_line(found: Mapping[str, float]) -> str:
     """Return the result of ``fewstep evaluate --self-test`` as a sentence."""
     return (
-        f"self-test: FD of two halves of the real train split, {found['num']} images each: {found['frechet']:.3g}, of which "
+        f"self-test: FD of two halves of the real train split, {found['num']:,} images each: {found['frechet']:.3g}, of which "
         f"{found['bias']:.3g} is the bias of so few images (FD of quarters minus FD of halves); the rest, {found['rest']:.2g} +- "
         f"{found['spread']:.2g}, and KID, {found['kernel']:.2g}, are 0 up to chance"
     )
@@ -80,9 +82,10 @@ def footnote(results: Mapping[str, Any]) -> str:
     """Return the text below the table of `results`: what its figures are, with n, seeds, features and floor, and all warnings."""
     warnings = [f"warning: {text}" for text in results.get("warnings", ())]
     if "energy" in next(iter(results["rows"].values())):
+        floor = "the other half of the held-out points" if results.get("floor_of") == HALF else "another set of exact samples"
         text = (
-            f"n = {results['n']} samples (seed {results['seed']}) against {results['reference']}; the first row is the floor, "
-            "another set of exact samples. Standard errors are in the JSON file"
+            f"n = {results['n']:,} samples (seed {results['seed']}) against {results['reference']}; the first row is the floor, "
+            f"{floor}. Standard errors are in the JSON file"
         )
         return "\n".join([". ".join([text, *how_sampled(results["rows"])]), *warnings])
     protocol = results.get("protocol", {})
@@ -92,7 +95,7 @@ def footnote(results: Mapping[str, Any]) -> str:
     if protocol.get("preset"):
         seeds = f"the least of {len(protocol['seeds'])} blocks, from seeds {', '.join(map(str, protocol['seeds']))}"
     lines.append(
-        f"FD: Frechet distance of n = {results['n']} samples ({seeds}) to {results['reference']} in the features "
+        f"FD: Frechet distance of n = {results['n']:,} samples ({seeds}) to {results['reference']} in the features "
         f"{results['features']}; floor: FD of the {results.get('floor_of', 'real train split')}"
         + (f" ({floor_n:,} random images of it)" if floor_n else "")
         + ("" if results["floor"] is None else f", {results['floor']:.3f}")

@@ -329,7 +329,7 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="fewstep", tags=["
         """
         check_memory(self, num)
         if prompts is not None:
-            with asked(self, prompts):
+            with asked(self, prompts, num):
                 return self.sample(num, labels, seed, steps, sampler, guidance_scale, batch_size, churn)
         return torch.cat(list(self.batches(num, labels, seed, steps, sampler, guidance_scale, batch_size, churn)))
 

@@ -21,8 +21,8 @@ from fewstep.metrics.figures import BY_KEY, choices
 from fewstep.metrics.inception import FeatureError, cache_folder
 from fewstep.metrics.least import summed_up, without
 from fewstep.metrics.point_suite import PointSuite, split
-from fewstep.metrics.protocol import Preset, differences
-from fewstep.metrics.statistics import load_statistics, scaled
+from fewstep.metrics.protocol import POINTS, Preset
+from fewstep.metrics.statistics import scaled, statistics_for
 from fewstep.metrics.suite import Suite, images_per_second
 from fewstep.pipelines.agreement import Agreement
 from fewstep.pipelines.vae import measured_size
@@ -104,7 +104,7 @@ def suite_for(
             data.labels("heldout"),
             network,
             data.half,
-            load_statistics(reference)[0] if isinstance(reference, Path) else reference,
+            statistics_for(network, reference) if isinstance(reference, Path) else reference,
             cache_folder() / "statistics" if hasattr(network, "sha256") else None,
             tracked,
             num,
@@ -144,26 +144,10 @@ def protocol_record(suite: Suite | PointSuite, num: int, classes: bool, seeds: I
     else:
         how = {
             "features": {"name": "the points themselves", "sha256": None},
-            "reference": {"what": "points", "num": len(suite.target), "sha256": None},
+            "reference": {"what": POINTS, "num": len(suite.target), "sha256": None},
             "quantisation": "none",
         }
     return {"n": num, **how, "labels": labels if classes else "none", "seeds": list(seeds)}
-
-
-def check_same_protocol(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str] = ("one", "the other")) -> None:
-    """Raise UserError unless the contents `a` and `b` of two results.json, called `names` in the message, were measured in the same way.
-
-    The number of samples, features, reference, quantisation and choice of labels must be the same; data and seeds may differ.
-    """
-    for results, name in zip((a, b), names, strict=True):
-        if not isinstance(results.get("protocol"), Mapping):
-            raise UserError(f"{name} does not say by which protocol it was measured; run `fewstep evaluate` on it again")
-    wrong = differences(a["protocol"], b["protocol"])
-    if wrong:
-        raise UserError(
-            f"{names[0]} and {names[1]} were measured by different protocols and do not compare: {'; '.join(wrong)}. "
-            "Evaluate both with the same options"
-        )
 
 
 def real_labels(suite: Suite | PointSuite) -> Tensor | None:

@@ -129,9 +129,8 @@ class PointPictures:
 
 def _forgotten(run: RunFolder, step: int) -> bool:
     """Remove the pictures in ``samples/`` of steps after `step`; return whether that of `step` is missing (False for step 0)."""
-    for path in run.sample_folder.glob("step_*.png"):
-        number = path.stem.removeprefix("step_")
-        if number.isdigit() and int(number) > step:
+    for path in run.pictures():
+        if int(path.stem.removeprefix("step_")) > step:
             path.unlink()
     return step > 0 and not (run.sample_folder / f"step_{step}.png").exists()
 

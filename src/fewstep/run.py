@@ -99,9 +99,9 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
     unit, classes = "training", f", {data.num_classes or 'no'} classes"
     if isinstance(data, PromptData):
         unit, classes = "training" if data.images else "prompts without", ""
-    training = f"a stream of {items}" if data.train_size is None else f"{data.train_size} {unit} {items}"
+    training = f"a stream of {items}" if data.train_size is None else f"{data.train_size:,} {unit} {items}"
     told = [] if unread else audit(data).lines()
-    about = f"data: {training}, {data.heldout_size} held out, shape {list(data.shape)}{classes}"
+    about = f"data: {training}, {data.heldout_size:,} held out, shape {list(data.shape)}{classes}"
     lines = [*map(str, settings), about, *unread, *told]
     for name, network in method.networks.items():
         turn = next((turn for turn in method.turns if name in turn.trains), None)

@@ -31,7 +31,7 @@ def report(path: Path) -> None:
     run, recipe = RunFolder(path), run_recipe(path)
     method: type[Method] = registry.room("methods", recipe.method.name)
     records, info = run.metrics(older_names(method)), _info(run)
-    pictures = sorted(run.sample_folder.glob("step_*.png"), key=lambda p: int(p.stem.removeprefix("step_")))
+    pictures = run.pictures()
     still = run.dashboard_folder / "dashboard.png"
     is_wide = still.exists()
     last = still if is_wide else pictures.pop() if pictures else None

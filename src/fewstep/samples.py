@@ -77,7 +77,7 @@ def write_samples(generator: Generator, num: int, out: Path, labels: Labels, pro
     if prompts:
         if labels is not None:
             raise UserError("--labels and --prompt are both given; give one of them")
-        with asked(generator, prompts):
+        with asked(generator, prompts, num):
             _write(generator, num, out, None, prompts, options)
     else:
         _write(generator, num, out, labels, _texts(generator, num, labels) if out.suffix == ".png" else (), options)

@@ -330,6 +330,34 @@ def test_one_pixel_of_the_last_class_is_enough(wrong):
     assert verify(generator, generator.sample) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("location", "scale", "off", "told"),
+    [
+        ([1e5, 0.0], [3e4, 1.0], [1.0, 0.0], None),  # 3e-5 of a standard deviation, which the samples' own digits hardly show
+        ([1e5, 0.0], [3e4, 1.0], [30.0, 0.0], "by 1.0e-03 of a standard deviation, where 1e-04 is allowed"),
+        ([0.0, 0.0], [1.0, 1e-3], [0.0, 1e-5], "by 1.0e-02 of a standard deviation"),  # which was less than 1e-4
+        ([2000.0, 0.0], [1.0, 1.0], [2**-13, 0.0], None),  # one place of float32
+        ([1e6, 0.0], [1.0, 1.0], [1e-3, 0.0], "by 1.0e-03 of a standard deviation"),  # of which float64 is full
+        (None, None, [1e-3, 0.0], "by 1.0e-03 in a coordinate"),
+    ],
+)
+def test_points_agree_in_standard_deviations_of_the_data(location, scale, off, told):
+    """An absolute difference says nothing of points in units of the user's own: no data of a large scale could be exported."""
+    units = None if scale is None else {"location": location, "scale": scale}
+    network, push = {"name": "coded_mlp", "widths": [16], "latent": 6, "bits": 3}, {"name": "push_forward"}
+    generator = Generator((2,), None, 1.0, network, push, None, push, units=units).eval()
+
+    def draw(num, labels, seed):
+        samples = generator.sample(num, labels, seed)
+        return (samples.double() + torch.tensor(off, dtype=torch.float64)).to(samples.dtype)
+
+    if told is None:
+        assert verify(generator, draw) < 1e-4
+    else:
+        with pytest.raises(UserError, match=told):
+            verify(generator, draw)
+
+
 def test_samples_of_another_shape_are_no_agreement():
     generator = made(ONE_LEVEL)
     with pytest.raises(UserError, match="differs"):
@@ -496,6 +524,16 @@ def test_the_card_says_what_was_trained_and_measured(done, student_run, tmp_path
     assert {len(line) for line in lines} == {len(values) + 1}
     assert [line[0].strip() for line in lines[2:]] == [title for title, row in results["rows"].items() if row["role"] != "beside"]
     assert str(other) not in str(made_card)
+
+    # its best model is made by the same recipe, and measured by itself
+    shutil.copytree(run / "model", run / "best")
+    (run / "best" / "results.json").write_text(json.dumps(results))
+    done("export", run / "best", "--format", "diffusers", "--out", tmp_path / "best")
+    best = card(tmp_path / "best")
+    assert yaml.safe_load(best.text.split("```yaml")[1].split("```")[0]) == yaml.safe_load(
+        made_card.text.split("```yaml")[1].split("```")[0]
+    )
+    assert "Not measured" not in best.text
 
     # a run that was trained on since: its figures are another generator's
     (run / "results.json").write_text(json.dumps(results | {"step": 3}))

@@ -8,7 +8,16 @@ import torch
 
 from fewstep.metrics.features import PooledPixels
 from fewstep.metrics.inception import FeatureError, ScriptedFeatures
-from fewstep.metrics.statistics import describe, in_random_order, load_statistics, pixel_sha256, real_features, save_statistics
+from fewstep.metrics.statistics import (
+    describe,
+    in_random_order,
+    load_statistics,
+    network_id,
+    pixel_sha256,
+    real_features,
+    save_statistics,
+    statistics_for,
+)
 from scripted import script
 
 PIXELS = torch.randint(256, (30, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -141,6 +150,23 @@ class Bomb:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
+
+
+def test_statistics_in_other_features_of_equally_many_dimensions_are_refused(network, tmp_path):
+    """A distance to them would be a number like any other."""
+    found = describe(network, [PIXELS.float() / 127.5 - 1])
+    save_statistics(tmp_path / "own.npz", found, {"features": network_id(network)})
+    assert torch.equal(statistics_for(network, tmp_path / "own.npz").gaussian.mean, found.gaussian.mean)
+    renamed = {"name": "renamed", "sha256": network.sha256}
+    save_statistics(tmp_path / "renamed.npz", found, {"features": renamed})
+    assert statistics_for(network, tmp_path / "renamed.npz").num == 30
+    save_statistics(tmp_path / "others.npz", found, {"features": {"name": "mnist-second", "sha256": "12" * 32}})
+    with pytest.raises(
+        FeatureError, match=r"in the features mnist-second, whose sha256 is 121212121212, and samples are measured in small"
+    ):
+        statistics_for(network, tmp_path / "others.npz")
+    np.savez(tmp_path / "published.npz", mu=found.gaussian.mean, sigma=found.gaussian.covariance)
+    assert statistics_for(network, tmp_path / "published.npz").num is None
 
 
 def test_what_is_no_statistics_is_refused(tmp_path):

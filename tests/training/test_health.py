@@ -17,7 +17,7 @@ from fewstep.methods.teacher import Teacher
 from fewstep.recipe import Recipe, Trainer, load_recipe
 from fewstep.sections import Section
 from fewstep.training.ema import EMA
-from fewstep.training.health import COMMON, Course, alarms
+from fewstep.training.health import COMMON, Course, alarms, what_to_do
 from fewstep.training.looks import BLOCKS, DataLooks, Looks
 from fewstep.training.resume import State
 from fewstep.training.run_folder import RunFolder
@@ -223,7 +223,7 @@ def test_a_rate_that_is_far_too_high_is_no_student_that_has_not_moved(done, tmp_
     assert first["health.spread_first"] < 2
     assert not any("health.spread_first" in record for record in rest)
     assert "raise method.generator_optimizer.lr" not in said
-    assert re.search(r"noise: .*It was better before \([\d.]+\)\. Lower method\.generator_optimizer\.lr", said)
+    assert re.search(r"noise: .*It was better before \(\d+%\)\. Lower method\.generator_optimizer\.lr", said)
 
 
 class Known(torch.nn.Module):
@@ -286,15 +286,25 @@ def test_what_has_not_moved_wants_more_and_what_was_better_wants_less():
 
     name, message = told(2.0, 1.95, 1.9)
     assert name == "noise"
-    assert message.endswith("It has hardly moved since the start (2). Train longer (steps), or raise method.generator_optimizer.lr")
+    assert message.endswith("It has hardly moved since the start (200%). Train longer (steps), or raise method.generator_optimizer.lr")
     name, message = told(1.1, 1.05, 2.0)
     assert name == "noise"
-    assert message.endswith("It was better before (1.1). Lower method.generator_optimizer.lr")
+    assert message.endswith("It was better before (105%). Lower method.generator_optimizer.lr")
     name, message = told(3.0, 1.5, 1.45)
-    assert "It has improved from 3: train longer" in message
+    assert "It has improved from 300%: train longer" in message
     assert told(0.1, 0.15)[0] == "collapse"
     assert "hardly moved" in told(0.1, 0.15)[1]
-    assert "better before (0.95). The fake network lags" in told(0.1, 0.95, 0.4)[1]
+    assert "better before (95%). The fake network lags" in told(0.1, 0.95, 0.4)[1]
+
+
+@pytest.mark.parametrize("rule", [rule for rule in (*COMMON, *EVERY) if rule.sound is not None], ids=lambda rule: rule.name)
+def test_a_figure_and_what_it_was_before_have_one_unit(rule):
+    """A message in per cent has its history in per cent, one in numbers in numbers: "23% ... better before (0.95)" is two units."""
+    course, bad = Course(), rule.sound + 5 if rule.high < 9 else rule.sound - 0.5
+    for value in (rule.sound + 0.01, bad):
+        course.follow({rule.figure: value}, (rule,))
+    message = what_to_do(rule, rule.advice, bad, 0.0, course, "rate")
+    assert re.search(r"better before \((\S+)\)", message)[1].endswith("%") == ("%" in rule.message.format(value=bad))
 
 
 def test_an_alarm_waits_until_the_figure_is_certain():

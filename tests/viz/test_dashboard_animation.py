@@ -6,6 +6,12 @@ from fewstep.viz.dashboard.animation import make_gif, saved_frames
 from fewstep.viz.dashboard.scene import INK
 
 
+def test_frames_are_those_with_a_step_in_its_order(tmp_path):
+    for name in ("step_00000200.png", "step_00000010.png", "step_last.png", "step_.png"):
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in saved_frames(tmp_path)] == ["step_00000010.png", "step_00000200.png"]
+
+
 def test_a_loop_of_many_frames_is_thinned_evenly(tmp_path):
     for k in range(130):  # a dark bar grows by 10 pixels a frame
         image = Image.new("RGB", (1500, 900), "#ffffff")

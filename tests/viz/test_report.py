@@ -205,11 +205,21 @@ def test_alarms_stand_on_a_time_line_with_their_advice(troubled):
     assert 'style="left:60.00%;right:36.00%"' in page
     assert "collapse Raised at steps 300 to 1,000; still raised at the end. At step 300: samples of a class differ 47% as much" in text
     latest = "At step 1,000: samples of a class differ 54% as much as real ones: diversity is being lost."
-    unmoved = "It has hardly moved since the start (0.44). Train longer (steps), or raise method.generator_optimizer.lr."
+    unmoved = "It has hardly moved since the start (44%). Train longer (steps), or raise method.generator_optimizer.lr."
     assert f"{latest} What to do: {unmoved}" in text
     assert f"disagreement Raised at step 500; passed. At step 500: {method.alarms[0].message.format(value=1.95)}" in text
     assert method.alarms[0].advice in text
     assert "forgotten Raised at step 700; passed. At step 700: this version of fewstep knows no alarm of this name." in text
+
+
+def test_pictures_of_the_user_s_own_beside_those_of_the_run_do_no_harm(tmp_path):
+    run = make_run(tmp_path / "run")
+    report(run)
+    before = (run / "report.html").read_text()
+    for name in ("step_final.png", "step_1 (copy).png"):
+        (run / "samples" / name).write_bytes(b"no picture")
+    report(run)
+    assert (run / "report.html").read_text() == before
 
 
 def test_without_alarms_results_data_or_pictures(tmp_path):
@@ -259,9 +269,9 @@ def test_an_alarm_of_a_method_of_ones_own():
 @pytest.mark.parametrize(
     ("spread", "says"),
     [
-        ([2.0, 2.0, 1.9], "It has hardly moved since the start (2). Train longer (steps), or raise method.generator_optimizer.lr"),
-        ([1.4, 1.1, 1.9], "It was better before (1.1). Lower method.generator_optimizer.lr"),
-        ([9.0, 4.0, 2.0], "It has improved from 9: train longer (steps). If the alarm stays: Lower method.generator_optimizer.lr"),
+        ([2.0, 2.0, 1.9], "It has hardly moved since the start (200%). Train longer (steps), or raise method.generator_optimizer.lr"),
+        ([1.4, 1.1, 1.9], "It was better before (110%). Lower method.generator_optimizer.lr"),
+        ([9.0, 4.0, 2.0], "It has improved from 900%: train longer (steps). If the alarm stays: Lower method.generator_optimizer.lr"),
     ],
 )
 def test_a_report_advises_what_the_terminal_did(spread, says):

@@ -15,7 +15,7 @@ from fewstep.interop import export_diffusers, export_onnx, export_page, export_t
 from fewstep.interop.model_card import model_card
 from fewstep.licences import identifier
 from fewstep.metrics.results import read_results
-from fewstep.training.run_folder import RunFolder
+from fewstep.training.run_folder import RunFolder, run_around
 
 TOLERANCE = 1e-4  # largest allowed difference of a pixel in [-1, 1]
 # (batch size, seed) of each check; no graph was traced with one of these batch sizes
@@ -120,11 +120,12 @@ def export(
                 say(f"note: {evaluations} evaluations of the network are written into one file, which can take minutes{fewer}")
             known[form].write(generator, folder)
             difference = verify(generator, known[form].read(folder, generator), known[form].tolerance)
-        recipe, results = _records(at_home(path), generator)
+        run = run_around(at_home(path))
+        recipe, results = _records(run, at_home(path), generator)
         card = model_card(generator, form, out.name, own or licence, difference, recipe, results, use, fuse)
         card.save(folder / "README.md")
         if form == "page":
-            teacher = export_page.teacher_evaluations(RunFolder(at_home(path)), results)
+            teacher = export_page.teacher_evaluations(run, results)
             export_page.write_page(folder, generator, recipe, own or licence, teacher, runtimes)
     return difference
 
@@ -132,9 +133,11 @@ def export(
 def verify(generator: Generator, draw: Draw, tolerance: float = TOLERANCE) -> float:
     """Return the largest difference in any pixel between samples of `draw` and of ``generator.sample``, over all `PROBES`.
 
-    The probes visit the first and the last classes. Raises UserError where the difference is above `tolerance`, or where `draw` fails.
+    Points that have the data's units are compared in standard deviations of each column. The probes visit the first and the last classes.
+    Raises UserError where the difference is above `tolerance`, or where `draw` fails.
     """
     worst = 0.0
+    unit = "in [-1, 1]" if len(generator.shape) == 3 else "in a coordinate" if generator.units is None else "of a standard deviation"
     for num, seed in PROBES:
         labels = generator.labels(num)
         if labels is not None and seed % 2:
@@ -146,26 +149,34 @@ def verify(generator: Generator, draw: Draw, tolerance: float = TOLERANCE) -> fl
             got = draw(num, given, seed)
         except Exception as error:  # diffusers and onnxruntime each have exceptions of their own
             raise UserError(f"what was written cannot be run ({first_line(error)}) and was removed; {_advice()}") from error
-        difference = (got - expected).abs().max().item() if got.shape == expected.shape else torch.inf
+        difference = _difference(generator, got, expected) if got.shape == expected.shape else torch.inf
         if not difference <= tolerance:  # nan is refused, too
             raise UserError(
-                f"what was written differs from Generator.sample by {difference:.1e} in [-1, 1], where {tolerance:.0e} is allowed, and was "
+                f"what was written differs from Generator.sample by {difference:.1e} {unit}, where {tolerance:.0e} is allowed, and was "
                 f"removed; {_advice()}"
             )
         worst = max(worst, difference)
     return worst
 
 
+def _difference(generator: Generator, got: Tensor, expected: Tensor) -> float:
+    """Return the largest difference of samples `got` and `expected`; of points with units in these, without the rounding of their type."""
+    apart = (got.double() - expected.double()).abs()
+    if generator.units is None:
+        return apart.max().item()
+    rounding = torch.finfo(expected.dtype).eps * expected.double().abs()  # one place: a large mean hides what is small beside it
+    return ((apart - rounding).clamp_min(0) / generator.units.scale).max().item()
+
+
 def _advice() -> str:
     return "try the other --format, or the tested versions of the packages (constraints.txt)"
 
 
-def _records(path: Path, generator: Generator) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Return (the recipe of the run at `path`, the results measured of this very generator), None for each that does not exist."""
-    run = RunFolder(path)
+def _records(run: RunFolder, path: Path, generator: Generator) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Return (the recipe of `run`, the results at `path` measured of this very generator), None for each that does not exist."""
     recipe = run.recipe() if run.recipe_file.is_file() else None
     results = None
-    if os.path.lexists(run.results_file):
+    if os.path.lexists(RunFolder(path).results_file):
         results = read_results(path)
         if results.get("step") != generator.info.get("step"):  # the run was measured, and then trained further
             results = None

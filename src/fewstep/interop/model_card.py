@@ -74,6 +74,7 @@ def model_card(
         lines.append(f"- guidance scale: {generator.guidance_scale:g}, so that a sample takes {generator.evaluations()} evaluations")
     lines += ["\n## Use\n", _use(generator, form) if use is None else f"```python\n{use}```"]
     unit = "in every pixel of [-1, 1]" if len(generator.shape) == 3 else "in every coordinate"
+    unit += ", in standard deviations of the data" if generator.units is not None else ""
     unit = unit if generator.latents is None else "of the largest latent"
     lines.append(
         "\nChecked when it was written: from the same noise, samples agree with `Generator.sample` of fewstep "
@@ -143,7 +144,7 @@ def _eval_result(task: str, key: str, value: float, results: Mapping[str, Any]) 
         dataset_name=results["data"],
         metric_type=key,
         metric_value=value,
-        metric_name=f"{BY_KEY[key].words} ({results['n']} samples, {results['features']})",
+        metric_name=f"{BY_KEY[key].words} ({results['n']:,} samples, {results['features']})",
     )
 
 
@@ -184,7 +185,7 @@ def _table(results: Mapping[str, Any] | None, generator: Generator) -> list[str]
         cells = [f"{row[key]:.4g}" if isinstance(row.get(key), int | float) else "" for key in values]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines.append(
-        f"\n{results['n']} samples (seed {results['seed']}) against {results['reference']}, in the features {results['features']}."
+        f"\n{results['n']:,} samples (seed {results['seed']}) against {results['reference']}, in the features {results['features']}."
     )
     lines += [f"\n{sentence[0].upper()}{sentence[1:]}." for sentence in [*how_sampled(rows), *few]]
     return lines

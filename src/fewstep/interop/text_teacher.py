@@ -1,7 +1,7 @@
 """A text-to-image pipeline of diffusers as a teacher: its network is read from the pipeline's folder, and not copied into a run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fewstep.pipelines.denoiser import Described, described, network_folder, rea
 from fewstep.pipelines.folder import ENCODERS, FORMS, NETWORKS, absent_parts, encoders_id
 from fewstep.pipelines.lora import RANK, TARGETS
 from fewstep.pipelines.reference import Base
+from fewstep.pipelines.scheduler import scheduler_of
 from fewstep.pipelines.vae import vae_id
 from fewstep.quantities import short
 from fewstep.text import read_json
@@ -94,6 +95,7 @@ def import_text(model: str, out: Path, sigma_data: float) -> list[str]:
         f"{_prediction(found)}",
         *(f"there is no {part}: zeros stand for its output, as in the stock pipeline" for part in absent),
         _levels(found, denoiser),
+        _sampled(generator, scheduler_of(place, place / found.part)[0]),
         f"latents: {'x'.join(map(str, found.shape))}; the {called} takes {told}",
         "memory for weights, gradients, AdamW's moments and the moving average: a one-step student takes "
         f"{short(lora_bytes(denoiser, targets), 'B')} as LoRA of rank {RANK} in bf16-mixed, {short(4 * (1 + held(1)) * parameters, 'B')} "
@@ -127,6 +129,15 @@ def _levels(found: Described, denoiser: Any) -> str:
     first = denoiser.sigma_min / (1 + denoiser.sigma_min)
     of_size = ", its scheduler's for images of this size" if found.flow.by_size else ""
     return f"times: {first:.4g} to 1, which is noise alone, at {denoiser.timesteps} timesteps; the shift is {found.flow.shift:.4g}{of_size}"
+
+
+def _sampled(generator: Generator, scheduler: Mapping[str, Any]) -> str:
+    """Return a line on how samples of the teacher are drawn: by Euler's method, also where the pipeline's `scheduler` has another one."""
+    steps, scale = generator.default_steps(), generator.guidance_scale
+    name = scheduler.get("_class_name")
+    return (
+        f"samples: {steps} steps of Euler's method with guidance scale {scale:g}; of the pipeline's {name} only the noise levels are taken"
+    )
 
 
 def held(fakes: int) -> int:

@@ -141,8 +141,8 @@ def carried(results: Mapping[str, Any]) -> dict[str, Any]:
 
 def _real_items(results: Mapping[str, Any]) -> dict[str, int | None]:
     """Return what images were measured against, and how many these are: by the protocol or, in early versions, by the text in its place."""
-    protocol, words = results.get("protocol"), re.match(r"(\d+) (held-out|training) images", str(results.get("reference")))
+    protocol, words = results.get("protocol"), re.match(r"([\d,]+) (held-out|training) images", str(results.get("reference")))
     reference = protocol.get("reference") if isinstance(protocol, Mapping) else None
     if isinstance(reference, Mapping) and isinstance(reference.get("num"), int):
         return {WORDS.get(str(reference.get("what")), "items of the reference"): reference["num"]}
-    return {f"{words[2]} images": int(words[1])} if words else {}
+    return {f"{words[2]} images": int(words[1].replace(",", ""))} if words else {}

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fewstep.errors import UserError
 from fewstep.metrics.inception import INCEPTION, INCEPTION_SHA256
 
+POINTS = "points"  # what the reference of points is called
 COMPARED = ("n", "features", "reference", "quantisation", "labels", "floor_n")
 
 
@@ -59,6 +61,30 @@ def departures(preset: Preset, record: Mapping[str, Any]) -> list[str]:
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Return the differences of two records for which their figures do not compare, one phrase for each difference."""
     return [f"{key} {_short(a.get(key))} and {_short(b.get(key))}" for key in COMPARED if a.get(key) != b.get(key)]
+
+
+def check_same_protocol(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str] = ("one", "the other")) -> None:
+    """Raise UserError unless the contents `a` and `b` of two results.json, called `names` in the message, were measured in the same way.
+
+    The number of samples, features, reference, quantisation and choice of labels must be the same; seeds may differ. The record has the
+    checksum of images that are the reference; points must be measured against those of the same data and power (``data``, ``reference``).
+    """
+    for results, name in zip((a, b), names, strict=True):
+        if not isinstance(results.get("protocol"), Mapping):
+            raise UserError(f"{name} does not say by which protocol it was measured; run `fewstep evaluate` on it again")
+    wrong = differences(a["protocol"], b["protocol"])
+    if not wrong and a["protocol"]["reference"]["what"] == POINTS:
+        wrong = [f"{key} {a.get(key)} and {b.get(key)}" for key in ("data", "reference") if _plain(a.get(key)) != _plain(b.get(key))]
+    if wrong:
+        raise UserError(
+            f"{names[0]} and {names[1]} were measured by different protocols and do not compare: {'; '.join(wrong)}. "
+            "Evaluate both with the same options"
+        )
+
+
+def _plain(told: Any) -> str:
+    """Return a text without the separators of thousands, which older versions did not write."""
+    return str(told).replace(",", "")
 
 
 def _short(value: Any) -> str:

@@ -23,7 +23,7 @@ def row_roles(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def how_sampled(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a phrase for each guidance, and for each churn that was asked for, with the titles of the `rows` whose samples have it."""
+    """Return a phrase for each guidance, for each churn and for each seed that is named, with the titles of the `rows` drawn with it."""
     found: dict[str, list[str]] = {}
     for title, row in rows.items():
         if "guidance_scale" in row:
@@ -31,6 +31,8 @@ def how_sampled(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
             found.setdefault(how, []).append(title)
         if "churn" in row:
             found.setdefault(f"with churn {row['churn']:g}, new noise in each step, in place of the generator's own", []).append(title)
+        if "seed" in row:
+            found.setdefault(f"drawn with seed {row['seed']}", []).append(title)
     return [f"{'; '.join(titles)}: {how}" for how, titles in found.items()]
 
 

@@ -235,6 +235,23 @@ def load_statistics(path: Path) -> tuple[FeatureSet, dict[str, Any] | None]:
     return FeatureSet(Gaussian(mean, covariance), num, rows, None, sha256_of(path)), key
 
 
+def statistics_for(network: FeatureNetwork, path: Path) -> FeatureSet:
+    """Return the feature set in a file of statistics, for distances in the features of `network`.
+
+    Raises FeatureError as `load_statistics` does, and where the file says that other features were measured: those of two networks may
+    have equally many dimensions.
+    """
+    found, key = load_statistics(path)
+    theirs, ours = key.get("features") if isinstance(key, Mapping) else None, network_id(network)
+    by = "name" if ours["sha256"] is None else "sha256"  # a file of features may be renamed
+    if isinstance(theirs, Mapping) and theirs.get(by) != ours[by]:
+        raise FeatureError(
+            f"{path} holds statistics in the features {theirs.get('name')}, whose {by} is {str(theirs.get(by))[:12]}, and samples are "
+            f"measured in {network.name}, whose {by} is {str(ours[by])[:12]}; give --features and --reference of one network"
+        )
+    return found
+
+
 def _check_covariance(covariance: Tensor, path: Path) -> None:
     """Raise FeatureError where `covariance` [D, D] is not symmetric, or has negative eigenvalues, beyond the rounding of float32."""
     size = covariance.abs().max().clamp_min(1e-300)

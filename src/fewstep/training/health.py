@@ -219,7 +219,13 @@ def _what_to_do(rule: Alarm, advice: str, value: float, margin: float, course: C
         return advice
     now, at_first, at_best = (abs(x - rule.sound) for x in (value, first, nearest))
     if now > WORSE * at_best + margin:
-        return f"It was better before ({nearest:.2g}). {rule.lost or advice}"
+        return f"It was better before ({_as_in_message(rule, nearest)}). {rule.lost or advice}"
     if now >= UNMOVED * at_first:
-        return f"It has hardly moved since the start ({first:.2g}). {rule.unmoved or f'Train longer (steps), or raise {rate}'}"
-    return f"It has improved from {first:.2g}: train longer (steps). If the alarm stays: {advice}"
+        since = _as_in_message(rule, first)
+        return f"It has hardly moved since the start ({since}). {rule.unmoved or f'Train longer (steps), or raise {rate}'}"
+    return f"It has improved from {_as_in_message(rule, first)}: train longer (steps). If the alarm stays: {advice}"
+
+
+def _as_in_message(rule: Alarm, value: float) -> str:
+    """Return an earlier `value` of the figure of `rule` in its message's unit: in per cent, or as a plain number."""
+    return f"{value:.0%}" if "%}" in rule.message else f"{value:.2g}"

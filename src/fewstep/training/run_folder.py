@@ -60,6 +60,11 @@ class RunFolder:
             data.setdefault("standardize", False)
         return tree
 
+    def pictures(self) -> list[Path]:
+        """Return the pictures ``samples/step_N.png`` in the order of their steps; files of other names are the user's."""
+        numbered = (path for path in self.sample_folder.glob("step_*.png") if path.stem.removeprefix("step_").isdecimal())
+        return sorted(numbered, key=lambda path: int(path.stem.removeprefix("step_")))
+
     def units(self) -> dict[str, Any] | None:
         """Return the units (``location``, ``scale``) of points in the saved model's config.json; {} for none, None without a model."""
         try:
@@ -230,6 +235,13 @@ class RunFolder:
             said = f"{many} (line {some}) cannot be read, and is left out; the file as it was is {aside.name}"
         files.replace_file(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
         return said
+
+
+def run_around(path: Path) -> RunFolder:
+    """Return the run in `path`, or the run around it where `path` is its folder ``best``."""
+    around = RunFolder(path.resolve().parent)
+    inside = path.resolve() == around.best_folder and around.recipe_file.is_file()
+    return around if inside else RunFolder(path)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

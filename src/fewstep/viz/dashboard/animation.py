@@ -19,8 +19,8 @@ GIF_FRAMES, GIF_BYTES, GIF_SECONDS, GIF_HOLD = 60, 4_000_000, 8.0, 1.5
 
 
 def saved_frames(folder: Path) -> list[Path]:
-    """Return the files of the frames in `folder`, in the order of their steps."""
-    return sorted(folder.glob("step_*.png"), key=step_of)
+    """Return the files of the frames in `folder`, in the order of their steps; files of other names are not ours, and left alone."""
+    return sorted((path for path in folder.glob("step_*.png") if path.stem.removeprefix("step_").isdecimal()), key=step_of)
 
 
 def step_of(path: Path) -> int:
