@@ -109,6 +109,7 @@ def _info(run: RunFolder) -> dict[str, Any]:
 def raised_alarms(records: Sequence[Mapping[str, Any]], method: type[Method]) -> list[RaisedAlarm]:
     """Return the alarms named in `records`, each with its first and its last message, and its last advice.
 
+    A span of steps goes on over records that do not have the alarm's figure, and ends at the last record that raised the alarm.
     metrics.jsonl records only the alarms' names; messages and advice are made again from the figures of the record and of those before it.
     For a name that this version of fewstep does not know, the message says so.
     """
@@ -127,7 +128,7 @@ def raised_alarms(records: Sequence[Mapping[str, Any]], method: type[Method]) ->
             advised[name] = _advice(rules.get(name), record, method, course)
             first = known.pop().first if name in before else record["step"]
             known.append(Span(first, record["step"]))
-        before = names
+        before = course.after(names, record, method.alarms)
     found = []
     for name, when in spans.items():
         found.append(RaisedAlarm(name, when, said[name][0], said[name][-1], advised[name], name in before))
@@ -160,7 +161,9 @@ def told(records: Sequence[Mapping[str, Any]], raised: Sequence[RaisedAlarm], st
     where = f"after all {steps:,} steps" if step >= steps else f"at step {step:,} of {steps:,}, the last that is logged"
     lasting = [alarm.name for alarm in raised if alarm.lasts]
     if lasting:
-        return "bad", (f"Check: {', '.join(lasting)}.", f"Raised {where}.")
+        known = f"Raised {where}." if any(alarm.lasts and alarm.spans[-1].last == step for alarm in raised) else f"The run is {where}."
+        unknown = [f"the figure of {alarm.name} since step {alarm.spans[-1].last:,}" for alarm in raised if alarm.lasts_unknown(step)]
+        return "bad", (f"Check: {', '.join(lasting)}.", known + (f" No record has had {', '.join(unknown)}." if unknown else ""))
     if step < SETTLED * steps:
         return "wait", ("Too early to say.", f"The run is {where}; its figures have not settled.")
     if raised:

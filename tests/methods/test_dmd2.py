@@ -932,6 +932,6 @@ def test_a_weight_that_is_never_measured_is_said(make_method, capsys):
 
 @pytest.mark.parametrize(("share", "split"), [(0.9, "4 to the regression and 0"), (0.1, "0 to the regression and 4")])
 def test_a_share_of_regression_that_leaves_one_loss_no_update_is_refused(make_method, share, split):
-    with pytest.raises(ValueError, match=rf"method\.regression is {share}, which of the generator's 4 updates gives {split} to the matching"):
+    with pytest.raises(ValueError, match=rf"regression is {share}, which of the generator's 4 updates gives {split} to the matching"):
         make_method(regression=share, dfake_gen_update_ratio=5, steps=20)
     assert make_method(regression=0.25, dfake_gen_update_ratio=5, steps=20).regression == 1

@@ -20,7 +20,8 @@ NET = {"name": "unet", "channels": [8, 16], "groups": 4, "head_dim": 8}
 def consistency(steps=8, own_teacher=0.5, **changes):
     sampler = {"name": "few_step", "levels": [[80.0]], "steps": 1}
     generator = Generator((1, 8, 8), None, 0.5, NET, sampler)
-    return Consistency(ConsistencySettings(name="consistency", levels=[[80.0]], own_teacher=own_teacher, **changes), noisy(generator), steps)
+    settings = ConsistencySettings(name="consistency", levels=[[80.0]], own_teacher=own_teacher, **changes)
+    return Consistency(settings, noisy(generator), steps)
 
 
 def flow_map(steps=8, own_teacher=0.5, **changes):
@@ -128,7 +129,7 @@ def test_an_average_that_would_keep_the_untrained_weights_is_refused(make):
 @BOTH
 @pytest.mark.parametrize(("share", "steps", "split"), [(0.99, 20, "20 and the student 0"), (0.01, 20, "0 and the student 20")])
 def test_a_share_that_leaves_one_of_the_two_no_step_is_refused(make, share, steps, split):
-    with pytest.raises(ValueError, match=rf"method\.own_teacher is {share}, which of {steps} steps gives the teacher {split}; each needs one"):
+    with pytest.raises(ValueError, match=rf"own_teacher is {share}, which of {steps} steps gives the teacher {split}; each needs one"):
         make(steps, share)
     assert [turn.updates(steps) for turn in make(steps, 1 / steps).turns] == [1, steps - 1]
     assert [turn.updates(steps) for turn in make(steps, 1 - 1 / steps).turns] == [steps - 1, 1]

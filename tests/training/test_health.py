@@ -486,3 +486,18 @@ def test_a_loop_tells_its_run_the_size_of_the_data(done, tmp_path, monkeypatch):
     monkeypatch.setattr(State, "health", lambda self, steps: sizes.add(self.items) or health(self, steps))
     done("train", "drift/ring", "steps=2", "trainer.log_every=1", "trainer.accelerator=cpu", "--out", tmp_path / "run")
     assert sizes == {load_data(load_recipe("drift/ring").data).train_size}
+
+
+def test_an_alarm_lasts_until_its_figure_is_known_again():
+    course = Course()
+    seen = {"health.spread": 0.5}
+    assert course.after(["collapse"], seen) == ["collapse"]
+    assert course.after([], {"health.shift": 0.0}) == ["collapse"]  # no record of the spread
+    again = Course()
+    again.load_state_dict(course.state_dict())
+    for one in (course, again):
+        assert one.after(["shift"], {"health.shift": 0.5}) == ["shift", "collapse"]
+        assert one.after([], {"health.spread": 1.0}) == ["shift"]
+        assert one.after([], {"health.shift": 0.0, "health.spread": 1.0}) == []
+    assert course.after(["forgotten"], seen) == ["forgotten"]  # of another version, which nothing here can know
+    assert course.after([], {}) == []

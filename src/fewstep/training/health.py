@@ -137,7 +137,7 @@ def usual_advice(rule: Alarm, advice: Mapping[str, str]) -> str:
 
 
 class Course:
-    """The history of each health figure in a run: its first value, and its value nearest to that of a sound run.
+    """The history of each health figure in a run: its first value, its value nearest to that of a sound run, and the alarms that last.
 
     Where a figure could be measured before the first update, the first record holds that value as ``FIGURE_first``: with a learning rate
     that is far too high, the figure of the record itself is already blown up.
@@ -146,6 +146,7 @@ class Course:
     def __init__(self) -> None:
         self.first: dict[str, float] = {}
         self.nearest: dict[str, float] = {}
+        self.lasting: list[str] = []
 
     def follow(self, figures: Mapping[str, float], own: Sequence[Alarm] = ()) -> None:
         """Update the history with those of `figures` that `own` and common alarms compare with a sound value, rounded as in a record."""
@@ -157,13 +158,24 @@ class Course:
                 self.first.setdefault(rule.figure, first)
                 self.nearest[rule.figure] = min(before, value, key=lambda x, sound=rule.sound: abs(x - sound))  # type: ignore[misc]
 
+    def after(self, raised: Sequence[str], figures: Mapping[str, Any], own: Sequence[Alarm] = ()) -> list[str]:
+        """Return the names of the alarms that last after a record with these `figures`, which `raised` some, of `own` and common alarms.
+
+        Small batches do not give every figure in every record. An alarm lasts until its figure is known again, and raises it no more.
+        """
+        watched = {rule.name: rule.figure for rule in (*COMMON, *own)}
+        unknown = [name for name in self.lasting if name not in raised and watched.get(name) not in figures]
+        self.lasting = [name for name in raised if watched.get(name) in figures] + unknown
+        return [*raised, *unknown]
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the history as plain numbers."""
-        return {"first": self.first, "nearest": self.nearest}
+        """Return the history as plain numbers and names."""
+        return {"first": self.first, "nearest": self.nearest, "lasting": self.lasting}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the history that `state_dict` returned."""
         self.first, self.nearest = dict(state.get("first", {})), dict(state.get("nearest", {}))
+        self.lasting = list(state.get("lasting", []))
 
 
 def alarms(

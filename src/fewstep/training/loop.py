@@ -355,8 +355,8 @@ class Loop:
             self.tracker.log(record)
         terms = [f"{name.split('.')[1]} {means[name]:.3f}" for name in means if name.split(".")[1] in self.method.shown]
         health = f"spread {means['health.spread']:.0%}" if "health.spread" in means else ""
-        verdict = "healthy" if progress >= SETTLED else "too early to say"
-        verdict = f"check: {', '.join(alarm.name for alarm in raised)}" if raised else verdict
+        lasting = state.course.after([alarm.name for alarm in raised], means, method.alarms)
+        verdict = f"check: {', '.join(lasting)}" if lasting else "healthy" if progress >= SETTLED else "too early to say"
         self.progress.show(", ".join(filter(None, [verdict, health, *terms, f"{speed:.0f} images/s"])))
 
     def _draw(self, draws: bool) -> None:

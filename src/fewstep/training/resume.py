@@ -244,6 +244,7 @@ def _catch_up(state: State, run: RunFolder, fabric: Fabric) -> None:
         state.is_logged, state.window = True, Window()
         state.looks.take()  # resets the pooled figures, as the record did
         state.course.follow(last, state.method.alarms)
+        state.course.after(last["alarms"], last, state.method.alarms)
         state.logged, state.raised = (state.step, last["seconds"]), state.raised | set(last["alarms"])
 
 

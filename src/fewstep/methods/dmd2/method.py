@@ -178,8 +178,9 @@ class DMD2(Method):
         self.critic = Critic(settings, self.levels, self.regression + settings.generator_optimizer.warmup)
         if settings.gan and self.critic.auto and updates and self.critic.warmup >= updates:
             SCREEN.say(
-                f"note: method.gan_weight_generator is auto, measured after {self.critic.warmup} updates of the generator, of which this run "
-                f"makes {updates}: the generator never feels the adversarial term; lower method.generator_optimizer.warmup, or give a weight"
+                f"note: method.gan_weight_generator is auto, measured after {self.critic.warmup} updates of the generator, of which this "
+                f"run makes {updates}: the generator never feels the adversarial term; lower method.generator_optimizer.warmup, or give a "
+                "weight"
             )
         self.generator_updates = 0
 
