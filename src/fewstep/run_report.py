@@ -35,7 +35,7 @@ def report(path: Path) -> None:
     still = run.dashboard_folder / "dashboard.png"
     is_wide = still.exists()
     last = still if is_wide else pictures.pop() if pictures else None
-    results, unusable = _results(run)
+    results, unusable = _results(run, info.get("step"))
     raised = raised_alarms(records, method)
     state, verdict = told(records, raised, recipe.steps)
     changes, changed_from = changed(recipe, info)
@@ -71,8 +71,11 @@ def report(path: Path) -> None:
     write_report(run.report_file, story)
 
 
-def _results(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]:
-    """Return the content of results.json, or None, and a list with a sentence about it if the file is there but cannot be shown."""
+def _results(run: RunFolder, step: object) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the content of results.json, or None, and a list with a sentence about it if the file is there but cannot be shown.
+
+    The sentence also tells where the model that was measured is of another step than `step`, that of the model now.
+    """
     if not os.path.lexists(run.results_file):
         return None, []
     try:
@@ -81,6 +84,11 @@ def _results(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]:
         row_roles(results)
     except (UserError, LookupError, TypeError, ValueError, AttributeError):
         return None, [f"results.json cannot be read, and is not shown here; run fewstep evaluate {run.path} again."]
+    if (measured := results.get("step")) is not None and step is not None and measured != step:
+        return results, [
+            f"The run was measured at step {measured}, and then trained on to step {step}: the table below is of the earlier model; run "
+            f"fewstep evaluate {run.path} again."
+        ]
     return results, []
 
 

@@ -475,15 +475,15 @@ def test_a_method_that_advises_on_an_alarm_by_its_older_name_is_heard():
 def test_a_run_knows_how_often_its_items_come_again(items):
     """The size of the data reaches the figure of the classes; that of a stream is not known."""
     method = SimpleNamespace(ships="denoiser", turns=(), networks={"denoiser": object()})
-    state = State(method, (), None, None, {}, {}, None, 0, items=items)
+    state = State(method, (), None, None, {}, {}, None, 0, 10, items=items)
     state.looks.data.add(*data(128)[:2])
     repeats = 127 / items if items else 0
-    assert state.health(10)["health.classes_error"] == pytest.approx(6**0.5 * (1 + repeats) / 128)
+    assert state.health()["health.classes_error"] == pytest.approx(6**0.5 * (1 + repeats) / 128)
 
 
 def test_a_loop_tells_its_run_the_size_of_the_data(done, tmp_path, monkeypatch):
     sizes, health = set(), State.health
-    monkeypatch.setattr(State, "health", lambda self, steps: sizes.add(self.items) or health(self, steps))
+    monkeypatch.setattr(State, "health", lambda self: sizes.add(self.items) or health(self))
     done("train", "drift/ring", "steps=2", "trainer.log_every=1", "trainer.accelerator=cpu", "--out", tmp_path / "run")
     assert sizes == {load_data(load_recipe("drift/ring").data).train_size}
 

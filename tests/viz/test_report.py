@@ -212,6 +212,18 @@ def test_alarms_stand_on_a_time_line_with_their_advice(troubled):
     assert "forgotten Raised at step 700; passed. At step 700: this version of fewstep knows no alarm of this name." in text
 
 
+@pytest.mark.parametrize(("step", "is_said"), [(400, True), (STEPS, False), (None, False)])
+def test_what_was_measured_of_an_earlier_model_is_said(step, is_said, tmp_path):
+    run = make_run(tmp_path / "run")
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | ({} if step is None else {"step": step})))
+    report(run)
+    assert (
+        f"measured at step {step}, and then trained on to step {STEPS}: the table below is of the earlier model" in text_of(run)
+    ) is is_said
+    assert "student, 1 evaluation" in text_of(run)
+
+
 def test_without_alarms_results_data_or_pictures(tmp_path):
     run = make_run(tmp_path / "run", results=False, audit=())
     for still in (run / "samples").iterdir():

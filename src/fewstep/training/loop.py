@@ -119,7 +119,7 @@ class Loop:
         rng = Draws(settings.seed, settings.batch_size, *parts, fabric.device)
         dealt = dealt_to(fabric, settings.batch_size, settings.seed, settings.accumulate, settings.workers)
         batches = make_batches(data, dealt, rng, fabric.device, settings.data_on_device)
-        self.state = State(method, trained, batches, ema, optimizers, dict.fromkeys(optimizers, 0), rng, settings.seed)
+        self.state = State(method, trained, batches, ema, optimizers, dict.fromkeys(optimizers, 0), rng, settings.seed, settings.steps)
         self.state.items = getattr(data, "train_size", None)  # the size of a streamed data set is not known
         self.state.looks.at(data)
         self.faults = Faults(fabric, run)
@@ -324,7 +324,7 @@ class Loop:
         self.faults.tell(state.window)
         if self.fabric.world_size > 1:
             state.window.average(lambda sums: reduced(self.fabric, sums, "mean"))
-        means, state.window = state.window.means() | state.health(self.settings.steps), Window()
+        means, state.window = state.window.means() | state.health(), Window()
         if state.logged[0] == 0:
             means |= {f"{name}_first": value for name, value in state.course.first.items()}
         state.course.follow(means, self.method.alarms)

@@ -38,6 +38,12 @@ def standing(method: Method, steps: int, batch_size: int, batches: Sequence[Batc
     found = {**method.standing, **({"health.batch": float(batch_size)} if method.compares_batch else {})}
     if batches and (teacher := method.kept_teacher) is not None:
         found["health.teacher"] = teacher_fit(teacher, batches)
+    return found | reaches(method, steps)
+
+
+def reaches(method: Method, steps: int) -> dict[str, float]:
+    """Return the figures of `standing` that depend on the length of the run: the reach of each turn, at the present weights."""
+    found = {}
     for turn in method.turns:
         if turn.updates(steps) >= FEWEST:
             found[f"{turn.name}.reach"] = reach(method, turn, steps)
