@@ -934,4 +934,7 @@ def test_a_weight_that_is_never_measured_is_said(make_method, capsys):
 def test_a_share_of_regression_that_leaves_one_loss_no_update_is_refused(make_method, share, split):
     with pytest.raises(ValueError, match=rf"regression is {share}, which of the generator's 4 updates gives {split} to the matching"):
         make_method(regression=share, dfake_gen_update_ratio=5, steps=20)
-    assert make_method(regression=0.25, dfake_gen_update_ratio=5, steps=20).regression == 1
+    method = make_method(regression=0.25, dfake_gen_update_ratio=5, steps=20)
+    assert method.regression == 1
+    assert method.divides_run  # in a longer run the generator would come back to the pairs
+    assert not make_method(min_step_start=0.5, steps=20).divides_run

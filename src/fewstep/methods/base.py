@@ -236,6 +236,11 @@ class Method(ABC):
         return None
 
     @property
+    def divides_run(self) -> bool:
+        """Whether a run has parts that learn something else, whose ends would be other steps in a longer run: it is not made longer."""
+        return any((turn.begins, turn.ends) != (0.0, 1.0) for turn in self.turns)
+
+    @property
     def best_from(self) -> float:
         """The fraction of the run after which its best model may be chosen, for figures before a schedule has settled are no guide."""
         return 0.0

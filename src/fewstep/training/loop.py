@@ -171,7 +171,7 @@ class Loop:
                 self._save()
             if stopping and (measures or state.step < settings.steps):
                 if not measures and self._is_due(settings.log_every):
-                    self._log({})
+                    self._log({}, state.seconds)
                 raise Interrupted(f"stopped at step {state.step} of {settings.steps}, all saved; {RESUME}")
             self._look()
 
@@ -290,9 +290,9 @@ class Loop:
     def _look(self, draws: bool = True) -> None:
         """Do the measuring, logging and drawing that is due at this step; the picture is drawn only with `draws`."""
         if not self.state.is_logged:
-            measured = self._evaluate() if self._is_due(self.settings.evaluate_every) else None
+            ended, measured = self.state.seconds, self._evaluate() if self._is_due(self.settings.evaluate_every) else None
             if self._is_due(self.settings.log_every) or measured is not None:
-                self._log(measured or {})
+                self._log(measured or {}, ended)
             self.state.is_logged = True
         if self._is_due(self.settings.sample_every):
             self._draw(draws)
@@ -318,8 +318,8 @@ class Loop:
             raise Interrupted(f"{done}, all saved; {RESUME}, which measures it again")
         return figures
 
-    def _log(self, measured: Mapping[str, float]) -> None:
-        """Write a record with the means since the last one, over steps and processes, and `measured`; raise alarms and show progress."""
+    def _log(self, measured: Mapping[str, float], ended: float) -> None:
+        """Write a record with the means since the last one, and `measured`, begun `ended` s into the run; raise alarms, show progress."""
         state = self.state
         self.faults.tell(state.window)
         if self.fabric.world_size > 1:
@@ -330,7 +330,7 @@ class Loop:
         state.course.follow(means, self.method.alarms)
         step, seconds = state.logged
         state.logged = (state.step, state.seconds)
-        speed = (state.step - step) * self.settings.batch_size / max(1e-9, state.logged[1] - seconds)
+        speed = (state.step - step) * self.settings.batch_size / max(1e-9, ended - seconds)
         method, progress = self.method, state.step / self.settings.steps
         raised = alarms(means, progress, method.alarms, method.advice, state.course, method.rate)
         for alarm in raised:

@@ -224,6 +224,11 @@ class DMD2(Method):
         return None
 
     @property
+    def divides_run(self) -> bool:
+        """Whether the generator first learns pairs, to which it would return in a longer run."""
+        return self.regression > 0
+
+    @property
     def kept_teacher(self) -> Generator | None:
         """The trained teacher; None beside a closed form, which comes with the data."""
         return self.teacher if self.real is None else None
