@@ -413,7 +413,9 @@ def test_photos_that_are_asked_for_too_large():
 )
 def test_half_of_a_decay_is_said_to_do_nothing(given, said, teacher_run, tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"method: {{name: dmd2, teacher: {teacher_run}}}\ndata: {{name: digits}}\nnetwork: {{name: teacher}}\n")
+    recipe.write_text(
+        f"method: {{name: dmd2, teacher: {teacher_run}}}\ndata: {{name: digits}}\nnetwork: {{name: teacher, sigma_data: 0.75}}\n"
+    )
     make_method(load_recipe(str(recipe), [f"method.generator_optimizer.{one}" for one in given]), load_digits())
     told = " ".join(capsys.readouterr().err.split())
     assert (said in told) if said else ("never falls" not in told)
