@@ -307,6 +307,20 @@ def test_an_alarm_waits_until_the_figure_is_certain():
     assert raised(1.4, 0.04) == ["noise"]
 
 
+@pytest.mark.parametrize(("share", "raised"), [(0.0, True), (0.003, False), (0.1, False)])
+def test_labels_that_tell_little_tell_something(share, raised):
+    """Cats and dogs of CIFAR-10: their classes explain 0.3% of the pixels' variance, which is 12 standard errors of 20,000 items."""
+    rng = torch.Generator().manual_seed(0)
+    x, label = torch.randn(20_000, 1, 4, 4, generator=rng), torch.arange(20_000) % 2
+    x += (share / (1 - share)) ** 0.5 * (2.0 * label - 1)[:, None, None, None]  # the means of the classes lie this far from their middle
+    looks = DataLooks()
+    looks.add(x, label)
+    figures = looks.figures(None)
+    assert figures["health.classes"] == pytest.approx(share, abs=1e-3)
+    assert figures["health.classes_error"] == pytest.approx(2**0.5 / 20_000)
+    assert [alarm.name for alarm in alarms(figures, 0.5)] == ["labels"] * raised
+
+
 HEALTHY = {
     "health.spread": 1.0,
     "health.shift": 0.05,

@@ -109,7 +109,8 @@ class Alarm:
     value in a healthy run. Where it is given, the figure is also compared with its own past: if it has hardly moved since the start of the
     run, `unmoved` is the advice (None: train longer, or raise the learning rate), and if it was better before, `lost` is (None: `advice`).
     In these texts ``{rate}`` stands for the name of the learning-rate setting. A figure whose standard error is known as ``FIGURE_error``
-    raises the alarm only where it lies outside the range by two standard errors.
+    raises the alarm only where it lies outside the range by two standard errors, and not where it differs by more than that from `chance`,
+    the value that chance alone would give, if the alarm says that there is nothing but chance.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Alarm:
     sound: float | None = None
     unmoved: str | None = None
     lost: str | None = None
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
