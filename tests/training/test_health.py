@@ -21,7 +21,7 @@ from fewstep.training.health import COMMON, Course, alarms
 from fewstep.training.looks import BLOCKS, DataLooks, Looks
 from fewstep.training.resume import State
 from fewstep.training.run_folder import RunFolder
-from fewstep.training.standing import teacher_fit
+from fewstep.training.standing import peers, teacher_fit
 
 METHODS = [registry.room("methods", name) for name in registry.names("methods")]
 EVERY = [rule for method in METHODS for rule in method.alarms]
@@ -493,6 +493,22 @@ def test_a_run_knows_how_often_its_items_come_again(items):
     state.looks.data.add(*data(128)[:2])
     repeats = 127 / items if items else 0
     assert state.health()["health.classes_error"] == pytest.approx(6**0.5 * (1 + repeats) / 128)
+
+
+def test_a_sample_is_compared_with_those_of_its_class():
+    x = torch.zeros(3, 2)
+    labels = torch.tensor([0, 0, 0]), torch.tensor([0, 1, 1])
+    assert peers([Batch(x, label) for label in labels], 6) == pytest.approx((4 * 4 + 2 * 2) / 6)
+    assert peers([Batch(x), Batch(x)], 6) == 6
+    assert peers([], 6) == 6
+
+
+def test_a_small_batch_of_many_classes_is_told(done, tmp_path):
+    small = ("network.widths=[16]", "trainer.accelerator=cpu", "trainer.log_every=1", "steps=2", "batch_size=40")
+    done("train", "drift/digits", *small, "--out", tmp_path / "run")
+    record = RunFolder(tmp_path / "run").metrics()[-1]
+    assert 4 <= record["health.batch"] < 8  # 40 items of 10 classes
+    assert "batch" in record["alarms"]
 
 
 def test_a_loop_tells_its_run_the_size_of_the_data(done, tmp_path, monkeypatch):

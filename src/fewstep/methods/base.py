@@ -186,7 +186,7 @@ class Method(ABC):
         advice: what to do about a common alarm (`fewstep.training.health`), by the alarm's name, in place of the usual advice.
         renamed: for names of logged terms (with their turn) and alarms in runs of older versions, the present name of each.
         rate: name of the setting that is the learning rate of the network `ships`.
-        compares_batch: whether a sample's loss depends on the batch's other samples and real items, so that in a small batch it is noise.
+        compares_batch: whether a sample's loss depends on the batch's other samples and real items of its class, and with few is noise.
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
