@@ -399,3 +399,23 @@ def test_data_of_ones_own_reaches_the_loop(tmp_path):
 def test_photos_that_are_asked_for_too_large():
     with pytest.raises(UserError, match=r"data\.size is 400"):
         load_data(load_recipe("teacher/digits", ["data.name=photos", "data.size=400"]).data)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("final=0.1",), "method.generator_optimizer.final is 0.1, and the learning rate never falls, as"),
+        (("decay_from=0.5",), "method.generator_optimizer.decay_from is 0.5, and the learning rate never falls, as"),
+        (("final=0.1", "decay_from=0.5"), None),
+        (("final=0.1", "decay_from=1.0"), None),
+        ((), None),
+    ],
+)
+def test_half_of_a_decay_is_said_to_do_nothing(given, said, teacher_run, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"method: {{name: dmd2, teacher: {teacher_run}}}\ndata: {{name: digits}}\nnetwork: {{name: teacher, sigma_data: 0.75}}\n"
+    )
+    make_method(load_recipe(str(recipe), [f"method.generator_optimizer.{one}" for one in given]), load_digits())
+    told = " ".join(capsys.readouterr().err.split())
+    assert (said in told) if said else ("never falls" not in told)

@@ -27,7 +27,7 @@ from fewstep.metrics.features import feature_network, named_features
 from fewstep.own_parts import check_method, check_network
 from fewstep.recipe import Recipe, shipped_recipes
 from fewstep.screen import SCREEN
-from fewstep.sections import DataSettings, MethodSettings, NetworkSettings
+from fewstep.sections import DataSettings, MethodSettings, NetworkSettings, Optimizer
 from fewstep.training.progress import reading_bar
 
 Data = ImageData | PointData | PromptData | ForeignData
@@ -352,4 +352,19 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
         raise Refused(str(error)) from error
     if registry.is_own("methods", settings.name):
         check_method(settings.name, method)
+    _note_rates(settings)
     return method
+
+
+def _note_rates(settings: MethodSettings) -> None:
+    """Print a note for each optimizer of which half of a learning rate's decay is given, and the default of the other undoes it."""
+    for name in type(settings).model_fields:
+        section = getattr(settings, name)
+        if not isinstance(section, Optimizer) or (section.decay_from < 1) == (section.final < 1):
+            continue
+        given, missing = ("final", "decay_from") if section.final < 1 else ("decay_from", "final")
+        if given in section.model_fields_set and missing not in section.model_fields_set:
+            note(
+                f"method.{name}.{given} is {getattr(section, given)}, and the learning rate never falls, as method.{name}.{missing} is "
+                "1; give it, too, or leave both out"
+            )

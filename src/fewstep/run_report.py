@@ -35,7 +35,7 @@ def report(path: Path) -> None:
     still = run.dashboard_folder / "dashboard.png"
     is_wide = still.exists()
     last = still if is_wide else pictures.pop() if pictures else None
-    results, unusable = _results(run)
+    results, unusable = _results(run, info.get("step"))
     raised = raised_alarms(records, method)
     state, verdict = told(records, raised, recipe.steps)
     changes, changed_from = changed(recipe, info)
@@ -71,8 +71,11 @@ def report(path: Path) -> None:
     write_report(run.report_file, story)
 
 
-def _results(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]:
-    """Return the content of results.json, or None, and a list with a sentence about it if the file is there but cannot be shown."""
+def _results(run: RunFolder, step: object) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the content of results.json, or None, and a list with a sentence about it if the file is there but cannot be shown.
+
+    The sentence also tells where the model that was measured is of another step than `step`, that of the model now.
+    """
     if not os.path.lexists(run.results_file):
         return None, []
     try:
@@ -81,6 +84,11 @@ def _results(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]:
         row_roles(results)
     except (UserError, LookupError, TypeError, ValueError, AttributeError):
         return None, [f"results.json cannot be read, and is not shown here; run fewstep evaluate {run.path} again."]
+    if (measured := results.get("step")) is not None and step is not None and measured != step:
+        return results, [
+            f"The run was measured at step {measured}, and then trained on to step {step}: the table below is of the earlier model; run "
+            f"fewstep evaluate {run.path} again."
+        ]
     return results, []
 
 
@@ -109,6 +117,7 @@ def _info(run: RunFolder) -> dict[str, Any]:
 def raised_alarms(records: Sequence[Mapping[str, Any]], method: type[Method]) -> list[RaisedAlarm]:
     """Return the alarms named in `records`, each with its first and its last message, and its last advice.
 
+    A span of steps goes on over records that do not have the alarm's figure, and ends at the last record that raised the alarm.
     metrics.jsonl records only the alarms' names; messages and advice are made again from the figures of the record and of those before it.
     For a name that this version of fewstep does not know, the message says so.
     """
@@ -127,7 +136,7 @@ def raised_alarms(records: Sequence[Mapping[str, Any]], method: type[Method]) ->
             advised[name] = _advice(rules.get(name), record, method, course)
             first = known.pop().first if name in before else record["step"]
             known.append(Span(first, record["step"]))
-        before = names
+        before = course.after(names, record, method.alarms)
     found = []
     for name, when in spans.items():
         found.append(RaisedAlarm(name, when, said[name][0], said[name][-1], advised[name], name in before))
@@ -160,7 +169,9 @@ def told(records: Sequence[Mapping[str, Any]], raised: Sequence[RaisedAlarm], st
     where = f"after all {steps:,} steps" if step >= steps else f"at step {step:,} of {steps:,}, the last that is logged"
     lasting = [alarm.name for alarm in raised if alarm.lasts]
     if lasting:
-        return "bad", (f"Check: {', '.join(lasting)}.", f"Raised {where}.")
+        known = f"Raised {where}." if any(alarm.lasts and alarm.spans[-1].last == step for alarm in raised) else f"The run is {where}."
+        unknown = [f"the figure of {alarm.name} since step {alarm.spans[-1].last:,}" for alarm in raised if alarm.lasts_unknown(step)]
+        return "bad", (f"Check: {', '.join(lasting)}.", known + (f" No record has had {', '.join(unknown)}." if unknown else ""))
     if step < SETTLED * steps:
         return "wait", ("Too early to say.", f"The run is {where}; its figures have not settled.")
     if raised:

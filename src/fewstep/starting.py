@@ -15,12 +15,12 @@ UNSEEN = ("name", "dropout")  # of a network: its name, as its weights fit, and 
 def check_longer(recipe: Recipe, run: RunFolder, method: Method) -> None:
     """Print a note where `recipe` has more steps than the run in the folder `run` that is resumed.
 
-    Raises UserError where turns of `method` begin or end at a share of the run, as that would be another step in the longer run.
+    Raises UserError where `method` divides a run into parts at a share of its steps, as that would be another step in the longer run.
     """
     before = run.more_steps(resolved(recipe))
     if before is None:
         return
-    if any((turn.begins, turn.ends) != (0.0, 1.0) for turn in method.turns):
+    if method.divides_run:
         raise UserError(
             f"steps was {before}, now {recipe.steps}, but method {recipe.method.name} divides a run into parts, which would change in "
             f"a longer run; train into another folder, from these weights with trainer.init={run.path}"

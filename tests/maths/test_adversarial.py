@@ -55,8 +55,21 @@ def test_penalties_of_a_linear_head_are_its_squared_slope():
     slope = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     x.requires_grad_()
     assert r1_penalty(x @ slope, x).item() == pytest.approx(5.25)
-    assert r1_penalty(torch.stack([x @ slope, 3 * (x @ slope)], 1), x).item() == pytest.approx(4 * 5.25)  # the heads' mean is 2 (x . slope)
     assert approximate_r1(x @ slope, (x + 0.1 * n) @ slope).item() == pytest.approx(0.01 * 5.25, rel=0.04)  # 4 sqrt(2 / 20,000)
+
+
+@pytest.mark.parametrize(("second", "mean"), [(3.0, 5.0), (-1.0, 1.0), (0.0, 0.5)])
+def test_both_penalties_of_several_heads_are_the_mean_of_each_head_s(second, mean):
+    rng = torch.Generator().manual_seed(0)
+    x, n = (torch.randn(20_000, 3, generator=rng, dtype=torch.float64) for _ in range(2))
+    slope = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+
+    def logits(x):
+        return torch.stack([x @ slope, second * (x @ slope)], 1)
+
+    x.requires_grad_()
+    assert r1_penalty(logits(x), x).item() == pytest.approx(mean * 5.25)  # (1 + second^2) / 2
+    assert approximate_r1(logits(x), logits(x + 0.1 * n)).item() == pytest.approx(0.01 * mean * 5.25, rel=0.04)  # 4 sqrt(2 / 20,000)
 
 
 def test_exact_penalty_can_be_learned_from():

@@ -815,8 +815,8 @@ def test_r1_holds_the_slope_at_real_data(make_method, kind):
         expected = (logits(x_s) - logits(perturbed)).square().mean()
     else:  # by differences along each of the 64 pixels
         step = 1e-5 * torch.eye(64, dtype=torch.float64).view(64, 1, 1, 8, 8)
-        slopes = [(logits(x_s.double() + e) - logits(x_s.double() - e)).mean(1) / 2e-5 for e in step]
-        expected = torch.stack(slopes).square().sum(0).mean()
+        slopes = [(logits(x_s.double() + e) - logits(x_s.double() - e)) / 2e-5 for e in step]
+        expected = torch.stack(slopes).square().sum(0).mean()  # over items and heads
     torch.testing.assert_close(output.terms["r1"].double(), expected.detach(), rtol=1e-2, atol=1e-9)
     total = output.terms["fake"] + 0.5 * (output.terms["gan"] + 0.7 * output.terms["r1"])
     torch.testing.assert_close(output.loss.detach(), total)
@@ -916,3 +916,25 @@ def test_uni_is_the_weighted_sum_at_the_ratio_of_the_heads(make_method, divergen
     torch.testing.assert_close(found, torch.autograd.grad(expected, sample)[0], rtol=1e-3, atol=1e-7)
     assert output.terms["ratio"].item() == pytest.approx(verdict.exp().clamp(0.1, 20).mean().item(), rel=1e-5)
     assert "method.f_divergence" in method.needs_whole_batch
+
+
+def test_a_weight_that_is_never_measured_is_said(make_method, capsys):
+    make_method(gan=True, gan_weight_generator="auto", dfake_gen_update_ratio=5, warmup=3, steps=20)  # the fourth update measures it
+    assert "gan_weight_generator" not in capsys.readouterr().err
+    method = make_method(gan=True, gan_weight_generator="auto", dfake_gen_update_ratio=5, warmup=4, steps=20)
+    assert "measured after 4 updates of the generator, of which this run makes 4: the generator never feels" in capsys.readouterr().err
+    for _ in range(4):
+        x = torch.ones(2, 3, requires_grad=True)
+        method.critic.measure_weight(x.sum(), 2 * x.sum(), x, method.generator_updates)
+        method.after_update("generator")
+    assert method.critic.weight == 0.0
+
+
+@pytest.mark.parametrize(("share", "split"), [(0.9, "4 to the regression and 0"), (0.1, "0 to the regression and 4")])
+def test_a_share_of_regression_that_leaves_one_loss_no_update_is_refused(make_method, share, split):
+    with pytest.raises(ValueError, match=rf"regression is {share}, which of the generator's 4 updates gives {split} to the matching"):
+        make_method(regression=share, dfake_gen_update_ratio=5, steps=20)
+    method = make_method(regression=0.25, dfake_gen_update_ratio=5, steps=20)
+    assert method.regression == 1
+    assert method.divides_run  # in a longer run the generator would come back to the pairs
+    assert not make_method(min_step_start=0.5, steps=20).divides_run

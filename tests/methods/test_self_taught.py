@@ -17,16 +17,17 @@ from fewstep.methods.flow_map.settings import FlowMapSettings
 NET = {"name": "unet", "channels": [8, 16], "groups": 4, "head_dim": 8}
 
 
-def consistency(steps=8, **changes):
+def consistency(steps=8, own_teacher=0.5, **changes):
     sampler = {"name": "few_step", "levels": [[80.0]], "steps": 1}
     generator = Generator((1, 8, 8), None, 0.5, NET, sampler)
-    return Consistency(ConsistencySettings(name="consistency", levels=[[80.0]], own_teacher=0.5, **changes), noisy(generator), steps)
+    settings = ConsistencySettings(name="consistency", levels=[[80.0]], own_teacher=own_teacher, **changes)
+    return Consistency(settings, noisy(generator), steps)
 
 
-def flow_map(steps=8, **changes):
+def flow_map(steps=8, own_teacher=0.5, **changes):
     sampler = {"name": "two_time", "steps": 1, "sigma_max": 20.0, "middle": 0.5}
     generator = Generator((1, 8, 8), None, 0.5, {**NET, "condition": 8}, sampler, None, {"name": "two_time"})
-    return FlowMap(FlowMapSettings(name="flow_map", own_teacher=0.5, **changes), noisy(generator), steps)
+    return FlowMap(FlowMapSettings(name="flow_map", own_teacher=own_teacher, **changes), noisy(generator), steps)
 
 
 def noisy(generator):
@@ -123,3 +124,12 @@ def test_an_average_that_would_keep_the_untrained_weights_is_refused(make):
     with pytest.raises(ValueError, match=r"method.ema_warmup is 0\.0, and with method.own_teacher the average .* set it to 1 or more"):
         make(ema_warmup=0.0)
     make(ema_warmup=1.0)
+
+
+@BOTH
+@pytest.mark.parametrize(("share", "steps", "split"), [(0.99, 20, "20 and the student 0"), (0.01, 20, "0 and the student 20")])
+def test_a_share_that_leaves_one_of_the_two_no_step_is_refused(make, share, steps, split):
+    with pytest.raises(ValueError, match=rf"own_teacher is {share}, which of {steps} steps gives the teacher {split}; each needs one"):
+        make(steps, share)
+    assert [turn.updates(steps) for turn in make(steps, 1 / steps).turns] == [1, steps - 1]
+    assert [turn.updates(steps) for turn in make(steps, 1 - 1 / steps).turns] == [steps - 1, 1]

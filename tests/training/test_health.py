@@ -21,7 +21,7 @@ from fewstep.training.health import COMMON, Course, alarms, what_to_do
 from fewstep.training.looks import BLOCKS, DataLooks, Looks
 from fewstep.training.resume import State
 from fewstep.training.run_folder import RunFolder
-from fewstep.training.standing import teacher_fit
+from fewstep.training.standing import peers, teacher_fit
 
 METHODS = [registry.room("methods", name) for name in registry.names("methods")]
 EVERY = [rule for method in METHODS for rule in method.alarms]
@@ -317,6 +317,20 @@ def test_an_alarm_waits_until_the_figure_is_certain():
     assert raised(1.4, 0.04) == ["noise"]
 
 
+@pytest.mark.parametrize(("share", "raised"), [(0.0, True), (0.003, False), (0.1, False)])
+def test_labels_that_tell_little_tell_something(share, raised):
+    """Cats and dogs of CIFAR-10: their classes explain 0.3% of the pixels' variance, which is 12 standard errors of 20,000 items."""
+    rng = torch.Generator().manual_seed(0)
+    x, label = torch.randn(20_000, 1, 4, 4, generator=rng), torch.arange(20_000) % 2
+    x += (share / (1 - share)) ** 0.5 * (2.0 * label - 1)[:, None, None, None]  # the means of the classes lie this far from their middle
+    looks = DataLooks()
+    looks.add(x, label)
+    figures = looks.figures(None)
+    assert figures["health.classes"] == pytest.approx(share, abs=1e-3)
+    assert figures["health.classes_error"] == pytest.approx(2**0.5 / 20_000)
+    assert [alarm.name for alarm in alarms(figures, 0.5)] == ["labels"] * raised
+
+
 HEALTHY = {
     "health.spread": 1.0,
     "health.shift": 0.05,
@@ -485,14 +499,45 @@ def test_a_method_that_advises_on_an_alarm_by_its_older_name_is_heard():
 def test_a_run_knows_how_often_its_items_come_again(items):
     """The size of the data reaches the figure of the classes; that of a stream is not known."""
     method = SimpleNamespace(ships="denoiser", turns=(), networks={"denoiser": object()})
-    state = State(method, (), None, None, {}, {}, None, 0, items=items)
+    state = State(method, (), None, None, {}, {}, None, 0, 10, items=items)
     state.looks.data.add(*data(128)[:2])
     repeats = 127 / items if items else 0
-    assert state.health(10)["health.classes_error"] == pytest.approx(6**0.5 * (1 + repeats) / 128)
+    assert state.health()["health.classes_error"] == pytest.approx(6**0.5 * (1 + repeats) / 128)
+
+
+def test_a_sample_is_compared_with_those_of_its_class():
+    x = torch.zeros(3, 2)
+    labels = torch.tensor([0, 0, 0]), torch.tensor([0, 1, 1])
+    assert peers([Batch(x, label) for label in labels], 6) == pytest.approx((4 * 4 + 2 * 2) / 6)
+    assert peers([Batch(x), Batch(x)], 6) == 6
+    assert peers([], 6) == 6
+
+
+def test_a_small_batch_of_many_classes_is_told(done, tmp_path):
+    small = ("network.widths=[16]", "trainer.accelerator=cpu", "trainer.log_every=1", "steps=2", "batch_size=40")
+    done("train", "drift/digits", *small, "--out", tmp_path / "run")
+    record = RunFolder(tmp_path / "run").metrics()[-1]
+    assert 4 <= record["health.batch"] < 8  # 40 items of 10 classes
+    assert "batch" in record["alarms"]
 
 
 def test_a_loop_tells_its_run_the_size_of_the_data(done, tmp_path, monkeypatch):
     sizes, health = set(), State.health
-    monkeypatch.setattr(State, "health", lambda self, steps: sizes.add(self.items) or health(self, steps))
+    monkeypatch.setattr(State, "health", lambda self: sizes.add(self.items) or health(self))
     done("train", "drift/ring", "steps=2", "trainer.log_every=1", "trainer.accelerator=cpu", "--out", tmp_path / "run")
     assert sizes == {load_data(load_recipe("drift/ring").data).train_size}
+
+
+def test_an_alarm_lasts_until_its_figure_is_known_again():
+    course = Course()
+    seen = {"health.spread": 0.5}
+    assert course.after(["collapse"], seen) == ["collapse"]
+    assert course.after([], {"health.shift": 0.0}) == ["collapse"]  # no record of the spread
+    again = Course()
+    again.load_state_dict(course.state_dict())
+    for one in (course, again):
+        assert one.after(["shift"], {"health.shift": 0.5}) == ["shift", "collapse"]
+        assert one.after([], {"health.spread": 1.0}) == ["shift"]
+        assert one.after([], {"health.shift": 0.0, "health.spread": 1.0}) == []
+    assert course.after(["forgotten"], seen) == ["forgotten"]  # of another version, which nothing here can know
+    assert course.after([], {}) == []

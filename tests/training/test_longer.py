@@ -44,6 +44,18 @@ def test_a_finished_run_goes_on_as_if_it_had_been_meant_to_be_longer(eight, done
     assert rates(eight)[:8] != rates(tmp_path / "meant")[:8]
 
 
+def test_the_reach_of_a_longer_run_is_that_of_all_its_updates(done, tmp_path):
+    low = (*SMALL, "method.optimizer.lr=1e-5", "method.optimizer.warmup=0", "method.optimizer.decay_from=1.0", "trainer.log_every=100")
+    low = (*low, "method.optimizer.weight_decay=0.0", "trainer.checkpoint_every=100", "trainer.sample_every=1000")
+    for steps in (100, 1000):
+        done("train", "teacher/ring", *low, f"steps={steps}", "--out", tmp_path / "run", *(["--resume"] * (steps > 100)))
+    first, *later = RunFolder(tmp_path / "run").metrics()
+    assert "still" in first["alarms"]
+    for record in later:
+        assert record["health.reach"] == pytest.approx(10 * first["health.reach"], rel=0.02)  # the weights have moved by 1e-3
+        assert "still" not in record["alarms"]
+
+
 def test_it_never_becomes_shorter_nor_another(eight, mistake, done):
     same = (*SMALL, *RATES, "method.optimizer.final=0.1")
     before = (eight / "recipe.yaml").read_bytes()

@@ -1,6 +1,7 @@
 import math
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -195,6 +196,14 @@ def test_a_record_of_a_measurement_begins_a_new_mean(tmp_path):
     assert [record["second.error"] for record in other.metrics()] == pytest.approx([sum(errors[:3]) / 3, sum(errors[3:]) / 3], rel=1e-6)
     for name in ("model/model.safetensors", "checkpoints/step_6/ema.safetensors", "checkpoints/step_6/rng.safetensors"):
         assert (one.path / name).read_bytes() == (other.path / name).read_bytes()  # and nothing learned is another
+
+
+def test_the_speed_is_that_of_training_without_measuring(tmp_path):
+    pause = 0.5
+    slow = {"on_evaluate": lambda generator, measuring: time.sleep(pause) or {}, "evaluate_every": 3}
+    records = run_loop(tmp_path / "run", Linear(), **slow, steps=6, log_every=3).metrics()
+    assert records[-1]["seconds"] > 2 * pause
+    assert all(record["images_per_second"] > 3 * 16 / pause for record in records)  # 3 steps of 16 items in less than the pause
 
 
 def test_a_cadence_without_anybody_to_measure_is_none(tmp_path):

@@ -145,7 +145,8 @@ def test_two_processes_learn_what_one_does(name, two, one):
     folder, said = two
     file = folder / f"{list(CASES).index(name)}.safetensors"
     assert file.exists(), said
-    assert_same(load_file(file), one(name))
+    # after one step all cases are equal to 2e-6; Adam makes more of the rounding in second derivatives at the next steps
+    assert_same(load_file(file), one(name), 1e-4 if name == "dmd2, exact r1" else 1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -222,6 +222,18 @@ def test_pictures_of_the_user_s_own_beside_those_of_the_run_do_no_harm(tmp_path)
     assert (run / "report.html").read_text() == before
 
 
+@pytest.mark.parametrize(("step", "is_said"), [(400, True), (STEPS, False), (None, False)])
+def test_what_was_measured_of_an_earlier_model_is_said(step, is_said, tmp_path):
+    run = make_run(tmp_path / "run")
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | ({} if step is None else {"step": step})))
+    report(run)
+    assert (
+        f"measured at step {step}, and then trained on to step {STEPS}: the table below is of the earlier model" in text_of(run)
+    ) is is_said
+    assert "student, 1 evaluation" in text_of(run)
+
+
 def test_without_alarms_results_data_or_pictures(tmp_path):
     run = make_run(tmp_path / "run", results=False, audit=())
     for still in (run / "samples").iterdir():
@@ -257,11 +269,29 @@ def test_the_verdict(step, alarms, expected):
     assert step is None or ("after all" in sentence) == (step == 1000)
 
 
+def test_an_alarm_whose_figure_is_not_known_again_has_not_passed():
+    method = registry.room("methods", "dmd2")
+    spread, shift = {"health.spread": 0.4}, {"health.shift": 0.0}
+    logged = [
+        {"step": 300, **spread, **shift, "alarms": ["collapse"]},
+        {"step": 600, **shift, "alarms": []},
+        {"step": 900, **spread, **shift, "alarms": ["collapse"]},
+        {"step": 1000, **shift, "alarms": []},
+    ]
+    (alarm,) = raised_alarms(logged, method)
+    assert [(span.first, span.last) for span in alarm.spans] == [(300, 900)]
+    state, (name, sentence) = told(logged, [alarm], 1000)
+    assert (state, name) == ("bad", "Check: collapse.")
+    assert sentence == "The run is after all 1,000 steps. No record has had the figure of collapse since step 900."
+    logged[-1] |= {"health.spread": 1.0}
+    assert told(logged, raised_alarms(logged, method), 1000)[1][0] == "Healthy at the end."
+
+
 def test_an_alarm_of_a_method_of_ones_own():
     method = type(
         "Own", (registry.room("methods", "teacher"),), {"alarms": (Alarm("odd", "a.b", "b is {value:.1f}", "Raise c", high=1.0),)}
     )
-    (alarm,) = raised_alarms([{"step": 5, "a.b": 2.25, "alarms": ["odd"]}, {"step": 6, "alarms": []}], method)
+    (alarm,) = raised_alarms([{"step": 5, "a.b": 2.25, "alarms": ["odd"]}, {"step": 6, "a.b": 0.5, "alarms": []}], method)
     assert (alarm.message, alarm.advice, alarm.lasts) == ("b is 2.2", "Raise c", False)
     assert [(span.first, span.last) for span in alarm.spans] == [(5, 5)]
 

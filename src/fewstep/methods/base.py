@@ -109,7 +109,8 @@ class Alarm:
     value in a healthy run. Where it is given, the figure is also compared with its own past: if it has hardly moved since the start of the
     run, `unmoved` is the advice (None: train longer, or raise the learning rate), and if it was better before, `lost` is (None: `advice`).
     In these texts ``{rate}`` stands for the name of the learning-rate setting. A figure whose standard error is known as ``FIGURE_error``
-    raises the alarm only where it lies outside the range by two standard errors.
+    raises the alarm only where it lies outside the range by two standard errors, and not where it differs by more than that from `chance`,
+    the value that chance alone would give, if the alarm says that there is nothing but chance.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Alarm:
     sound: float | None = None
     unmoved: str | None = None
     lost: str | None = None
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class Method(ABC):
         advice: what to do about a common alarm (`fewstep.training.health`), by the alarm's name, in place of the usual advice.
         renamed: for names of logged terms (with their turn) and alarms in runs of older versions, the present name of each.
         rate: name of the setting that is the learning rate of the network `ships`.
-        compares_batch: whether a sample's loss depends on the batch's other samples and real items, so that in a small batch it is noise.
+        compares_batch: whether a sample's loss depends on the batch's other samples and real items of its class, and with few is noise.
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
@@ -234,6 +236,11 @@ class Method(ABC):
     def needs_whole_batch(self) -> str | None:
         """The reason, a clause, why gradient accumulation (``trainer.accumulate``) is impossible; None where it is possible."""
         return None
+
+    @property
+    def divides_run(self) -> bool:
+        """Whether a run has parts that learn something else, whose ends would be other steps in a longer run: it is not made longer."""
+        return any((turn.begins, turn.ends) != (0.0, 1.0) for turn in self.turns)
 
     @property
     def best_from(self) -> float:

@@ -31,7 +31,8 @@ class SelfTaught(Method):
         teacher: a trained teacher, which is saved in the run folder.
         real: a denoiser in closed form that teaches in place of `teacher`.
 
-    Raises ValueError where the average that ships would keep weights from before the run's own teacher had learned.
+    Raises ValueError where the average that ships would keep weights from before the run's own teacher had learned, and where the teacher's
+    share of the run rounds to no step or to all of them.
 
     """
 
@@ -51,6 +52,12 @@ class SelfTaught(Method):
         if settings.own_teacher:
             self.networks["teacher"] = frozen(student.denoiser).requires_grad_(True).train()
             self.turns = (Turn("teacher", ("teacher",), settings.own_optimizer, ends=settings.own_teacher), *self.turns)
+            first, then = (turn.updates(steps) for turn in self.turns)
+            if not first or not then:
+                raise ValueError(
+                    f"method.own_teacher is {settings.own_teacher}, which of {steps} step{'s' * (steps > 1)} gives the teacher {first} and "
+                    f"the student {then}; each needs one at least: give more steps, or another share"
+                )
         elif (guide := real or (teacher.denoiser if teacher else None)) is not None:
             self.networks["teacher"] = frozen(guide)
         self.label_dropout = settings.label_dropout if student.num_classes else 0.0

@@ -119,7 +119,7 @@ class Loop:
         rng = Draws(settings.seed, settings.batch_size, *parts, fabric.device)
         dealt = dealt_to(fabric, settings.batch_size, settings.seed, settings.accumulate, settings.workers)
         batches = make_batches(data, dealt, rng, fabric.device, settings.data_on_device)
-        self.state = State(method, trained, batches, ema, optimizers, dict.fromkeys(optimizers, 0), rng, settings.seed)
+        self.state = State(method, trained, batches, ema, optimizers, dict.fromkeys(optimizers, 0), rng, settings.seed, settings.steps)
         self.state.items = getattr(data, "train_size", None)  # the size of a streamed data set is not known
         self.state.looks.at(data)
         self.faults = Faults(fabric, run)
@@ -171,7 +171,7 @@ class Loop:
                 self._save()
             if stopping and (measures or state.step < settings.steps):
                 if not measures and self._is_due(settings.log_every):
-                    self._log({})
+                    self._log({}, state.seconds)
                 raise Interrupted(f"stopped at step {state.step} of {settings.steps}, all saved; {RESUME}")
             self._look()
 
@@ -290,9 +290,9 @@ class Loop:
     def _look(self, draws: bool = True) -> None:
         """Do the measuring, logging and drawing that is due at this step; the picture is drawn only with `draws`."""
         if not self.state.is_logged:
-            measured = self._evaluate() if self._is_due(self.settings.evaluate_every) else None
+            ended, measured = self.state.seconds, self._evaluate() if self._is_due(self.settings.evaluate_every) else None
             if self._is_due(self.settings.log_every) or measured is not None:
-                self._log(measured or {})
+                self._log(measured or {}, ended)
             self.state.is_logged = True
         if self._is_due(self.settings.sample_every):
             self._draw(draws)
@@ -318,19 +318,19 @@ class Loop:
             raise Interrupted(f"{done}, all saved; {RESUME}, which measures it again")
         return figures
 
-    def _log(self, measured: Mapping[str, float]) -> None:
-        """Write a record with the means since the last one, over steps and processes, and `measured`; raise alarms and show progress."""
+    def _log(self, measured: Mapping[str, float], ended: float) -> None:
+        """Write a record with the means since the last one, and `measured`, begun `ended` s into the run; raise alarms, show progress."""
         state = self.state
         self.faults.tell(state.window)
         if self.fabric.world_size > 1:
             state.window.average(lambda sums: reduced(self.fabric, sums, "mean"))
-        means, state.window = state.window.means() | state.health(self.settings.steps), Window()
+        means, state.window = state.window.means() | state.health(), Window()
         if state.logged[0] == 0:
             means |= {f"{name}_first": value for name, value in state.course.first.items()}
         state.course.follow(means, self.method.alarms)
         step, seconds = state.logged
         state.logged = (state.step, state.seconds)
-        speed = (state.step - step) * self.settings.batch_size / max(1e-9, state.logged[1] - seconds)
+        speed = (state.step - step) * self.settings.batch_size / max(1e-9, ended - seconds)
         method, progress = self.method, state.step / self.settings.steps
         raised = alarms(means, progress, method.alarms, method.advice, state.course, method.rate)
         for alarm in raised:
@@ -355,8 +355,8 @@ class Loop:
             self.tracker.log(record)
         terms = [f"{name.split('.')[1]} {means[name]:.3f}" for name in means if name.split(".")[1] in self.method.shown]
         health = f"spread {means['health.spread']:.0%}" if "health.spread" in means else ""
-        verdict = "healthy" if progress >= SETTLED else "too early to say"
-        verdict = f"check: {', '.join(alarm.name for alarm in raised)}" if raised else verdict
+        lasting = state.course.after([alarm.name for alarm in raised], means, method.alarms)
+        verdict = f"check: {', '.join(lasting)}" if lasting else "healthy" if progress >= SETTLED else "too early to say"
         self.progress.show(", ".join(filter(None, [verdict, health, *terms, f"{speed:.0f} images/s"])))
 
     def _draw(self, draws: bool) -> None:

@@ -24,6 +24,7 @@ from fewstep.training.looks import Looks
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.sharding import whole
 from fewstep.training.shards import Shares, filled, moments_like
+from fewstep.training.standing import reaches
 from fewstep.training.window import Window
 
 Better = Literal["least", "greatest", "nearest 1"]
@@ -65,6 +66,7 @@ class State:
         updates: the number of updates that each turn has made.
         rng: the training loop's random stream in this process.
         seed: the run's seed.
+        steps: the number of steps of the whole run.
         window: the terms logged since the last record.
         looks: the sums from which health figures are computed.
         course: the history of the health figures.
@@ -87,6 +89,7 @@ class State:
     updates: dict[str, int]
     rng: Draws
     seed: int
+    steps: int
     window: Window = field(default_factory=Window)
     looks: Looks = field(default_factory=Looks)
     course: Course = field(default_factory=Course)
@@ -104,12 +107,12 @@ class State:
         """The time spent on training so far, in seconds, over all parts of a resumed run."""
         return time.monotonic() - self.began
 
-    def health(self, steps: int) -> dict[str, float]:
-        """Return the health figures of the samples, the data and the average, in a run of `steps` steps; pooled figures are reset."""
+    def health(self) -> dict[str, float]:
+        """Return the health figures of the samples, the data and the average; pooled figures are reset."""
         ships = self.method.ships
         turn = next((turn for turn in self.method.turns if ships in turn.trains), None)
         known = self.looks.data.figures(getattr(self.method.networks[ships], "sigma_data", None), self.items)
-        updates = 0 if turn is None else turn.updates(steps)
+        updates = 0 if turn is None else turn.updates(self.steps)
         average: dict[str, float] = {}
         if turn is not None and updates >= 100:  # with fewer updates, the average has hardly begun
             average["health.lag"] = self.ema.age / updates
@@ -145,6 +148,7 @@ def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
     if fabric.is_global_zero:
         record = {
             "step": state.step,
+            "steps": state.steps,
             "seconds": state.seconds,
             "updates": state.updates,
             "ema_updates": state.ema.updates,
@@ -198,6 +202,8 @@ def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], N
     state.looks.load_tensors(checkpoint.networks.get(LOOKS, {}), fabric.device)
     state.course.load_state_dict(record.get("course", {}))  # a run of version 0.1.0 has none
     state.standing = dict(record.get("standing", {}))
+    if record.get("steps", state.steps) != state.steps:  # the run has become longer
+        state.standing |= reaches(state.method, state.steps)
     state.method.load_state_dict(record["method"])
     state.method.load_tensors({name: x.to(fabric.device) for name, x in checkpoint.networks.get(REMEMBERED, {}).items()})
     if (changed := state.batches.load_state_dict(record.get("batches", []))) is not None:
@@ -244,6 +250,7 @@ def _catch_up(state: State, run: RunFolder, fabric: Fabric) -> None:
         state.is_logged, state.window = True, Window()
         state.looks.take()  # resets the pooled figures, as the record did
         state.course.follow(last, state.method.alarms)
+        state.course.after(last["alarms"], last, state.method.alarms)
         state.logged, state.raised = (state.step, last["seconds"]), state.raised | set(last["alarms"])
 
 

@@ -35,9 +35,27 @@ def standing(method: Method, steps: int, batch_size: int, batches: Sequence[Batc
     ``TURN.reach`` of each turn with at least `FEWEST` updates; that of the turn that trains the shipped network is also ``health.reach``.
     `batches` are this process's parts of the first step's batch; empty where they hold no items that a teacher could denoise.
     """
-    found = {**method.standing, **({"health.batch": float(batch_size)} if method.compares_batch else {})}
+    found = {**method.standing, **({"health.batch": peers(batches, batch_size)} if method.compares_batch else {})}
     if batches and (teacher := method.kept_teacher) is not None:
         found["health.teacher"] = teacher_fit(teacher, batches)
+    return found | reaches(method, steps)
+
+
+def peers(batches: Sequence[Batch], batch_size: int) -> float:
+    """Return how many items of its own class, itself included, an item of the first step's batch finds in it on average.
+
+    Without classes, or where `batches` is empty, that is `batch_size`.
+    """
+    labels = [batch.label for batch in batches if batch.label is not None]
+    if not labels:
+        return float(batch_size)
+    count = whole_items((label, None) for label in labels)[0].bincount().double()
+    return (count.square().sum() / count.sum()).item()
+
+
+def reaches(method: Method, steps: int) -> dict[str, float]:
+    """Return the figures of `standing` that depend on the length of the run: the reach of each turn, at the present weights."""
+    found = {}
     for turn in method.turns:
         if turn.updates(steps) >= FEWEST:
             found[f"{turn.name}.reach"] = reach(method, turn, steps)

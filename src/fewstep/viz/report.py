@@ -48,7 +48,7 @@ class RaisedAlarm:
         message: what it said when it was first raised.
         latest: what it said when it was last raised.
         advice: what to do about it.
-        lasts: whether it is still raised at the end of the run.
+        lasts: whether it is still raised at the end of the run, or was when its figure was last known.
 
     """
 
@@ -58,6 +58,10 @@ class RaisedAlarm:
     latest: str
     advice: str
     lasts: bool
+
+    def lasts_unknown(self, step: int) -> bool:
+        """Return whether it lasts in a run whose last record is of `step`, only because no later record has had its figure."""
+        return self.lasts and self.spans[-1].last < step
 
 
 @dataclass(frozen=True)
@@ -246,6 +250,8 @@ def _alarms(story: Story) -> str:
         if alarm.latest != alarm.message:
             said += f" At step {alarm.spans[-1].last:,}: {alarm.latest}."
         ending = "still raised at the end" if alarm.lasts else "passed"
+        if alarm.lasts_unknown(story.records[-1]["step"]):
+            ending = "no record after it had its figure"
         what.append(
             f"<h3>{escaped(alarm.name)}</h3>{paragraph(f'Raised at {when}; {ending}.', 'soft')}"
             f"{paragraph(said)}<p><strong>What to do:</strong> {escaped(alarm.advice)}.</p>"

@@ -38,6 +38,7 @@ from fewstep.model_config import inherited
 from fewstep.networks import tables_of
 from fewstep.networks.heads import LevelHeads, feature_shapes
 from fewstep.networks.mlp.settings import MLPSettings
+from fewstep.screen import SCREEN
 from fewstep.streams import integers, normal
 
 
@@ -169,7 +170,18 @@ class DMD2(Method):
                 f"{settings.fake_max_step_percent}"
             )
         self.regression = round(settings.regression * updates)  # number of generator updates by the regression loss
+        if settings.regression and updates and not 0 < self.regression < updates:
+            raise ValueError(
+                f"method.regression is {settings.regression}, which of the generator's {updates} updates gives {self.regression} to the "
+                f"regression and {updates - self.regression} to the matching; each needs one at least: give more steps, or another share"
+            )
         self.critic = Critic(settings, self.levels, self.regression + settings.generator_optimizer.warmup)
+        if settings.gan and self.critic.auto and updates and self.critic.warmup >= updates:
+            SCREEN.say(
+                f"note: method.gan_weight_generator is auto, measured after {self.critic.warmup} updates of the generator, of which this "
+                f"run makes {updates}: the generator never feels the adversarial term; lower method.generator_optimizer.warmup, or give a "
+                "weight"
+            )
         self.generator_updates = 0
 
     @classmethod
@@ -210,6 +222,11 @@ class DMD2(Method):
         if self.critic.auto:
             return "method.gan_weight_generator=auto is measured on the whole batch"
         return None
+
+    @property
+    def divides_run(self) -> bool:
+        """Whether the generator first learns pairs, to which it would return in a longer run."""
+        return self.regression > 0
 
     @property
     def kept_teacher(self) -> Generator | None:
