@@ -1,6 +1,7 @@
 """Reading of recipes: YAML and ``key=value`` overrides become a `Recipe`, or one error that lists all mistakes."""
 
 import copy
+import json
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
@@ -10,18 +11,21 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError, create_model
+from pydantic_core import PydanticSerializationError
 
 from fewstep import registry
 from fewstep.errors import UserError
 from fewstep.limits import YAML_BYTES, YAML_NODES
 from fewstep.recipe.mistakes import explain, nearest
 from fewstep.recipe.older import KINDS, bring_forward, forward_key, leaves, put
-from fewstep.recipe.recipe import Recipe
+from fewstep.recipe.recipe import Recipe, resolved
 from fewstep.screen import SCREEN
 from fewstep.sections import Section
 from fewstep.text import read_text
 
 NO_SETTINGS = ("about", "made_by", "format", "start_here")  # keys of a recipe file that are not settings
+# pydantic's error types for values of Python that YAML has no form of
+NO_YAML = ("tuple_type", "set_type", "frozen_set_type", "is_instance_of")
 
 
 class _Loader(yaml.SafeLoader):
@@ -146,12 +150,43 @@ def validated(tree: Mapping[str, Any], source: str) -> Recipe:
         lines += [found] * isinstance(found, str)
     model = create_model("Recipe", __base__=Recipe, **kinds)
     try:
-        recipe = model.model_validate(plain)
+        recipe = _of_types(model, plain)
     except ValidationError as error:
         lines += explain(error.errors(), model)
     if lines:
         raise UserError(f"{source} has {len(lines)} mistake{'s' * (len(lines) > 1)}:\n" + "\n".join(f"  {line}" for line in lines))
+    if any(registry.is_own(kind, plain[section]["name"]) for section, kind in KINDS.items()):
+        _check_kept(recipe, model, source)
     return Recipe.model_construct(**{name: getattr(recipe, name) for name in Recipe.model_fields})
+
+
+def _of_types(model: type[Recipe], plain: Mapping[str, Any]) -> Recipe:
+    """Return `plain` as a `model`; a list stands for a tuple or a set, and text for a path or a member of an enumeration.
+
+    Raises ValidationError.
+    """
+    try:
+        return model.model_validate(plain)
+    except ValidationError as error:
+        if not any(found["type"] in NO_YAML for found in error.errors()):
+            raise
+        try:
+            text = json.dumps(plain)
+        except (TypeError, ValueError):
+            raise error from None
+    return model.model_validate_json(text)
+
+
+def _check_kept(recipe: Recipe, model: type[Recipe], source: str) -> None:
+    """Raise UserError where `recipe`, with settings of a user's own part, could not be read again from the file that a run keeps."""
+    try:
+        _of_types(model, resolved(recipe))
+        return
+    except ValidationError as error:
+        wrong = "; ".join(explain(error.errors(), model))
+    except PydanticSerializationError as error:
+        wrong = str(error)
+    raise UserError(f"{source}: a run of it could not be read again ({wrong}); give that setting a type and a default that YAML can hold")
 
 
 def _settings(section: str, kind: str, inner: Any) -> type[Section] | str:
