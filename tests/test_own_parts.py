@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import fewstep
-from fewstep import pictures
+from fewstep import pictures, registry
 from fewstep.errors import UserError
 from fewstep.recipe import load_recipe
 
@@ -339,6 +339,30 @@ def test_code_that_was_edited_between_a_kill_and_its_resumption(stranger, case):
     if case == "another turn":
         stranger.write()
         assert (stranger.train(resume=True) / "checkpoints/step_4").is_dir()
+
+
+def test_advice_names_the_learning_rates_that_there_are(stranger):
+    more = """
+    class Pair(Settings):
+        judge: Optimizer = Field(default_factory=Optimizer)
+        optimizer: None = None
+        maker: Optimizer = Field(default_factory=Optimizer)
+
+    class Other(Two):
+        Settings = Pair
+
+    class Named(Two):
+        Settings, rate = Pair, "method.maker.lr"
+    """
+    stranger.write(more=more)
+    registry.trust(f"{stranger.name}:Two")
+    rooms = [registry.room("methods", f"{stranger.name}:{name}") for name in ("Two", "Other", "Named")]
+    assert [room.rate for room in rooms] == ["method.optimizer.lr", "method.judge.lr or method.maker.lr", "method.maker.lr"]
+
+
+def test_a_file_in_place_of_a_module_is_told(stranger):
+    said = stranger.refused(**{"method.name": f"./{stranger.name}.py:Two"})
+    assert f"'./{stranger.name}.py:Two' names a file; give its module, {stranger.name}:Two, which is looked for in" in said
 
 
 # --- data sets in memory ----------------------------------------------------------------------------------------------

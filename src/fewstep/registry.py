@@ -245,6 +245,12 @@ def _imported(kind: str, path: str) -> Any:
     def load() -> Any:
         if not module or not name:
             raise UserError(f"the import path {path!r} is not of the form package.module:Name")
+        if "/" in module or "\\" in module or module.endswith(".py"):
+            stem = module.replace("\\", "/").rpartition("/")[2].removesuffix(".py")
+            raise UserError(
+                f"the import path {path!r} names a file; give its module, {stem}:{name}, which is looked for in the working folder and "
+                "beside the recipe"
+            )
         return _attribute(_module(module, path), name, path)
 
     found = _loaded(kind, path, load)

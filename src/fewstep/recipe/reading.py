@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
@@ -29,7 +30,11 @@ NO_YAML = ("tuple_type", "set_type", "frozen_set_type", "is_instance_of")
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that reads floats as YAML 1.2 does (PyYAML reads ``1e-4`` as a string) and rejects duplicate keys."""
+    """A YAML loader that reads numbers as YAML 1.2 does, and rejects duplicate keys.
+
+    PyYAML reads ``1e-4`` as a string, ``010`` as 8 and ``1:30`` as 90. Here a whole number with a leading zero or a colon is text, which
+    no setting that is a number takes.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping of `node`. Raises YAMLError for a key that is given twice."""
@@ -40,6 +45,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag != "tag:yaml.org,2002:int"]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)$"),
@@ -105,7 +115,7 @@ def load_recipe(source: str, overrides: Iterable[str | tuple[str, Any]] = ()) ->
 def _with_overrides(tree: dict[str, Any], source: str, overrides: list[str | tuple[str, Any]], folder: Path) -> Recipe:
     pairs, mistakes = [], []
     for override in overrides:
-        pair = _parsed(override) if isinstance(override, str) else override
+        pair = _parsed(override) if isinstance(override, str) else (override[0], _plain(override[1]))
         if isinstance(pair, str):
             mistakes.append(pair)
         else:
@@ -216,6 +226,17 @@ def _parsed(override: str) -> tuple[str, Any] | str:
         return key, parse_yaml(text) if text else None
     except yaml.YAMLError as error:
         return f"the value of {override!r} is not YAML ({' '.join(str(error).split())}); put quotes round it"
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting given in Python as YAML would have it: a path as text, a tuple as a list, a number of numpy or torch as Python's."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 def schema() -> dict[str, Any]:
