@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import fewstep
 from fewstep import pictures, registry
+from fewstep.cli_models import next_after
 from fewstep.errors import UserError
 from fewstep.recipe import load_recipe
 
@@ -363,6 +364,22 @@ def test_advice_names_the_learning_rates_that_there_are(stranger):
 def test_a_file_in_place_of_a_module_is_told(stranger):
     said = stranger.refused(**{"method.name": f"./{stranger.name}.py:Two"})
     assert f"'./{stranger.name}.py:Two' names a file; give its module, {stranger.name}:Two, which is looked for in" in said
+
+
+@pytest.mark.parametrize("package", [False, True])
+def test_the_commands_after_a_run_find_a_module_that_lies_beside_the_recipe(stranger, monkeypatch, package):
+    """The working folder is another, and the module is nowhere else."""
+    if package:
+        (stranger.folder / stranger.name).mkdir()
+        (stranger.folder / f"{stranger.name}.py").rename(stranger.folder / stranger.name / "__init__.py")
+    (stranger.folder / "elsewhere").mkdir()
+    monkeypatch.chdir(stranger.folder / "elsewhere")
+    run = stranger.train("elsewhere/run", steps=1)
+    place = f"{run} --allow {stranger.name}"
+    said = f"next: PYTHONPATH=.. fewstep evaluate {place}   or   PYTHONPATH=.. fewstep sample {place} -n 100 --out samples.png"
+    assert next_after(run) == said
+    monkeypatch.chdir(stranger.folder)
+    assert next_after(run).startswith("next: fewstep evaluate ")
 
 
 # --- data sets in memory ----------------------------------------------------------------------------------------------

@@ -289,8 +289,19 @@ def _module(module: str, path: str) -> Any:
             raise
         where = f" (searched beside the installed packages: {', '.join(dict.fromkeys([*_folders, str(Path.cwd())]))})"
         raise UserError(
-            f"there is no module {error.name!r}, which {path!r} asks for{where}; check the name, or run from its folder"
+            f"there is no module {error.name!r}, which {path!r} asks for{where}; check the name, run from its folder, or put "
+            "that folder into PYTHONPATH"
         ) from None
+
+
+def folder_of(package: str) -> str | None:
+    """Return the folder of a recipe in which the imported `package` was found; None for one found elsewhere, or in the working folder."""
+    file = getattr(sys.modules.get(package), "__file__", None)
+    if not file:
+        return None
+    place = Path(file).resolve().parent
+    folder = str(place.parent if Path(file).name == "__init__.py" else place)
+    return folder if folder in _folders and folder != str(Path.cwd()) else None
 
 
 def _attribute(module: Any, name: str, path: str) -> Any:
