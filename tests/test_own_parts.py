@@ -308,6 +308,23 @@ def test_a_turn_that_cannot_be_taken(stranger, turn, said):
     assert said in stranger.refused()
 
 
+@pytest.mark.parametrize("name", ["grad_norm", "lr"])
+def test_a_term_may_not_have_the_name_of_a_figure_of_the_loop(stranger, name):
+    """Both would be averaged into one."""
+    line = "loss = networks['critic'](batch.x).square().mean()".replace("'", '"')
+    stranger.write((line, f"{line}; return LossOutput(loss, {{'{name}': loss.detach()}})"))
+    assert f"returned a term '{name}', which is what the training loop calls a figure of its own" in stranger.refused()
+
+
+def test_an_alarm_whose_message_cannot_be_filled_in(stranger):
+    head = (
+        'shown = ("squares",)',
+        'shown = ("squares",)\n    alarms = (Alarm("odd", "critic.squares", "it is {valu:.2f}", "mend", high=0.0),)',
+    )
+    stranger.write(("LossOutput, Method, MethodSettings", "Alarm, LossOutput, Method, MethodSettings"), head)
+    assert "the message of its alarm 'odd' cannot be filled in (KeyError: 'valu'); it may hold {value}" in stranger.refused()
+
+
 EDITS = {
     "another shape": ('"critic": nn.Linear(2, 1)', '"critic": nn.Linear(2, 3)', "weight of its network 'critic' had shape [1, 2], and has"),
     "one more": (

@@ -19,10 +19,11 @@ from torch.nn.parameter import is_lazy
 from fewstep import registry
 from fewstep.errors import UserError
 from fewstep.generator import Generator
-from fewstep.methods.base import LossOutput, Method, Ratio, Turn
+from fewstep.methods.base import Alarm, LossOutput, Method, Ratio, Turn
 from fewstep.recipe import Recipe
 from fewstep.sections import Optimizer
 
+OF_THE_LOOP = ("grad_norm", "lr")  # figures that the loop logs for each turn
 JOLT = 0.1  # standard deviation of what is added to weights, so that none is zero, where two networks are compared
 
 
@@ -123,6 +124,15 @@ def check_method(name: str, method: Any) -> None:
                 f"{of}: its turn {turn.name!r} is taken every {turn.every!r} steps, from the share {turn.begins!r} of the run to "
                 f"{turn.ends!r}; give a whole number from 1, and shares of which the first is less, from 0 to 1"
             )
+    for alarm in method.alarms:
+        if not isinstance(alarm, Alarm):
+            raise UserError(f"{of}: its alarms hold {_what(alarm)}; each must be a fewstep.methods.Alarm")
+        try:
+            alarm.message.format(value=1.0)
+        except (LookupError, ValueError) as error:
+            raise UserError(
+                f"{of}: the message of its alarm {alarm.name!r} cannot be filled in ({_in_words(error)}); it may hold {{value}}"
+            ) from error
     _check_ship(of, method)
 
 
@@ -260,10 +270,13 @@ def _made_again(generator: Generator, seed: int) -> Tensor | None:
 def check_output(method: Method, turn: Turn, output: Any) -> None:
     """Raise UserError unless `output`, from the loss of `turn`, is a `LossOutput` of a scalar loss with a gradient, and scalar terms."""
     if isinstance(output, LossOutput) and _is_scalar(output.loss) and output.loss.requires_grad:
-        if all(map(_is_scalar, output.terms.values())):
+        taken = next((key for key in OF_THE_LOOP if key in output.terms), None)
+        if taken is None and all(map(_is_scalar, output.terms.values())):
             return
-        wrong = next(key for key, value in output.terms.items() if not _is_scalar(value))
+        wrong = taken or next(key for key, value in output.terms.items() if not _is_scalar(value))
         what = f"returned the term {wrong!r} as {_what(output.terms[wrong])}; terms must be tensors of one number"
+        if taken is not None:
+            what = f"returned a term {taken!r}, which is what the training loop calls a figure of its own; give it another name"
     elif not isinstance(output, LossOutput):
         what = f"returned {_what(output)}; it must return a fewstep.methods.LossOutput(loss, terms)"
     elif not _is_scalar(output.loss):
