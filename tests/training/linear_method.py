@@ -31,7 +31,7 @@ class Shipped(nn.Module):
     def __init__(self, network: nn.Module, step: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(network[0].weight.detach().clone())
-        self.config, self.info = {"step": step}, {"step": step}
+        self.config = {"step": step}
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """What a model folder holds."""

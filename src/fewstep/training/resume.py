@@ -122,7 +122,8 @@ class State:
     def shipped(self) -> Generator:
         """Return the generator of the averaged weights, as it would be saved. With sharded networks all processes must call it together."""
         generator = self.method.ship(whole(self.ema.module), self.step)
-        generator.info.setdefault("step", self.step)  # of a user's own method, which may leave it out
+        if isinstance(generator, Generator):
+            generator.info.setdefault("step", self.step)  # which a user's own method may leave out
         return generator
 
 
