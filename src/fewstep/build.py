@@ -16,7 +16,7 @@ from fewstep.data.items import in_words
 from fewstep.data.own import ForeignData
 from fewstep.data.prompts import PromptData
 from fewstep.data.protocol import Data as AnyData
-from fewstep.data.rooms import opened
+from fewstep.data.rooms import check_made, opened
 from fewstep.denoisers.adapted import grounds
 from fewstep.errors import Refused, UserError
 from fewstep.generator import Generator, load
@@ -28,6 +28,7 @@ from fewstep.own_parts import check_method, check_network
 from fewstep.recipe import Recipe, shipped_recipes
 from fewstep.screen import SCREEN
 from fewstep.sections import DataSettings, MethodSettings, NetworkSettings, Optimizer
+from fewstep.streams import stream_seed
 from fewstep.training.progress import reading_bar
 
 Data = ImageData | PointData | PromptData | ForeignData
@@ -52,7 +53,10 @@ def load_data(settings: DataSettings, seed: int = 0) -> Data:
             raise DataError(f"the data set {settings.name} raised {in_words(error)} when it was made") from error
 
     try:
-        return opened(settings, made, note)
+        data = opened(settings, made, note)
+        if registry.is_own("data", settings.name):
+            check_made(data, settings.name)
+        return data
     except DataError as error:
         raise UserError(str(error)) from error
 
@@ -338,7 +342,9 @@ def make_method(recipe: Recipe, data: Data, kept_teacher: Path | None = None) ->
     )
     room = registry.room("methods", settings.name)
     try:
-        method: Method = room.make(settings, given)
+        with torch.random.fork_rng(devices=[]):  # what a method makes beside the recipe's network depends on the seed, too
+            torch.manual_seed(stream_seed(recipe.seed, "method"))
+            method: Method = room.make(settings, given)
         if recipe.trainer.checkpointing:
             recompute(method)
         if recipe.trainer.compile and any(grounds(network) for network in method.networks.values()):

@@ -1,5 +1,6 @@
 """The commands `import`, `export` and `encode`. Packages that are slow to import, such as torch, are imported inside them."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,8 +43,8 @@ Allow = Annotated[
 
 
 def next_after(out: Path) -> str:
-    """Return a line with commands to go on with after a run in `out`, in which code of the user's own that the run names is allowed."""
-    from fewstep.registry import is_import_path
+    """Return a line with commands to go on with after a run in `out`, which allow and find the user's own code that the run names."""
+    from fewstep.registry import folder_of, is_import_path
     from fewstep.text import read_json
     from fewstep.training.run_folder import RunFolder
 
@@ -51,7 +52,9 @@ def next_after(out: Path) -> str:
     names = [part["name"] for part in parts if isinstance(part, dict) and is_import_path(str(part.get("name", "")))]
     packages = sorted({name.partition(":")[0].partition(".")[0] for name in names})
     place = shlex.quote(str(out)) + "".join(f" --allow {package}" for package in packages)
-    return f"next: fewstep evaluate {place}   or   fewstep sample {place} -n 100 --out samples.png"
+    folders = dict.fromkeys(os.path.relpath(folder) for package in packages if (folder := folder_of(package)) is not None)
+    fewstep = f"PYTHONPATH={shlex.quote(os.pathsep.join(folders))} fewstep" if folders else "fewstep"
+    return f"next: {fewstep} evaluate {place}   or   {fewstep} sample {place} -n 100 --out samples.png"
 
 
 def export(

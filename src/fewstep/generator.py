@@ -33,7 +33,7 @@ from fewstep.pipelines.vae import decoded
 from fewstep.publishing import card_fields, filled, published
 from fewstep.samplers import SAMPLERS
 from fewstep.streams import Seed
-from fewstep.weights import LORA_FILE, WEIGHTS, based_arguments, load_folder, reading, weight_file
+from fewstep.weights import LORA_FILE, WEIGHTS, apart, based_arguments, load_folder, reading, weight_file
 
 SHOWN = 10  # samples in the picture by which a notebook shows a generator
 
@@ -170,9 +170,8 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="fewstep", tags=["
         (save_directory / "config.json").write_text(json.dumps(self.config, indent=2))
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of the weight file, contiguous as safetensors requires: all weights, or with a `base` its low-rank changes."""
-        own = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
-        return own if self.base is None else file_tensors(self.denoiser)
+        """Return the tensors of the weight file, as safetensors takes them: all weights, or with a `base` its low-rank changes."""
+        return apart(self.state_dict()) if self.base is None else file_tensors(self.denoiser)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Generator":

@@ -4,6 +4,8 @@ Exceptions from built-in parts are bugs of fewstep, and keep their traceback.
 """
 
 import contextlib
+import copy
+import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,12 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fewstep import registry
 from fewstep.errors import UserError
 from fewstep.generator import Generator
-from fewstep.methods.base import LossOutput, Method, Ratio, Turn
+from fewstep.methods.base import Alarm, LossOutput, Method, Ratio, Turn
 from fewstep.recipe import Recipe
+from fewstep.sections import Optimizer
+
+OF_THE_LOOP = ("grad_norm", "lr")  # figures that the loop logs for each turn
+JOLT = 0.1  # standard deviation of what is added to weights, so that none is zero, where two networks are compared
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,10 @@ def _in_words(error: BaseException) -> str:
 
 
 def check_method(name: str, method: Any) -> None:
-    """Raise UserError where `method`, called `name`, lacks networks, a network that ships, or turns that train its networks."""
+    """Raise UserError where `method`, called `name`, lacks networks, a network that ships, or turns that train its networks.
+
+    The generator that it ships is made once, and must have the weights that `Method.ship` is given.
+    """
     of = f"the method {name!r}"
     if not isinstance(method, Method):
         raise UserError(f"{of}: make returned {_what(method)}; it must return the method")
@@ -107,17 +117,105 @@ def check_method(name: str, method: Any) -> None:
         missing = [network for network in turn.trains if network not in networks]
         if missing or not turn.trains:
             raise UserError(f"{of}: its turn {turn.name!r} trains {turn.trains!r}; its networks are {', '.join(networks)}")
+        if not isinstance(turn.optimizer, Optimizer):
+            raise UserError(f"{of}: the optimizer of its turn {turn.name!r} is {_what(turn.optimizer)}; give a fewstep.methods.Optimizer")
+        if not isinstance(turn.every, int) or turn.every < 1 or not 0 <= turn.begins < turn.ends <= 1:
+            raise UserError(
+                f"{of}: its turn {turn.name!r} is taken every {turn.every!r} steps, from the share {turn.begins!r} of the run to "
+                f"{turn.ends!r}; give a whole number from 1, and shares of which the first is less, from 0 to 1"
+            )
+    for alarm in method.alarms:
+        if not isinstance(alarm, Alarm):
+            raise UserError(f"{of}: its alarms hold {_what(alarm)}; each must be a fewstep.methods.Alarm")
+        try:
+            alarm.message.format(value=1.0)
+        except (LookupError, ValueError) as error:
+            raise UserError(
+                f"{of}: the message of its alarm {alarm.name!r} cannot be filled in ({_in_words(error)}); it may hold {{value}}"
+            ) from error
+    _check_ship(of, method)
+
+
+def _check_ship(of: str, method: Method) -> None:
+    """Raise UserError unless `method` ships a generator that can be saved, of the network that it is given and not of its own."""
+    own = method.networks[method.ships]
+    given = own
+    if not any(hasattr(module, "learned_parameters") for module in own.modules()):  # such a network shares what is large with others
+        given = copy.deepcopy(own)
+        _jolt(given)
+    generator: Any = method.ship(given, 0)
+    if not isinstance(generator, Generator):
+        raise UserError(f"{of}: ship returned {_what(generator)}; it must return the fewstep.Generator to save")
+    try:
+        json.dumps(generator.config)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{of}: the generator that ship returned cannot be saved ({error}); give plain values in its info") from error
+    saved, new, others = (
+        generator.denoiser.state_dict(),
+        given.state_dict(),
+        [n.state_dict() for n in method.networks.values() if n is not own],
+    )
+    old = own.state_dict()
+    told = [
+        key for key in saved if key in new and key in old and saved[key].shape == new[key].shape and not torch.equal(new[key], old[key])
+    ]
+    if any(torch.equal(saved[key], old[key]) and not any(key in o and torch.equal(saved[key], o[key]) for o in others) for key in told):
+        raise UserError(
+            f"{of}: ship returned a generator with the weights of self.networks[{method.ships!r}]; it must have those of the network that "
+            "ship is given, which is the average over the run: give it to derive as its third argument"
+        )
+
+
+def _jolt(module: nn.Module) -> None:
+    """Add the same small random numbers to the parameters of `module` whenever it is called."""
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.is_floating_point():
+                parameter.add_((JOLT * torch.randn(parameter.shape, generator=rng)).to(parameter))
+
+
+def check_kept(method: Method) -> None:
+    """Raise UserError unless what `method` keeps for a resumed run can be written into a checkpoint, and be read as what it was."""
+    of = f"the method {type(method).__module__}:{type(method).__qualname__}"
+    if (wrong := _no_json(method.state_dict(), "state_dict()")) is not None:
+        raise UserError(
+            f"{of}: {wrong}; state_dict must return a dict of plain numbers, text, lists and dicts whose keys are text. Return tensors by "
+            "the method tensors"
+        )
+    tensors: Any = method.tensors()
+    if not isinstance(tensors, Mapping) or not all(isinstance(key, str) and isinstance(x, Tensor) for key, x in tensors.items()):
+        what = {key: _what(x) for key, x in tensors.items()} if isinstance(tensors, Mapping) else _what(tensors)
+        raise UserError(f"{of}: tensors() returned {what}; it must return a dict of tensors by name")
+
+
+def _no_json(value: Any, path: str) -> str | None:
+    """Return what in `value`, at `path`, JSON does not hold or would give back as something else; None if nothing."""
+    if isinstance(value, Mapping):
+        wrong = next((key for key in value if not isinstance(key, str)), None)
+        if wrong is not None:
+            return f"{path} has the key {wrong!r}"
+        return next((found for key, inner in value.items() if (found := _no_json(inner, f"{path}[{key!r}]")) is not None), None)
+    if isinstance(value, list | tuple) and path != "state_dict()":
+        return next((found for i, inner in enumerate(value) if (found := _no_json(inner, f"{path}[{i}]")) is not None), None)
+    plain = (value is None or isinstance(value, bool | int | float | str)) and path != "state_dict()"
+    return None if plain else f"{path} is {_what(value)}"
 
 
 def check_network(name: str, generator: Generator) -> None:
     """Raise UserError unless the network `name` in `generator`, new and on the CPU, returns items of its input's shape and type.
 
-    Two samples are drawn for this, in eval mode: gradients, torch's random state and the network's buffers are unchanged afterwards.
+    Two samples are drawn for this, in eval mode: gradients, torch's random state and the network's buffers are unchanged afterwards. The
+    network must also be the same function again when it is made once more and given its weights, as a saved model is.
     """
     network: Any = generator.denoiser.network
     of, shape = f"the network {name!r}", generator.shape
     if not list(network.parameters()):
         raise UserError(f"{of} has no parameters; there is nothing to train")
+    if any(map(is_lazy, network.parameters())):
+        raise UserError(
+            f"{of} has layers without a size (torch's lazy layers), into which a saved model cannot be loaded; give their sizes"
+        )
 
     def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         x = inputs[0]
@@ -133,7 +231,7 @@ def check_network(name: str, generator: Generator) -> None:
     handle = network.register_forward_hook(look)
     try:
         with torch.random.fork_rng(devices=[]):
-            generator.sample(2, seed=0, steps=1 if generator.any_steps and generator.step_counts is None else None)
+            _two_samples(generator)
     except UserError:
         raise
     except Exception as error:
@@ -142,15 +240,43 @@ def check_network(name: str, generator: Generator) -> None:
         raise UserError(f"{of} failed{where} when it was tried ({_in_words(error)}); it is called with {takes}") from error
     finally:
         handle.remove()
+    first, second = _made_again(generator, 1), _made_again(generator, 2)
+    if first is not None and second is not None and not torch.allclose(first, second, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise UserError(
+            f"{of} gives other samples when it is made once more and given the same weights, so that a saved model is not the trained one: "
+            "it holds random numbers, or tensors that change, beside its weights; keep each by self.register_buffer(name, tensor)"
+        )
+
+
+def _two_samples(generator: Generator) -> Tensor:
+    return generator.sample(2, seed=0, steps=1 if generator.any_steps and generator.step_counts is None else None)
+
+
+def _made_again(generator: Generator, seed: int) -> Tensor | None:
+    """Return samples of `generator` made again by torch's random numbers from `seed`, with its weights a little changed.
+
+    None where samples cannot be drawn with the changed weights, which says nothing of the network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        other = generator.derive(generator.sampler, generator.info)
+        _jolt(other)
+        torch.manual_seed(0)  # for a network that draws at each call
+        with contextlib.suppress(Exception):
+            return _two_samples(other)
+    return None
 
 
 def check_output(method: Method, turn: Turn, output: Any) -> None:
     """Raise UserError unless `output`, from the loss of `turn`, is a `LossOutput` of a scalar loss with a gradient, and scalar terms."""
     if isinstance(output, LossOutput) and _is_scalar(output.loss) and output.loss.requires_grad:
-        if all(map(_is_scalar, output.terms.values())):
+        taken = next((key for key in OF_THE_LOOP if key in output.terms), None)
+        if taken is None and all(map(_is_scalar, output.terms.values())):
             return
-        wrong = next(key for key, value in output.terms.items() if not _is_scalar(value))
+        wrong = taken or next(key for key, value in output.terms.items() if not _is_scalar(value))
         what = f"returned the term {wrong!r} as {_what(output.terms[wrong])}; terms must be tensors of one number"
+        if taken is not None:
+            what = f"returned a term {taken!r}, which is what the training loop calls a figure of its own; give it another name"
     elif not isinstance(output, LossOutput):
         what = f"returned {_what(output)}; it must return a fewstep.methods.LossOutput(loss, terms)"
     elif not _is_scalar(output.loss):

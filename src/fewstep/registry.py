@@ -245,6 +245,12 @@ def _imported(kind: str, path: str) -> Any:
     def load() -> Any:
         if not module or not name:
             raise UserError(f"the import path {path!r} is not of the form package.module:Name")
+        if "/" in module or "\\" in module or module.endswith(".py"):
+            stem = module.replace("\\", "/").rpartition("/")[2].removesuffix(".py")
+            raise UserError(
+                f"the import path {path!r} names a file; give its module, {stem}:{name}, which is looked for in the working folder and "
+                "beside the recipe"
+            )
         return _attribute(_module(module, path), name, path)
 
     found = _loaded(kind, path, load)
@@ -283,8 +289,19 @@ def _module(module: str, path: str) -> Any:
             raise
         where = f" (searched beside the installed packages: {', '.join(dict.fromkeys([*_folders, str(Path.cwd())]))})"
         raise UserError(
-            f"there is no module {error.name!r}, which {path!r} asks for{where}; check the name, or run from its folder"
+            f"there is no module {error.name!r}, which {path!r} asks for{where}; check the name, run from its folder, or put "
+            "that folder into PYTHONPATH"
         ) from None
+
+
+def folder_of(package: str) -> str | None:
+    """Return the folder of a recipe in which the imported `package` was found; None for one found elsewhere, or in the working folder."""
+    file = getattr(sys.modules.get(package), "__file__", None)
+    if not file:
+        return None
+    place = Path(file).resolve().parent
+    folder = str(place.parent if Path(file).name == "__init__.py" else place)
+    return folder if folder in _folders and folder != str(Path.cwd()) else None
 
 
 def _attribute(module: Any, name: str, path: str) -> Any:

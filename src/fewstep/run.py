@@ -28,6 +28,7 @@ from fewstep.metrics.figures import choices
 from fewstep.networks.base import num_parameters
 from fewstep.own_parts import named_faults
 from fewstep.recipe import Recipe, load_recipe, resolved
+from fewstep.recipe.idle import idle
 from fewstep.run_data import as_recorded, keep, once_allowed, tell
 from fewstep.screen import SCREEN
 from fewstep.starting import check_longer, start_from
@@ -102,7 +103,7 @@ def describe(recipe: Recipe, timed: bool = False) -> list[str]:
     training = f"a stream of {items}" if data.train_size is None else f"{data.train_size:,} {unit} {items}"
     told = [] if unread else audit(data).lines()
     about = f"data: {training}, {data.heldout_size:,} held out, shape {list(data.shape)}{classes}"
-    lines = [*map(str, settings), about, *unread, *told]
+    lines = [*map(str, settings), *(f"note: {sentence}" for sentence in idle(recipe)), about, *unread, *told]
     for name, network in method.networks.items():
         turn = next((turn for turn in method.turns if name in turn.trains), None)
         does = f"learns every {turn.every} steps" if turn and turn.every > 1 else "learns every step" if turn else "frozen"
@@ -183,8 +184,6 @@ def _watch(recipe: Recipe, data: Data, fabric: "Fabric") -> "Callable[[Generator
 
     trainer = recipe.trainer
     if trainer.evaluate_every is None:
-        if trainer.evaluate_samples is not None and fabric.is_global_zero:
-            note(f"trainer.evaluate_samples is {trainer.evaluate_samples}, and nothing is measured while training without evaluate_every")
         return None
     if not fabric.is_global_zero:
         num = trainer.evaluate_samples or usual_samples(len(data.shape) == 1)
@@ -257,6 +256,8 @@ def _train_recipe(
         run.check(resolved(recipe), resume, longer=True)
         for one in found:
             SCREEN.say(str(one))
+        for sentence in idle(recipe):
+            note(sentence)
     recipe = run.going_on(recipe)
     fabric.launch()
     if recipe.trainer.strategy == "fsdp" and fabric.world_size == 1:

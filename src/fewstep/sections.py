@@ -171,6 +171,13 @@ class MethodSettings(Section):
         """Whether the method learns from items of the data, and not from labels (or prompts) alone."""
         return True
 
+    def idle(self) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
+        """Return for settings that others leave without effect: whether they do now, why, a clause with whole keys, and their keys.
+
+        A run says so of each whose value is not its default.
+        """
+        return ()
+
     @property
     def asked_levels(self) -> dict[str, float]:
         """Noise levels at which the teacher is evaluated, by the name of their setting; its range of noise levels must include them."""
@@ -221,52 +228,6 @@ class TaughtSettings(MethodSettings):
             raise ValueError(f"method.teacher is {EXACT!r}, which only data toy has; name the run folder of a trained one")
 
 
-class OwnOptimizer(DenoiserOptimizer):
-    """AdamW for the teacher that a method trains by itself."""
-
-    lr: PositiveFloat = Field(2e-3, description="learning rate between warm-up and decay")
-
-
-class StudentOptimizer(Optimizer):
-    """AdamW for a student: a cosine decay of the learning rate over all updates of its part of the run."""
-
-    lr: PositiveFloat = Field(1e-3, description="learning rate between warm-up and decay")
-    warmup: NonNegativeInt = Field(20, description="updates of the learning-rate warm-up, in which it rises linearly to lr")
-    decay_from: Fraction = Field(0.0, description="fraction of all updates after which the learning rate decays")
-    final: Fraction = Field(0.0, description="learning rate at the end of its decay, as a fraction of lr")
-    decay: Literal["linear", "cosine"] = Field("cosine", description="shape of the learning-rate decay: linear, or half a cosine")
-    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW's weight decay: each update reduces each weight by lr times this share")
-
-
-class SelfTaughtSettings(TaughtSettings):
-    """The settings of a method that can first train a teacher of its own, and then trains its student in stages."""
-
-    optimizer: StudentOptimizer = Field(default_factory=StudentOptimizer, description="AdamW of the student")
-    own_teacher: Share = Field(0.0, description="share of the run in which, without a given teacher, one is first trained to denoise")
-    own_optimizer: OwnOptimizer = Field(default_factory=OwnOptimizer, description="AdamW of the teacher trained by own_teacher")
-    own_sigma_mean: float = Field(-1.2, description="mean of ln(noise level) in the training of own_teacher")
-    own_sigma_std: PositiveFloat = Field(1.2, description="standard deviation of ln(noise level) in the training of own_teacher")
-    stages: PositiveInt = Field(
-        6, description="number of stages of equal length; each halves the relative gap between a noise level and the next lower one"
-    )
-    first_stage: NonNegativeInt = Field(
-        0, description="number of the first stage; 0 is denoising, which a student that starts from a teacher has learned already"
-    )
-    gap_k: NonNegativeFloat = Field(
-        8.0, description="k in the relative gap from noise level sigma to the next: (1 + k sigmoid(-gap_b sigma)) / 2^stage, at most 1"
-    )
-    gap_b: NonNegativeFloat = Field(1.0, description="how fast the relative gap between noise levels narrows as they rise; see gap_k")
-    label_dropout: Share = Field(0.0, description="share of labels hidden in training, as classifier-free guidance needs")
-
-    @model_validator(mode="after")
-    def _one_teacher(self) -> "SelfTaughtSettings":
-        if self.own_teacher and self.teacher is not None:
-            raise ValueError(
-                f"own_teacher is {self.own_teacher}, but teacher is {self.teacher!r}; set own_teacher to 0, or give no teacher"
-            )
-        return self
-
-
 class NetworkSettings(Section):
     """The settings of a network; derive those of your own from this class, or have them made from its constructor's annotated arguments.
 
@@ -284,8 +245,8 @@ class NetworkSettings(Section):
     takes: ClassVar[frozenset[str]] = frozenset()
 
     def arguments(self) -> dict[str, Any]:
-        """Return the ``name`` of the network and the arguments that its class gets beside the data's shape and number of classes."""
-        return self.model_dump(exclude={"sigma_data"})
+        """Return the ``name`` of the network and its arguments beside the shape and number of classes, as values that JSON can hold."""
+        return self.model_dump(mode="json", exclude={"sigma_data"})
 
 
 class DataSettings(Section):

@@ -29,6 +29,21 @@ def weight_file(config: Any) -> str | None:
     return None if base.get("rank") is None else LORA_FILE
 
 
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `tensors` as safetensors takes them: detached, in main memory, contiguous, and each in memory of its own.
+
+    Weights that a network uses under two names share one memory, and are copied for each name but the first.
+    """
+    found: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        place = whole.untyped_storage().data_ptr()
+        found[name] = whole.clone() if place in places else whole
+        places.add(place)
+    return found
+
+
 def is_whole(folder: Path) -> bool:
     """Return whether a model folder has a readable config.json, and the weight file that belongs to it, if any does."""
     try:

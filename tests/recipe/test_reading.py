@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import yaml
 
@@ -371,3 +372,23 @@ def test_the_recipe_of_a_run_reads_back_as_the_run_was_given(teacher_run, teache
         "teacher/digits",
         [*teacher_overrides, "trainer.precision=32-true"],  # which was chosen
     )
+
+
+@pytest.mark.parametrize("text", ["010", "1:30", "0x10", "08"])
+def test_a_whole_number_of_another_notation_is_not_guessed(text):
+    """PyYAML reads an octal, a sexagesimal and a hexadecimal number."""
+    with pytest.raises(UserError, match=f"steps is '{text}'; allowed: an integer"):
+        load_recipe("teacher/ring", [f"steps={text}"])
+    assert load_recipe("teacher/ring", ["steps=1_000", "seed=0"]).steps == 1_000
+
+
+def test_settings_from_python_may_be_paths_tuples_and_numbers_of_numpy(tmp_path):
+    given = {
+        "method.teacher": tmp_path,
+        "steps": np.int64(7),
+        "method.generator_optimizer.lr": np.float32(0.5),
+        "trainer.wandb.tags": ("a",),
+    }
+    recipe = load_recipe("dmd2/digits", list(given.items()))
+    assert recipe.method.teacher == str(tmp_path)
+    assert (recipe.steps, recipe.method.generator_optimizer.lr, recipe.trainer.wandb.tags) == (7, 0.5, ["a"])

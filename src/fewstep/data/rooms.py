@@ -3,10 +3,14 @@
 from collections.abc import Callable
 from typing import Any, get_args
 
+import torch
 from pydantic import ValidationError
+from torch import Tensor
 
+from fewstep.data.density import Density
 from fewstep.data.errors import DataError
 from fewstep.data.images import ImageData
+from fewstep.data.items import BEYOND
 from fewstep.data.iterables import StreamData, stream_data
 from fewstep.data.own import ForeignData, Say, is_map_style, item_data
 from fewstep.data.points import PointData
@@ -58,6 +62,56 @@ def opened(settings: DataSettings, make: Callable[[DataSettings], Any], say: Say
         say(note)
     _into_units(data, settings, standardize)
     return data
+
+
+def check_made(data: Any, name: str) -> None:
+    """Raise DataError where `data`, which the user's own data set `name` has made in memory, is not what its class describes."""
+    if not isinstance(data, ImageData | PointData):
+        return
+    of, ndim = f"the data set {name} gives {type(data).__name__}", 4 if isinstance(data, ImageData) else 2
+    for split in ("train", "heldout"):
+        x = getattr(data, split)
+        if not isinstance(x, Tensor) or x.ndim != ndim or not len(x) or x.shape[1:] != data.train.shape[1:]:
+            what = f"of shape {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            form = "[N, C, H, W]" if ndim == 4 else "[N, D]"
+            raise DataError(f"{of}, whose {split} is {what}; give a tensor {form} with items, of one shape in both parts")
+    if isinstance(data, PointData):
+        if data.train.dtype != torch.float32 or data.heldout.dtype != torch.float32:
+            raise DataError(f"{of}, whose points are {data.train.dtype} and {data.heldout.dtype}; give torch.float32 in both parts")
+        for key, kind in (("density", Density), ("units", Units)):
+            if not isinstance(getattr(data, key), kind | None):
+                raise DataError(f"{of}, whose {key} is a {type(getattr(data, key)).__name__}; give None (points have no labels)")
+        return
+    if getattr(data, "latents", None) is None:
+        _check_scale(data, of)
+    for split in ("train", "heldout"):
+        label: Any = data.labels(split)
+        if not data.class_names and label is None:
+            continue
+        if not (
+            data.class_names and isinstance(label, Tensor) and label.dtype == torch.int64 and label.shape == (len(getattr(data, split)),)
+        ):
+            raise DataError(
+                f"{of} with {len(data.class_names)} class name(s), and {split}_label is not the class of each item; give torch.int64 "
+                f"[{len(getattr(data, split))}], or with no class names None"
+            )
+        if label.min() < 0 or label.max() >= len(data.class_names):
+            raise DataError(
+                f"{of} with {len(data.class_names)} class names, and {split}_label has numbers from {label.min()} to {label.max()}; they "
+                f"must be 0 to {len(data.class_names) - 1}"
+            )
+
+
+def _check_scale(data: ImageData, of: str) -> None:
+    """Raise DataError where the images of `data` leave [-1, 1], as those do that were not scaled."""
+    for x in (data.train, data.heldout):
+        if (x.dtype == torch.uint8) is (data.half is None) or not (x.dtype == torch.uint8 or x.is_floating_point()):
+            raise DataError(
+                f"{of}, whose images are {x.dtype} with half {data.half}; give bytes (torch.uint8) with half 127.5, or floats with None"
+            )
+        low, high = (float(end) if data.half is None else float(end) / data.half - 1 for end in x.aminmax())
+        if not (low >= -BEYOND and high <= BEYOND):  # of NaN, too
+            raise DataError(f"{of}, whose images lie in [{low:.3g}, {high:.3g}], where images lie in [-1, 1]; scale them")
 
 
 def _into_units(data: ForeignData, settings: DataSettings, standardize: bool | None) -> None:

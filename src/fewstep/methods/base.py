@@ -205,6 +205,14 @@ class Method(ABC):
     networks: dict[str, nn.Module]
     turns: tuple[Turn, ...]
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Name as `rate`, unless the method does, the learning rates of all its optimizers, where none is called ``optimizer``."""
+        super().__init_subclass__(**options)
+        fields = getattr(cls.Settings, "model_fields", {})
+        own = [key for key, entry in fields.items() if isinstance(entry.annotation, type) and issubclass(entry.annotation, Optimizer)]
+        if own and "optimizer" not in own and cls.rate == Method.rate:
+            cls.rate = " or ".join(f"method.{key}.lr" for key in own)
+
     @classmethod
     @abstractmethod
     def make(cls, settings: Any, given: Given) -> "Method":

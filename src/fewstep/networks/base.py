@@ -1,13 +1,17 @@
 """Networks by name, made from plain arguments, and helpers for modules."""
 
+import contextlib
 import copy
 import inspect
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fewstep import registry
+from fewstep.errors import UserError
 
 
 def make_network(config: Mapping[str, Any], shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
@@ -19,12 +23,23 @@ def make_network(config: Mapping[str, Any], shape: tuple[int, ...], num_classes:
     name = arguments.pop("name")
     network = registry.room("networks", name)
     if registry.is_own("networks", name):
+        arguments = _of_types(name, arguments)
         try:
             inspect.signature(network).bind(shape, num_classes, **arguments)
         except TypeError as error:
             given = "".join(f", {key}=..." for key in arguments)
             raise ValueError(f"the network {name!r} cannot be made as {network.__name__}(shape, num_classes{given}): {error}") from None
     return network(shape, num_classes, **arguments)
+
+
+def _of_types(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return `arguments` of the user's own network, which JSON holds, as its settings have them: a tuple where JSON has a list."""
+    with contextlib.suppress(UserError, ValidationError, TypeError):  # a class that takes other arguments than it has settings
+        settings = registry.settings("networks", name)
+        known = {key: value for key, value in arguments.items() if key in settings.model_fields}
+        made = settings.model_validate_json(json.dumps({"name": name, **known}))
+        return arguments | {key: getattr(made, key) for key in known}
+    return arguments
 
 
 def frozen(module: nn.Module) -> nn.Module:

@@ -1,6 +1,8 @@
 """Reading of recipes: YAML and ``key=value`` overrides become a `Recipe`, or one error that lists all mistakes."""
 
 import copy
+import json
+import os
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
@@ -10,22 +12,29 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError, create_model
+from pydantic_core import PydanticSerializationError
 
 from fewstep import registry
 from fewstep.errors import UserError
 from fewstep.limits import YAML_BYTES, YAML_NODES
 from fewstep.recipe.mistakes import explain, nearest
 from fewstep.recipe.older import KINDS, bring_forward, forward_key, leaves, put
-from fewstep.recipe.recipe import Recipe
+from fewstep.recipe.recipe import Recipe, resolved
 from fewstep.screen import SCREEN
 from fewstep.sections import Section
 from fewstep.text import read_text
 
 NO_SETTINGS = ("about", "made_by", "format", "start_here")  # keys of a recipe file that are not settings
+# pydantic's error types for values of Python that YAML has no form of
+NO_YAML = ("tuple_type", "set_type", "frozen_set_type", "is_instance_of")
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that reads floats as YAML 1.2 does (PyYAML reads ``1e-4`` as a string) and rejects duplicate keys."""
+    """A YAML loader that reads numbers as YAML 1.2 does, and rejects duplicate keys.
+
+    PyYAML reads ``1e-4`` as a string, ``010`` as 8 and ``1:30`` as 90. Here a whole number with a leading zero or a colon is text, which
+    no setting that is a number takes.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping of `node`. Raises YAMLError for a key that is given twice."""
@@ -36,6 +45,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag != "tag:yaml.org,2002:int"]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)$"),
@@ -101,7 +115,7 @@ def load_recipe(source: str, overrides: Iterable[str | tuple[str, Any]] = ()) ->
 def _with_overrides(tree: dict[str, Any], source: str, overrides: list[str | tuple[str, Any]], folder: Path) -> Recipe:
     pairs, mistakes = [], []
     for override in overrides:
-        pair = _parsed(override) if isinstance(override, str) else override
+        pair = _parsed(override) if isinstance(override, str) else (override[0], _plain(override[1]))
         if isinstance(pair, str):
             mistakes.append(pair)
         else:
@@ -146,12 +160,43 @@ def validated(tree: Mapping[str, Any], source: str) -> Recipe:
         lines += [found] * isinstance(found, str)
     model = create_model("Recipe", __base__=Recipe, **kinds)
     try:
-        recipe = model.model_validate(plain)
+        recipe = _of_types(model, plain)
     except ValidationError as error:
         lines += explain(error.errors(), model)
     if lines:
         raise UserError(f"{source} has {len(lines)} mistake{'s' * (len(lines) > 1)}:\n" + "\n".join(f"  {line}" for line in lines))
+    if any(registry.is_own(kind, plain[section]["name"]) for section, kind in KINDS.items()):
+        _check_kept(recipe, model, source)
     return Recipe.model_construct(**{name: getattr(recipe, name) for name in Recipe.model_fields})
+
+
+def _of_types(model: type[Recipe], plain: Mapping[str, Any]) -> Recipe:
+    """Return `plain` as a `model`; a list stands for a tuple or a set, and text for a path or a member of an enumeration.
+
+    Raises ValidationError.
+    """
+    try:
+        return model.model_validate(plain)
+    except ValidationError as error:
+        if not any(found["type"] in NO_YAML for found in error.errors()):
+            raise
+        try:
+            text = json.dumps(plain)
+        except (TypeError, ValueError):
+            raise error from None
+    return model.model_validate_json(text)
+
+
+def _check_kept(recipe: Recipe, model: type[Recipe], source: str) -> None:
+    """Raise UserError where `recipe`, with settings of a user's own part, could not be read again from the file that a run keeps."""
+    try:
+        _of_types(model, resolved(recipe))
+        return
+    except ValidationError as error:
+        wrong = "; ".join(explain(error.errors(), model))
+    except PydanticSerializationError as error:
+        wrong = str(error)
+    raise UserError(f"{source}: a run of it could not be read again ({wrong}); give that setting a type and a default that YAML can hold")
 
 
 def _settings(section: str, kind: str, inner: Any) -> type[Section] | str:
@@ -181,6 +226,17 @@ def _parsed(override: str) -> tuple[str, Any] | str:
         return key, parse_yaml(text) if text else None
     except yaml.YAMLError as error:
         return f"the value of {override!r} is not YAML ({' '.join(str(error).split())}); put quotes round it"
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting given in Python as YAML would have it: a path as text, a tuple as a list, a number of numpy or torch as Python's."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 def schema() -> dict[str, Any]:

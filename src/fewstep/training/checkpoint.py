@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fewstep import files
 from fewstep.text import parse_json, read_json
+from fewstep.weights import apart
 
 MANIFEST = "manifest.json"
 SHARDS = "shards"
@@ -49,8 +50,8 @@ class Checkpoint:
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return `tensors` serialized in the safetensors format, after copying them to main memory."""
-    return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    """Return `tensors` serialized in the safetensors format."""
+    return safetensors.torch.save(apart(tensors))
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, shards: Callable[[Path], Mapping[str, str]] = lambda folder: {}) -> None:

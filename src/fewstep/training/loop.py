@@ -23,7 +23,7 @@ from fewstep.denoisers.adapted import grounds
 from fewstep.errors import RESUME, Interrupted, UserError
 from fewstep.generator import Generator
 from fewstep.methods.base import Batch, Method, Turn
-from fewstep.own_parts import check_output
+from fewstep.own_parts import check_kept, check_output
 from fewstep.streams import Draws
 from fewstep.training.batches import OnDevice, TrainingData
 from fewstep.training.called import Called, Compile
@@ -160,8 +160,7 @@ class Loop:
 
     def _train(self) -> None:
         state, settings = self.state, self.settings
-        if not state.step:  # the clock starts here: what came before the first step was not training
-            state.began = time.monotonic()
+        state.began = state.began if state.step else time.monotonic()  # what came before the first step was not training
         while state.step < settings.steps:
             self.advance()
             state.is_logged = False
@@ -222,11 +221,12 @@ class Loop:
                 state.course.follow(state.looks.peek(), self.method.alarms)
             self._update(turn)
         state.step += 1
+        if state.step == 1:  # a method may make what it keeps in its first loss
+            check_kept(self.method)
 
     def _update(self, turn: Turn) -> None:
         """Clip the gradients of `turn`, set its learning rate, take the optimizer's step, and update the moving average."""
-        state, settings = self.state, turn.optimizer
-        optimizer = state.optimizers[turn.name]
+        state, settings, optimizer = self.state, turn.optimizer, self.state.optimizers[turn.name]
         norm = self.called.clipped(turn, optimizer)
         state.window.add({f"{turn.name}.grad_norm": norm})
         self.faults.look_at(norm, f"{turn.name}.grad_norm", self.state.step + 1)

@@ -11,8 +11,10 @@ from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor
 
+from fewstep.errors import UserError
 from fewstep.generator import Generator
 from fewstep.methods.base import Method
+from fewstep.own_parts import check_kept
 from fewstep.streams import Draws, stream_seed
 from fewstep.training.batches import Batches
 from fewstep.training.checkpoint import Checkpoint
@@ -122,14 +124,19 @@ class State:
 
     def shipped(self) -> Generator:
         """Return the generator of the averaged weights, as it would be saved. With sharded networks all processes must call it together."""
-        return self.method.ship(whole(self.ema.module), self.step)
+        generator = self.method.ship(whole(self.ema.module), self.step)
+        if isinstance(generator, Generator):
+            generator.info.setdefault("step", self.step)  # which a user's own method may leave out
+        return generator
 
 
 def save(state: State, run: RunFolder, fabric: Fabric, keep: int) -> None:
     """Write a checkpoint, keep the newest `keep` of them, and write the model folder. All processes must call it together.
 
-    The first process writes all files but the shards of sharded networks, of which each process writes its own.
+    The first process writes all files but the shards of sharded networks, of which each process writes its own. Raises UserError where the
+    method keeps what a checkpoint cannot hold.
     """
+    check_kept(state.method)
     rng = {"loop": state.rng.get_state(), "torch": torch.get_rng_state()}
     if state.rng.is_dealt:
         rng["batch"] = state.rng.shared.get_state()
@@ -177,7 +184,7 @@ def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], N
     """Restore `state` from the newest whole checkpoint, and remove later records and checkpoints from the run folder.
 
     Returns False where there is no checkpoint yet. `say` is called with a line for each thing that the user should know. Raises UserError
-    where all checkpoints are damaged.
+    where all checkpoints are damaged, and where the networks or turns are no longer those of the checkpoint.
     """
     checkpoint, damaged = run.latest_checkpoint()
     for line in damaged:
@@ -189,6 +196,11 @@ def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], N
     if checkpoint is None:
         return False
     record = checkpoint.state
+    if (changed := _changed(state, checkpoint)) is not None:
+        raise UserError(
+            f"the checkpoint step_{step} in {run.path} does not fit what the recipe makes now: {changed}. Give the code of the method, "
+            "network and packages back as they were when the run began; or train into another folder"
+        )
     checkpoint = filled(checkpoint, _weights(state), state.optimizers)
     for name in state.trained:
         load_learned(state.method.networks[name], checkpoint.networks[name])
@@ -219,6 +231,31 @@ def restore(state: State, run: RunFolder, fabric: Fabric, say: Callable[[str], N
         if fabric.is_global_zero:
             run.save_model(generator)
     return True
+
+
+def _changed(state: State, checkpoint: Checkpoint) -> str | None:
+    """Return how the networks and turns of `state` differ from those that `checkpoint` was written of, a clause; None if they do not.
+
+    Of tensors that a sharded run keeps elsewhere, neither names nor shapes are compared.
+    """
+    turns, before = set(state.optimizers), set(checkpoint.optimizers)
+    if turns != before:
+        return f"its turns were {', '.join(sorted(before))}, and are {', '.join(sorted(turns))}"
+    for network, tensors in _weights(state).items():
+        if network not in checkpoint.networks:
+            return f"it has no network {network!r}"
+        kept = {} if checkpoint.shards is not None else checkpoint.networks[network]
+        for name in dict.fromkeys([*tensors, *kept]) if kept else ():
+            was, now = ("nothing" if x is None else f"shape {list(x.shape)}" for x in (kept.get(name), tensors.get(name)))
+            if was != now:
+                return f"{name} of its network {network!r} had {was}, and has {now}"
+    for turn, optimizer in state.optimizers.items():
+        was_of, now_of = (
+            [len(group["params"]) for group in one["param_groups"]] for one in (checkpoint.optimizers[turn], optimizer.state_dict())
+        )
+        if was_of != now_of:
+            return f"its turn {turn!r} trained {sum(was_of)} tensors in {len(was_of)} group(s), and trains {sum(now_of)} in {len(now_of)}"
+    return None
 
 
 def _of_all(numbers: Tensor, fabric: Fabric) -> Tensor:

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from fewstep.errors import UserError, first_line
 from fewstep.files import replace_file
 from fewstep.pil import opened
-from fewstep.recipe.recipe import Wandb
 
 
 class Tracker(Protocol):
@@ -195,7 +194,4 @@ def make_tracker(name: str, folder: Path, config: Mapping[str, Any]) -> Tracker:
     check_tracker(name)
     if name == "wandb":
         return WandbTracker(folder, config)
-    trainer = config.get("trainer", {})
-    if trainer.get("tracker") == name and trainer.get("wandb", Wandb().model_dump()) != Wandb().model_dump():
-        sys.stderr.write(f"note: trainer.wandb is set, and nothing is sent to Weights & Biases, for trainer.tracker is {name!r}\n")
     return TensorBoardTracker(folder) if name == "tensorboard" else NoTracker()

@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from fewstep.sections import Compared, NonNegativeFloat, SelfTaughtSettings
+from fewstep.methods.self_taught_settings import SelfTaughtSettings
+from fewstep.sections import Compared, NonNegativeFloat
 
 Levels = list[Annotated[list[PositiveFloat], Field(min_length=1)]]
 
@@ -49,3 +50,7 @@ class ConsistencySettings(SelfTaughtSettings):
         if len(set(counts)) < len(counts) or self.sampler_steps not in counts:
             raise ValueError(f"levels are for {counts} steps; give one list for each number of steps, and one of {self.sampler_steps}")
         return self
+
+    def idle(self) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
+        """Return the settings that others leave without effect."""
+        return (*super().idle(), (self.distance != "pseudo_huber", f"method.distance is {self.distance!r}", ("huber_c",)))

@@ -46,3 +46,7 @@ class DDDMSettings(GuidedSettings):
                 f"m is {self.m} with lam {self.lam}; pairs of particles need m of at least 2 (or lam 0, which is plain diffusion)"
             )
         return self
+
+    def idle(self) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
+        """Return the settings that others leave without effect."""
+        return ((self.lam == 0, "method.lam is 0", ("lam_warmup",)),)

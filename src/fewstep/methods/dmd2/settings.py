@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from fewstep.pipelines.lora import RANK
-from fewstep.sections import Compared, Fraction, Grid, NonNegativeFloat, NonNegativeInt, Optimizer, Role, Section, TaughtSettings
+from fewstep.sections import EXACT, Compared, Fraction, Grid, NonNegativeFloat, NonNegativeInt, Optimizer, Role, Section, TaughtSettings
 
 
 class DMD2Optimizer(Optimizer):
@@ -177,6 +177,20 @@ class DMD2Settings(Grid, TaughtSettings):
     def asked_levels(self) -> dict[str, float]:
         """The noise levels that the teacher has to know, by their settings; empty where the levels are the teacher's own."""
         return {} if self.times == "teacher" else super().asked_levels
+
+    def idle(self) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
+        """Return the settings that others leave without effect."""
+        levels = ("conditioning_sigma", "num_train_timesteps", "sigma_min", "sigma_max", "rho")
+        return (
+            (self.loss != "sid", f"method.loss is {self.loss!r}", ("sid_alpha",)),
+            (self.times == "teacher", "method.times is 'teacher', whose own noise levels are used", levels),
+            (self.sampler_steps == 1, "method.sampler_steps is 1", ("fake_per_step", "inputs")),
+            (self.min_step_start is None, "method.min_step_start is null", ("min_step_warmup",)),
+            (not self.exact, f"method.teacher is not {EXACT!r}", ("fake_widths",)),
+            (not self.gan, "method.gan is false", ("gan_weight_generator", "gan_weight_guidance", "gan_features", "gan_levels")),
+            (not self.r1_weight, "method.r1_weight is 0", ("r1", "r1_alpha")),
+            (bool(self.r1_weight) and self.r1 == "exact", "method.r1 is 'exact'", ("r1_alpha",)),
+        )
 
     @property
     def taught(self) -> bool:

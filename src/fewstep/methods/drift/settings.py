@@ -84,6 +84,17 @@ class DriftSettings(MethodSettings):
         if self.gamma_by == "data" and not points:
             raise ValueError("method.gamma_by is 'data', which estimates the density of points; with images use 'field'")
 
+    def idle(self) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
+        """Return the settings that others leave without effect."""
+        planned = self.plan == "sinkhorn" or self.field == "wasserstein"
+        return (
+            (self.gamma_start is None, "method.gamma_start is null", ("gamma_warmup",)),
+            (self.temperature_start is None, "method.temperature_start is null", ("temperature_warmup", "temperature_schedule")),
+            (self.temperatures != "auto", "method.temperatures is not 'auto'", ("temperature_neighbours",)),
+            (self.field in ("toy", "drifting"), f"method.field is {self.field!r}, whose kernel is Laplace's", ("kernel",)),
+            (not planned, f"method.plan is {self.plan!r}", ("sinkhorn_iterations",)),
+        )
+
     @property
     def aims_at(self) -> float:
         """Gamma: the generator aims at ``p^gamma``."""

@@ -4,7 +4,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from fewstep.sections import Compared, Fraction, NonNegativeFloat, SelfTaughtSettings
+from fewstep.methods.self_taught_settings import SelfTaughtSettings
+from fewstep.sections import Compared, Fraction, NonNegativeFloat
 
 
 class FlowMapSettings(SelfTaughtSettings):
@@ -80,3 +81,12 @@ class FlowMapSettings(SelfTaughtSettings):
         if self.guidance_scale != 1.0 and not self.label_dropout and self.velocity in ("data", "own"):
             raise ValueError(f"guidance_scale is {self.guidance_scale}, but no label is ever hidden; give label_dropout, such as 0.1")
         return self
+
+    def idle(self) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
+        """Return the settings that others leave without effect."""
+        return (
+            *super().idle(),
+            (self.form == "discrete", "method.form is 'discrete'", ("derivative", "step_in_log")),
+            (self.form == "derivative", "method.form is 'derivative'", ("stages", "first_stage", "gap_k", "gap_b")),
+            (self.form == "derivative" and self.derivative == "jvp", "method.derivative is 'jvp'", ("step_in_log",)),
+        )

@@ -29,3 +29,8 @@ class TeacherSettings(Grid, GuidedSettings):
     moved: ClassVar = {
         key: (f"optimizer.{key}",) for key in ("lr", "warmup", "decay_from", "final", "beta1", "beta2", "weight_decay", "clip")
     }
+
+    def idle(self) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
+        """Return the settings that others leave without effect."""
+        why, is_grid = f"method.sigma_sampling is {self.sigma_sampling!r}", self.sigma_sampling == "karras"
+        return ((is_grid, why, ("sigma_mean", "sigma_std")), (not is_grid, why, ("num_train_timesteps",)))
