@@ -23,7 +23,12 @@ from fewstep.training.loop import Loop, LoopSettings
 from fewstep.training.run_folder import RunFolder
 from same_run import TIMES, assert_same_run
 
-STEPS, ITEMS = 3, 24
+ITEMS = 24
+
+
+def steps_of(name: str) -> int:
+    """How many steps are compared: of second derivatives' rounding Adam makes more than 1e-5 in a third."""
+    return 2 if name == "dmd2, exact r1" else 3
 
 
 def stirred(method: Method) -> None:
@@ -38,12 +43,13 @@ def stirred(method: Method) -> None:
 
 def learned(name: str, teacher: Path, folder: Path, fabric, accumulate: int = 1) -> dict[str, torch.Tensor]:
     """What a few steps make: every weight that learns, and every figure of the last of them, averaged over processes."""
-    recipe = CASES[name].read(teacher, f"steps={STEPS}", batch_size=ITEMS)
+    steps = steps_of(name)
+    recipe = CASES[name].read(teacher, f"steps={steps}", batch_size=ITEMS)
     data, method = made(recipe)
     stirred(method)
-    settings = LoopSettings(steps=STEPS, batch_size=ITEMS, accumulate=accumulate, log_every=1)
+    settings = LoopSettings(steps=steps, batch_size=ITEMS, accumulate=accumulate, log_every=1)
     loop = Loop(method, data, fabric, RunFolder(folder), settings)
-    for _ in range(STEPS):
+    for _ in range(steps):
         loop.state.window.sums.clear()
         loop.state.window.counts.clear()
         loop.advance()
@@ -145,13 +151,12 @@ def test_two_processes_learn_what_one_does(name, two, one):
     folder, said = two
     file = folder / f"{list(CASES).index(name)}.safetensors"
     assert file.exists(), said
-    # after one step all cases are equal to 2e-6; Adam makes more of the rounding in second derivatives at the next steps
-    assert_same(load_file(file), one(name), 1e-4 if name == "dmd2, exact r1" else 1e-5)
+    assert_same(load_file(file), one(name))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_several_parts_teach_what_one_does_or_are_refused(name, one, still_teacher):
-    recipe = CASES[name].read(still_teacher, f"steps={STEPS}", "trainer.accumulate=3", batch_size=ITEMS)
+    recipe = CASES[name].read(still_teacher, f"steps={steps_of(name)}", "trainer.accumulate=3", batch_size=ITEMS)
     _, method = made(recipe)
     if method.needs_whole_batch:
         with pytest.raises(UserError, match=r"trainer\.accumulate is 3, but method .* learns from a batch as a whole: .* Set it to 1"):
