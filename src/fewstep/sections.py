@@ -46,6 +46,15 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def section_in(annotation: Any) -> type[Section] | None:
+    """Return the section class that a field of this type holds; None where it holds a plain value.
+
+    A list[int] is a type to Python 3.10, and no class.
+    """
+    kinds = (kind for kind in (annotation, *typing.get_args(annotation)) if typing.get_origin(kind) is None)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+
+
 class Grid(Section):
     """The Karras grid of noise levels that a method trains on."""
 

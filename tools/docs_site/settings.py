@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from fewstep import registry
 from fewstep.recipe.recipe import Recipe, Trainer
-from fewstep.sections import Section
+from fewstep.sections import Section, section_in
 
 
 class Row(NamedTuple):
@@ -55,14 +55,6 @@ def rows(cls: type[BaseModel], prefix: str = "") -> Iterator[Row]:
         yield Row(f"{prefix}{key}", kind, default_of(field, inner), field.description or "")
         if inner:
             yield from rows(inner, f"{prefix}{key}.")
-
-
-def section_in(annotation: Any) -> type[Section] | None:
-    """Return the section that `annotation` is, or may be; None for a plain value."""
-    for part in (annotation, *typing.get_args(annotation)):
-        if isinstance(part, type) and issubclass(part, Section):
-            return part
-    return None
 
 
 def default_of(field: FieldInfo, inner: type[Section] | None) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fewstep.data.protocol import Data as Data
 from fewstep.denoisers import MixtureDenoiser
 from fewstep.generator import Generator
-from fewstep.sections import EXACT, MethodSettings, NetworkSettings, Optimizer
+from fewstep.sections import EXACT, MethodSettings, NetworkSettings, Optimizer, Section, section_in
 from fewstep.streams import uniform
 
 Networks = Mapping[str, Callable[..., Any]]
@@ -209,7 +209,7 @@ class Method(ABC):
         """Name as `rate`, unless the method does, the learning rates of all its optimizers, where none is called ``optimizer``."""
         super().__init_subclass__(**options)
         fields = getattr(cls.Settings, "model_fields", {})
-        own = [key for key, entry in fields.items() if isinstance(entry.annotation, type) and issubclass(entry.annotation, Optimizer)]
+        own = [key for key, entry in fields.items() if issubclass(section_in(entry.annotation) or Section, Optimizer)]
         if own and "optimizer" not in own and cls.rate == Method.rate:
             cls.rate = " or ".join(f"method.{key}.lr" for key in own)
 

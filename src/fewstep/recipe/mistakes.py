@@ -2,9 +2,9 @@
 
 import difflib
 from collections.abc import Iterable, Iterator
-from typing import Any, get_args, get_origin
+from typing import Any
 
-from fewstep.sections import Section
+from fewstep.sections import Section, section_in
 
 BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")  # pydantic's error types for numbers out of bounds
 BOUND_WORDS = {"gt": "greater than", "ge": "greater than or equal to", "lt": "less than", "le": "less than or equal to"}
@@ -62,12 +62,6 @@ def _place(loc: list[str], model: type[Section]) -> tuple[list[str], type[Sectio
         if number + 1 < len(loc):
             kind = inner
     return where, kind
-
-
-def section_in(annotation: Any) -> type[Section] | None:
-    """Return the section class that a field of this type holds; None where it holds a plain value."""
-    kinds = (kind for kind in (annotation, *get_args(annotation)) if get_origin(kind) is None)  # list[int] is a type to Python 3.10
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
 def _nearest_key(word: str, kind: type[Section]) -> str:

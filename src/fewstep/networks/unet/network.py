@@ -110,7 +110,7 @@ class UNet(nn.Module):
         label, condition = (None if told is None else told.repeat_interleave(m, 0) for told in (label, condition))
         both = torch.cat([x[:, None].expand(-1, m, -1, -1, -1), xi], 2).flatten(0, 1)
         told = self._told(both, label, condition)
-        out = self._run(both, c_noise.repeat_interleave(m), told)
+        out = self._run(both, c_noise.repeat_interleave(m, 0), told)
         return out.view(*xi.shape[:2], *x.shape[1:])
 
     def _run(self, x: Tensor, c_noise: Tensor, told: Any) -> Tensor:
