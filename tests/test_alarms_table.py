@@ -71,7 +71,7 @@ def test_the_page_is_what_was_measured(name):
     [
         ("It was better before (1). Lower method.generator_optimizer.lr", ["method.generator_optimizer.lr=0.0001"]),
         ("It has hardly moved since the start (1). Train longer (steps), or raise method.generator_optimizer.lr", ["steps=9000"]),
-        ("Raise batch_size (64 or more) for samples to feel the data", ["batch_size=8192"]),
+        ("Raise batch_size (64 items or more, of each class) for samples to feel the data", ["batch_size=8192"]),
         ("Set method.ema_decay to 0.99 or more", ["method.ema_decay=0.99"]),
         ("Set network.sigma_data to the standard deviation of the data", ["network.sigma_data=10.0"]),
         ("Look at the curves", []),

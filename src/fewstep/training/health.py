@@ -105,7 +105,7 @@ COMMON = (
         "batch",
         "health.batch",
         "each sample learns from {value:.0f} others, whose places are mostly chance",
-        "Raise batch_size (64 or more) for samples to feel the data",
+        "Raise batch_size (64 items or more, of each class) for samples to feel the data",
         low=16,
     ),
     Alarm(
