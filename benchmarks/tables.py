@@ -134,7 +134,7 @@ def readme() -> str:
     seeds, teachers = (", ".join(str(run["training_seed"]) for run in listed) for listed in (runs, arms["teacher"]))
     note = (
         f" Means over training seeds {seeds}; n = {runs[0]['n']:,}. MNIST: `python benchmarks/images.py mnist --data DIR`, "
-        f"n = {arms['dmd2'][0]['n']:,}; the teacher of seed {teachers}."
+        f"n = {arms['dmd2'][0]['n']:,}; the teacher's seeds {teachers}."
     )
     return markdown(lines) + source(result("quality"), note)
 
