@@ -107,10 +107,10 @@ class UNet(nn.Module):
         if xi is None:
             return self._run(x, c_noise, self._told(x, label, condition))
         m = xi.shape[1]
-        label, condition = (None if told is None else told.repeat_interleave(m, 0) for told in (label, condition))
+        label, condition = (None if told is None else _repeated(told, m) for told in (label, condition))
         both = torch.cat([x[:, None].expand(-1, m, -1, -1, -1), xi], 2).flatten(0, 1)
         told = self._told(both, label, condition)
-        out = self._run(both, c_noise.repeat_interleave(m, 0), told)
+        out = self._run(both, _repeated(c_noise, m), told)
         return out.view(*xi.shape[:2], *x.shape[1:])
 
     def _run(self, x: Tensor, c_noise: Tensor, told: Any) -> Tensor:
@@ -158,6 +158,11 @@ class LabelAndCondition(nn.Module):
         label, condition = told
         added: Tensor = self.from_condition(condition.to(self.from_condition.weight.dtype))
         return added if self.weight is None or label is None else nn.functional.embedding(label, self.weight) + added
+
+
+def _repeated(x: Tensor, m: int) -> Tensor:
+    """Return each item of `x` [B, ...] `m` times in a row, [B m, ...]; torch 2.8 exports `repeat_interleave` as ONNX of another rank."""
+    return x[:, None].expand(-1, m, *x.shape[1:]).flatten(0, 1)
 
 
 def encoder_features(unet: Any, x: Tensor, timestep: Tensor, label: Any) -> list[Tensor]:
