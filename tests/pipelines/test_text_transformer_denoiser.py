@@ -125,11 +125,6 @@ def changed(folder, to, file, **values):
             {"_class_name": "DDIMScheduler"},
             "is a DDIMScheduler, which is of no flow; allowed are FlowMatch",
         ),
-        (
-            "scheduler/scheduler_config.json",
-            {"_class_name": "FlowMatchLCMScheduler"},
-            "is FlowMatchLCMScheduler, which adds new noise between a few steps: the model is a student, and not a teacher",
-        ),
         ("scheduler/scheduler_config.json", {"invert_sigmas": True}, "has invert_sigmas, with which it lets time run from noise to data"),
         *(
             ("scheduler/scheduler_config.json", {key: True}, f"has {key}, with which it samples at times of its own, and this is not supp")

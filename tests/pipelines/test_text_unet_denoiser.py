@@ -137,7 +137,6 @@ def test_what_is_not_known_is_a_sentence(tmp_path):
             (unet, {"addition_embed_type": "image"}, "addition_embed_type is 'image'; allowed: null"),
             (unet, {"addition_embed_type": "text_time"}, "they go together"),
             (unet, {"sample_size": 7}, "latents of 7x7 cannot be halved 1 times; give sides divisible by 2"),
-            ("scheduler/scheduler_config.json", {"_class_name": "LCMScheduler"}, "is LCMScheduler, which adds new noise between a few"),
             ("scheduler/scheduler_config.json", {"prediction_type": "score"}, "the prediction is 'score'; allowed"),
             ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline"),
         ]

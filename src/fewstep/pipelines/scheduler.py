@@ -13,9 +13,7 @@ from fewstep.text import read_json
 DDPM = {"prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 SCHEDULER = "scheduler_config.json"
 HEUN = "FlowMatchHeunDiscreteScheduler"  # of the settings below it has num_train_timesteps and shift alone
-FLOWS = ("FlowMatchEulerDiscreteScheduler", HEUN)
-# schedulers of networks that were trained for a few steps with new noise between them, and do not denoise at every level as a teacher does
-OF_STUDENTS = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")
+FLOWS = ("FlowMatchEulerDiscreteScheduler", HEUN, "FlowMatchLCMScheduler")
 # settings of flow schedulers that are not followed, and what a scheduler does with them, as a predicate
 OTHERWISE = {
     "invert_sigmas": "lets time run from noise to data",
@@ -43,7 +41,6 @@ def scheduler_of(folder: Path, model_folder: Path) -> tuple[dict[str, Any], str]
 def parametrization_of(scheduler: dict[str, Any]) -> dict[str, Any]:
     """Return the denoiser settings (prediction and betas) that a scheduler's settings imply. Raises ValueError for other schedulers."""
     name = scheduler.get("_class_name", "DDPMScheduler")
-    _check_no_student(name)
     if scheduler and "beta_schedule" not in scheduler and scheduler.get("trained_betas") is None:
         raise ValueError(
             f"its scheduler is a {name}, which has no betas; allowed are DDPMScheduler, DDIMScheduler and those with the same betas"
@@ -57,15 +54,6 @@ def parametrization_of(scheduler: dict[str, Any]) -> dict[str, Any]:
         betas["num"] = settings["num_train_timesteps"]
     parametrization = {"name": "ddpm", "prediction": settings["prediction_type"], "betas": betas}
     return parametrization | ({"zero_snr": True} if settings.get("rescale_betas_zero_snr") else {})
-
-
-def _check_no_student(name: str) -> None:
-    """Raise ValueError for the `name` of a scheduler by which few-step students are sampled."""
-    if name in OF_STUDENTS:
-        raise ValueError(
-            f"its scheduler is {name}, which adds new noise between a few steps: the model is a student, and not a teacher that denoises "
-            f"in many; take the model that it was made from, or if this is that one, the {SCHEDULER} that it was trained with"
-        )
 
 
 @dataclass(frozen=True)
@@ -94,7 +82,6 @@ def flow_of(scheduler: dict[str, Any], patches: int) -> Flow:
     Where the shift depends on the size of the image, it is that of images of `patches` patches. Raises ValueError for other schedulers.
     """
     name = scheduler.get("_class_name", FLOWS[0])
-    _check_no_student(name)
     if name not in FLOWS:
         raise ValueError(f"its scheduler is a {name}, which is of no flow; allowed are {', '.join(FLOWS)}")
     if name == HEUN:
