@@ -202,5 +202,15 @@ def held_folder(path: Path, doing: str = "training into", then: str = "use --res
             os.close(descriptor)
 
 
+def step_of(path: Path) -> int:
+    """Return N of a file ``step_N.png``. Raises ValueError for other names."""
+    return int(path.stem.removeprefix("step_"))
+
+
+def step_pictures(folder: Path) -> list[Path]:
+    """Return the files ``step_N.png`` in `folder` in the order of their steps; files of other names are the user's, and left alone."""
+    return sorted((path for path in folder.glob("step_*.png") if path.stem.removeprefix("step_").isdecimal()), key=step_of)
+
+
 def _beside(path: Path, mark: str = "") -> Path:
     return path.with_name(f".{path.name}{mark}{PARTIAL}")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewstep.data import Density, Mixture, PointData
 from fewstep.data.prompts import PromptData
+from fewstep.files import step_of, step_pictures
 from fewstep.generator import Generator
 from fewstep.methods.base import Method
 from fewstep.metrics.modes import mode_counts
@@ -129,8 +130,8 @@ class PointPictures:
 
 def _forgotten(run: RunFolder, step: int) -> bool:
     """Remove the pictures in ``samples/`` of steps after `step`; return whether that of `step` is missing (False for step 0)."""
-    for path in run.pictures():
-        if int(path.stem.removeprefix("step_")) > step:
+    for path in step_pictures(run.sample_folder):
+        if step_of(path) > step:
             path.unlink()
     return step > 0 and not (run.sample_folder / f"step_{step}.png").exists()
 

@@ -10,6 +10,7 @@ from fewstep import registry
 from fewstep.errors import UserError
 from fewstep.evaluation import run_recipe
 from fewstep.evaluation_text import table
+from fewstep.files import step_pictures
 from fewstep.limits import YAML_BYTES
 from fewstep.measurement import usual_samples
 from fewstep.methods.base import Alarm, Method
@@ -31,7 +32,7 @@ def report(path: Path) -> None:
     run, recipe = RunFolder(path), run_recipe(path)
     method: type[Method] = registry.room("methods", recipe.method.name)
     records, info = run.metrics(older_names(method)), _info(run)
-    pictures = run.pictures()
+    pictures = step_pictures(run.sample_folder)
     still = run.dashboard_folder / "dashboard.png"
     is_wide = still.exists()
     last = still if is_wide else pictures.pop() if pictures else None

@@ -1,15 +1,16 @@
 import numpy as np
 from PIL import Image
 
+from fewstep.files import step_pictures
 from fewstep.viz.dashboard import animation
-from fewstep.viz.dashboard.animation import make_gif, saved_frames
+from fewstep.viz.dashboard.animation import make_gif
 from fewstep.viz.dashboard.scene import INK
 
 
 def test_frames_are_those_with_a_step_in_its_order(tmp_path):
     for name in ("step_00000200.png", "step_00000010.png", "step_last.png", "step_.png"):
         (tmp_path / name).write_bytes(b"")
-    assert [path.name for path in saved_frames(tmp_path)] == ["step_00000010.png", "step_00000200.png"]
+    assert [path.name for path in step_pictures(tmp_path)] == ["step_00000010.png", "step_00000200.png"]
 
 
 def test_a_loop_of_many_frames_is_thinned_evenly(tmp_path):
@@ -17,7 +18,7 @@ def test_a_loop_of_many_frames_is_thinned_evenly(tmp_path):
         image = Image.new("RGB", (1500, 900), "#ffffff")
         image.paste(INK, (0, 0, 10 * k + 10, 900))
         image.save(tmp_path / f"step_{k:08d}.png", compress_level=1)
-    make_gif(saved_frames(tmp_path), tmp_path / "loop.gif")
+    make_gif(step_pictures(tmp_path), tmp_path / "loop.gif")
     bars, durations = [], []
     with Image.open(tmp_path / "loop.gif") as loop:
         assert (loop.n_frames, loop.size, loop.info["loop"]) == (60, (1200, 720), 0)
@@ -39,7 +40,7 @@ def test_a_loop_that_is_too_large_is_made_smaller(tmp_path, monkeypatch):
         Image.new("RGB", (1500, 900), colour).save(tmp_path / f"step_{k}.png")
     for limit in (10**6, 3000, 1):
         monkeypatch.setattr(animation, "GIF_BYTES", limit)
-        make_gif(saved_frames(tmp_path), tmp_path / "loop.gif")
+        make_gif(step_pictures(tmp_path), tmp_path / "loop.gif")
         with Image.open(tmp_path / "loop.gif") as loop:
             sizes[limit] = loop.size
         assert (tmp_path / "loop.gif").stat().st_size < limit or limit == 1

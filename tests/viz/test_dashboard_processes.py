@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from dashboard_frames import WEIGHTS, make_frame, pixels, shown
+from fewstep.files import step_of, step_pictures
 from fewstep.viz.dashboard import Dashboard, Frame, Scene, recording
-from fewstep.viz.dashboard.animation import earlier, saved_frames, step_of
+from fewstep.viz.dashboard.animation import earlier
 from fewstep.viz.dashboard.messages import messages, pack
 from fewstep.viz.dashboard.picture import Picture
 from fewstep.viz.dashboard.scene import Reading
@@ -67,10 +68,10 @@ def test_a_run(scene, tmp_path, capsys):
     assert np.median(times) < 0.005
     gif, png = board.close()
     assert board.close() == (gif, png)
-    assert [path.name for path in saved_frames(board.frames)] == [f"step_{step:08d}.png" for step in range(100, 501, 100)]
+    assert [path.name for path in step_pictures(board.frames)] == [f"step_{step:08d}.png" for step in range(100, 501, 100)]
     frames = [make_frame(step) for step in range(100, 501, 100)]
     shown(scene, *frames).save(tmp_path / "here.png")
-    with Image.open(tmp_path / "here.png") as here, Image.open(saved_frames(board.frames)[-1]) as there:
+    with Image.open(tmp_path / "here.png") as here, Image.open(step_pictures(board.frames)[-1]) as there:
         assert here.size == there.size == (1500, 900)
         assert np.abs(np.asarray(here, int) - np.asarray(there, int)).mean() < 0.05  # arrays travel in float32
     with Image.open(gif) as loop:
@@ -104,7 +105,7 @@ def test_a_resumed_run_goes_on(scene, tmp_path):
     # the curves of the last picture begin with the run, not with its second part
     picture = Picture(scene)
     picture.show(make_frame(400), earlier(board.frames))
-    with Image.open(saved_frames(board.frames)[-1]) as there:
+    with Image.open(step_pictures(board.frames)[-1]) as there:
         assert np.abs(pixels(picture) - np.asarray(there, int)).mean() < 0.05
     board = Dashboard(tmp_path, scene)
     board.forget_after(-1)
@@ -116,7 +117,7 @@ def test_a_worker_that_lags_draws_the_last_frame_and_knows_all_figures(scene, tm
     monkeypatch.setattr(recording, "WAITING", 4)
     board = Dashboard(tmp_path, scene)
     board.record(make_frame(1))
-    wait_until(lambda: saved_frames(board.frames))
+    wait_until(lambda: step_pictures(board.frames))
     os.kill(board.worker.pid, signal.SIGSTOP)
     for step in range(2, 102):
         board.record(make_frame(step))
@@ -125,7 +126,7 @@ def test_a_worker_that_lags_draws_the_last_frame_and_knows_all_figures(scene, tm
             time.sleep(0.01)  # the pipe is filled first
     os.kill(board.worker.pid, signal.SIGCONT)
     board.close()
-    drawn = [step_of(path) for path in saved_frames(board.frames)]
+    drawn = [step_of(path) for path in step_pictures(board.frames)]
     assert drawn[-1] == 101
     assert len(drawn) < 40
     assert [reading.step for reading in earlier(board.frames)] == list(range(1, 102))
@@ -136,7 +137,7 @@ def test_a_worker_that_lags_draws_the_last_frame_and_knows_all_figures(scene, tm
 def test_a_worker_that_is_killed_stops_nothing(scene, tmp_path, capsys):
     board = Dashboard(tmp_path, scene)
     board.record(make_frame(1))
-    wait_until(lambda: saved_frames(board.frames))
+    wait_until(lambda: step_pictures(board.frames))
     board.worker.kill()
     for step in range(2, 500):
         board.record(make_frame(step, samples=np.zeros((3000, 2))))
@@ -148,8 +149,8 @@ def test_a_worker_that_is_killed_stops_nothing(scene, tmp_path, capsys):
     assert "killed by signal 9" in said
     assert "Training was not affected" in said
     with Image.open(gif) as loop:
-        assert loop.n_frames == len(saved_frames(board.frames))
-    assert png.read_bytes() == saved_frames(board.frames)[-1].read_bytes()
+        assert loop.n_frames == len(step_pictures(board.frames))
+    assert png.read_bytes() == step_pictures(board.frames)[-1].read_bytes()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no signals")
@@ -203,7 +204,7 @@ def test_a_display_that_is_not_there_costs_only_the_window(live, scene, tmp_path
     gif, png = board.close()
     assert gif.exists()
     assert png.exists()
-    assert len(saved_frames(board.frames)) == 2
+    assert len(step_pictures(board.frames)) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "no window for the dashboard (no display can be reached" in said
@@ -229,11 +230,11 @@ from pathlib import Path
 from dashboard_frames import make_frame, CENTRES
 import numpy as np
 from fewstep.viz.dashboard import Dashboard, Scene
-from fewstep.viz.dashboard.animation import saved_frames
+from fewstep.files import step_pictures
 density = np.ones((5, 5))
 board = Dashboard(Path(sys.argv[1]), Scene("", -4, 4, density, density, CENTRES))
 board.record(make_frame(1))
-while not saved_frames(board.frames):
+while not step_pictures(board.frames):
     time.sleep(0.02)
 print(board.worker.pid, flush=True)
 for step in range(2, 100):
@@ -254,6 +255,6 @@ def test_the_worker_dies_with_its_parent_and_holds_no_torch(tmp_path):
             parent.kill()
         parent.wait()
         wait_until(lambda: stale(pid))
-    for path in saved_frames(tmp_path / "frames"):  # whole, all of them
+    for path in step_pictures(tmp_path / "frames"):  # whole, all of them
         with Image.open(path) as image:
             image.load()

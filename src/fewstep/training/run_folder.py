@@ -60,11 +60,6 @@ class RunFolder:
             data.setdefault("standardize", False)
         return tree
 
-    def pictures(self) -> list[Path]:
-        """Return the pictures ``samples/step_N.png`` in the order of their steps; files of other names are the user's."""
-        numbered = (path for path in self.sample_folder.glob("step_*.png") if path.stem.removeprefix("step_").isdecimal())
-        return sorted(numbered, key=lambda path: int(path.stem.removeprefix("step_")))
-
     def units(self) -> dict[str, Any] | None:
         """Return the units (``location``, ``scale``) of points in the saved model's config.json; {} for none, None without a model."""
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.files import replace_file
+from fewstep.files import replace_file, step_pictures
 from fewstep.pil import opened
 from fewstep.text import parse_json
 from fewstep.viz.colours import COLOURS, SAMPLE
@@ -18,20 +18,10 @@ from fewstep.viz.dashboard.scene import GRID, HEIGHT, INK, SOFT, WIDTH, Reading
 GIF_FRAMES, GIF_BYTES, GIF_SECONDS, GIF_HOLD = 60, 4_000_000, 8.0, 1.5
 
 
-def saved_frames(folder: Path) -> list[Path]:
-    """Return the files of the frames in `folder`, in the order of their steps; files of other names are not ours, and left alone."""
-    return sorted((path for path in folder.glob("step_*.png") if path.stem.removeprefix("step_").isdecimal()), key=step_of)
-
-
-def step_of(path: Path) -> int:
-    """Return the step in the file name of a frame."""
-    return int(path.stem.removeprefix("step_"))
-
-
 def earlier(frames: Path) -> list[Reading]:
     """Return the readings stored in the frames that an earlier part of the run left in the folder `frames`."""
     found = []
-    for path in saved_frames(frames):
+    for path in step_pictures(frames):
         with contextlib.suppress(OSError, SyntaxError, ValueError), opened(path) as image:
             for step, shares, inside in parse_json(image.info.get("readings", "[]")):
                 found.append(Reading(step, None if shares is None else np.array(shares, np.float64), inside))

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from fewstep import files
-from fewstep.viz.dashboard.animation import make_gif, saved_frames, step_of
+from fewstep.files import step_of, step_pictures
+from fewstep.viz.dashboard.animation import make_gif
 from fewstep.viz.dashboard.messages import pack
 from fewstep.viz.dashboard.process import SAYS, say, start, window_wanted
 from fewstep.viz.dashboard.scene import Frame, Reading, Scene
@@ -51,7 +52,7 @@ class Dashboard:
         It must be called before the first `record`.
         """
         assert self.thread is None, "forget_after comes before the first record"
-        stale = [path for path in saved_frames(self.frames) if step_of(path) > step]
+        stale = [path for path in step_pictures(self.frames) if step_of(path) > step]
         for path in stale:
             path.unlink()
         files.sweep(self.frames)
@@ -61,7 +62,7 @@ class Dashboard:
 
     def has(self, step: int) -> bool:
         """Return whether the frame of `step` has been drawn and saved."""
-        return any(step_of(path) == step for path in saved_frames(self.frames))
+        return any(step_of(path) == step for path in step_pictures(self.frames))
 
     def record(self, frame: Frame) -> None:
         """Queue `frame` to be drawn, and return at once. Its arrays are copied. Steps must increase from call to call.
@@ -107,7 +108,7 @@ class Dashboard:
         if self.thread is not None:
             self._wait(self.thread)
         try:
-            pictures = saved_frames(self.frames)
+            pictures = step_pictures(self.frames)
             if pictures:
                 make_gif(pictures, gif)
                 if not self.finished and (self.thread is not None or not png.exists()):
@@ -126,7 +127,7 @@ class Dashboard:
         drawn, since = -1, time.monotonic()
         while thread.is_alive():
             thread.join(0.1)
-            now = len(saved_frames(self.frames))
+            now = len(step_pictures(self.frames))
             if now != drawn:
                 drawn, since = now, time.monotonic()
             elif time.monotonic() - since > PATIENCE:

@@ -16,7 +16,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fewstep.viz.dashboard.animation import earlier, saved_frames
+from fewstep.files import step_pictures
+from fewstep.viz.dashboard.animation import earlier
 from fewstep.viz.dashboard.messages import messages
 from fewstep.viz.dashboard.picture import Picture
 from fewstep.viz.dashboard.process import SAYS, interactive, start
@@ -126,7 +127,7 @@ def show(folder: Path) -> None:
     shown = None
     with contextlib.suppress(Exception):  # a toolkit may raise anything when its window is closed, which is no error
         while not ended.is_set() and plt.fignum_exists(figure.number):
-            pictures = saved_frames(folder / "frames")
+            pictures = step_pictures(folder / "frames")
             if pictures and pictures[-1] != shown:
                 shown = pictures[-1]
                 image.set_data(plt.imread(shown))
