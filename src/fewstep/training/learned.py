@@ -8,8 +8,10 @@ parameters; a module restricts them by a method ``learned_parameters()`` that yi
 import copy
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
+from fewstep.methods.base import Method, Turn
 from fewstep.training.sharding import like
 
 
@@ -34,6 +36,22 @@ def set_learning(module: nn.Module, on: bool) -> None:
     """Set ``requires_grad`` of the parameters that `module` learns to `on`; its other parameters are left unchanged."""
     for parameter in learned(module).values():
         parameter.requires_grad_(on)
+
+
+def make_optimizer(method: Method, turn: Turn, fused: bool) -> torch.optim.AdamW:
+    """Return AdamW for what the networks of `turn` learn, in a parameter group for each factor (``scale``) of the learning rate.
+
+    `fused` chooses PyTorch's fused update, which CPUs and CUDA devices have.
+    """
+    settings = turn.optimizer
+    groups: dict[float, list[Tensor]] = {1.0: []}
+    for network in turn.trains:
+        for name, parameter in learned(method.networks[network]).items():
+            scale = next((scale for ending, scale in turn.scales.items() if name.endswith(ending)), 1.0)
+            groups.setdefault(scale, []).append(parameter)
+    parameters = [{"params": group, "scale": scale} for scale, group in groups.items() if group]
+    betas = (settings.beta1, settings.beta2)
+    return torch.optim.AdamW(parameters, settings.lr, betas, weight_decay=settings.weight_decay, fused=fused)
 
 
 def learned_state(module: nn.Module) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ from fewstep.training.called import Called, Compile
 from fewstep.training.ema import placed
 from fewstep.training.faults import Faults, reduced
 from fewstep.training.health import SETTLED, alarms
-from fewstep.training.learned import learned
+from fewstep.training.learned import make_optimizer
 from fewstep.training.loading import dealt_to, make_batches
 from fewstep.training.measuring import Measuring
 from fewstep.training.progress import Progress
@@ -114,7 +114,8 @@ class Loop:
         ema = placed(method, fabric, settings.ema_decay, settings.ema_warmup)
         trained = tuple(sorted({name for turn in method.turns for name in turn.trains}))
         self.called = Called(method, fabric, trained, settings.compile)
-        optimizers = {turn.name: cast(_FabricOptimizer, fabric.setup_optimizers(self._optimizer(turn))) for turn in method.turns}
+        made = {turn.name: make_optimizer(method, turn, fabric.device.type in ("cpu", "cuda")) for turn in method.turns}
+        optimizers = {name: cast(_FabricOptimizer, fabric.setup_optimizers(optimizer)) for name, optimizer in made.items()}
         parts = (fabric.global_rank, fabric.world_size, settings.accumulate)
         rng = Draws(settings.seed, settings.batch_size, *parts, fabric.device)
         dealt = dealt_to(fabric, settings.batch_size, settings.seed, settings.accumulate, settings.workers)
@@ -160,7 +161,8 @@ class Loop:
 
     def _train(self) -> None:
         state, settings = self.state, self.settings
-        state.began = state.began if state.step else time.monotonic()  # what came before the first step was not training
+        if not state.step:  # the clock starts here: what came before the first step was not training
+            state.began = time.monotonic()
         while state.step < settings.steps:
             self.advance()
             state.is_logged = False
@@ -226,7 +228,8 @@ class Loop:
 
     def _update(self, turn: Turn) -> None:
         """Clip the gradients of `turn`, set its learning rate, take the optimizer's step, and update the moving average."""
-        state, settings, optimizer = self.state, turn.optimizer, self.state.optimizers[turn.name]
+        state, settings = self.state, turn.optimizer
+        optimizer = state.optimizers[turn.name]
         norm = self.called.clipped(turn, optimizer)
         state.window.add({f"{turn.name}.grad_norm": norm})
         self.faults.look_at(norm, f"{turn.name}.grad_norm", self.state.step + 1)
@@ -239,17 +242,6 @@ class Loop:
         self.method.after_update(turn.name)
         if self.method.ships in turn.trains:
             state.ema.update(self.method.networks[self.method.ships])
-
-    def _optimizer(self, turn: Turn) -> torch.optim.Optimizer:
-        s = turn.optimizer
-        groups: dict[float, list[Tensor]] = {1.0: []}
-        for network in turn.trains:
-            for name, parameter in learned(self.method.networks[network]).items():
-                scale = next((scale for ending, scale in turn.scales.items() if name.endswith(ending)), 1.0)
-                groups.setdefault(scale, []).append(parameter)
-        parameters = [{"params": group, "scale": scale} for scale, group in groups.items() if group]
-        betas, fused = (s.beta1, s.beta2), self.fabric.device.type in ("cpu", "cuda")
-        return torch.optim.AdamW(parameters, s.lr, betas, weight_decay=s.weight_decay, fused=fused)
 
     # --- faults and requests to stop ---------------------------------------------------------------------------------
 
@@ -290,7 +282,8 @@ class Loop:
     def _look(self, draws: bool = True) -> None:
         """Do the measuring, logging and drawing that is due at this step; the picture is drawn only with `draws`."""
         if not self.state.is_logged:
-            ended, measured = self.state.seconds, self._evaluate() if self._is_due(self.settings.evaluate_every) else None
+            ended = self.state.seconds
+            measured = self._evaluate() if self._is_due(self.settings.evaluate_every) else None
             if self._is_due(self.settings.log_every) or measured is not None:
                 self._log(measured or {}, ended)
             self.state.is_logged = True
@@ -356,7 +349,8 @@ class Loop:
         terms = [f"{name.split('.')[1]} {means[name]:.3f}" for name in means if name.split(".")[1] in self.method.shown]
         health = f"spread {means['health.spread']:.0%}" if "health.spread" in means else ""
         lasting = state.course.after([alarm.name for alarm in raised], means, method.alarms)
-        verdict = f"check: {', '.join(lasting)}" if lasting else "healthy" if progress >= SETTLED else "too early to say"
+        verdict = "healthy" if progress >= SETTLED else "too early to say"
+        verdict = f"check: {', '.join(lasting)}" if lasting else verdict
         self.progress.show(", ".join(filter(None, [verdict, health, *terms, f"{speed:.0f} images/s"])))
 
     def _draw(self, draws: bool) -> None:
