@@ -36,6 +36,9 @@ Share = Annotated[float, Field(ge=0, lt=1)]  # a fraction that must be less than
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
+Idle = tuple[bool, str, tuple[str, ...]]
+"""Settings that others leave without effect: whether they do now; why, a clause with whole keys; and the keys of these settings."""
+
 Role = Literal["denoiser", "map", "copy"]
 """Role of a network: in a denoiser, as ``F(x, c_noise, label)``; a map from noise, ``G(z, label)``; or a copy of the teacher's network."""
 
@@ -180,11 +183,8 @@ class MethodSettings(Section):
         """Whether the method learns from items of the data, and not from labels (or prompts) alone."""
         return True
 
-    def idle(self) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
-        """Return for settings that others leave without effect: whether they do now, why, a clause with whole keys, and their keys.
-
-        A run says so of each whose value is not its default.
-        """
+    def idle(self) -> tuple[Idle, ...]:
+        """Return the settings that others leave without effect; a run says so of each whose value is not its default."""
         return ()
 
     @property

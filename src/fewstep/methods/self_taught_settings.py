@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from fewstep.sections import DenoiserOptimizer, Fraction, NonNegativeFloat, NonNegativeInt, Optimizer, Share, TaughtSettings
+from fewstep.sections import DenoiserOptimizer, Fraction, Idle, NonNegativeFloat, NonNegativeInt, Optimizer, Share, TaughtSettings
 
 
 class OwnOptimizer(DenoiserOptimizer):
@@ -52,6 +52,6 @@ class SelfTaughtSettings(TaughtSettings):
             )
         return self
 
-    def idle(self) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
+    def idle(self) -> tuple[Idle, ...]:
         """Return the settings of a teacher that the run does not train."""
         return ((not self.own_teacher, "method.own_teacher is 0", ("own_optimizer", "own_sigma_mean", "own_sigma_std")),)

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from fewstep.methods.self_taught_settings import SelfTaughtSettings
-from fewstep.sections import Compared, NonNegativeFloat
+from fewstep.sections import Compared, Idle, NonNegativeFloat
 
 Levels = list[Annotated[list[PositiveFloat], Field(min_length=1)]]
 
@@ -51,6 +51,6 @@ class ConsistencySettings(SelfTaughtSettings):
             raise ValueError(f"levels are for {counts} steps; give one list for each number of steps, and one of {self.sampler_steps}")
         return self
 
-    def idle(self) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
+    def idle(self) -> tuple[Idle, ...]:
         """Return the settings that others leave without effect."""
         return (*super().idle(), (self.distance != "pseudo_huber", f"method.distance is {self.distance!r}", ("huber_c",)))

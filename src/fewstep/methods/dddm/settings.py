@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from fewstep.methods.guided import GuidedSettings
-from fewstep.sections import Compared, DenoiserOptimizer, Fraction
+from fewstep.sections import Compared, DenoiserOptimizer, Fraction, Idle
 
 
 class DDDMSettings(GuidedSettings):
@@ -47,6 +47,6 @@ class DDDMSettings(GuidedSettings):
             )
         return self
 
-    def idle(self) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
+    def idle(self) -> tuple[Idle, ...]:
         """Return the settings that others leave without effect."""
         return ((self.lam == 0, "method.lam is 0", ("lam_warmup",)),)

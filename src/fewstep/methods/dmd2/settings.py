@@ -6,7 +6,19 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from fewstep.pipelines.lora import RANK
-from fewstep.sections import EXACT, Compared, Fraction, Grid, NonNegativeFloat, NonNegativeInt, Optimizer, Role, Section, TaughtSettings
+from fewstep.sections import (
+    EXACT,
+    Compared,
+    Fraction,
+    Grid,
+    Idle,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Optimizer,
+    Role,
+    Section,
+    TaughtSettings,
+)
 
 
 class DMD2Optimizer(Optimizer):
@@ -178,7 +190,7 @@ class DMD2Settings(Grid, TaughtSettings):
         """The noise levels that the teacher has to know, by their settings; empty where the levels are the teacher's own."""
         return {} if self.times == "teacher" else super().asked_levels
 
-    def idle(self) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
+    def idle(self) -> tuple[Idle, ...]:
         """Return the settings that others leave without effect."""
         levels = ("conditioning_sigma", "num_train_timesteps", "sigma_min", "sigma_max", "rho")
         return (

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from fewstep.sections import Compared, DataSettings, Fraction, MethodSettings, NonNegativeInt, Optimizer, UserPath
+from fewstep.sections import Compared, DataSettings, Fraction, Idle, MethodSettings, NonNegativeInt, Optimizer, UserPath
 
 Warmup = PositiveInt | Annotated[float, Field(gt=0, lt=1)]
 
@@ -84,7 +84,7 @@ class DriftSettings(MethodSettings):
         if self.gamma_by == "data" and not points:
             raise ValueError("method.gamma_by is 'data', which estimates the density of points; with images use 'field'")
 
-    def idle(self) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
+    def idle(self) -> tuple[Idle, ...]:
         """Return the settings that others leave without effect."""
         planned = self.plan == "sinkhorn" or self.field == "wasserstein"
         return (

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from fewstep.methods.self_taught_settings import SelfTaughtSettings
-from fewstep.sections import Compared, Fraction, NonNegativeFloat
+from fewstep.sections import Compared, Fraction, Idle, NonNegativeFloat
 
 
 class FlowMapSettings(SelfTaughtSettings):
@@ -82,7 +82,7 @@ class FlowMapSettings(SelfTaughtSettings):
             raise ValueError(f"guidance_scale is {self.guidance_scale}, but no label is ever hidden; give label_dropout, such as 0.1")
         return self
 
-    def idle(self) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
+    def idle(self) -> tuple[Idle, ...]:
         """Return the settings that others leave without effect."""
         return (
             *super().idle(),

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from fewstep.methods.guided import GuidedSettings
-from fewstep.sections import Compared, DenoiserOptimizer, Grid, Share
+from fewstep.sections import Compared, DenoiserOptimizer, Grid, Idle, Share
 
 
 class TeacherSettings(Grid, GuidedSettings):
@@ -30,7 +30,7 @@ class TeacherSettings(Grid, GuidedSettings):
         key: (f"optimizer.{key}",) for key in ("lr", "warmup", "decay_from", "final", "beta1", "beta2", "weight_decay", "clip")
     }
 
-    def idle(self) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
+    def idle(self) -> tuple[Idle, ...]:
         """Return the settings that others leave without effect."""
         why, is_grid = f"method.sigma_sampling is {self.sigma_sampling!r}", self.sigma_sampling == "karras"
         return ((is_grid, why, ("sigma_mean", "sigma_std")), (not is_grid, why, ("num_train_timesteps",)))
