@@ -212,6 +212,21 @@ def test_half_precision_stays_close(form, whole):
         assert (found.float() - expected).norm() / expected.norm() < 0.05
 
 
+@torch.no_grad()
+def test_attention_can_take_a_fused_kernel(monkeypatch):
+    """Fused kernels take no tensors whose last dimension is strided, on GPUs neither."""
+    block, strides = small(shape=(1, 8, 8)).model.dec["4x4_in0"], []
+    usual = torch.nn.functional.scaled_dot_product_attention
+
+    def seen(q, k, v):
+        strides.extend(x.is_contiguous() for x in (q, k, v))
+        return usual(q, k, v)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
+    block(torch.randn(2, 16, 4, 4), torch.randn(2, 32))
+    assert strides == [True] * 3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_attention_is_one_head_over_all_pixels_with_a_softmax_in_float32(dtype):
