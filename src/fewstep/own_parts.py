@@ -150,16 +150,16 @@ def _check_ship(of: str, method: Method) -> None:
         json.dumps(generator.config)
     except (TypeError, ValueError) as error:
         raise UserError(f"{of}: the generator that ship returned cannot be saved ({error}); give plain values in its info") from error
-    saved, new, others = (
-        generator.denoiser.state_dict(),
-        given.state_dict(),
-        [n.state_dict() for n in method.networks.values() if n is not own],
-    )
-    old = own.state_dict()
-    told = [
-        key for key in saved if key in new and key in old and saved[key].shape == new[key].shape and not torch.equal(new[key], old[key])
-    ]
-    if any(torch.equal(saved[key], old[key]) and not any(key in o and torch.equal(saved[key], o[key]) for o in others) for key in told):
+    saved, new, old = generator.denoiser.state_dict(), given.state_dict(), own.state_dict()
+    others = [network.state_dict() for network in method.networks.values() if network is not own]
+
+    def is_stale(key: str) -> bool:
+        """Whether the saved tensor `key` is the one before the jolt, and no other network's."""
+        if key not in new or saved[key].shape != new[key].shape or torch.equal(new[key], old[key]):
+            return False
+        return torch.equal(saved[key], old[key]) and not any(key in other and torch.equal(saved[key], other[key]) for other in others)
+
+    if any(map(is_stale, saved)):
         raise UserError(
             f"{of}: ship returned a generator with the weights of self.networks[{method.ships!r}]; it must have those of the network that "
             "ship is given, which is the average over the run: give it to derive as its third argument"
@@ -249,6 +249,7 @@ def check_network(name: str, generator: Generator) -> None:
 
 
 def _two_samples(generator: Generator) -> Tensor:
+    """Return two samples [2, ...] of `generator` from seed 0, in one step where its sampler takes any number."""
     return generator.sample(2, seed=0, steps=1 if generator.any_steps and generator.step_counts is None else None)
 
 

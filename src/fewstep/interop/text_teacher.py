@@ -134,7 +134,7 @@ def _levels(found: Described, denoiser: Any) -> str:
 def _sampled(generator: Generator, scheduler: Mapping[str, Any]) -> str:
     """Return a line on how samples of the teacher are drawn: by Euler's method, also where the pipeline's `scheduler` has another one."""
     steps, scale = generator.default_steps(), generator.guidance_scale
-    name = scheduler.get("_class_name")
+    name = scheduler.get("_class_name", "scheduler")
     return (
         f"samples: {steps} steps of Euler's method with guidance scale {scale:g}; of the pipeline's {name} only the noise levels are taken"
     )
